@@ -1,0 +1,44 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+
+.PHONY: demo test handbook bundle constraints clean
+
+demo: $(VENV)/.serve
+	$(BIN)/cascade demo --out build/demo
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+handbook: $(VENV)/.dev
+	$(BIN)/cascade handbook --data $(or $(DATA),../shared/data/handbook.parquet) --out build/handbook
+
+bundle: $(VENV)/.dev
+	$(BIN)/cascade simulate --out build/bundle/transactions.parquet --cards 4000 --terminals 8000 --days 120 --seed 1
+	$(BIN)/cascade train --data build/bundle/transactions.parquet --name simulator --validation 14d --budget 0.01 \
+		--out cascade/bundles/simulator
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+
+$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/uv
+	@echo "setting up $(VENV) (packages, Apache Kafka, Triton)"
+	$(UV) --editable '.[local]'
+	$(BIN)/cascade local install
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.serve
+	$(UV) --editable '.[local,train,dev,fast]'
+	@touch $@
+
+constraints: | $(BIN)/uv
+	$(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --all-extras --python-version 3.11 pyproject.toml \
+		| grep -v -i onnxruntime-gpu > constraints.txt
+
+clean:
+	rm -rf $(VENV) build

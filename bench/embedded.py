@@ -1,0 +1,228 @@
+"""The service on embedded parts: a broker, a Triton with the bundle's model, and a worker in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from cascade.bundle import Bundle, load_bundle
+from cascade.config import Config, load_config
+from cascade.errors import BrokerError, CascadeError, LocalPartError
+from cascade.frames import LabelledData
+from cascade.ledger import LedgerSummary
+from cascade.local_parts import OwnedProcess, free_ports
+from stages.assembly import deep_signature
+from stages.deep.local_triton import LocalTriton
+from stages.deep.repository import write_repository
+from streaming.clients import make_consumer, make_producer
+from streaming.clients.topics import ensure_topics
+from streaming.local_broker import LocalBroker
+from streaming.player import Played, Player
+from streaming.service import topic_specs
+
+READY_TIMEOUT_S = 120.0
+# No new decision for this long, with some outstanding, means that the worker is in trouble.
+STALL_S_MAX = 60.0
+DRAIN_S = 30.0
+
+Settings = Mapping[str, Mapping[str, Any]]
+
+
+class EmbeddedParts:
+    """A broker and a Triton under `directory`, for one bundle; a context manager.
+
+    A broker named by KAFKA_BOOTSTRAP is used instead of an embedded one; its topics must be new to it then.
+    """
+
+    def __init__(self, directory: Path, bundle: Bundle, with_triton: bool = True) -> None:
+        self.directory = directory
+        self.bundle = bundle
+        self.bootstrap = os.environ.get("KAFKA_BOOTSTRAP", "")
+        self.triton_url = ""
+        self._with_triton = with_triton
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            if not self.bootstrap:
+                self.bootstrap = stack.enter_context(LocalBroker(self.directory / "broker")).bootstrap
+            if self._with_triton:
+                onnx = self.bundle.directory / "deep.onnx"
+                repository = write_repository(onnx, deep_signature(self.bundle), self.directory / "models", "cpu")
+                triton = stack.enter_context(LocalTriton(repository, log_dir=self.directory))
+                self.triton_url = triton.grpc_url
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def write_config(self, name: str, settings: Settings, partitions: int = 1) -> Path:
+        """A configuration file for these parts, `settings` by section on top; its topics are made."""
+        sections: dict[str, dict[str, Any]] = {
+            "bundle": {"path": str(self.bundle.directory)},
+            "kafka": {"bootstrap": self.bootstrap},
+            "deep": {"url": self.triton_url} if self.triton_url else {"backend": "onnxruntime"},
+            "health": {"port": free_ports(1)[0]},
+        }
+        for section, values in settings.items():
+            sections.setdefault(section, {}).update(values)
+        path = self.directory / name
+        path.write_bytes(msgspec.toml.encode(sections))
+        config = load_config(path)
+        ensure_topics(config.kafka, topic_specs(config, partitions))
+        return path
+
+
+class ServiceProcess:
+    """`cascade run` in a process of its own, which ends with ours; its ledger is read when it stops."""
+
+    def __init__(self, config_path: Path) -> None:
+        self.config: Config = load_config(config_path)
+        self._ledger_path = config_path.with_suffix(".ledger.json")
+        command = [
+            sys.executable,
+            "-m",
+            "cascade",
+            "run",
+            "--config",
+            str(config_path),
+            "--ledger",
+            str(self._ledger_path),
+        ]
+        self._process = OwnedProcess("the service", command, config_path.with_suffix(".log"), dict(os.environ))
+
+    @property
+    def pid(self) -> int | None:
+        """Process id; None while it does not run."""
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and return at once."""
+        self._ledger_path.unlink(missing_ok=True)
+        self._process.start()
+
+    def wait_ready(self, report: Callable[[str], None] = lambda text: None) -> None:
+        """Return once `/readyz` says so; raises LocalPartError with the end of its log where it does not come up."""
+        url = f"http://{self.config.health.host}:{self.config.health.port}/readyz"
+        give_up_s = time.monotonic() + READY_TIMEOUT_S
+        waiting_for = ""
+        while time.monotonic() < give_up_s:
+            if not self._process.running:
+                raise LocalPartError(f"the service ended: {self._process.log_tail()}")
+            try:
+                urllib.request.urlopen(url, timeout=5.0).close()
+            except urllib.error.HTTPError as error:
+                waiting_for = "; ".join(json.loads(error.read())["waiting_for"])
+                report(waiting_for)
+            except OSError:
+                waiting_for = "its first answer"
+            else:
+                return
+            time.sleep(0.1)
+        raise LocalPartError(f"the service is not ready after {READY_TIMEOUT_S:.0f} s, waiting for {waiting_for}")
+
+    def check_running(self) -> None:
+        """Raise LocalPartError where it has ended."""
+        if not self._process.running:
+            raise LocalPartError(f"the service ended: {self._process.log_tail()}")
+
+    def stop(self) -> LedgerSummary:
+        """SIGTERM, wait for the drain, and give the ledger; raises LocalPartError where there is none."""
+        self._process.stop(grace_s=DRAIN_S)
+        if not self._ledger_path.exists():
+            raise LocalPartError(f"the service ended without a ledger: {self._process.log_tail()}")
+        return LedgerSummary.from_json_line(self._ledger_path.read_bytes())
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.stop(grace_s=DRAIN_S)
+
+
+def records_in(config: Config, *topics: str) -> int:
+    """Records that the topics have ever held."""
+    consumer = make_consumer(config.kafka, None)
+    try:
+        partitions = [partition for topic in topics for partition in consumer.partitions_for(topic)]
+        return sum(consumer.end_offsets(partitions).values())
+    finally:
+        consumer.close()
+
+
+def wait_for_decisions(
+    service: ServiceProcess, expected: int, progress: Callable[[float], None], start: int = 0
+) -> None:
+    """Return once the decisions and dead letters number `expected`; `progress` gets the share beyond `start`.
+
+    Raises CascadeError where the service ends or stands still.
+    """
+    config = service.config
+    consumer = make_consumer(config.kafka, None)
+    topics = (config.kafka.topics.decisions, config.kafka.topics.dead_letters)
+    try:
+        partitions = [partition for topic in topics for partition in consumer.partitions_for(topic)]
+        before, moved_s = -1, time.monotonic()
+        while True:
+            service.check_running()
+            count = sum(consumer.end_offsets(partitions).values())
+            progress(min(1.0, (count - start) / max(expected - start, 1)))
+            if count >= expected:
+                return
+            if count != before:
+                before, moved_s = count, time.monotonic()
+            elif time.monotonic() - moved_s > STALL_S_MAX:
+                raise CascadeError(f"{count:,} of {expected:,} decisions, and no more for {STALL_S_MAX:.0f} s")
+            time.sleep(0.2)
+    finally:
+        consumer.close()
+
+
+def play_file(
+    config: Config, data: LabelledData, rows: slice, rate: float | None, progress: Callable[[float], None]
+) -> Played:
+    """Play some rows of a file into the topics of a configuration, in the schema of its bundle."""
+    schema = load_bundle(Path(config.bundle.path)).schema
+    producer = make_producer(config.kafka)
+    player = Player.from_config(config, schema, producer)
+    try:
+        return player.play(data, rows, rate, progress)
+    finally:
+        producer.close(10.0)
+
+
+def fresh_directory(path: Path) -> Path:
+    """An empty directory; raises BrokerError where a running broker still uses what is there."""
+    import shutil
+
+    if path.exists():
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            raise BrokerError(
+                f"{path}: cannot be emptied ({error.strerror}); is a demo still running there?"
+            ) from error
+    path.mkdir(parents=True)
+    return path

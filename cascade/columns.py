@@ -1,0 +1,37 @@
+"""The unit of work: a micro-batch of columns, a row per transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Int64 = NDArray[np.int64]
+Float64 = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnBatch:
+    """Columns of equal length, by field name.
+
+    dtypes follow the schema: `int64` → int64, `float64` → float64, `timestamp` → int64 (ms since the epoch, UTC),
+    `category` → int64 (position in the schema's list), `string` → S{max_length} (UTF-8 bytes).
+    """
+
+    columns: Mapping[str, Array]
+    rows: int
+
+    def __getitem__(self, name: str) -> Array:
+        return self.columns[name]
+
+    def take(self, index: Array) -> ColumnBatch:
+        """The rows that `index` (positions or a mask) selects, in its order."""
+        columns = {name: column[index] for name, column in self.columns.items()}
+        rows = len(next(iter(columns.values()))) if columns else 0
+        return ColumnBatch(columns, rows)

@@ -1,0 +1,389 @@
+"""The service's configuration file, `cascade.toml`: its sections, their defaults and limits, and the loader.
+
+Paths are relative to the directory that the service runs in. Secrets never stand in the file: it names the
+environment variable or the file that holds them, and they are read when a client is made.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from cascade.errors import SettingError
+from cascade.schema import read_setting_file
+
+CodecName = Literal["json", "msgpack"]
+ClientName = Literal["kafka-python"]
+SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+OptionalText = Annotated[str, msgspec.Meta(max_length=1024)]
+TopicName = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+_SECRET_BYTES_MAX = 4096
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class BundleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[bundle]`: the directory of the bundle that decides."""
+
+    path: Text = "bundle"
+
+
+class TopicSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[kafka.topics]`: the names of the four topics."""
+
+    transactions: TopicName = "transactions"
+    labels: TopicName = "labels"
+    decisions: TopicName = "decisions"
+    dead_letters: TopicName = "dead-letters"
+
+
+class SecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[kafka.security]`: TLS and SASL towards the brokers; empty text means absent.
+
+    `certificate_file` and `key_file` (PEM) are the client's own, for mutual TLS. `key_password_env` and
+    `password_env` name environment variables, `password_file` a file whose only line is the password.
+    """
+
+    protocol: SecurityProtocol = "PLAINTEXT"
+    ca_file: OptionalText = ""
+    certificate_file: OptionalText = ""
+    key_file: OptionalText = ""
+    key_password_env: OptionalText = ""
+    sasl_mechanism: SaslMechanism = "SCRAM-SHA-512"
+    username: OptionalText = ""
+    password_env: OptionalText = ""
+    password_file: OptionalText = ""
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.protocol in ("SSL", "SASL_SSL")
+
+    @property
+    def uses_sasl(self) -> bool:
+        """Whether the client names itself with user name and password."""
+        return self.protocol in ("SASL_PLAINTEXT", "SASL_SSL")
+
+    def password(self, environment: Mapping[str, str] = os.environ) -> str | None:
+        """The SASL password, read now; raises SettingError where it is named but absent."""
+        if self.password_env:
+            return _secret_from_environment("kafka.security.password_env", self.password_env, environment)
+        if self.password_file:
+            return _secret_from_file("kafka.security.password_file", self.password_file)
+        return None
+
+    def key_password(self, environment: Mapping[str, str] = os.environ) -> str | None:
+        """The password of `key_file`, read now; raises SettingError where it is named but absent."""
+        if not self.key_password_env:
+            return None
+        return _secret_from_environment("kafka.security.key_password_env", self.key_password_env, environment)
+
+
+class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[kafka]`: brokers (`host:port`, several separated by commas), client library, group, codec and topics."""
+
+    bootstrap: Text = "127.0.0.1:9092"
+    client: ClientName = "kafka-python"
+    group: Text = "cascade"
+    codec: CodecName = "json"
+    topics: TopicSettings = TopicSettings()
+    security: SecuritySettings = SecuritySettings()
+
+    @property
+    def servers(self) -> list[str]:
+        """The bootstrap addresses, one by one."""
+        return [server.strip() for server in self.bootstrap.split(",") if server.strip()]
+
+
+class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[deep]`: where the deep model runs; `url` (`host:port` of gRPC), `tls` and its files belong to Triton.
+
+    `threads`: CPU threads of ONNX Runtime in process.
+    """
+
+    backend: Literal["triton", "onnxruntime"] = "triton"
+    url: Text = "127.0.0.1:8001"
+    model: Text = "fraud_deep"
+    tls: bool = False
+    ca_file: OptionalText = ""
+    certificate_file: OptionalText = ""
+    key_file: OptionalText = ""
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+
+
+class DeadlineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[deadline]`: the time that a transaction has, in ms, and from when it counts.
+
+    `start`: `append`, the moment at which the broker's record was stamped; `fetch`, for back-fills of a backlog,
+    where all append times are long past.
+    """
+
+    budget_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 50
+    start: Literal["append", "fetch"] = "append"
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[worker]`: the bounds of the loop.
+
+    `batch_rows_max`: rows of one micro-batch. `in_flight_max`: rows escalated and unanswered, beyond which
+    partitions pause. `message_bytes_max`: larger messages go to the dead letters. Times in ms.
+    """
+
+    batch_rows_max: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 1_024
+    in_flight_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 4_096
+    commit_interval_ms: Annotated[int, msgspec.Meta(ge=10, le=60_000)] = 500
+    # below Kubernetes' grace period of 30 s, with time left to commit and leave the group
+    drain_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=600_000)] = 20_000
+    poll_timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    message_bytes_max: Annotated[int, msgspec.Meta(ge=64, le=1_048_576)] = 65_536
+
+
+class LabelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[labels]`: how the labels topic is followed.
+
+    `alignment`: `arrival`, labels act when they come; `exact`, before a batch is scored the labels topic is read up
+    to its end as it was after the fetch, which costs a broker round trip a batch and makes runs reproducible.
+    """
+
+    alignment: Literal["arrival", "exact"] = "arrival"
+
+
+class SlaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[sla]`: p99 latency limits in ms, and the largest share of decisions that may be degraded."""
+
+    screened_p99_ms: Annotated[float, msgspec.Meta(gt=0, le=60_000)] = 5.0
+    escalated_p99_ms: Annotated[float, msgspec.Meta(gt=0, le=60_000)] = 20.0
+    degraded_share_max: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.001
+
+
+class EnergySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[energy]`: the figure behind modelled joules: CPU seconds × `watts_per_core`, where no counter exists."""
+
+    # 225 W of thermal design power over the 32 hardware threads of a mid-range server CPU, rounded: a stated figure,
+    # to be replaced by the operator's own; ratios between runs do not depend on it
+    watts_per_core: Annotated[float, msgspec.Meta(gt=0, le=1_000)] = 7.0
+
+
+class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[health]`: the address of `/healthz`, `/readyz` and `/metrics`; port 0 takes a free one."""
+
+    enabled: bool = True
+    host: Text = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 9464
+
+
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[log]`: the least level that is written, and whether as JSON lines."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    json: bool = False
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of `cascade.toml`; every section and key may be left out.
+
+    >>> Config().kafka.topics.dead_letters
+    'dead-letters'
+    """
+
+    bundle: BundleSettings = BundleSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    deep: DeepSettings = DeepSettings()
+    deadline: DeadlineSettings = DeadlineSettings()
+    worker: WorkerSettings = WorkerSettings()
+    labels: LabelSettings = LabelSettings()
+    sla: SlaSettings = SlaSettings()
+    energy: EnergySettings = EnergySettings()
+    health: HealthSettings = HealthSettings()
+    log: LogSettings = LogSettings()
+
+
+def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read and check a configuration file; `KAFKA_BOOTSTRAP` in the environment overrides `kafka.bootstrap`.
+
+    Raises SettingError, one line with file, key, value and remedy, for a file that cannot be read, TOML that cannot
+    be parsed, an unknown key, a wrong type, a value out of range, or settings that contradict each other.
+    """
+    origin = str(path)
+    content = _parse_toml(read_setting_file(path), origin)
+    try:
+        config = msgspec.convert(content, Config)
+    except msgspec.ValidationError as error:
+        raise _explain(origin, content, str(error)) from error
+    bootstrap = environment.get("KAFKA_BOOTSTRAP")
+    if bootstrap:
+        config = msgspec.structs.replace(config, kafka=msgspec.structs.replace(config.kafka, bootstrap=bootstrap))
+    _check_kafka(config.kafka, origin, environment)
+    _check_deep(config.deep, origin)
+    return config
+
+
+def _parse_toml(octets: bytes, origin: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(octets.decode())
+    except UnicodeDecodeError as error:
+        raise SettingError(origin, "file", None, "is not UTF-8", "save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(
+            origin, "file", None, f"is not TOML ({error})", "mend that line; docs/cascade.example.toml shows the form"
+        ) from error
+
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(.+?)`(?: - at `\$\.?(.*)`)?", re.DOTALL)
+_PROBLEM = re.compile(r"(.+?) - at `\$\.(.*)`", re.DOTALL)
+
+
+def _explain(origin: str, content: dict[str, Any], text: str) -> SettingError:
+    unknown = _UNKNOWN.fullmatch(text)
+    if unknown is not None:
+        section = unknown[2] or ""
+        known = _known_keys(section)
+        near = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.0)[0]
+        key = f"{section}.{unknown[1]}" if section else unknown[1]
+        # the value is not shown: it may be a secret that was put here by mistake
+        return SettingError(origin, key, None, "unknown key", f"did you mean {near}? known: {', '.join(known)}")
+    problem = _PROBLEM.fullmatch(text)
+    if problem is None:
+        return SettingError(origin, "file", None, text, "see docs/cascade.example.toml")
+    key = problem[2]
+    return SettingError(origin, key, _value_at(content, key), _worded(problem[1]), _remedy(key))
+
+
+def _worded(problem: str) -> str:
+    if problem.startswith("Invalid enum value"):
+        return "not one of the choices"
+    return problem[0].lower() + problem[1:].replace("`", "")
+
+
+def _remedy(key: str) -> str:
+    kind = _type_at(key)
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    if choices:
+        return "use " + " or ".join(f'"{choice}"' for choice in choices)
+    for meta in getattr(kind, "__metadata__", ()):
+        low, high = meta.ge if meta.ge is not None else meta.gt, meta.le
+        if low is not None and high is not None:
+            return f"use {'more than ' if meta.gt is not None else ''}{low} to {high}"
+    return "see docs/cascade.example.toml"
+
+
+def _type_at(key: str) -> Any:
+    kind: Any = Config
+    for part in key.split("."):
+        kind = get_type_hints(kind, include_extras=True)[part]
+    return kind
+
+
+def _known_keys(section: str) -> list[str]:
+    kind = _type_at(section) if section else Config
+    return [field.name for field in msgspec.structs.fields(kind)]
+
+
+def _value_at(content: dict[str, Any], key: str) -> Any:
+    value: Any = content
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _check_kafka(kafka: KafkaSettings, origin: str, environment: Mapping[str, str]) -> None:
+    for server in kafka.servers or [""]:
+        host, _, port = server.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) <= 65_535:
+            raise SettingError(
+                origin,
+                "kafka.bootstrap",
+                kafka.bootstrap,
+                "not host:port, or several separated by commas",
+                'write "127.0.0.1:9092", say (KAFKA_BOOTSTRAP in the environment overrides the file)',
+            )
+    names = {name: getattr(kafka.topics, name) for name in kafka.topics.__struct_fields__}
+    for name, topic in names.items():
+        if list(names.values()).count(topic) > 1:
+            raise SettingError(origin, f"kafka.topics.{name}", topic, "names a topic twice", "give each its own")
+    _check_security(kafka.security, origin, environment)
+
+
+def _check_security(security: SecuritySettings, origin: str, environment: Mapping[str, str]) -> None:
+    section = "kafka.security"
+    _check_files(security, section, origin)
+    if not security.uses_tls and (security.ca_file or security.certificate_file):
+        raise SettingError(
+            origin,
+            f"{section}.protocol",
+            security.protocol,
+            "leaves the TLS files unused",
+            "use SSL or SASL_SSL, or remove the files",
+        )
+    if security.uses_sasl:
+        if not security.username:
+            raise SettingError(origin, f"{section}.username", None, "missing", f"{security.protocol} needs it")
+        if bool(security.password_env) == bool(security.password_file):
+            raise SettingError(
+                origin,
+                f"{section}.password_env",
+                None,
+                "exactly one source of the password is needed",
+                "set either password_env or password_file",
+            )
+    try:
+        security.password(environment)
+        security.key_password(environment)
+    except SettingError as error:
+        raise SettingError(origin, error.key, error.value, error.problem, error.remedy) from error
+
+
+def _check_deep(deep: DeepSettings, origin: str) -> None:
+    _check_files(deep, "deep", origin)
+    if not deep.tls and (deep.ca_file or deep.certificate_file):
+        raise SettingError(origin, "deep.tls", False, "leaves the TLS files unused", "set it to true, or remove them")
+
+
+def _check_files(section: SecuritySettings | DeepSettings, name: str, origin: str) -> None:
+    for key in ("ca_file", "certificate_file", "key_file"):
+        file = getattr(section, key)
+        if file and not Path(file).is_file():
+            raise SettingError(origin, f"{name}.{key}", file, "no such file", "check the path")
+    if section.key_file and not section.certificate_file:
+        raise SettingError(
+            origin, f"{name}.key_file", section.key_file, "belongs to a certificate", "set certificate_file too"
+        )
+
+
+def _secret_from_environment(key: str, variable: str, environment: Mapping[str, str]) -> str:
+    if not _VARIABLE_NAME.fullmatch(variable):
+        # not shown: it is likely the secret itself
+        raise SettingError(
+            "configuration",
+            key,
+            None,
+            "not the name of an environment variable",
+            "name the variable that holds the secret",
+        )
+    secret = environment.get(variable)
+    if not secret:
+        raise SettingError(
+            "configuration", key, None, "that environment variable is not set", "set it, or name another"
+        )
+    return secret
+
+
+def _secret_from_file(key: str, path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            octets = file.read(_SECRET_BYTES_MAX + 1)
+        secret = octets.decode().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError("configuration", key, path, "cannot be read", "check the path and its rights") from error
+    if not secret or len(octets) > _SECRET_BYTES_MAX:
+        raise SettingError("configuration", key, path, "is empty or too long", "put the password on its only line")
+    return secret

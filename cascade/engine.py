@@ -1,0 +1,88 @@
+"""The engine: one micro-batch through features, screener and policy. Arrays in, arrays out.
+
+Screened rows are decided at once; for escalated rows it gives the deep model's inputs, and decides when the caller
+brings the scores. Waiting, sockets and clocks belong to the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cascade.columns import Array, Bool, ColumnBatch, Float32, Float64
+from cascade.features import FeatureEngine
+from cascade.ledger.stage_clock import StageClock
+from cascade.policy import Policy
+from cascade.protocols import DeepInputs, Screener
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """A micro-batch after the screener, a row per transaction.
+
+    `raw` float64: the screener's log-odds; `probability` float64: calibrated; `escalate` bool: rows for the deep
+    model. `features` float32 [rows, width], `sequence` float32 [rows, length, sequence width].
+    """
+
+    raw: Float64
+    probability: Float64
+    escalate: Bool
+    features: Float32
+    sequence: Float32
+
+    def deep_inputs(self, rows: Array) -> DeepInputs:
+        """The deep model's inputs for some rows (positions or a mask)."""
+        return deep_inputs(self.features[rows], self.sequence[rows], self.raw[rows])
+
+
+@dataclass(slots=True)
+class EngineClocks:
+    """Wall and CPU seconds of the last batch, by stage."""
+
+    features: StageClock = field(default_factory=StageClock)
+    screener: StageClock = field(default_factory=StageClock)
+
+
+class Engine:
+    """State and models of one bundle; one thread uses it."""
+
+    def __init__(self, features: FeatureEngine, screener: Screener, policy: Policy) -> None:
+        self.features = features
+        self.policy = policy
+        self.clocks = EngineClocks()
+        self._screener = screener
+
+    def warm_up(self) -> None:
+        """Compile the kernels and touch the models, so that the first transactions do not pay for it."""
+        schema = self.features.schema
+        nothing = ColumnBatch({name: np.zeros(0, one.dtype) for name, one in schema.fields.items()}, 0)
+        self.features.update(nothing)
+        labels = ColumnBatch({name: np.zeros(0, one.dtype) for name, one in schema.label_fields().items()}, 0)
+        self.features.update_labels(labels)
+        self._screener.score(np.zeros((1, self.features.width), np.float32))
+
+    def fold(self, batch: ColumnBatch) -> None:
+        """Take rows into the state that need no decision any more."""
+        with self.clocks.features:
+            self.features.update(batch)
+
+    def fold_labels(self, labels: ColumnBatch) -> None:
+        """Take labels into the state."""
+        self.features.update_labels(labels)
+
+    def screen(self, batch: ColumnBatch) -> Screened:
+        """Take rows into the state and score them."""
+        with self.clocks.features:
+            computed = self.features.update(batch)
+        with self.clocks.screener:
+            raw = self._screener.score(computed.features)
+            probability = self.policy.screener.probability(raw)
+            escalate = self.policy.escalate(raw)
+        return Screened(raw, probability, escalate, computed.features, computed.sequence)
+
+
+def deep_inputs(features: Float32, sequence: Float32, screener_raw: Float64) -> DeepInputs:
+    """The deep model's inputs: the screener's raw score is the last column of the features."""
+    columns = np.column_stack([features, screener_raw.astype(np.float32)])
+    return DeepInputs(np.ascontiguousarray(sequence), np.ascontiguousarray(columns))

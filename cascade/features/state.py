@@ -1,0 +1,155 @@
+"""The state behind the features: flat arrays behind a hash index, bounded, one set per key field.
+
+Per key: a slot (one row of `slots`), a chain of blocks of events, a chain of blocks of frauds, and a short sequence of
+steps. Large arrays are made with `numpy.zeros`, which takes address space only; pages are used as keys and events
+arrive, so a limit costs nothing until it is needed. Zero means "none": slots and blocks are counted from 1.
+
+The kernels get plain arrays, not tuples of them: numba counts references at every access through a tuple, which
+made a row twice as slow.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cascade.columns import Array, Float32, Float64, Int64
+from cascade.features.spec import KeyColumn, Plan
+
+# Events in a block. Eight times are one cache line; a key with one event wastes seven places (112 bytes).
+BLOCK = 8
+
+# Columns of `slots`: the key, its neighbours by last use, its steps, and three of each chain.
+KEY, LESS_RECENT, MORE_RECENT, STEPS = range(4)
+EVENTS, FRAUDS = 4, 7  # where the columns of a chain start
+NEWEST, OLDEST, COUNT = range(3)  # within a chain
+SLOT_WIDTH = 10
+
+# Places in `counters`
+SLOTS_USED, FREE_SLOT, MOST_RECENT, LEAST_RECENT, EVICTIONS, LATE, TOO_LATE, GENERATION, KEYS = range(9)
+# Where the counters of a chain's pool start, and what they count
+EVENT_POOL, FRAUD_POOL = 9, 11
+FREE_BLOCK, BLOCKS_USED = range(2)
+COUNTERS = 13
+
+# Columns of a block: its neighbours in time, the places in use (LOW ≤ place < HIGH), then BLOCK times, then BLOCK
+# values a field (bits of float64), then BLOCK tags a field.
+OLDER, NEWER, LOW, HIGH, TIMES = range(5)
+VALUES = TIMES + BLOCK
+
+FUNCTIONS = (
+    "count", "sum", "mean", "max", "std", "ratio_to_mean", "distinct", "seconds_since_last",
+    "labelled_count", "fraud_count", "fraud_rate",
+)  # fmt: skip
+
+
+class KeyState(NamedTuple):
+    """State of one key field.
+
+    `table` int32 [2^k]: hash index (open addressing, linear probing), at most half full, holding slots. `slots` int64
+    [keys_max + 1, SLOT_WIDTH]. `counters` int64 [COUNTERS]. `events`, `frauds` int64 [blocks, block width]: the pools
+    of blocks; frauds have one tag, the transaction's id. `step_times` int64 [slots, length] in ms and `step_values`
+    float32 [slots, length, fields]: the last transactions of each slot, in order of time.
+    """
+
+    table: Array
+    slots: Int64
+    counters: Int64
+    events: Int64
+    frauds: Int64
+    step_times: Int64
+    step_values: Float32
+
+
+class Program(NamedTuple):
+    """What the kernel computes for one key field.
+
+    `edges` int64 [edges]: ages in ms at which the running aggregates are read, ascending. `ops` int64
+    [columns, 5]: function, near edge, far edge (positions in `edges`, −1 for age 0), value, tag.
+    `sequence_columns` int64: features stored with each step. `first_column`: where its columns start in the feature
+    vector. `horizon_ms`: age beyond which events are dropped.
+    """
+
+    edges: Int64
+    ops: Int64
+    sequence_columns: Int64
+    first_column: int
+    horizon_ms: int
+    events_per_key_max: int
+    has_labels: bool
+    has_sequence: bool
+
+
+class Scratch(NamedTuple):
+    """Working memory of a row.
+
+    `aggregates` float64 [edges + 1, 2 + 4 · values + tags]: at each edge, and in the last place the running ones:
+    count, frauds, then by value sums, differences, squared differences and maxima, then distinct by tag.
+    `seen` int64 [tags, 2^k, 2]: a small hash set per tag (tag, generation) for `distinct`.
+    """
+
+    aggregates: Float64
+    seen: Int64
+
+
+def block_width(values: int, tags: int) -> int:
+    """Columns of a block that stores `values` values and `tags` tags an event."""
+    return TIMES + BLOCK * (1 + values + tags)
+
+
+def make_key_state(plan: Plan, key: str, values: int, tags: int) -> KeyState:
+    """An empty state for the key field `key` of `plan`.
+
+    Each key may hold a partly filled block, so a pool has blocks for its events and one a key besides.
+    """
+    keys_max = plan.limits.keys_max
+    events_max = keys_max * plan.limits.events_per_key_mean
+    # labels are rare: room for one fraud in eight events
+    frauds_max, fraud_keys = (events_max // 8, keys_max) if key in plan.label_keys else (0, 0)
+    step_slots = keys_max + 1 if key == plan.sequence_key else 1
+    return KeyState(
+        table=np.zeros(1 << max(4, (2 * keys_max - 1).bit_length()), np.int32),
+        slots=np.zeros((keys_max + 1, SLOT_WIDTH), np.int64),
+        counters=np.zeros(COUNTERS, np.int64),
+        events=np.zeros((events_max // BLOCK + keys_max + 2, block_width(values, tags)), np.int64),
+        frauds=np.zeros((frauds_max // BLOCK + fraud_keys + 2, block_width(0, 1)), np.int64),
+        step_times=np.zeros((step_slots, plan.sequence.length), np.int64),
+        step_values=np.zeros((step_slots, plan.sequence.length, len(plan.sequence.fields)), np.float32),
+    )
+
+
+def make_program(plan: Plan, key: str, values: list[str], tags: list[str]) -> Program:
+    """The kernel's program for the key field `key` of `plan`; `values` and `tags` are the fields it stores."""
+    columns = plan.keyed[key]
+    edges = sorted({edge for column in columns for edge in (column.near_ms, column.far_ms) if edge > 0})
+
+    def position(edge_ms: int) -> int:
+        return edges.index(edge_ms) if edge_ms > 0 else -1
+
+    def op(column: KeyColumn) -> list[int]:
+        return [
+            FUNCTIONS.index(column.function),
+            position(column.near_ms),
+            position(column.far_ms),
+            values.index(column.value) if column.value else -1,
+            tags.index(column.tag) if column.tag else -1,
+        ]
+
+    has_sequence = key == plan.sequence_key
+    return Program(
+        edges=np.array(edges, np.int64),
+        ops=np.array([op(column) for column in columns], np.int64).reshape(-1, 5),
+        sequence_columns=np.array([plan.names.index(name) for name in plan.sequence.fields], np.int64),
+        first_column=plan.names.index(columns[0].name) if columns else 0,
+        horizon_ms=(edges[-1] if edges else 0) + plan.lateness_ms,
+        events_per_key_max=plan.limits.events_per_key_max,
+        has_labels=key in plan.label_keys,
+        has_sequence=has_sequence,
+    )
+
+
+def make_scratch(program: Program, values: int, tags: int) -> Scratch:
+    """Working memory for `program`."""
+    table = 1 << (2 * program.events_per_key_max + 1).bit_length()
+    return Scratch(np.zeros((len(program.edges) + 1, 2 + 4 * values + tags)), np.zeros((tags, table, 2), np.int64))

@@ -1,0 +1,34 @@
+"""What every decision took: latency, energy, and whether the service level is met."""
+
+from cascade.ledger.energy import CpuModelMeter, EnergySampler, NvmlMeter, RaplMeter, find_meters
+from cascade.ledger.errors import MeterError
+from cascade.ledger.export import LedgerCollector, ledger_registry
+from cascade.ledger.latency import LatencyHistogram
+from cascade.ledger.ledger import Ledger
+from cascade.ledger.render import render
+from cascade.ledger.sla import LatencyObjective, ObjectiveResult, ServiceLevel
+from cascade.ledger.stage_clock import STAGES, Stage, StageClock
+from cascade.ledger.summary import LedgerSummary, ModelQuality, QualityComparison
+
+__all__ = [
+    "STAGES",
+    "CpuModelMeter",
+    "EnergySampler",
+    "LatencyHistogram",
+    "LatencyObjective",
+    "Ledger",
+    "LedgerCollector",
+    "LedgerSummary",
+    "MeterError",
+    "ModelQuality",
+    "NvmlMeter",
+    "ObjectiveResult",
+    "QualityComparison",
+    "RaplMeter",
+    "ServiceLevel",
+    "Stage",
+    "StageClock",
+    "find_meters",
+    "ledger_registry",
+    "render",
+]

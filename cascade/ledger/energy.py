@@ -1,0 +1,141 @@
+"""Energy meters: which there are, and the model for machines without a counter."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import psutil
+
+from cascade.ledger.errors import MeterError
+from cascade.ledger.nvml import NvmlLibrary, NvmlMeter, nvml_meters
+from cascade.ledger.rapl import POWERCAP, RaplMeter
+from cascade.protocols import EnergyMeter, EnergyReading
+
+__all__ = ["CpuModelMeter", "EnergySampler", "NvmlMeter", "RaplMeter", "find_meters"]
+
+
+class CpuModelMeter:
+    """CPU seconds of processes × stated watts per busy core: modelled, for machines without a counter.
+
+    This process counts by itself, since its children are other parts; any other process (Triton) counts with its
+    descendants. Idle power is not in it. Raises MeterError where a process does not exist, ValueError where
+    `watts_per_core` is not positive.
+    """
+
+    name = "cpu-model"
+
+    def __init__(self, pids: Sequence[int], watts_per_core: float) -> None:
+        if not (math.isfinite(watts_per_core) and watts_per_core > 0):
+            raise ValueError(f"watts_per_core = {watts_per_core}: must be a positive number of watts")
+        if not pids:
+            raise ValueError("no process to meter")
+        self._own = os.getpid() in pids
+        self._others = [_process(pid) for pid in dict.fromkeys(pids) if pid != os.getpid()]
+        self._watts_per_core = watts_per_core
+        self._start_s = self._last_s = self._cpu_s()
+
+    def read(self) -> EnergyReading:
+        """Joules since the meter was made; raises MeterError where a process has ended."""
+        # a descendant that ends unwaited-for takes its seconds along: what was counted once stays counted
+        self._last_s = max(self._last_s, self._cpu_s())
+        used_s = self._last_s - self._start_s
+        parts = (["this process"] if self._own else []) + [
+            f"process {process.pid} and its descendants" for process in self._others
+        ]
+        source = f"{used_s:.2f} CPU s of {', '.join(parts)} × {self._watts_per_core:g} W per busy core (stated)"
+        return EnergyReading(used_s * self._watts_per_core, "modelled", source)
+
+    def _cpu_s(self) -> float:
+        own_s = time.process_time() if self._own else 0.0
+        return own_s + sum(_tree_cpu_s(process) for process in self._others)
+
+
+def _process(pid: int) -> psutil.Process:
+    try:
+        return psutil.Process(pid)
+    except psutil.Error as error:
+        raise MeterError(CpuModelMeter.name, f"no process {pid}", "give the process that serves the model") from error
+
+
+def _tree_cpu_s(root: psutil.Process) -> float:
+    """CPU seconds of a process, its descendants, and those of them that have ended and were waited for."""
+    try:
+        times = [root.cpu_times()]
+        processes = root.children(recursive=True)
+    except psutil.Error as error:
+        raise MeterError(
+            CpuModelMeter.name,
+            f"process {root.pid} has ended",
+            "its energy is unknown from then on: start a new ledger",
+        ) from error
+    for process in processes:
+        try:
+            times.append(process.cpu_times())
+        except psutil.Error:
+            continue  # ended between the two calls: its parent has its seconds
+    return float(sum(time.user + time.system + time.children_user + time.children_system for time in times))
+
+
+def find_meters(
+    pids: Sequence[int],
+    watts_per_core: float,
+    *,
+    nvml: NvmlLibrary | None = None,
+    powercap: Path = POWERCAP,
+) -> list[EnergyMeter]:
+    """The meters that this machine offers: GPUs by NVML, processor packages by RAPL, and always the CPU model.
+
+    `pids`: the processes of the model. `nvml`: instead of the module `pynvml`. Hardware that is absent or may not be
+    read is left out. Raises as CpuModelMeter does.
+    """
+    meters: list[EnergyMeter] = list(nvml_meters(_pynvml() if nvml is None else nvml))
+    with suppress(MeterError):  # usual: root only, masked in containers, absent in virtual machines
+        meters.append(RaplMeter(powercap))
+    meters.append(CpuModelMeter(pids, watts_per_core))
+    return meters
+
+
+def _pynvml() -> NvmlLibrary:
+    import pynvml
+
+    library: NvmlLibrary = pynvml
+    return library
+
+
+class EnergySampler:
+    """Calls `sample` at an interval on a thread of its own, so that counters neither wrap nor go unread.
+
+    `interval_s`: at least 0.1 (counters step no faster, and metering costs power). Use it as a context manager.
+    """
+
+    INTERVAL_S_MIN: Final = 0.1
+
+    def __init__(self, sample: Callable[[], object], interval_s: float = 1.0) -> None:
+        if not interval_s >= self.INTERVAL_S_MIN:
+            raise ValueError(f"interval_s = {interval_s}: must be at least {self.INTERVAL_S_MIN}")
+        self._sample = sample
+        self._interval_s = interval_s
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="energy-sampler", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._thread.join(timeout=10.0)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval_s):
+            self._sample()

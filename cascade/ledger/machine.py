@@ -1,0 +1,65 @@
+"""The machine and the versions that a ledger's figures belong to."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import psutil
+
+# What decides, moves or measures; a package that is not installed is left out.
+_PACKAGES: Final = (
+    "cascade-fraud",
+    "numpy",
+    "numba",
+    "lightgbm",
+    "onnxruntime",
+    "tritonclient",
+    "kafka-python",
+    "confluent-kafka",
+    "msgspec",
+    "nvidia-ml-py",
+)
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """`cores`: logical processors that this process may use. `memory_gib`: physical memory, GiB."""
+
+    processor: str
+    cores: int
+    memory_gib: float
+    system: str
+    python: str
+    packages: dict[str, str]
+
+
+def describe_machine() -> Machine:
+    """This machine, its Python, and the installed versions of the packages that matter to figures."""
+    return Machine(
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        packages={name: version for name in _PACKAGES if (version := _version(name)) is not None},
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,227 @@
+"""A ledger's summary as tables for a terminal of 80 columns or more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from cascade.ledger.sla import ObjectiveResult, Status
+from cascade.ledger.summary import EnergyFigure, LatencyFigures, LedgerSummary, ModelQuality, QualityComparison
+
+_ABSENT: Final = "–"
+_DECIMALS_MAX: Final = 6
+_STATUS_STYLE: Final[dict[Status, str]] = {"met": "bold green", "missed": "bold red", "no data": "yellow"}
+_KIND_STYLE: Final = {"measured": "green", "modelled": "yellow"}
+
+
+def render(summary: LedgerSummary, console: Console) -> None:
+    """Print a summary: decisions, objectives, stages, energy, quality, and what the figures belong to."""
+    console.print()
+    console.print(_headline(summary))
+    console.print(_decisions(summary))
+    console.print(_objectives(summary.objectives))
+    stages = _stages(summary)
+    if stages.row_count:
+        console.print(stages)
+    console.print(_energy(summary) if summary.energy else _no_meters())
+    if summary.quality is not None:
+        console.print(_quality(summary.quality))
+    console.print(_footer(summary))
+
+
+def _headline(summary: LedgerSummary) -> Padding:
+    gap = "    "
+    line = Text.assemble(
+        (f"{summary.transactions:,}", "bold"), " decisions in ", (_duration(summary.elapsed_s), "bold"), gap,
+        (f"{summary.per_second:,.0f}", "bold"), " a second", gap,
+        (_percent(summary.escalation_share), "bold"), " escalated", gap,
+        (_percent(summary.degraded_share), "bold"), " degraded",
+    )  # fmt: skip
+    return Padding(line, (0, 1))
+
+
+def _table(title: str, first: str, *numbers: str, caption: str | None = None) -> Table:
+    """A table with one column of names and the rest right-aligned numbers."""
+    table = Table(
+        title=f"\n {title}",
+        caption=None if caption is None else "\n".join(f" {line}" for line in caption.splitlines()),
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold cyan",
+        caption_style="dim",
+        box=box.SIMPLE_HEAD,
+        header_style="dim",
+        padding=(0, 1),
+        show_edge=False,
+    )
+    table.add_column(first, min_width=12, no_wrap=True)
+    for number in numbers:
+        table.add_column(number, justify="right", no_wrap=True)
+    return table
+
+
+def _decisions(summary: LedgerSummary) -> Table:
+    table = _table(
+        "Decisions and latency, append to decision",
+        "path", "decisions", "share %", "p50 ms", "p99 ms", "p99.9 ms", "max ms",
+        caption=_causes(summary),
+    )  # fmt: skip
+    for name, path in summary.paths.items():
+        if name == "all":
+            table.add_section()
+        cells = (f"{path.decisions:,}", _number(path.share, 100.0), *_latency(path.latency))
+        table.add_row(name, *cells, style="bold" if name == "all" else "")
+    return table
+
+
+def _causes(summary: LedgerSummary) -> str | None:
+    late = {"late deep answers": summary.deep.late_answers} if summary.deep.late_answers else {}
+    parts = [
+        _listing("degraded by", summary.degraded_by_cause, summary.transactions),
+        _listing("dead letters by", summary.dead_letters),
+        _listing("besides", late),
+    ]
+    return "\n".join(part for part in parts if part) or None
+
+
+def _listing(title: str, counts: Mapping[str, int], total: int = 0) -> str:
+    shown = (f"{name} {count:,}" + (f" ({_percent(count / total)})" if total else "") for name, count in counts.items())
+    return f"{title}: {', '.join(shown)}" if counts else ""
+
+
+def _objectives(objectives: Sequence[ObjectiveResult]) -> Table:
+    table = _table("Service level", "objective", "value", "limit", "unit", "margin %", "status")
+    for objective in objectives:
+        scale, unit = (100.0, "%") if objective.unit == "share" else (1.0, objective.unit)
+        table.add_row(
+            objective.name,
+            _number(objective.value, scale),
+            _number(objective.limit, scale),
+            unit,
+            _ABSENT if objective.margin is None else f"{100 * objective.margin:+.0f}",
+            Text(objective.status, style=_STATUS_STYLE[objective.status]),
+        )
+    return table
+
+
+def _stages(summary: LedgerSummary) -> Table:
+    watts = summary.watts_per_core
+    deep = summary.deep
+    notes = []
+    if watts is not None:
+        notes.append(f"* modelled: CPU seconds of the worker's own thread × {watts:g} W per busy core")
+    if deep.rows_per_call is not None:
+        notes.append(f"deep calls: {deep.calls:,}, {deep.rows_per_call:.1f} transactions each")
+    table = _table(
+        "Stages, time that a transaction spends",
+        "stage", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "CPU µs/tx", "mJ/tx*",
+        caption="\n".join(notes) or None,
+    )  # fmt: skip
+    for name, stage in summary.stages.items():
+        if stage.latency is None and not stage.cpu_s:
+            continue
+        # waiting, and the model server's work, take none of the worker's own CPU
+        cpu = (_ABSENT, _ABSENT)
+        if stage.cpu_s:
+            cpu = (_number(stage.cpu_us_per_transaction), _number(stage.modelled_mj_per_transaction))
+        table.add_row(name, *_latency(stage.latency), *cpu)
+    return table
+
+
+def _energy(summary: LedgerSummary) -> Table:
+    table = _table("Energy", "meter", "J", "mJ/tx", caption="measured and modelled joules are never added up")
+    table.add_column("kind", no_wrap=True)
+    table.add_column("source", overflow="fold", ratio=1)
+    for figure in summary.energy:
+        table.add_row(
+            figure.meter, _number(figure.energy_j), _number(figure.per_transaction_mj), _kind(figure.kind),
+            _source(figure),
+        )  # fmt: skip
+    sums = [total for total in summary.energy_totals if len(total.meters) > 1]
+    if sums:
+        table.add_section()
+    for total in sums:
+        cells = (_number(total.energy_j), _number(total.per_transaction_mj))
+        source = Text(" + ".join(total.meters))
+        table.add_row(f"all {total.kind}", *cells, _kind(total.kind), source, style="bold")
+    return table
+
+
+def _kind(kind: str | None) -> Text:
+    return Text(_ABSENT) if kind is None else Text(kind, style=_KIND_STYLE[kind])
+
+
+def _source(figure: EnergyFigure) -> Text:
+    return Text(figure.source, style="dim") if figure.problem is None else Text(figure.problem, style="red")
+
+
+def _no_meters() -> Padding:
+    return Padding(Text("Energy: no meter was given, so nothing is known of it", style="yellow"), (1, 1, 0, 1))
+
+
+def _quality(quality: QualityComparison) -> Table:
+    table = _table(
+        f"Quality on {quality.transactions:,} transactions, {quality.frauds:,} frauds",
+        "decided by", "caught", "missed", "false alarms", "AUC", "AP", "CP@100",
+        caption=f"caught: {quality.alert_rule}\nAP: average precision; CP@100: card precision top-100",
+    )  # fmt: skip
+    for model in quality.models:
+        table.add_row(model.name, *_quality_cells(model))
+    return table
+
+
+def _quality_cells(model: ModelQuality) -> tuple[str, ...]:
+    alarms = _ABSENT if model.false_alarms is None else f"{model.false_alarms:,}"
+    scores = (model.auc_roc, model.average_precision, model.card_precision_100)
+    return (
+        f"{model.frauds_caught:,}", f"{model.frauds_missed:,}", alarms,
+        *(_ABSENT if score is None else f"{score:.3f}" for score in scores),
+    )  # fmt: skip
+
+
+def _footer(summary: LedgerSummary) -> Padding:
+    machine = summary.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    bundle = f"bundle {summary.bundle_version}; " if summary.bundle_version else ""
+    text = (
+        f"{machine.processor}, {machine.cores} cores, {machine.memory_gib:g} GiB; {machine.system}; "
+        f"Python {machine.python}; {versions}\n"
+        f"{bundle}{summary.started:%Y-%m-%d %H:%M:%S} to {summary.ended:%H:%M:%S} UTC"
+    )
+    return Padding(Text(text, style="dim"), (1, 1))
+
+
+def _latency(figures: LatencyFigures | None) -> tuple[str, str, str, str]:
+    if figures is None:
+        return (_ABSENT,) * 4
+    return (_number(figures.p50_ms), _number(figures.p99_ms), _number(figures.p999_ms), _number(figures.max_ms))
+
+
+def _number(value: float | None, scale: float = 1.0) -> str:
+    """Three significant digits, no exponents: what a histogram within 1 % can claim."""
+    if value is None:
+        return _ABSENT
+    scaled = value * scale
+    if not scaled:
+        return "0"
+    decimals = 2 - math.floor(math.log10(abs(scaled)))
+    return f"{scaled:,.{min(max(decimals, 0), _DECIMALS_MAX)}f}"
+
+
+def _percent(share: float | None) -> str:
+    return _ABSENT if share is None else f"{_number(share, 100.0)} %"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,83 @@
+"""Service-level objectives, and what the ledger's figures say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from cascade.errors import SettingError
+from cascade.ledger.latency import LatencyHistogram
+
+Path = Literal["screened", "escalated", "degraded"]
+Status = Literal["met", "missed", "no data"]
+
+
+class LatencyObjective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A share `quantile` of the decisions on `path` takes at most `limit_ms`; raises SettingError out of range."""
+
+    path: Path
+    quantile: float = 0.99
+    limit_ms: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.quantile < 1.0:
+            raise SettingError("sla", "latency.quantile", self.quantile, "out of range", "use 0.99, say")
+        if not 0.0 < self.limit_ms <= 1e6:
+            raise SettingError("sla", "latency.limit_ms", self.limit_ms, "out of range", "use 5.0, say")
+
+
+class ServiceLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The agreement: latency objectives, and the largest share of all decisions that may be degraded."""
+
+    latency: tuple[LatencyObjective, ...] = (
+        LatencyObjective(path="screened", limit_ms=5.0),
+        LatencyObjective(path="escalated", limit_ms=20.0),
+    )
+    degraded_share_max: float = 0.001
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.degraded_share_max <= 1.0:
+            raise SettingError("sla", "degraded_share_max", self.degraded_share_max, "not a share", "use 0.001, say")
+
+
+class ObjectiveResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One objective against the figures; `value` and `limit` in `unit` (`ms`, or `share` in 0..1).
+
+    `value` is None where there is no data, and then the objective is not met. `margin` is what is left of the limit,
+    as a share of it: 0.2 is a fifth below, negative is above; None where there is no data or the limit is 0.
+    """
+
+    name: str
+    unit: Literal["ms", "share"]
+    limit: float
+    value: float | None
+    status: Status
+    margin: float | None
+
+    @property
+    def met(self) -> bool:
+        """True only where data shows it."""
+        return self.status == "met"
+
+
+def evaluate(
+    level: ServiceLevel, latency: Mapping[Path, LatencyHistogram], *, decisions: int, degraded: int
+) -> tuple[ObjectiveResult, ...]:
+    """Each objective's result; `latency` by path, `degraded` of `decisions` counted."""
+    results = []
+    for objective in level.latency:
+        histogram = latency.get(objective.path)
+        value = 1e3 * histogram.quantile(objective.quantile) if histogram is not None and histogram.count else None
+        name = f"p{100 * objective.quantile:g} of {objective.path}"
+        results.append(_result(name, "ms", objective.limit_ms, value))
+    share = degraded / decisions if decisions else None
+    results.append(_result("degraded share", "share", level.degraded_share_max, share))
+    return tuple(results)
+
+
+def _result(name: str, unit: Literal["ms", "share"], limit: float, value: float | None) -> ObjectiveResult:
+    status: Status = "no data" if value is None else "met" if value <= limit else "missed"
+    margin = None if value is None or not limit else (limit - value) / limit
+    return ObjectiveResult(name=name, unit=unit, limit=limit, value=value, status=status, margin=margin)

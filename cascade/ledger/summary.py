@@ -1,0 +1,163 @@
+"""What a ledger says at a moment, as plain records: the form of its JSON lines and the source of its tables."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from cascade.errors import DataError
+from cascade.ledger.latency import LatencyHistogram
+from cascade.ledger.machine import Machine
+from cascade.ledger.sla import ObjectiveResult
+from cascade.protocols import EnergyKind
+
+SUMMARY_FORMAT: Final = 1
+
+
+class LatencyFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Quantiles, mean and maximum in ms; `clamped` of `count` values lay beyond the histogram's range."""
+
+    count: int
+    mean_ms: float
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    max_ms: float
+    clamped: int
+
+    @classmethod
+    def of(cls, histogram: LatencyHistogram) -> LatencyFigures | None:
+        """The figures of a histogram; None where it is empty."""
+        if not histogram.count:
+            return None
+        return cls(
+            count=histogram.count,
+            mean_ms=1e3 * histogram.mean_s,
+            p50_ms=1e3 * histogram.quantile(0.5),
+            p99_ms=1e3 * histogram.quantile(0.99),
+            p999_ms=1e3 * histogram.quantile(0.999),
+            max_ms=1e3 * histogram.max_s,
+            clamped=histogram.clamped,
+        )
+
+
+class PathFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Decisions on one path: how many, their share of all, and the latency from append to decision."""
+
+    decisions: int
+    share: float | None
+    latency: LatencyFigures | None
+
+
+class StageFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage: `latency` is what each transaction spent in it, so a row of a batch has the batch's duration.
+
+    `cpu_s`: of the worker's thread, in total. `cpu_us_per_transaction` and `modelled_mj_per_transaction` (CPU seconds ×
+    stated watts) are over all decisions of the ledger; None where there are none, or no watts are stated.
+    """
+
+    latency: LatencyFigures | None
+    cpu_s: float
+    cpu_us_per_transaction: float | None
+    modelled_mj_per_transaction: float | None
+
+
+class DeepCallFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Calls to the deep model; `latency` is a call's, not a transaction's. `late_answers`: rows that came too late."""
+
+    calls: int
+    rows: int
+    rows_per_call: float | None
+    latency: LatencyFigures | None
+    late_answers: int
+
+
+class EnergyFigure(msgspec.Struct, frozen=True, kw_only=True):
+    """One meter's figure. Where its counter was lost, `energy_j` is None (never 0) and `problem` says why."""
+
+    meter: str
+    kind: EnergyKind | None
+    source: str
+    energy_j: float | None
+    per_transaction_mj: float | None
+    problem: str | None
+
+
+class EnergyTotal(msgspec.Struct, frozen=True, kw_only=True):
+    """The sum over the meters of one kind; None where one of them was lost. There is no total over both kinds."""
+
+    kind: EnergyKind
+    meters: tuple[str, ...]
+    energy_j: float | None
+    per_transaction_mj: float | None
+
+
+class ModelQuality(msgspec.Struct, frozen=True, kw_only=True):
+    """How well one way of deciding did. Counts are at the comparison's `alert_rule`; None where not evaluated."""
+
+    name: str
+    frauds_caught: int
+    frauds_missed: int
+    false_alarms: int | None = None
+    auc_roc: float | None = None
+    average_precision: float | None = None
+    card_precision_100: float | None = None
+
+
+class QualityComparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Ways of deciding side by side, on the same `transactions` of which `frauds` are fraud.
+
+    `alert_rule`: when a transaction counts as caught, the same for all (`the 1 % with the highest scores`, say).
+    """
+
+    transactions: int
+    frauds: int
+    alert_rule: str
+    models: tuple[ModelQuality, ...]
+
+
+class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a ledger knows at `ended`. Shares are in 0..1 of all decisions; None where there are none.
+
+    `paths` also holds `all`. `escalation_share` is what the deep model was asked: escalated and degraded together.
+    `degraded_by_cause`, `dead_letters` (by reason), `labels`: counts.
+    """
+
+    format: int = SUMMARY_FORMAT
+    started: datetime
+    ended: datetime
+    elapsed_s: float
+    bundle_version: str
+    transactions: int
+    per_second: float
+    paths: dict[str, PathFigures]
+    escalation_share: float | None
+    degraded_share: float | None
+    degraded_by_cause: dict[str, int]
+    dead_letters: dict[str, int]
+    labels: int
+    deep: DeepCallFigures
+    stages: dict[str, StageFigures]
+    watts_per_core: float | None
+    energy: tuple[EnergyFigure, ...]
+    energy_totals: tuple[EnergyTotal, ...]
+    objectives: tuple[ObjectiveResult, ...]
+    machine: Machine
+    quality: QualityComparison | None = None
+
+    def to_json_line(self) -> bytes:
+        """One line of JSON, without a line end."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json_line(cls, line: bytes) -> LedgerSummary:
+        """The summary that `to_json_line` wrote; raises DataError for anything else."""
+        try:
+            summary = msgspec.json.decode(line, type=cls)
+        except msgspec.MsgspecError as error:
+            raise DataError(f"ledger summary: not a line that this release reads ({error})") from error
+        if summary.format != SUMMARY_FORMAT:
+            raise DataError(f"ledger summary: format {summary.format}, this release reads {SUMMARY_FORMAT}")
+        return summary

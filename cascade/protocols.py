@@ -1,0 +1,79 @@
+"""What the core asks of the models and of the energy meters; `stages` and the ledger fulfil it."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from cascade.columns import Float32, Float64
+
+
+@dataclass(frozen=True, slots=True)
+class DeepInputs:
+    """What the deep model reads, a row per escalated transaction.
+
+    `sequence` float32 [rows, length, width]: the card's last transactions, oldest first, zero rows in front where
+    there are fewer, the current one last. `features` float32 [rows, features + 1]: the current features and, as
+    the last column, the screener's raw score.
+    """
+
+    sequence: Float32
+    features: Float32
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+class Screener(Protocol):
+    """Scores every transaction."""
+
+    def score(self, features: Float32) -> Float64:
+        """Raw scores (log-odds) float64 [rows] of features float32 [rows, features]."""
+        ...
+
+
+class DeepStage(Protocol):
+    """Scores the escalated transactions, without blocking the caller."""
+
+    def submit(self, inputs: DeepInputs, timeout_s: float) -> Future[Float64]:
+        """Start scoring; the future holds raw scores (log-odds) float64 [rows].
+
+        The future fails with DeepStageError (`deadline`, `queue-full` or `error`); at the latest `timeout_s`
+        seconds after the call it is done, one way or the other.
+        """
+        ...
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return once the model answers; raises ModelServerError after `timeout_s` seconds."""
+        ...
+
+    def close(self) -> None:
+        """Release connections, threads and sessions."""
+        ...
+
+
+EnergyKind = Literal["measured", "modelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyReading:
+    """Energy that a meter has counted since it was started.
+
+    `energy_j`: joules. `kind`: measured by a hardware counter, or modelled from CPU time. `source`: the counter or
+    the model with its inputs, for the ledger's reader.
+    """
+
+    energy_j: float
+    kind: EnergyKind
+    source: str
+
+
+class EnergyMeter(Protocol):
+    """A source of joules; hardware that is absent is an absent meter, never a meter that reads zero."""
+
+    name: str
+
+    def read(self) -> EnergyReading:
+        """Joules since the meter was made; raises OSError or CascadeError where the counter is lost."""
+        ...

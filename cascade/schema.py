@@ -1,0 +1,252 @@
+"""The schema: the single source of field names, types, units and limits.
+
+Decoders, validation, features and the simulator derive from it. A schema is a TOML file:
+
+    name = "simulator"
+    version = 1
+
+    [roles]
+    transaction_id = "transaction_id"
+    event_time = "event_time"
+    amount = "amount"
+    card = "card_id"
+    terminal = "terminal_id"
+
+    [fields.amount]
+    type = "float64"
+    unit = "EUR"
+    minimum = 0.0
+    maximum = 100000.0
+
+    [label]
+    field = "fraud"
+    delay = "7d"
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from cascade.columns import Array, Bool, ColumnBatch, Int64
+from cascade.durations import parse_ms
+from cascade.errors import SettingError
+
+FieldType = Literal["int64", "float64", "timestamp", "string", "category"]
+TIME_UNITS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
+# JSON numbers beyond 2^53 lose digits in many producers: keep identifiers within what every client can carry.
+INT64_MAX = 2**63 - 1
+
+
+class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One field of a transaction.
+
+    `minimum` and `maximum` are inclusive; for a `timestamp` they are dates. `unit` of a `timestamp` is how it
+    travels: `s`, `ms` or `us` since the epoch. `max_length` is in bytes of UTF-8 and belongs to `string`.
+    """
+
+    type: FieldType
+    unit: str = ""
+    minimum: float | datetime | None = None
+    maximum: float | datetime | None = None
+    max_length: int = 64
+    values: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """The numpy dtype of the field's column."""
+        if self.type == "float64":
+            return np.dtype(np.float64)
+        if self.type == "string":
+            return np.dtype(f"S{self.max_length}")
+        return np.dtype(np.int64)
+
+    def limits(self) -> tuple[float, float]:
+        """Inclusive limits in the column's own unit (ms since the epoch for a timestamp)."""
+
+        def number(limit: float | datetime | None, default: float) -> float:
+            if limit is None:
+                return default
+            return limit.timestamp() * 1_000 if isinstance(limit, datetime) else float(limit)
+
+        return number(self.minimum, -np.inf), number(self.maximum, np.inf)
+
+
+class Roles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which field plays which part."""
+
+    transaction_id: str
+    event_time: str
+    amount: str
+    card: str
+    terminal: str
+
+
+class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The fraud label: its column in data files and field in `labels` messages, and how late it is known."""
+
+    field: str
+    delay: str
+
+    @property
+    def delay_ms(self) -> int:
+        """Time between a transaction and the earliest moment at which its label may be used, in ms."""
+        return parse_ms(self.delay)
+
+
+class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The fields of a transaction, the parts they play, and the label."""
+
+    name: str
+    version: int
+    roles: Roles
+    fields: dict[str, Field]
+    label: Label
+
+    def label_fields(self) -> dict[str, Field]:
+        """Fields of a message on the labels topic: the roles that say which transaction it was, and the label."""
+        names = (self.roles.transaction_id, self.roles.event_time, self.roles.card, self.roles.terminal)
+        return {name: self.fields[name] for name in names} | {
+            self.label.field: Field(type="int64", minimum=0, maximum=1)
+        }
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the schema's content, independent of the layout of its file."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+
+def load_schema(path: Path) -> Schema:
+    """Read and check a schema file; raises SettingError that names file, key, value and remedy."""
+    return parse_schema(read_setting_file(path), str(path))
+
+
+def parse_schema(content: bytes, origin: str) -> Schema:
+    """Read and check a schema's TOML; `origin` is the file name in messages."""
+    try:
+        schema = msgspec.toml.decode(content, type=Schema)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SettingError(origin, "schema", None, str(error), "see docs/schema.md for the form") from error
+    _check(schema, origin)
+    return schema
+
+
+def read_setting_file(path: Path) -> bytes:
+    """The bytes of a settings file; raises SettingError where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise SettingError(path, "file", None, f"cannot be read ({error.strerror})", "check the path") from error
+
+
+_ROLE_TYPES: dict[str, tuple[FieldType, ...]] = {
+    "transaction_id": ("int64", "string"),
+    "event_time": ("timestamp",),
+    "amount": ("float64",),
+    "card": ("int64", "string"),
+    "terminal": ("int64", "string"),
+}
+
+
+def _check(schema: Schema, origin: str) -> None:
+    for role, types in _ROLE_TYPES.items():
+        name = getattr(schema.roles, role)
+        if name not in schema.fields:
+            raise SettingError(origin, f"roles.{role}", name, "no such field", f"add [fields.{name}] or name another")
+        if schema.fields[name].type not in types:
+            raise SettingError(
+                origin,
+                f"fields.{name}.type",
+                schema.fields[name].type,
+                f"the role {role} cannot have this type",
+                f"use {' or '.join(types)}",
+            )
+    try:
+        if schema.label.delay_ms <= 0:
+            raise ValueError("must be positive")
+    except ValueError as error:
+        raise SettingError(origin, "label.delay", schema.label.delay, str(error), 'write "7d", say') from error
+    for name, field in schema.fields.items():
+        _check_field(name, field, origin)
+    if schema.label.field in schema.fields:
+        raise SettingError(
+            origin,
+            "label.field",
+            schema.label.field,
+            "the label may not be a field of the transaction",
+            "remove it from [fields]: it would be known before the decision",
+        )
+
+
+def _check_field(name: str, field: Field, origin: str) -> None:
+    key = f"fields.{name}"
+    if field.type == "timestamp" and field.unit not in TIME_UNITS_PER_SECOND:
+        raise SettingError(origin, f"{key}.unit", field.unit, "not a unit of time", "use s, ms or us")
+    if (field.type == "category") != bool(field.values):
+        raise SettingError(
+            origin,
+            f"{key}.values",
+            field.values,
+            "belongs to a category, and only there",
+            'list them for type = "category"',
+        )
+    if field.type == "string" and not 1 <= field.max_length <= 256:
+        raise SettingError(origin, f"{key}.max_length", field.max_length, "out of range", "use 1 to 256 bytes")
+    for bound in ("minimum", "maximum"):
+        limit = getattr(field, bound)
+        if limit is None:
+            continue
+        if field.type in ("string", "category"):
+            raise SettingError(origin, f"{key}.{bound}", limit, f"a {field.type} has no limits", "remove it")
+        if isinstance(limit, datetime) != (field.type == "timestamp"):
+            raise SettingError(
+                origin,
+                f"{key}.{bound}",
+                limit,
+                "does not fit the type",
+                "a timestamp's limit is a date such as 2020-01-01T00:00:00Z, another's a number",
+            )
+        if isinstance(limit, datetime) and limit.tzinfo is None:
+            raise SettingError(origin, f"{key}.{bound}", limit, "has no time zone", "end it in Z")
+    low, high = field.limits()
+    if low > high:
+        raise SettingError(origin, f"{key}.minimum", field.minimum, "is above the maximum", "swap them")
+
+
+def out_of_limits(fields: dict[str, Field], batch: ColumnBatch) -> dict[str, Bool]:
+    """Per field with offenders, a mask of the rows whose value is NaN, infinite or outside the field's limits."""
+    found: dict[str, Bool] = {}
+    for name, field in fields.items():
+        if field.type in ("string", "category"):
+            continue
+        column = batch[name]
+        low, high = field.limits()
+        with np.errstate(invalid="ignore"):
+            bad = ~((column >= low) & (column <= high))
+        if field.type == "float64":
+            bad |= ~np.isfinite(column)
+        if bad.any():
+            found[name] = bad
+    return found
+
+
+def key_codes(column: Array) -> Int64:
+    """64-bit codes of a key column: the integers themselves, or FNV-1a over the bytes of strings (then mixed).
+
+    Equal on every machine and in every process. Source of the constants: Fowler, Noll, Vo, RFC 9923.
+    """
+    if column.dtype.kind != "S":
+        return column.astype(np.int64, copy=False)
+    width = column.dtype.itemsize
+    octets = np.ascontiguousarray(column).view(np.uint8).reshape(len(column), width)
+    state = np.full(len(column), 0xCBF29CE484222325, np.uint64)
+    prime = np.uint64(0x100000001B3)
+    for position in range(width):
+        octet = octets[:, position]
+        # the zero padding is left out, so that a schema with a longer max_length gives the same codes
+        state = np.where(octet != 0, (state ^ octet) * prime, state)
+    return state.view(np.int64)

@@ -1,0 +1,111 @@
+"""The deep stage without a model server: ONNX Runtime on the CPU, in a thread of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cascade.columns import Float64
+from cascade.errors import BundleError, DeepStageError, ModelServerError
+from cascade.protocols import DeepInputs
+from stages.deep.answers import checked_scores, probe_inputs
+from stages.deep.loop_thread import LoopThread
+from stages.deep.signature import BATCH_ROWS_MAX, DeepSignature
+
+# Calls that wait for the thread; beyond it the screener decides, which is better than an answer that comes too late.
+QUEUE_CALLS_MAX = 64
+
+
+class OnnxDeepStage:
+    """A deep stage (see `cascade.protocols.DeepStage`) that runs the ONNX file itself.
+
+    `threads`: CPU threads of one run. One call runs at a time, `queue_calls_max` wait. Raises BundleError where the
+    file is not the model that `signature` promises.
+    """
+
+    def __init__(
+        self, onnx_path: Path, signature: DeepSignature, threads: int = 1, queue_calls_max: int = QUEUE_CALLS_MAX
+    ) -> None:
+        self._signature = signature
+        self._session = _open_session(Path(onnx_path), threads)
+        _check_session(self._session, signature, Path(onnx_path))
+        self._places = threading.BoundedSemaphore(1 + queue_calls_max)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="deep model")
+        self._loop = LoopThread("the deep stage")
+
+    def submit(self, inputs: DeepInputs, timeout_s: float) -> Future[Float64]:
+        """Start scoring; see the protocol."""
+        return self._loop.submit(self._score(inputs, time.monotonic() + timeout_s))
+
+    async def _score(self, inputs: DeepInputs, deadline: float) -> Float64:
+        remaining_s = deadline - time.monotonic()
+        if remaining_s <= 0:
+            raise DeepStageError("deadline", "the time was up before the call began")
+        if not self._places.acquire(blocking=False):
+            raise DeepStageError("queue-full", "too many calls wait for the deep model")
+        call = self._executor.submit(self._run, inputs, deadline)
+        # An abandoned call keeps its place while it still holds the thread.
+        call.add_done_callback(lambda _: self._places.release())
+        try:
+            async with asyncio.timeout(remaining_s):
+                return await asyncio.wrap_future(call)
+        except TimeoutError:
+            raise DeepStageError("deadline", "the deep model did not answer in time") from None
+
+    def _run(self, inputs: DeepInputs, deadline: float) -> Float64:
+        scores = [np.zeros(0, np.float64)]
+        for start in range(0, len(inputs), BATCH_ROWS_MAX):
+            if time.monotonic() >= deadline:
+                raise DeepStageError("deadline", "the time was up before the deep model could begin")
+            stop = min(start + BATCH_ROWS_MAX, len(inputs))
+            feeds = {
+                self._signature.sequence_input: np.ascontiguousarray(inputs.sequence[start:stop], np.float32),
+                self._signature.features_input: np.ascontiguousarray(inputs.features[start:stop], np.float32),
+            }
+            try:
+                output = self._session.run([self._signature.output], feeds)[0]
+            except Exception as error:  # ONNX Runtime's own exceptions have no common base but this
+                raise DeepStageError("error", f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
+            scores.append(checked_scores(output, stop - start))
+        return np.concatenate(scores)
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return once the model has answered one row; raises ModelServerError after `timeout_s` seconds."""
+        try:
+            self.submit(probe_inputs(self._signature), timeout_s).result()
+        except DeepStageError as error:
+            raise ModelServerError(f"the deep model in this process does not answer: {error}") from error
+
+    def close(self) -> None:
+        """Release the threads; calls that wait fail."""
+        self._loop.close()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _open_session(path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A thread that spins while it waits burns the very energy that the service saves.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BundleError(f"{path}: cannot be loaded as an ONNX model ({' '.join(str(error).split())})") from error
+
+
+def _check_session(session: Any, signature: DeepSignature, path: Path) -> None:
+    promised = {**signature.input_shapes, **signature.output_shapes}
+    tensors = [*session.get_inputs(), *session.get_outputs()]
+    found = {tensor.name: (tensor.type, tuple(tensor.shape[1:])) for tensor in tensors}
+    wanted = {name: ("tensor(float)", shape) for name, shape in promised.items()}
+    if found != wanted:
+        raise BundleError(f"{path}: the model has the tensors {found}, the bundle promises {wanted}; export it again")

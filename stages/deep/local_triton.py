@@ -1,0 +1,296 @@
+"""An embedded Triton Inference Server: the real one, CPU only, for the demo, for tests and for laptops.
+
+The server comes from the wheel `nvidia-pytriton`, whose Python backend was compiled against numpy 1. Beside numpy 2
+it starts, reports ready, and answers empty tensors. Therefore it has a folder of its own, `server`, and a virtual
+environment of its own, `python`, with numpy 1 and ONNX Runtime: all that the model's process sees of packages.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from cascade.errors import LocalPartError
+from cascade.local_parts import (
+    MARKER,
+    OwnedProcess,
+    free_ports,
+    install_lock,
+    local_parts_dir,
+    read_marker,
+    staged_directory,
+)
+
+TRITON_VERSION = "2.51"
+_SERVER = ("nvidia-pytriton==0.7.0",)
+# numpy < 2 for the reason above; the rest is what this ONNX Runtime needs, all pinned.
+_PACKAGES = (
+    "flatbuffers==25.12.19",
+    "numpy==1.26.4",
+    "onnxruntime==1.26.0",
+    "packaging==26.3",
+    "protobuf==7.36.2",
+)
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+# The wheel has stubs for more, but numpy 1 ends here.
+_PYTHONS = ("3.11", "3.12")
+_LIBPYTHON = f"libpython{_PYTHON}.so.1.0"
+READY_TIMEOUT_S = 60.0
+_INSTALL_TIMEOUT_S = 900.0
+_UV_SETTINGS_LEFT_OUT = ("UV_CONSTRAINT", "UV_OVERRIDE", "VIRTUAL_ENV")
+_STOP_GRACE_S = 15.0
+
+
+def install(directory: Path, report: Callable[[str], None]) -> None:
+    """Bring Triton into `directory`/triton, once; afterwards no network is needed.
+
+    `report` receives lines for the user. Raises LocalPartError where this machine cannot run it or a download fails.
+    """
+    directory = directory.absolute()
+    target = directory / "triton"
+    _check_machine()
+    with install_lock(target):
+        if _is_installed(directory):
+            report(f"Triton {TRITON_VERSION}: present in {target}")
+            return
+        started = time.monotonic()
+        report(f"Triton {TRITON_VERSION}: downloading the server and its own Python packages (0.2 GB)")
+        with staged_directory(target) as staged:
+            _uv("pip", "install", "--no-deps", "--python", sys.executable, "--target", f"{staged}/server", *_SERVER)
+            _uv("venv", "--python", sys.executable, f"{staged}/python")
+            _uv("pip", "install", "--no-deps", "--python", f"{staged}/python/bin/python", *_PACKAGES)
+            _keep_the_server_only(staged / "server")
+            (staged / MARKER).write_text(json.dumps(_marker(), indent=1) + "\n")
+        report(f"Triton {TRITON_VERSION}: installed in {target} ({time.monotonic() - started:.0f} s)")
+
+
+def _marker() -> dict[str, object]:
+    return {"version": TRITON_VERSION, "python": _PYTHON, "packages": [*_SERVER, *_PACKAGES]}
+
+
+def _is_installed(parts_dir: Path) -> bool:
+    return read_marker(parts_dir / "triton") == _marker() and _binary(parts_dir).is_file()
+
+
+def _binary(parts_dir: Path) -> Path:
+    return parts_dir / "triton" / "server" / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+
+
+def _check_machine() -> None:
+    machine = os.uname()
+    if machine.sysname != "Linux" or machine.machine not in ("x86_64", "aarch64"):
+        raise LocalPartError(
+            f"the local Triton runs on Linux (x86-64, ARM64) only, this is {machine.sysname} {machine.machine}; "
+            'set deep.backend = "onnxruntime"'
+        )
+    if _PYTHON not in _PYTHONS:
+        raise LocalPartError(
+            f"the local Triton needs Python {' or '.join(_PYTHONS)}, this is {_PYTHON}; use one of those, or set "
+            'deep.backend = "onnxruntime"'
+        )
+
+
+def _uv(*arguments: str) -> None:
+    # The user's own mirrors hold, but no project's constraints: they name numpy 2. Hence the working directory, too.
+    environment = {name: value for name, value in os.environ.items() if name not in _UV_SETTINGS_LEFT_OUT}
+    command = [sys.executable, "-m", "uv", "--quiet", *arguments]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT_S, env=environment, cwd="/", check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LocalPartError(f"downloading Triton took more than {_INSTALL_TIMEOUT_S:g} s; try again") from error
+    if done.returncode == 0:
+        return
+    said = " ".join(done.stderr.split())[-400:]
+    if "No module named uv" in said:
+        raise LocalPartError("the package uv is missing; install the extra: pip install 'cascade-fraud[local]'")
+    raise LocalPartError(f"Triton cannot be installed: {said}; check the network and try again")
+
+
+def _keep_the_server_only(server: Path) -> None:
+    """Put the stub of this Python where the Python backend looks for it; the wheel's other parts are not needed."""
+    package = server / "pytriton"
+    triton = package / "tritonserver"
+    stub = triton / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise LocalPartError(f"{_SERVER[0]} has no part for Python {_PYTHON}; use Python {' or '.join(_PYTHONS)}")
+    shutil.copy2(stub, triton / "backends" / "python" / stub.name)
+    shutil.rmtree(triton / "python_backend_stubs")
+    for entry in package.iterdir():
+        if entry != triton:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def missing_libpython() -> str | None:
+    """The shared library of Python, where the loader cannot find it, with the remedy, as one line; else None."""
+    attempt = [sys.executable, "-I", "-S", "-c", f"import ctypes; ctypes.CDLL('{_LIBPYTHON}')"]
+    found = subprocess.run(attempt, env=_library_path(), capture_output=True, timeout=30, check=False)
+    if found.returncode == 0:
+        return None
+    return (
+        f"{_LIBPYTHON}, which the local Triton needs, is not on this machine; install it (Debian, Ubuntu: "
+        f"apt-get install libpython{_PYTHON})"
+    )
+
+
+def missing_parts(parts_dir: Path | None = None) -> str | None:
+    """What keeps the local Triton from starting, with the remedy, as one line; None where nothing does."""
+    try:
+        _check_machine()
+    except LocalPartError as error:
+        return str(error)
+    directory = parts_dir or local_parts_dir()
+    if not _is_installed(directory):
+        return f"Triton {TRITON_VERSION} is not installed in {directory / 'triton'}; run `cascade local install`"
+    return missing_libpython()
+
+
+def _library_path() -> dict[str, str]:
+    own = sysconfig.get_config_var("LIBDIR")
+    return {"LD_LIBRARY_PATH": str(own)} if own and (Path(own) / _LIBPYTHON).exists() else {}
+
+
+class LocalTriton:
+    """A running Triton that serves every model of `repository`, on 127.0.0.1, as a context manager.
+
+    `log_dir`: where `triton.log` goes; beside the repository by default. `grpc_port`: a free one by default.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        parts_dir: Path | None = None,
+        log_dir: Path | None = None,
+        grpc_port: int | None = None,
+    ) -> None:
+        self.repository = Path(repository).absolute()
+        self._parts_dir = (parts_dir or local_parts_dir()).absolute()
+        self._log_dir = log_dir or self.repository.parent
+        self._grpc_port = grpc_port
+        self._ports: list[int] = []
+        self._process: OwnedProcess | None = None
+        self._region_prefix = f"cascade-{uuid.uuid4().hex[:12]}-"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def grpc_url(self) -> str:
+        """Address of gRPC, `127.0.0.1:port`."""
+        return f"127.0.0.1:{self._ports[0]}"
+
+    @property
+    def http_url(self) -> str:
+        """Base of the HTTP interface, `http://127.0.0.1:port`."""
+        return f"http://127.0.0.1:{self._ports[1]}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Page of metrics in Prometheus' format."""
+        return f"http://127.0.0.1:{self._ports[2]}/metrics"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Start Triton and wait until it and all its models are ready; raises LocalPartError."""
+        if self.pid is not None:
+            return
+        missing = missing_parts(self._parts_dir)
+        if missing is not None:
+            raise LocalPartError(missing)
+        models = [entry.parent.name for entry in sorted(self.repository.glob("*/config.pbtxt"))]
+        if not models:
+            raise LocalPartError(f"{self.repository} holds no model (NAME/config.pbtxt); write a repository first")
+        # Kept for the life of the object: clients find a restarted server where it was.
+        if not self._ports:
+            grpc_port, *others = free_ports(3)
+            self._ports = [self._grpc_port or grpc_port, *others]
+        process = OwnedProcess("the local Triton", self._command(), self._log_dir / "triton.log", self._environment())
+        self._process = process
+        try:
+            process.start()
+            process.wait_until(lambda: all(self._answers(path) for path in _ready_paths(models)), timeout_s)
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """Stop Triton and the processes of its models."""
+        if self._process is not None:
+            self._process.stop(_STOP_GRACE_S)
+            self._remove_regions()
+
+    def kill(self) -> None:
+        """Kill Triton at once, as a failing machine would."""
+        if self._process is not None:
+            self._process.kill()
+            self._remove_regions()
+
+    def _remove_regions(self) -> None:
+        # A killed Triton leaves the shared memory that it had with its models, a megabyte each.
+        for region in Path("/dev/shm").glob(f"{self._region_prefix}*"):  # noqa: S108 - not ours to choose
+            region.unlink(missing_ok=True)
+
+    def _command(self) -> list[str]:
+        binary = _binary(self._parts_dir)
+        grpc, http, metrics = self._ports
+        return [
+            str(binary),
+            f"--model-repository={self.repository}",
+            f"--backend-directory={binary.parents[1] / 'backends'}",
+            f"--backend-config=python,shm-region-prefix-name={self._region_prefix}",
+            "--model-control-mode=none",
+            "--disable-auto-complete-config",
+            "--grpc-address=127.0.0.1",
+            f"--grpc-port={grpc}",
+            "--http-address=127.0.0.1",
+            f"--http-port={http}",
+            "--metrics-address=127.0.0.1",
+            f"--metrics-port={metrics}",
+            "--allow-gpu-metrics=false",
+            "--http-thread-count=2",
+            "--exit-timeout-secs=5",
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        # The model's process ignores every PYTHON variable; it takes the first `python3` of PATH for its own, and that
+        # one's packages. Nothing of the service's environment may come first: it holds numpy 2.
+        return _library_path() | {
+            "PATH": f"{self._parts_dir / 'triton' / 'python' / 'bin'}:/usr/bin:/bin",
+            "LC_ALL": "C.UTF-8",
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+
+    def _answers(self, path: str) -> bool:
+        """Whether the HTTP interface answers `path` with 200."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._ports[1], timeout=5.0)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def _ready_paths(models: list[str]) -> list[str]:
+    return ["/v2/health/ready", *(f"/v2/models/{model}/ready" for model in models)]

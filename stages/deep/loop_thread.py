@@ -1,0 +1,73 @@
+"""One asyncio loop in one thread of its own, for callers that live in plain threads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import TypeVar
+
+from cascade.errors import DeepStageError
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Runs coroutines for other threads until it is closed; belongs to the process that made it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._owner_pid = os.getpid()
+        self._closing = threading.Lock()
+        self._closed = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def submit(self, work: Coroutine[object, object, T]) -> Future[T]:
+        """Start a coroutine; its future fails with DeepStageError where the loop is closed, now or while it runs."""
+        problem = None
+        if os.getpid() != self._owner_pid:
+            problem = f"{self._name} was made before a fork; make one in this process"
+        with self._closing:
+            if self._closed:
+                problem = f"{self._name} is closed"
+            if problem is None:
+                return asyncio.run_coroutine_threadsafe(self._guard(work), self._loop)
+        work.close()
+        failed: Future[T] = Future()
+        failed.set_exception(DeepStageError("error", problem))
+        return failed
+
+    async def _guard(self, work: Coroutine[object, object, T]) -> T:
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._closed:
+                raise DeepStageError("error", f"{self._name} was closed") from None
+            raise
+
+    def close(self, last: Callable[[], Coroutine[object, object, object]] | None = None) -> None:
+        """End all work, run `last` on the loop, end loop and thread; doing it again is harmless."""
+        with self._closing:
+            if self._closed or os.getpid() != self._owner_pid:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._wind_down(last), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _wind_down(self, last: Callable[[], Coroutine[object, object, object]] | None) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if last is not None:
+            await last()

@@ -1,0 +1,106 @@
+"""Writes the Triton model repository for one deep model, from the templates in `triton_models`."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+from cascade.local_parts import staged_directory
+from stages.deep.signature import BATCH_ROWS_MAX, MODEL_NAME, DeepSignature
+
+Target = Literal["cpu", "gpu"]
+# Beside `stages` in a checkout and in an installed wheel alike.
+_TEMPLATES = Path(__file__).resolve().parents[2] / "triton_models"
+
+
+@dataclass(frozen=True, slots=True)
+class ServingLimits:
+    """How Triton runs the model and what it refuses.
+
+    `instances`: copies of the model. `threads`: CPU threads of ONNX Runtime in each copy.
+
+    The other three belong to Triton's queue; 0 leaves them out (see docs/decisions/0003-triton-queue.md).
+    `batch_delay_us`: microseconds that a batch waits for company. `queue_requests_max`: requests that wait; a further
+    one is refused. `queue_timeout_us`: microseconds that a request waits before it is refused; a request may ask for
+    less.
+    """
+
+    instances: int = 1
+    threads: int = 1
+    batch_delay_us: int = 0
+    queue_requests_max: int = 0
+    queue_timeout_us: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            lowest = 1 if name in ("instances", "threads") else 0
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} = {getattr(self, name)}: use {lowest} or more")
+
+    def batching(self) -> str:
+        """The lines of `dynamic_batching`."""
+        lines = [f"  max_queue_delay_microseconds: {self.batch_delay_us}"] if self.batch_delay_us else []
+        policy = []
+        if self.queue_requests_max:
+            policy.append(f"    max_queue_size: {self.queue_requests_max}")
+        if self.queue_timeout_us:
+            policy.append("    timeout_action: REJECT")
+            policy.append(f"    default_timeout_microseconds: {self.queue_timeout_us}")
+            policy.append("    allow_timeout_override: true")
+        if policy:
+            lines += ["  default_queue_policy {", *policy, "  }"]
+        return "".join(line + "\n" for line in lines)
+
+
+# A GPU has its queue bounded by Triton too. The local CPU server has not: its batcher stalls with any queue policy.
+DEFAULT_LIMITS: dict[Target, ServingLimits] = {
+    "cpu": ServingLimits(),
+    "gpu": ServingLimits(batch_delay_us=200, queue_requests_max=256, queue_timeout_us=20_000),
+}
+
+
+def write_repository(
+    onnx: Path,
+    signature: DeepSignature,
+    out: Path,
+    target: Target,
+    limits: ServingLimits | None = None,
+) -> Path:
+    """Write a repository with the one model `fraud_deep` to `out`, and return `out`; what was there is replaced.
+
+    `target`: `gpu` for Triton's ONNX Runtime backend on a GPU, `cpu` for the Python backend with ONNX Runtime.
+    `limits`: DEFAULT_LIMITS of the target where None. Raises OSError where a file cannot be read or written; `out` is
+    then as it was.
+    """
+    template = _TEMPLATES / target / MODEL_NAME
+    with staged_directory(Path(out)) as staged:
+        version = staged / MODEL_NAME / "1"
+        version.mkdir(parents=True)
+        (staged / MODEL_NAME / "config.pbtxt").write_text(
+            Template((template / "config.pbtxt.template").read_text()).substitute(
+                _values(signature, limits or DEFAULT_LIMITS[target])
+            )
+        )
+        shutil.copyfile(onnx, version / "model.onnx")
+        if target == "cpu":
+            shutil.copyfile(template / "1" / "model.py", version / "model.py")
+    return Path(out)
+
+
+def _values(signature: DeepSignature, limits: ServingLimits) -> dict[str, object]:
+    return {
+        "model_name": MODEL_NAME,
+        "batch_rows_max": BATCH_ROWS_MAX,
+        "sequence_input": signature.sequence_input,
+        "sequence_length": signature.sequence_length,
+        "sequence_width": signature.sequence_width,
+        "features_input": signature.features_input,
+        "features": signature.features,
+        "output": signature.output,
+        "batching": limits.batching(),
+        "instances": limits.instances,
+        "threads": limits.threads,
+    }

@@ -1,0 +1,113 @@
+"""Training of the deep model, and its export to ONNX."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from cascade.columns import Array, Float32, Float64, Int64
+from cascade.protocols import DeepInputs
+from stages.deep.model import DeepModel
+
+Progress = Callable[[float], None]
+# The ONNX operator set that every supported server reads (ONNX Runtime 1.14 and newer), pinned: part of the contract.
+OPSET = 17
+# Rows a call outside training: bounds the memory of scoring a month of transactions.
+SCORE_ROWS = 8_192
+
+
+class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Size of the deep model and how it is trained.
+
+    `genuine_share`: share of genuine transactions that is used, each weighted by its inverse, so that probabilities
+    stay right; frauds are all used.
+    """
+
+    hidden: int = 64
+    dropout: float = 0.1
+    epochs: int = 8
+    batch_rows: int = 512
+    learning_rate: float = 4e-3
+    weight_decay: float = 1e-2
+    genuine_share: float = 0.25
+
+
+def train_deep(
+    inputs: DeepInputs, fraud: Int64, weight: Float32, settings: DeepSettings, seed: int, progress: Progress
+) -> DeepModel:
+    """Fit on the rows given, each with its weight; `progress` gets the share done, 0 to 1."""
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True)
+    model = DeepModel(inputs, settings.hidden, settings.dropout)
+    sequence, features = torch.from_numpy(inputs.sequence), torch.from_numpy(inputs.features)
+    target, weights = torch.from_numpy(fraud.astype(np.float32)), torch.from_numpy(weight)
+    rows = len(target)
+    batch_rows = min(settings.batch_rows, rows)
+    steps = settings.epochs * (rows // batch_rows)
+    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=steps)
+    loss_of = nn.BCEWithLogitsLoss(reduction="none")
+    model.train()
+    done = 0
+    for _ in range(settings.epochs):
+        order = torch.randperm(rows)
+        for start in range(0, rows - batch_rows + 1, batch_rows):
+            chosen = order[start : start + batch_rows]
+            logit = model(sequence[chosen], features[chosen])[:, 0]
+            loss = (loss_of(logit, target[chosen]) * weights[chosen]).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            done += 1
+        progress(done / steps)
+    model.eval()
+    return model
+
+
+def sample_genuine(fraud: Int64, share: float, seed: int) -> tuple[Array, Float32]:
+    """Positions int64 of all frauds and of a share of the genuine rows, in order, and the weight of each."""
+    drawn = np.random.default_rng(seed).random(len(fraud)) < share
+    chosen = np.flatnonzero((fraud == 1) | drawn)
+    return chosen, np.where(fraud[chosen] == 1, 1.0, 1.0 / share).astype(np.float32)
+
+
+def score_torch(model: DeepModel, inputs: DeepInputs) -> Float64:
+    """Log-odds float64 [rows] by PyTorch."""
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(inputs), SCORE_ROWS):
+            rows = slice(start, start + SCORE_ROWS)
+            logit = model(torch.from_numpy(inputs.sequence[rows]), torch.from_numpy(inputs.features[rows]))
+            parts.append(logit[:, 0].numpy().astype(np.float64))
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def export_onnx(model: DeepModel, example: DeepInputs) -> bytes:
+    """The model as ONNX: inputs `sequence` and `features`, output `logit` [rows, 1], rows being dynamic."""
+    target = io.BytesIO()
+    arguments = (torch.from_numpy(example.sequence[:1]), torch.from_numpy(example.features[:1]))
+    names = ["sequence", "features"], ["logit"]
+    with warnings.catch_warnings():
+        # the exporter that keeps the recurrent unit one fused operator; its successor unrolls it into sixteen steps
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, arguments, target, dynamo=False, opset_version=OPSET, input_names=names[0], output_names=names[1],
+            dynamic_axes={name: {0: "rows"} for name in (*names[0], *names[1])},
+        )  # fmt: skip
+    return target.getvalue()
+
+
+def max_difference(model: DeepModel, onnx: bytes, inputs: DeepInputs) -> float:
+    """The largest absolute difference between the log-odds of PyTorch and of ONNX Runtime over the rows."""
+    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    (logit,) = session.run(["logit"], {"sequence": inputs.sequence, "features": inputs.features})
+    return float(np.max(np.abs(logit[:, 0] - score_torch(model, inputs)), initial=0.0))

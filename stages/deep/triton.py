@@ -1,0 +1,237 @@
+"""The deep stage on Triton, over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cascade.columns import Float64
+from cascade.errors import DeepStageError, ModelServerError
+from cascade.protocols import DeepInputs
+from stages.deep.answers import checked_scores, probe_inputs
+from stages.deep.loop_thread import LoopThread
+from stages.deep.signature import BATCH_ROWS_MAX, MODEL_NAME, DeepSignature
+
+_MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+# gRPC's own limit is two minutes: a Triton that is back would stay unused that long.
+_RECONNECT_MS_FIRST, _RECONNECT_MS_MAX = 100, 2_000
+_RETRY_S_FIRST, _RETRY_S_MAX = 0.05, 1.0
+_PROBE_TIMEOUT_S = 5.0
+# Triton answers both with UNAVAILABLE, which is also what a server that is gone looks like: the text tells.
+_QUEUE_FULL_TEXTS = ("maximum queue size", "queue is full")
+_QUEUE_TIMEOUT_TEXTS = ("timeout expired",)
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcOptions:
+    """How to reach Triton.
+
+    `ssl` with `root_certificates` (the authority), and for mutual TLS `private_key` and `certificate_chain`: PEM
+    files. `keepalive_s`: seconds between pings on a quiet connection, `keepalive_timeout_s`: seconds without an
+    answer after which the connection counts as dead.
+    """
+
+    ssl: bool = False
+    root_certificates: Path | None = None
+    private_key: Path | None = None
+    certificate_chain: Path | None = None
+    # Servers refuse clients that ping more often than every five minutes without a call.
+    keepalive_s: float = 300.0
+    keepalive_timeout_s: float = 10.0
+
+    def channel_arguments(self) -> list[tuple[str, int]]:
+        """The options as gRPC names them."""
+        return [
+            ("grpc.max_send_message_length", _MESSAGE_BYTES_MAX),
+            ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+            ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
+            ("grpc.keepalive_timeout_ms", int(self.keepalive_timeout_s * 1000)),
+            ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS_FIRST),
+            ("grpc.min_reconnect_backoff_ms", _RECONNECT_MS_FIRST),
+            ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS_MAX),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+
+
+class TritonDeepStage:
+    """A deep stage (see `cascade.protocols.DeepStage`) that asks Triton at `url` (`host:port` of gRPC).
+
+    One long-lived connection on one loop in one thread. Make it in the process that uses it: after a fork every call
+    fails. Raises ModelServerError where the TLS files of `options` cannot be read.
+    """
+
+    def __init__(
+        self, url: str, signature: DeepSignature, model: str = MODEL_NAME, options: GrpcOptions | None = None
+    ) -> None:
+        self.url = url
+        self.model = model
+        self._signature = signature
+        self._options = options or GrpcOptions()
+        self._loop = LoopThread(f"the client of Triton at {url}")
+        try:
+            self._client = self._loop.submit(self._connect()).result()
+        except OSError as error:
+            self._loop.close()
+            raise ModelServerError(f"{error.filename}: {error.strerror}; check the TLS files of [deep]") from error
+        except BaseException:
+            self._loop.close()
+            raise
+
+    async def _connect(self) -> Any:
+        from tritonclient.grpc.aio import InferenceServerClient
+
+        options = self._options
+        return InferenceServerClient(
+            self.url,
+            ssl=options.ssl,
+            root_certificates=options.root_certificates,
+            private_key=options.private_key,
+            certificate_chain=options.certificate_chain,
+            channel_args=options.channel_arguments(),
+        )
+
+    def submit(self, inputs: DeepInputs, timeout_s: float) -> Future[Float64]:
+        """Start scoring; see the protocol. More than 256 rows travel as several requests at the same time."""
+        return self._loop.submit(self._score(inputs, time.monotonic() + timeout_s))
+
+    async def _score(self, inputs: DeepInputs, deadline: float) -> Float64:
+        starts = range(0, len(inputs), BATCH_ROWS_MAX)
+        parts = [asyncio.create_task(self._score_batch(_rows(inputs, start), deadline)) for start in starts]
+        try:
+            return np.concatenate([np.zeros(0, np.float64), *await asyncio.gather(*parts)])
+        finally:
+            for part in parts:
+                part.cancel()
+
+    async def _score_batch(self, inputs: DeepInputs, deadline: float) -> Float64:
+        from tritonclient.grpc import InferRequestedOutput
+
+        remaining_s = deadline - time.monotonic()
+        if remaining_s <= 0:
+            raise DeepStageError("deadline", "the time was up before the call began")
+        try:
+            # gRPC has the deadline too, so that the server hears of it; this one also covers what happens before.
+            async with asyncio.timeout(remaining_s):
+                answer = await self._client.infer(
+                    self.model,
+                    [
+                        _tensor(self._signature.sequence_input, inputs.sequence),
+                        _tensor(self._signature.features_input, inputs.features),
+                    ],
+                    outputs=[InferRequestedOutput(self._signature.output)],
+                    # For the server's queue, in microseconds: it refuses what nobody waits for any more.
+                    timeout=max(int(remaining_s * 1e6), 1),
+                    client_timeout=remaining_s,
+                )
+        except TimeoutError:
+            raise DeepStageError("deadline", f"Triton at {self.url} did not answer in time") from None
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise self._translated(error) from error
+        return checked_scores(answer.as_numpy(self._signature.output), len(inputs))
+
+    def _translated(self, error: Exception) -> DeepStageError:
+        status, text = _status_and_text(error)
+        lowered = text.lower()
+        cause = "error"
+        if status == "DEADLINE_EXCEEDED" or any(part in lowered for part in _QUEUE_TIMEOUT_TEXTS):
+            cause = "deadline"
+        elif status == "RESOURCE_EXHAUSTED" or any(part in lowered for part in _QUEUE_FULL_TEXTS):
+            cause = "queue-full"
+        return DeepStageError(cause, f"Triton at {self.url}: {status}: {text}")
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return once the model is the promised one and has answered one row.
+
+        Raises ModelServerError: at once where another model is served, else after `timeout_s` seconds.
+        """
+        try:
+            self._loop.submit(self._wait_ready(time.monotonic() + timeout_s, timeout_s)).result()
+        except DeepStageError as error:
+            raise ModelServerError(f"the model {self.model} is ready but does not answer: {error}") from error
+
+    async def _wait_ready(self, deadline: float, timeout_s: float) -> None:
+        pause_s, problem = _RETRY_S_FIRST, "no answer"
+        while True:
+            remaining_s = max(deadline - time.monotonic(), 0.0)
+            try:
+                if await self._client.is_model_ready(self.model, client_timeout=min(remaining_s, _PROBE_TIMEOUT_S)):
+                    break
+                problem = "the model is not ready"
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                problem = ": ".join(_status_and_text(error))
+            # Jitter: workers that start together must not ask together for ever.
+            pause = pause_s * random.SystemRandom().uniform(0.5, 1.0)
+            if time.monotonic() + pause >= deadline:
+                raise ModelServerError(
+                    f"Triton at {self.url} did not serve the model {self.model} within {timeout_s:g} s ({problem}); "
+                    "start it, or correct deep.url and deep.model"
+                )
+            await asyncio.sleep(pause)
+            pause_s = min(2 * pause_s, _RETRY_S_MAX)
+        await self._check_model()
+        probe_deadline = max(deadline, time.monotonic() + _PROBE_TIMEOUT_S)
+        await self._score_batch(probe_inputs(self._signature), probe_deadline)
+
+    async def _check_model(self) -> None:
+        """Compare names, types and shapes of the served model, and its batch size, with what is promised."""
+        try:
+            metadata = await self._client.get_model_metadata(self.model, client_timeout=_PROBE_TIMEOUT_S)
+            answer = await self._client.get_model_config(self.model, client_timeout=_PROBE_TIMEOUT_S)
+        except Exception as error:
+            raise ModelServerError(f"Triton at {self.url}: {': '.join(_status_and_text(error))}") from error
+        found = {one.name: (one.datatype, list(one.shape)) for one in (*metadata.inputs, *metadata.outputs)}
+        promised = self._signature.input_shapes | self._signature.output_shapes
+        wanted = {name: ("FP32", [-1, *shape]) for name, shape in promised.items()}
+        remedy = "serve the model of the bundle, or name the bundle of the served model"
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                raise ModelServerError(
+                    f"Triton at {self.url} serves another {self.model}: tensor {name} is {_shown(found.get(name))}, "
+                    f"the bundle promises {_shown(wanted.get(name))}; {remedy}"
+                )
+        if answer.config.max_batch_size < BATCH_ROWS_MAX:
+            raise ModelServerError(
+                f"Triton at {self.url} serves {self.model} with max_batch_size {answer.config.max_batch_size}; "
+                f"set it to {BATCH_ROWS_MAX}"
+            )
+
+    def close(self) -> None:
+        """Close the connection, the loop and the thread; calls under way fail."""
+        self._loop.close(last=self._client.close)
+
+
+def _rows(inputs: DeepInputs, start: int) -> DeepInputs:
+    stop = start + BATCH_ROWS_MAX
+    return DeepInputs(inputs.sequence[start:stop], inputs.features[start:stop])
+
+
+def _tensor(name: str, values: Any) -> Any:
+    from tritonclient.grpc import InferInput
+
+    tensor = InferInput(name, list(values.shape), "FP32")
+    tensor.set_data_from_numpy(np.ascontiguousarray(values, np.float32))
+    return tensor
+
+
+def _status_and_text(error: Exception) -> tuple[str, str]:
+    """Name of the gRPC status (`UNAVAILABLE`) and the message as one line."""
+    from tritonclient.utils import InferenceServerException
+
+    if not isinstance(error, InferenceServerException):
+        return type(error).__name__, " ".join(str(error).split())
+    return str(error.status() or "error").removeprefix("StatusCode."), " ".join(str(error.message()).split())
+
+
+def _shown(tensor: tuple[str, list[int]] | None) -> str:
+    return "absent" if tensor is None else f"{tensor[0]} {tensor[1]}"

@@ -1,0 +1,53 @@
+"""Figures of decision quality, by the field's definitions."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from cascade.columns import Bool, Float64, Int64
+
+
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
+    """How well scores rank frauds; None where it is not defined (only frauds, or none)."""
+
+    auc: float | None
+    average_precision: float | None
+    card_precision_top100: float | None
+
+
+def quality(score: Float64, fraud: Bool, day: Int64, card: Int64) -> Quality:
+    """Of scores float64 [rows]; `day` int64: days since the epoch, `card` int64."""
+    if not 0 < fraud.sum() < len(fraud):
+        return Quality(auc=None, average_precision=None, card_precision_top100=None)
+    return Quality(
+        auc=float(roc_auc_score(fraud, score)),
+        average_precision=float(average_precision_score(fraud, score)),
+        card_precision_top100=card_precision(score, fraud, day, card),
+    )
+
+
+def card_precision(score: Float64, fraud: Bool, day: Int64, card: Int64, top: int = 100) -> float:
+    """Mean over days of the share of frauds among the day's `top` cards by their highest score.
+
+    A card that was found on one day is not counted again on later ones. Source: Le Borgne et al., "Reproducible
+    Machine Learning for Credit Card Fraud Detection", chapter 4.3.
+    """
+    found: set[int] = set()
+    daily = []
+    for today in np.unique(day):
+        rows = np.flatnonzero((day == today) & ~np.isin(card, np.fromiter(found, np.int64, len(found))))
+        ranked = rows[np.argsort(-score[rows], kind="stable")]
+        _, first = np.unique(card[ranked], return_index=True)
+        chosen = card[ranked[np.sort(first)[:top]]]
+        caught = set(chosen[np.isin(chosen, card[rows[fraud[rows]]])].tolist())
+        daily.append(len(caught) / top)
+        found |= caught
+    return float(np.mean(daily))
+
+
+def recall_at(selected: Bool, fraud: Bool) -> float | None:
+    """Share of the frauds among the selected rows; None without frauds."""
+    frauds = int(fraud.sum())
+    return float((selected & fraud).sum()) / frauds if frauds else None

@@ -1,0 +1,54 @@
+"""From `[kafka]` of the configuration to the keyword arguments of kafka-python."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from cascade.config import KafkaSettings
+
+
+class Secret(str):
+    """A password whose representation does not show it: kafka-python logs its configuration at DEBUG."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+def connection_settings(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
+    """Addresses, TLS and SASL; raises SettingError where a secret that is named cannot be read."""
+    quieten_vendor()
+    return {"bootstrap_servers": kafka.servers, "client_id": client_id, **_security(kafka)}
+
+
+def _security(kafka: KafkaSettings) -> dict[str, Any]:
+    security = kafka.security
+    settings: dict[str, Any] = {"security_protocol": security.protocol}
+    if security.uses_tls:
+        key_password = security.key_password()
+        settings |= {
+            "ssl_check_hostname": True,
+            "ssl_cafile": security.ca_file or None,
+            "ssl_certfile": security.certificate_file or None,
+            "ssl_keyfile": security.key_file or None,
+            "ssl_password": Secret(key_password) if key_password else None,
+        }
+    if security.uses_sasl:
+        settings |= {
+            "sasl_mechanism": security.sasl_mechanism,
+            "sasl_plain_username": security.username,
+            "sasl_plain_password": Secret(security.password() or ""),
+        }
+    return settings
+
+
+def quieten_vendor() -> None:
+    """Keep kafka-python's log at WARNING or above.
+
+    At DEBUG it writes keys and values, which are card numbers; at INFO it tells of every connection.
+    """
+    logger = logging.getLogger("kafka")
+    if logger.getEffectiveLevel() < logging.WARNING:
+        logger.setLevel(logging.WARNING)

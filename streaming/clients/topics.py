@@ -1,0 +1,129 @@
+"""Waiting for the brokers, and the topics that must be there."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from kafka import KafkaAdminClient
+from kafka.errors import (
+    AuthorizationError,
+    KafkaConfigurationError,
+    KafkaError,
+    SaslAuthenticationFailedError,
+    TopicAlreadyExistsError,
+)
+
+from cascade.config import KafkaSettings
+from cascade.errors import BrokerError
+from streaming.clients.protocol import TopicSpec
+from streaming.clients.settings import connection_settings
+
+BACKOFF_FIRST_S = 0.2
+BACKOFF_MAX_S = 5.0
+# share of a pause that chance takes away, so that workers that lost the same broker do not come back as one
+JITTER_SHARE = 0.5
+PROBE_TIMEOUT_S = 2.0
+ATTEMPT_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_MS = 15_000
+
+
+def wait_for_broker(
+    kafka: KafkaSettings,
+    timeout_s: float,
+    report: Callable[[str], None],
+    *,
+    sleep: Callable[[float], object] = time.sleep,
+    chance: Callable[[], float] = random.random,
+) -> None:
+    """Return once a broker answers; `report` hears before each pause what is waited for.
+
+    Raises BrokerError after `timeout_s` seconds, and at once where it is refused for its credentials.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    pause_s = BACKOFF_FIRST_S
+    while True:
+        problem = _problem(kafka, max(deadline_s - time.monotonic(), 0.1))
+        if problem is None:
+            return
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise BrokerError(
+                f"no Kafka broker at {kafka.bootstrap} after {timeout_s:g} s ({problem}); "
+                "start it, or set kafka.bootstrap or KAFKA_BOOTSTRAP to one that runs"
+            )
+        report(f"waiting for Kafka at {kafka.bootstrap}, {left_s:.0f} s left: {problem}")
+        sleep(min(pause_s * (1 - JITTER_SHARE * chance()), left_s))
+        pause_s = min(2 * pause_s, BACKOFF_MAX_S)
+
+
+def ensure_topics(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> list[str]:
+    """Make those topics that are missing and wait until they have leaders; returns the names of the new ones."""
+    missing = set(missing_topics(kafka, [topic.name for topic in topics]))
+    if not missing:
+        return []
+    wanted = {
+        topic.name: {
+            "num_partitions": topic.partitions,
+            "replication_factor": topic.replication,
+            "configs": dict(topic.settings or {}),
+        }
+        for topic in topics
+        if topic.name in missing
+    }
+    with _admin(kafka, ATTEMPT_TIMEOUT_S) as admin:
+        # another worker may have made them in the meantime
+        with contextlib.suppress(TopicAlreadyExistsError):
+            admin.create_topics(wanted)
+        admin.wait_for_topics(sorted(wanted), timeout_ms=REQUEST_TIMEOUT_MS)
+    return sorted(wanted)
+
+
+def missing_topics(kafka: KafkaSettings, names: Sequence[str]) -> list[str]:
+    """Those of the names that are no topic, in the same order; raises BrokerError where no broker answers."""
+    with _admin(kafka, ATTEMPT_TIMEOUT_S) as admin:
+        known = set(admin.list_topics())
+    return [name for name in names if name not in known]
+
+
+@contextlib.contextmanager
+def _admin(kafka: KafkaSettings, timeout_s: float) -> Iterator[Any]:
+    try:
+        with contextlib.closing(
+            KafkaAdminClient(
+                **connection_settings(kafka, "cascade-admin"),
+                bootstrap_timeout_ms=int(timeout_s * 1_000),
+                request_timeout_ms=REQUEST_TIMEOUT_MS,
+            )
+        ) as admin:
+            yield admin
+    except (KafkaError, OSError, ValueError) as error:
+        raise BrokerError(f"Kafka at {kafka.bootstrap}: {' '.join(str(error).split())}") from error
+
+
+def _problem(kafka: KafkaSettings, timeout_s: float) -> str | None:
+    """Why no broker answers, or None; a plain connection is tried first, since its error says more."""
+    problems = [_connection_problem(server, min(PROBE_TIMEOUT_S, timeout_s)) for server in kafka.servers]
+    if all(problem is not None for problem in problems):
+        return problems[0]
+    try:
+        with _admin(kafka, min(ATTEMPT_TIMEOUT_S, timeout_s)) as admin:
+            admin.list_topics()
+    except BrokerError as error:
+        if isinstance(error.__cause__, (SaslAuthenticationFailedError, AuthorizationError, KafkaConfigurationError)):
+            raise
+        return "it accepts connections, but does not answer as Kafka with these kafka.security settings"
+    return None
+
+
+def _connection_problem(server: str, timeout_s: float) -> str | None:
+    host, _, port = server.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout_s):
+            return None
+    except OSError as error:
+        return (error.strerror or str(error) or type(error).__name__).lower()

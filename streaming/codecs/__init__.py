@@ -1,0 +1,17 @@
+"""Messages to columns and back; `codec` is the way in."""
+
+from __future__ import annotations
+
+from cascade.config import CodecName
+from cascade.schema import Field
+from streaming.codecs.json import JsonCodec
+from streaming.codecs.msgpack import MsgpackCodec
+from streaming.codecs.protocol import Codec, Decoded, Reject, RejectReason
+
+__all__ = ["Codec", "Decoded", "Reject", "RejectReason", "codec"]
+
+
+def codec(name: CodecName, fields: dict[str, Field], message_bytes_max: int) -> Codec:
+    """The codec `name` for messages with these fields (`schema.fields`, or `schema.label_fields()` for labels)."""
+    makers: dict[CodecName, type[JsonCodec] | type[MsgpackCodec]] = {"json": JsonCodec, "msgpack": MsgpackCodec}
+    return makers[name](fields, message_bytes_max)

@@ -1,0 +1,92 @@
+"""The message of one row as a struct type derived from the fields, and the way from structs to columns and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from cascade.columns import Array, ColumnBatch
+from cascade.schema import INT64_MAX, TIME_UNITS_PER_SECOND, Field
+
+WireInt64 = Annotated[int, msgspec.Meta(ge=-INT64_MAX - 1, le=INT64_MAX)]
+_WIRE_TYPES: dict[str, Any] = {
+    "int64": WireInt64,
+    "float64": float,
+    "timestamp": WireInt64,
+    "string": str,
+    "category": str,
+}
+
+
+def row_type(fields: dict[str, Field]) -> type[msgspec.Struct]:
+    """A struct type whose attributes f0, f1, … stand for the fields in their order, under their names on the wire.
+
+    Field names need not be Python identifiers. Unknown fields of a message are ignored: producers evolve first.
+    """
+    attributes = [
+        (f"f{position}", _WIRE_TYPES[field.type], msgspec.field(name=name))
+        for position, (name, field) in enumerate(fields.items())
+    ]
+    # gc=False: a row holds no containers, and the collector need not look at thousands of them a batch
+    return msgspec.defstruct("Row", attributes, gc=False)
+
+
+def wire_values(rows: Sequence[msgspec.Struct], position: int) -> Iterable[Any]:
+    """The values of the field at `position`, one a row."""
+    return map(attrgetter(f"f{position}"), rows)
+
+
+def time_to_ms(values: Array, unit: str) -> Array:
+    """Epoch times int64 in `unit` to ms; microseconds are rounded down, seconds must lie within `seconds_limit`."""
+    if unit == "s":
+        return values * 1_000
+    return values // 1_000 if unit == "us" else values
+
+
+def seconds_limit() -> int:
+    """The largest number of seconds whose milliseconds fit int64."""
+    return INT64_MAX // 1_000
+
+
+def to_rows(fields: dict[str, Field], batch: ColumnBatch, row: type[msgspec.Struct]) -> list[msgspec.Struct]:
+    """The structs that `batch` stands for; the inverse of decoding, but for what `time_to_ms` rounds away."""
+    columns = [_WIRE_COLUMNS[field.type](batch[name], field) for name, field in fields.items()]
+    return [row(*values) for values in zip(*columns, strict=True)]
+
+
+def _plain(column: Array, field: Field) -> list[Any]:
+    del field
+    return list(column.tolist())
+
+
+def _times(column: Array, field: Field) -> list[Any]:
+    per_second = TIME_UNITS_PER_SECOND[field.unit]
+    scaled = column // (1_000 // per_second) if per_second <= 1_000 else column * (per_second // 1_000)
+    return list(scaled.tolist())
+
+
+def _strings(column: Array, field: Field) -> list[Any]:
+    del field
+    return [text.decode() for text in column.tolist()]
+
+
+def _categories(column: Array, field: Field) -> list[Any]:
+    return [field.values[position] for position in column.tolist()]
+
+
+_WIRE_COLUMNS: dict[str, Callable[[Array, Field], list[Any]]] = {
+    "int64": _plain,
+    "float64": _plain,
+    "timestamp": _times,
+    "string": _strings,
+    "category": _categories,
+}
+
+
+def empty_batch(fields: dict[str, Field]) -> ColumnBatch:
+    """A batch of no rows with the fields' dtypes."""
+    return ColumnBatch({name: np.empty(0, field.dtype) for name, field in fields.items()}, 0)

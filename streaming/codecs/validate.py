@@ -1,0 +1,80 @@
+"""From decoded structs to columns, and which of the rows break a rule of the schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from cascade.columns import Array, Bool, ColumnBatch, Int64
+from cascade.schema import Field, out_of_limits
+from streaming.codecs.protocol import RejectReason
+from streaming.codecs.rows import seconds_limit, time_to_ms, wire_values
+
+# C0, DEL and C1: a NUL would be lost in a fixed-width column, the others break logs and terminals
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+Faults = dict[int, tuple[RejectReason, str]]
+
+
+def to_columns(fields: dict[str, Field], rows: Sequence[msgspec.Struct]) -> tuple[ColumnBatch, Faults]:
+    """Columns of all rows, and the first fault found in each row that may not be used, by row."""
+    faults: Faults = {}
+    columns: dict[str, Array] = {}
+    for position, (name, field) in enumerate(fields.items()):
+        columns[name] = _column(name, field, rows, position, faults)
+    batch = ColumnBatch(columns, len(rows))
+    for name, mask in out_of_limits(fields, batch).items():
+        _note(faults, mask, RejectReason.OUT_OF_LIMITS, f"{name}: outside {_limits_text(fields[name])}")
+    return batch, faults
+
+
+def _column(name: str, field: Field, rows: Sequence[msgspec.Struct], position: int, faults: Faults) -> Array:
+    if field.type == "string":
+        return _strings(name, field, list(wire_values(rows, position)), faults)
+    if field.type == "category":
+        return _categories(name, field, list(wire_values(rows, position)), faults)
+    if field.type == "float64":
+        numbers = np.fromiter(wire_values(rows, position), np.float64, len(rows))
+        _note(faults, ~np.isfinite(numbers), RejectReason.NOT_FINITE, f"{name}: NaN or infinite")
+        return numbers
+    whole = np.fromiter(wire_values(rows, position), np.int64, len(rows))
+    return _times(name, field, whole, faults) if field.type == "timestamp" else whole
+
+
+def _times(name: str, field: Field, times: Int64, faults: Faults) -> Array:
+    if field.unit == "s":
+        beyond = (times > seconds_limit()) | (times < -seconds_limit())
+        _note(faults, beyond, RejectReason.OUT_OF_LIMITS, f"{name}: beyond what milliseconds can count")
+        times = np.where(beyond, 0, times)
+    return time_to_ms(times, field.unit)
+
+
+def _strings(name: str, field: Field, texts: list[str], faults: Faults) -> Array:
+    octets = [text.encode() for text in texts]
+    lengths = np.fromiter(map(len, octets), np.int64, len(octets))
+    _note(faults, lengths > field.max_length, RejectReason.TOO_LONG, f"{name}: more than {field.max_length} bytes")
+    if _CONTROL.search("".join(texts)):
+        control = np.fromiter((_CONTROL.search(text) is not None for text in texts), np.bool_, len(texts))
+        _note(faults, control, RejectReason.OUT_OF_LIMITS, f"{name}: holds a control character")
+    return np.array(octets, field.dtype)
+
+
+def _categories(name: str, field: Field, texts: list[str], faults: Faults) -> Array:
+    positions = {value: position for position, value in enumerate(field.values)}
+    column = np.fromiter((positions.get(text, -1) for text in texts), np.int64, len(texts))
+    _note(faults, column < 0, RejectReason.UNKNOWN_CATEGORY, f"{name}: none of the {len(field.values)} known values")
+    return column
+
+
+def _note(faults: Faults, mask: Bool, reason: RejectReason, detail: str) -> None:
+    for row in np.flatnonzero(mask).tolist():
+        faults.setdefault(row, (reason, detail))
+
+
+def _limits_text(field: Field) -> str:
+    low = "-∞" if field.minimum is None else str(field.minimum)
+    high = "∞" if field.maximum is None else str(field.maximum)
+    return f"{low} to {high}"

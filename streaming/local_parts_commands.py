@@ -1,0 +1,66 @@
+"""`cascade local`: the embedded parts, for work without Docker: a real Kafka broker and a real Triton."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cascade.local_parts import local_parts_dir
+from stages.deep import local_triton
+from stages.deep.local_triton import LocalTriton
+from streaming import local_broker
+from streaming.local_broker import LocalBroker
+
+app = typer.Typer(no_args_is_help=True, help="A Kafka broker and a Triton of your own, without Docker.")
+
+
+@app.command()
+def install() -> None:
+    """Download Apache Kafka and Triton, once; later calls only check."""
+    directory = local_parts_dir()
+    for part in (local_broker, local_triton):
+        part.install(directory, typer.echo)
+
+
+@app.command()
+def broker(
+    data: Annotated[Path, typer.Option(help="Directory of topics and offsets; kept for the next start.")] = Path(
+        "build/local-broker"
+    ),
+    nodes: Annotated[int, typer.Option(min=1, max=local_broker.NODES_MAX, help="3 for replicated topics.")] = 1,
+    port: Annotated[int, typer.Option(help="Port of the first node, the others follow; 0: any free ones.")] = 9092,
+) -> None:
+    """Run Kafka on this machine until Ctrl-C."""
+    stop = _stop_signal()
+    with LocalBroker(data, nodes=nodes, port=port or None) as running:
+        typer.echo(f"Kafka {local_broker.KAFKA_VERSION} at {running.bootstrap}, data in {running.data_dir}")
+        typer.echo("Ctrl-C stops it")
+        stop.wait()
+    typer.echo("Kafka is stopped, its data stays")
+
+
+@app.command()
+def triton(
+    repository: Annotated[Path, typer.Option(help="Triton model repository (NAME/config.pbtxt).", exists=True)],
+    port: Annotated[int, typer.Option(help="Port of gRPC; 0: any free one.")] = 8001,
+) -> None:
+    """Run Triton (CPU) on this machine until Ctrl-C."""
+    stop = _stop_signal()
+    with LocalTriton(repository, grpc_port=port or None) as running:
+        typer.echo(f"Triton {local_triton.TRITON_VERSION}: gRPC {running.grpc_url}, HTTP {running.http_url}")
+        typer.echo(f"metrics {running.metrics_url}")
+        typer.echo("Ctrl-C stops it")
+        stop.wait()
+    typer.echo("Triton is stopped")
+
+
+def _stop_signal() -> threading.Event:
+    """An event that Ctrl-C and SIGTERM set."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

@@ -1,0 +1,263 @@
+"""The service: a worker with everything that it needs, from a configuration file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import psutil
+import structlog
+
+from cascade.bundle import load_bundle
+from cascade.config import Config, LogSettings, load_config
+from cascade.errors import BrokerError, ModelServerError
+from cascade.ledger import (
+    EnergySampler,
+    LatencyObjective,
+    Ledger,
+    LedgerSummary,
+    ServiceLevel,
+    find_meters,
+    ledger_registry,
+)
+from cascade.protocols import DeepStage
+from stages.assembly import make_deep_stage, make_engine
+from streaming.clients import TopicSpec, make_consumer, make_producer
+from streaming.clients.topics import ensure_topics, missing_topics, wait_for_broker
+from streaming.codecs import codec
+from streaming.dead_letters import OVERHEAD_BYTES_MAX
+from streaming.health import HealthServer, HealthState
+from streaming.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = structlog.get_logger()
+# A loop that has not gone round for this long is stuck: a rebalance (5 s) and a commit (15 s) fit.
+STALL_S_MAX = 60.0
+# One attempt; while it lasts the service says in health and log what it waits for, and then tries again.
+WAIT_ATTEMPT_S = 5.0
+# What a topic takes by default; a dead letter is its message and headers besides.
+KAFKA_MESSAGE_BYTES = 1_048_588
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+
+
+def serve(
+    config_path: Path, create_topics: int = 0, on_ready: Callable[[int | None], None] | None = None
+) -> LedgerSummary:
+    """Run the service of a configuration file until SIGTERM or SIGINT; returns the ledger's summary.
+
+    `create_topics`: make missing topics with this many partitions (0: stop with a line that names them). `on_ready`
+    gets the port of health and metrics. Raises CascadeError, one line, for what the user can mend.
+    """
+    config = load_config(config_path)
+    configure_log(config.log)
+    bundle = load_bundle(Path(config.bundle.path))
+    engine = make_engine(bundle)
+    health = HealthState(STALL_S_MAX)
+    with ExitStack() as stack, _stop_signals() as stopping:
+        for part in ("state", "broker", "deep model", "partitions"):
+            health.waiting(part, "starting")
+        deep = make_deep_stage(bundle, config.deep)
+        stack.callback(deep.close)
+        meters = find_meters(_pids(config), config.energy.watts_per_core)
+        ledger = Ledger(
+            meters=meters, service_level=service_level(config), watts_per_core=config.energy.watts_per_core,
+            bundle_version=bundle.version,
+        )  # fmt: skip
+        stack.enter_context(EnergySampler(ledger.sample_energy))
+        if config.health.enabled:
+            server = HealthServer(health, ledger_registry(ledger), config.health.host, config.health.port)
+            stack.callback(server.close)
+            if on_ready is not None:
+                on_ready(server.port)
+        engine.warm_up()
+        health.ok("state")
+        _wait_for_broker(config, health, stopping)
+        _wait_for_model(deep, health, stopping)
+        if stopping.is_set():
+            return ledger.summary()
+        check_topics(config, create_topics)
+        health.ok("broker")
+        consumer = make_consumer(config.kafka, config.kafka.group)
+        stack.callback(consumer.close)
+        label_consumer = make_consumer(config.kafka, None)
+        stack.callback(label_consumer.close)
+        producer = make_producer(config.kafka)
+        stack.callback(lambda: producer.close(5.0))
+        bytes_max = config.worker.message_bytes_max
+        worker = Worker(
+            config, bundle.schema, bundle.version, engine, deep,
+            codec(config.kafka.codec, bundle.schema.fields, bytes_max),
+            codec(config.kafka.codec, bundle.schema.label_fields(), bytes_max),
+            consumer, label_consumer, producer, ledger, health,
+        )  # fmt: skip
+        stopping.on_set(worker.stop)
+        log.info("running", bundle=bundle.version, deep=config.deep.backend, group=config.kafka.group)
+        worker.run()
+        summary = ledger.summary()
+    log.info("stopped", transactions=summary.transactions)
+    return summary
+
+
+def service_level(config: Config) -> ServiceLevel:
+    """The configuration's objectives as the ledger takes them."""
+    return ServiceLevel(
+        latency=(
+            LatencyObjective(path="screened", limit_ms=config.sla.screened_p99_ms),
+            LatencyObjective(path="escalated", limit_ms=config.sla.escalated_p99_ms),
+        ),
+        degraded_share_max=config.sla.degraded_share_max,
+    )
+
+
+def topic_specs(config: Config, partitions: int) -> list[TopicSpec]:
+    """The four topics as Cascade wants them: transactions are stamped by the broker, since deadlines count from it."""
+    names, bytes_max = config.kafka.topics, config.worker.message_bytes_max
+    stamped = {"message.timestamp.type": "LogAppendTime"}
+    letter_bytes_max = max(KAFKA_MESSAGE_BYTES, bytes_max + OVERHEAD_BYTES_MAX)
+    return [
+        TopicSpec(names.transactions, partitions, settings=stamped),
+        TopicSpec(names.labels, 1, settings=stamped),
+        TopicSpec(names.decisions, partitions),
+        TopicSpec(names.dead_letters, 1, settings=stamped | {"max.message.bytes": str(letter_bytes_max)}),
+    ]
+
+
+def check_topics(config: Config, create_partitions: int) -> None:
+    """Make missing topics with this many partitions, or, where it is 0, raise BrokerError that names them."""
+    specs = topic_specs(config, max(create_partitions, 1))
+    if create_partitions:
+        ensure_topics(config.kafka, specs)
+        return
+    missing = missing_topics(config.kafka, [spec.name for spec in specs])
+    if missing:
+        raise BrokerError(
+            f"Kafka at {config.kafka.bootstrap} has no topic {', '.join(missing)}; make them, or give"
+            " --create-topics PARTITIONS"
+        )
+
+
+def configure_log(settings: LogSettings) -> None:
+    """Log lines to standard error, as text or JSON; the libraries' own loggers only from warnings on."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    # kafka-python reports each reconnection attempt as an error with no more than the address
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if settings.json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper("iso"), renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+class _StopRequested(Exception):
+    """The process was told to stop while it was waiting."""
+
+
+class _Stopping:
+    """Whether to stop; tells those who asked to hear of it."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._listeners: list[Callable[[], None]] = []
+
+    def set(self) -> None:
+        self._event.set()
+        for listener in self._listeners:
+            listener()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, timeout_s: float) -> None:
+        self._event.wait(timeout_s)
+
+    def on_set(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+        if self.is_set():
+            listener()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stopping]:
+    """SIGTERM and SIGINT ask to stop; a second one ends the process at once."""
+    stopping = _Stopping()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, signal.SIG_DFL)
+        stopping.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait_for_broker(config: Config, health: HealthState, stopping: _Stopping) -> None:
+    def report(text: str) -> None:
+        if stopping.is_set():
+            raise _StopRequested
+        health.progress()
+        health.waiting("broker", text)
+        log.warning(text)
+
+    while not stopping.is_set():
+        try:
+            wait_for_broker(config.kafka, WAIT_ATTEMPT_S, report, sleep=stopping.wait)
+        except _StopRequested:
+            return
+        except BrokerError as error:
+            if error.__cause__ is not None:
+                raise  # refused: waiting does not help
+            report(str(error))
+            continue
+        return
+
+
+def _wait_for_model(deep: DeepStage, health: HealthState, stopping: _Stopping) -> None:
+    while not stopping.is_set():
+        health.progress()
+        try:
+            deep.wait_ready(WAIT_ATTEMPT_S)
+        except ModelServerError as error:
+            health.waiting("deep model", str(error))
+            log.warning("waiting for the deep model", reason=str(error))
+            stopping.wait(1.0)
+            continue
+        health.ok("deep model")
+        return
+
+
+def _pids(config: Config) -> list[int]:
+    """The processes whose energy is the service's: this one, and a Triton on this machine."""
+    host, _, port = config.deep.url.rpartition(":")
+    if config.deep.backend != "triton" or host not in LOOPBACK:
+        return [os.getpid()]
+    try:
+        listening = {
+            connection.pid
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == int(port)
+        }
+    except (psutil.Error, OSError):
+        listening = set()
+    return [os.getpid(), *sorted(pid for pid in listening if pid is not None)]

@@ -1,0 +1,1 @@
+"""The feature engine against a plain reference, and against itself."""

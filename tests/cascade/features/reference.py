@@ -1,0 +1,342 @@
+"""A slow feature engine in plain Python: lists, dicts, and nothing shared with the compiled one.
+
+Written from the documentation (docs/features.md). One rule at a time:
+
+- a window holds the row itself and the kept events of its key with t − window < time ≤ t;
+- a label window holds kept events and frauds with t − delay − window < time ≤ t − delay, and frauds that are older than
+  the oldest kept event are left out;
+- before a row is read, its key forgets what is as old as the newest event (or the row) minus the horizon: the longest
+  reach of a window plus `lateness`;
+- a key keeps `events_per_key_max` events, the newest by time; all keys of a field share a pool of blocks of eight
+  events, of which the longest idle keys pay what is missing;
+- a row or a label is a use of its keys; beyond `keys_max` the longest idle one is forgotten.
+
+Sums are `math.fsum`, so exact but for one rounding, in whatever order. With amounts that are multiples of a quarter the
+engine's sums are exact too, and what remains (a division, a root) is right to a few units in the 53rd bit. Results are
+float32, so the two are *equal*, and the tests may ask for it.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort_right
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from cascade.columns import Float32
+from cascade.durations import parse_ms
+from cascade.features import FeatureSpec, KeyStatistics
+from cascade.features.spec import LabelFeatures, WindowFeatures
+from cascade.schema import Schema
+
+Row = dict[str, Any]
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+BLOCK = 8
+
+
+@dataclass
+class Chain:
+    """(time, what) in order of time, of arrival where times are equal.
+
+    `gap`: places of the oldest block that were given up, and are not used again before the block is free.
+    """
+
+    entries: list[tuple[int, Any]] = field(default_factory=list)
+    gap: int = 0
+
+    @property
+    def blocks(self) -> int:
+        return math.ceil((self.gap + len(self.entries)) / BLOCK) if self.entries else 0
+
+    @property
+    def needs_block(self) -> bool:
+        return (self.gap + len(self.entries)) % BLOCK == 0
+
+    def add(self, time_ms: int, what: Any) -> None:
+        insort_right(self.entries, (time_ms, what), key=itemgetter(0))
+
+    def forget_oldest(self) -> None:
+        self.entries.pop(0)
+        self.gap = (self.gap + 1) % BLOCK if self.entries else 0
+
+    def forget_up_to(self, time_ms: int) -> None:
+        while self.entries and self.entries[0][0] <= time_ms:
+            self.forget_oldest()
+
+    def take_back(self, what: Any) -> None:
+        self.entries = [entry for entry in self.entries if entry[1] != what]
+        self.gap = self.gap if self.entries else 0
+
+
+@dataclass
+class Memory:
+    """What is kept of one key."""
+
+    events: Chain = field(default_factory=Chain)
+    frauds: Chain = field(default_factory=Chain)
+    steps: list[tuple[int, list[np.float32]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class View:
+    """What a row sees: itself, the kept events not after it (oldest first), the times of frauds that stand."""
+
+    row: Row
+    time_ms: int
+    earlier: list[tuple[int, Row]]
+    fraud_times: list[int]
+
+    def window(self, window_ms: int) -> list[Row]:
+        """Earlier rows in (t − window, t], oldest first, without the row itself."""
+        return [row for time_ms, row in self.earlier if time_ms > self.time_ms - window_ms]
+
+    def labelled(self, delay_ms: int, window_ms: int) -> tuple[int, int]:
+        """Transactions and frauds in (t − delay − window, t − delay]."""
+        last = self.time_ms - delay_ms
+        events = sum(last - window_ms < time_ms <= last for time_ms, _ in self.earlier)
+        return events, sum(last - window_ms < time_ms <= last for time_ms in self.fraud_times)
+
+
+Compute = Callable[[View], float]
+
+
+class KeyReference:
+    """All keys of one key field, the longest idle first."""
+
+    def __init__(self, spec: FeatureSpec, key: str, labelled: bool) -> None:
+        self.key, self.labelled, self.limits = key, labelled, spec.limits
+        self.columns: list[tuple[str, Compute]] = []
+        self.reach_ms = 0
+        self.lateness_ms = parse_ms(spec.lateness)
+        self.keys: OrderedDict[Any, Memory] = OrderedDict()
+        self.evictions = self.late = self.too_late = 0
+        events = spec.limits.keys_max * spec.limits.events_per_key_mean
+        self.event_blocks = events // BLOCK + spec.limits.keys_max + 1
+        self.fraud_blocks = events // BLOCK // BLOCK + spec.limits.keys_max + 1
+
+    def use(self, key: Any) -> Memory:
+        """The memory of a key, which becomes the latest used."""
+        if key not in self.keys:
+            if len(self.keys) == self.limits.keys_max:
+                self.evict()
+            self.keys[key] = Memory()
+        self.keys.move_to_end(key)
+        return self.keys[key]
+
+    def evict(self) -> None:
+        self.keys.popitem(last=False)
+        self.evictions += 1
+
+    def make_room(self, chain_name: str, blocks_max: int, memory: Memory) -> None:
+        """See that the pool has a block for the chain of the latest used key."""
+        chain: Chain = getattr(memory, chain_name)
+        if not chain.needs_block:
+            return
+        while sum(getattr(other, chain_name).blocks for other in self.keys.values()) == blocks_max:
+            if len(self.keys) > 1:
+                self.evict()
+            else:
+                chain.forget_oldest()
+
+    def view(self, row: Row, time_ms: int) -> tuple[Memory, View, int]:
+        memory = self.use(row[self.key])
+        newest_ms = max([time_ms, *(event_ms for event_ms, _ in memory.events.entries[-1:])])
+        self.late += newest_ms > time_ms
+        forgotten_ms = newest_ms - self.reach_ms - self.lateness_ms
+        memory.events.forget_up_to(forgotten_ms)
+        memory.frauds.forget_up_to(forgotten_ms)
+        earlier = [event for event in memory.events.entries if event[0] <= time_ms]
+        oldest_ms = memory.events.entries[0][0] if memory.events.entries else time_ms
+        frauds = [fraud_ms for fraud_ms, _ in memory.frauds.entries if fraud_ms >= oldest_ms]
+        return memory, View(row, time_ms, earlier, frauds), forgotten_ms
+
+    def keep(self, memory: Memory, row: Row, time_ms: int, forgotten_ms: int) -> None:
+        full = len(memory.events.entries) == self.limits.events_per_key_max
+        if time_ms <= forgotten_ms or (full and time_ms < memory.events.entries[0][0]):
+            self.too_late += 1
+            return
+        if full:
+            memory.events.forget_oldest()
+        self.make_room("events", self.event_blocks, memory)
+        memory.events.add(time_ms, row)
+
+    def label(self, key: Any, time_ms: int, identity: Any, fraud: int) -> None:
+        memory = self.use(key)
+        known = any(what == identity for _, what in memory.frauds.entries)
+        if known and not fraud:
+            memory.frauds.take_back(identity)
+        if known or not fraud:
+            return
+        if len(memory.frauds.entries) == self.limits.events_per_key_max:
+            if time_ms < memory.frauds.entries[0][0]:
+                return
+            memory.frauds.forget_oldest()
+        self.make_room("frauds", self.fraud_blocks, memory)
+        memory.frauds.add(time_ms, identity)
+
+
+class Reference:
+    """The features of a stream of rows (dicts by field name; categories as positions, times in ms)."""
+
+    def __init__(self, spec: FeatureSpec, schema: Schema) -> None:
+        self.spec, self.schema = spec, schema
+        self.roles = {name: str(getattr(schema.roles, name)) for name in schema.roles.__struct_fields__}
+        self.delay_ms = parse_ms(schema.label.delay)
+        self.parts: dict[str, KeyReference] = {}
+        for group in spec.window:
+            self._add_windows(self._part(group.key), group)
+        for labels in spec.label_window:
+            self._add_label_windows(self._part(labels.key), labels)
+        self.sequence_key = self.field_of(spec.sequence.key)
+        last = self._part(spec.sequence.key)
+        self.parts = {key: part for key, part in self.parts.items() if part is not last} | {self.sequence_key: last}
+        self.stateless = [column for group in spec.transaction for column in self._stateless(group)]
+        self.names = tuple(
+            name for columns in (self.stateless, *(part.columns for part in self.parts.values())) for name, _ in columns
+        )
+
+    def field_of(self, name: str) -> str:
+        """The field that a role or a field's own name means."""
+        return self.roles.get(name, name)
+
+    def _part(self, key: str) -> KeyReference:
+        name = self.field_of(key)
+        labelled = any(self.field_of(labels.key) == name for labels in self.spec.label_window)
+        return self.parts.setdefault(name, KeyReference(self.spec, name, labelled))
+
+    def _add_windows(self, part: KeyReference, group: WindowFeatures) -> None:
+        amount, tag = self.field_of(group.field), self.field_of(group.distinct_field)
+        for function in group.functions:
+            if function == "seconds_since_last":
+                part.columns.append((f"{group.key}_seconds_since_last", _seconds_since_last))
+                continue
+            for text in group.windows:
+                middle = {"count": "count", "distinct": f"distinct_{group.distinct_field}"}.get(
+                    function, f"{group.field}_{function}"
+                )
+                part.columns.append((f"{group.key}_{middle}_{text}", _windowed(function, parse_ms(text), amount, tag)))
+                part.reach_ms = max(part.reach_ms, parse_ms(text))
+
+    def _add_label_windows(self, part: KeyReference, labels: LabelFeatures) -> None:
+        for function in labels.functions:
+            for text in labels.windows:
+                middle = "labelled_count" if function == "count" else function
+                compute = _labelled(function, self.delay_ms, parse_ms(text))
+                part.columns.append((f"{labels.key}_{middle}_{text}", compute))
+                part.reach_ms = max(part.reach_ms, self.delay_ms + parse_ms(text))
+
+    def _stateless(self, group: Any) -> list[tuple[str, Compute]]:
+        name = self.field_of(group.field)
+        found: list[tuple[str, Compute]] = []
+        for function in group.functions:
+            if function == "one_hot":
+                found += [
+                    (f"{group.field}_{value}", _is_category(name, code))
+                    for code, value in enumerate(self.schema.fields[name].values)
+                ]
+            elif function == "value":
+                found.append((group.field, lambda view: view.row[name]))
+            else:
+                found.append((function, _CLOCK[function]))
+        return found
+
+    def update(self, row: Row) -> tuple[Float32, Float32]:
+        """Features float32 [width] and sequence float32 [length, 2 + fields] of the next row of the stream."""
+        time_ms = row[self.schema.roles.event_time]
+        alone = View(row, time_ms, [], [])
+        found: dict[str, np.float32] = {name: np.float32(compute(alone)) for name, compute in self.stateless}
+        sequence = np.zeros((self.spec.sequence.length, 2 + len(self.spec.sequence.fields)), np.float32)
+        for key, part in self.parts.items():
+            memory, view, forgotten_ms = part.view(row, time_ms)
+            found |= {name: np.float32(compute(view)) for name, compute in part.columns}
+            if key == self.sequence_key:
+                self._sequence(memory, time_ms, [found[name] for name in self.spec.sequence.fields], sequence)
+            part.keep(memory, row, time_ms, forgotten_ms)
+        return np.array([found[name] for name in self.names], np.float32), sequence
+
+    def _sequence(self, memory: Memory, time_ms: int, values: list[np.float32], out: Float32) -> None:
+        length = len(out)
+        before = [step for step in memory.steps if step[0] <= time_ms]
+        shown = [*before, (time_ms, values)][-length:]
+        for place, (step_ms, step_values) in enumerate(shown, length - len(shown)):
+            out[place] = np.array([1.0, (time_ms - step_ms) / 1000, *step_values], np.float32)
+        insort_right(memory.steps, (time_ms, values), key=itemgetter(0))
+        del memory.steps[:-length]
+
+    def update_label(self, label: Row) -> None:
+        """Fold one label."""
+        roles = self.schema.roles
+        for key, part in self.parts.items():
+            if part.labelled:
+                part.label(
+                    label[key], label[roles.event_time], label[roles.transaction_id], label[self.schema.label.field]
+                )
+
+    def statistics(self) -> dict[str, KeyStatistics]:
+        return {
+            key: KeyStatistics(len(part.keys), part.evictions, part.late, part.too_late)
+            for key, part in self.parts.items()
+        }
+
+
+def _is_category(name: str, code: int) -> Compute:
+    return lambda view: view.row[name] == code
+
+
+def _seconds_since_last(view: View) -> float:
+    return (view.time_ms - view.earlier[-1][0]) / 1000 if view.earlier else -1.0
+
+
+def _windowed(function: str, window_ms: int, amount: str, tag: str) -> Compute:
+    def compute(view: View) -> float:
+        before = [float(row[amount]) for row in view.window(window_ms)]
+        values = [*before, float(view.row[amount])]
+        count = len(values)
+        if function == "count":
+            return count
+        if function == "sum":
+            return math.fsum(values)
+        if function == "mean":
+            return math.fsum(values) / count
+        if function == "max":
+            return max(values)
+        if function == "std":
+            squares = math.fsum(value * value for value in values)
+            return math.sqrt(count * squares - math.fsum(values) ** 2) / count
+        if function == "distinct":
+            return len({row[tag] for row in [*view.window(window_ms), view.row]})
+        mean = math.fsum(before) / len(before) if before else 0.0
+        return values[-1] / mean if mean > 0 else 1.0
+
+    return compute
+
+
+def _labelled(function: str, delay_ms: int, window_ms: int) -> Compute:
+    def compute(view: View) -> float:
+        count, frauds = view.labelled(delay_ms, window_ms)
+        return {"count": count, "fraud_count": frauds}.get(function, frauds / count if count else 0.0)
+
+    return compute
+
+
+def _clock(view: View) -> datetime:
+    return EPOCH + timedelta(milliseconds=view.time_ms)
+
+
+def _hour(view: View) -> float:
+    moment = _clock(view)
+    return (moment - moment.replace(hour=0, minute=0, second=0, microsecond=0)) / timedelta(hours=1)
+
+
+_CLOCK: dict[str, Compute] = {
+    "hour": _hour,
+    "weekday": lambda view: _clock(view).weekday(),
+    "night": lambda view: _clock(view).hour < 6,
+    "weekend": lambda view: _clock(view).weekday() >= 5,
+}

@@ -1,0 +1,92 @@
+"""Where a batch ends changes nothing: neither a feature, nor a sequence, nor what the state does afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascade.features import FeatureEngine, FeatureSpec
+
+from .streams import (
+    KEY_KINDS,
+    KEY_VALUES,
+    START_MS,
+    Item,
+    KeyKind,
+    Move,
+    batch_of,
+    moves,
+    play,
+    random_moves,
+    row_of,
+    schema_of,
+    spec_of,
+    stream,
+)
+
+DAY_MS = 86_400_000
+
+
+def in_cents(items: Iterable[Item]) -> list[Item]:
+    """The stream with amounts whose sums depend on the order in which they are added."""
+    return [Item(kind, fields | {"paid": fields["paid"] / 3 + 0.01} if kind == "row" else fields)
+            for kind, fields in items]  # fmt: skip
+
+
+def probe(kind: KeyKind) -> list[Item]:
+    """Rows of every key, soon after the stream and late, that show what the state has become."""
+    keys = KEY_VALUES[kind]
+    return [Item("row", row_of(kind, number, START_MS + time_ms, card, terminal))
+            for time_ms in (20_000, 5_000, 60_000, DAY_MS)
+            for number, (card, terminal) in enumerate(zip(keys, keys[::-1], strict=True))]  # fmt: skip
+
+
+def assert_cuts_do_not_matter(spec: FeatureSpec, kind: KeyKind, items: Sequence[Item], cuts: Iterable[int]) -> None:
+    whole, cut = FeatureEngine(spec, schema_of(kind)), FeatureEngine(spec, schema_of(kind))
+    for found, expected in zip(play(cut, items, cuts), play(whole, items), strict=True):
+        assert np.array_equal(found, expected)
+    assert cut.statistics() == whole.statistics()
+    for found, expected in zip(play(cut, probe(kind)), play(whole, probe(kind)), strict=True):
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", KEY_KINDS)
+@settings(deadline=None, max_examples=60)
+@given(found=moves(keys=6), keys_max=st.sampled_from((2, 5, 100)), data=st.data())
+def test_any_cuts(kind: KeyKind, found: list[Move], keys_max: int, data: st.DataObject) -> None:
+    items = in_cents(stream(kind, found))
+    cuts = data.draw(st.sets(st.integers(0, len(items))))
+    assert_cuts_do_not_matter(spec_of(keys_max=keys_max, events_per_key_mean=1), kind, items, cuts)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_row_at_a_time(seed: int) -> None:
+    items = in_cents(stream("int64", random_moves(seed, 300, keys=12)))
+    assert_cuts_do_not_matter(spec_of(keys_max=9, events_per_key_max=20), "int64", items, range(len(items)))
+
+
+def test_empty_batches_change_nothing() -> None:
+    items = stream("int64", random_moves(1, 50, keys=4))
+    engine, other = FeatureEngine(spec_of(), schema_of("int64")), FeatureEngine(spec_of(), schema_of("int64"))
+    play(engine, items)
+    play(other, items)
+    nothing = engine.update(batch_of(engine.schema.fields, []))
+    engine.update_labels(batch_of(engine.schema.label_fields(), []))
+    assert nothing.features.shape == (0, engine.width)
+    assert nothing.sequence.shape == (0, *engine.sequence_shape)
+    for found, expected in zip(play(engine, probe("int64")), play(other, probe("int64")), strict=True):
+        assert np.array_equal(found, expected)
+
+
+def test_a_reset_engine_is_as_good_as_a_new_one() -> None:
+    items = stream("int64", random_moves(2, 200, keys=12))
+    engine, new = (FeatureEngine(spec_of(keys_max=9), schema_of("int64")) for _ in range(2))
+    play(engine, in_cents(items))
+    engine.reset()
+    assert engine.statistics() == new.statistics()
+    for found, expected in zip(play(engine, items), play(new, items), strict=True):
+        assert np.array_equal(found, expected)

@@ -1,0 +1,241 @@
+"""The rules of the feature engine, one example each, with results worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cascade.features import FeatureEngine
+
+from .streams import CARD_COUNTS, START_MS, Item, KeyKind, label_of, play, row_of, schema_of, spec_of
+
+SCHEMA = schema_of("int64")
+
+
+class Played:
+    """An engine that takes rows one by one and shows their features by name."""
+
+    def __init__(self, kind: KeyKind = "int64", **limits: Any) -> None:
+        self.kind = kind
+        self.engine = FeatureEngine(spec_of(**limits), schema_of(kind))
+        self.number = 0
+
+    def row(self, time_ms: int, amount: float = 10.0, **keys: Any) -> dict[str, float]:
+        self.number += 1
+        fields = row_of(self.kind, self.number, START_MS + time_ms, amount=amount, **keys)
+        features, self.sequence = play(self.engine, [Item("row", fields)])
+        return dict(zip(self.engine.names, features[0].tolist(), strict=True))
+
+    def label(self, number: int, time_ms: int, fraud: int, **keys: Any) -> None:
+        play(self.engine, [label_of(row_of(self.kind, number, START_MS + time_ms, **keys), fraud)])
+
+
+def test_aggregates_of_a_window() -> None:
+    played = Played()
+    played.row(0, 100.0)
+    for time_ms, amount in ((1_000, 2.0), (2_000, 4.0), (3_000, 4.0), (3_000, 6.0)):
+        played.row(time_ms, amount, terminal=time_ms)
+    row = played.row(10_000, 8.0, terminal=2_000)
+    assert row["card_count_10s"] == 5
+    assert row["card_amount_sum_10s"] == 24.0
+    assert row["card_amount_mean_10s"] == np.float32(4.8)
+    assert row["card_amount_max_10s"] == 8.0
+    assert row["card_amount_std_10s"] == np.float32(np.std([2.0, 4.0, 4.0, 6.0, 8.0]))
+    assert row["card_amount_ratio_to_mean_10s"] == 2.0
+    assert row["card_distinct_terminal_10s"] == 3
+    assert row["card_seconds_since_last"] == 7.0
+    assert row["card_count_1s"] == 1
+    assert row["card_amount_ratio_to_mean_1s"] == 1.0
+
+
+def test_a_first_row_has_itself_and_nothing_before() -> None:
+    row = Played().row(0, 7.5)
+    assert row["card_count_10s"] == row["card_distinct_terminal_10s"] == row["card_amount_ratio_to_mean_10s"] == 1.0
+    assert row["card_amount_sum_10s"] == row["card_amount_mean_10s"] == row["card_amount_max_10s"] == 7.5
+    assert row["card_amount_std_10s"] == 0.0
+    assert row["card_seconds_since_last"] == row["terminal_seconds_since_last"] == -1.0
+    assert row["terminal_fraud_rate_10s"] == row["terminal_labelled_count_10s"] == 0.0
+
+
+@pytest.mark.parametrize(("age_ms", "count"), [(0, 2), (1, 2), (9_999, 2), (10_000, 1), (10_001, 1)])
+def test_a_window_is_open_in_the_past_and_closed_at_the_row(age_ms: int, count: int) -> None:
+    played = Played()
+    played.row(0)
+    assert played.row(age_ms)["card_count_10s"] == count
+
+
+def test_a_negative_maximum_stays_negative() -> None:
+    played = Played()
+    played.row(0, -9.0)
+    row = played.row(1, -5.0)
+    assert row["card_amount_max_10s"] == -5.0
+    assert row["card_amount_ratio_to_mean_10s"] == 1.0, "a mean that is not positive gives no ratio"
+
+
+def test_ratio_after_rows_of_nothing_is_one() -> None:
+    played = Played()
+    for time_ms in range(10):
+        played.row(time_ms, 0.0)
+    assert played.row(10, 0.1)["card_amount_ratio_to_mean_10s"] == 1.0
+
+
+def test_spread_of_equal_large_amounts_is_zero() -> None:
+    played = Played()
+    for time_ms in range(50):
+        row = played.row(time_ms, 99_999.99)
+    assert row["card_amount_std_10s"] == 0.0
+    assert row["card_amount_mean_10s"] == np.float32(99_999.99)
+
+
+def test_clock_features_are_utc() -> None:
+    row = Played().row(0)  # Friday 2021-01-01, 05:59:50
+    assert row["hour"] == np.float32(5 + 59 / 60 + 50 / 3600)
+    assert (row["weekday"], row["night"], row["weekend"]) == (4, 1, 0)
+    row = Played().row(10_000)
+    assert (row["hour"], row["night"]) == (6, 0)
+    row = Played().row(86_400_000 - 5 * 3_600_000 - 59 * 60_000 - 50_000)
+    assert (row["hour"], row["weekday"], row["night"], row["weekend"]) == (0, 5, 1, 1)
+
+
+def test_one_hot_marks_the_category() -> None:
+    row = Played().row(0, mode=2)
+    assert (row["mode_chip"], row["mode_contactless"], row["mode_online"]) == (0, 0, 1)
+
+
+def test_a_late_row_sees_its_own_past_and_is_put_in_its_place() -> None:
+    played = Played()
+    played.row(0)
+    played.row(5_000)
+    late = played.row(2_000)
+    assert late["card_count_10s"] == 2, "the row at 5 s is in its future"
+    assert late["card_seconds_since_last"] == 2.0
+    assert played.row(6_000)["card_count_10s"] == 4
+    assert played.row(11_500)["card_count_10s"] == 4, "rows at 2, 5, 6 s and itself"
+    assert played.engine.statistics()["pan"].late == 1
+
+
+@pytest.mark.parametrize(("late_ms", "stored"), [(16_999, 1), (17_000, 0)])
+def test_a_row_older_than_the_horizon_is_scored_and_not_stored(late_ms: int, stored: int) -> None:
+    """The horizon is delay 5 s + longest window 10 s + lateness 2 s."""
+    played = Played()
+    played.row(100_000)
+    assert played.row(100_000 - late_ms)["card_count_10s"] == 1
+    assert played.engine.statistics()["pan"].too_late == 1 - stored
+    assert played.row(100_000 - late_ms + 1)["card_count_10s"] == 1 + stored
+
+
+def test_beyond_the_limit_the_oldest_event_by_time_is_forgotten() -> None:
+    played = Played(body=CARD_COUNTS, events_per_key_max=3)
+    for time_ms in (1_000, 3_000, 2_000):
+        played.row(time_ms)
+    assert played.row(4_000)["card_count_10s"] == 4, "three kept and itself; then the row at 1 s goes"
+    assert played.row(1_500)["card_count_10s"] == 1
+    assert played.engine.statistics()["pan"].too_late == 1, "older than all that is kept"
+    assert played.row(4_000)["card_count_10s"] == 4
+
+
+def test_the_longest_idle_key_is_forgotten_with_all_it_had() -> None:
+    played = Played(keys_max=2)
+    played.row(0, card=1)
+    played.row(1, card=2)
+    played.row(2, card=1)
+    played.row(3, card=3)
+    assert played.row(4, card=1)["card_count_10s"] == 3, "card 1 was used after card 2"
+    assert played.row(5, card=2)["card_count_10s"] == 1, "card 2 went for card 3"
+    assert played.sequence[0, :, 0].tolist() == [0, 0, 1]
+    assert played.engine.statistics()["pan"].evictions == 2
+
+
+def test_a_label_is_a_use_of_its_key() -> None:
+    played = Played(keys_max=2)
+    played.row(0, card=1)
+    played.row(1, card=2)
+    played.label(1, 0, 1, card=1)
+    played.row(2, card=3)
+    assert played.row(3, card=1)["card_count_10s"] == 2
+
+
+def test_a_forgotten_key_does_not_get_its_frauds_back() -> None:
+    played = Played(keys_max=1)
+    played.row(0, card=1)
+    played.label(1, 0, 1, card=1)
+    played.row(1, card=2)
+    played.row(2, card=1)
+    assert played.row(9_000, card=1)["card_fraud_rate_10s"] == 0.0
+
+
+def test_telling_a_label_again_counts_once_and_zero_takes_it_back() -> None:
+    played = Played()
+    for time_ms in range(3):
+        played.row(time_ms)
+    for number in (1, 2, 2, 3, 1):
+        played.label(number, number - 1, 1)
+    assert played.row(6_000)["terminal_fraud_count_10s"] == 3
+    for _ in range(2):
+        played.label(2, 1, 0)
+    assert played.row(6_001)["terminal_fraud_count_10s"] == 2
+    played.label(2, 1, 1)
+    assert played.row(6_002)["terminal_fraud_count_10s"] == 3
+    assert played.row(6_003)["terminal_fraud_rate_10s"] == 1.0
+
+
+def test_a_label_that_comes_after_its_row_has_gone_is_ignored() -> None:
+    played = Played(events_per_key_max=2)
+    for time_ms in (0, 1, 2):
+        played.row(time_ms)
+    played.label(1, 0, 1)
+    row = played.row(6_000)
+    assert (row["terminal_labelled_count_10s"], row["terminal_fraud_count_10s"]) == (2, 0)
+
+
+def test_at_the_limit_an_older_fraud_does_not_oust_a_newer_one() -> None:
+    played = Played(events_per_key_max=2)
+    for time_ms in (0, 1_000, 2_000):
+        played.row(time_ms)
+    for number in (3, 2, 1):
+        played.label(number, (number - 1) * 1_000, 1)
+    assert played.row(8_000)["terminal_fraud_count_10s"] == 2
+
+
+def test_the_sequence_holds_the_newest_rows_by_time_and_the_row_last() -> None:
+    played = Played()
+    for time_ms, amount in ((1_000, 1.0), (4_000, 4.0), (3_000, 3.0), (2_000, 2.0)):
+        played.row(time_ms, amount)
+    assert played.sequence[0, :, 2].tolist() == [0.0, 1.0, 2.0]
+    assert played.sequence[0, :, 1].tolist() == [0.0, 1.0, 0.0]
+    played.row(5_000, 5.0)
+    assert played.sequence[0, :, 2].tolist() == [3.0, 4.0, 5.0]
+    assert played.sequence[0, :, 1].tolist() == [2.0, 1.0, 0.0]
+    played.row(500, 0.5)
+    assert played.sequence[0, :, 0].tolist() == [0.0, 0.0, 1.0]
+    played.row(5_000, 6.0)
+    assert played.sequence[0, :, 2].tolist() == [4.0, 5.0, 6.0], "the row older than all steps was not kept"
+
+
+def test_a_sequence_keeps_what_a_feature_was_when_its_row_came() -> None:
+    played = Played()
+    for time_ms in (0, 1_000, 9_000):
+        played.row(time_ms)
+    row = played.row(10_500)
+    assert row["card_count_10s"] == 3
+    assert played.sequence[0, :, 3].tolist() == [2.0, 3.0, 3.0]
+
+
+def test_string_keys_are_told_apart_by_all_their_bytes() -> None:
+    played = Played("string")
+    for card in ("a", "aa", "A", "", "é", "e"):
+        assert played.row(0, card=card)["card_count_10s"] == 1
+    assert played.row(1, card="aa")["card_count_10s"] == 2
+
+
+def test_names_and_shapes_say_what_comes_out() -> None:
+    engine = FeatureEngine(spec_of(), SCHEMA)
+    assert engine.names[:8] == (
+        "amount", "hour", "weekday", "night", "weekend", "mode_chip", "mode_contactless", "mode_online")  # fmt: skip
+    assert len(set(engine.names)) == engine.width
+    assert engine.sequence_shape == (3, 5)
+    features, sequence = play(engine, [Item("row", row_of("int64", 1, START_MS))])
+    assert (features.dtype, sequence.dtype) == (np.float32, np.float32)
+    assert features.shape == (1, engine.width)

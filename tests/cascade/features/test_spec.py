@@ -1,0 +1,189 @@
+"""Feature files: what is wrong is said in one line, with file, key, value and remedy."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cascade
+from cascade.errors import SettingError
+from cascade.features import FeatureEngine, FeatureSpec, load_spec, parse_spec
+from cascade.features.spec import resolve
+from cascade.schema import load_schema
+
+from .streams import START_MS, Item, play, row_of, schema_of, spec_of
+
+SCHEMA = schema_of("int64")
+SHIPPED = Path(cascade.__file__).parent / "schemas"
+REFERENCE_PAGE = Path(cascade.__file__).parents[1] / "docs" / "features.md"
+GOOD = """
+version = 1
+lateness = "1h"
+[limits]
+keys_max = 100
+events_per_key_max = 20
+events_per_key_mean = 10
+[[transaction]]
+functions = ["value", "hour"]
+[[window]]
+key = "card"
+functions = ["count", "distinct"]
+windows = ["1d", "7d"]
+[[label_window]]
+key = "terminal"
+functions = ["fraud_rate"]
+windows = ["7d"]
+[sequence]
+key = "card"
+length = 16
+fields = ["amount", "terminal_fraud_rate_7d"]
+"""
+
+
+def refusal(old: str, new: str) -> SettingError:
+    """The error that GOOD gives with `old` replaced by `new`."""
+    assert old in GOOD
+    with pytest.raises(SettingError) as caught:
+        FeatureEngine(parse_spec(GOOD.replace(old, new, 1).encode(), "features.toml"), SCHEMA)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith("features.toml: ")
+    assert caught.value.remedy in text
+    return caught.value
+
+
+def test_the_good_file_is_good() -> None:
+    engine = FeatureEngine(parse_spec(GOOD.encode(), "features.toml"), SCHEMA)
+    assert engine.names == (
+        "amount", "hour", "terminal_fraud_rate_7d", "card_count_1d", "card_count_7d", "card_distinct_terminal_1d",
+        "card_distinct_terminal_7d",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "key", "value", "remedy"), [
+    ("version = 1", "version = 2", "version", 2, "use 1"),
+    ("keys_max = 100", "keys_max = 0", "limits.keys_max", 0, "use 1 to 100000000"),
+    ("keys_max = 100", "keys_max = 100000001", "limits.keys_max", 100_000_001, "use 1 to 100000000"),
+    ("events_per_key_max = 20", "events_per_key_max = 0", "limits.events_per_key_max", 0, "use 1 to 65536"),
+    ("events_per_key_max = 20", "events_per_key_max = 65537", "limits.events_per_key_max", 65_537, "use 1 to 65536"),
+    ("events_per_key_mean = 10", "events_per_key_mean = 21", "limits.events_per_key_mean", 21, "use 1 to 20"),
+    ("length = 16", "length = 0", "sequence.length", 0, "use 1 to 256"),
+    ("length = 16", "length = 257", "sequence.length", 257, "use 1 to 256"),
+    ('lateness = "1h"', 'lateness = "soon"', "lateness", "soon", 'write "7d"'),
+    ('"1d", "7d"', '"1d", "7 days"', "window[0].windows", "7 days", 'write "7d"'),
+    ('windows = ["7d"]', 'windows = ["7w"]', "label_window[0].windows", "7w", 'write "7d"'),
+    ('key = "card"', 'key = "merchant"', "window[0].key", "merchant", "use one of amount, at, card"),
+    ('key = "card"', 'key = "amount"', "window[0].key", "amount", "it takes int64 or string or category"),
+    ('key = "card"', 'key = "card"\nfield = "price"', "window[0].field", "price", "use one of"),
+    ('key = "card"', 'key = "card"\nfield = "mode"', "window[0].field", "mode", "it takes float64 or int64"),
+    ('key = "card"', 'key = "card"\ndistinct_field = "shops"', "window[0].distinct_field", "shops", "use one of"),
+    ('key = "card"', 'key = "card"\ndistinct_field = "amount"', "window[0].distinct_field", "amount", "it takes"),
+    ('"value", "hour"]', '"value"]\nfield = "price"', "transaction[0].field", "price", "use one of"),
+    ('"value", "hour"]', '"value"]\nfield = "mode"', "transaction[0].field", "mode", "it takes float64 or int64"),
+    ('"value", "hour"]', '"one_hot"]', "transaction[0].field", "amount", "it takes category"),
+    ('"value", "hour"', '"value", "hour", "hour"', "features", "hour", "remove one"),
+    ('"1d", "7d"', '"1d", "1d"', "features", "card_count_1d", "remove one"),
+    ('"amount", "terminal_fraud_rate_7d"', '"amount", "card_mean"', "sequence.fields", "card_mean", "use some of"),
+    ('[sequence]\nkey = "card"', '[sequence]\nkey = "price"', "sequence.key", "price", "use one of"),
+])  # fmt: skip
+def test_what_does_not_fit_is_named(old: str, new: str, key: str, value: object, remedy: str) -> None:
+    error = refusal(old, new)
+    assert (error.key, error.value) == (key, value)
+    assert remedy in error.remedy
+
+
+@pytest.mark.parametrize(("old", "new", "problem"), [
+    ("version = 1", "version = ", "Invalid value"),
+    ("version = 1", "", "missing required field `version`"),
+    ("version = 1", 'version = "1"', "Expected `int`, got `str`"),
+    ("version = 1", "version = 1\nlatness = 3", "unknown field `latness`"),
+    ("keys_max", "key_max", "unknown field `key_max`"),
+    ("[[window]]", "[[windows]]", "unknown field `windows`"),
+    ("[[window]]", "[window]", "Expected `array`"),
+    ('"count", "distinct"', '"count", "median"', "Invalid enum value 'median'"),
+    ('"fraud_rate"', '"rate"', "Invalid enum value 'rate'"),
+    ('key = "terminal"', 'key = "shop"', "Invalid enum value 'shop'"),
+    ("[sequence]", "[sequences]", "sequence"),
+])  # fmt: skip
+def test_what_is_no_feature_file_is_named(old: str, new: str, problem: str) -> None:
+    error = refusal(old, new)
+    assert problem in str(error)
+    assert error.remedy == "see docs/features.md for the form"
+
+
+def test_a_file_that_is_no_text_is_refused() -> None:
+    with pytest.raises(SettingError):
+        parse_spec(b"\xff\xfe", "features.toml")
+
+
+@pytest.mark.parametrize("windows", ['"0d"', "", '"999999999999999999d"'], ids=["empty window", "none", "endless"])
+def test_windows_that_hold_nothing_or_all_are_refused(windows: str) -> None:
+    refusal('"1d", "7d"', windows)
+
+
+def test_a_name_with_a_line_break_stays_on_its_line() -> None:
+    refusal("version = 1", 'version = 1\n"a\\nb" = 1')
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"no\.toml: file: cannot be read \(No such file or directory\)"):
+        load_spec(tmp_path / "no.toml")
+
+
+@pytest.mark.parametrize("schema", ["handbook", "simulator"])
+def test_the_shipped_file_fits_the_shipped_schemas(schema: str) -> None:
+    spec = load_spec(SHIPPED / "features.toml")
+    plan = resolve(spec, load_schema(SHIPPED / f"{schema}.toml"))
+    assert plan.keys[-1] == plan.sequence_key
+    assert len(set(plan.names)) == len(plan.names)
+
+
+def test_the_fingerprint_is_of_the_content_not_of_the_layout() -> None:
+    spec = parse_spec(GOOD.encode(), "a.toml")
+    other = parse_spec(("# a comment\n" + GOOD.replace(" = ", "=")).encode(), "b.toml")
+    assert spec.fingerprint() == other.fingerprint()
+    assert spec.fingerprint() != parse_spec(GOOD.replace('"7d"', '"8d"').encode(), "a.toml").fingerprint()
+    assert re.fullmatch("[0-9a-f]{64}", spec.fingerprint())
+
+
+def documented() -> FeatureSpec:
+    """The example of the reference page."""
+    block = re.search(r"```toml\n(.*?)```", REFERENCE_PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert block
+    return parse_spec(block[1].encode(), str(REFERENCE_PAGE))
+
+
+def test_the_example_of_the_reference_page_works() -> None:
+    schema = load_schema(SHIPPED / "simulator.toml")
+    engine = FeatureEngine(documented(), schema)
+    page = REFERENCE_PAGE.read_text(encoding="utf-8")
+    listed = re.search(r"gives, in this order,\n\n((?:`\w+`,?\s)+)", page)
+    assert listed
+    assert tuple(re.findall(r"`(\w+)`", listed[1])) == engine.names
+
+
+def test_the_reference_page_states_the_bytes_of_a_key() -> None:
+    page = REFERENCE_PAGE.read_text(encoding="utf-8")
+    engine = FeatureEngine(documented(), load_schema(SHIPPED / "simulator.toml"))
+    total = re.search(r"`state_bytes_max\(\)`[^.]*?([\d,]+) bytes", page)
+    assert total
+    assert int(total[1].replace(",", "")) == engine.state_bytes_max()
+
+
+def test_the_reference_page_names_every_function() -> None:
+    page = REFERENCE_PAGE.read_text(encoding="utf-8")
+    names = "value hour weekday night weekend one_hot count sum mean max std ratio_to_mean distinct seconds_since_last"
+    for name in (*names.split(), "fraud_count", "fraud_rate"):
+        assert f"\n| `{name}`" in page, name
+
+
+def test_state_is_bounded_by_the_limits() -> None:
+    small = FeatureEngine(spec_of(keys_max=10), SCHEMA).state_bytes_max()
+    assert FeatureEngine(spec_of(keys_max=1_000), SCHEMA).state_bytes_max() < 200 * small
+    engine = FeatureEngine(spec_of(keys_max=10), SCHEMA)
+    features, _ = play(engine, [Item("row", row_of("int64", 1, START_MS))])
+    assert np.isfinite(features).all()
+    assert engine.state_bytes_max() == small

@@ -1,0 +1,239 @@
+"""Energy meters: wrap-around, permissions, lost counters and fallbacks; an absent counter never reads zero."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cascade.ledger import CpuModelMeter, EnergySampler, MeterError, RaplMeter, find_meters
+from cascade.ledger.nvml import NvmlMeter, nvml_meters
+from cascade.ledger.recorded_nvml import RecordedGpu, RecordedNvml
+
+A100 = "NVIDIA A100-SXM4-40GB"
+
+
+class ManualClock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def _zone(root: Path, zone: str, name: str, energy_uj: int, range_uj: int | None = 1_000_000_000) -> Path:
+    path = root / zone
+    path.mkdir(parents=True)
+    (path / "name").write_text(f"{name}\n")
+    (path / "energy_uj").write_text(f"{energy_uj}\n")
+    if range_uj is not None:
+        (path / "max_energy_range_uj").write_text(f"{range_uj}\n")
+    return path
+
+
+def test_rapl_adds_packages_and_leaves_out_what_they_contain(tmp_path: Path) -> None:
+    zones = [
+        _zone(tmp_path, "intel-rapl:0", "package-0", 5_000_000),
+        _zone(tmp_path, "intel-rapl:1", "package-1", 7_000_000),
+        _zone(tmp_path, "intel-rapl:0:0", "core", 1_000_000),
+        _zone(tmp_path, "intel-rapl:2", "psys", 9_000_000),
+        _zone(tmp_path, "intel-rapl-mmio:0", "package-0", 5_000_000),
+    ]
+    meter = RaplMeter(tmp_path)
+    for zone in zones:
+        (zone / "energy_uj").write_text("10000000")
+    reading = meter.read()
+    assert reading.energy_j == pytest.approx(5.0 + 3.0)
+    assert reading.kind == "measured"
+    assert "package-0" in reading.source
+    assert "package-1" in reading.source
+
+
+def test_rapl_wrap_around_is_counted(tmp_path: Path) -> None:
+    zone = _zone(tmp_path, "intel-rapl:0", "package-0", 999_000_000)
+    meter = RaplMeter(tmp_path)
+    (zone / "energy_uj").write_text("2000000")
+    assert meter.read().energy_j == pytest.approx(3.0)
+    (zone / "energy_uj").write_text("4000000")
+    assert meter.read().energy_j == pytest.approx(5.0)
+
+
+def test_rapl_wrap_with_unknown_maximum_is_a_stated_lower_bound_and_never_negative(tmp_path: Path) -> None:
+    zone = _zone(tmp_path, "intel-rapl:0", "package-0", 999_000_000, range_uj=None)
+    meter = RaplMeter(tmp_path)
+    (zone / "energy_uj").write_text("2000000")
+    reading = meter.read()
+    assert reading.energy_j == pytest.approx(2.0)
+    assert "lower bound" in reading.source
+
+
+def test_rapl_without_permission_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = _zone(tmp_path, "intel-rapl:0", "package-0", 1)
+    (zone / "energy_uj").chmod(0)
+    if os.access(zone / "energy_uj", os.R_OK):  # root reads everything: refuse in its place
+        read_text = Path.read_text
+
+        def refuse(path: Path, *arguments: str, **options: str) -> str:
+            if path.name == "energy_uj":
+                raise PermissionError(13, "Permission denied")
+            return read_text(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(MeterError, match=r"root only.*udev"):
+        RaplMeter(tmp_path)
+
+
+def test_rapl_lost_counter_raises_instead_of_reading_zero(tmp_path: Path) -> None:
+    zone = _zone(tmp_path, "intel-rapl:0", "package-0", 1)
+    meter = RaplMeter(tmp_path)
+    (zone / "energy_uj").unlink()
+    with pytest.raises(MeterError, match="cannot be read"):
+        meter.read()
+
+
+def test_rapl_absent_is_no_meter(tmp_path: Path) -> None:
+    with pytest.raises(MeterError, match="no processor package"):
+        RaplMeter(tmp_path)
+
+
+def _gpu(**changes: object) -> RecordedGpu:
+    fields: dict[str, object] = {
+        "uuid": "GPU-1", "name": A100, "time_s": (0.0, 1.0, 2.0, 3.0),
+        "energy_mj": (1_000_000, 1_100_000, 1_250_000, 1_300_000), "power_mw": (100_000, 150_000, 50_000, 50_000),
+    }  # fmt: skip
+    return RecordedGpu(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_nvml_reads_the_energy_counter_since_the_meter_was_made() -> None:
+    clock = ManualClock()
+    (meter,) = nvml_meters(RecordedNvml([_gpu()], clock), clock)
+    assert meter.read().energy_j == 0.0
+    clock.now_s += 2.5
+    reading = meter.read()
+    assert reading.energy_j == pytest.approx(250.0)
+    assert reading.kind == "measured"
+    assert "total energy" in reading.source
+    assert A100 in reading.source
+
+
+def test_nvml_without_a_counter_integrates_power() -> None:
+    clock = ManualClock()
+    (meter,) = nvml_meters(RecordedNvml([_gpu(energy_mj=None)], clock), clock)
+    for _ in range(3):
+        clock.now_s += 1.0
+        reading = meter.read()
+    assert reading.energy_j == pytest.approx(125.0 + 100.0 + 50.0)
+    assert "power integrated over 4 samples in 3.0 s" in reading.source
+
+
+def test_nvml_lost_gpu_raises_and_never_comes_back_with_a_smaller_sum() -> None:
+    clock = ManualClock()
+    (meter,) = nvml_meters(RecordedNvml([_gpu(lost_after_s=1.5)], clock), clock)
+    clock.now_s += 2.0
+    with pytest.raises(MeterError, match="GPU is lost"):
+        meter.read()
+    clock.now_s -= 2.0
+    with pytest.raises(MeterError, match="GPU is lost"):
+        meter.read()
+
+
+def test_nvml_counter_that_goes_back_is_lost() -> None:
+    clock = ManualClock()
+    (meter,) = nvml_meters(RecordedNvml([_gpu(energy_mj=(9_000, 9_500, 10, 20))], clock), clock)
+    clock.now_s += 2.0
+    with pytest.raises(MeterError, match="driver was reloaded"):
+        meter.read()
+
+
+def test_nvml_mig_device_is_metered_by_its_parent_and_says_so() -> None:
+    clock = ManualClock()
+    nvml = RecordedNvml([_gpu(mig_uuids=("MIG-a", "MIG-b"))], clock)
+    meter = NvmlMeter(nvml, "MIG-b", clock=clock)
+    clock.now_s += 1.0
+    reading = meter.read()
+    assert meter.uuid == "GPU-1"
+    assert reading.energy_j == pytest.approx(100.0)
+    assert "all MIG slices together" in reading.source
+
+
+def test_nvml_gpu_with_neither_counter_is_no_meter() -> None:
+    assert nvml_meters(RecordedNvml([_gpu(energy_mj=None, power_mw=None)])) == []
+    assert nvml_meters(RecordedNvml([])) == []
+
+
+def test_recorded_trace_is_read_from_json() -> None:
+    clock = ManualClock()
+    nvml = RecordedNvml.from_json(msgspec.json.encode([_gpu()]), clock)
+    assert nvml.nvmlDeviceGetTotalEnergyConsumption("GPU-1") == 1_000_000
+
+
+def test_real_nvml_binding_has_the_functions_that_are_used() -> None:
+    pynvml = pytest.importorskip("pynvml")
+    used = [name for name in vars(RecordedNvml) if name.startswith("nvml")]
+    assert len(used) >= 10
+    assert all(hasattr(pynvml, name) for name in [*used, "NVMLError"])
+
+
+def test_cpu_model_is_modelled_and_names_its_inputs() -> None:
+    meter = CpuModelMeter([os.getpid()], 10.0)
+    spent_s = time.process_time()
+    while time.process_time() - spent_s < 0.05:
+        pass
+    reading = meter.read()
+    assert reading.energy_j >= 0.5
+    assert reading.kind == "modelled"
+    assert "this process" in reading.source
+    assert "10 W per busy core" in reading.source
+
+
+def test_cpu_model_counts_another_process_with_its_children_and_notices_its_end() -> None:
+    spin = "import time\nwhile time.process_time() < 0.3: pass\n"
+    code = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {spin!r}]); print('done', flush=True); input()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    meter = CpuModelMeter([child.pid], 1.0)
+    assert child.stdout.readline() == "done\n"
+    assert meter.read().energy_j >= 0.25
+    child.communicate("\n", timeout=30)
+    with pytest.raises(MeterError, match="has ended"):
+        meter.read()
+
+
+def test_cpu_model_refuses_nonsense() -> None:
+    with pytest.raises(ValueError, match="watts"):
+        CpuModelMeter([os.getpid()], 0.0)
+    with pytest.raises(ValueError, match="no process"):
+        CpuModelMeter([], 5.0)
+    with pytest.raises(MeterError, match="no process"):
+        CpuModelMeter([2**22 + 1], 5.0)
+
+
+def test_only_present_hardware_becomes_a_meter(tmp_path: Path) -> None:
+    without = find_meters([os.getpid()], 5.0, nvml=RecordedNvml([]), powercap=tmp_path)
+    assert [meter.name for meter in without] == ["cpu-model"]
+    _zone(tmp_path, "intel-rapl:0", "package-0", 1)
+    present = find_meters([os.getpid()], 5.0, nvml=RecordedNvml([_gpu(), _gpu(uuid="GPU-2")]), powercap=tmp_path)
+    assert [meter.name for meter in present] == ["gpu0", "gpu1", "rapl", "cpu-model"]
+
+
+def test_this_machine_has_at_least_the_model() -> None:
+    meters = find_meters([os.getpid()], 5.0)
+    assert meters[-1].read().kind == "modelled"
+
+
+def test_sampler_samples_until_it_is_left() -> None:
+    calls: list[float] = []
+    with EnergySampler(lambda: calls.append(time.monotonic()), interval_s=0.1):
+        time.sleep(0.35)
+    sampled = len(calls)
+    assert sampled >= 2
+    time.sleep(0.15)
+    assert len(calls) == sampled
+    with pytest.raises(ValueError, match="at least"):
+        EnergySampler(lambda: None, interval_s=0.01)

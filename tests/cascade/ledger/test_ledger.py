@@ -1,0 +1,270 @@
+"""The ledger: what it is told is what it says, kinds of energy are kept apart, and readers see a consistent state."""
+
+import io
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+
+import cascade
+from cascade.errors import DataError
+from cascade.ledger import Ledger, LedgerSummary, MeterError, ModelQuality, QualityComparison, StageClock, render
+from cascade.ledger.export import BUCKETS_S, ledger_registry
+from cascade.ledger.ledger import LABELS_MAX, OTHER_LABEL
+from cascade.protocols import EnergyKind, EnergyReading
+
+
+@dataclass
+class FixedMeter:
+    """A meter that reads what the test sets, or fails."""
+
+    name: str
+    kind: EnergyKind
+    energy_j: float = 50.0
+    lost: bool = False
+
+    def read(self) -> EnergyReading:
+        if self.lost:
+            raise MeterError(self.name, "gone", "restart")
+        return EnergyReading(self.energy_j, self.kind, f"{self.name} counter")
+
+
+class ManualClock:
+    now_s = 10.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+QUALITY = QualityComparison(
+    transactions=1_000,
+    frauds=10,
+    alert_rule="the 1 % with the highest scores",
+    models=(
+        ModelQuality(name="cascade", frauds_caught=7, frauds_missed=3, auc_roc=0.91, average_precision=0.7),
+        ModelQuality(name="screener only", frauds_caught=6, frauds_missed=4),
+    ),
+)
+
+
+def _ledger(*meters: FixedMeter) -> Ledger:
+    clock = ManualClock()
+    ledger = Ledger(meters=meters, watts_per_core=8.0, bundle_version="b-1", clock=clock)
+    ledger.record_stage("features", 0.002, 0.001, 1_000)
+    ledger.record_queue(np.full(1_000, 0.0005))
+    ledger.record_decisions("screened", np.full(985, 0.003))
+    ledger.record_decisions("escalated", np.full(10, 0.012))
+    ledger.record_decisions("degraded", np.full(3, 0.05), cause="deadline")
+    ledger.record_decisions("degraded", np.full(2, 0.05), cause="queue-full")
+    ledger.count_dead_letters("not-json", 4)
+    ledger.count_labels(7)
+    ledger.count_late(2)
+    ledger.add_deep_call(15, 0.008)
+    clock.now_s += 2.0
+    return ledger
+
+
+def test_summary_says_what_was_recorded() -> None:
+    summary = _ledger().summary()
+    assert summary.transactions == 1_000
+    assert summary.per_second == pytest.approx(500.0)
+    assert summary.escalation_share == pytest.approx(0.015)
+    assert summary.degraded_share == pytest.approx(0.005)
+    assert summary.degraded_by_cause == {"deadline": 3, "queue-full": 2}
+    assert summary.dead_letters == {"not-json": 4}
+    assert (summary.labels, summary.deep.late_answers, summary.deep.calls, summary.deep.rows) == (7, 2, 1, 15)
+    assert summary.paths["all"].decisions == 1_000
+    screened = summary.paths["screened"].latency
+    assert screened is not None
+    assert screened.p99_ms == pytest.approx(3.0, rel=0.01)
+    assert summary.bundle_version == "b-1"
+    assert summary.machine.cores >= 1
+    assert summary.machine.packages["numpy"] == np.__version__
+
+
+def test_stage_energy_is_its_cpu_seconds_times_the_stated_watts() -> None:
+    features = _ledger().summary().stages["features"]
+    assert features.cpu_us_per_transaction == pytest.approx(1.0)
+    assert features.modelled_mj_per_transaction == pytest.approx(8.0 * 1e-3 * 1e3 / 1_000)
+
+
+def test_measured_and_modelled_energy_are_never_one_figure() -> None:
+    meters = (FixedMeter("gpu0", "measured"), FixedMeter("gpu1", "measured"), FixedMeter("cpu", "modelled"))
+    ledger = _ledger(*meters)
+    for meter, energy_j in zip(meters, (52.0, 53.0, 57.0), strict=True):
+        meter.energy_j = energy_j
+    summary = ledger.summary()
+    totals = {total.kind: total for total in summary.energy_totals}
+    assert len(totals) == len(summary.energy_totals) == 2
+    assert totals["measured"].energy_j == pytest.approx(5.0)
+    assert totals["measured"].meters == ("gpu0", "gpu1")
+    assert totals["modelled"].energy_j == pytest.approx(7.0)
+    assert totals["modelled"].per_transaction_mj == pytest.approx(7.0)
+    assert "12.0" not in str([total.energy_j for total in summary.energy_totals])
+
+
+def test_lost_meter_makes_its_total_unknown_and_not_smaller() -> None:
+    gpu, other = FixedMeter("gpu0", "measured"), FixedMeter("gpu1", "measured")
+    ledger = _ledger(gpu, other)
+    gpu.lost = True
+    summary = ledger.summary()
+    assert summary.energy[0].energy_j is None
+    assert "gone" in (summary.energy[0].problem or "")
+    assert summary.energy_totals[0].energy_j is None
+
+
+def test_empty_ledger_has_no_shares_and_meets_nothing() -> None:
+    summary = Ledger().summary()
+    assert summary.escalation_share is None
+    assert summary.paths["screened"].latency is None
+    assert not any(objective.met for objective in summary.objectives)
+    assert LedgerSummary.from_json_line(summary.to_json_line()) == summary
+
+
+def test_json_line_roundtrip_is_one_line_and_loses_nothing() -> None:
+    summary = _ledger(FixedMeter("cpu", "modelled")).summary(QUALITY)
+    line = summary.to_json_line()
+    assert b"\n" not in line
+    assert LedgerSummary.from_json_line(line) == summary
+
+
+def test_a_line_of_another_form_is_refused() -> None:
+    with pytest.raises(DataError, match="ledger summary"):
+        LedgerSummary.from_json_line(b"{}")
+
+
+def test_cause_belongs_to_degraded_decisions_only() -> None:
+    ledger = Ledger()
+    with pytest.raises(ValueError, match="cause"):
+        ledger.record_decisions("screened", np.array([0.1]), cause="deadline")
+    with pytest.raises(ValueError, match="cause"):
+        ledger.record_decisions("degraded", np.array([0.1]))
+
+
+def test_causes_and_reasons_are_bounded() -> None:
+    ledger = Ledger()
+    for number in range(3 * LABELS_MAX):
+        ledger.count_dead_letters(f"reason {number}", 1)
+    counted = ledger.summary().dead_letters
+    assert len(counted) == LABELS_MAX + 1
+    assert counted[OTHER_LABEL] == 2 * LABELS_MAX
+
+
+def test_readers_see_whole_batches_while_the_worker_writes() -> None:
+    ledger = Ledger()
+    batch = np.full(64, 0.001)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            ledger.record_decisions("screened", batch)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for _ in range(200):
+            held = ledger.counters().paths["screened"]
+            assert held.count % 64 == 0
+            assert held.count == sum(held.to_dict()["buckets"].values())
+            assert held.sum_s == pytest.approx(held.count * 0.001)
+    finally:
+        stop.set()
+        worker.join()
+
+
+def test_stage_clock_tells_work_from_waiting() -> None:
+    clock = StageClock()
+    with clock:
+        threading.Event().wait(0.05)
+    assert clock.wall_s >= 0.04
+    assert clock.cpu_s < 0.03
+    with clock:
+        sum(range(300_000))
+    assert clock.cpu_s > 0.0
+
+
+def _rendered(ledger: Ledger, quality: QualityComparison | None = None, width: int = 100) -> str:
+    out = io.StringIO()
+    render(ledger.summary(quality), Console(file=out, width=width))
+    return out.getvalue()
+
+
+def test_rendering_puts_the_kind_beside_every_energy_figure() -> None:
+    gpu, cpu = FixedMeter("gpu0", "measured"), FixedMeter("cpu-model", "modelled")
+    ledger = _ledger(gpu, cpu)
+    gpu.energy_j, cpu.energy_j = 62.3, 51.7
+    lines = _rendered(ledger, QUALITY).splitlines()
+    assert any("gpu0" in line and "12.3" in line and "measured" in line for line in lines)
+    assert any("cpu-model" in line and "1.70" in line and "modelled" in line for line in lines)
+    assert any("* modelled" in line for line in lines)
+
+
+def test_rendering_fits_a_hundred_columns_and_shows_each_section() -> None:
+    text = _rendered(_ledger(FixedMeter("cpu-model", "modelled")), QUALITY)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
+    assert "…" not in text
+    for word in ("screened", "escalated", "degraded", "queue-full 2", "Service level", "missed", "features", "cascade"):
+        assert word in text
+
+
+def test_rendering_says_that_a_meter_is_lost() -> None:
+    gpu = FixedMeter("gpu0", "measured")
+    ledger = _ledger(gpu)
+    gpu.lost = True
+    assert "gpu0: gone" in _rendered(ledger)
+
+
+def test_rendering_without_data_or_meters_still_reads() -> None:
+    text = _rendered(Ledger())
+    assert "no data" in text
+    assert "no meter was given" in text
+
+
+def _samples(ledger: Ledger) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    text = generate_latest(ledger_registry(ledger)).decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_exposition_parses_and_agrees_with_the_counters() -> None:
+    samples = _samples(_ledger(FixedMeter("gpu0", "measured")))
+    assert samples["cascade_decisions_total", (("path", "screened"),)] == 985
+    assert samples["cascade_degraded_total", (("cause", "queue-full"),)] == 2
+    assert samples["cascade_dead_letters_total", (("reason", "not-json"),)] == 4
+    assert samples["cascade_labels_total", ()] == 7
+    assert samples["cascade_late_answers_total", ()] == 2
+    assert samples["cascade_deep_rows_total", ()] == 15
+    assert samples["cascade_deep_call_duration_seconds_count", ()] == 1
+    assert samples["cascade_stage_cpu_seconds_total", (("stage", "features"),)] == pytest.approx(0.001)
+    assert samples["cascade_stage_duration_seconds_count", (("stage", "queue"),)] == 1_000
+    assert samples["cascade_energy_joules_total", (("kind", "measured"), ("meter", "gpu0"))] == 0.0
+    assert samples["cascade_objective_met", (("objective", "p99 of screened"),)] == 1.0
+    assert samples["cascade_objective_met", (("objective", "degraded share"),)] == 0.0
+    assert samples["cascade_build_info", (("bundle_version", "b-1"), ("version", cascade.__version__))] == 1.0
+
+
+def test_exported_histogram_is_cumulative_and_sums_up() -> None:
+    samples = _samples(_ledger())
+    name = "cascade_decision_latency_seconds"
+    counts = [samples[f"{name}_bucket", (("le", le), ("path", "screened"))] for le in [*map(str, BUCKETS_S), "+Inf"]]
+    assert counts == sorted(counts)
+    assert counts[BUCKETS_S.index(0.0025)] == 0
+    assert counts[BUCKETS_S.index(0.005)] == 985
+    assert samples[f"{name}_count", (("path", "screened"),)] == 985
+    assert samples[f"{name}_sum", (("path", "screened"),)] == pytest.approx(985 * 0.003)
+
+
+def test_lost_meter_exports_no_joules() -> None:
+    gpu = FixedMeter("gpu0", "measured")
+    ledger = _ledger(gpu)
+    gpu.lost = True
+    samples = _samples(ledger)
+    assert samples["cascade_energy_meter_up", (("meter", "gpu0"),)] == 0.0
+    assert not any(name == "cascade_energy_joules_total" for name, _ in samples)

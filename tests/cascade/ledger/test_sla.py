@@ -1,0 +1,54 @@
+"""Objectives: met, missed, and never met without data."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from cascade.errors import SettingError
+from cascade.ledger.latency import LatencyHistogram
+from cascade.ledger.sla import LatencyObjective, ObjectiveResult, ServiceLevel, evaluate
+
+
+def _result(values_s: np.ndarray, decisions: int, degraded: int) -> dict[str, ObjectiveResult]:
+    histogram = LatencyHistogram()
+    histogram.record(values_s)
+    results = evaluate(ServiceLevel(), {"screened": histogram}, decisions=decisions, degraded=degraded)
+    return {result.name: result for result in results}
+
+
+def test_objective_within_its_limit_is_met_with_its_margin() -> None:
+    result = _result(np.full(100, 0.004), 100, 0)["p99 of screened"]
+    assert result.met
+    assert result.value == pytest.approx(4.0, rel=0.01)
+    assert result.margin == pytest.approx(0.2, abs=0.01)
+
+
+def test_one_slow_decision_in_fifty_misses_the_p99() -> None:
+    result = _result(np.append(np.full(98, 0.001), [0.009, 0.009]), 100, 0)["p99 of screened"]
+    assert result.status == "missed"
+    assert result.margin is not None
+    assert result.margin < 0
+
+
+def test_objective_without_data_is_not_met() -> None:
+    results = _result(np.array([]), 0, 0)
+    assert {result.status for result in results.values()} == {"no data"}
+    assert not any(result.met for result in results.values())
+    assert all(result.value is None and result.margin is None for result in results.values())
+
+
+@pytest.mark.parametrize(("degraded", "status"), [(1, "met"), (2, "missed")])
+def test_degraded_share_is_over_all_decisions(degraded: int, status: str) -> None:
+    assert _result(np.full(1_000, 0.001), 1_000, degraded)["degraded share"].status == status
+
+
+def test_service_level_is_read_from_toml_and_checked() -> None:
+    text = b'degraded_share_max = 0.01\n[[latency]]\npath = "escalated"\nquantile = 0.999\nlimit_ms = 50.0\n'
+    level = msgspec.toml.decode(text, type=ServiceLevel)
+    assert level.latency == (LatencyObjective(path="escalated", quantile=0.999, limit_ms=50.0),)
+    with pytest.raises(SettingError, match="quantile"):
+        LatencyObjective(path="screened", quantile=99.0, limit_ms=5.0)
+    with pytest.raises(SettingError, match="limit_ms"):
+        LatencyObjective(path="screened", limit_ms=0.0)
+    with pytest.raises(SettingError, match="degraded_share_max"):
+        ServiceLevel(degraded_share_max=1.5)

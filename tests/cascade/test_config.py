@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cascade.config import Config, SecuritySettings, load_config
+from cascade.errors import SettingError
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "cascade.example.toml"
+
+
+def load(tmp_path: Path, content: str | bytes, environment: dict[str, str] | None = None) -> Config:
+    file = tmp_path / "cascade.toml"
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return load_config(file, environment or {})
+
+
+def refusal(tmp_path: Path, content: str | bytes, environment: dict[str, str] | None = None) -> str:
+    with pytest.raises(SettingError) as caught:
+        load(tmp_path, content, environment)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert "cascade.toml" in line
+    return line
+
+
+def test_the_example_names_every_key_with_its_default() -> None:
+    assert load_config(EXAMPLE, {}) == Config()
+    text = EXAMPLE.read_text()
+
+    def keys(section: object) -> set[str]:
+        found = set()
+        for name in section.__struct_fields__:  # type: ignore[attr-defined]
+            value = getattr(section, name)
+            found |= keys(value) if hasattr(value, "__struct_fields__") else {name}
+        return found
+
+    assert keys(Config()) == set(re.findall(r"^(\w+) = ", text, re.MULTILINE))
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path, "") == Config()
+
+
+def test_the_environment_overrides_the_bootstrap_address(tmp_path: Path) -> None:
+    config = load(tmp_path, '[kafka]\nbootstrap = "a:1"', {"KAFKA_BOOTSTRAP": "b:2, c:3"})
+    assert config.kafka.servers == ["b:2", "c:3"]
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("[kafka]\nbootstrp = 'a:1'", ["kafka.bootstrp", "unknown key", "did you mean bootstrap?"]),
+        ("[kafka.securty]\n", ["kafka.securty", "unknown key", "did you mean security?"]),
+        ("[wroker]\n", ["wroker", "did you mean worker?"]),
+        ("[worker]\nbatch_rows_max = '12'", ["worker.batch_rows_max = '12'", "expected int, got str", "1 to 65536"]),
+        ("[worker]\nbatch_rows_max = 0", ["worker.batch_rows_max = 0", ">= 1", "use 1 to 65536"]),
+        ("[worker]\nbatch_rows_max = true", ["worker.batch_rows_max = True", "got bool"]),
+        ("[sla]\nscreened_p99_ms = 0", ["sla.screened_p99_ms = 0", "more than 0"]),
+        ("[sla]\nscreened_p99_ms = nan", ["sla.screened_p99_ms"]),
+        ("[sla]\ndegraded_share_max = 1.5", ["sla.degraded_share_max = 1.5", "use 0 to 1"]),
+        ("[health]\nport = 70000", ["health.port = 70000", "0 to 65535"]),
+        ("[kafka]\nclient = 'librdkafka'", ["kafka.client = 'librdkafka'", 'use "kafka-python"']),
+        ("[deep]\nbackend = 'tensorflow'", ["deep.backend = 'tensorflow'", 'use "triton" or "onnxruntime"']),
+        ("[kafka]\nbootstrap = 'nowhere'", ["kafka.bootstrap = 'nowhere'", "host:port"]),
+        ("[kafka]\nbootstrap = ' , '", ["kafka.bootstrap", "host:port"]),
+        ("[kafka.topics]\nlabels = 'transactions'", ["kafka.topics.", "twice"]),
+        ("[kafka.topics]\nlabels = 'a b'", ["kafka.topics.labels = 'a b'"]),
+        ("kafka = 3", ["kafka = 3", "expected object"]),
+        ("[deadline]\nbudget_ms = 1.5", ["deadline.budget_ms = 1.5"]),
+        ("[deadline\n", ["is not TOML", "line 1"]),
+        (b"\xff\xfe", ["is not UTF-8"]),
+        ("[deep]\nca_file = '/nowhere/ca.pem'", ["deep.ca_file", "no such file"]),
+        ("[kafka.security]\nprotocol = 'SASL_SSL'", ["kafka.security.username", "missing"]),
+        (
+            "[kafka.security]\nprotocol = 'SASL_SSL'\nusername = 'u'",
+            ["password_env", "set either password_env or password_file"],
+        ),
+        (
+            "[kafka.security]\nprotocol = 'SASL_SSL'\nusername = 'u'\npassword_env = 'UNSET_VARIABLE'",
+            ["kafka.security.password_env", "not set"],
+        ),
+        (
+            "[kafka.security]\nprotocol = 'SASL_SSL'\nusername = 'u'\npassword_file = '/nowhere/password'",
+            ["kafka.security.password_file", "cannot be read"],
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(tmp_path: Path, content: str | bytes, parts: list[str]) -> None:
+    line = refusal(tmp_path, content)
+    for part in parts:
+        assert part in line
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"nowhere\.toml: file: cannot be read"):
+        load_config(tmp_path / "nowhere.toml", {})
+
+
+@pytest.mark.parametrize("key", ["password", "password_env"])
+def test_a_secret_put_into_the_file_by_mistake_is_not_printed(tmp_path: Path, key: str) -> None:
+    content = f"[kafka.security]\nprotocol = 'SASL_SSL'\nusername = 'u'\n{key} = 'hunter2!'"
+    assert "hunter2" not in refusal(tmp_path, content)
+
+
+def test_secrets_come_from_the_environment_or_a_file_and_show_nowhere(tmp_path: Path) -> None:
+    secret_file = tmp_path / "password"
+    secret_file.write_text("from-file\n")
+    base = "[kafka.security]\nprotocol = 'SASL_PLAINTEXT'\nusername = 'u'\n"
+    by_name = load(tmp_path, base + "password_env = 'KAFKA_PASSWORD'", {"KAFKA_PASSWORD": "from-env"})
+    by_file = load(tmp_path, base + f"password_file = '{secret_file}'")
+    assert by_name.kafka.security.password({"KAFKA_PASSWORD": "from-env"}) == "from-env"
+    assert by_file.kafka.security.password({}) == "from-file"
+    assert "from-env" not in repr(by_name)
+    assert "from-file" not in repr(by_file)
+
+
+def test_an_overlong_secret_file_is_refused(tmp_path: Path) -> None:
+    secret_file = tmp_path / "password"
+    secret_file.write_text("x" * 5_000)
+    with pytest.raises(SettingError, match="too long"):
+        SecuritySettings(password_file=str(secret_file)).password({})
+
+
+def test_tls_files_without_tls_are_refused(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_text("")
+    assert "leaves the TLS files unused" in refusal(tmp_path, f"[deep]\nca_file = '{ca}'")
+    assert "leaves the TLS files unused" in refusal(tmp_path, f"[kafka.security]\nca_file = '{ca}'")

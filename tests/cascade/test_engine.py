@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade.bundle import Bundle, load_bundle
+from cascade.columns import Float64
+from cascade.engine import Engine, Screened, deep_inputs
+from cascade.frames import LabelledData, frame_to_batch
+from cascade.protocols import DeepStage
+from cascade.simulator import SimulatorSettings, simulate
+from stages.assembly import deep_signature, make_engine, make_screener
+from stages.deep.in_process import OnnxDeepStage
+from stages.offline import OfflineScores, labels_of, score_offline
+
+SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
+# ONNX Runtime may add in another order where a batch has another size; measured on log-odds
+DEEP_DIFFERENCE_MAX = 1e-5
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load_bundle(SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def data(bundle: Bundle) -> LabelledData:
+    # long enough for labels (seven days late) to act on windows of thirty days
+    frame = simulate(SimulatorSettings(cards=120, terminals=60, days=20, seed=11, fraud_share=0.03))
+    return LabelledData(frame_to_batch(frame, bundle.schema, "simulated"), frame["fraud"].to_numpy().astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def deep(bundle: Bundle) -> Iterator[DeepStage]:
+    stage = OnnxDeepStage(SHIPPED / "deep.onnx", deep_signature(bundle))
+    yield stage
+    stage.close()
+
+
+@pytest.fixture(scope="module")
+def offline(bundle: Bundle, data: LabelledData, deep: DeepStage) -> OfflineScores:
+    screener = make_screener(bundle, make_engine(bundle).features.width)
+    return score_offline(bundle, screener, deep, data, np.ones(data.batch.rows, bool), lambda _: None)
+
+
+def tell_labels(engine: Engine, data: LabelledData, start_ms: float, until_ms: float) -> None:
+    """Of frauds whose label is due after `start_ms` and by `until_ms`."""
+    schema = engine.features.schema
+    due = data.batch[schema.roles.event_time] + schema.label.delay_ms
+    rows = np.flatnonzero((data.fraud == 1) & (due > start_ms) & (due <= until_ms))
+    engine.fold_labels(labels_of(data.take(rows), schema.label.field))
+
+
+def in_micro_batches(engine: Engine, data: LabelledData, sizes: Iterator[int]) -> list[Screened]:
+    times = data.batch[engine.features.schema.roles.event_time]
+    screened, start, told_ms = [], 0, -np.inf
+    while start < data.batch.rows:
+        rows = np.arange(start, min(start + next(sizes), data.batch.rows))
+        tell_labels(engine, data, told_ms, float(times[rows[-1]]))
+        told_ms = float(times[rows[-1]])
+        screened.append(engine.screen(data.batch.take(rows)))
+        start = int(rows[-1]) + 1
+    return screened
+
+
+def raw_of(screened: list[Screened]) -> Float64:
+    return np.concatenate([one.raw for one in screened])
+
+
+@pytest.mark.parametrize("rows_max", [1, 3, 64, 1_000, 100_000])
+def test_scores_do_not_depend_on_the_size_of_a_micro_batch(
+    bundle: Bundle, data: LabelledData, deep: DeepStage, offline: OfflineScores, rows_max: int
+) -> None:
+    chance = np.random.default_rng(rows_max)
+    screened = in_micro_batches(make_engine(bundle), data, iter(lambda: int(chance.integers(1, rows_max + 1)), None))
+    np.testing.assert_array_equal(raw_of(screened), offline.screener_raw)
+    escalated = np.flatnonzero(np.concatenate([one.escalate for one in screened]))
+    assert 5 < len(escalated) < data.batch.rows
+    answers = [deep.submit(one.deep_inputs(one.escalate), 60).result() for one in screened if one.escalate.any()]
+    np.testing.assert_allclose(np.concatenate(answers), offline.deep_raw[escalated], atol=DEEP_DIFFERENCE_MAX, rtol=0)
+
+
+def test_labels_that_come_before_their_transactions_change_no_score(
+    bundle: Bundle, data: LabelledData, offline: OfflineScores
+) -> None:
+    # so it is when the state is built anew from the log: all labels are there before the first transaction
+    engine = make_engine(bundle)
+    tell_labels(engine, data, -np.inf, np.inf)
+    screened = [
+        engine.screen(data.batch.take(np.arange(n, min(n + 500, data.batch.rows))))
+        for n in range(0, data.batch.rows, 500)
+    ]
+    np.testing.assert_array_equal(raw_of(screened), offline.screener_raw)
+
+
+def test_labels_told_twice_change_no_score(bundle: Bundle, data: LabelledData, offline: OfflineScores) -> None:
+    engine = make_engine(bundle)
+    half = data.batch.rows // 2
+    in_micro_batches(engine, data.take(np.arange(half)), iter(lambda: 500, None))
+    middle_ms = float(data.batch["event_time"][half - 1])
+    tell_labels(engine, data, -np.inf, middle_ms)
+    tell_labels(engine, data, middle_ms, np.inf)
+    np.testing.assert_array_equal(
+        engine.screen(data.batch.take(np.arange(half, data.batch.rows))).raw, offline.screener_raw[half:]
+    )
+
+
+def test_labels_act_on_the_scores_at_all(bundle: Bundle, data: LabelledData, offline: OfflineScores) -> None:
+    unlabelled = make_engine(bundle).screen(data.batch).raw
+    assert np.abs(unlabelled - offline.screener_raw).max() > 0.1, "the other tests would show nothing"
+
+
+def test_folded_rows_are_remembered_like_scored_ones(
+    bundle: Bundle, data: LabelledData, offline: OfflineScores
+) -> None:
+    engine = make_engine(bundle)
+    half = data.batch.rows // 2
+    tell_labels(engine, data, -np.inf, np.inf)
+    engine.fold(data.batch.take(np.arange(half)))
+    rest = engine.screen(data.batch.take(np.arange(half, data.batch.rows)))
+    np.testing.assert_array_equal(rest.raw, offline.screener_raw[half:])
+
+
+def test_warming_up_leaves_no_trace(bundle: Bundle, data: LabelledData, offline: OfflineScores) -> None:
+    engine = make_engine(bundle)
+    engine.warm_up()
+    np.testing.assert_array_equal(raw_of(in_micro_batches(engine, data, iter(lambda: 999, None))), offline.screener_raw)
+
+
+def test_escalation_and_probability_are_the_policys(bundle: Bundle, data: LabelledData) -> None:
+    screened = make_engine(bundle).screen(data.batch)
+    np.testing.assert_array_equal(screened.escalate, screened.raw >= bundle.policy.escalation_threshold)
+    np.testing.assert_array_equal(screened.probability, bundle.policy.screener.probability(screened.raw))
+
+
+def test_the_screeners_raw_score_is_the_last_column_of_the_deep_inputs() -> None:
+    features = np.arange(6, dtype=np.float32).reshape(3, 2)
+    sequence = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
+    inputs = deep_inputs(features, sequence, np.array([-1.5, 0.25, 9.0]))
+    assert inputs.features.tolist() == [[0, 1, -1.5], [2, 3, 0.25], [4, 5, 9]]
+    np.testing.assert_array_equal(inputs.sequence, sequence)
+    assert inputs.features.dtype == inputs.sequence.dtype == np.float32
+    assert len(inputs) == 3
+
+
+@pytest.mark.parametrize("rows", [np.array([True, False, True]), np.array([0, 2])])
+def test_deep_inputs_of_chosen_rows_belong_together(rows: np.ndarray) -> None:
+    features = np.array([[1], [2], [3]], np.float32)
+    sequence = np.array([[[10]], [[20]], [[30]]], np.float32)
+    raw = np.array([0.1, 0.2, 0.3])
+    inputs = Screened(raw, raw, raw > 0, features, sequence).deep_inputs(rows)
+    assert inputs.features[:, 0].tolist() == [1, 3]
+    assert inputs.sequence[:, 0, 0].tolist() == [10, 30]
+    np.testing.assert_allclose(inputs.features[:, 1], [0.1, 0.3], rtol=1e-6)
+    assert inputs.features.flags.c_contiguous
+    assert inputs.sequence.flags.c_contiguous

@@ -1,0 +1,148 @@
+"""The policy: budgets hold, thresholds cost the least, probabilities are in order."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascade.errors import BundleError
+from cascade.policy import (
+    ACTIONS,
+    Calibration,
+    Costs,
+    Policy,
+    decision_thresholds,
+    escalation_threshold,
+)
+
+finite = st.floats(-1e6, 1e6)
+# few different scores, so that ties are the rule
+scores = st.lists(st.one_of(st.integers(-3, 3).map(float), finite), min_size=1, max_size=60).map(np.array)
+POLICY = Policy(0.01, 2.0, Calibration(1.0, 0.0), Calibration(1.5, -1.0), 0.2, 0.8)
+
+
+@given(raw=scores, budget=st.floats(0.0, 1.0))
+def test_escalations_never_exceed_the_budget(raw: np.ndarray, budget: float) -> None:
+    threshold = escalation_threshold(raw, budget)
+    assert (raw >= threshold).sum() <= budget * len(raw) * (1 + 1e-12)
+
+
+@given(raw=scores, budget=st.floats(0.0, 1.0))
+def test_no_lower_threshold_stays_in_the_budget(raw: np.ndarray, budget: float) -> None:
+    threshold = escalation_threshold(raw, budget)
+    below = raw[raw < threshold]
+    if len(below):
+        assert (raw >= below.max()).sum() > int(budget * len(raw))
+
+
+@pytest.mark.parametrize(("raw", "budget", "escalated"), [
+    ([1.0, 2.0, 3.0, 4.0], 0.5, 2),
+    ([1.0, 2.0, 2.0, 2.0], 0.5, 0),
+    ([1.0, 2.0, 2.0, 3.0], 0.5, 1),
+    ([1.0, 1.0, 1.0, 1.0], 1.0, 4),
+    ([1.0, 2.0, 3.0, 4.0], 0.2, 0),
+    ([1.0, 2.0, 3.0, 4.0], 0.0, 0),
+    ([-math.inf, 0.0, math.inf], 0.34, 1),
+])  # fmt: skip
+def test_ties_go_below_the_threshold_together(raw: list[float], budget: float, escalated: int) -> None:
+    scores = np.array(raw)
+    assert (scores >= escalation_threshold(scores, budget)).sum() == escalated
+
+
+def test_without_rows_nothing_is_escalated() -> None:
+    assert escalation_threshold(np.array([]), 0.01) == math.inf
+
+
+def cost_of(pair: tuple[float, float], probability: np.ndarray, fraud: np.ndarray, amount: np.ndarray,
+            costs: Costs) -> float:  # fmt: skip
+    policy = Policy(0.01, 0.0, Calibration(1.0, 0.0), Calibration(1.0, 0.0), *pair, costs)
+    return math.fsum(costs.of_decisions(policy.actions(probability), fraud, amount))
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 20).map(lambda twentieth: twentieth / 20), st.booleans(),
+                            st.integers(0, 8_000).map(lambda quarters: quarters / 4)), max_size=12),
+    review=st.sampled_from((0.0, 0.25, 5.0, 1e6)),
+    false_decline=st.sampled_from((0.0, 1.0, 25.0, 1e6)),
+)  # fmt: skip
+def test_decision_thresholds_cost_as_little_as_any_pair(
+    rows: list[tuple[float, bool, float]], review: float, false_decline: float
+) -> None:
+    probability, fraud, amount = (np.array([row[column] for row in rows]) for column in range(3))
+    fraud, costs = fraud.astype(bool), Costs(review, false_decline)
+    found = decision_thresholds(probability, fraud, amount, costs)
+    cuts = [0.0, *np.unique(probability).tolist(), 2.0]
+    least = min(cost_of((low, high), probability, fraud, amount, costs) for low in cuts for high in cuts if low <= high)
+    assert 0.0 <= found[0] <= found[1]
+    assert cost_of(found, probability, fraud, amount, costs) == least
+
+
+def test_thresholds_lie_midway_between_rows() -> None:
+    probability = np.array([0.1, 0.5, 0.9])
+    fraud, amount = np.array([False, True, True]), np.array([50.0, 6.0, 500.0])
+    assert decision_thresholds(probability, fraud, amount, Costs(7.0, 25.0)) == (pytest.approx(0.3),) * 2
+    fraud = np.array([False, False, True])
+    assert decision_thresholds(probability, fraud, amount, Costs(7.0, 25.0)) == (pytest.approx(0.7),) * 2
+
+
+def test_neighbouring_probabilities_are_kept_apart() -> None:
+    genuine = np.nextafter(1.0, 0.0) - 2**-53
+    found = [genuine - 2**-53 * shift for shift in range(2)]
+    for low in found:
+        probability = np.array([low, np.nextafter(low, 1.0)])
+        thresholds = decision_thresholds(probability, np.array([False, True]), np.array([10.0, 1e5]), Costs())
+        assert (probability >= thresholds[1]).tolist() == [False, True]
+
+
+@given(slope=st.floats(1e-3, 10.0), intercept=st.floats(-20.0, 20.0), raw=st.lists(st.floats(-30, 30), min_size=2))
+def test_calibration_keeps_the_order_and_stays_in_the_unit_interval(
+    slope: float, intercept: float, raw: list[float]
+) -> None:
+    probability = Calibration(slope, intercept).probability(np.sort(np.array(raw)))
+    assert (np.diff(probability) >= 0).all()
+    assert ((probability >= 0) & (probability <= 1)).all()
+
+
+def test_calibration_is_the_logistic_function() -> None:
+    probability = Calibration(2.0, -1.0).probability(np.array([0.5, 1.0]))
+    assert probability.tolist() == [0.5, 1 / (1 + math.exp(-1.0))]
+
+
+def test_costs_of_the_three_decisions() -> None:
+    actions = np.array([0, 0, 1, 1, 2, 2])
+    fraud = np.array([True, False] * 3)
+    cost = Costs(review=5.0, false_decline=25.0).of_decisions(actions, fraud, np.full(6, 80.0))
+    assert cost.tolist() == [80.0, 0.0, 5.0, 5.0, 0.0, 25.0]
+
+
+def test_thresholds_belong_to_the_stricter_side() -> None:
+    actions = POLICY.actions(np.array([0.0, 0.1999, 0.2, 0.7999, 0.8, 1.0]))
+    assert [ACTIONS[action] for action in actions] == ["approve", "approve", "review", "review", "decline", "decline"]
+    assert POLICY.escalate(np.array([1.999, 2.0])).tolist() == [False, True]
+
+
+def test_a_sound_policy_passes_its_check() -> None:
+    POLICY.check("policy.json")
+
+
+@pytest.mark.parametrize(("changes", "rule"), [
+    ({"escalation_budget": 1.5}, "escalation_budget"),
+    ({"escalation_budget": -0.1}, "escalation_budget"),
+    ({"escalation_threshold": math.nan}, "escalation_threshold"),
+    ({"screener": Calibration(0.0, 1.0)}, "slopes"),
+    ({"deep": Calibration(-1.0, 1.0)}, "slopes"),
+    ({"review_from": 0.9}, "review_from ≤ decline_from"),
+    ({"review_from": -0.1}, "review_from ≤ decline_from"),
+    ({"decline_from": math.nan}, "review_from ≤ decline_from"),
+])  # fmt: skip
+def test_numbers_that_are_no_policy_are_refused(changes: dict[str, object], rule: str) -> None:
+    numbers = {name: getattr(POLICY, name) for name in POLICY.__struct_fields__} | changes
+    with pytest.raises(BundleError, match=rule) as caught:
+        Policy(**numbers).check("policy.json")
+    assert str(caught.value).startswith("policy.json: ")
+    assert "\n" not in str(caught.value)

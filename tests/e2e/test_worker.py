@@ -1,0 +1,688 @@
+"""The service as a process, between a real broker and a real Triton: nothing is lost, whatever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import bench.embedded
+from bench.embedded import EmbeddedParts, ServiceProcess, play_file, records_in, wait_for_decisions
+from cascade.bundle import Bundle, load_bundle, write_bundle
+from cascade.config import Config, DeepSettings, load_config
+from cascade.frames import LabelledData, frame_to_batch
+from cascade.ledger import LedgerSummary
+from cascade.local_parts import free_ports
+from cascade.simulator import SimulatorSettings, simulate
+from stages.assembly import deep_signature, make_deep_stage, make_engine, make_screener
+from stages.deep.local_triton import LocalTriton
+from stages.deep.repository import write_repository
+from stages.offline import OfflineScores, score_offline
+from streaming.clients import Partition, make_consumer, make_producer
+from streaming.decisions import Decision, decode_decision
+from tests.conftest import Broker
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+
+SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
+SCORE_DIFFERENCE_MAX = 1e-6
+# A record of the log is fetched, not met: its deadline counts from then.
+BACKLOG = {"deadline": {"start": "fetch", "budget_ms": 60_000}, "labels": {"alignment": "exact"}}
+# So many are escalated here, a fifth, that every micro-batch brings some.
+ESCALATED_SHARE = 0.2
+BUDGET_MS = 300
+# What a loaded machine of two cores may add to the budget.
+SLACK_MS = 700
+Settings = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Record:
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: dict[str, bytes | None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of the service over a topic."""
+
+    config_path: Path
+    config: Config
+    records: list[Record]
+    decisions: list[Decision]
+    ledger: LedgerSummary
+
+    @property
+    def by_transaction(self) -> dict[int, Decision]:
+        return {int(one.transaction_id): one for one in self.decisions}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The shipped bundle, but that a fifth of the traffic is escalated."""
+    content = {path.name: path.read_bytes() for path in SHIPPED.iterdir() if path.name != "manifest.json"}
+    shipped = load_bundle(SHIPPED)
+    raw = make_engine(shipped).screen(simulated(shipped).batch).raw
+    policy = json.loads(content["policy.json"]) | {"escalation_threshold": float(np.quantile(raw, 1 - ESCALATED_SHARE))}
+    directory = tmp_path_factory.mktemp("bundle") / "bundle"
+    write_bundle(directory, "escalating", content | {"policy.json": json.dumps(policy).encode()})
+    return load_bundle(directory)
+
+
+def simulated(bundle: Bundle) -> LabelledData:
+    # three weeks: labels, seven days late, act on most of it
+    frame = simulate(SimulatorSettings(cards=250, terminals=200, days=21, seed=3, fraud_share=0.02))
+    return LabelledData(frame_to_batch(frame, bundle.schema, "simulated"), frame["fraud"].to_numpy().astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def data(bundle: Bundle) -> LabelledData:
+    return simulated(bundle)
+
+
+@pytest.fixture(scope="module")
+def offline(bundle: Bundle, data: LabelledData) -> OfflineScores:
+    screener = make_screener(bundle, make_engine(bundle).features.width)
+    with closing(make_deep_stage(bundle, DeepSettings(backend="onnxruntime"))) as deep:
+        return score_offline(bundle, screener, deep, data, np.ones(data.batch.rows, bool), lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def triton_server(
+    triton_parts: Path, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalTriton]:
+    out = tmp_path_factory.mktemp("triton") / "models"
+    repository = write_repository(bundle.directory / "deep.onnx", deep_signature(bundle), out, "cpu")
+    with LocalTriton(repository, parts_dir=triton_parts) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", autouse=True)
+def impatience() -> Iterator[None]:
+    """A service that does not come up within this time will not: no need to wait two minutes for it."""
+    before = bench.embedded.READY_TIMEOUT_S, bench.embedded.STALL_S_MAX
+    bench.embedded.READY_TIMEOUT_S, bench.embedded.STALL_S_MAX = 45.0, 30.0
+    yield
+    bench.embedded.READY_TIMEOUT_S, bench.embedded.STALL_S_MAX = before
+
+
+ConfigMaker = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def new_config(broker: Broker, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> ConfigMaker:
+    """Writes a configuration with topics and a group of its own."""
+    parts = EmbeddedParts(tmp_path_factory.mktemp("service"), bundle, with_triton=False)
+    parts.bootstrap = broker.bootstrap
+
+    def make(settings: Settings, triton: LocalTriton | None = None, partitions: int = 1) -> Path:
+        parts.triton_url = triton.grpc_url if triton is not None else ""
+        name = uuid.uuid4().hex[:10]
+        topics = {topic: f"{topic.replace('_', '-')}-{name}" for topic in Config().kafka.topics.__struct_fields__}
+        own = {"kafka": {"topics": topics, "group": f"group-{name}"}}
+        return parts.write_config(f"{name}.toml", own | settings, partitions)
+
+    return make
+
+
+def read_all(config: Config, topic: str) -> list[Record]:
+    found: list[Record] = []
+    with closing(make_consumer(config.kafka, None)) as consumer:
+        partitions = consumer.partitions_for(topic)
+        consumer.assign(partitions)
+        ends = consumer.end_offsets(partitions)
+        give_up_s = time.monotonic() + 30
+        while any(consumer.position(partition) < end for partition, end in ends.items()):
+            assert time.monotonic() < give_up_s
+            for one in consumer.poll(0.1, 10_000):
+                columns = zip(one.offsets.tolist(), one.keys, one.values, one.headers, strict=True)
+                found += [Record(offset, key, value, dict(headers)) for offset, key, value, headers in columns]
+    return found
+
+
+def decisions_in(config: Config) -> list[Decision]:
+    records = read_all(config, config.kafka.topics.decisions)
+    return [decode_decision(one.value or b"", config.kafka.codec) for one in records]
+
+
+def committed(config: Config, partition: int = 0) -> int:
+    where: Partition = (config.kafka.topics.transactions, partition)
+    with closing(make_consumer(config.kafka, config.kafka.group)) as consumer:
+        return consumer.committed([where]).get(where, (0, ""))[0]
+
+
+def over_a_backlog(config_path: Path, data: LabelledData, rows: slice = slice(None)) -> Run:
+    """Fill the topics, start the service, wait for all decisions, stop it."""
+    config = load_config(config_path)
+    play_file(config, data, rows, None, lambda _: None)
+    count = len(range(*rows.indices(data.batch.rows)))
+    with ServiceProcess(config_path) as service:
+        service.wait_ready()
+        wait_for_decisions(service, count, lambda _: None)
+        ledger = service.stop()
+    records = read_all(config, config.kafka.topics.decisions)
+    return Run(config_path, config, records, [decode_decision(one.value or b"", "json") for one in records], ledger)
+
+
+def check_scores(decisions: list[Decision], offline: OfflineScores, bundle: Bundle) -> None:
+    """Each score, repeats included, is the offline one of its stage; transaction ids are row numbers."""
+    rows = np.array([int(one.transaction_id) for one in decisions])
+    scores = np.array([one.score for one in decisions])
+    by_deep = np.array([one.stage == "deep" for one in decisions])
+    screener = bundle.policy.screener.probability(offline.screener_raw[rows])
+    expected = np.where(by_deep, bundle.policy.deep.probability(offline.deep_raw[rows]), screener)
+    np.testing.assert_allclose(scores, expected, atol=SCORE_DIFFERENCE_MAX, rtol=0)
+    np.testing.assert_allclose([one.screener_score for one in decisions], screener, atol=SCORE_DIFFERENCE_MAX, rtol=0)
+    escalated = bundle.policy.escalate(offline.screener_raw[rows])
+    assert (by_deep | np.array([one.degraded for one in decisions])).tolist() == escalated.tolist()
+
+
+def health(config: Config, path: str) -> tuple[int, dict[str, Any]]:
+    url = f"http://{config.health.host}:{config.health.port}{path}"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+    except OSError:
+        return 0, {}
+
+
+def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+    give_up_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < give_up_s, f"{what}: not within {timeout_s} s"
+        time.sleep(0.05)
+
+
+# --- a whole stream, on Triton and in process -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def on_triton(new_config: ConfigMaker, triton_server: LocalTriton, data: LabelledData) -> Run:
+    # all but the last thousand, which a later start of the service decides
+    return over_a_backlog(new_config(BACKLOG, triton_server), data, slice(0, data.batch.rows - 1_000))
+
+
+@pytest.mark.triton
+def test_every_transaction_has_exactly_one_decision(on_triton: Run, data: LabelledData) -> None:
+    identities = data.batch["transaction_id"][: data.batch.rows - 1_000].tolist()
+    assert identities == list(range(len(identities))), "these tests take ids for row numbers"
+    assert sorted(int(one.transaction_id) for one in on_triton.decisions) == identities
+    assert len({one.decision_id for one in on_triton.decisions}) == len(identities)
+
+
+@pytest.mark.triton
+def test_scores_from_the_stream_equal_the_offline_ones(on_triton: Run, offline: OfflineScores, bundle: Bundle) -> None:
+    check_scores(on_triton.decisions, offline, bundle)
+    share = np.mean([one.stage == "deep" for one in on_triton.decisions])
+    assert 0.5 * ESCALATED_SHARE < share < 2 * ESCALATED_SHARE
+    assert not any(one.degraded for one in on_triton.decisions)
+
+
+@pytest.mark.triton
+def test_a_decision_says_what_was_decided_by_whom_and_how_long_it_took(
+    on_triton: Run, data: LabelledData, bundle: Bundle
+) -> None:
+    topic = on_triton.config.kafka.topics.transactions
+    now_ms = time.time() * 1e3
+    for record, one in zip(on_triton.records, on_triton.decisions, strict=True):
+        row = int(one.transaction_id)
+        assert record.key == b"%d" % data.batch["card_id"][row], "the key must be the card"
+        assert one.decision_id == f"{topic}-0-{row}"
+        assert one.bundle == bundle.version
+        assert one.event_time_ms == data.batch["event_time"][row]
+        assert now_ms - 600_000 < one.decision_time_ms <= now_ms
+        assert one.decision == ("approve", "review", "decline")[int(bundle.policy.actions(np.array([one.score]))[0])]
+        assert (one.degraded, one.degraded_cause) == (False, None)
+        took = one.latency_ms
+        assert min(took.queue, took.features, took.screener, took.deep) >= 0
+        assert (took.deep > 0) == (one.stage == "deep")
+        assert took.total >= took.queue + took.deep - 1
+    assert set(json.loads(on_triton.records[0].value or b"")) == {
+        "transaction_id", "decision", "score", "stage", "screener_score", "bundle", "degraded", "degraded_cause",
+        "decision_id", "event_time_ms", "decision_time_ms", "latency_ms",
+    }  # fmt: skip
+
+
+@pytest.mark.triton
+def test_the_ledger_counts_what_is_in_the_topics(on_triton: Run) -> None:
+    ledger = on_triton.ledger
+    escalated = sum(one.stage == "deep" for one in on_triton.decisions)
+    assert ledger.transactions == len(on_triton.decisions)
+    assert ledger.escalation_share == pytest.approx(escalated / len(on_triton.decisions))
+
+
+@pytest.mark.triton
+def test_stopping_commits_all_and_a_new_start_repeats_nothing_and_goes_on_with_the_same_state(
+    on_triton: Run, data: LabelledData, offline: OfflineScores, bundle: Bundle
+) -> None:
+    config, before = on_triton.config, len(on_triton.decisions)
+    assert committed(config) == records_in(config, config.kafka.topics.transactions) == before
+    command = [sys.executable, "-m", "cascade", "run", "--json", "--config", str(on_triton.config_path)]
+    again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: health(config, "/readyz")[0] == 200, "ready", 45)
+        assert records_in(config, config.kafka.topics.decisions) == before
+        play_file(config, data, slice(before, data.batch.rows), None, lambda _: None)
+        topic = config.kafka.topics.decisions
+        wait_until(lambda: records_in(config, topic) >= data.batch.rows, "all decided")
+        again.terminate()
+        printed, logged = again.communicate(timeout=30)
+    finally:
+        again.kill()
+    assert again.returncode == 0, logged
+    assert json.loads(printed)["transactions"] == data.batch.rows - before
+    assert committed(config) == data.batch.rows
+    decisions = decisions_in(config)
+    assert [int(one.transaction_id) for one in decisions[:before]] == [
+        int(o.transaction_id) for o in on_triton.decisions
+    ]
+    assert sorted(int(one.transaction_id) for one in decisions) == list(range(data.batch.rows))
+    check_scores(decisions, offline, bundle)
+
+
+def test_in_process_the_stream_gives_the_same_scores(
+    new_config: ConfigMaker, data: LabelledData, offline: OfflineScores, bundle: Bundle
+) -> None:
+    settings = BACKLOG | {"deep": {"backend": "onnxruntime"}}
+    run = over_a_backlog(new_config(settings), data, slice(0, 3_000))
+    assert sorted(run.by_transaction) == list(range(3_000))
+    assert len(run.decisions) == 3_000
+    assert sum(one.stage == "deep" for one in run.decisions) > 100
+    check_scores(run.decisions, offline, bundle)
+
+
+# --- what cannot be read --------------------------------------------------------------------------------------------
+
+GOOD = {
+    "transaction_id": 1, "event_time": 1_735_700_000_000, "card_id": 7, "terminal_id": 8, "amount": 9.5,
+    "entry_mode": "chip",
+}  # fmt: skip
+
+
+def spoilt(**fields: Any) -> bytes:
+    return msgspec.json.encode(GOOD | fields)
+
+
+MALFORMED: dict[str, tuple[bytes | None, str]] = {
+    "not JSON": (b"hello", "syntax"),
+    "cut short": (spoilt()[:-1], "syntax"),
+    "two messages": (spoilt() + b"," + spoilt(), "syntax"),
+    "no bytes": (b"", "empty"),
+    "a tombstone": (None, "empty"),
+    "another shape": (b"[1, 2]", "type"),
+    "amount as text": (spoilt(amount="9.5"), "type"),
+    "card as a float": (spoilt(card_id=7.5), "type"),
+    "card is null": (spoilt(card_id=None), "type"),
+    "amount missing": (msgspec.json.encode({k: v for k, v in GOOD.items() if k != "amount"}), "missing-field"),
+    "amount NaN": (spoilt().replace(b"9.5", b"NaN"), "syntax"),
+    "amount infinite": (spoilt().replace(b"9.5", b"1e999"), "not-finite"),
+    "amount negative": (spoilt(amount=-0.01), "out-of-limits"),
+    "amount too large": (spoilt(amount=100_000.01), "out-of-limits"),
+    "before its time": (spoilt(event_time=0), "out-of-limits"),
+    "after its time": (spoilt(event_time=9_999_999_999_999), "out-of-limits"),
+    "unknown category": (spoilt(entry_mode="cheque"), "unknown-category"),
+    "oversized": (spoilt(padding="x" * 70_000), "oversized"),
+    "as large as the topic takes": (b"x" * 1_000_000, "oversized"),
+    "wrong encoding": (spoilt(entry_mode="chip").replace(b"chip", b"\xff\xfe"), "encoding"),
+    "UTF-16": (spoilt().decode().encode("utf-16"), "encoding"),
+}
+
+
+@pytest.fixture(scope="module")
+def with_dead_letters(new_config: ConfigMaker) -> Iterator[tuple[Config, ServiceProcess]]:
+    """The service after it met every malformed message between good ones, and unreadable labels."""
+    path = new_config({"deep": {"backend": "onnxruntime"}})
+    config = load_config(path)
+    with closing_producer(config) as send, ServiceProcess(path) as service:
+        service.wait_ready()
+        for position, (value, _) in enumerate(MALFORMED.values()):
+            send(config.kafka.topics.transactions, b"good", spoilt(transaction_id=position))
+            send(config.kafka.topics.transactions, b"bad-%d" % position, value)
+        send(config.kafka.topics.labels, b"label", b"no label")
+        wait_for_decisions(service, 2 * len(MALFORMED) + 1, lambda _: None)
+        yield config, service
+
+
+def closing_producer(config: Config) -> Any:
+    class Sending:
+        def __enter__(self) -> Callable[[str, bytes | None, bytes | None], None]:
+            self.producer = make_producer(config.kafka)
+
+            def send(topic: str, key: bytes | None, value: bytes | None) -> None:
+                self.producer.send(topic, key, value, [("trace", b"\x00\xff")])
+                self.producer.flush(20)
+
+            return send
+
+        def __exit__(self, *_: object) -> None:
+            self.producer.close(5)
+
+    return Sending()
+
+
+def test_every_malformed_message_is_a_dead_letter_and_the_stream_goes_on(
+    with_dead_letters: tuple[Config, ServiceProcess],
+) -> None:
+    config, _ = with_dead_letters
+    letters = {one.key: one for one in read_all(config, config.kafka.topics.dead_letters)}
+    assert len(letters) == len(MALFORMED) + 1
+    for position, (name, (value, reason)) in enumerate(MALFORMED.items()):
+        letter = letters[b"bad-%d" % position]
+        assert letter.value == value, f"{name}: the bytes were touched"
+        told = {key: text for key, text in letter.headers.items() if key.startswith("cascade-")}
+        assert told["cascade-reason"] == reason.encode(), name
+        assert told["cascade-topic"] == config.kafka.topics.transactions.encode()
+        assert (told["cascade-partition"], told["cascade-offset"]) == (b"0", b"%d" % (2 * position + 1))
+        assert letter.headers["trace"] == b"\x00\xff", "the record's own headers were touched"
+    assert letters[b"label"].headers["cascade-topic"] == config.kafka.topics.labels.encode()
+    assert sorted(int(one.transaction_id) for one in decisions_in(config)) == list(range(len(MALFORMED)))
+
+
+@pytest.fixture(scope="module")
+def after_a_restart(with_dead_letters: tuple[Config, ServiceProcess]) -> tuple[Config, LedgerSummary, int]:
+    """The ledger of the first start and its committed offset, after a second start that met nothing new."""
+    config, service = with_dead_letters
+    ledger, until = service.stop(), committed(config)
+    service.start()
+    service.wait_ready()
+    time.sleep(0.5)
+    service.stop()
+    return config, ledger, until
+
+
+def test_dead_letters_are_counted_and_committed(after_a_restart: tuple[Config, LedgerSummary, int]) -> None:
+    _, ledger, until = after_a_restart
+    assert sum(ledger.dead_letters.values()) == len(MALFORMED) + 1
+    assert until == 2 * len(MALFORMED)
+
+
+def test_a_new_start_decides_nothing_twice_and_buries_nothing_twice(
+    after_a_restart: tuple[Config, LedgerSummary, int],
+) -> None:
+    config = after_a_restart[0]
+    letters = Counter(one.key for one in read_all(config, config.kafka.topics.dead_letters))
+    assert [key for key, count in letters.items() if count > 1 and key != b"label"] == []
+    assert len(decisions_in(config)) == len(MALFORMED)
+
+
+def test_an_unreadable_label_is_a_dead_letter_once(after_a_restart: tuple[Config, LedgerSummary, int]) -> None:
+    config = after_a_restart[0]
+    letters = read_all(config, config.kafka.topics.dead_letters)
+    assert sum(one.key == b"label" for one in letters) == 1
+
+
+# --- killed in mid-stream -------------------------------------------------------------------------------------------
+
+
+def decided_offsets(config: Config) -> set[int]:
+    return {int(one.decision_id.rpartition("-")[2]) for one in decisions_in(config)}
+
+
+@pytest.mark.triton
+def test_a_worker_that_is_killed_loses_no_transaction(
+    new_config: ConfigMaker, triton_server: LocalTriton, data: LabelledData, offline: OfflineScores, bundle: Bundle
+) -> None:
+    rows = 4_000
+    # small batches and frequent commits: each kill falls between the commit and the decisions of several batches
+    settings = BACKLOG | {"worker": {"batch_rows_max": 20, "commit_interval_ms": 200}}
+    path = new_config(settings, triton_server)
+    config = load_config(path)
+    play_file(config, data, slice(0, rows), None, lambda _: None)
+    topic = config.kafka.topics.decisions
+    before = 0
+    for kill_at in (600, 1_800):
+        with ServiceProcess(path) as service:
+            with closing(make_consumer(config.kafka, None)) as consumer:
+                partitions = consumer.partitions_for(topic)
+                wait_until(lambda: sum(consumer.end_offsets(partitions).values()) >= kill_at, "decisions", 60)  # noqa: B023
+            service.kill()
+        decided = decided_offsets(config)
+        assert before < len(decided) < rows, "the kill came too late to show anything"
+        before = len(decided)
+        until = committed(config)
+        assert set(range(until)) <= decided, "an offset was committed before its decision was kept"
+        assert until > 0
+    with ServiceProcess(path) as service:
+        wait_until(lambda: len(decided_offsets(config)) == rows, "all decided", 60)
+        service.wait_ready()
+        service.stop()
+    assert committed(config) == rows
+    decisions = decisions_in(config)
+    assert {int(one.transaction_id) for one in decisions} == set(range(rows))
+    identities = {(one.transaction_id, one.decision_id) for one in decisions}
+    assert len(identities) == rows, "a repeat must carry the same decision id"
+    assert len(decisions) > rows, "no record was decided twice: the kills fell between commit and decision of nothing"
+    check_scores(decisions, offline, bundle)
+
+
+# --- Triton in trouble ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outages:
+    """Decisions by what Triton was doing at the time, and what health said while it was gone."""
+
+    well: list[Decision]
+    frozen: list[Decision]
+    gone: list[Decision]
+    back: list[Decision]
+    frozen_health: tuple[int, dict[str, Any]]
+    gone_health: tuple[int, dict[str, Any]]
+    back_health: tuple[int, dict[str, Any]]
+    decided: int
+    played: int
+
+
+@pytest.fixture(scope="module")
+def outages(new_config: ConfigMaker, triton_parts: Path, triton_server: LocalTriton, data: LabelledData) -> Outages:
+    """One service, never restarted, while its Triton freezes, thaws, dies and comes back."""
+    path = new_config({"deadline": {"start": "append", "budget_ms": BUDGET_MS}}, triton_server)
+    config = load_config(path)
+    rate, played = 300, 0
+    spans: dict[str, range] = {}
+
+    def play(name: str, count: int) -> None:
+        nonlocal played
+        play_file(config, data, slice(played, played + count), rate, lambda _: None)
+        spans[name] = range(played, played + count)
+        played += count
+        wait_for_decisions(service, played, lambda _: None)
+
+    with ServiceProcess(path) as service:
+        service.wait_ready()
+        play("start", 150)
+        play("well", 450)
+        assert triton_server.pid is not None
+        os.kill(triton_server.pid, signal.SIGSTOP)
+        try:
+            play("frozen", 600)
+            frozen_health = health(config, "/readyz")
+        finally:
+            os.kill(triton_server.pid, signal.SIGCONT)
+        play("thawed", 150)
+        triton_server.kill()
+        try:
+            play("gone", 450)
+            gone_health = health(config, "/readyz")
+        finally:
+            triton_server.start()
+        play("reconnecting", 900)
+        play("back", 300)
+        back_health = health(config, "/readyz")
+        service.stop()
+    decisions = decisions_in(config)
+    by_row = {int(one.transaction_id): one for one in decisions}
+    phases = {name: [by_row[row] for row in spans[name]] for name in ("well", "frozen", "gone", "back")}
+    return Outages(
+        **phases, frozen_health=frozen_health, gone_health=gone_health, back_health=back_health,
+        decided=len(decisions), played=played,
+    )  # fmt: skip
+
+
+def causes(decisions: list[Decision]) -> Counter[str | None]:
+    return Counter(one.degraded_cause for one in decisions if one.stage == "deep" or one.degraded)
+
+
+@pytest.mark.triton
+def test_no_transaction_is_lost_or_decided_twice_while_triton_is_in_trouble(outages: Outages) -> None:
+    assert outages.decided == outages.played
+
+
+@pytest.mark.triton
+def test_with_a_frozen_triton_the_screener_decides_at_the_deadline(outages: Outages) -> None:
+    found = causes(outages.frozen)
+    assert set(found) == {"deadline"}
+    assert found["deadline"] > 20
+    degraded = [one for one in outages.frozen if one.degraded]
+    assert all(one.stage == "screener" and one.score == one.screener_score for one in degraded)
+    assert min(one.latency_ms.total for one in degraded) >= BUDGET_MS - 1
+    assert max(one.latency_ms.total for one in degraded) < BUDGET_MS + SLACK_MS
+
+
+@pytest.mark.triton
+def test_screened_decisions_do_not_wait_for_a_frozen_triton(outages: Outages) -> None:
+    screened = [one.latency_ms.total for one in outages.frozen if not one.degraded]
+    assert len(screened) > 200
+    assert np.quantile(screened, 0.9) < BUDGET_MS / 2
+
+
+@pytest.mark.triton
+def test_without_a_triton_the_screener_decides_at_once_and_says_so(outages: Outages) -> None:
+    found = causes(outages.gone)
+    assert found["error"] > 20
+    assert set(found) <= {"error", "deadline"}
+    quick = [one.latency_ms.total for one in outages.gone if one.degraded_cause == "error"]
+    assert np.median(quick) < BUDGET_MS
+
+
+@pytest.mark.triton
+def test_readiness_names_the_deep_model_while_it_is_gone(outages: Outages) -> None:
+    status, said = outages.gone_health
+    assert status == 503
+    assert any(line.startswith("deep model: ") for line in said["waiting_for"])
+    assert outages.back_health[0] == 200
+
+
+@pytest.mark.triton
+def test_a_triton_that_is_well_again_is_used_again(outages: Outages) -> None:
+    for decisions in (outages.well, outages.back):
+        found = causes(decisions)
+        assert found[None] > 0.8 * found.total() > 15
+
+
+@pytest.mark.triton
+def test_the_worker_stays_in_its_group_through_all_of_it(outages: Outages) -> None:
+    for _, said in (outages.frozen_health, outages.gone_health, outages.back_health):
+        assert said["components"]["partitions"]["status"] == "ok"
+
+
+# --- what is not there at the start ---------------------------------------------------------------------------------
+
+
+def run_service(config_path: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "cascade", "run", "--config", str(config_path)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def write_plain_config(tmp_path: Path, sections: Settings) -> Path:
+    path = tmp_path / "cascade.toml"
+    whole = {"bundle": {"path": str(SHIPPED)}, "health": {"port": free_ports(1)[0]}}
+    path.write_bytes(msgspec.toml.encode(whole | sections))
+    return path
+
+
+def check_waiting(config_path: Path, component: str, address: str, patience_s: float = 30.0) -> None:
+    """The service waits, says for what, is alive but not ready, and ends promptly and cleanly when told."""
+    config = load_config(config_path)
+    service = run_service(config_path)
+    try:
+
+        def is_named() -> bool:
+            lines = health(config, "/readyz")[1].get("waiting_for", [])
+            return any(line.startswith(component) and address in line for line in lines)
+
+        wait_until(is_named, f"health names {component} at {address}", patience_s)
+        assert health(config, "/readyz")[0] == 503
+        assert health(config, "/healthz")[0] == 200
+        assert service.poll() is None
+        told_s = time.monotonic()
+        service.terminate()
+        _, logged = service.communicate(timeout=30)
+    finally:
+        service.kill()
+    assert service.returncode == 0, logged
+    assert time.monotonic() - told_s < 4.0, "an answer to SIGTERM must not wait for what is waited for"
+    assert "Traceback" not in logged
+    lines = [line for line in logged.splitlines() if address in line]
+    assert lines
+    assert len(lines) < 25, "the log repeats itself without a pause"
+
+
+def test_without_a_broker_the_service_waits_says_so_and_stops_when_told(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    sections: Settings = {"kafka": {"bootstrap": address}, "deep": {"backend": "onnxruntime"}}
+    check_waiting(write_plain_config(tmp_path, sections), "broker", address)
+
+
+def test_without_a_triton_the_service_waits_says_so_and_stops_when_told(tmp_path: Path, broker: Broker) -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    sections: Settings = {"kafka": {"bootstrap": broker.bootstrap}, "deep": {"url": address}}
+    check_waiting(write_plain_config(tmp_path, sections), "deep model", address)
+
+
+def ends_with_one_line(config_path: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "cascade", "run", "--config", str(config_path)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("cascade run: ")
+    return line
+
+
+def test_missing_topics_are_named_on_one_line(tmp_path: Path, broker: Broker) -> None:
+    topics = {"transactions": "nowhere-t", "labels": "nowhere-l", "decisions": "nowhere-d", "dead_letters": "nowhere-x"}
+    sections: Settings = {
+        "kafka": {"bootstrap": broker.bootstrap, "topics": topics}, "deep": {"backend": "onnxruntime"},
+    }  # fmt: skip
+    line = ends_with_one_line(write_plain_config(tmp_path, sections))
+    assert all(topic in line for topic in topics.values())
+    assert "--create-topics" in line
+
+
+def test_a_bundle_with_a_wrong_checksum_stops_the_start_with_one_line(tmp_path: Path) -> None:
+    altered = Path(shutil.copytree(SHIPPED, tmp_path / "bundle"))
+    octets = bytearray((altered / "deep.onnx").read_bytes())
+    octets[1_000] ^= 1
+    (altered / "deep.onnx").write_bytes(octets)
+    line = ends_with_one_line(write_plain_config(tmp_path, {"bundle": {"path": str(altered)}}))
+    assert "deep.onnx: SHA-256 differs" in line
+
+
+def test_no_thread_of_these_tests_is_left() -> None:
+    assert [one.name for one in threading.enumerate() if one.name.startswith("keeper of the service")] == []

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, checker, helper, numpy_helper, save
+
+from tests.conftest import TinyDeepModel
+
+
+@pytest.fixture(scope="session")
+def slow_deep_model(tiny_deep_model: TinyDeepModel, tmp_path_factory: pytest.TempPathFactory) -> TinyDeepModel:
+    """A model with the contract of the tiny one that computes for some tenths of a second, whatever the batch."""
+    square = np.eye(256, dtype=np.float32) * 0.5
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("MatMul", ["state", "square"], ["next_state"]),
+        ],
+        "step",
+        [
+            helper.make_tensor_value_info("step", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [256, 256]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next_state", TensorProto.FLOAT, [256, 256]),
+        ],
+    )
+    shapes = {"sequence": ["rows", 5, 3], "features": ["rows", 4], "logit": ["rows", 1]}
+    tensors = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()}
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceSum", ["features"], ["total"], keepdims=0),
+            helper.make_node("Mul", ["square", "total"], ["start"]),
+            helper.make_node("Loop", ["steps", "", "start"], ["end"], body=body),
+            helper.make_node("ReduceSum", ["end"], ["number"], keepdims=0),
+            helper.make_node("ReduceMean", ["features"], ["mean"], axes=[1], keepdims=1),
+            helper.make_node("ReduceMean", ["sequence"], ["other"], axes=[1, 2], keepdims=0),
+            helper.make_node("ReduceSum", ["other"], ["rest"], keepdims=0),
+            helper.make_node("Add", ["number", "rest"], ["both"]),
+            helper.make_node("Add", ["mean", "both"], ["logit"]),
+        ],
+        "slow",
+        [tensors["sequence"], tensors["features"]],
+        [tensors["logit"]],
+        [numpy_helper.from_array(square, "square"), numpy_helper.from_array(np.int64(400), "steps")],
+    )
+    signature = tiny_deep_model.signature
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", signature.opset)], ir_version=9)
+    checker.check_model(model)
+    path = tmp_path_factory.mktemp("slow_deep_model") / "model.onnx"
+    save(model, path)
+    return TinyDeepModel(path, signature)

@@ -1,0 +1,175 @@
+"""The deep stage on a real Triton: equal to ONNX Runtime, in time, and clear about what went wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnxruntime
+import pytest
+
+from cascade.columns import Float64
+from cascade.errors import DeepStageError, ModelServerError
+from cascade.protocols import DeepInputs
+from stages.deep.local_triton import LocalTriton
+from stages.deep.repository import ServingLimits, write_repository
+from stages.deep.triton import GrpcOptions, TritonDeepStage
+from tests.conftest import TinyDeepModel
+
+pytestmark = pytest.mark.triton
+
+
+def reference(model: TinyDeepModel, inputs: DeepInputs) -> Float64:
+    session = onnxruntime.InferenceSession(str(model.path), providers=["CPUExecutionProvider"])
+    (logit,) = session.run(["logit"], {"sequence": inputs.sequence, "features": inputs.features})
+    scores: Float64 = logit[:, 0].astype(np.float64)
+    return scores
+
+
+def failure(future: Future[Float64]) -> DeepStageError:
+    error = future.exception(timeout=10)
+    assert isinstance(error, DeepStageError)
+    return error
+
+
+@pytest.fixture
+def stage(triton: LocalTriton, tiny_deep_model: TinyDeepModel) -> Iterator[TritonDeepStage]:
+    made = TritonDeepStage(triton.grpc_url, tiny_deep_model.signature)
+    made.wait_ready(10)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 256, 300])
+def test_answers_equal_onnxruntime_in_process(
+    stage: TritonDeepStage, tiny_deep_model: TinyDeepModel, rows: int
+) -> None:
+    inputs = tiny_deep_model.inputs(rows, seed=rows)
+    scores = stage.submit(inputs, 10).result()
+    assert scores.shape == (rows,)
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, reference(tiny_deep_model, inputs), atol=1e-5, rtol=0)
+
+
+def test_no_rows_are_no_scores(stage: TritonDeepStage, tiny_deep_model: TinyDeepModel) -> None:
+    assert stage.submit(tiny_deep_model.inputs(0), 1).result().shape == (0,)
+
+
+def test_concurrent_calls_get_their_own_answers_and_none_is_forgotten(
+    stage: TritonDeepStage, tiny_deep_model: TinyDeepModel
+) -> None:
+    sizes = [1, 5, 200, 256, 64, 8] * 100
+    asked = {size: tiny_deep_model.inputs(size, seed=size) for size in set(sizes)}
+    expected = {size: reference(tiny_deep_model, inputs) for size, inputs in asked.items()}
+    durations_s: list[float] = []
+    limit = threading.BoundedSemaphore(16)
+
+    def submit(size: int) -> Future[Float64]:
+        limit.acquire()
+        started = time.perf_counter()
+        future = stage.submit(asked[size], 10)
+        future.add_done_callback(lambda _: (durations_s.append(time.perf_counter() - started), limit.release()))
+        return future
+
+    for size, future in [(size, submit(size)) for size in sizes]:
+        np.testing.assert_allclose(future.result(), expected[size], atol=1e-5, rtol=0)
+    # A batcher that loses wake-ups answers one call in ten half a second late; a busy machine delays one or another.
+    assert np.quantile(durations_s, 0.97) < 0.4
+
+
+def test_a_deadline_that_passes_fails_the_call_as_deadline(
+    stage: TritonDeepStage, tiny_deep_model: TinyDeepModel
+) -> None:
+    for timeout_s in (0.0, 0.0002):
+        assert failure(stage.submit(tiny_deep_model.inputs(256), timeout_s)).cause == "deadline"
+    assert len(stage.submit(tiny_deep_model.inputs(3), 5).result()) == 3
+
+
+def test_after_a_fork_calls_are_refused_instead_of_waiting_for_ever(
+    stage: TritonDeepStage, tiny_deep_model: TinyDeepModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as forked:
+        forked.setattr("stages.deep.loop_thread.os.getpid", lambda: -1)
+        assert "fork" in str(failure(stage.submit(tiny_deep_model.inputs(1), 1)))
+
+
+def test_a_model_of_another_shape_is_named_at_once(triton: LocalTriton, tiny_deep_model: TinyDeepModel) -> None:
+    promised = msgspec.structs.replace(tiny_deep_model.signature, features=9)
+    stage = TritonDeepStage(triton.grpc_url, promised)
+    started = time.monotonic()
+    with pytest.raises(
+        ModelServerError, match=r"tensor features is FP32 \[-1, 4\], the bundle promises FP32 \[-1, 9\]"
+    ):
+        stage.wait_ready(30)
+    assert time.monotonic() - started < 5
+    stage.close()
+
+
+def test_a_model_that_is_not_served_is_named_after_the_timeout(
+    triton: LocalTriton, tiny_deep_model: TinyDeepModel
+) -> None:
+    stage = TritonDeepStage(triton.grpc_url, tiny_deep_model.signature, model="absent")
+    with pytest.raises(ModelServerError, match=r"did not serve the model absent within 0.3 s .*deep.model") as caught:
+        stage.wait_ready(0.3)
+    assert "\n" not in str(caught.value)
+    stage.close()
+
+
+def test_a_certificate_file_that_is_missing_is_named(tiny_deep_model: TinyDeepModel, tmp_path: Path) -> None:
+    options = GrpcOptions(ssl=True, root_certificates=tmp_path / "absent.pem")
+    with pytest.raises(ModelServerError, match=r"absent\.pem"):
+        TritonDeepStage("127.0.0.1:1", tiny_deep_model.signature, options=options)
+
+
+def test_close_leaves_no_thread_and_fails_what_waits(triton: LocalTriton, tiny_deep_model: TinyDeepModel) -> None:
+    before = set(threading.enumerate())
+    stage = TritonDeepStage(triton.grpc_url, tiny_deep_model.signature)
+    stage.wait_ready(10)
+    waiting = [stage.submit(tiny_deep_model.inputs(256), 10) for _ in range(50)]
+    stage.close()
+    stage.close()
+    assert all(future.done() for future in waiting)
+    assert failure(stage.submit(tiny_deep_model.inputs(1), 1)).cause == "error"
+    assert set(threading.enumerate()) - before == set()
+
+
+def test_a_server_that_stops_is_an_error_and_is_used_again_when_it_is_back(
+    triton_parts: Path, tiny_deep_model: TinyDeepModel, tmp_path: Path
+) -> None:
+    repository = write_repository(tiny_deep_model.path, tiny_deep_model.signature, tmp_path / "models", "cpu")
+    with LocalTriton(repository, parts_dir=triton_parts) as server:
+        stage = TritonDeepStage(server.grpc_url, tiny_deep_model.signature)
+        stage.wait_ready(10)
+        server.kill()
+        assert failure(stage.submit(tiny_deep_model.inputs(1), 2)).cause == "error"
+        with pytest.raises(ModelServerError, match=r"did not serve the model fraud_deep within 0.5 s"):
+            stage.wait_ready(0.5)
+        server.start()
+        stage.wait_ready(10)
+        assert len(stage.submit(tiny_deep_model.inputs(2), 5).result()) == 2
+        stage.close()
+
+
+def test_a_full_queue_is_queue_full_and_a_request_that_waits_too_long_is_deadline(
+    triton_parts: Path, slow_deep_model: TinyDeepModel, tmp_path: Path
+) -> None:
+    limits = ServingLimits(queue_requests_max=2, queue_timeout_us=100_000)
+    repository = write_repository(slow_deep_model.path, slow_deep_model.signature, tmp_path / "models", "cpu", limits)
+    with LocalTriton(repository, parts_dir=triton_parts) as server:
+        stage = TritonDeepStage(server.grpc_url, slow_deep_model.signature)
+        stage.wait_ready(30)
+        # Full batches do not merge: each takes the model for itself.
+        futures = [stage.submit(slow_deep_model.inputs(256), 8) for _ in range(10)]
+        causes = [
+            error.cause if isinstance(error, DeepStageError) else "" for error in (f.exception(20) for f in futures)
+        ]
+        stage.close()
+    assert "" in causes
+    assert "queue-full" in causes
+    assert "deadline" in causes
+    assert "error" not in causes

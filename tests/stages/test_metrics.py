@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.metrics import card_precision, quality, recall_at
+
+
+def plain_card_precision(score: list[float], fraud: list[bool], day: list[int], card: list[int], top: int) -> float:
+    """The definition, card by card: see card_precision."""
+    rows = list(zip(score, fraud, day, card, strict=True))
+    found: set[int] = set()
+    daily = []
+    for today in sorted(set(day)):
+        best: dict[int, float] = {}
+        defrauded: set[int] = set()
+        for one_score, one_fraud, one_day, one_card in rows:
+            if one_day == today and one_card not in found:
+                best[one_card] = max(best.get(one_card, -np.inf), one_score)
+                if one_fraud:
+                    defrauded.add(one_card)
+        chosen = sorted(best, key=lambda one: -best[one])[:top]
+        caught = [one for one in chosen if one in defrauded]
+        daily.append(len(caught) / top)
+        found.update(caught)
+    return sum(daily) / len(daily)
+
+
+@st.composite
+def scored_days(draw: st.DrawFn) -> tuple[list[float], list[bool], list[int], list[int]]:
+    rows = draw(st.integers(1, 60))
+    # scores without ties: which of two equal cards comes first is nobody's business
+    score = draw(st.permutations(range(rows)))
+    fraud = draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
+    day = draw(st.lists(st.integers(17_000, 17_003), min_size=rows, max_size=rows))
+    card = draw(st.lists(st.integers(-3, 8), min_size=rows, max_size=rows))
+    return [float(one) for one in score], fraud, day, card
+
+
+@settings(max_examples=200, deadline=None)
+@given(scored_days(), st.integers(1, 6))
+def test_card_precision_equals_the_plain_definition(
+    data: tuple[list[float], list[bool], list[int], list[int]], top: int
+) -> None:
+    score, fraud, day, card = data
+    computed = card_precision(np.array(score), np.array(fraud), np.array(day), np.array(card), top)
+    assert computed == pytest.approx(plain_card_precision(score, fraud, day, card, top))
+
+
+def test_a_card_that_was_found_is_not_counted_on_the_next_day() -> None:
+    score, fraud = np.array([0.9, 0.9]), np.array([True, True])
+    assert card_precision(score, fraud, np.array([1, 2]), np.array([5, 5]), top=1) == 0.5
+    assert card_precision(score, fraud, np.array([1, 2]), np.array([5, 6]), top=1) == 1.0
+
+
+def test_a_card_that_was_watched_in_vain_may_be_found_later() -> None:
+    score, fraud = np.array([0.9, 0.9]), np.array([False, True])
+    assert card_precision(score, fraud, np.array([1, 2]), np.array([5, 5]), top=1) == 0.5
+
+
+def test_a_card_counts_by_its_highest_score_once() -> None:
+    score = np.array([0.9, 0.8, 0.7, 0.6])
+    card = np.array([1, 1, 1, 2])
+    assert card_precision(score, np.array([False, False, False, True]), np.zeros(4, np.int64), card, top=2) == 0.5
+
+
+def test_a_day_with_few_cards_is_still_measured_by_the_whole_list() -> None:
+    assert card_precision(np.array([0.5]), np.array([True]), np.array([1]), np.array([1])) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("fraud", [np.zeros(3, bool), np.ones(3, bool), np.zeros(0, bool)])
+def test_quality_is_absent_not_wrong_where_there_is_one_class(fraud: np.ndarray) -> None:
+    nothing = np.zeros(len(fraud))
+    found = quality(nothing, fraud, nothing.astype(np.int64), nothing.astype(np.int64))
+    assert (found.auc, found.average_precision, found.card_precision_top100) == (None, None, None)
+
+
+def test_quality_of_a_perfect_and_of_a_reversed_ranking() -> None:
+    fraud = np.array([False, False, True, False])
+    zeros = np.zeros(4, np.int64)
+    best = quality(fraud.astype(float), fraud, zeros, np.arange(4))
+    worst = quality(-fraud.astype(float), fraud, zeros, np.arange(4))
+    assert (best.auc, best.average_precision) == (1.0, 1.0)
+    assert worst.auc == 0.0
+    assert worst.average_precision == pytest.approx(0.25)
+
+
+def test_recall_counts_frauds_and_not_alarms() -> None:
+    fraud = np.array([True, True, False, False])
+    assert recall_at(np.array([True, False, True, True]), fraud) == 0.5
+    assert recall_at(np.ones(4, bool), np.zeros(4, bool)) is None

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade.bundle import Bundle, load_bundle
+from cascade.features import FeatureEngine
+from cascade.frames import LabelledData, frame_to_batch
+from cascade.protocols import DeepStage
+from cascade.simulator import SimulatorSettings, simulate
+from stages import offline
+from stages.assembly import deep_signature, make_screener
+from stages.deep.in_process import OnnxDeepStage
+from stages.offline import OfflineScores, fold_rows, labels_of, score_offline
+from stages.screener.lightgbm_screener import LightGbmScreener
+
+SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load_bundle(SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def data(bundle: Bundle) -> LabelledData:
+    frame = simulate(SimulatorSettings(cards=120, terminals=60, days=20, seed=12, fraud_share=0.03))
+    return LabelledData(frame_to_batch(frame, bundle.schema, "simulated"), frame["fraud"].to_numpy().astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def screener(bundle: Bundle) -> LightGbmScreener:
+    return make_screener(bundle, FeatureEngine(bundle.spec, bundle.schema).width)
+
+
+@pytest.fixture(scope="module")
+def deep(bundle: Bundle) -> Iterator[DeepStage]:
+    stage = OnnxDeepStage(SHIPPED / "deep.onnx", deep_signature(bundle))
+    yield stage
+    stage.close()
+
+
+def engine_of(bundle: Bundle) -> FeatureEngine:
+    return FeatureEngine(bundle.spec, bundle.schema)
+
+
+def everything(data: LabelledData) -> np.ndarray:
+    return np.ones(data.batch.rows, bool)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 512])
+def test_features_do_not_depend_on_the_chunks(
+    bundle: Bundle, data: LabelledData, monkeypatch: pytest.MonkeyPatch, chunk_rows: int
+) -> None:
+    wanted = everything(data)
+    whole = fold_rows(engine_of(bundle), data, wanted, wanted, lambda _: None)
+    monkeypatch.setattr(offline, "CHUNK_ROWS", chunk_rows)
+    chunked = fold_rows(engine_of(bundle), data, wanted, wanted, lambda _: None)
+    np.testing.assert_array_equal(chunked.rows, whole.rows)
+    np.testing.assert_array_equal(chunked.features, whole.features)
+    np.testing.assert_array_equal(chunked.sequence, whole.sequence)
+
+
+def test_chosen_rows_have_the_features_of_the_whole_past(bundle: Bundle, data: LabelledData) -> None:
+    wanted = np.zeros(data.batch.rows, bool)
+    wanted[-200::2] = True
+    with_sequence = wanted.copy()
+    with_sequence[-100:] = False
+    whole = fold_rows(engine_of(bundle), data, everything(data), everything(data), lambda _: None)
+    part = fold_rows(engine_of(bundle), data, wanted, with_sequence, lambda _: None)
+    assert part.rows.tolist() == np.flatnonzero(wanted).tolist()
+    np.testing.assert_array_equal(part.features, whole.features[wanted])
+    np.testing.assert_array_equal(part.sequence, whole.sequence[with_sequence])
+
+
+def test_a_label_acts_from_its_delay_on_and_not_before(bundle: Bundle, data: LabelledData) -> None:
+    clean = LabelledData(data.batch, np.zeros_like(data.fraud))
+    with_labels = fold_rows(engine_of(bundle), data, everything(data), everything(data), lambda _: None).features
+    without = fold_rows(engine_of(bundle), clean, everything(data), everything(data), lambda _: None).features
+    touched = np.flatnonzero((with_labels != without).any(axis=1))
+    times = data.batch["event_time"]
+    first_fraud_ms = times[np.flatnonzero(data.fraud)[0]]
+    assert len(touched) > 50
+    assert times[touched].min() >= first_fraud_ms + bundle.schema.label.delay_ms
+
+
+def test_scores_of_chosen_rows_equal_those_of_all(
+    bundle: Bundle, data: LabelledData, screener: LightGbmScreener, deep: DeepStage
+) -> None:
+    wanted = np.zeros(data.batch.rows, bool)
+    wanted[1::3] = True
+    whole = score_offline(bundle, screener, deep, data, everything(data), lambda _: None)
+    part = score_offline(bundle, screener, deep, data, wanted, lambda _: None)
+    assert part.rows.tolist() == np.flatnonzero(wanted).tolist()
+    np.testing.assert_array_equal(part.screener_raw, whole.screener_raw[wanted])
+    np.testing.assert_allclose(part.deep_raw, whole.deep_raw[wanted], atol=1e-5, rtol=0)
+
+
+def test_the_deep_model_scores_single_rows_and_batches_alike(
+    bundle: Bundle, data: LabelledData, screener: LightGbmScreener, deep: DeepStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = data.take(np.arange(300))
+    batches = score_offline(bundle, screener, deep, some, everything(some), lambda _: None)
+    monkeypatch.setattr(offline, "CHUNK_ROWS", 1)
+    singles = score_offline(bundle, screener, deep, some, everything(some), lambda _: None)
+    np.testing.assert_array_equal(singles.screener_raw, batches.screener_raw)
+    np.testing.assert_allclose(singles.deep_raw, batches.deep_raw, atol=1e-5, rtol=0)
+
+
+def test_nothing_wanted_is_no_score(
+    bundle: Bundle, data: LabelledData, screener: LightGbmScreener, deep: DeepStage
+) -> None:
+    scores = score_offline(bundle, screener, deep, data, ~everything(data), lambda _: None)
+    assert len(scores.rows) == len(scores.screener_raw) == len(scores.deep_raw) == 0
+
+
+def test_progress_ends_at_one(bundle: Bundle, data: LabelledData) -> None:
+    shares: list[float] = []
+    fold_rows(engine_of(bundle), data, everything(data), ~everything(data), shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_the_cascade_takes_the_deep_score_of_escalated_rows_only(bundle: Bundle) -> None:
+    threshold = bundle.policy.escalation_threshold
+    raw = np.array([threshold - 1e-9, threshold, threshold + 1])
+    scores = OfflineScores(np.arange(3), raw, np.array([3.0, 4.0, 5.0]))
+    probability, escalated = scores.cascade(bundle.policy)
+    assert escalated.tolist() == [False, True, True]
+    assert probability[0] == bundle.policy.screener.probability(raw)[0]
+    np.testing.assert_array_equal(probability[1:], bundle.policy.deep.probability(np.array([4.0, 5.0])))
+
+
+def test_label_messages_hold_all_that_the_schema_asks_of_them(bundle: Bundle, data: LabelledData) -> None:
+    rows = data.take(np.flatnonzero(data.fraud)[:3])
+    labels = labels_of(rows, bundle.schema.label.field)
+    assert set(bundle.schema.label_fields()) <= set(labels.columns)
+    assert labels["fraud"].tolist() == [1, 1, 1]
+    assert labels.rows == 3

@@ -1,0 +1,414 @@
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from cascade.config import KafkaSettings, SecuritySettings
+from cascade.errors import BrokerError
+from streaming.clients import (
+    ConsumerClient,
+    FetchedBatch,
+    Partition,
+    TopicSpec,
+    ensure_topics,
+    make_consumer,
+    make_producer,
+    missing_topics,
+    wait_for_broker,
+)
+from streaming.clients.kafka_python import KafkaPythonProducer
+from streaming.clients.settings import connection_settings
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def kafka(broker: Any) -> KafkaSettings:
+    return KafkaSettings(bootstrap=broker.bootstrap, group=f"g-{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def topic(kafka: KafkaSettings) -> str:
+    name = f"t-{uuid.uuid4().hex}"
+    ensure_topics(kafka, [TopicSpec(name, 2)])
+    return name
+
+
+@pytest.fixture
+def outsider(kafka: KafkaSettings) -> Iterator[ConsumerClient]:
+    with closing(make_consumer(kafka, None)) as consumer:
+        yield consumer
+
+
+def fill(kafka: KafkaSettings, topic: str, count: int) -> None:
+    producer = make_producer(kafka)
+    producer.send_many(topic, [b"%d" % row for row in range(count)], [b"value %d" % row for row in range(count)])
+    producer.flush(20)
+    producer.close(5)
+
+
+def gather(consumer: ConsumerClient, count: int, timeout_s: float = 20.0) -> list[FetchedBatch]:
+    batches: list[FetchedBatch] = []
+    deadline_s = time.monotonic() + timeout_s
+    while sum(map(len, batches)) < count and time.monotonic() < deadline_s:
+        batches += consumer.poll(0.1, 1_000)
+    return batches
+
+
+def values(batches: list[FetchedBatch]) -> list[bytes | None]:
+    return sorted((value for batch in batches for value in batch.values), key=lambda value: value or b"")
+
+
+def poll_until(consumers: list[ConsumerClient], condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "the group did not settle"
+        for consumer in consumers:
+            consumer.poll(0.05, 100)
+
+
+class Events:
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, list[Partition]]] = []
+
+    def note(self, kind: str) -> Callable[[list[Partition]], None]:
+        return lambda partitions: self.seen.append((kind, partitions))
+
+
+def ignore(partitions: list[Partition]) -> None:
+    del partitions
+
+
+def test_records_come_back_as_they_were_sent(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+    producer = make_producer(kafka)
+    delivery = producer.send(topic, b"\x00k", b"\xff\x00v", [("h", b"1"), ("h", b"2"), ("é", None)], 1_530_000_000_123)
+    tombstone = producer.send(topic, b"\x00k", None)
+    producer.flush(20)
+    assert delivery.done()
+    assert tombstone.done()
+    assert producer.undelivered() == 0
+    producer.close(5)
+    outsider.assign(outsider.partitions_for(topic))
+    (batch,) = gather(outsider, 2)
+    assert (batch.keys, batch.values) == ([b"\x00k"] * 2, [b"\xff\x00v", None])
+    assert list(batch.headers[0]) == [("h", b"1"), ("h", b"2"), ("é", b"")]
+    assert batch.timestamps_ms[0] == 1_530_000_000_123
+    assert batch.offsets.tolist() == [0, 1]
+
+
+def test_a_key_stays_in_one_partition_and_in_order(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+    producer = make_producer(kafka)
+    producer.send_many(topic, [b"%d" % (row % 7) for row in range(2_000)], [b"%05d" % row for row in range(2_000)])
+    producer.flush(20)
+    producer.close(5)
+    outsider.assign(outsider.partitions_for(topic))
+    homes: dict[bytes | None, set[int]] = {}
+    last: dict[bytes | None, bytes] = {}
+    for batch in gather(outsider, 2_000):
+        for key, value in zip(batch.keys, batch.values, strict=True):
+            homes.setdefault(key, set()).add(batch.partition)
+            assert value is not None
+            assert last.get(key, b"") < value
+            last[key] = value
+    assert sorted(map(len, homes.values())) == [1] * 7
+
+
+def test_poll_keeps_to_its_bounds(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+    fill(kafka, topic, 500)
+    outsider.assign(outsider.partitions_for(topic))
+    seen = 0
+    while seen < 500:
+        rows = sum(map(len, outsider.poll(5, 64)))
+        assert 0 < rows <= 64
+        seen += rows
+    started_s = time.monotonic()
+    assert outsider.poll(0.3, 64) == []
+    assert 0.25 < time.monotonic() - started_s < 2
+
+
+def test_commits_are_found_by_the_next_member(kafka: KafkaSettings, topic: str) -> None:
+    fill(kafka, topic, 100)
+    with closing(make_consumer(kafka, kafka.group)) as consumer:
+        consumer.subscribe([topic], ignore, ignore)
+        batches = gather(consumer, 100)
+        offsets = {(batch.topic, batch.partition): (int(batch.offsets[0]) + 10, "ahead") for batch in batches[:1]}
+        consumer.commit(offsets)
+        assert consumer.committed([(topic, 0), (topic, 1)]) == offsets
+    with closing(make_consumer(kafka, kafka.group)) as consumer:
+        consumer.subscribe([topic], ignore, ignore)
+        assert len(values(gather(consumer, 90))) == 90
+        assert {partition: consumer.position(partition) for partition in consumer.assignment()} == consumer.end_offsets(
+            consumer.assignment()
+        )
+
+
+def test_closing_commits_nothing(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+    fill(kafka, topic, 10)
+    with closing(make_consumer(kafka, kafka.group)) as consumer:
+        consumer.subscribe([topic], ignore, ignore)
+        gather(consumer, 10)
+    with closing(make_consumer(kafka, kafka.group)) as consumer:
+        assert consumer.committed([(topic, 0), (topic, 1)]) == {}
+
+
+def test_paused_partitions_are_silent_until_resumed(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+    fill(kafka, topic, 200)
+    partitions = outsider.partitions_for(topic)
+    outsider.assign(partitions)
+    outsider.pause(partitions[:1])
+    ends = outsider.end_offsets(partitions)
+    batches = gather(outsider, ends[partitions[1]]) + outsider.poll(0.3, 1_000)
+    assert {batch.partition for batch in batches} == {1}
+    outsider.resume(partitions[:1])
+    more = gather(outsider, ends[partitions[0]])
+    assert len(values(batches + more)) == 200
+
+
+def test_seek_goes_back_and_positions_tell(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+    fill(kafka, topic, 100)
+    partitions = outsider.partitions_for(topic)
+    outsider.assign(partitions)
+    first = gather(outsider, 100)
+    ends = outsider.end_offsets(partitions)
+    assert {partition: outsider.position(partition) for partition in partitions} == ends
+    assert outsider.beginning_offsets(partitions) == dict.fromkeys(partitions, 0)
+    for partition in partitions:
+        outsider.seek(partition, 0)
+    assert values(gather(outsider, 100)) == values(first)
+
+
+@pytest.mark.parametrize(("poll_s", "work_s"), [(0.05, 0.02), (0.001, 0.01), (0.0, 0.05)])
+def test_a_member_with_short_polls_and_work_between_them_joins(
+    kafka: KafkaSettings, topic: str, poll_s: float, work_s: float
+) -> None:
+    with closing(make_consumer(kafka, kafka.group)) as consumer:
+        consumer.subscribe([topic], ignore, ignore)
+        deadline_s = time.monotonic() + 10
+        while not consumer.assignment():
+            assert time.monotonic() < deadline_s, "never joined"
+            consumer.poll(poll_s, 10)
+            time.sleep(work_s)
+
+
+def test_subscribing_to_a_missing_topic_is_refused(kafka: KafkaSettings) -> None:
+    with closing(make_consumer(kafka, kafka.group)) as consumer, pytest.raises(BrokerError, match="no topic nowhere"):
+        consumer.subscribe(["nowhere"], ignore, ignore)
+
+
+def test_a_second_member_gets_its_share_and_the_first_may_commit_before(kafka: KafkaSettings, topic: str) -> None:
+    fill(kafka, topic, 10)
+    first, second = make_consumer(kafka, kafka.group), make_consumer(kafka, kafka.group)
+    events = Events()
+    threads: set[str] = set()
+
+    def revoked(partitions: list[Partition]) -> None:
+        threads.add(threading.current_thread().name)
+        first.commit(dict.fromkeys(partitions, (3, "on revoke")))
+        events.note("revoked")(partitions)
+
+    with closing(first), closing(second):
+        first.subscribe([topic], events.note("assigned"), revoked, events.note("lost"))
+        poll_until([first], lambda: len(first.assignment()) == 2)
+        assert events.seen == [("assigned", [(topic, 0), (topic, 1)])]
+        second.subscribe([topic], ignore, ignore)
+        poll_until([first, second], lambda: len(first.assignment()) == len(second.assignment()) == 1)
+        assert events.seen[1] == ("revoked", [(topic, 0), (topic, 1)])
+        assert [kind for kind, _ in events.seen] == ["assigned", "revoked", "assigned"]
+        assert second.committed([(topic, 0), (topic, 1)]) == {
+            (topic, 0): (3, "on revoke"), (topic, 1): (3, "on revoke"),
+        }  # fmt: skip
+    assert events.seen[-1][0] == "revoked"
+    assert not any(name.startswith("kafka-io") for name in threads)
+
+
+def test_closing_calls_back_while_commits_are_still_accepted(kafka: KafkaSettings, topic: str) -> None:
+    consumer = make_consumer(kafka, kafka.group)
+    consumer.subscribe([topic], ignore, lambda partitions: consumer.commit(dict.fromkeys(partitions, (0, "bye"))))
+    poll_until([consumer], lambda: len(consumer.assignment()) == 2)
+    started_s = time.monotonic()
+    consumer.close()
+    assert time.monotonic() - started_s < 5
+    with closing(make_consumer(kafka, kafka.group)) as other:
+        assert set(other.committed([(topic, 0)]).values()) == {(0, "bye")}
+
+
+def test_what_a_callback_raises_comes_out_of_poll(kafka: KafkaSettings, topic: str) -> None:
+    def fail(partitions: list[Partition]) -> None:
+        raise BrokerError("no snapshot")
+
+    with closing(make_consumer(kafka, kafka.group)) as consumer:
+        consumer.subscribe([topic], fail, ignore)
+        with pytest.raises(BrokerError, match="no snapshot"):
+            poll_until([consumer], lambda: False, 20)
+
+
+def test_a_cut_log_stops_the_consumer_with_a_choice(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+    fill(kafka, topic, 10)
+    partition = outsider.partitions_for(topic)[0]
+    outsider.assign([partition])
+    outsider.seek(partition, 1_000_000)
+    with pytest.raises(BrokerError, match="no longer holds the wanted offsets"):
+        poll_until([outsider], lambda: False, 10)
+
+
+class NotUtf8(str):
+    def encode(self, encoding: str = "", errors: str = "") -> bytes:
+        return b"a\xff\xfe"
+
+
+@pytest.mark.timeout(60)
+def test_a_header_name_that_is_not_utf8_does_not_stop_the_partition(
+    kafka: KafkaSettings, topic: str, outsider: ConsumerClient
+) -> None:
+    producer = make_producer(kafka)
+    producer.send(topic, b"k", b"before")
+    producer.send(topic, b"k", b"hostile", [("fine", b"1"), (NotUtf8("abc"), b"\xff"), ("last", b"3")])
+    producer.send(topic, b"k", b"after")
+    producer.flush(20)
+    producer.close(5)
+    outsider.assign(outsider.partitions_for(topic))
+    (batch,) = gather(outsider, 3)
+    assert batch.values == [b"before", b"hostile", b"after"]
+    assert list(batch.headers[1]) == [("fine", b"1"), ("a??", b"\xff"), ("last", b"3")]
+
+
+def test_a_failed_delivery_surfaces_in_flush_and_stays(kafka: KafkaSettings) -> None:
+    small = f"small-{uuid.uuid4().hex}"
+    ensure_topics(kafka, [TopicSpec(small, 1, settings={"max.message.bytes": "1000"})])
+    producer = make_producer(kafka)
+    delivery = producer.send(small, b"k", b"x" * 5_000)
+    with pytest.raises(BrokerError, match=r"not delivered.*MessageSizeTooLarge"):
+        producer.flush(20)
+    with pytest.raises(BrokerError, match="not delivered"):
+        delivery.done()
+    with pytest.raises(BrokerError, match="not delivered"):
+        producer.send(small, b"k", b"fine")
+    with pytest.raises(BrokerError, match="not delivered"):
+        producer.close(5)
+
+
+def test_sending_to_a_missing_topic_is_one_line(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.clients.kafka_python.REQUEST_TIMEOUT_MS", 1_000)
+    producer = make_producer(kafka)
+    with pytest.raises(BrokerError, match="sending to nowhere") as caught:
+        producer.send("nowhere", b"k", b"v")
+    producer.close(5)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_waits_to_be_delivered_is_bounded(kafka: KafkaSettings, topic: str) -> None:
+    producer = KafkaPythonProducer(kafka, undelivered_max=100)
+    most = 0
+    for row in range(2_000):
+        producer.send(topic, b"%d" % row, b"v" * 100)
+        most = max(most, len(producer._undelivered))
+    producer.flush(20)
+    producer.close(5)
+    assert most <= 100
+
+
+def test_a_silent_broker_ends_the_wait_for_room(
+    kafka: KafkaSettings, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = KafkaPythonProducer(kafka, undelivered_max=1)
+    producer.send(topic, b"k", b"v")
+    producer.flush(20)
+    monkeypatch.setattr("streaming.clients.kafka_python.REQUEST_TIMEOUT_MS", 300)
+    # the sender thread may not take the batch: as when no answer comes
+    monkeypatch.setattr(producer._producer._accumulator, "drain", lambda *arguments, **named: {})
+    producer.send(topic, b"k", b"v")
+    with pytest.raises(BrokerError, match="1 records wait to be delivered"):
+        producer.send(topic, b"k", b"v")
+    monkeypatch.undo()
+    producer.close(10)
+
+
+def test_a_missing_topic_is_named(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+    assert missing_topics(kafka, ["nowhere", topic]) == ["nowhere"]
+    assert ensure_topics(kafka, [TopicSpec(topic, 9)]) == []
+    assert outsider.partitions_for(topic) == [(topic, 0), (topic, 1)]
+    with pytest.raises(BrokerError, match="no topic nowhere"):
+        outsider.partitions_for("nowhere")
+
+
+def test_waiting_for_a_broker_ends_in_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    reports: list[str] = []
+    started_s = time.monotonic()
+    with pytest.raises(BrokerError) as caught:
+        wait_for_broker(KafkaSettings(bootstrap=f"127.0.0.1:{port}"), 1.0, reports.append)
+    assert 0.9 < time.monotonic() - started_s < 5
+    line = str(caught.value)
+    assert "\n" not in line
+    assert f"127.0.0.1:{port}" in line
+    assert "connection refused" in line
+    assert "KAFKA_BOOTSTRAP" in line
+    assert reports
+    assert all("waiting for Kafka" in report for report in reports)
+
+
+def test_a_listener_that_is_no_broker_ends_the_wait_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        settings = KafkaSettings(bootstrap=f"127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(BrokerError, match="does not answer as Kafka"):
+            wait_for_broker(settings, 1.0, lambda line: None)
+
+
+def test_the_wait_backs_off_with_jitter_and_ends_when_the_broker_is_there(kafka: KafkaSettings) -> None:
+    wait_for_broker(kafka, 10, pytest.fail)
+    pauses: list[float] = []
+    with pytest.raises(BrokerError):
+        wait_for_broker(
+            KafkaSettings(bootstrap="127.0.0.1:1"), 0.5, lambda line: None,
+            sleep=lambda pause_s: (pauses.append(pause_s), time.sleep(0.1))[0], chance=lambda: 1.0,
+        )  # fmt: skip
+    assert pauses[:2] == [pytest.approx(0.1), pytest.approx(0.2)]
+
+
+def test_an_unreachable_broker_is_one_line_for_clients_too() -> None:
+    from streaming.clients.kafka_python import KafkaPythonConsumer
+
+    nowhere = KafkaSettings(bootstrap="127.0.0.1:1")
+    for make in (KafkaPythonConsumer, KafkaPythonProducer):
+        with pytest.raises(BrokerError, match=r"Kafka at 127\.0\.0\.1:1: connecting") as caught:
+            make(nowhere, **{"bootstrap_timeout_s": 0.5} | ({"group": None} if make is KafkaPythonConsumer else {}))  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+
+
+def test_security_settings_reach_the_vendor_and_passwords_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_PASSWORD", "hunter2")
+    monkeypatch.setenv("KEY_PASSWORD", "hunter3")
+    security = SecuritySettings(
+        protocol="SASL_SSL", ca_file="ca.pem", certificate_file="me.pem", key_file="key.pem",
+        key_password_env="KEY_PASSWORD", sasl_mechanism="SCRAM-SHA-256", username="cascade",
+        password_env="KAFKA_PASSWORD",
+    )  # fmt: skip
+    settings = connection_settings(KafkaSettings(bootstrap="a:1,b:2", security=security), "id")
+    assert settings == {
+        "bootstrap_servers": ["a:1", "b:2"], "client_id": "id", "security_protocol": "SASL_SSL",
+        "ssl_check_hostname": True, "ssl_cafile": "ca.pem", "ssl_certfile": "me.pem", "ssl_keyfile": "key.pem",
+        "ssl_password": "hunter3", "sasl_mechanism": "SCRAM-SHA-256", "sasl_plain_username": "cascade",
+        "sasl_plain_password": "hunter2",
+    }  # fmt: skip
+    assert "hunter" not in repr(settings)
+
+
+def test_keys_and_values_do_not_reach_the_log(
+    kafka: KafkaSettings, topic: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("kafka"), "level", logging.NOTSET)
+    caplog.set_level(logging.DEBUG)
+    producer = make_producer(kafka)
+    producer.send(topic, b"4000123412341234", b"4000123412341234")
+    producer.flush(20)
+    producer.close(5)
+    assert "4000123412341234" not in caplog.text

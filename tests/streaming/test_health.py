@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from cascade.errors import SettingError
+from streaming.health import HealthServer, HealthState
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def state(clock: Clock) -> HealthState:
+    return HealthState(stall_s_max=30, clock=clock)
+
+
+@pytest.fixture
+def server(state: HealthState) -> Iterator[HealthServer]:
+    registry = CollectorRegistry()
+    Counter("decisions", "Decisions made.", registry=registry).inc(3)
+    with HealthServer(state, registry, "127.0.0.1", 0) as server:
+        yield server
+
+
+def ask(server: HealthServer, path: str, method: str = "GET") -> tuple[int, str]:
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=5)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def test_readiness_says_what_it_waits_for(server: HealthServer, state: HealthState) -> None:
+    assert ask(server, "/readyz")[0] == 503
+    state.ok("broker")
+    state.waiting("triton", "loading fraud_deep")
+    status, body = ask(server, "/readyz")
+    assert status == 503
+    assert json.loads(body)["waiting_for"] == ["triton: loading fraud_deep"]
+    state.ok("triton")
+    assert ask(server, "/readyz")[0] == 200
+
+
+def test_liveness_fails_when_the_loop_stands_still(server: HealthServer, state: HealthState, clock: Clock) -> None:
+    assert ask(server, "/healthz")[0] == 200
+    clock.now_s += 31
+    status, body = ask(server, "/healthz")
+    assert status == 503
+    assert "no progress for 31 s" in body
+    state.progress()
+    assert ask(server, "/healthz")[0] == 200
+
+
+def test_waiting_is_alive_but_failing_is_not(server: HealthServer, state: HealthState) -> None:
+    state.waiting("broker", "connecting")
+    assert ask(server, "/healthz")[0] == 200
+    state.failed("broker", "fenced")
+    status, body = ask(server, "/healthz")
+    assert status == 503
+    assert "broker: fenced" in body
+
+
+def test_a_status_keeps_its_time_until_it_changes(state: HealthState, clock: Clock) -> None:
+    state.waiting("broker", "first try")
+    clock.now_s += 5
+    state.waiting("broker", "second try")
+    assert state.since(state.components()["broker"]) == 5
+    state.ok("broker")
+    assert state.since(state.components()["broker"]) == 0
+
+
+def test_metrics_are_those_of_the_registry(server: HealthServer) -> None:
+    status, body = ask(server, "/metrics")
+    assert status == 200
+    assert "decisions_total 3.0" in body
+
+
+def test_only_get_and_only_known_paths(server: HealthServer) -> None:
+    assert ask(server, "/")[0] == 404
+    assert ask(server, "/../etc/passwd")[0] == 404
+    assert ask(server, "/healthz?full=1")[0] == 200
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        assert ask(server, "/healthz", method)[0] == 501
+
+
+def test_a_silent_client_does_not_hold_up_a_probe(server: HealthServer) -> None:
+    with socket.create_connection((server.host, server.port)):
+        assert ask(server, "/healthz")[0] == 200
+
+
+def test_a_port_in_use_is_one_line(server: HealthServer, state: HealthState) -> None:
+    with pytest.raises(SettingError, match=r"health\.port"):
+        HealthServer(state, CollectorRegistry(), server.host, server.port)
+
+
+def test_the_port_is_free_after_close(state: HealthState) -> None:
+    with HealthServer(state, CollectorRegistry(), "127.0.0.1", 0) as server:
+        port = server.port
+    with HealthServer(state, CollectorRegistry(), "127.0.0.1", port):
+        pass

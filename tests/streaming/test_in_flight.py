@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from cascade.columns import ColumnBatch
+from cascade.errors import BrokerError
+from streaming.in_flight import AcknowledgementQueue, DeepCall, Rows, Unacknowledged
+
+
+def rows(count: int) -> Rows:
+    return Rows(
+        partitions=[("t", 0), ("t", 1)],
+        source=np.arange(count) % 2,
+        offsets=np.arange(count) + 100,
+        batch=ColumnBatch({"card": np.arange(count) + 7}, count),
+        start_ms=np.arange(count, dtype=float),
+        queue_ms=np.arange(count) / 10,
+        screener_score=np.arange(count) / 100,
+        features_ms=1.0,
+        screener_ms=2.0,
+    )
+
+
+def call(deadlines_ms: list[float]) -> DeepCall:
+    return DeepCall(rows(len(deadlines_ms)), np.array(deadlines_ms), Future(), sent_s=0.0)
+
+
+@pytest.mark.parametrize("index", [np.array([3, 1]), np.array([False, True, False, True])])
+def test_taken_rows_keep_all_that_belongs_to_them(index: np.ndarray) -> None:
+    taken = rows(4).take(index)
+    for position, original in enumerate(np.arange(4)[index].tolist()):
+        assert taken.offsets[position] == 100 + original
+        assert taken.source[position] == original % 2
+        assert taken.batch["card"][position] == 7 + original
+        assert taken.start_ms[position] == original
+        assert taken.queue_ms[position] == original / 10
+        assert taken.screener_score[position] == original / 100
+    assert len(taken) == taken.batch.rows == 2
+    assert (taken.partitions, taken.features_ms, taken.screener_ms) == ([("t", 0), ("t", 1)], 1.0, 2.0)
+
+
+def test_each_row_expires_once_and_at_its_own_deadline() -> None:
+    one = call([50.0, 20.0, 50.0, 80.0])
+    assert one.expire(19.9).tolist() == []
+    assert one.expire(20.0).tolist() == [1]
+    assert one.expire(20.0).tolist() == []
+    assert one.expire(60.0).tolist() == [0, 2]
+    assert one.open.tolist() == [False, False, False, True]
+    assert one.expire(1e9).tolist() == [3]
+    assert one.expire(2e9).tolist() == []
+
+
+def test_an_answer_decides_only_what_has_not_expired() -> None:
+    one = call([10.0, 99.0, 99.0])
+    one.expire(10.0)
+    assert one.close().tolist() == [1, 2]
+    assert one.close().tolist() == []
+    assert one.expire(1e9).tolist() == [], "a decided row must not be decided again at its deadline"
+
+
+def test_rows_that_are_late_already_expire_at_once() -> None:
+    assert call([-5.0, -1.0]).expire(0.0).tolist() == [0, 1]
+
+
+class DeliveryThatIsDoneWhenTold:
+    def __init__(self) -> None:
+        self.kept = False
+        self.failed = False
+
+    def done(self) -> bool:
+        if self.failed:
+            raise BrokerError("not kept")
+        return self.kept
+
+
+def produced(delivery: DeliveryThatIsDoneWhenTold, offset: int) -> Unacknowledged:
+    return Unacknowledged(delivery, {("t", 0): np.array([offset])}, np.zeros(1), "screened", None)
+
+
+def test_nothing_is_done_before_the_broker_says_so() -> None:
+    queue, deliveries = AcknowledgementQueue(), [DeliveryThatIsDoneWhenTold() for _ in range(3)]
+    for offset, delivery in enumerate(deliveries):
+        queue.add(produced(delivery, offset))
+    assert queue.take_done() == []
+    deliveries[0].kept = True
+    assert [one.offsets["t", 0].tolist() for one in queue.take_done()] == [[0]]
+    assert len(queue) == 2
+    deliveries[1].kept = deliveries[2].kept = True
+    assert [one.offsets["t", 0].tolist() for one in queue.take_done()] == [[1], [2]]
+    assert len(queue) == 0
+
+
+def test_a_delivery_that_failed_is_heard_and_counts_as_decided_never() -> None:
+    queue, delivery = AcknowledgementQueue(), DeliveryThatIsDoneWhenTold()
+    queue.add(produced(delivery, 0))
+    delivery.failed = True
+    for _ in range(2):
+        with pytest.raises(BrokerError, match="not kept"):
+            queue.take_done()
+    assert len(queue) == 1
+
+
+def test_forgotten_records_never_come_back() -> None:
+    queue, delivery = AcknowledgementQueue(), DeliveryThatIsDoneWhenTold()
+    queue.add(produced(delivery, 0))
+    queue.clear()
+    delivery.kept = True
+    assert queue.take_done() == []

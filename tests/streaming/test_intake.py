@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cascade.schema import Field
+from streaming.clients import FetchedBatch
+from streaming.codecs import Codec, RejectReason, codec
+from streaming.intake import Intake, take_in
+
+FIELDS = {
+    "time": Field(type="timestamp", unit="ms"),
+    "id": Field(type="int64"),
+    "amount": Field(type="float64", minimum=0),
+}
+
+
+def json_codec() -> Codec:
+    return codec("json", FIELDS, 1024)
+
+
+def message(time_ms: int, identity: int) -> bytes:
+    return msgspec.json.encode({"time": time_ms, "id": identity, "amount": 1.0})
+
+
+def fetch(partition: int, values: list[bytes | None], first_offset: int = 0, topic: str = "t") -> FetchedBatch:
+    count = len(values)
+    return FetchedBatch(
+        topic, partition, np.arange(count) + first_offset, np.arange(count) + 1_000 * (partition + 1),
+        [b"%d" % partition] * count, values, [()] * count,
+    )  # fmt: skip
+
+
+def taken(*fetched: FetchedBatch, decided_until: dict[tuple[str, int], int] | None = None) -> Intake:
+    return take_in(list(fetched), json_codec(), "time", decided_until or {})
+
+
+streams = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=12), min_size=1, max_size=4)
+
+
+@given(streams)
+def test_partitions_are_merged_by_time_and_each_keeps_its_order(times: list[list[int]]) -> None:
+    fetched = [
+        fetch(partition, [message(time_ms, 100 * partition + row) for row, time_ms in enumerate(one)])
+        for partition, one in enumerate(times)
+    ]
+    intake = taken(*fetched)
+    assert sorted(intake.batch["id"].tolist()) == [
+        100 * p + row for p, one in enumerate(times) for row in range(len(one))
+    ]
+    for partition in range(len(times)):
+        assert intake.offsets[intake.source == partition].tolist() == list(range(len(times[partition])))
+    # a late row stands where the latest time before it in its partition puts it
+    effective = [max(times[s][: o + 1]) for s, o in zip(intake.source.tolist(), intake.offsets.tolist(), strict=True)]
+    assert effective == sorted(effective)
+
+
+@given(streams, st.data())
+def test_every_column_belongs_to_the_same_record(times: list[list[int]], data: st.DataObject) -> None:
+    first = [data.draw(st.integers(0, 50)) for _ in times]
+    floors = {("t", partition): data.draw(st.integers(0, 60)) for partition in range(len(times))}
+    fetched = [
+        fetch(
+            partition, [message(time_ms, 1_000 * partition + row) for row, time_ms in enumerate(one)], first[partition]
+        )
+        for partition, one in enumerate(times)
+    ]
+    intake = taken(*fetched, decided_until=floors)
+    for row in range(intake.batch.rows):
+        partition, position = divmod(int(intake.batch["id"][row]), 1_000)
+        assert intake.partitions[intake.source[row]] == ("t", partition)
+        assert intake.offsets[row] == first[partition] + position
+        assert intake.batch["time"][row] == times[partition][position]
+        assert intake.appended_ms[row] == 1_000 * (partition + 1) + position
+        assert intake.undecided[row] == (first[partition] + position >= floors["t", partition])
+
+
+def test_records_below_the_committed_offset_are_not_decided_again() -> None:
+    intake = taken(fetch(0, [message(1, 1), message(2, 2), message(3, 3)], 10), decided_until={("t", 0): 12})
+    assert intake.undecided.tolist() == [False, False, True]
+
+
+def test_a_partition_without_a_committed_offset_is_all_undecided() -> None:
+    intake = taken(fetch(0, [message(1, 1)]), fetch(1, [message(2, 2)]), decided_until={("t", 0): 5})
+    assert intake.undecided.tolist() == [False, True]
+
+
+def test_unreadable_records_leave_the_rows_around_them_whole() -> None:
+    values = [b"no json", message(5, 1), None, message(6, 2), b'{"time": 7}']
+    intake = taken(fetch(3, values, 40))
+    assert intake.offsets.tolist() == [41, 43]
+    assert intake.appended_ms.tolist() == [4_001.0, 4_003.0]
+    (rejected,) = intake.rejected
+    assert [reject.index for reject in rejected.rejects] == [0, 2, 4]
+    assert [rejected.fetched.values[reject.index] for reject in rejected.rejects] == [b"no json", None, b'{"time": 7}']
+    assert rejected.rejects[0].reason is RejectReason.SYNTAX
+
+
+def test_rejects_are_told_with_the_partition_they_came_from() -> None:
+    intake = taken(fetch(0, [message(1, 1)]), fetch(1, [b"bad"], 7), fetch(2, [b"", message(3, 3)], 9))
+    assert [(one.fetched.partition, [r.index for r in one.rejects]) for one in intake.rejected] == [(1, [0]), (2, [0])]
+    assert intake.source.tolist() == [0, 2]
+
+
+def test_a_record_that_was_a_dead_letter_before_the_restart_is_none_again() -> None:
+    intake = taken(fetch(0, [b"bad", b"bad too"], 10), decided_until={("t", 0): 11})
+    (rejected,) = intake.rejected
+    assert [reject.index for reject in rejected.rejects] == [1]
+    assert taken(fetch(0, [b"bad", b"bad too"], 10), decided_until={("t", 0): 12}).rejected == []
+
+
+def test_a_fetch_of_nothing_readable_is_an_empty_batch() -> None:
+    intake = taken(fetch(0, [b"bad"]), fetch(1, [None]))
+    assert intake.batch.rows == 0
+    assert set(intake.batch.columns) == set(FIELDS)
+    assert len(intake.undecided) == len(intake.offsets) == len(intake.source) == 0

@@ -1,0 +1,164 @@
+"""The embedded Kafka: real records, kept over restarts, replicated over three nodes, gone with its owner."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from kafka import KafkaConsumer, KafkaProducer
+
+from cascade.errors import BrokerError, LocalPartError
+from streaming import local_broker
+from streaming.local_broker import LocalBroker, create_topics
+from tests.conftest import Broker
+
+OWNER = """
+import sys, threading, time
+from pathlib import Path
+from streaming.local_broker import LocalBroker
+broker = LocalBroker(Path(sys.argv[1]), parts_dir=Path(sys.argv[2]))
+starter = threading.Thread(target=broker.start)
+starter.start()
+starter.join()
+time.sleep(0.3)
+print(*broker.pids, flush=True)
+time.sleep(600)
+"""
+
+
+def produce(bootstrap: str, topic: str, values: list[bytes]) -> None:
+    producer = KafkaProducer(bootstrap_servers=bootstrap.split(","), acks="all", retries=10)
+    try:
+        for sent in [producer.send(topic, value, partition=0) for value in values]:
+            sent.get(timeout=30)
+    finally:
+        producer.close()
+
+
+def consume(bootstrap: str, topic: str, count: int, group: str | None = None) -> list[bytes]:
+    consumer = KafkaConsumer(
+        topic,
+        bootstrap_servers=bootstrap.split(","),
+        group_id=group,
+        auto_offset_reset="earliest",
+        consumer_timeout_ms=20_000,
+    )
+    try:
+        return [record.value for _, record in zip(range(count), consumer, strict=False)]
+    finally:
+        consumer.close()
+
+
+@pytest.mark.kafka
+def test_records_come_back_in_order_through_a_group(broker: Broker, new_topic: Callable[..., str]) -> None:
+    topic = new_topic()
+    values = [f"{number}".encode() for number in range(1000)]
+    produce(broker.bootstrap, topic, values)
+    assert consume(broker.bootstrap, topic, 1000, group=f"group-{uuid.uuid4().hex}") == values
+
+
+@pytest.mark.kafka
+def test_creating_topics_again_creates_only_what_is_new(broker: Broker) -> None:
+    first, second = (f"test-{uuid.uuid4().hex[:12]}" for _ in range(2))
+    assert create_topics(broker.bootstrap, {first: 3}) == [first]
+    assert create_topics(broker.bootstrap, {first: 3, second: 1}, settings={"cleanup.policy": "compact"}) == [second]
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap.split(","))
+    assert consumer.partitions_for_topic(first) == {0, 1, 2}
+    consumer.close()
+
+
+@pytest.mark.kafka
+def test_a_topic_that_cannot_be_created_is_named(broker: Broker) -> None:
+    with pytest.raises(BrokerError, match=r"the topic no/name cannot be created at"):
+        create_topics(broker.bootstrap, {"no/name": 1})
+
+
+def test_no_broker_is_one_line_with_the_address() -> None:
+    with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1\b.*is Kafka running"):
+        create_topics("127.0.0.1:1", {"any": 1}, timeout_s=1)
+
+
+@pytest.mark.kafka
+def test_a_restart_keeps_records_and_address(kafka_parts: Path, tmp_path: Path) -> None:
+    running = LocalBroker(tmp_path / "data", parts_dir=kafka_parts)
+    with running:
+        address = running.bootstrap
+        create_topics(address, {"kept": 1})
+        produce(address, "kept", [b"before"])
+        running.kill_node(0)
+        assert running.pids == ()
+        running.start_node(0)
+        produce(address, "kept", [b"after a kill"])
+    assert running.pids == ()
+    with LocalBroker(tmp_path / "data", parts_dir=kafka_parts) as later:
+        assert consume(later.bootstrap, "kept", 2) == [b"before", b"after a kill"]
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_three_nodes_survive_the_loss_of_one(kafka_parts: Path, tmp_path: Path) -> None:
+    with LocalBroker(tmp_path / "data", nodes=3, parts_dir=kafka_parts) as cluster:
+        assert len(cluster.pids) == 3
+        create_topics(cluster.bootstrap, {"replicated": 1}, replication=3)
+        produce(cluster.bootstrap, "replicated", [b"all three"])
+        cluster.kill_node(0)
+        assert len(cluster.pids) == 2
+        produce(cluster.bootstrap, "replicated", [b"two of three"])
+        cluster.start_node(0)
+        assert len(cluster.pids) == 3
+        assert consume(cluster.bootstrap, "replicated", 2, group="g") == [b"all three", b"two of three"]
+
+
+@pytest.mark.kafka
+def test_a_killed_owner_takes_the_broker_along_even_if_another_thread_started_it(
+    kafka_parts: Path, tmp_path: Path
+) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path / "data"), str(kafka_parts)], stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    node = psutil.Process(int(owner.stdout.readline()))
+    assert node.is_running()
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.wait()
+    _, alive = psutil.wait_procs([node], timeout=10)
+    assert alive == []
+
+
+@pytest.mark.kafka
+def test_stopping_leaves_no_thread_and_no_process(kafka_parts: Path, tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with LocalBroker(tmp_path / "data", parts_dir=kafka_parts) as running:
+        nodes = [psutil.Process(pid) for pid in running.pids]
+    assert not any(node.is_running() for node in nodes)
+    assert set(threading.enumerate()) - before == set()
+
+
+@pytest.mark.kafka
+def test_a_port_that_is_taken_is_one_line_with_the_cause(kafka_parts: Path, tmp_path: Path) -> None:
+    with LocalBroker(tmp_path / "first", parts_dir=kafka_parts) as first:
+        taken = int(first.bootstrap.rpartition(":")[2])
+        with pytest.raises(LocalPartError, match=r"node 0.*[Aa]ddress already in use") as caught:
+            LocalBroker(tmp_path / "second", parts_dir=kafka_parts, port=taken).start()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.kafka
+def test_installing_again_changes_nothing(kafka_parts: Path) -> None:
+    lines: list[str] = []
+    local_broker.install(kafka_parts, lines.append)
+    assert len(lines) == 1
+    assert "present" in lines[0]
+
+
+def test_parts_that_are_not_installed_are_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(LocalPartError, match=r"Apache Kafka .* is not installed in .*; run `cascade local install`"):
+        LocalBroker(tmp_path / "data", parts_dir=tmp_path).start()

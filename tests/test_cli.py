@@ -1,0 +1,188 @@
+"""The command line as a user meets it: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from cascade import __version__, cli
+
+SHIPPED = Path(__file__).parents[1] / "cascade" / "bundles" / "simulator"
+COMMANDS = [name for name, command in cli.COMMANDS.items() if not command.group]
+
+
+def cascade(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cascade", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+
+
+def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Status, standard output and standard error, in this process: a tenth of the time of a new one."""
+    status = cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    status, out, err = called(capsys, *arguments)
+    assert status == 1, err
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith(f"cascade {arguments[0]}: ")
+    return line
+
+
+def test_help_lists_every_command_with_a_line() -> None:
+    done = cascade("--help")
+    assert done.returncode == 0
+    for name, command in cli.COMMANDS.items():
+        assert f"  {name:<10} {command.help}" in done.stdout
+    assert "Start with `cascade demo`" in done.stdout
+
+
+def test_no_command_shows_the_help_and_counts_as_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = called(capsys)
+    assert status == 2
+    assert "Usage: cascade COMMAND" in out
+
+
+@pytest.mark.parametrize("argument", ["--help", "-h", "help"])
+def test_each_way_to_ask_for_help_is_heard(capsys: pytest.CaptureFixture[str], argument: str) -> None:
+    assert called(capsys, argument)[0] == 0
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert called(capsys, "--version") == (0, f"cascade {__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    status, out, _ = called(capsys, name, "--help")
+    assert status == 0
+    assert f"cascade {name}" in out
+    shown = " ".join(out.replace("│", " ").split())
+    options = [word for word in shown.split() if word.startswith("--") and word != "--help"]
+    assert options
+    # what it is for, and each option with a line: a bare option teaches nothing
+    assert len(shown) > 60 * (1 + len(set(options)) // 2)
+
+
+def test_the_group_of_local_parts_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = called(capsys, "local", "--help")
+    assert status == 0
+    assert all(name in out for name in ("install", "broker", "triton"))
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = called(capsys, "repaly")
+    assert (status, out) == (2, "")
+    assert err == "cascade: no command repaly; did you mean replay?\n"
+
+
+def test_a_command_like_no_other_is_answered_with_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:
+    assert called(capsys, "xyzzy") == (2, "", "cascade: no command xyzzy; `cascade --help` lists them\n")
+
+
+@pytest.mark.parametrize("arguments", [
+    ("run", "--no-such-option"),
+    ("train",),
+    ("train", "--data", "x.parquet", "--out", "y", "--budget", "2"),
+    ("train", "--data", "x.parquet", "--out", "y", "--validation", "soon"),
+    ("train", "--data", "x.parquet", "--out", "y", "--until", "yesterday"),
+    ("simulate",),
+    ("simulate", "--out", "x.parquet", "--cards", "many"),
+    ("replay",),
+    ("local", "no-such-part"),
+])  # fmt: skip
+def test_wrong_usage_ends_with_2_and_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    status, _, err = called(capsys, *arguments)
+    assert status == 2
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "fast", "nan", "inf"])
+def test_a_rate_that_is_none_is_wrong_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path, rate: str) -> None:
+    data = tmp_path / "data.parquet"
+    assert called(capsys, "simulate", "--out", str(data), "--cards", "20", "--days", "3")[0] == 0
+    (tmp_path / "cascade.toml").write_text(f'[bundle]\npath = "{SHIPPED}"\n')
+    arguments = ("--data", str(data), "--config", str(tmp_path / "cascade.toml"))
+    status, _, err = called(capsys, "replay", *arguments, "--rate", rate)
+    assert status == 2
+    assert "--rate" in err
+
+
+def test_simulated_data_are_told_as_json_and_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "deeper" / "data.parquet"
+    arguments = ("--out", str(file), "--cards", "60", "--days", "20", "--seed", "3", "--fraud-share", "0.05", "--json")
+    status, out, err = called(capsys, "simulate", *arguments)
+    assert status == 0, err
+    told = json.loads(out)
+    frame = pl.read_parquet(file)
+    assert told["file"] == str(file)
+    assert told["transactions"] == frame.height
+    assert told["frauds"] == frame["fraud"].sum() == sum(told["patterns"].values()) > 0
+    again = tmp_path / "again.parquet"
+    assert called(capsys, "simulate", "--out", str(again), *arguments[2:])[0] == 0
+    assert again.read_bytes() == file.read_bytes(), "the same seed must give the same file"
+
+
+def test_a_simulation_out_of_range_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = refused(capsys, "simulate", "--out", str(tmp_path / "x.parquet"), "--fraud-share", "2")
+    assert "fraud_share" in line
+    assert not (tmp_path / "x.parquet").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "evaluate", "replay", "doctor"])
+@pytest.mark.parametrize(("text", "key", "value", "remedy"), [
+    ("[deadline]\nbudget_ms = -3", "deadline.budget_ms", "-3", "use 1 to 60000"),
+    ('[deep]\nbackend = "gpu"', "deep.backend", "'gpu'", 'use "triton" or "onnxruntime"'),
+    ("[worker]\nbatch_rows = 5", "worker.batch_rows", "", "did you mean batch_rows_max?"),
+])  # fmt: skip
+def test_a_wrong_setting_is_one_line_with_file_key_value_and_remedy(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, text: str, key: str, value: str, remedy: str
+) -> None:
+    file = tmp_path / "cascade.toml"
+    file.write_text(text)
+    data = () if command in ("run", "doctor") else ("--data", str(tmp_path / "x.parquet"))
+    status, out, err = called(capsys, command, "--config", str(file), *data)
+    assert status == 1
+    said = out + err
+    assert "Traceback" not in said
+    if command != "doctor":  # which checks more than the file, a line each
+        assert len(err.splitlines()) == 1
+    said = " ".join(said.replace("│", " ").split())
+    assert all(part in said for part in (key, value, remedy))
+
+
+def test_a_missing_configuration_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = refused(capsys, "run", "--config", str(tmp_path / "absent.toml"))
+    assert "absent.toml" in line
+    assert "No such file" in line
+
+
+def test_a_bundle_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "cascade.toml").write_text(f'[bundle]\npath = "{tmp_path / "nothing"}"\n')
+    assert "point bundle.path at" in refused(capsys, "run", "--config", str(tmp_path / "cascade.toml"))
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("name", ["absent.parquet", "data.xlsx"])
+def test_data_that_cannot_be_read_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
+    line = refused(capsys, "train", "--data", str(tmp_path / name), "--out", str(tmp_path / "bundle"))
+    assert name in line
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_an_error_of_ours_never_shows_a_traceback(tmp_path: Path) -> None:
+    done = cascade("run", "--config", "absent.toml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("cascade run: absent.toml: ")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,43 @@
+"""Triton's Python backend for the deep model: the ONNX file beside it, run by ONNX Runtime on the CPU."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """One instance of the model; the names of its tensors are those of the configuration."""
+
+    def initialize(self, args):
+        """Open the session; the number of threads is the configuration's parameter `threads`."""
+        config = json.loads(args["model_config"])
+        self.input_names = [one["name"] for one in config["input"]]
+        self.output_name = config["output"][0]["name"]
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = int(config["parameters"]["threads"]["string_value"])
+        options.inter_op_num_threads = 1
+        # A thread that spins while it waits burns the very energy that the service saves.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def execute(self, requests):
+        """Answer all requests of one batch by a single run; an error is answered, never raised."""
+        try:
+            inputs = [
+                [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
+                for name in self.input_names
+            ]
+            feeds = {name: np.concatenate(parts) for name, parts in zip(self.input_names, inputs)}
+            logits = self.session.run([self.output_name], feeds)[0]
+            rows = [len(part) for part in inputs[0]]
+            if logits.shape != (sum(rows), 1):
+                raise ValueError(f"the model answered {logits.shape} for {sum(rows)} rows")
+        except Exception as error:
+            failure = pb_utils.TritonError(f"{type(error).__name__}: {error}")
+            return [pb_utils.InferenceResponse(error=failure) for _ in requests]
+        parts = np.split(logits, np.cumsum(rows)[:-1])
+        return [pb_utils.InferenceResponse([pb_utils.Tensor(self.output_name, part)]) for part in parts]
