@@ -48,11 +48,19 @@ def read_labelled(path: Path, schema: Schema) -> LabelledData:
         raise DataError(
             f"{path}: has no column {label} (label.field of schema {schema.name}); it has {', '.join(frame.columns)}"
         )
-    if not frame[label].is_in([0, 1]).all():
+    fraud = _zeros_and_ones(frame[label])
+    if fraud is None:
         raise DataError(f"{path}: column {label} holds values besides 0 and 1; a label says fraud (1) or not (0)")
     batch = frame_to_batch(frame, schema, str(path))
     order = np.argsort(batch[schema.roles.event_time], kind="stable")
-    return LabelledData(batch.take(order), frame[label].cast(pl.Int64).to_numpy()[order])
+    return LabelledData(batch.take(order), fraud[order])
+
+
+def _zeros_and_ones(series: pl.Series) -> Int64 | None:
+    if not (series.dtype.is_numeric() or series.dtype == pl.Boolean) or series.null_count():
+        return None
+    numbers = series.cast(pl.Float64).to_numpy()
+    return numbers.astype(np.int64) if np.isin(numbers, (0, 1)).all() else None
 
 
 def frame_to_batch(frame: pl.DataFrame, schema: Schema, origin: str) -> ColumnBatch:
