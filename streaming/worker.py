@@ -371,6 +371,8 @@ class Worker:
         self._rebuilding = any(until > 0 for until in self._decided_until.values())
         numbers = ", ".join(str(number) for _, number in partitions)
         log.info("partitions assigned", partitions=numbers, decided_until=list(self._decided_until.values()))
+        if self._rebuilding:
+            self._health.waiting("state", "rebuilding from the log")
         self._health.ok("partitions", numbers)
 
     def _on_revoked(self, partitions: list[Partition]) -> None:

@@ -19,6 +19,7 @@ from kafka.structs import OffsetAndMetadata
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.clients.lenient_records import LenientPartitionRecords
+from streaming.clients.prompt_fetch import look_again_before_sleeping
 from streaming.clients.protocol import Delivery, FetchedBatch, Headers, Partition, PartitionsCallback
 from streaming.clients.settings import connection_settings
 from streaming.clients.steady_join import keep_finished_joins
@@ -143,6 +144,7 @@ class KafkaPythonConsumer:
             )
         self._consumer._fetcher.PartitionRecords = LenientPartitionRecords
         keep_finished_joins(self._consumer._coordinator)
+        look_again_before_sleeping(self._consumer._fetcher)
 
     def subscribe(
         self,
