@@ -24,7 +24,7 @@ from streaming.clients import (
     missing_topics,
     wait_for_broker,
 )
-from streaming.clients.kafka_python import KafkaPythonProducer
+from streaming.clients.kafka_python import KafkaPythonConsumer, KafkaPythonProducer
 from streaming.clients.settings import connection_settings
 
 pytestmark = pytest.mark.kafka
@@ -412,3 +412,29 @@ def test_keys_and_values_do_not_reach_the_log(
     producer.flush(20)
     producer.close(5)
     assert "4000123412341234" not in caplog.text
+
+
+def test_records_that_come_while_more_is_asked_for_are_given_at_once(kafka: KafkaSettings) -> None:
+    topic = f"t-{uuid.uuid4().hex}"
+    ensure_topics(kafka, [TopicSpec(topic, 1)])
+    with closing(make_consumer(kafka, None)) as consumer:
+        assert isinstance(consumer, KafkaPythonConsumer)
+        consumer.assign([(topic, 0)])
+        fetcher = consumer._consumer._fetcher
+        assert consumer.poll(0.5, 100) == []
+        ask, buffered_s = fetcher.send_fetches, 0.0
+
+        def ask_when_an_answer_has_come() -> Any:
+            nonlocal buffered_s
+            if not buffered_s:
+                fill(kafka, topic, 1)
+                while not fetcher._completed_fetches:
+                    ask()
+                    time.sleep(0.001)
+                buffered_s = time.monotonic()
+            return ask()
+
+        fetcher.send_fetches = ask_when_an_answer_has_come
+        assert values(consumer.poll(5.0, 100)) == [b"value 0"]
+        waited_s = time.monotonic() - buffered_s
+    assert waited_s < 0.08  # the vendor's back-off is 0.1 s
