@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import resource
 import shutil
 import time
@@ -218,7 +219,7 @@ def _deep_model(found: Examination) -> tuple[Status, str]:
 def _energy(found: Examination) -> tuple[Status, str]:
     if found.config is None:
         return "warning", "not checked: the configuration comes first"
-    readings = [meter.read() for meter in find_meters([], found.config.energy.watts_per_core)]
+    readings = [meter.read() for meter in find_meters([os.getpid()], found.config.energy.watts_per_core)]
     kinds = {reading.kind for reading in readings}
     told = "; ".join(f"{reading.kind}: {reading.source}" for reading in readings)
     if kinds == {"modelled"}:

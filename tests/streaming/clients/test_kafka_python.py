@@ -438,3 +438,9 @@ def test_records_that_come_while_more_is_asked_for_are_given_at_once(kafka: Kafk
         assert values(consumer.poll(5.0, 100)) == [b"value 0"]
         waited_s = time.monotonic() - buffered_s
     assert waited_s < 0.08  # the vendor's back-off is 0.1 s
+
+
+def test_a_topic_that_cannot_be_made_is_one_line(kafka: KafkaSettings) -> None:
+    with pytest.raises(BrokerError, match=r"no/name") as caught:
+        ensure_topics(kafka, [TopicSpec("no/name", 1)])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from cascade.config import load_config
+from cascade.local_parts import free_ports
+from streaming.clients import TopicSpec, ensure_topics
+from streaming.doctor import Finding, app, examine
+from streaming.service import topic_specs
+
+BUNDLE = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
+ConfigMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def new_config(tmp_path: Path) -> ConfigMaker:
+    def make(**sections: dict[str, Any]) -> Path:
+        name = uuid.uuid4().hex[:10]
+        topics = {topic: f"{topic}-{name}" for topic in ("transactions", "labels", "decisions")}
+        kafka = {"topics": topics | {"dead_letters": f"dead-letters-{name}"}} | sections.pop("kafka", {})
+        settings = {"bundle": {"path": str(BUNDLE)}, "kafka": kafka, "deep": {"backend": "onnxruntime"}} | sections
+        path = tmp_path / "cascade.toml"
+        path.write_bytes(msgspec.toml.encode(settings))
+        return path
+
+    return make
+
+
+def findings(path: Path) -> dict[str, Finding]:
+    return {one.check: one for one in examine(path)}
+
+
+@pytest.mark.kafka
+def test_a_service_that_can_run(broker: Any, new_config: ConfigMaker) -> None:
+    path = new_config(kafka={"bootstrap": broker.bootstrap})
+    config = load_config(path)
+    ensure_topics(config.kafka, topic_specs(config, 2))
+    found = findings(path)
+    assert {one.status for name, one in found.items() if name != "energy"} == {"ok"}
+    assert f"{config.kafka.topics.transactions} (2)" in found["topics"].text
+    assert "a record was produced and consumed" in found["clock"].text
+    assert "answers a probe" in found["deep model"].text
+    assert ("modelled" in found["energy"].text) == (found["energy"].status == "warning")
+    said = CliRunner().invoke(app, ["doctor", "--config", str(path), "--json"])
+    assert said.exit_code == 0
+    assert [one.check for one in msgspec.json.decode(said.stdout, type=list[Finding])] == list(found)
+
+
+@pytest.mark.kafka
+def test_missing_topics_are_named_with_the_remedy(broker: Any, new_config: ConfigMaker) -> None:
+    found = findings(new_config(kafka={"bootstrap": broker.bootstrap}))
+    assert found["topics"].status == "failed"
+    assert "dead-letters-" in found["topics"].text
+    assert "--create-topics" in found["topics"].text
+    assert found["clock"] == Finding("clock", "warning", "not checked: the topics come first")
+
+
+@pytest.mark.kafka
+def test_a_topic_that_keeps_its_producers_times_is_told(broker: Any, new_config: ConfigMaker) -> None:
+    path = new_config(kafka={"bootstrap": broker.bootstrap})
+    config = load_config(path)
+    ensure_topics(config.kafka, [TopicSpec(one.name, 1) for one in topic_specs(config, 1)])
+    clock = findings(path)["clock"]
+    assert clock.status == "warning"
+    assert "LogAppendTime" in clock.text
+
+
+def test_a_dead_broker_and_a_dead_triton_fail_by_name(new_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.doctor.PROBE_TIMEOUT_S", 0.5)
+    kafka_port, triton_port = free_ports(2)
+    path = new_config(
+        kafka={"bootstrap": f"127.0.0.1:{kafka_port}"}, deep={"backend": "triton", "url": f"127.0.0.1:{triton_port}"}
+    )
+    found = findings(path)
+    assert found["broker"].status == "failed"
+    assert f"127.0.0.1:{kafka_port}" in found["broker"].text
+    assert found["topics"].text == "not checked: the broker comes first"
+    assert found["deep model"].status == "failed"
+    assert f"127.0.0.1:{triton_port}" in found["deep model"].text
+    said = CliRunner().invoke(app, ["doctor", "--config", str(path)])
+    assert said.exit_code == 1
+    assert "Traceback" not in said.output
+
+
+def test_a_missing_bundle_is_told_once(new_config: ConfigMaker, tmp_path: Path) -> None:
+    path = new_config(kafka={"bootstrap": f"127.0.0.1:{free_ports(1)[0]}"}, bundle={"path": str(tmp_path / "none")})
+    checks = iter(examine(path))
+    assert next(checks).status == "ok"
+    bundle = next(checks)
+    assert bundle.status == "failed"
+    assert str(tmp_path / "none") in bundle.text
+
+
+def test_too_few_open_files_fail_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda which: (64, 64))
+    limits = findings(tmp_path / "none.toml")["limits"]
+    assert limits.status == "failed"
+    assert "ulimit -n" in limits.text
