@@ -131,8 +131,20 @@ def show(ledger: DemoLedger, console: Console, elapsed_s: float, directory: Path
     show_counts(ledger.evaluation, console)
     backlog = ledger.backlog
     console.print(
-        f"\nAt full speed on a backlog: {backlog.transactions:,} transactions, {backlog.per_second:,.0f} a second."
-        f" Live: {ledger.live.transactions:,} at {ledger.live_per_second:,.0f} a second."
-        f"\nService level {'met' if ledger.sla_met else 'NOT met'} in the live part."
-        f" {elapsed_s:.0f} s in all; {directory / 'ledger.json'} holds every figure."
+        f"\nAt full speed on a backlog: {backlog.transactions:,} transactions, {backlog.per_second:,.0f} a second,"
+        f" {_energy(backlog)}."
+        f"\nAs they arrive: {ledger.live.transactions:,} transactions, {ledger.live_per_second:,.0f} a second,"
+        f" {_energy(ledger.live)}."
+        f"\nService level {'met' if ledger.sla_met else 'NOT met'} as they arrive. {elapsed_s:.0f} s in all;"
+        f" every figure: {directory / 'ledger.json'}",
+        highlight=False,
     )
+
+
+def _energy(summary: LedgerSummary) -> str:
+    totals = (
+        f"{total.per_transaction_mj:.2g} mJ each ({total.kind})"
+        for total in summary.energy_totals
+        if total.per_transaction_mj is not None
+    )
+    return ", ".join(totals) or "energy unknown"

@@ -7,6 +7,7 @@ make the decision. All numbers come from validation data (see `stages.calibratio
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Literal
 
@@ -19,6 +20,8 @@ from cascade.errors import BundleError
 
 Action = Literal["approve", "review", "decline"]
 ACTIONS: tuple[Action, ...] = ("approve", "review", "decline")
+# Above and below every raw score; finite, since JSON knows no infinity.
+RAW_MAX = sys.float_info.max
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,12 +61,14 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Thresholds and calibrations of one bundle.
 
-    `escalation_budget`: share of traffic that may be escalated. `escalation_threshold`: raw screener score from which
-    a transaction is escalated. `review_from`, `decline_from`: calibrated probabilities.
+    `escalation_budget`: share of traffic that may be escalated. `escalation_threshold`, `escalation_ceiling`: raw
+    screener scores from which and below which a transaction is escalated: it is suspicious, but not beyond doubt.
+    `review_from`, `decline_from`: calibrated probabilities.
     """
 
     escalation_budget: float
     escalation_threshold: float
+    escalation_ceiling: float
     screener: Calibration
     deep: Calibration
     review_from: float
@@ -71,8 +76,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     costs: Costs = Costs()
 
     def escalate(self, raw: Float64) -> Bool:
-        """Mask of the rows whose raw screener score reaches the escalation threshold."""
-        return raw >= self.escalation_threshold
+        """Mask of the rows whose raw screener score lies between the escalation threshold and the ceiling."""
+        return (raw >= self.escalation_threshold) & (raw < self.escalation_ceiling)
 
     def actions(self, probability: Float64) -> NDArray[np.int64]:
         """Positions in ACTIONS, int64 [rows], of calibrated probabilities float64 [rows]."""
@@ -82,7 +87,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Raise BundleError where the numbers cannot be a policy."""
         sound: Mapping[str, bool] = {
             "escalation_budget must lie in [0, 1]": 0.0 <= self.escalation_budget <= 1.0,
-            "escalation_threshold must be a number": not math.isnan(self.escalation_threshold),
+            "escalation_threshold and escalation_ceiling must be numbers": math.isfinite(self.escalation_threshold)
+            and math.isfinite(self.escalation_ceiling),
             "calibration slopes must be positive": self.screener.slope > 0.0 and self.deep.slope > 0.0,
             "thresholds must satisfy 0 ≤ review_from ≤ decline_from": 0.0 <= self.review_from <= self.decline_from,
         }
@@ -91,23 +97,26 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise BundleError(f"{origin}: {rule}; train the bundle again")
 
 
-def escalation_threshold(raw: Float64, budget: float) -> float:
-    """The raw score from which at most `budget` (a share) of the rows is escalated.
+def escalation_band(raw: Float64, budget: float, skip: float = 0.0) -> tuple[float, float]:
+    """(threshold, ceiling): the raw scores from which and below which at most `budget` of the rows is escalated.
 
-    Rows that tie with the threshold are counted as escalated, so ties never overrun the budget; with a budget below
-    one row's share nothing is escalated (infinity).
+    `budget` and `skip` are shares of the rows; the `skip` with the highest scores lie at or above the ceiling, as do
+    rows that tie with the last of them. Rows that tie with the threshold are counted as escalated, so ties never
+    overrun the budget; with a budget below one row's share nothing is escalated.
     """
-    allowed = int(budget * len(raw))
-    if allowed == 0:
-        return math.inf
-    if allowed >= len(raw):
-        return -math.inf
     ordered = np.sort(raw)[::-1]
-    threshold = float(ordered[allowed - 1])
-    if ordered[allowed] == threshold:
-        above = ordered[ordered > threshold]
-        return float(above[-1]) if len(above) else math.inf
-    return threshold
+    skipped, allowed = int(skip * len(raw)), int(budget * len(raw))
+    ceiling = float(ordered[skipped - 1]) if skipped else RAW_MAX
+    below = ordered[ordered < ceiling]
+    if allowed == 0:
+        return RAW_MAX, ceiling
+    if allowed >= len(below):
+        return -RAW_MAX, ceiling
+    threshold = float(below[allowed - 1])
+    if below[allowed] == threshold:
+        above = below[below > threshold]
+        return (float(above[-1]) if len(above) else ceiling), ceiling
+    return threshold, ceiling
 
 
 def decision_thresholds(probability: Float64, fraud: Bool, amount: Float64, costs: Costs) -> tuple[float, float]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 
 from cascade.columns import Bool, Float64
 from cascade.errors import DataError
-from cascade.policy import Calibration, Costs, Policy, decision_thresholds, escalation_threshold
+from cascade.policy import Calibration, Costs, Policy, decision_thresholds, escalation_band
 
 # Of a slope fitted on a handful of frauds nothing can be said.
 FRAUDS_MIN = 20
+# Where the band may begin, as shares of the escalation budget that are skipped at the top.
+SKIPS = tuple(tenth / 10 for tenth in range(31))
 
 
 def fit_calibration(raw: Float64, fraud: Bool) -> Calibration:
@@ -36,10 +39,16 @@ def calibrate(
 ) -> Policy:
     """The policy from validation rows: `fraud` bool, `amount` in the currency of the costs.
 
-    The decision thresholds are the cheapest pair for the cascade's own probabilities on these rows.
+    Where to escalate: of the bands of scores that keep the budget, the one with the best average precision of the
+    cascade. The decision thresholds are the cheapest pair for the cascade's own probabilities. Both on these rows.
     """
     screener, deep = fit_calibration(screener_raw, fraud), fit_calibration(deep_raw, fraud)
-    threshold = escalation_threshold(screener_raw, budget)
-    probability = np.where(screener_raw >= threshold, deep.probability(deep_raw), screener.probability(screener_raw))
-    review_from, decline_from = decision_thresholds(probability, fraud, amount, costs)
-    return Policy(budget, threshold, screener, deep, review_from, decline_from, costs)
+    by_screener, by_deep = screener.probability(screener_raw), deep.probability(deep_raw)
+
+    def cascade(band: tuple[float, float]) -> Float64:
+        return np.where((screener_raw >= band[0]) & (screener_raw < band[1]), by_deep, by_screener)
+
+    bands = [escalation_band(screener_raw, budget, skip * budget) for skip in SKIPS]
+    best = max(bands, key=lambda band: average_precision_score(fraud, cascade(band)))
+    review_from, decline_from = decision_thresholds(cascade(best), fraud, amount, costs)
+    return Policy(budget, *best, screener, deep, review_from, decline_from, costs)

@@ -90,19 +90,21 @@ def _show(report: Report, console: Console) -> None:
         title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
     )  # fmt: skip
     table.add_column("", no_wrap=True)
-    for column in ("AUC", "average precision", "card precision top-100"):
+    for column in ("AUC", "average precision", "CP@100", "recall"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, quality in (
         ("cascade", report.cascade),
         ("screener only", report.screener_only),
         ("deep only", report.deep_only),
     ):
-        figures = (quality.auc, quality.average_precision, quality.card_precision_top100)
+        figures = (
+            quality.auc, quality.average_precision, quality.card_precision_top100, quality.recall_at_budget,
+        )  # fmt: skip
         table.add_row(name, *("–" if figure is None else f"{figure:.3f}" for figure in figures))
     console.print(table)
-    recall = "–" if report.recall_at_budget is None else f"{report.recall_at_budget:.1%}"
     console.print(
-        f"escalated {report.escalation_share:.2%}, holding {recall} of the frauds\n"
+        "CP@100: card precision top-100; recall: at the escalation budget\n"
+        f"escalated {report.escalation_share:.2%}\n"
         f"decisions cost {report.cost_per_thousand:,.0f} a thousand transactions"
         f" ({report.cost_per_thousand_approve_all:,.0f} if all were approved)\n"
         f"ONNX differs from PyTorch by at most {report.onnx_difference_max:.1g}"

@@ -10,21 +10,26 @@ from cascade.columns import Bool, Float64, Int64
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
-    """How well scores rank frauds; None where it is not defined (only frauds, or none)."""
+    """How well scores rank frauds; None where it is not defined (only frauds, or none).
+
+    `recall_at_budget`: share of the frauds among the highest scores, as many as the escalation budget allows.
+    """
 
     auc: float | None
     average_precision: float | None
     card_precision_top100: float | None
+    recall_at_budget: float | None
 
 
-def quality(score: Float64, fraud: Bool, day: Int64, card: Int64) -> Quality:
-    """Of scores float64 [rows]; `day` int64: days since the epoch, `card` int64."""
+def quality(score: Float64, fraud: Bool, day: Int64, card: Int64, budget: float) -> Quality:
+    """Of scores float64 [rows]; `day` int64: days since the epoch, `card` int64, `budget`: share of the rows."""
     if not 0 < fraud.sum() < len(fraud):
-        return Quality(auc=None, average_precision=None, card_precision_top100=None)
+        return Quality(auc=None, average_precision=None, card_precision_top100=None, recall_at_budget=None)
     return Quality(
         auc=float(roc_auc_score(fraud, score)),
         average_precision=float(average_precision_score(fraud, score)),
         card_precision_top100=card_precision(score, fraud, day, card),
+        recall_at_budget=recall_at(score, fraud, budget),
     )
 
 
@@ -47,7 +52,7 @@ def card_precision(score: Float64, fraud: Bool, day: Int64, card: Int64, top: in
     return float(np.mean(daily))
 
 
-def recall_at(selected: Bool, fraud: Bool) -> float | None:
-    """Share of the frauds among the selected rows; None without frauds."""
-    frauds = int(fraud.sum())
-    return float((selected & fraud).sum()) / frauds if frauds else None
+def recall_at(score: Float64, fraud: Bool, share: float) -> float:
+    """Share of the frauds among the `share` of the rows with the highest scores; of equal ones the earlier count."""
+    highest = np.argsort(-score, kind="stable")[: int(share * len(score))]
+    return float(fraud[highest].sum() / fraud.sum())

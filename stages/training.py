@@ -24,7 +24,7 @@ from cascade.frames import LabelledData, read_labelled
 from cascade.policy import Costs, Policy
 from cascade.schema import Schema, key_codes, parse_schema, read_setting_file
 from stages.calibration import calibrate
-from stages.metrics import Quality, quality, recall_at
+from stages.metrics import Quality, quality
 from stages.offline import fold_rows
 from stages.screener.train import ScreenerSettings, out_of_fold_scores, train_screener
 
@@ -66,7 +66,7 @@ class Span(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """What a training run used and found; the qualities are of the validation rows.
 
-    `recall_at_budget`: share of the frauds that are escalated. `onnx_difference_max`: largest difference of log-odds
+    `onnx_difference_max`: largest difference of log-odds
     between PyTorch and ONNX Runtime. `cost_per_thousand`: cost of the decisions per 1,000 transactions by the policy's
     costs, in the currency of the amounts, for the cascade; `_approve_all` where nothing were stopped.
     """
@@ -77,7 +77,6 @@ class Report(msgspec.Struct, frozen=True):
     validation: Span
     features: int
     escalation_share: float
-    recall_at_budget: float | None
     cascade: Quality
     screener_only: Quality
     deep_only: Quality
@@ -232,10 +231,9 @@ def _report(
         validation=_span(validation, schema),
         features=width,
         escalation_share=float(escalated.mean()),
-        recall_at_budget=recall_at(escalated, fraud),
-        cascade=quality(cascade, fraud, day, card),
-        screener_only=quality(screener, fraud, day, card),
-        deep_only=quality(deep, fraud, day, card),
+        cascade=quality(cascade, fraud, day, card, policy.escalation_budget),
+        screener_only=quality(screener, fraud, day, card, policy.escalation_budget),
+        deep_only=quality(deep, fraud, day, card, policy.escalation_budget),
         cost_per_thousand=1e3 * float(costs.of_decisions(policy.actions(cascade), fraud, amount).mean()),
         cost_per_thousand_approve_all=1e3 * float(costs.of_decisions(approve_all, fraud, amount).mean()),
         onnx_difference_max=difference,

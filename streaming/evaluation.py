@@ -19,7 +19,7 @@ from cascade.frames import LabelledData
 from cascade.ledger import ModelQuality, QualityComparison
 from cascade.protocols import DeepStage, Screener
 from cascade.schema import key_codes
-from stages.metrics import Quality, quality, recall_at
+from stages.metrics import Quality, quality
 from stages.offline import score_offline
 from streaming.clients import ConsumerClient
 from streaming.decisions import decode_decision
@@ -48,7 +48,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """The decisions of some time, judged.
 
     `missing`: transactions of that time without a decision; `repeated`: decisions beyond the first of a transaction.
-    `escalated_share`: sent to the deep model, answered or not. `recall_at_budget`: share of the frauds among those.
+    `escalated_share`: sent to the deep model, answered or not.
     `offline_difference_max`: largest absolute difference between a score in the topic and the offline score of the
     same bundle and stage. `degraded_share`: of all decisions.
     """
@@ -60,7 +60,6 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     repeated: int
     escalated_share: float
     degraded_share: float
-    recall_at_budget: float | None
     offline_difference_max: float
     review_from: float
     decline_from: float
@@ -186,7 +185,6 @@ def evaluate(
         repeated=repeated,
         escalated_share=float((by_deep | degraded).mean()),
         degraded_share=float(degraded.mean()),
-        recall_at_budget=recall_at(by_deep | degraded, fraud),
         offline_difference_max=float(np.max(np.abs(score - np.where(by_deep, deep_only, screener_only)))),
         review_from=policy.review_from,
         decline_from=policy.decline_from,
@@ -205,8 +203,9 @@ def _judge(score: Float64, data: LabelledData, bundle: Bundle) -> ModelEvaluatio
     fraud = data.fraud == 1
     actions = policy.actions(score)
     cost = policy.costs.of_decisions(actions, fraud, data.batch[roles.amount])
+    day, card = data.batch[roles.event_time] // DAY_MS, key_codes(data.batch[roles.card])
     return ModelEvaluation(
-        quality=quality(score, fraud, data.batch[roles.event_time] // DAY_MS, key_codes(data.batch[roles.card])),
+        quality=quality(score, fraud, day, card, policy.escalation_budget),
         caught=_count(fraud & (actions > 0)),
         missed=_count(fraud & (actions == 0)),
         false_alarms=_count(~fraud & (actions > 0)),

@@ -37,10 +37,10 @@ def render(summary: LedgerSummary, console: Console) -> None:
 
 
 def _headline(summary: LedgerSummary) -> Padding:
-    gap = "    "
+    gap = "   "
     line = Text.assemble(
         (f"{summary.transactions:,}", "bold"), " decisions in ", (_duration(summary.elapsed_s), "bold"), gap,
-        (f"{summary.per_second:,.0f}", "bold"), " a second", gap,
+        (f"{summary.per_second:,.0f}", "bold"), "/s", gap,
         (_percent(summary.escalation_share), "bold"), " escalated", gap,
         (_percent(summary.degraded_share), "bold"), " degraded",
     )  # fmt: skip

@@ -132,7 +132,7 @@ def test_warming_up_leaves_no_trace(bundle: Bundle, data: LabelledData, offline:
 
 def test_escalation_and_probability_are_the_policys(bundle: Bundle, data: LabelledData) -> None:
     screened = make_engine(bundle).screen(data.batch)
-    np.testing.assert_array_equal(screened.escalate, screened.raw >= bundle.policy.escalation_threshold)
+    np.testing.assert_array_equal(screened.escalate, bundle.policy.escalate(screened.raw))
     np.testing.assert_array_equal(screened.probability, bundle.policy.screener.probability(screened.raw))
 
 

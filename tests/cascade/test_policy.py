@@ -12,54 +12,72 @@ from hypothesis import strategies as st
 from cascade.errors import BundleError
 from cascade.policy import (
     ACTIONS,
+    RAW_MAX,
     Calibration,
     Costs,
     Policy,
     decision_thresholds,
-    escalation_threshold,
+    escalation_band,
 )
 
 finite = st.floats(-1e6, 1e6)
 # few different scores, so that ties are the rule
 scores = st.lists(st.one_of(st.integers(-3, 3).map(float), finite), min_size=1, max_size=60).map(np.array)
-POLICY = Policy(0.01, 2.0, Calibration(1.0, 0.0), Calibration(1.5, -1.0), 0.2, 0.8)
+POLICY = Policy(0.01, 2.0, 3.0, Calibration(1.0, 0.0), Calibration(1.5, -1.0), 0.2, 0.8)
 
 
-@given(raw=scores, budget=st.floats(0.0, 1.0))
-def test_escalations_never_exceed_the_budget(raw: np.ndarray, budget: float) -> None:
-    threshold = escalation_threshold(raw, budget)
-    assert (raw >= threshold).sum() <= budget * len(raw) * (1 + 1e-12)
+def escalated(raw: np.ndarray, budget: float, skip: float = 0.0) -> np.ndarray:
+    threshold, ceiling = escalation_band(raw, budget, skip)
+    return (raw >= threshold) & (raw < ceiling)
 
 
-@given(raw=scores, budget=st.floats(0.0, 1.0))
-def test_no_lower_threshold_stays_in_the_budget(raw: np.ndarray, budget: float) -> None:
-    threshold = escalation_threshold(raw, budget)
-    below = raw[raw < threshold]
-    if len(below):
-        assert (raw >= below.max()).sum() > int(budget * len(raw))
+shares = st.floats(0.0, 1.0)
 
 
-@pytest.mark.parametrize(("raw", "budget", "escalated"), [
-    ([1.0, 2.0, 3.0, 4.0], 0.5, 2),
-    ([1.0, 2.0, 2.0, 2.0], 0.5, 0),
-    ([1.0, 2.0, 2.0, 3.0], 0.5, 1),
-    ([1.0, 1.0, 1.0, 1.0], 1.0, 4),
-    ([1.0, 2.0, 3.0, 4.0], 0.2, 0),
-    ([1.0, 2.0, 3.0, 4.0], 0.0, 0),
-    ([-math.inf, 0.0, math.inf], 0.34, 1),
+@given(raw=scores, budget=shares, skip=shares)
+def test_escalations_never_exceed_the_budget(raw: np.ndarray, budget: float, skip: float) -> None:
+    assert escalated(raw, budget, skip).sum() <= budget * len(raw) * (1 + 1e-12)
+
+
+@given(raw=scores, budget=shares, skip=shares)
+def test_no_lower_threshold_stays_in_the_budget(raw: np.ndarray, budget: float, skip: float) -> None:
+    threshold, ceiling = escalation_band(raw, budget, skip)
+    lower = raw[(raw < threshold) & (raw < ceiling)]
+    if len(lower):
+        assert ((raw >= lower.max()) & (raw < ceiling)).sum() > int(budget * len(raw))
+
+
+@given(raw=scores, budget=shares, skip=shares)
+def test_the_highest_scores_are_skipped_and_ties_with_them(raw: np.ndarray, budget: float, skip: float) -> None:
+    _, ceiling = escalation_band(raw, budget, skip)
+    skipped = int(skip * len(raw))
+    assert (raw >= ceiling).sum() >= skipped
+    assert (raw > ceiling).sum() < max(skipped, 1)
+
+
+@pytest.mark.parametrize(("raw", "budget", "skip", "rows"), [
+    ([1.0, 2.0, 3.0, 4.0], 0.5, 0.0, [2, 3]),
+    ([1.0, 2.0, 3.0, 4.0], 0.5, 0.25, [1, 2]),
+    ([1.0, 2.0, 3.0, 4.0], 0.5, 0.75, [0]),
+    ([1.0, 2.0, 3.0, 4.0], 0.5, 1.0, []),
+    ([1.0, 2.0, 2.0, 2.0], 0.5, 0.0, []),
+    ([1.0, 2.0, 2.0, 2.0], 0.5, 0.25, [0]),
+    ([1.0, 2.0, 2.0, 3.0], 0.5, 0.0, [3]),
+    ([1.0, 1.0, 1.0, 1.0], 1.0, 0.0, [0, 1, 2, 3]),
+    ([1.0, 2.0, 3.0, 4.0], 0.2, 0.0, []),
+    ([1.0, 2.0, 3.0, 4.0], 0.0, 0.5, []),
 ])  # fmt: skip
-def test_ties_go_below_the_threshold_together(raw: list[float], budget: float, escalated: int) -> None:
-    scores = np.array(raw)
-    assert (scores >= escalation_threshold(scores, budget)).sum() == escalated
+def test_bands_by_hand(raw: list[float], budget: float, skip: float, rows: list[int]) -> None:
+    assert np.flatnonzero(escalated(np.array(raw), budget, skip)).tolist() == rows
 
 
 def test_without_rows_nothing_is_escalated() -> None:
-    assert escalation_threshold(np.array([]), 0.01) == math.inf
+    assert escalation_band(np.array([]), 0.01) == (RAW_MAX, RAW_MAX)
 
 
 def cost_of(pair: tuple[float, float], probability: np.ndarray, fraud: np.ndarray, amount: np.ndarray,
             costs: Costs) -> float:  # fmt: skip
-    policy = Policy(0.01, 0.0, Calibration(1.0, 0.0), Calibration(1.0, 0.0), *pair, costs)
+    policy = Policy(0.01, 0.0, 1.0, Calibration(1.0, 0.0), Calibration(1.0, 0.0), *pair, costs)
     return math.fsum(costs.of_decisions(policy.actions(probability), fraud, amount))
 
 
@@ -123,7 +141,7 @@ def test_costs_of_the_three_decisions() -> None:
 def test_thresholds_belong_to_the_stricter_side() -> None:
     actions = POLICY.actions(np.array([0.0, 0.1999, 0.2, 0.7999, 0.8, 1.0]))
     assert [ACTIONS[action] for action in actions] == ["approve", "approve", "review", "review", "decline", "decline"]
-    assert POLICY.escalate(np.array([1.999, 2.0])).tolist() == [False, True]
+    assert POLICY.escalate(np.array([1.999, 2.0, 2.999, 3.0])).tolist() == [False, True, True, False]
 
 
 def test_a_sound_policy_passes_its_check() -> None:
@@ -134,6 +152,7 @@ def test_a_sound_policy_passes_its_check() -> None:
     ({"escalation_budget": 1.5}, "escalation_budget"),
     ({"escalation_budget": -0.1}, "escalation_budget"),
     ({"escalation_threshold": math.nan}, "escalation_threshold"),
+    ({"escalation_ceiling": math.inf}, "escalation_ceiling"),
     ({"screener": Calibration(0.0, 1.0)}, "slopes"),
     ({"deep": Calibration(-1.0, 1.0)}, "slopes"),
     ({"review_from": 0.9}, "review_from ≤ decline_from"),

@@ -31,6 +31,7 @@ from cascade.config import Config, DeepSettings, load_config
 from cascade.frames import LabelledData, frame_to_batch
 from cascade.ledger import LedgerSummary
 from cascade.local_parts import free_ports
+from cascade.policy import RAW_MAX
 from cascade.simulator import SimulatorSettings, simulate
 from stages.assembly import deep_signature, make_deep_stage, make_engine, make_screener
 from stages.deep.local_triton import LocalTriton
@@ -83,7 +84,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     content = {path.name: path.read_bytes() for path in SHIPPED.iterdir() if path.name != "manifest.json"}
     shipped = load_bundle(SHIPPED)
     raw = make_engine(shipped).screen(simulated(shipped).batch).raw
-    policy = json.loads(content["policy.json"]) | {"escalation_threshold": float(np.quantile(raw, 1 - ESCALATED_SHARE))}
+    band = {"escalation_threshold": float(np.quantile(raw, 1 - ESCALATED_SHARE)), "escalation_ceiling": RAW_MAX}
+    policy = json.loads(content["policy.json"]) | band
     directory = tmp_path_factory.mktemp("bundle") / "bundle"
     write_bundle(directory, "escalating", content | {"policy.json": json.dumps(policy).encode()})
     return load_bundle(directory)

@@ -80,6 +80,18 @@ def test_escalated_rows_are_judged_by_the_deep_model() -> None:
     assert cost(policy, oracle) < 0.8 * cost(blind, raw)
 
 
+def test_what_the_screener_knows_for_certain_is_not_escalated() -> None:
+    chance = np.random.default_rng(3)
+    raw, fraud = drawn(1.0, 0.0)
+    # frauds beyond doubt on top, of which the deep model knows no more; it tells apart only the uncertain ones
+    certain = np.arange(ROWS) < ROWS // 20
+    raw, fraud = np.where(certain, 20.0 + chance.random(ROWS), raw), fraud | certain
+    oracle = np.where(certain, 20.0, np.where(fraud, 4.0, -4.0)) + chance.normal(size=ROWS)
+    policy = calibrate(raw, oracle, fraud, np.full(ROWS, 50.0), 0.05, Costs())
+    assert not policy.escalate(raw)[certain].any()
+    assert 0.04 < policy.escalate(raw).mean() <= 0.05
+
+
 def test_thresholds_follow_the_costs() -> None:
     raw, fraud = drawn(1.0, 0.0)
     amount = np.full(ROWS, 50.0)

@@ -73,21 +73,21 @@ def test_a_day_with_few_cards_is_still_measured_by_the_whole_list() -> None:
 @pytest.mark.parametrize("fraud", [np.zeros(3, bool), np.ones(3, bool), np.zeros(0, bool)])
 def test_quality_is_absent_not_wrong_where_there_is_one_class(fraud: np.ndarray) -> None:
     nothing = np.zeros(len(fraud))
-    found = quality(nothing, fraud, nothing.astype(np.int64), nothing.astype(np.int64))
+    found = quality(nothing, fraud, nothing.astype(np.int64), nothing.astype(np.int64), 0.1)
     assert (found.auc, found.average_precision, found.card_precision_top100) == (None, None, None)
 
 
 def test_quality_of_a_perfect_and_of_a_reversed_ranking() -> None:
     fraud = np.array([False, False, True, False])
     zeros = np.zeros(4, np.int64)
-    best = quality(fraud.astype(float), fraud, zeros, np.arange(4))
-    worst = quality(-fraud.astype(float), fraud, zeros, np.arange(4))
-    assert (best.auc, best.average_precision) == (1.0, 1.0)
-    assert worst.auc == 0.0
+    best = quality(fraud.astype(float), fraud, zeros, np.arange(4), 0.25)
+    worst = quality(-fraud.astype(float), fraud, zeros, np.arange(4), 0.25)
+    assert (best.auc, best.average_precision, best.recall_at_budget) == (1.0, 1.0, 1.0)
+    assert (worst.auc, worst.recall_at_budget) == (0.0, 0.0)
     assert worst.average_precision == pytest.approx(0.25)
 
 
-def test_recall_counts_frauds_and_not_alarms() -> None:
-    fraud = np.array([True, True, False, False])
-    assert recall_at(np.array([True, False, True, True]), fraud) == 0.5
-    assert recall_at(np.ones(4, bool), np.zeros(4, bool)) is None
+@pytest.mark.parametrize(("share", "recall"), [(0.0, 0.0), (0.25, 0.5), (0.5, 0.5), (0.75, 1.0), (1.0, 1.0)])
+def test_recall_looks_at_no_more_than_the_share(share: float, recall: float) -> None:
+    fraud = np.array([True, False, True, False])
+    assert recall_at(np.array([0.9, 0.7, 0.7, 0.7]), fraud, share) == recall

@@ -125,13 +125,13 @@ def test_progress_ends_at_one(bundle: Bundle, data: LabelledData) -> None:
 
 
 def test_the_cascade_takes_the_deep_score_of_escalated_rows_only(bundle: Bundle) -> None:
-    threshold = bundle.policy.escalation_threshold
-    raw = np.array([threshold - 1e-9, threshold, threshold + 1])
-    scores = OfflineScores(np.arange(3), raw, np.array([3.0, 4.0, 5.0]))
+    threshold, ceiling = bundle.policy.escalation_threshold, bundle.policy.escalation_ceiling
+    raw = np.array([threshold - 1e-9, threshold, ceiling - 1e-9, ceiling])
+    scores = OfflineScores(np.arange(4), raw, np.array([3.0, 4.0, 5.0, 6.0]))
     probability, escalated = scores.cascade(bundle.policy)
-    assert escalated.tolist() == [False, True, True]
-    assert probability[0] == bundle.policy.screener.probability(raw)[0]
-    np.testing.assert_array_equal(probability[1:], bundle.policy.deep.probability(np.array([4.0, 5.0])))
+    assert escalated.tolist() == [False, True, True, False]
+    np.testing.assert_array_equal(probability[[0, 3]], bundle.policy.screener.probability(raw)[[0, 3]])
+    np.testing.assert_array_equal(probability[1:3], bundle.policy.deep.probability(np.array([4.0, 5.0])))
 
 
 def test_label_messages_hold_all_that_the_schema_asks_of_them(bundle: Bundle, data: LabelledData) -> None:

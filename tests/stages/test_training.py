@@ -149,6 +149,7 @@ def test_the_policy_rests_on_the_validation_rows_as_they_are_served(
     )  # fmt: skip
     policy = trained.bundle.policy
     assert again.escalation_threshold == pytest.approx(policy.escalation_threshold, abs=DIFFERENCE_MAX)
+    assert again.escalation_ceiling == pytest.approx(policy.escalation_ceiling, abs=DIFFERENCE_MAX)
     for mine, theirs in ((again.screener, policy.screener), (again.deep, policy.deep)):
         assert mine.slope == pytest.approx(theirs.slope, abs=1e-3)
         assert mine.intercept == pytest.approx(theirs.intercept, abs=1e-3)

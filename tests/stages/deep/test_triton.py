@@ -158,7 +158,7 @@ def test_a_server_that_stops_is_an_error_and_is_used_again_when_it_is_back(
 def test_a_full_queue_is_queue_full_and_a_request_that_waits_too_long_is_deadline(
     triton_parts: Path, slow_deep_model: TinyDeepModel, tmp_path: Path
 ) -> None:
-    limits = ServingLimits(queue_requests_max=2, queue_timeout_us=100_000)
+    limits = ServingLimits(queue_requests_max=2, queue_timeout_us=20_000)
     repository = write_repository(slow_deep_model.path, slow_deep_model.signature, tmp_path / "models", "cpu", limits)
     with LocalTriton(repository, parts_dir=triton_parts) as server:
         stage = TritonDeepStage(server.grpc_url, slow_deep_model.signature)
