@@ -76,8 +76,11 @@ class Player:
         frauds = np.flatnonzero(data.fraud)
         due = times[frauds] + self._schema.label.delay_ms
         departures = schedule(times[first:end], rate)
+        # those of the past first: the schedule starts when they are told
+        told = int(np.searchsorted(due, times[first], side="right")) if first < end else 0
+        self._send_labels(data.take(frauds[:told]))
         started_s = time.perf_counter()
-        sent, told, behind_s_max = first, 0, 0.0
+        sent, behind_s_max = first, 0.0
         while sent < end:
             elapsed_s = time.perf_counter() - started_s
             until = end if rate is None else first + int(np.searchsorted(departures, elapsed_s, side="right"))
@@ -102,6 +105,8 @@ class Player:
         self._producer.send_many(self._transactions_topic, keys, self._codec.encode(rows.batch))
 
     def _send_labels(self, rows: LabelledData) -> None:
+        if not rows.batch.rows:
+            return
         labels = labels_of(rows, self._schema.label.field)
         keys = message_keys(labels[self._schema.roles.card])
         self._producer.send_many(self._labels_topic, keys, self._label_codec.encode(labels))
