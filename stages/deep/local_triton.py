@@ -48,6 +48,7 @@ _LIBPYTHON = f"libpython{_PYTHON}.so.1.0"
 READY_TIMEOUT_S = 60.0
 _INSTALL_TIMEOUT_S = 900.0
 _UV_SETTINGS_LEFT_OUT = ("UV_CONSTRAINT", "UV_OVERRIDE", "VIRTUAL_ENV")
+_METRICS_PATH = "/metrics"
 _STOP_GRACE_S = 15.0
 
 
@@ -202,7 +203,7 @@ class LocalTriton:
     @property
     def metrics_url(self) -> str:
         """Page of metrics in Prometheus' format."""
-        return f"http://127.0.0.1:{self._ports[2]}/metrics"
+        return f"http://127.0.0.1:{self._ports[2]}{_METRICS_PATH}"
 
     @property
     def pid(self) -> int | None:
@@ -281,8 +282,9 @@ class LocalTriton:
         }
 
     def _answers(self, path: str) -> bool:
-        """Whether the HTTP interface answers `path` with 200."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._ports[1], timeout=5.0)
+        """Whether the HTTP interface, or that of the metrics, answers `path` with 200."""
+        port = self._ports[2] if path == _METRICS_PATH else self._ports[1]
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5.0)
         try:
             connection.request("GET", path)
             return connection.getresponse().status == http.client.OK
@@ -293,4 +295,5 @@ class LocalTriton:
 
 
 def _ready_paths(models: list[str]) -> list[str]:
-    return ["/v2/health/ready", *(f"/v2/models/{model}/ready" for model in models)]
+    # the metrics come up last, after Triton calls itself ready
+    return ["/v2/health/ready", *(f"/v2/models/{model}/ready" for model in models), _METRICS_PATH]

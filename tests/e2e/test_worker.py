@@ -448,7 +448,7 @@ def test_a_worker_that_is_killed_loses_no_transaction(
 ) -> None:
     rows = 4_000
     # small batches and frequent commits: each kill falls between the commit and the decisions of several batches
-    settings = BACKLOG | {"worker": {"batch_rows_max": 20, "commit_interval_ms": 200}}
+    settings = BACKLOG | {"worker": {"batch_rows_max": 20, "commit_interval_ms": 20}}
     path = new_config(settings, triton_server)
     config = load_config(path)
     play_file(config, data, slice(0, rows), None, lambda _: None)

@@ -126,7 +126,7 @@ def test_progress_ends_at_one(bundle: Bundle, data: LabelledData) -> None:
 
 def test_the_cascade_takes_the_deep_score_of_escalated_rows_only(bundle: Bundle) -> None:
     threshold, ceiling = bundle.policy.escalation_threshold, bundle.policy.escalation_ceiling
-    raw = np.array([threshold - 1e-9, threshold, ceiling - 1e-9, ceiling])
+    raw = np.array([threshold - 1e-9, threshold, np.nextafter(ceiling, threshold), ceiling])
     scores = OfflineScores(np.arange(4), raw, np.array([3.0, 4.0, 5.0, 6.0]))
     probability, escalated = scores.cascade(bundle.policy)
     assert escalated.tolist() == [False, True, True, False]

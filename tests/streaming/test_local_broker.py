@@ -143,3 +143,9 @@ def test_installing_again_changes_nothing(kafka_parts: Path) -> None:
 def test_parts_that_are_not_installed_are_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(LocalPartError, match=r"Apache Kafka .* is not installed in .*; run `cascade local install`"):
         LocalBroker(tmp_path / "data", parts_dir=tmp_path).start()
+
+
+def test_no_cluster_id_looks_like_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = iter([uuid.UUID(bytes=b"\xf8" * 16), uuid.UUID(bytes=b"\x01" * 16)])
+    monkeypatch.setattr(local_broker.uuid, "uuid4", lambda: next(ids))
+    assert local_broker._new_cluster_id() == "AQEBAQEBAQEBAQEBAQEBAQ"
