@@ -10,6 +10,9 @@ import numpy as np
 from cascade.columns import Array, Bool, ColumnBatch, Float64, Int64
 from streaming.clients import FetchedBatch, Partition
 from streaming.codecs import Codec, Reject
+from streaming.offsets import Decided
+
+NOTHING_DECIDED = Decided()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +42,14 @@ class Intake:
 
 
 def take_in(
-    fetched: Sequence[FetchedBatch], codec: Codec, event_time: str, decided_until: Mapping[Partition, int]
+    fetched: Sequence[FetchedBatch], codec: Codec, event_time: str, decided: Mapping[Partition, Decided]
 ) -> Intake:
-    """Decode what was fetched; `decided_until` gives the offset below which a partition's records are decided.
+    """Decode what was fetched; `decided` names the records of a partition that have their decision.
 
     Rows of several partitions are merged by event time. Within a partition the order of the log stays: a row counts
     with the latest event time of its partition up to it.
     """
-    batches, sources, offsets, appended, order_keys, rejected = [], [], [], [], [], []
+    batches, sources, offsets, appended, order_keys, undecided, rejected = [], [], [], [], [], [], []
     partitions = [(one.topic, one.partition) for one in fetched]
     for position, one in enumerate(fetched):
         decoded = codec.decode(one.values)
@@ -55,13 +58,13 @@ def take_in(
         offsets.append(one.offsets[decoded.rows])
         appended.append(one.timestamps_ms[decoded.rows].astype(np.float64))
         order_keys.append(np.maximum.accumulate(decoded.batch[event_time]))
-        floor = decided_until.get(partitions[position], 0)
-        fresh = [reject for reject in decoded.rejects if one.offsets[reject.index] >= floor]
+        known = decided.get(partitions[position], NOTHING_DECIDED).mask(one.offsets)
+        undecided.append(~known[decoded.rows])
+        fresh = [reject for reject in decoded.rejects if not known[reject.index]]
         if fresh:
             rejected.append(Rejected(one, fresh))
     source = np.concatenate(sources)
     offset = np.concatenate(offsets)
-    floors = np.array([decided_until.get(partition, 0) for partition in partitions], np.int64)
     order: Array = (
         np.arange(len(source)) if len(fetched) == 1 else np.argsort(np.concatenate(order_keys), kind="stable")
     )
@@ -71,7 +74,7 @@ def take_in(
         source=source[order],
         offsets=offset[order],
         appended_ms=np.concatenate(appended)[order],
-        undecided=(offset >= floors[source])[order],
+        undecided=np.concatenate(undecided)[order],
         rejected=rejected,
     )
 

@@ -32,9 +32,9 @@ from streaming.dead_letters import dead_letter
 from streaming.decisions import DecisionColumns, Stage, encode_decisions, message_keys
 from streaming.health import HealthState
 from streaming.in_flight import AcknowledgementQueue, DeepCall, Rows, Unacknowledged
-from streaming.intake import Intake, take_in
+from streaming.intake import NOTHING_DECIDED, Intake, take_in
 from streaming.labels import LabelFollower
-from streaming.offsets import OffsetTracker
+from streaming.offsets import Decided, OffsetTracker
 
 log = structlog.get_logger()
 # While something is awaited (an answer, an acknowledgement), polling for records may hold the loop no longer.
@@ -75,8 +75,8 @@ class Worker:
         self._clock = clock
         self._stop = threading.Event()
         self._trackers: dict[Partition, OffsetTracker] = {}
-        self._decided_until: dict[Partition, int] = {}
-        self._committed: dict[Partition, int] = {}
+        self._decided: dict[Partition, Decided] = {}
+        self._committed: dict[Partition, tuple[int, str]] = {}
         self._calls: list[DeepCall] = []
         self._produced = AcknowledgementQueue()
         self._paused = False
@@ -162,11 +162,14 @@ class Worker:
         if not fetched:
             return
         with self._stage_clock:
-            intake = take_in(fetched, self._codec, self._roles.event_time, self._decided_until)
+            intake = take_in(fetched, self._codec, self._roles.event_time, self._decided)
         decode_s, decode_cpu_s = self._stage_clock.wall_s, self._stage_clock.cpu_s
         for one in fetched:
             partition = (one.topic, one.partition)
-            self._trackers[partition].taken(one.offsets[one.offsets >= self._decided_until.get(partition, 0)])
+            decided, tracker = self._decided.get(partition, NOTHING_DECIDED), self._trackers[partition]
+            taken = one.offsets[one.offsets >= decided.until]
+            tracker.taken(taken)
+            tracker.decided(taken[decided.mask(taken)])
         for rejected in intake.rejected:
             self._reject(rejected.fetched, rejected.rejects)
         self._ledger.count_labels(self._labels.catch_up())
@@ -328,20 +331,17 @@ class Worker:
                 self._ledger.record_decisions(produced.path, latency_s, produced.cause)  # type: ignore[arg-type]
 
     def _commit(self) -> None:
-        """Commit each partition's decided prefix, where it has moved."""
-        ready = {
-            partition: offset
-            for partition, tracker in self._trackers.items()
-            if (offset := tracker.committable) is not None and offset != self._committed.get(partition)
-        }
+        """Commit each partition's decided prefix, with what is decided ahead of it, where either has moved."""
+        progress = {partition: tracker.progress for partition, tracker in self._trackers.items()}
+        ready = {partition: (one.until, one.metadata()) for partition, one in progress.items() if one is not None}
         if not len(self._produced):
             # labels are read anew at every start; this says which unreadable ones have their dead letter
-            told = self._labels.told_until.items()
-            ready |= {partition: offset for partition, offset in told if offset != self._committed.get(partition)}
+            ready |= {partition: (offset, "") for partition, offset in self._labels.told_until.items()}
+        ready = {partition: one for partition, one in ready.items() if one != self._committed.get(partition)}
         if not ready or not self._trackers:
             return
         try:
-            self._consumer.commit({partition: (offset, "") for partition, offset in ready.items()})
+            self._consumer.commit(ready)
         except BrokerError as error:
             # decisions are kept, only their offsets are not: tried again at the next interval
             log.warning("commit failed", error=str(error))
@@ -358,7 +358,7 @@ class Worker:
     def _on_assigned(self, partitions: list[Partition]) -> None:
         """Build the state anew from the beginning of the log of every partition that is ours."""
         committed = self._consumer.committed(partitions)
-        self._decided_until.update({partition: offset for partition, (offset, _) in committed.items()})
+        self._decided.update({one: Decided.from_commit(*what) for one, what in committed.items()})
         for partition in partitions:
             self._trackers[partition] = OffsetTracker()
         self._engine.features.reset()
@@ -368,9 +368,9 @@ class Worker:
         for partition, offset in self._consumer.beginning_offsets(self._trackers).items():
             self._consumer.seek(partition, offset)
         self._paused = False
-        self._rebuilding = any(until > 0 for until in self._decided_until.values())
+        self._rebuilding = any(decided.until > 0 for decided in self._decided.values())
         numbers = ", ".join(str(number) for _, number in partitions)
-        log.info("partitions assigned", partitions=numbers, decided_until=list(self._decided_until.values()))
+        log.info("partitions assigned", partitions=numbers, decided_until=self._until())
         if self._rebuilding:
             self._health.waiting("state", "rebuilding from the log")
         self._health.ok("partitions", numbers)
@@ -391,20 +391,23 @@ class Worker:
     def _let_go(self, partitions: list[Partition]) -> None:
         for partition in partitions:
             self._trackers.pop(partition, None)
-            self._decided_until.pop(partition, None)
+            self._decided.pop(partition, None)
             self._committed.pop(partition, None)
         self._calls = [call for call in self._calls if all(one in self._trackers for one in call.rows.partitions)]
         self._health.waiting("partitions", "none assigned")
 
     def _tell_recovery(self) -> None:
         left = [
-            f"{number}: {self._consumer.position((topic, number)):,} of {until:,}"
-            for (topic, number), until in self._decided_until.items()
-            if (topic, number) in self._trackers and self._consumer.position((topic, number)) < until
+            f"{number}: {self._consumer.position((topic, number)):,} of {decided.until:,}"
+            for (topic, number), decided in self._decided.items()
+            if (topic, number) in self._trackers and self._consumer.position((topic, number)) < decided.until
         ]
         if left:
             self._health.waiting("state", f"rebuilding from the log, partition {'; '.join(left)}")
         else:
             self._rebuilding = False
             self._health.ok("state")
-            log.info("state rebuilt from the log", decided_until=list(self._decided_until.values()))
+            log.info("state rebuilt from the log", decided_until=self._until())
+
+    def _until(self) -> list[int]:
+        return [decided.until for decided in self._decided.values()]

@@ -479,6 +479,38 @@ def test_a_worker_that_is_killed_loses_no_transaction(
     check_scores(decisions, offline, bundle)
 
 
+@pytest.mark.triton
+def test_what_was_decided_ahead_of_a_waiting_transaction_is_not_decided_again(
+    new_config: ConfigMaker, triton_server: LocalTriton, data: LabelledData, offline: OfflineScores, bundle: Bundle
+) -> None:
+    rows = 600
+    path = new_config(
+        {"deadline": {"start": "fetch", "budget_ms": 60_000}, "labels": {"alignment": "exact"}}, triton_server
+    )
+    config = load_config(path)
+    escalated = bundle.policy.escalate(offline.screener_raw[:rows])
+    assert triton_server.pid is not None
+    with ServiceProcess(path) as service:
+        service.wait_ready()
+        os.kill(triton_server.pid, signal.SIGSTOP)
+        try:
+            play_file(config, data, slice(0, rows), None, lambda _: None)
+            wait_for_decisions(service, int((~escalated).sum()), lambda _: None)
+            time.sleep(2 * config.worker.commit_interval_ms / 1e3)
+            service.kill()
+        finally:
+            os.kill(triton_server.pid, signal.SIGCONT)
+    first_waiting = int(np.flatnonzero(escalated)[0])
+    assert committed(config) == first_waiting < rows // 2, "nothing was decided ahead of the prefix"
+    with ServiceProcess(path) as service:
+        service.wait_ready()
+        wait_for_decisions(service, rows, lambda _: None)
+        service.stop()
+    decisions = decisions_in(config)
+    assert sorted(int(one.transaction_id) for one in decisions) == list(range(rows))
+    check_scores(decisions, offline, bundle)
+
+
 # --- Triton in trouble ----------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from cascade.schema import Field
 from streaming.clients import FetchedBatch
 from streaming.codecs import Codec, RejectReason, codec
 from streaming.intake import Intake, take_in
+from streaming.offsets import Decided
 
 FIELDS = {
     "time": Field(type="timestamp", unit="ms"),
@@ -34,7 +35,8 @@ def fetch(partition: int, values: list[bytes | None], first_offset: int = 0, top
 
 
 def taken(*fetched: FetchedBatch, decided_until: dict[tuple[str, int], int] | None = None) -> Intake:
-    return take_in(list(fetched), json_codec(), "time", decided_until or {})
+    decided = {partition: Decided(until) for partition, until in (decided_until or {}).items()}
+    return take_in(list(fetched), json_codec(), "time", decided)
 
 
 streams = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=12), min_size=1, max_size=4)
@@ -116,3 +118,11 @@ def test_a_fetch_of_nothing_readable_is_an_empty_batch() -> None:
     assert intake.batch.rows == 0
     assert set(intake.batch.columns) == set(FIELDS)
     assert len(intake.undecided) == len(intake.offsets) == len(intake.source) == 0
+
+
+def test_rows_that_were_decided_ahead_of_the_prefix_are_not_decided_again() -> None:
+    values = [message(1, 1), b"bad", message(3, 3), message(4, 4), b"bad too"]
+    decided = {("t", 0): Decided(11, np.array([11, 13]))}
+    intake = take_in([fetch(0, values, 10)], json_codec(), "time", decided)
+    assert intake.offsets[intake.undecided].tolist() == [12]
+    assert [reject.index for one in intake.rejected for reject in one.rejects] == [4]
