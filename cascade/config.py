@@ -157,6 +157,18 @@ class LabelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     alignment: Literal["arrival", "exact"] = "arrival"
 
 
+class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[state]`: where snapshots of the feature state are kept: a directory or, through fsspec, an object store's URL.
+
+    Empty: none, and every start folds the log from its beginning. `interval_s`: between two snapshots. `keep`: how
+    many; more than one, since the newest may be damaged or ahead of the committed offsets.
+    """
+
+    snapshots: OptionalText = ""
+    interval_s: Annotated[float, msgspec.Meta(ge=0.1, le=86_400)] = 60.0
+    keep: Annotated[int, msgspec.Meta(ge=2, le=100)] = 3
+
+
 class SlaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[sla]`: p99 latency limits in ms, and the largest share of decisions that may be degraded."""
 
@@ -201,6 +213,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deadline: DeadlineSettings = DeadlineSettings()
     worker: WorkerSettings = WorkerSettings()
     labels: LabelSettings = LabelSettings()
+    state: StateSettings = StateSettings()
     sla: SlaSettings = SlaSettings()
     energy: EnergySettings = EnergySettings()
     health: HealthSettings = HealthSettings()

@@ -32,6 +32,10 @@ class BrokerError(CascadeError):
     """Kafka cannot be reached, refuses an operation, or lacks a topic."""
 
 
+class StateError(CascadeError):
+    """A snapshot of the feature state cannot be read, or does not fit what it is loaded into."""
+
+
 class ModelServerError(CascadeError):
     """Triton cannot be reached, does not serve the model, or answers with something else than promised."""
 

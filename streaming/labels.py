@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from cascade.columns import ColumnBatch
@@ -44,12 +44,21 @@ class LabelFollower:
         self._reject = reject
         # offsets below which unreadable messages are dead letters already, in this run or an earlier one
         self.told_until: dict[Partition, int] = {}
+        # the next record of each partition that is not yet folded
+        self.positions: dict[Partition, int] = {}
         self._look_again_s = 0.0
         consumer.assign(self.partitions)
 
-    def rewind(self) -> None:
-        """Read all labels again, for a state that is built anew."""
-        for partition, offset in self._consumer.beginning_offsets(self.partitions).items():
+    def beginnings(self) -> dict[Partition, int]:
+        """The first offsets that the labels' log still holds."""
+        return self._consumer.beginning_offsets(self.partitions)
+
+    def rewind(self, positions: Mapping[Partition, int] | None = None) -> None:
+        """Read labels again: from `positions` on, for a state that holds those before, else all of them."""
+        if positions is None:
+            positions = self.beginnings()
+        self.positions = dict(positions)
+        for partition, offset in positions.items():
             self._consumer.seek(partition, offset)
 
     def catch_up(self) -> int:
@@ -91,5 +100,6 @@ class LabelFollower:
             fresh = [r for r in decoded.rejects if fetched.offsets[r.index] >= self.told_until.get(partition, 0)]
             if fresh:
                 self._reject(fetched, fresh)
+            self.positions[partition] = int(fetched.offsets[-1]) + 1
             self.told_until[partition] = max(self.told_until.get(partition, 0), int(fetched.offsets[-1]) + 1)
         return count

@@ -36,6 +36,7 @@ from streaming.clients.topics import ensure_topics, missing_topics, wait_for_bro
 from streaming.codecs import codec
 from streaming.dead_letters import OVERHEAD_BYTES_MAX
 from streaming.health import HealthServer, HealthState
+from streaming.snapshots import SnapshotStore, fingerprint
 from streaming.worker import Worker
 
 if TYPE_CHECKING:
@@ -85,6 +86,10 @@ def serve(
             stack.callback(server.close)
             if on_ready is not None:
                 on_ready(server.port)
+        snapshots = None
+        if config.state.snapshots:
+            snapshots = SnapshotStore(config.state.snapshots, config.state.keep, fingerprint(bundle))
+            stack.callback(snapshots.close)
         engine.warm_up()
         health.ok("state")
         _wait_for_broker(config, health, stopping)
@@ -104,7 +109,7 @@ def serve(
             config, bundle.schema, bundle.version, engine, deep,
             codec(config.kafka.codec, bundle.schema.fields, bytes_max),
             codec(config.kafka.codec, bundle.schema.label_fields(), bytes_max),
-            consumer, label_consumer, producer, ledger, health,
+            consumer, label_consumer, producer, ledger, health, snapshots,
         )  # fmt: skip
         stopping.on_set(worker.stop)
         _settle_interpreter()

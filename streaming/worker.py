@@ -35,6 +35,7 @@ from streaming.in_flight import AcknowledgementQueue, DeepCall, Rows, Unacknowle
 from streaming.intake import NOTHING_DECIDED, Intake, take_in
 from streaming.labels import LabelFollower
 from streaming.offsets import Decided, OffsetTracker
+from streaming.snapshots import Snapshot, SnapshotStore
 
 log = structlog.get_logger()
 # While something is awaited (an answer, an acknowledgement), polling for records may hold the loop no longer.
@@ -60,6 +61,7 @@ class Worker:
         producer: ProducerClient,
         ledger: Ledger,
         health: HealthState,
+        snapshots: SnapshotStore | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
@@ -82,6 +84,11 @@ class Worker:
         self._paused = False
         self._rebuilding = False
         self._commit_due_s = 0.0
+        self._snapshots = snapshots
+        self._snapshot_due_s = time.monotonic() + config.state.interval_s
+        # the next record of each partition that the state does not hold
+        self._folded: dict[Partition, int] = {}
+        self._recovery_s = 0.0
         self._stage_clock = StageClock()
         self._labels = LabelFollower(
             label_consumer, config.kafka.topics.labels, label_codec, config.labels.alignment, self._fold_labels,
@@ -114,6 +121,8 @@ class Worker:
             self._handle([one for one in fetched if (one.topic, one.partition) in self._trackers])
         elif self._config.labels.alignment == "arrival":
             self._labels.catch_up()
+        if self._rebuilding:
+            self._tell_recovery()
         self._advance()
 
     def _advance(self) -> None:
@@ -124,6 +133,9 @@ class Worker:
         if now_s >= self._commit_due_s:
             self._commit_due_s = now_s + self._config.worker.commit_interval_ms / 1e3
             self._commit()
+        if self._snapshots is not None and now_s >= self._snapshot_due_s and not self._rebuilding:
+            self._snapshot_due_s = now_s + self._config.state.interval_s
+            self._take_snapshot(self._snapshots)
         in_flight, limit = self._in_flight(), self._config.worker.in_flight_max
         if not self._paused and in_flight >= limit:
             self._consumer.pause(self._trackers)
@@ -178,8 +190,7 @@ class Worker:
             self._screen(intake)
         elif intake.batch.rows:
             self._engine.fold(intake.batch)
-        if self._rebuilding:
-            self._tell_recovery()
+        self._folded.update({(one.topic, one.partition): int(one.offsets[-1]) + 1 for one in fetched})
 
     def _screen(self, intake: Intake) -> None:
         now_ms = self._clock() * 1e3
@@ -356,17 +367,14 @@ class Worker:
         self._engine.fold_labels(labels)
 
     def _on_assigned(self, partitions: list[Partition]) -> None:
-        """Build the state anew from the beginning of the log of every partition that is ours."""
+        """Build the state anew, from a snapshot or the beginning of the log, for every partition that is ours."""
         committed = self._consumer.committed(partitions)
         self._decided.update({one: Decided.from_commit(*what) for one, what in committed.items()})
         for partition in partitions:
             self._trackers[partition] = OffsetTracker()
-        self._engine.features.reset()
         for partition, (offset, _) in self._consumer.committed(self._labels.partitions).items():
             self._labels.told_until[partition] = max(self._labels.told_until.get(partition, 0), offset)
-        self._labels.rewind()
-        for partition, offset in self._consumer.beginning_offsets(self._trackers).items():
-            self._consumer.seek(partition, offset)
+        self._restore()
         self._paused = False
         self._rebuilding = any(decided.until > 0 for decided in self._decided.values())
         numbers = ", ".join(str(number) for _, number in partitions)
@@ -392,6 +400,7 @@ class Worker:
         for partition in partitions:
             self._trackers.pop(partition, None)
             self._decided.pop(partition, None)
+            self._folded.pop(partition, None)
             self._committed.pop(partition, None)
         self._calls = [call for call in self._calls if all(one in self._trackers for one in call.rows.partitions)]
         self._health.waiting("partitions", "none assigned")
@@ -407,7 +416,33 @@ class Worker:
         else:
             self._rebuilding = False
             self._health.ok("state")
-            log.info("state rebuilt from the log", decided_until=self._until())
+            seconds = round(time.monotonic() - self._recovery_s, 2)
+            log.info("state rebuilt", decided_until=self._until(), seconds=seconds)
+
+    def _restore(self) -> None:
+        """Put the state, and the places from which it is folded on, to a snapshot or to the beginning of the log."""
+        self._recovery_s = time.monotonic()
+        beginnings = self._consumer.beginning_offsets(self._trackers) | self._labels.beginnings()
+        committed = {one: self._decided.get(one, NOTHING_DECIDED).until for one in self._trackers}
+        snapshot = None if self._snapshots is None else self._snapshots.newest(committed, beginnings)
+        if snapshot is None:
+            self._engine.features.reset()
+            self._folded = {one: beginnings[one] for one in self._trackers}
+            self._labels.rewind()
+        else:
+            self._engine.features.import_state(snapshot.arrays)
+            self._folded = dict(snapshot.transactions)
+            self._labels.rewind(snapshot.labels)
+            log.info("state loaded from a snapshot", offsets=list(snapshot.transactions.values()))
+        for partition, offset in self._folded.items():
+            self._consumer.seek(partition, offset)
+
+    def _take_snapshot(self, snapshots: SnapshotStore) -> None:
+        """Copy the state and hand it to the writer; the copy is the loop's only pause."""
+        if not self._trackers or snapshots.busy:
+            return
+        arrays = self._engine.features.export_state()
+        snapshots.save(Snapshot(arrays, dict(self._folded), dict(self._labels.positions)))
 
     def _until(self) -> list[int]:
         return [decided.until for decided in self._decided.values()]

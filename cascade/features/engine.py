@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from cascade.columns import Array, ColumnBatch, Float32, Float64, Int64
+from cascade.errors import StateError
 from cascade.features import kernels
 from cascade.features.spec import DAY_MS, FeatureSpec, Plan, StatelessColumn, resolve
 from cascade.features.state import (
+    BLOCKS_USED,
+    EVENT_POOL,
     EVICTIONS,
+    FRAUD_POOL,
     KEYS,
     LATE,
+    SLOTS_USED,
     TOO_LATE,
     KeyState,
     Program,
@@ -109,6 +114,20 @@ class FeatureEngine:
             for key, c in counters.items()
         }
 
+    def export_state(self) -> dict[str, Array]:
+        """Copies of the used parts of all arrays, by name; `import_state` of an equal spec takes them."""
+        return {f"{part.key}.{name}": array.copy() for part in self._parts for name, array in part.used().items()}
+
+    def import_state(self, arrays: Mapping[str, Array]) -> None:
+        """Forget everything and go on from exported arrays; raises StateError, empty, where they do not fit."""
+        self.reset()
+        try:
+            for part in self._parts:
+                part.fill(arrays)
+        except StateError:
+            self.reset()
+            raise
+
     def state_bytes_max(self) -> int:
         """Bytes of the state when every limit is reached; less is in memory until then."""
         return sum(array.nbytes for part in self._parts for array in part.state)
@@ -125,6 +144,29 @@ class _KeyPart:
         self.program: Program = make_program(plan, key, self.values, self.tags)
         self.state: KeyState = make_key_state(plan, key, len(self.values), len(self.tags))
         self.scratch: Scratch = make_scratch(self.program, len(self.values), len(self.tags))
+
+    def used(self) -> dict[str, Array]:
+        """Views of what is in use of each array."""
+        state, counters = self.state, self.state.counters
+        slots = int(counters[SLOTS_USED]) + 1
+        rows = {
+            "slots": slots,
+            "events": int(counters[EVENT_POOL + BLOCKS_USED]) + 1,
+            "frauds": int(counters[FRAUD_POOL + BLOCKS_USED]) + 1,
+            "step_times": slots,
+            "step_values": slots,
+        }
+        return {name: array[: rows.get(name)] for name, array in state._asdict().items()}
+
+    def fill(self, arrays: Mapping[str, Array]) -> None:
+        """Take what another part's `used` gave, into an empty state."""
+        for name, mine in self.state._asdict().items():
+            found = arrays.get(f"{self.key}.{name}")
+            fits = found is not None and found.dtype == mine.dtype and found.shape[1:] == mine.shape[1:]
+            if found is None or not fits or len(found) > len(mine):
+                shape = "absent" if found is None else f"{found.dtype}{list(found.shape)}"
+                raise StateError(f"array {self.key}.{name} is {shape}, room is for {mine.dtype}{list(mine.shape)}")
+            mine[: len(found)] = found
 
     def update(self, batch: ColumnBatch, times: Int64, features: Float32, sequence: Float32) -> None:
         values = _matrix([batch[name].astype(np.float64, copy=False) for name in self.values], batch.rows, np.float64)

@@ -511,6 +511,34 @@ def test_what_was_decided_ahead_of_a_waiting_transaction_is_not_decided_again(
     check_scores(decisions, offline, bundle)
 
 
+def test_a_killed_worker_goes_on_from_its_snapshot_and_scores_as_if_nothing_had_happened(
+    new_config: ConfigMaker, data: LabelledData, offline: OfflineScores, bundle: Bundle, tmp_path: Path
+) -> None:
+    rows = 3_000
+    snapshots = tmp_path / "state"
+    state = {"snapshots": str(snapshots), "interval_s": 0.1}
+    path = new_config(BACKLOG | {"deep": {"backend": "onnxruntime"}, "state": state})
+    config = load_config(path)
+    told = ""
+    for first in range(0, rows, 1_000):
+        play_file(config, data, slice(first, first + 1_000), None, lambda _: None)
+        with ServiceProcess(path) as service:
+            wait_for_decisions(service, first + 1_000, lambda _: None)
+            wait_until(lambda: committed(config) == first + 1_000, "the commit", 30)  # noqa: B023
+            time.sleep(0.5)
+            service.kill()
+        told = path.with_suffix(".log").read_text()
+        assert ("state loaded from a snapshot" in told) == (first > 0)
+        files = sorted(snapshots.glob("*.snapshot"))
+        assert 1 <= len(files) <= config.state.keep
+        # the newest is torn, as by a full disk: the one before will do
+        files[-1].write_bytes(files[-1].read_bytes()[:-100])
+    assert "snapshot passed over" in told
+    decisions = decisions_in(config)
+    assert sorted(int(one.transaction_id) for one in decisions) == list(range(rows))
+    check_scores(decisions, offline, bundle)
+
+
 # --- Triton in trouble ----------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,54 @@
+"""A state that was exported and imported is the state: to the last bit, in all that it does afterwards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascade.errors import StateError
+from cascade.features import FeatureEngine
+
+from .streams import KEY_KINDS, KeyKind, Move, moves, play, random_moves, schema_of, spec_of, stream
+
+
+@pytest.mark.parametrize("kind", KEY_KINDS)
+@settings(deadline=None, max_examples=60)
+@given(found=moves(keys=6), keys_max=st.sampled_from((2, 5, 100)), data=st.data())
+def test_going_on_from_an_export_changes_nothing(
+    kind: KeyKind, found: list[Move], keys_max: int, data: st.DataObject
+) -> None:
+    items = stream(kind, found)
+    cut = data.draw(st.integers(0, len(items)))
+    spec = spec_of(keys_max=keys_max, events_per_key_mean=1)
+    whole, first, second = (FeatureEngine(spec, schema_of(kind)) for _ in range(3))
+    play(whole, items[:cut])
+    play(first, items[:cut])
+    play(second, stream(kind, random_moves(1, 40, keys=6)))
+    exported = first.export_state()
+    play(first, items[cut:])  # what goes on afterwards must not reach the export
+    second.import_state(exported)
+    assert second.statistics() == whole.statistics()
+    for one, other in zip(play(second, items[cut:]), play(whole, items[cut:]), strict=True):
+        assert np.array_equal(one, other)
+    for name, array in second.export_state().items():
+        assert np.array_equal(array, whole.export_state()[name]), name
+
+
+def test_an_export_holds_what_is_used_and_no_more() -> None:
+    engine = FeatureEngine(spec_of(keys_max=1_000), schema_of("int64"))
+    play(engine, stream("int64", random_moves(3, 50, keys=5)))
+    sizes = {name: len(array) for name, array in engine.export_state().items()}
+    assert all(size <= 200 for name, size in sizes.items() if not name.endswith(".table"))
+
+
+def test_arrays_that_do_not_fit_are_refused_and_leave_an_empty_state() -> None:
+    large, small = (FeatureEngine(spec_of(keys_max=keys), schema_of("int64")) for keys in (100, 3))
+    play(large, stream("int64", random_moves(3, 200, keys=12)))
+    exported = large.export_state()
+    for wrong in (exported, {}, exported | {next(iter(exported)): np.zeros(3)}):
+        play(small, stream("int64", random_moves(4, 10, keys=3)))
+        with pytest.raises(StateError, match="array"):
+            small.import_state(wrong)
+        assert small.statistics() == FeatureEngine(spec_of(keys_max=3), schema_of("int64")).statistics()

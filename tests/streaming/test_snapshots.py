@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade.errors import SettingError, StateError
+from streaming.snapshots import SUFFIX, Snapshot, SnapshotStore
+
+PARTITION, LABELS = ("transactions", 0), ("labels", 0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SnapshotStore]:
+    with closing(SnapshotStore(str(tmp_path / "state"), 3, "mark")) as found:
+        yield found
+
+
+def snapshot(offset: int, labels: int = 0, *partitions: int) -> Snapshot:
+    arrays = {"card.slots": np.full((5, 2), offset, np.int64), "card.step_values": np.ones((2, 3), np.float32)}
+    return Snapshot(arrays, {("transactions", one): offset for one in partitions or (0,)}, {LABELS: labels})
+
+
+def save(store: SnapshotStore, *snapshots: Snapshot) -> None:
+    for one in snapshots:
+        store.save(one).result(10)
+
+
+def files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "state").iterdir())
+
+
+def newest(store: SnapshotStore, committed: int, **beginnings: int) -> Snapshot | None:
+    return store.newest({PARTITION: committed}, {(topic, 0): offset for topic, offset in beginnings.items()})
+
+
+def offset_of(found: Snapshot | None) -> int | None:
+    return None if found is None else found.transactions[PARTITION]
+
+
+def test_a_snapshot_comes_back_as_it_was(store: SnapshotStore) -> None:
+    save(store, snapshot(7, labels=3))
+    found = newest(store, 9)
+    assert found is not None
+    assert (found.transactions, found.labels) == ({PARTITION: 7}, {LABELS: 3})
+    for name, array in snapshot(7).arrays.items():
+        assert found.arrays[name].dtype == array.dtype
+        assert np.array_equal(found.arrays[name], array)
+
+
+def test_the_newest_that_is_not_ahead_of_the_committed_offset_is_taken(store: SnapshotStore) -> None:
+    save(store, snapshot(10), snapshot(20), snapshot(30))
+    assert [offset_of(newest(store, committed)) for committed in (9, 10, 25, 30, 99)] == [None, 10, 20, 30, 30]
+
+
+def test_only_the_newest_few_are_kept(store: SnapshotStore, tmp_path: Path) -> None:
+    save(store, *(snapshot(offset) for offset in range(1, 7)))
+    assert len(files(tmp_path)) == 3
+    assert offset_of(newest(store, 4)) == 4
+    assert offset_of(newest(store, 3)) is None
+
+
+def test_a_snapshot_of_other_partitions_is_not_taken(store: SnapshotStore) -> None:
+    save(store, snapshot(5, 0, 0, 1), snapshot(5, 0, 1))
+    assert newest(store, 99) is None
+    assert store.newest({("transactions", 0): 9, ("transactions", 1): 9}, {}) is not None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign", "header", "unfinished"])
+def test_a_damaged_snapshot_is_passed_over_and_the_one_before_is_used(
+    store: SnapshotStore, tmp_path: Path, damage: str
+) -> None:
+    save(store, snapshot(10), snapshot(20))
+    path = files(tmp_path)[-1]
+    octets = path.read_bytes()
+    flipped = bytearray(octets)
+    flipped[-40] ^= 1
+    path.write_bytes({
+        "truncated": octets[: len(octets) // 2], "flipped": bytes(flipped), "empty": b"", "foreign": b"PK\x03\x04",
+        "header": octets.replace(b'"labels"', b'"babels"'), "unfinished": octets[:30],
+    }[damage])  # fmt: skip
+    assert offset_of(newest(store, 99)) == 10
+
+
+@pytest.mark.parametrize("length", range(0, 700, 23))
+def test_a_snapshot_torn_anywhere_is_never_loaded(store: SnapshotStore, tmp_path: Path, length: int) -> None:
+    save(store, snapshot(10))
+    (path,) = files(tmp_path)
+    path.write_bytes(path.read_bytes()[:length])
+    assert newest(store, 99) is None
+
+
+def test_a_half_written_file_is_no_snapshot(store: SnapshotStore, tmp_path: Path) -> None:
+    save(store, snapshot(10))
+    (path,) = files(tmp_path)
+    path.rename(path.with_name(path.name + ".part"))
+    assert newest(store, 99) is None
+
+
+def test_other_features_make_another_state(store: SnapshotStore, tmp_path: Path) -> None:
+    save(store, snapshot(10))
+    with closing(SnapshotStore(str(tmp_path / "state"), 3, "other features")) as other:
+        assert newest(other, 99) is None
+
+
+def test_a_log_that_was_cut_behind_every_snapshot_stops_with_the_choice(store: SnapshotStore) -> None:
+    save(store, snapshot(10, labels=4), snapshot(20, labels=6))
+    assert offset_of(newest(store, 99, transactions=20, labels=6)) == 20
+    for cut in ({"transactions": 21}, {"labels": 7}):
+        with pytest.raises(StateError, match=r"Delete the snapshots .* or restore the log") as caught:
+            newest(store, 99, **cut)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_cannot_be_written_to_goes_on(store: SnapshotStore, tmp_path: Path) -> None:
+    (tmp_path / "state").rmdir()
+    (tmp_path / "state").write_text("a file in the way")
+    save(store, snapshot(10))
+    (tmp_path / "state").unlink()
+    (tmp_path / "state").mkdir()
+    save(store, snapshot(20))
+    assert offset_of(newest(store, 99)) == 20
+    assert [path.suffix for path in files(tmp_path)] == [SUFFIX]
+
+
+def test_any_file_system_of_fsspec_will_do() -> None:
+    with closing(SnapshotStore("memory://cascade/state", 2, "mark")) as store:
+        save(store, snapshot(1), snapshot(2), snapshot(3))
+        assert offset_of(newest(store, 99)) == 3
+        assert offset_of(newest(store, 1)) is None
+
+
+def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (str(tmp_path / "file" / "below"), "nosuch://bucket/x"):
+        with pytest.raises(SettingError, match=r"state\.snapshots") as caught:
+            SnapshotStore(place, 2, "mark")
+        assert "\n" not in str(caught.value)
