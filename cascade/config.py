@@ -131,6 +131,19 @@ class DeadlineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start: Literal["append", "fetch"] = "append"
 
 
+class BreakerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[breaker]`: when the deep model is left alone.
+
+    It opens where, of the last `calls`, `failures_share` failed or came too late, for `pause_ms`; each failed trial
+    doubles the pause, up to `pause_ms_max`.
+    """
+
+    calls: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 20
+    failures_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
+    pause_ms: Annotated[int, msgspec.Meta(ge=1, le=600_000)] = 500
+    pause_ms_max: Annotated[int, msgspec.Meta(ge=1, le=600_000)] = 10_000
+
+
 class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[worker]`: the bounds of the loop.
 
@@ -211,6 +224,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kafka: KafkaSettings = KafkaSettings()
     deep: DeepSettings = DeepSettings()
     deadline: DeadlineSettings = DeadlineSettings()
+    breaker: BreakerSettings = BreakerSettings()
     worker: WorkerSettings = WorkerSettings()
     labels: LabelSettings = LabelSettings()
     state: StateSettings = StateSettings()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -92,8 +92,12 @@ class SnapshotStore:
         return self._writing is not None and not self._writing.done()
 
     def save(self, snapshot: Snapshot) -> Future[None]:
-        """Write it in the background; the arrays must not change any more. A failure is logged: the log is there."""
-        self._writing = self._thread.submit(self._write, snapshot)
+        """Write it in the background; the arrays may not change until then. A failure is logged: the log is there."""
+        return self.prepare(lambda: self._write(snapshot))
+
+    def prepare(self, work: Callable[[], None]) -> Future[None]:
+        """Do something in the writer's thread; `busy` until it is done."""
+        self._writing = self._thread.submit(work)
         return self._writing
 
     def _write(self, snapshot: Snapshot) -> None:

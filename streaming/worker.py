@@ -26,6 +26,7 @@ from cascade.ledger import Ledger, StageClock
 from cascade.policy import ACTIONS
 from cascade.protocols import DeepStage
 from cascade.schema import Schema
+from streaming.breaker import CircuitBreaker
 from streaming.clients import ConsumerClient, FetchedBatch, Partition, ProducerClient
 from streaming.codecs import Codec, Reject
 from streaming.dead_letters import dead_letter
@@ -80,6 +81,7 @@ class Worker:
         self._decided: dict[Partition, Decided] = {}
         self._committed: dict[Partition, tuple[int, str]] = {}
         self._calls: list[DeepCall] = []
+        self._breaker = CircuitBreaker(config.breaker)
         self._produced = AcknowledgementQueue()
         self._paused = False
         self._rebuilding = False
@@ -89,6 +91,7 @@ class Worker:
         # the next record of each partition that the state does not hold
         self._folded: dict[Partition, int] = {}
         self._recovery_s = 0.0
+        self._copies: dict[str, Array] = {}
         self._stage_clock = StageClock()
         self._labels = LabelFollower(
             label_consumer, config.kafka.topics.labels, label_codec, config.labels.alignment, self._fold_labels,
@@ -134,7 +137,6 @@ class Worker:
             self._commit_due_s = now_s + self._config.worker.commit_interval_ms / 1e3
             self._commit()
         if self._snapshots is not None and now_s >= self._snapshot_due_s and not self._rebuilding:
-            self._snapshot_due_s = now_s + self._config.state.interval_s
             self._take_snapshot(self._snapshots)
         in_flight, limit = self._in_flight(), self._config.worker.in_flight_max
         if not self._paused and in_flight >= limit:
@@ -212,11 +214,13 @@ class Worker:
             # sent before the others are produced: the model works while the loop encodes
             deadline_ms = start_ms[escalated] + self._config.deadline.budget_ms
             timeout_s = (float(deadline_ms.max()) - self._clock() * 1e3) / 1e3
-            if timeout_s > 0:
+            if timeout_s <= 0:
+                self._decide_by_screener(rows.take(escalated), "deadline", 0.0)
+            elif self._breaker.allows():
                 future = self._deep.submit(screened.deep_inputs(escalated), timeout_s)
                 self._calls.append(DeepCall(rows.take(escalated), deadline_ms, future, time.monotonic()))
             else:
-                self._decide_by_screener(rows.take(escalated), "deadline", 0.0)
+                self._decide_by_screener(rows.take(escalated), "breaker-open", 0.0)
         self._decide_by_screener(rows.take(np.flatnonzero(~screened.escalate & intake.undecided)), None, 0.0)
 
     def _collect_answers(self) -> None:
@@ -233,8 +237,16 @@ class Worker:
                 still_open.append(call)
             elif not call.future.done():
                 # every row was decided without it: what it still brings is counted when it comes
+                self._call_failed()
                 self._await_late(call)
         self._calls = still_open
+
+    def _call_failed(self) -> None:
+        opened = self._breaker.opened
+        self._breaker.failed()
+        if self._breaker.opened > opened:
+            log.warning("circuit breaker open: the screener decides alone", times=self._breaker.opened)
+            self._health.waiting("deep model", "most calls fail: the screener decides alone (circuit breaker open)")
 
     def _await_late(self, call: DeepCall) -> None:
         def count(answer: Future[Float64]) -> None:
@@ -249,12 +261,14 @@ class Worker:
         rows = call.rows.take(chosen)
         error = call.future.exception()
         if error is not None:
+            self._call_failed()
             cause = error.cause if isinstance(error, DeepStageError) else "error"
             if cause != "deadline":
                 log.warning("deep call failed", cause=cause, error=str(error), rows=len(call.rows))
                 self._health.waiting("deep model", str(error))
             self._decide_by_screener(rows, cause, waited_s * 1e3)
             return
+        self._breaker.succeeded()
         self._health.ok("deep model")
         self._ledger.count_late(late)
         self._ledger.add_deep_call(len(call.rows), waited_s)
@@ -441,8 +455,17 @@ class Worker:
         """Copy the state and hand it to the writer; the copy is the loop's only pause."""
         if not self._trackers or snapshots.busy:
             return
-        arrays = self._engine.features.export_state()
+        features = self._engine.features
+        if not features.exports_into(self._copies):
+            # in the writer's thread: fresh memory costs twenty times the copy
+            snapshots.prepare(self._make_room)
+            return
+        self._snapshot_due_s = time.monotonic() + self._config.state.interval_s
+        arrays = features.export_state(self._copies)
         snapshots.save(Snapshot(arrays, dict(self._folded), dict(self._labels.positions)))
+
+    def _make_room(self) -> None:
+        self._copies = self._engine.features.export_buffers()
 
     def _until(self) -> list[int]:
         return [decided.until for decided in self._decided.values()]

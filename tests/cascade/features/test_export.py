@@ -43,6 +43,22 @@ def test_an_export_holds_what_is_used_and_no_more() -> None:
     assert all(size <= 200 for name, size in sizes.items() if not name.endswith(".table"))
 
 
+def test_an_export_into_buffers_is_the_same() -> None:
+    engine = FeatureEngine(spec_of(keys_max=1_000), schema_of("int64"))
+    play(engine, stream("int64", random_moves(3, 50, keys=5)))
+    buffers = engine.export_buffers()
+    assert engine.exports_into(buffers)
+    plain, into = engine.export_state(), engine.export_state(buffers)
+    for name, array in plain.items():
+        assert np.array_equal(into[name], array)
+        assert into[name].base is buffers[name]
+    play(engine, stream("int64", random_moves(5, 400, keys=12)))
+    assert not engine.exports_into(buffers)
+    assert not engine.exports_into({})
+    for name, array in engine.export_state(buffers).items():
+        assert np.array_equal(array, engine.export_state()[name])
+
+
 def test_arrays_that_do_not_fit_are_refused_and_leave_an_empty_state() -> None:
     large, small = (FeatureEngine(spec_of(keys_max=keys), schema_of("int64")) for keys in (100, 3))
     play(large, stream("int64", random_moves(3, 200, keys=12)))

@@ -1,0 +1,93 @@
+"""The circuit breaker before the deep model: when most calls fail, none is made, and the screener decides at once.
+
+Closed: calls go through, and their outcomes are kept. Open: nothing goes through for a pause. Half-open: one call is
+tried; if it succeeds the breaker closes, else it opens again for twice as long. Pauses are shortened at random, so that
+workers that lost the same server do not come back as one.
+
+Source: Nygard, "Release It!", 2nd edition, 2018, chapter 5.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+from cascade.config import BreakerSettings
+
+State = Literal["closed", "open", "half-open"]
+# Share of a pause that chance may take away.
+JITTER_SHARE = 0.5
+_random = random.SystemRandom()
+
+
+class CircuitBreaker:
+    """Outcomes of the last calls, and whether the next one may be made; one thread uses it.
+
+    >>> now_s = 0.0
+    >>> breaker = CircuitBreaker(BreakerSettings(calls=2, pause_ms=100), lambda: now_s, lambda: 0.0)
+    >>> for _ in range(2):
+    ...     breaker.failed()
+    >>> breaker.state, breaker.allows()
+    ('open', False)
+    >>> now_s = 0.1
+    >>> breaker.allows(), breaker.allows()
+    (True, False)
+    >>> breaker.succeeded()
+    >>> breaker.state
+    'closed'
+    """
+
+    def __init__(
+        self,
+        settings: BreakerSettings,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = _random.random,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._chance = chance
+        self._outcomes: deque[bool] = deque(maxlen=settings.calls)
+        self._pause_s = settings.pause_ms / 1e3
+        self._until_s = 0.0
+        self.state: State = "closed"
+        self.opened = 0
+
+    def allows(self) -> bool:
+        """Whether a call may be made now; in the half-open state the one that is allowed is the trial."""
+        if self.state == "closed":
+            return True
+        if self._clock() < self._until_s:
+            return False
+        self.state = "half-open"
+        # a trial that is never answered for must not close the way for good
+        self._until_s = self._clock() + self._settings.pause_ms_max / 1e3
+        return True
+
+    def succeeded(self) -> None:
+        """A call was answered in time."""
+        if self.state == "half-open":
+            self.state = "closed"
+            self._outcomes.clear()
+            self._pause_s = self._settings.pause_ms / 1e3
+        elif self.state == "closed":
+            self._outcomes.append(True)
+
+    def failed(self) -> None:
+        """A call failed or was not answered in time."""
+        if self.state == "half-open":
+            self._pause_s = min(2 * self._pause_s, self._settings.pause_ms_max / 1e3)
+            self._open()
+        elif self.state == "closed":
+            self._outcomes.append(False)
+            failures = self._outcomes.count(False)
+            full = len(self._outcomes) == self._settings.calls
+            if full and failures >= self._settings.failures_share * self._settings.calls:
+                self._open()
+
+    def _open(self) -> None:
+        self.state = "open"
+        self.opened += 1
+        self._until_s = self._clock() + self._pause_s * (1 - JITTER_SHARE * self._chance())
