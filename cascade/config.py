@@ -199,9 +199,14 @@ class EnergySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[health]`: the address of `/healthz`, `/readyz` and `/metrics`; port 0 takes a free one."""
+    """`[health]`: the address of `/healthz`, `/readyz` and `/metrics`; port 0 takes a free one.
+
+    `stall_s_max`: a loop that has not gone round for this long, or a partition with lag of which no record was taken
+    for this long, fails `/healthz`. A rebalance (5 s) and a commit (15 s) must fit.
+    """
 
     enabled: bool = True
+    stall_s_max: Annotated[float, msgspec.Meta(ge=20, le=3_600)] = 60.0
     host: Text = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 9464
 

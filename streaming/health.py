@@ -61,6 +61,11 @@ class HealthState:
         """The component will not come back by itself: the process should be restarted."""
         self._set(name, "failed", text)
 
+    def forget(self, name: str) -> None:
+        """The component is no longer ours."""
+        with self._lock:
+            self._components.pop(name, None)
+
     def progress(self) -> None:
         """The loop has gone round."""
         now_s = self._clock()

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 log = structlog.get_logger()
-# A loop that has not gone round for this long is stuck: a rebalance (5 s) and a commit (15 s) fit.
-STALL_S_MAX = 60.0
 # One attempt; while it lasts the service says in health and log what it waits for, and then tries again.
 WAIT_ATTEMPT_S = 5.0
 # What a topic takes by default; a dead letter is its message and headers besides.
@@ -69,7 +67,7 @@ def serve(
     configure_log(config.log)
     bundle = load_bundle(Path(config.bundle.path))
     engine = make_engine(bundle)
-    health = HealthState(STALL_S_MAX)
+    health = HealthState(config.health.stall_s_max)
     with ExitStack() as stack, _stop_signals() as stopping:
         for part in ("state", "broker", "deep model", "partitions"):
             health.waiting(part, "starting")

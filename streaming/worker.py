@@ -92,6 +92,8 @@ class Worker:
         self._folded: dict[Partition, int] = {}
         self._recovery_s = 0.0
         self._copies: dict[str, Array] = {}
+        # the next record that the loop will take, by partition; replaced as a whole, so other threads may read it
+        self.positions: dict[Partition, int] = {}
         self._stage_clock = StageClock()
         self._labels = LabelFollower(
             label_consumer, config.kafka.topics.labels, label_codec, config.labels.alignment, self._fold_labels,
@@ -136,6 +138,7 @@ class Worker:
         if now_s >= self._commit_due_s:
             self._commit_due_s = now_s + self._config.worker.commit_interval_ms / 1e3
             self._commit()
+            self.positions = {one: self._consumer.position(one) for one in self._trackers}
         if self._snapshots is not None and now_s >= self._snapshot_due_s and not self._rebuilding:
             self._take_snapshot(self._snapshots)
         in_flight, limit = self._in_flight(), self._config.worker.in_flight_max
@@ -417,6 +420,7 @@ class Worker:
             self._folded.pop(partition, None)
             self._committed.pop(partition, None)
         self._calls = [call for call in self._calls if all(one in self._trackers for one in call.rows.partitions)]
+        self.positions = {}
         self._health.waiting("partitions", "none assigned")
 
     def _tell_recovery(self) -> None:

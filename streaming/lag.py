@@ -1,0 +1,114 @@
+"""Lag by partition, watched from outside the loop: records that wait while none is taken are a worker that is dead.
+
+A consumer can stop fetching a partition and go on polling, heartbeating and looking well. Only the log's end against
+the loop's position tells. The watch has a thread and a connection of its own: it must not die of the same cause.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from cascade.errors import BrokerError
+from streaming.clients import ConsumerClient, Partition
+from streaming.health import HealthState
+
+log = structlog.get_logger()
+INTERVAL_S = 5.0
+Positions = Mapping[Partition, int]
+
+
+class LagWatch:
+    """Tells health of each partition's lag, and fails liveness where one has lag and no progress for `stall_s_max`.
+
+    `positions` gives the loop's next offset by partition, empty where none is assigned. A broker that does not answer
+    is the loop's to tell: nothing is concluded from it here.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], ConsumerClient],
+        positions: Callable[[], Positions],
+        health: HealthState,
+        stall_s_max: float,
+        interval_s: float = INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._connect = connect
+        self._positions = positions
+        self._health = health
+        self._stall_s_max = stall_s_max
+        self._interval_s = interval_s
+        self._clock = clock
+        self._moved: dict[Partition, tuple[int, float]] = {}
+        self._failed: set[Partition] = set()
+        self._told: set[Partition] = set()
+        self._consumer: ConsumerClient | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cascade-lag", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching and release the connection."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._disconnect()
+
+    def look(self) -> None:
+        """Compare positions with the ends of the log, once."""
+        positions = self._positions()
+        for partition in self._told - positions.keys():
+            self._health.forget(_name(partition))
+            self._moved.pop(partition, None)
+        self._told = set(positions)
+        if not positions:
+            return
+        try:
+            if self._consumer is None:
+                self._consumer = self._connect()
+            ends = self._consumer.end_offsets(positions)
+        except BrokerError:
+            self._disconnect()
+            # what the broker's absence cost is not held against the loop
+            self._moved.clear()
+            return
+        now_s = self._clock()
+        for partition, position in positions.items():
+            self._judge(partition, position, ends.get(partition, position) - position, now_s)
+
+    def _judge(self, partition: Partition, position: int, lag: int, now_s: float) -> None:
+        name = _name(partition)
+        before, since_s = self._moved.get(partition, (-1, now_s))
+        if lag <= 0 or position != before:
+            self._moved[partition] = (position, now_s)
+            self._failed.discard(partition)
+            self._health.ok(name, f"lag {max(lag, 0):,}")
+        elif now_s - since_s > self._stall_s_max:
+            text = f"{lag:,} records wait and none was taken for {now_s - since_s:.0f} s"
+            if partition not in self._failed:
+                log.error("partition stands still", partition=partition[1], lag=lag)
+            self._failed.add(partition)
+            self._health.failed(name, text)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            self.look()
+
+    def _disconnect(self) -> None:
+        if self._consumer is not None:
+            consumer, self._consumer = self._consumer, None
+            try:
+                consumer.close()
+            except BrokerError as error:
+                log.debug("the watch's connection", problem=str(error))
+
+
+def _name(partition: Partition) -> str:
+    return f"partition {partition[0]}-{partition[1]}"

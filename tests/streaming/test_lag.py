@@ -1,0 +1,116 @@
+"""The watch over lag; the consumers here are fakes that inject what a dead fetcher or a lost broker looks like."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import pytest
+
+from cascade.errors import BrokerError
+from streaming.clients import Partition
+from streaming.health import HealthState
+from streaming.lag import LagWatch
+
+HERE: Partition = ("transactions", 0)
+THERE: Partition = ("transactions", 1)
+
+
+class FakeEnds:
+    """Stands for a consumer that is asked for nothing but the ends of the log."""
+
+    def __init__(self) -> None:
+        self.ends: dict[Partition, int] = {}
+        self.lost = False
+        self.closed = 0
+
+    def end_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        if self.lost:
+            raise BrokerError("injected: the broker is gone")
+        return {one: self.ends[one] for one in partitions}
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.now_s, self.positions, self.broker = 0.0, {}, FakeEnds()
+        self.health = HealthState(60, lambda: 0.0)
+        self.watch = LagWatch(
+            lambda: self.broker, lambda: self.positions, self.health, 60, clock=lambda: self.now_s  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def at(self, now_s: float, positions: dict[Partition, int], ends: dict[Partition, int]) -> list[str]:
+        self.now_s, self.positions, self.broker.ends = now_s, positions, ends
+        self.watch.look()
+        return self.health.not_alive()
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_lag_without_progress_fails_liveness_within_the_bound(scene: Scene) -> None:
+    for now_s in range(0, 61, 5):
+        assert scene.at(now_s, {HERE: 7}, {HERE: 107}) == []
+    assert scene.at(65, {HERE: 7}, {HERE: 250}) == [
+        "partition transactions-0: 243 records wait and none was taken for 65 s"
+    ]
+
+
+def test_a_worker_that_is_slow_but_moves_is_alive(scene: Scene) -> None:
+    for now_s in range(0, 600, 50):
+        assert scene.at(now_s, {HERE: now_s}, {HERE: 10**9}) == []
+
+
+def test_an_idle_partition_is_alive_however_long(scene: Scene) -> None:
+    assert scene.at(0, {HERE: 7}, {HERE: 7}) == []
+    assert scene.at(10_000, {HERE: 7}, {HERE: 7}) == []
+    # the first record after the silence has the whole bound
+    assert scene.at(10_005, {HERE: 7}, {HERE: 8}) == []
+    assert scene.at(10_050, {HERE: 7}, {HERE: 8}) == []
+
+
+def test_one_dead_partition_among_living_ones_is_named(scene: Scene) -> None:
+    for now_s in range(0, 70, 5):
+        found = scene.at(now_s, {HERE: 7, THERE: now_s}, {HERE: 9, THERE: 500})
+    assert [line.split(":")[0] for line in found] == ["partition transactions-0"]
+
+
+def test_progress_heals(scene: Scene) -> None:
+    scene.at(0, {HERE: 7}, {HERE: 9})
+    assert scene.at(61, {HERE: 7}, {HERE: 9}) != []
+    assert scene.at(65, {HERE: 8}, {HERE: 9}) == []
+    assert scene.health.components()["partition transactions-0"].text == "lag 1"
+
+
+def test_a_lost_broker_is_not_the_loops_fault(scene: Scene) -> None:
+    scene.at(0, {HERE: 7}, {HERE: 9})
+    scene.broker.lost = True
+    assert scene.at(61, {HERE: 7}, {HERE: 9}) == []
+    assert scene.broker.closed == 1
+    scene.broker.lost = False
+    assert scene.at(65, {HERE: 7}, {HERE: 9}) == []
+    assert scene.at(126, {HERE: 7}, {HERE: 9}) != []
+
+
+def test_partitions_that_are_taken_away_are_forgotten_and_start_anew(scene: Scene) -> None:
+    scene.at(0, {HERE: 7}, {HERE: 9})
+    assert scene.at(61, {HERE: 7}, {HERE: 9}) != []
+    assert scene.at(62, {}, {}) == []
+    assert "partition transactions-0" not in scene.health.components()
+    assert scene.at(63, {HERE: 7}, {HERE: 9}) == []
+
+
+def test_it_watches_by_itself_until_closed(scene: Scene) -> None:
+    scene.positions, scene.broker.ends = {HERE: 1}, {HERE: 4}
+    watch = LagWatch(lambda: scene.broker, lambda: scene.positions, scene.health, 60, interval_s=0.01)  # type: ignore[arg-type]
+    watch.start()
+    give_up_s = time.monotonic() + 5
+    while "partition transactions-0" not in scene.health.components() and time.monotonic() < give_up_s:
+        time.sleep(0.01)
+    watch.close()
+    assert scene.health.components()["partition transactions-0"].text == "lag 3"
+    assert scene.broker.closed == 1
