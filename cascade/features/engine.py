@@ -118,7 +118,7 @@ class FeatureEngine:
         """Copies of the used parts of all arrays, by name; `import_state` of an equal spec takes them.
 
         With `buffers` of `export_buffers` the copies lie in those, which is more than ten times faster than in fresh
-        memory (34 ms against 1.3 s for 674 MB on two cores). The next export into them overwrites them.
+        memory (32 ms against 1.4 s for 674 MB, `bench/snapshots.py`). The next export into them overwrites them.
         """
         copies = {}
         for name, array in self._used().items():
