@@ -77,7 +77,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def escalate(self, raw: Float64) -> Bool:
         """Mask of the rows whose raw screener score lies between the escalation threshold and the ceiling."""
-        return (raw >= self.escalation_threshold) & (raw < self.escalation_ceiling)
+        return in_band(raw, self.escalation_threshold, self.escalation_ceiling)
 
     def actions(self, probability: Float64) -> NDArray[np.int64]:
         """Positions in ACTIONS, int64 [rows], of calibrated probabilities float64 [rows]."""
@@ -95,6 +95,12 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for rule, holds in sound.items():
             if not holds:
                 raise BundleError(f"{origin}: {rule}; train the bundle again")
+
+
+def in_band(raw: Float64, threshold: float, ceiling: float) -> Bool:
+    """Mask of the rows from `threshold` on and below `ceiling`."""
+    inside: Bool = (raw >= threshold) & (raw < ceiling)
+    return inside
 
 
 def escalation_band(raw: Float64, budget: float, skip: float = 0.0) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from sklearn.metrics import average_precision_score
 
 from cascade.columns import Bool, Float64
 from cascade.errors import DataError
-from cascade.policy import Calibration, Costs, Policy, decision_thresholds, escalation_band
+from cascade.policy import Calibration, Costs, Policy, decision_thresholds, escalation_band, in_band
 
 # Of a slope fitted on a handful of frauds nothing can be said.
 FRAUDS_MIN = 20
@@ -46,7 +46,7 @@ def calibrate(
     by_screener, by_deep = screener.probability(screener_raw), deep.probability(deep_raw)
 
     def cascade(band: tuple[float, float]) -> Float64:
-        return np.where((screener_raw >= band[0]) & (screener_raw < band[1]), by_deep, by_screener)
+        return np.where(in_band(screener_raw, *band), by_deep, by_screener)
 
     bands = [
         escalation_band(screener_raw, budget, skip * budget) for skip in SKIPS if (skip + 1) * budget <= 1 or not skip

@@ -66,9 +66,9 @@ class Span(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """What a training run used and found; the qualities are of the validation rows.
 
-    `onnx_difference_max`: largest difference of log-odds
-    between PyTorch and ONNX Runtime. `cost_per_thousand`: cost of the decisions per 1,000 transactions by the policy's
-    costs, in the currency of the amounts, for the cascade; `_approve_all` where nothing were stopped.
+    `onnx_difference_max`: largest difference of log-odds between PyTorch and ONNX Runtime. `cost_per_thousand`: cost of
+    the decisions per 1,000 transactions by the policy's costs, in the currency of the amounts, for the cascade;
+    `_approve_all` where nothing were stopped.
     """
 
     schema: str

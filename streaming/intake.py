@@ -10,9 +10,7 @@ import numpy as np
 from cascade.columns import Array, Bool, ColumnBatch, Float64, Int64
 from streaming.clients import FetchedBatch, Partition
 from streaming.codecs import Codec, Reject
-from streaming.offsets import Decided
-
-NOTHING_DECIDED = Decided()
+from streaming.offsets import NOTHING_DECIDED, Decided
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ class LagWatch:
         for partition in self._told - positions.keys():
             self._health.forget(_name(partition))
             self._moved.pop(partition, None)
+            self._failed.discard(partition)
         self._told = set(positions)
         if not positions:
             return

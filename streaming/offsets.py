@@ -69,6 +69,9 @@ class Decided:
         return _FORMAT + base64.b64encode(octets).decode() if octets else ""
 
 
+NOTHING_DECIDED = Decided()
+
+
 def _runs(offsets: Int64) -> Iterable[tuple[int, int]]:
     """(first, last) of each stretch of consecutive offsets."""
     if not len(offsets):

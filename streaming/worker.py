@@ -33,9 +33,9 @@ from streaming.dead_letters import dead_letter
 from streaming.decisions import DecisionColumns, Stage, encode_decisions, message_keys
 from streaming.health import HealthState
 from streaming.in_flight import AcknowledgementQueue, DeepCall, Rows, Unacknowledged
-from streaming.intake import NOTHING_DECIDED, Intake, take_in
+from streaming.intake import Intake, take_in
 from streaming.labels import LabelFollower
-from streaming.offsets import Decided, OffsetTracker
+from streaming.offsets import NOTHING_DECIDED, Decided, OffsetTracker
 from streaming.snapshots import Snapshot, SnapshotStore
 
 log = structlog.get_logger()
@@ -461,7 +461,7 @@ class Worker:
             return
         features = self._engine.features
         if not features.exports_into(self._copies):
-            # in the writer's thread: fresh memory costs twenty times the copy
+            # in the writer's thread: fresh memory costs many times the copy
             snapshots.prepare(self._make_room)
             return
         self._snapshot_due_s = time.monotonic() + self._config.state.interval_s
