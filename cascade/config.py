@@ -38,12 +38,13 @@ class BundleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TopicSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[kafka.topics]`: the names of the four topics."""
+    """`[kafka.topics]`: the names of the topics; `summaries` is used where `terminals.share` is set."""
 
     transactions: TopicName = "transactions"
     labels: TopicName = "labels"
     decisions: TopicName = "decisions"
     dead_letters: TopicName = "dead-letters"
+    summaries: TopicName = "terminal-summaries"
 
 
 class SecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,12 +90,21 @@ class SecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[kafka]`: brokers (`host:port`, several separated by commas), client library, group, codec and topics."""
+    """`[kafka]`: brokers (`host:port`, several separated by commas), client library, group, codec and topics.
+
+    `instance`: this worker's name, the same at each of its starts and no other's (a pod's name, say): a restart keeps
+    its partitions, and shuts out what is left of the run before. Empty: another name at each start.
+    `lost`: where the broker is gone or refuses what was decided, `retry` with everything made anew, for at most
+    `lost_s_max` seconds without progress, or `exit` at once.
+    """
 
     bootstrap: Text = "127.0.0.1:9092"
     client: ClientName = "kafka-python"
     group: Text = "cascade"
+    instance: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9._-]{0,200}$")] = ""
     codec: CodecName = "json"
+    lost: Literal["retry", "exit"] = "retry"
+    lost_s_max: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 300.0
     topics: TopicSettings = TopicSettings()
     security: SecuritySettings = SecuritySettings()
 
@@ -107,7 +117,8 @@ class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[deep]`: where the deep model runs; `url` (`host:port` of gRPC), `tls` and its files belong to Triton.
 
-    `threads`: CPU threads of ONNX Runtime in process.
+    `threads`: CPU threads of ONNX Runtime in process. `hedge_ms`: ask Triton a second time where no answer came after
+    so long, and take the first answer; 0 never does.
     """
 
     backend: Literal["triton", "onnxruntime"] = "triton"
@@ -118,6 +129,7 @@ class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     certificate_file: OptionalText = ""
     key_file: OptionalText = ""
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    hedge_ms: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 0.0
 
 
 class DeadlineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -148,12 +160,20 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[worker]`: the bounds of the loop.
 
     `batch_rows_max`: rows of one micro-batch. `in_flight_max`: rows escalated and unanswered, beyond which
-    partitions pause. `message_bytes_max`: larger messages go to the dead letters. Times in ms.
+    partitions pause. `in_flight_card_max`: of one card, beyond which the screener decides (`queue-full`), so that a
+    flood of one card leaves room for the others. `commit_interval_ms`: with at-least-once delivery;
+    `transaction_interval_ms`: with exactly-once, where decisions show only then. `drain_timeout_ms`: after SIGTERM;
+    `revoke_timeout_ms`: where a rebalance takes partitions away. `message_bytes_max`: larger messages go to the dead
+    letters.
     """
 
     batch_rows_max: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 1_024
     in_flight_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 4_096
+    in_flight_card_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 64
     commit_interval_ms: Annotated[int, msgspec.Meta(ge=10, le=60_000)] = 500
+    transaction_interval_ms: Annotated[int, msgspec.Meta(ge=5, le=10_000)] = 100
+    # far below the five minutes after which a group takes a silent member for dead
+    revoke_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)] = 5_000
     # below Kubernetes' grace period of 30 s, with time left to commit and leave the group
     drain_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=600_000)] = 20_000
     poll_timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
@@ -180,6 +200,59 @@ class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     snapshots: OptionalText = ""
     interval_s: Annotated[float, msgspec.Meta(ge=0.1, le=86_400)] = 60.0
     keep: Annotated[int, msgspec.Meta(ge=2, le=100)] = 3
+
+
+class DuplicateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[duplicates]`: a transaction that comes again gets its first decision again, marked `duplicate`.
+
+    Again: the same id, card and amount, in the same partition, at most `window_s` seconds (by the log's clock) after
+    the first; 0 looks for none. `ids_max`: how many are remembered, beyond it the oldest is forgotten.
+    """
+
+    window_s: Annotated[float, msgspec.Meta(ge=0, le=604_800)] = 600.0
+    ids_max: Annotated[int, msgspec.Meta(ge=1_024, le=67_108_864)] = 262_144
+
+
+class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[overload]`: where the deep stage saturates, fewer transactions are escalated.
+
+    After `after_s` seconds with more than `in_flight_share` of `worker.in_flight_max` waiting, or with more than
+    `late_share` of the escalated too late or refused (`deadline`, `queue-full`), the escalation threshold rises by
+    `step` (log-odds of the screener), and by another after each further `after_s`, up to `raise_max`; after `calm_s`
+    seconds without, it comes down by a step at a time. `raise_max` 0 leaves it alone.
+    """
+
+    raise_max: Annotated[float, msgspec.Meta(ge=0, le=50)] = 4.0
+    step: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.5
+    in_flight_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
+    late_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.2
+    after_s: Annotated[float, msgspec.Meta(ge=0.1, le=3_600)] = 2.0
+    calm_s: Annotated[float, msgspec.Meta(ge=0.1, le=3_600)] = 10.0
+
+
+class TerminalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[terminals]`: with several workers, each sees only its partitions' transactions of a terminal.
+
+    `share`: publish summaries of them to `kafka.topics.summaries`, and count those of the other workers. Every
+    `interval_s` seconds: what others did is known that much later. `bucket_s`: a summary's stretch of event time; what
+    others did leaves a window by whole buckets.
+    """
+
+    share: bool = False
+    interval_s: Annotated[float, msgspec.Meta(ge=0.05, le=3_600)] = 5.0
+    bucket_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 3_600
+
+
+class PrivacySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[privacy]`: with `hash_card`, card ids become keyed hashes before they reach state, logs or topics.
+
+    `key_env` names the environment variable that holds the key, `key_file` a file whose only line is the key: at least
+    16 characters, the same for every worker and every start.
+    """
+
+    hash_card: bool = False
+    key_env: OptionalText = ""
+    key_file: OptionalText = ""
 
 
 class SlaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -221,10 +294,14 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole of `cascade.toml`; every section and key may be left out.
 
+    `delivery`: with `exactly-once`, decisions, dead letters and offsets are one Kafka transaction; with
+    `at-least-once`, what was not yet committed is decided again after a crash, under the same `decision_id`.
+
     >>> Config().kafka.topics.dead_letters
     'dead-letters'
     """
 
+    delivery: Literal["at-least-once", "exactly-once"] = "at-least-once"
     bundle: BundleSettings = BundleSettings()
     kafka: KafkaSettings = KafkaSettings()
     deep: DeepSettings = DeepSettings()
@@ -233,6 +310,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker: WorkerSettings = WorkerSettings()
     labels: LabelSettings = LabelSettings()
     state: StateSettings = StateSettings()
+    duplicates: DuplicateSettings = DuplicateSettings()
+    overload: OverloadSettings = OverloadSettings()
+    terminals: TerminalSettings = TerminalSettings()
+    privacy: PrivacySettings = PrivacySettings()
     sla: SlaSettings = SlaSettings()
     energy: EnergySettings = EnergySettings()
     health: HealthSettings = HealthSettings()

@@ -32,6 +32,21 @@ class BrokerError(CascadeError):
     """Kafka cannot be reached, refuses an operation, or lacks a topic."""
 
 
+class ProducerFencedError(BrokerError):
+    """Another producer with the same transactional id has begun: nothing more may be sent with this one."""
+
+
+class CommitUnknownError(BrokerError):
+    """A transaction's commit was sent and its outcome is not known; a new producer must be made before anything else.
+
+    Sending on could let the late commit hit a later transaction (Jepsen, "Bufstream 0.1.0", 2024).
+    """
+
+
+class TransactionAbortedError(BrokerError):
+    """A transaction failed as a whole: none of its records and none of its offsets are kept."""
+
+
 class StateError(CascadeError):
     """A snapshot of the feature state cannot be read, or does not fit what it is loaded into."""
 

@@ -1,12 +1,45 @@
-"""What the core asks of the models and of the energy meters; `stages` and the ledger fulfil it."""
+"""What the core asks of the models, of the energy meters and of time; `stages` and the ledger fulfil it."""
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from cascade.columns import Float32, Float64
+
+
+class Clock(Protocol):
+    """Time, as an argument: a simulation brings its own."""
+
+    def time(self) -> float:
+        """Seconds since the epoch; may jump."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def time(self) -> float:
+        """See Clock."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """See Clock."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """See Clock."""
+        time.sleep(seconds)
 
 
 @dataclass(frozen=True, slots=True)

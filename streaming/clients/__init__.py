@@ -7,11 +7,13 @@ from streaming.clients.protocol import (
     ConsumerClient,
     Delivery,
     FetchedBatch,
+    GroupMember,
     Headers,
     Partition,
     PartitionsCallback,
     ProducerClient,
     TopicSpec,
+    TransactionalProducerClient,
 )
 from streaming.clients.topics import ensure_topics, missing_topics, wait_for_broker
 
@@ -19,11 +21,13 @@ __all__ = [
     "ConsumerClient",
     "Delivery",
     "FetchedBatch",
+    "GroupMember",
     "Headers",
     "Partition",
     "PartitionsCallback",
     "ProducerClient",
     "TopicSpec",
+    "TransactionalProducerClient",
     "ensure_topics",
     "make_consumer",
     "make_producer",

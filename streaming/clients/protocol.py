@@ -46,8 +46,19 @@ class TopicSpec:
     settings: Mapping[str, str] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """A consumer's membership in its group, for `TransactionalProducerClient.commit`.
+
+    A transaction that carries the membership of an earlier generation is refused by the broker: that is what shuts out
+    a worker that does not know yet that its partitions are another's. `vendor`: the client library's own object.
+    """
+
+    vendor: object
+
+
 class ConsumerClient(Protocol):
-    """One consumer, used by one thread."""
+    """One consumer, used by one thread. It reads what is committed only (`read_committed`)."""
 
     def subscribe(
         self,
@@ -58,7 +69,8 @@ class ConsumerClient(Protocol):
     ) -> None:
         """Join the group and share its partitions; they start at the committed offset, else at the beginning.
 
-        The callbacks run while `poll` or `close` of this client is waiting for them, so never beside the caller's
+        Rebalances are cooperative: `on_assigned` names the partitions that were gained, `on_revoked` and `on_lost`
+        those that go; the others are kept, and are polled meanwhile. The callbacks run while `poll` or `close` of this client is waiting for them, so never beside the caller's
         own code, and may use the client (commit, seek, pause). What they raise comes out of `poll` or `close`.
         `on_revoked`: the partitions are still ours, commits are accepted. `on_lost`: they already belong to others;
         without it, `on_revoked` is called.
@@ -98,7 +110,14 @@ class ConsumerClient(Protocol):
         ...
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, str]]:
-        """Committed offset and metadata of those partitions that have one, asked from the broker."""
+        """Committed offset and metadata of those partitions that have one, asked from the broker.
+
+        Waits for transactions under way that hold such an offset.
+        """
+        ...
+
+    def member(self) -> GroupMember:
+        """This consumer's membership in its group, as of now."""
         ...
 
     def commit(self, offsets: Mapping[Partition, tuple[int, str]]) -> None:
@@ -110,7 +129,11 @@ class ConsumerClient(Protocol):
         ...
 
     def end_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
-        """The offset that the next record will get."""
+        """The offset that the next record will get; with transactions under way, where the first of them began."""
+        ...
+
+    def offsets_at(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
+        """The first offset whose record is of `time_ms` or later; of partitions without one, the end."""
         ...
 
     def partitions_for(self, topic: str) -> list[Partition]:
@@ -168,4 +191,29 @@ class ProducerClient(Protocol):
 
     def close(self, timeout_s: float) -> None:
         """Flush and release connections and threads."""
+        ...
+
+
+class TransactionalProducerClient(ProducerClient, Protocol):
+    """A producer whose records and offsets are kept together or not at all.
+
+    Making one ends what an earlier producer of the same transactional id has begun: it is committed or aborted when
+    the constructor returns, and that producer is fenced. What is sent belongs to the transaction that is open.
+    Any error of `begin`, `send`, `send_many` or `commit` is final for this producer: close it and make another.
+    """
+
+    def begin(self) -> None:
+        """Open a transaction."""
+        ...
+
+    def commit(self, offsets: Mapping[Partition, tuple[int, str]], member: GroupMember) -> None:
+        """Commit what was sent, and `offsets` (with metadata) of the member's group; returns when all is kept.
+
+        Raises ProducerFencedError, CommitUnknownError (the outcome is not known), TransactionAbortedError (nothing is
+        kept), or another BrokerError before anything was committed.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Undo the open transaction; harmless where none is. Raises BrokerError."""
         ...
