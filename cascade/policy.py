@@ -75,9 +75,13 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decline_from: float
     costs: Costs = Costs()
 
-    def escalate(self, raw: Float64) -> Bool:
-        """Mask of the rows whose raw screener score lies between the escalation threshold and the ceiling."""
-        return in_band(raw, self.escalation_threshold, self.escalation_ceiling)
+    def escalate(self, raw: Float64, raised: float = 0.0) -> Bool:
+        """Mask of the rows whose raw screener score lies between the escalation threshold and the ceiling.
+
+        `raised` (log-odds, ≥ 0) is added to the threshold while the deep model is overloaded; the ceiling stays, so
+        that it is the least suspicious that are no longer sent. A threshold of −RAW_MAX (everything) does not rise.
+        """
+        return in_band(raw, self.escalation_threshold + raised, self.escalation_ceiling)
 
     def actions(self, probability: Float64) -> NDArray[np.int64]:
         """Positions in ACTIONS, int64 [rows], of calibrated probabilities float64 [rows]."""

@@ -165,3 +165,9 @@ def test_numbers_that_are_no_policy_are_refused(changes: dict[str, object], rule
         Policy(**numbers).check("policy.json")
     assert str(caught.value).startswith("policy.json: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("raised", "rows"), [(0.0, [1, 2]), (0.5, [2]), (0.75, []), (50.0, [])])
+def test_a_raised_threshold_sends_fewer_from_below_and_none_from_above(raised: float, rows: list[int]) -> None:
+    raw = np.array([1.9, 2.0, 2.5, 3.0, 60.0])
+    assert np.flatnonzero(POLICY.escalate(raw, raised)).tolist() == rows

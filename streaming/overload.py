@@ -1,0 +1,151 @@
+"""The way out of a sustained overload: where the deep stage cannot keep up, fewer transactions are escalated to it.
+
+Two signs, both over the last half of `after_s`: how many rows wait (mean over time, as a share of `in_flight_max`), and
+which share of the escalated got no deep answer in time. They fall into three zones:
+
+    pressed   one of them above its limit; held for `after_s`: the threshold rises by a step
+    between   nothing moves
+    calm      both at most half their limits; held for `calm_s`: the threshold comes down by a step
+
+The gap between pressed and calm, and the longer wait before a step down, keep the threshold from following noise: it
+moves up at most once in `after_s` and turns round at most once in `calm_s`. A burst shorter than half of `after_s`
+moves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from cascade.config import OverloadSettings
+from cascade.protocols import Clock
+
+# Below this part of a limit a sign counts as calm.
+CALM_PART = 0.5
+# Fewer outcomes than this in a window say nothing about a share: 1 late of 2 is no overload.
+OUTCOMES_MIN = 5
+# A loop that stood still for longer (a rebalance, a suspended machine) starts its waits anew: what piled up meanwhile
+# is no sign of the deep stage. A turn takes at most the poll's 100 ms and a little, as configured by default.
+STILL_S = 1.0
+_BUCKETS = 10
+
+
+class EscalationControl:
+    """How much is added to the escalation threshold now; one thread uses it.
+
+    >>> from cascade.protocols import SystemClock
+    >>> control = EscalationControl(OverloadSettings(), in_flight_max=100, clock=SystemClock())
+    >>> control.observe(in_flight=80, escalated=10, late=0)
+    >>> control.raised
+    0.0
+    """
+
+    def __init__(self, settings: OverloadSettings, in_flight_max: int, clock: Clock) -> None:
+        self._settings = settings
+        self._in_flight_max = in_flight_max
+        self._clock = clock
+        self._recent = _Window(settings.after_s / 2)
+        self._steps = 0
+        self._steps_max = math.ceil(settings.raise_max / settings.step)
+        self._observed_s: float | None = None
+        self._pressed_s: float | None = None
+        self._calm_s: float | None = None
+        self._told = 0.0
+
+    @property
+    def raised(self) -> float:
+        """Log-odds of the screener, 0 to `raise_max`, to be added to the escalation threshold."""
+        return min(self._steps * self._settings.step, self._settings.raise_max)
+
+    def observe(self, in_flight: int, escalated: int, late: int) -> None:
+        """Take in one turn of the loop.
+
+        `in_flight`: rows that wait for the deep model now. `escalated`: rows whose escalation ended since the last
+        call, with an answer or without; `late`: those of them that ended as `deadline` or `queue-full`. What an open
+        breaker kept back belongs to neither: a server that is gone is not relieved by fewer calls.
+        """
+        if not self._steps_max:
+            return
+        now_s = self._clock.monotonic()
+        passed_s = 0.0 if self._observed_s is None else max(now_s - self._observed_s, 0.0)
+        self._observed_s = now_s
+        self._recent.add(now_s, passed_s, in_flight, escalated, late)
+        if passed_s > max(self._settings.after_s, STILL_S):
+            self._pressed_s = self._calm_s = None
+            return
+        self._move(now_s, self._worst())
+
+    def _worst(self) -> float:
+        """The sign that stands worse, as a multiple of its limit."""
+        waiting_max = self._settings.in_flight_share * self._in_flight_max
+        return max(self._recent.in_flight / waiting_max, self._recent.late_share / self._settings.late_share)
+
+    def _move(self, now_s: float, worst: float) -> None:
+        """Go on with the waits, and by a step where one of them is over."""
+        self._pressed_s = _since(self._pressed_s, now_s, worst > 1.0)
+        self._calm_s = _since(self._calm_s, now_s, worst <= CALM_PART)
+        if self._pressed_s is not None and now_s - self._pressed_s >= self._settings.after_s:
+            self._steps = min(self._steps + 1, self._steps_max)
+            self._pressed_s = now_s
+        elif self._calm_s is not None and now_s - self._calm_s >= self._settings.calm_s:
+            self._steps = max(self._steps - 1, 0)
+            self._calm_s = now_s
+
+    def changed(self) -> str | None:
+        """A line for the log where `raised` is not what it was at the last call, else None."""
+        raised, before = self.raised, self._told
+        self._told = raised
+        if raised == before:
+            return None
+        if raised > before:
+            return (
+                f"the deep stage is overloaded ({self._recent.in_flight:.0f} of at most {self._in_flight_max} rows in "
+                f"flight, {self._recent.late_share:.0%} of the escalated too late): the escalation threshold is raised "
+                f"by {raised:g}, at most {self._settings.raise_max:g}"
+            )
+        left = f"still raised by {raised:g}" if raised else "that of the bundle again"
+        return f"the deep stage keeps up: the escalation threshold is {left}"
+
+
+def _since(start_s: float | None, now_s: float, holds: bool) -> float | None:
+    """Since when something holds without a break; None where it does not."""
+    if not holds:
+        return None
+    return now_s if start_s is None else start_s
+
+
+@dataclass(slots=True)
+class _Bucket:
+    number: int
+    seconds: float = 0.0
+    row_seconds: float = 0.0
+    escalated: int = 0
+    late: int = 0
+
+
+class _Window:
+    """Sums over the last `length_s` seconds, to a tenth of it; memory does not depend on how often it is told."""
+
+    def __init__(self, length_s: float) -> None:
+        self._bucket_s = length_s / _BUCKETS
+        self._buckets: deque[_Bucket] = deque(maxlen=_BUCKETS)
+        self.in_flight = 0.0
+        self.late_share = 0.0
+
+    def add(self, now_s: float, passed_s: float, in_flight: int, escalated: int, late: int) -> None:
+        number = int(now_s / self._bucket_s)
+        if not self._buckets or self._buckets[-1].number != number:
+            self._buckets.append(_Bucket(number))
+        while self._buckets[0].number <= number - _BUCKETS:
+            self._buckets.popleft()
+        newest = self._buckets[-1]
+        newest.seconds += passed_s
+        newest.row_seconds += passed_s * in_flight
+        newest.escalated += escalated
+        newest.late += late
+        seconds = sum(bucket.seconds for bucket in self._buckets)
+        outcomes = sum(bucket.escalated for bucket in self._buckets)
+        self.in_flight = sum(bucket.row_seconds for bucket in self._buckets) / seconds if seconds else 0.0
+        late_rows = sum(bucket.late for bucket in self._buckets)
+        self.late_share = late_rows / outcomes if outcomes >= OUTCOMES_MIN else 0.0
