@@ -80,11 +80,12 @@ def test_a_burst_shorter_than_half_of_after_s_moves_nothing(timeline: Timeline) 
 
 def test_it_comes_down_step_by_step_after_calm_s_each(timeline: Timeline) -> None:
     timeline.go(7, in_flight=100)
+    assert timeline.go(50, in_flight=100) == 1.2
     timeline.raised.clear()
     timeline.go(40)
     moments, values = zip(*timeline.raised, strict=True)
     assert values == (1.0, 0.5, 0.0)
-    assert moments == pytest.approx((17.5, 27.5, 37.5), abs=0.6)
+    assert moments == pytest.approx((67.5, 77.5, 87.5), abs=0.6)
 
 
 def test_between_calm_and_pressed_nothing_moves(timeline: Timeline) -> None:
@@ -111,7 +112,15 @@ def test_it_moves_rarely_where_each_step_helps_too_much(timeline: Timeline) -> N
 def test_a_handful_of_outcomes_is_no_share(timeline: Timeline, escalated: int, late: int) -> None:
     for _ in range(20):
         timeline.go(TURN_S, escalated=escalated, late=late)
-        timeline.go(1.2, escalated=0)
+        timeline.go(1.0, escalated=0)
+    assert timeline.control.raised == 0.0
+
+
+def test_a_burst_is_forgotten_where_turns_are_few_too(timeline: Timeline) -> None:
+    timeline.control.observe(0, 100, 100)
+    for _ in range(12):
+        timeline.now_s += 0.5
+        timeline.control.observe(0, 1, 0)
     assert timeline.control.raised == 0.0
 
 
