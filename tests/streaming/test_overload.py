@@ -108,11 +108,11 @@ def test_it_moves_rarely_where_each_step_helps_too_much(timeline: Timeline) -> N
     assert len(timeline.raised) <= 2 * 600 / (SETTINGS.after_s + SETTINGS.calm_s) + 1
 
 
-@pytest.mark.parametrize(("escalated", "late"), [(1, 1), (4, 4)])
-def test_a_handful_of_outcomes_is_no_share(timeline: Timeline, escalated: int, late: int) -> None:
+@pytest.mark.parametrize(("late", "every_s"), [(1, 0.3), (2, 0.6)])
+def test_a_handful_of_outcomes_is_no_share(timeline: Timeline, late: int, every_s: float) -> None:
     for _ in range(20):
-        timeline.go(TURN_S, escalated=escalated, late=late)
-        timeline.go(1.0, escalated=0)
+        timeline.go(TURN_S, escalated=late, late=late)
+        timeline.go(every_s, escalated=0)
     assert timeline.control.raised == 0.0
 
 
