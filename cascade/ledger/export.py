@@ -39,6 +39,7 @@ class LedgerCollector(Collector):
         yield from _decisions(counters)
         yield from _stages(counters)
         yield from _deep(counters)
+        yield from _delivery(counters)
         yield from _energy(self._ledger.sample_energy())
         yield from _objectives(self._ledger.objectives(counters))
         yield GaugeMetricFamily(
@@ -78,6 +79,22 @@ def _deep(counters: Counters) -> Iterable[Metric]:
     calls = HistogramMetricFamily("cascade_deep_call_duration_seconds", "Calls to the deep model.")
     calls.add_metric([], _buckets(counters.deep_calls), counters.deep_calls.sum_s)
     yield calls
+
+
+def _delivery(counters: Counters) -> Iterable[Metric]:
+    recovery = HistogramMetricFamily(
+        "cascade_recovery_duration_seconds", "From a partition's assignment to its first decision."
+    )
+    recovery.add_metric([], _buckets(counters.recoveries), counters.recoveries.sum_s)
+    yield recovery
+    yield CounterMetricFamily("cascade_sessions", "Times that connections were made anew.", counters.sessions)
+    yield CounterMetricFamily("cascade_offset_gaps", "Confirmed gaps in the log.", counters.offset_gaps)
+    yield CounterMetricFamily("cascade_hedged_calls", "Deep calls sent a second time.", counters.hedged_calls)
+    yield GaugeMetricFamily(
+        "cascade_escalation_raised_log_odds",
+        "How far overload has raised the escalation threshold.",
+        counters.escalation_raised,
+    )
 
 
 def _energy(states: Iterable[MeterState]) -> Iterable[Metric]:

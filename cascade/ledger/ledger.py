@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, get_args
 
@@ -47,6 +47,12 @@ class Counters:
     deep_rows: int = 0
     labels: int = 0
     late_answers: int = 0
+    recoveries: LatencyHistogram = field(default_factory=LatencyHistogram)
+    sessions: int = 0
+    offset_gaps: int = 0
+    hedged_calls: int = 0
+    escalation_raised: float = 0.0
+    escalation_raised_max: float = 0.0
 
     @classmethod
     def empty(cls) -> Counters:
@@ -62,16 +68,15 @@ class Counters:
 
     def copy(self) -> Counters:
         """An independent copy."""
-        return Counters(
+        return replace(
+            self,
             paths={path: histogram.copy() for path, histogram in self.paths.items()},
             stages={stage: histogram.copy() for stage, histogram in self.stages.items()},
             stage_cpu_s=dict(self.stage_cpu_s),
             deep_calls=self.deep_calls.copy(),
             degraded_by_cause=dict(self.degraded_by_cause),
             dead_letters=dict(self.dead_letters),
-            deep_rows=self.deep_rows,
-            labels=self.labels,
-            late_answers=self.late_answers,
+            recoveries=self.recoveries.copy(),
         )
 
     @property
@@ -190,6 +195,32 @@ class Ledger:
         with self._counting:
             self._counters.late_answers += count
 
+    def record_recovery(self, seconds: float) -> None:
+        """A partition's state was rebuilt, from its assignment to its first decision, in `seconds`."""
+        with self._counting:
+            self._counters.recoveries.record_many(seconds, 1)
+
+    def count_session(self) -> None:
+        """The worker has begun with connections made anew."""
+        with self._counting:
+            self._counters.sessions += 1
+
+    def count_offset_gap(self) -> None:
+        """A stretch of offsets without records was found in the log, and confirmed by a second fetch."""
+        with self._counting:
+            self._counters.offset_gaps += 1
+
+    def set_hedged(self, calls: int) -> None:
+        """So many deep calls were sent a second time, in all."""
+        with self._counting:
+            self._counters.hedged_calls = calls
+
+    def set_escalation_raised(self, log_odds: float) -> None:
+        """The escalation threshold now stands so far above the policy's, for overload."""
+        with self._counting:
+            self._counters.escalation_raised = log_odds
+            self._counters.escalation_raised_max = max(self._counters.escalation_raised_max, log_odds)
+
     def add_deep_call(self, rows: int, wall_s: float) -> None:
         """One call to the deep model for `rows` transactions took `wall_s` seconds."""
         with self._counting:
@@ -233,14 +264,20 @@ class Ledger:
             escalation_share=_per(asked, decisions),
             degraded_share=_per(counters.paths["degraded"].count, decisions),
             degraded_by_cause=counters.degraded_by_cause,
+            duplicate_share=_per(counters.paths["duplicate"].count, decisions),
             dead_letters=counters.dead_letters,
             labels=counters.labels,
+            recovery=LatencyFigures.of(counters.recoveries),
+            sessions=counters.sessions,
+            offset_gaps=counters.offset_gaps,
+            escalation_raised_max=counters.escalation_raised_max,
             deep=DeepCallFigures(
                 calls=counters.deep_calls.count,
                 rows=counters.deep_rows,
                 rows_per_call=_per(counters.deep_rows, counters.deep_calls.count),
                 latency=LatencyFigures.of(counters.deep_calls),
                 late_answers=counters.late_answers,
+                hedged_calls=counters.hedged_calls,
             ),
             stages=_stage_figures(counters, self._watts_per_core),
             watts_per_core=self._watts_per_core,

@@ -74,6 +74,8 @@ def _decisions(summary: LedgerSummary) -> Table:
         caption=_causes(summary),
     )  # fmt: skip
     for name, path in summary.paths.items():
+        if name == "duplicate" and not path.decisions:
+            continue
         if name == "all":
             table.add_section()
         cells = (f"{path.decisions:,}", _number(path.share, 100.0), *_latency(path.latency))
@@ -82,11 +84,23 @@ def _decisions(summary: LedgerSummary) -> Table:
 
 
 def _causes(summary: LedgerSummary) -> str | None:
-    late = {"late deep answers": summary.deep.late_answers} if summary.deep.late_answers else {}
+    besides = {
+        "late deep answers": summary.deep.late_answers,
+        "hedged deep calls": summary.deep.hedged_calls,
+        "gaps in the log": summary.offset_gaps,
+        "sessions begun again": max(summary.sessions - 1, 0),
+    }
+    recovery = summary.recovery
     parts = [
         _listing("degraded by", summary.degraded_by_cause, summary.transactions),
         _listing("dead letters by", summary.dead_letters),
-        _listing("besides", late),
+        _listing("besides", {name: count for name, count in besides.items() if count}),
+        ""
+        if not summary.escalation_raised_max
+        else f"overload raised the escalation threshold by up to {summary.escalation_raised_max:.1f} log-odds",
+        ""
+        if recovery is None
+        else f"state of {recovery.count} partitions rebuilt, each within {recovery.max_ms / 1e3:.1f} s",
     ]
     return "\n".join(part for part in parts if part) or None
 

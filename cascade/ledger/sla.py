@@ -10,7 +10,7 @@ import msgspec
 from cascade.errors import SettingError
 from cascade.ledger.latency import LatencyHistogram
 
-Path = Literal["screened", "escalated", "degraded"]
+Path = Literal["screened", "escalated", "degraded", "duplicate"]
 Status = Literal["met", "missed", "no data"]
 
 

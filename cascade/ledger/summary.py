@@ -13,7 +13,7 @@ from cascade.ledger.machine import Machine
 from cascade.ledger.sla import ObjectiveResult
 from cascade.protocols import EnergyKind
 
-SUMMARY_FORMAT: Final = 1
+SUMMARY_FORMAT: Final = 2
 
 
 class LatencyFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,13 +65,17 @@ class StageFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeepCallFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Calls to the deep model; `latency` is a call's, not a transaction's. `late_answers`: rows that came too late."""
+    """Calls to the deep model; `latency` is a call's, not a transaction's. `late_answers`: rows that came too late.
+
+    `hedged_calls`: sent a second time.
+    """
 
     calls: int
     rows: int
     rows_per_call: float | None
     latency: LatencyFigures | None
     late_answers: int
+    hedged_calls: int
 
 
 class EnergyFigure(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +126,11 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a ledger knows at `ended`. Shares are in 0..1 of all decisions; None where there are none.
 
     `paths` also holds `all`. `escalation_share` is what the deep model was asked: escalated and degraded together.
-    `degraded_by_cause`, `dead_letters` (by reason), `labels`: counts.
+    `degraded_by_cause`, `dead_letters` (by reason), `labels`: counts. `duplicate_share`: transactions that came again
+    and got their first decision again, the hit rate of the idempotency cache. `recovery`: from the assignment of a
+    partition to its first decision, one value a partition. `sessions`: times that connections were made anew, the
+    first included. `offset_gaps`: stretches without records in the log. `escalation_raised_max`: how far overload has
+    raised the escalation threshold, log-odds.
     """
 
     format: int = SUMMARY_FORMAT
@@ -136,8 +144,13 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     escalation_share: float | None
     degraded_share: float | None
     degraded_by_cause: dict[str, int]
+    duplicate_share: float | None
     dead_letters: dict[str, int]
     labels: int
+    recovery: LatencyFigures | None
+    sessions: int
+    offset_gaps: int
+    escalation_raised_max: float
     deep: DeepCallFigures
     stages: dict[str, StageFigures]
     watts_per_core: float | None

@@ -1,0 +1,81 @@
+"""The little that snapshots ask of a place for files: a directory or, through fsspec, an object store."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import fsspec
+
+from cascade.errors import SettingError
+
+_UNFINISHED = ".part"
+
+
+class Files(Protocol):
+    """Files by name; every call may raise OSError."""
+
+    def names(self) -> list[str]:
+        """The names of all files that are whole, in no particular order."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The whole file."""
+        ...
+
+    def read_start(self, name: str, size: int) -> bytes:
+        """The first `size` bytes, or all where there are fewer."""
+        ...
+
+    def write(self, name: str, octets: bytes) -> None:
+        """Write a file that shows under its name only when it is whole."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is gone already is no error."""
+        ...
+
+
+class FsspecFiles:
+    """Files below a directory or URL; raises SettingError where that cannot be used."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+            self._fs.makedirs(self._root, exist_ok=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise SettingError(
+                "configuration",
+                "state.snapshots",
+                url,
+                f"cannot be used ({error})",
+                "name a directory or URL to write to",
+            ) from error
+
+    def names(self) -> list[str]:
+        """See Files."""
+        self._fs.invalidate_cache()
+        paths: list[str] = self._fs.ls(self._root, detail=False)
+        return [path.rpartition("/")[2] for path in paths if not path.endswith(_UNFINISHED)]
+
+    def read(self, name: str) -> bytes:
+        """See Files."""
+        octets: bytes = self._fs.cat_file(f"{self._root}/{name}")
+        return octets
+
+    def read_start(self, name: str, size: int) -> bytes:
+        """See Files."""
+        octets: bytes = self._fs.cat_file(f"{self._root}/{name}", start=0, end=size)
+        return octets
+
+    def write(self, name: str, octets: bytes) -> None:
+        """See Files."""
+        path = f"{self._root}/{name}"
+        self._fs.pipe_file(path + _UNFINISHED, octets)
+        self._fs.mv(path + _UNFINISHED, path)
+
+    def remove(self, name: str) -> None:
+        """See Files."""
+        try:
+            self._fs.rm(f"{self._root}/{name}")
+        except FileNotFoundError:
+            return
