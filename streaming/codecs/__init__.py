@@ -7,8 +7,9 @@ from cascade.schema import Field
 from streaming.codecs.json import JsonCodec
 from streaming.codecs.msgpack import MsgpackCodec
 from streaming.codecs.protocol import Codec, Decoded, Reject, RejectReason
+from streaming.codecs.validate import too_far_ahead
 
-__all__ = ["Codec", "Decoded", "Reject", "RejectReason", "codec"]
+__all__ = ["Codec", "Decoded", "Reject", "RejectReason", "codec", "too_far_ahead"]
 
 
 def codec(name: CodecName, fields: dict[str, Field], message_bytes_max: int) -> Codec:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 
 import msgspec
+import numpy as np
 
-from cascade.columns import ColumnBatch
 from cascade.schema import Field
-from streaming.codecs.messages import Fault, decode_messages, explain_error
-from streaming.codecs.protocol import Decoded, RejectReason
-from streaming.codecs.rows import row_type, to_rows
+from streaming.codecs.messages import NESTING_MAX, Fault, MessageCodec
+from streaming.codecs.protocol import RejectReason
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# what each octet outside of texts does to the nesting
+_STEPS = np.zeros(256, np.int8)
+_STEPS[list(b"{[")] = 1
+_STEPS[list(b"}]")] = -1
+_COLON = ord(":")
 
 
-class JsonCodec:
-    """Codec for JSON (RFC 8259, UTF-8); `message_bytes_max` is the largest message that is read.
+class JsonCodec(MessageCodec):
+    """Codec for JSON (RFC 8259, UTF-8).
 
     >>> fields = {"card_id": Field(type="int64"), "amount": Field(type="float64", minimum=0)}
     >>> decoded = JsonCodec(fields, 1024).decode([b'{"card_id": 7, "amount": 12.5}', b'{"card_id": 7}'])
@@ -25,27 +31,28 @@ class JsonCodec:
     name = "json"
 
     def __init__(self, fields: dict[str, Field], message_bytes_max: int) -> None:
-        self._fields = fields
-        self._message_bytes_max = message_bytes_max
-        self._row = row_type(fields)
-        self._decoder = msgspec.json.Decoder(self._row)
-        self._encoder = msgspec.json.Encoder()
+        super().__init__(msgspec.json, fields, message_bytes_max)
+        # a field whose name has colons only sends its messages the long way
+        self._colons = len(fields)
 
-    def decode(self, values: Sequence[bytes | None]) -> Decoded:
-        """Read a fetch; never raises for what is in a message."""
-        return decode_messages(self._fields, values, self._message_bytes_max, self._decoder.decode, _explain)
+    def _may_have_more(self, value: bytes) -> bool:
+        return value.count(b":") != self._colons
 
-    def encode(self, batch: ColumnBatch) -> list[bytes]:
-        """One JSON object a row."""
-        encode = self._encoder.encode
-        return [encode(row) for row in to_rows(self._fields, batch, self._row)]
+    def _shape(self, value: bytes, entries: dict[str, msgspec.Raw]) -> tuple[int, int]:
+        brackets = value.count(b"{") + value.count(b"[")
+        if brackets <= NESTING_MAX and b"\\" not in value:
+            # each key brings one colon; what is not in keys and values is between them
+            inside = sum(key.count(":") + bytes(raw).count(b":") for key, raw in entries.items())
+            return value.count(b":") - inside, brackets - 1
+        octets = np.frombuffer(_STRING.sub(b"", value), np.uint8)
+        depth = np.cumsum(_STEPS[octets], dtype=np.int32)
+        return int(np.count_nonzero((octets == _COLON) & (depth == 1))), int(depth.max()) - 1
 
-
-def _explain(value: bytes, error: Exception) -> Fault:
-    reason, detail = explain_error(error)
-    if reason is RejectReason.SYNTAX:
-        try:
-            value.decode()
-        except UnicodeDecodeError:
-            return RejectReason.ENCODING, "the message is not UTF-8"
-    return reason, detail
+    def _explain(self, value: bytes, error: Exception) -> Fault:
+        reason, detail = super()._explain(value, error)
+        if reason is RejectReason.SYNTAX:
+            try:
+                value.decode()
+            except UnicodeDecodeError:
+                return RejectReason.ENCODING, "the message is not UTF-8"
+        return reason, detail

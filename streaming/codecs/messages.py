@@ -6,47 +6,127 @@ message, but lets a message such as `{…},{…}` pass for two and make up for a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
+from cascade.columns import ColumnBatch
 from cascade.schema import Field
 from streaming.codecs.protocol import Decoded, Reject, RejectReason
-from streaming.codecs.rows import empty_batch
+from streaming.codecs.rows import empty_batch, row_type, to_rows
 from streaming.codecs.validate import to_columns
 
 DETAIL_CHARACTERS_MAX = 200
+# Only unknown fields can nest. The bound is ours, so that whether a message is read never depends on how deep in the
+# interpreter's stack the decoder was called: a replay must take and leave the same messages.
+NESTING_MAX = 32
 
-DecodeOne = Callable[[bytes], msgspec.Struct]
-# RecursionError: nesting deeper than the interpreter allows, which only hostile messages have
+# RecursionError: nesting deeper than the interpreter allows, far beyond NESTING_MAX
 MESSAGE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 Fault = tuple[RejectReason, str]
+_TOO_DEEP: Fault = (RejectReason.SYNTAX, f"nested deeper than {NESTING_MAX}")
 
 
-def decode_messages(
-    fields: dict[str, Field],
-    values: Sequence[bytes | None],
-    message_bytes_max: int,
-    decode_one: DecodeOne,
-    explain: Callable[[bytes, Exception], Fault],
-) -> Decoded:
-    """Decode each message with `decode_one`; what it cannot read is a reject that `explain` words."""
-    structs: list[msgspec.Struct] = []
-    positions: list[int] = []
-    rejects: list[Reject] = []
-    for index, value in enumerate(values):
-        if not value:
-            rejects.append(Reject(index, RejectReason.EMPTY, "no bytes" if value is not None else "a tombstone"))
-        elif len(value) > message_bytes_max:
-            rejects.append(Reject(index, RejectReason.OVERSIZED, f"{len(value)} bytes, at most {message_bytes_max}"))
-        else:
+class RefusedMessageError(Exception):
+    """A message that the library read, and that we refuse: its reason and detail."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(detail)
+        self.fault: Fault = (reason, detail)
+
+
+class _Library(Protocol):
+    """What the modules `msgspec.json` and `msgspec.msgpack` have in common."""
+
+    Decoder: Any
+    Encoder: Any
+
+
+class MessageCodec(ABC):
+    """A codec for messages that are one object each, fields by name.
+
+    `fields`: what a message must have; it may have more. `message_bytes_max`: the largest message that is read.
+    Refused: an object that has a key twice, since readers differ in which of the two counts, so what is decided here
+    need not be what is booked elsewhere; and unknown fields nested deeper than `NESTING_MAX`.
+    """
+
+    name: str
+
+    def __init__(self, library: _Library, fields: dict[str, Field], message_bytes_max: int) -> None:
+        self._fields = fields
+        self._message_bytes_max = message_bytes_max
+        self._row = row_type(fields)
+        self._decode_row = library.Decoder(self._row).decode
+        self._decode_entries = library.Decoder(dict[str, msgspec.Raw]).decode
+        self._encode_row = library.Encoder().encode
+
+    def decode(self, values: Sequence[bytes | None]) -> Decoded:
+        """Read a fetch; never raises for what is in a message."""
+        rows: list[msgspec.Struct] = []
+        positions: list[int] = []
+        rejects: list[Reject] = []
+        for index, value in enumerate(values):
             try:
-                structs.append(decode_one(value))
+                rows.append(self._read(value))
                 positions.append(index)
+            except RefusedMessageError as refused:
+                rejects.append(_reject(index, refused.fault))
             except MESSAGE_ERRORS as error:
-                rejects.append(_reject(index, explain(value, error)))
-    return _checked(fields, structs, positions, rejects)
+                rejects.append(_reject(index, self._explain(value or b"", error)))
+        return _checked(self._fields, rows, positions, rejects)
+
+    def encode(self, batch: ColumnBatch) -> list[bytes]:
+        """One object a row."""
+        encode = self._encode_row
+        return [encode(row) for row in to_rows(self._fields, batch, self._row)]
+
+    def _read(self, value: bytes | None) -> msgspec.Struct:
+        if not value:
+            raise RefusedMessageError(RejectReason.EMPTY, "no bytes" if value is not None else "a tombstone")
+        if len(value) > self._message_bytes_max:
+            detail = f"{len(value)} bytes, at most {self._message_bytes_max}"
+            raise RefusedMessageError(RejectReason.OVERSIZED, detail)
+        row: msgspec.Struct = self._decode_row(value)
+        if self._may_have_more(value):
+            # a key that is not UTF-8 raises here
+            entries = self._decode_entries(value)
+            keys, nesting = self._shape(value, entries)
+            if keys != len(entries):
+                raise RefusedMessageError(RejectReason.REPEATED_KEY, "a key occurs twice")
+            if nesting > NESTING_MAX:
+                raise RefusedMessageError(*_TOO_DEEP)
+        return row
+
+    @abstractmethod
+    def _may_have_more(self, value: bytes) -> bool:
+        """Whether a message that was read, so has every field, may have more; quick, and never wrongly False."""
+
+    @abstractmethod
+    def _shape(self, value: bytes, entries: dict[str, msgspec.Raw]) -> tuple[int, int]:
+        """The number of keys of a message that was read, repeated ones counted, and how deep its values nest.
+
+        `entries`: its distinct keys, each with one of its values. The nesting, 0 for numbers and texts, may be an upper
+        bound where it is within NESTING_MAX.
+        """
+
+    def _explain(self, value: bytes, error: Exception) -> Fault:
+        """The reason and detail behind an error; msgspec's messages name fields and types but no values."""
+        del value
+        if isinstance(error, UnicodeDecodeError):
+            return RejectReason.ENCODING, "a text is not UTF-8"
+        if isinstance(error, RecursionError):
+            return _TOO_DEEP
+        text = str(error)
+        if not isinstance(error, msgspec.ValidationError):
+            return RejectReason.SYNTAX, text
+        if text.startswith("Object missing required field"):
+            return RejectReason.MISSING_FIELD, text
+        if text.startswith("Number out of range"):
+            return RejectReason.NOT_FINITE, text
+        return RejectReason.TYPE, text
 
 
 def _checked(
@@ -67,19 +147,3 @@ def _checked(
 
 def _reject(index: int, fault: Fault) -> Reject:
     return Reject(index, fault[0], fault[1][:DETAIL_CHARACTERS_MAX])
-
-
-def explain_error(error: Exception) -> Fault:
-    """The reason and detail behind an error of msgspec, whose messages name fields and types but no values."""
-    if isinstance(error, UnicodeDecodeError):
-        return RejectReason.ENCODING, "a text is not UTF-8"
-    if isinstance(error, RecursionError):
-        return RejectReason.SYNTAX, "nested too deeply"
-    text = str(error)
-    if not isinstance(error, msgspec.ValidationError):
-        return RejectReason.SYNTAX, text
-    if text.startswith("Object missing required field"):
-        return RejectReason.MISSING_FIELD, text
-    if text.startswith("Number out of range"):
-        return RejectReason.NOT_FINITE, text
-    return RejectReason.TYPE, text

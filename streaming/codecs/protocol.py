@@ -11,7 +11,10 @@ from cascade.columns import ColumnBatch, Int64
 
 
 class RejectReason(StrEnum):
-    """Why a message could not become a row; a closed set, for counters and for the dead-letter header."""
+    """Why a message could not become a row; a closed set, for counters and for the dead-letter header.
+
+    FUTURE_EVENT is found where the time of append is known, by `too_far_ahead`; the others are a codec's.
+    """
 
     OVERSIZED = "oversized"
     EMPTY = "empty"
@@ -19,10 +22,12 @@ class RejectReason(StrEnum):
     SYNTAX = "syntax"
     TYPE = "type"
     MISSING_FIELD = "missing-field"
+    REPEATED_KEY = "repeated-key"
     NOT_FINITE = "not-finite"
     OUT_OF_LIMITS = "out-of-limits"
     UNKNOWN_CATEGORY = "unknown-category"
     TOO_LONG = "too-long"
+    FUTURE_EVENT = "future-event"
 
 
 @dataclass(frozen=True, slots=True)

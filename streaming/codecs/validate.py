@@ -9,12 +9,18 @@ import msgspec
 import numpy as np
 
 from cascade.columns import Array, Bool, ColumnBatch, Int64
-from cascade.schema import Field, out_of_limits
+from cascade.schema import INT64_MAX, Field, out_of_limits
 from streaming.codecs.protocol import RejectReason
 from streaming.codecs.rows import seconds_limit, time_to_ms, wire_values
 
-# C0, DEL and C1: a NUL would be lost in a fixed-width column, the others break logs and terminals
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+# Controls (Unicode's Cc): a NUL would be lost in a fixed-width column, the others break logs and terminals. And what
+# cannot be seen (Cf, Zl, Zp, and the rest of Default_Ignorable_Code_Point, Unicode 15): zero-width characters make two
+# ids look like one, bidirectional controls show an operator digits in another order than they are.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
+    "\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 
 Faults = dict[int, tuple[RejectReason, str]]
 
@@ -56,9 +62,9 @@ def _strings(name: str, field: Field, texts: list[str], faults: Faults) -> Array
     octets = [text.encode() for text in texts]
     lengths = np.fromiter(map(len, octets), np.int64, len(octets))
     _note(faults, lengths > field.max_length, RejectReason.TOO_LONG, f"{name}: more than {field.max_length} bytes")
-    if _CONTROL.search("".join(texts)):
-        control = np.fromiter((_CONTROL.search(text) is not None for text in texts), np.bool_, len(texts))
-        _note(faults, control, RejectReason.OUT_OF_LIMITS, f"{name}: holds a control character")
+    if _UNSEEN.search("".join(texts)):
+        unseen = np.fromiter((_UNSEEN.search(text) is not None for text in texts), np.bool_, len(texts))
+        _note(faults, unseen, RejectReason.OUT_OF_LIMITS, f"{name}: holds a control or invisible character")
     return np.array(octets, field.dtype)
 
 
@@ -78,3 +84,16 @@ def _limits_text(field: Field) -> str:
     low = "-∞" if field.minimum is None else str(field.minimum)
     high = "∞" if field.maximum is None else str(field.maximum)
     return f"{low} to {high}"
+
+
+def too_far_ahead(event_times_ms: Int64, appended_ms: Int64, tolerance_ms: int) -> Bool:
+    """Which rows say that they took place more than `tolerance_ms` after the broker kept them; bool [rows].
+
+    `event_times_ms`, `appended_ms` int64 [rows], ms since the epoch; a record without a time of append (negative) is
+    not judged. Such a row is refused (RejectReason.FUTURE_EVENT) since it would outlast itself: windows end at a key's
+    newest event, so what is older than the longest window before it is dropped, and the card's and the terminal's true
+    transactions are late, or not kept at all, until the clock has caught up. Up to the feature file's `lateness`
+    ahead, no window of a later row loses anything.
+    """
+    latest_ms = np.minimum(appended_ms, INT64_MAX - tolerance_ms) + tolerance_ms
+    return (event_times_ms > latest_ms) & (appended_ms >= 0)
