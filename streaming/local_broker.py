@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
 import uuid
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -171,6 +173,8 @@ class LocalBroker:
         self._first_port = port
         self._ports: list[int] = []
         self._controller_ports: list[int] = []
+        self._advertised_ports: list[int] = []
+        self._between_ports: list[int] = []
         self._processes: list[OwnedProcess] = []
 
     def __enter__(self) -> Self:
@@ -183,7 +187,25 @@ class LocalBroker:
     @property
     def bootstrap(self) -> str:
         """Addresses of all nodes, `127.0.0.1:port[,127.0.0.1:port...]`."""
-        return ",".join(f"127.0.0.1:{port}" for port in self._ports)
+        return ",".join(f"127.0.0.1:{port}" for port in self._advertised_ports or self._ports)
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The ports that the nodes listen on; known before the start."""
+        self._choose_ports()
+        return tuple(self._ports)
+
+    def advertise(self, ports: Sequence[int]) -> None:
+        """Send clients to other ports of 127.0.0.1, a node each, where proxies pass them on; before the start.
+
+        The nodes talk to each other past the proxies.
+        """
+        if len(ports) != self.nodes:
+            raise ValueError(f"{len(ports)} ports for {self.nodes} nodes")
+        self._choose_ports()
+        taken = {*self.ports, *self._controller_ports, *ports}
+        self._advertised_ports = list(ports)
+        self._between_ports = [port for port in free_ports(4 * self.nodes) if port not in taken][: self.nodes]
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -213,6 +235,8 @@ class LocalBroker:
 
     def stop(self) -> None:
         """Stop all nodes; topics and offsets stay in the data directory."""
+        for node in range(len(self._processes)):
+            self.resume_node(node)
         with ThreadPoolExecutor(self.nodes) as stopping:
             list(stopping.map(OwnedProcess.stop, self._processes))
 
@@ -220,10 +244,27 @@ class LocalBroker:
         """Kill node number `node` (0 and up) at once, as a failing machine would."""
         self._processes[node].kill()
 
+    def stop_node(self, node: int) -> None:
+        """Ask node number `node` to end, as for an upgrade: its partitions are handed over first."""
+        self._processes[node].stop()
+
+    def pause_node(self, node: int) -> None:
+        """Freeze node number `node` (SIGSTOP): its connections stay open, and nothing is answered."""
+        self._signal(node, signal.SIGSTOP)
+
+    def resume_node(self, node: int) -> None:
+        """Let a frozen node go on; harmless where it is not frozen or not running."""
+        self._signal(node, signal.SIGCONT)
+
     def start_node(self, node: int, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Start node number `node` again on its data and ports, and wait until it serves; raises LocalPartError."""
         self._processes[node].start()
         self._wait_ready([node], timeout_s)
+
+    def _signal(self, node: int, number: signal.Signals) -> None:
+        pid = self._processes[node].pid
+        if pid is not None:
+            os.kill(pid, number)
 
     def _choose_ports(self) -> None:
         # Kept for the life of the object: clients find a restarted broker where it was.
@@ -282,15 +323,13 @@ class LocalBroker:
     def _settings(self, node: int) -> dict[str, str | int]:
         replicas = min(self.nodes, 3)
         in_sync = min(2, replicas)
-        address = f"PLAINTEXT://127.0.0.1:{self._ports[node]}"
         voters = (f"{voter}@127.0.0.1:{port}" for voter, port in enumerate(self._controller_ports))
         return {
             "process.roles": "broker,controller",
             "node.id": node,
             "controller.quorum.voters": ",".join(voters),
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"{address},CONTROLLER://127.0.0.1:{self._controller_ports[node]}",
-            "advertised.listeners": address,
+            **self._listeners(node),
             "log.dirs": f"{self.data_dir}/node-{node}",
             "auto.create.topics.enable": "false",
             "default.replication.factor": replicas,
@@ -312,6 +351,19 @@ class LocalBroker:
             # A killed node is noticed after this; nine seconds by default.
             "broker.session.timeout.ms": 6000,
             "broker.heartbeat.interval.ms": 1000,
+        }
+
+    def _listeners(self, node: int) -> dict[str, str | int]:
+        address = f"PLAINTEXT://127.0.0.1:{self._ports[node]}"
+        controller = f"CONTROLLER://127.0.0.1:{self._controller_ports[node]}"
+        if not self._advertised_ports:
+            return {"listeners": f"{address},{controller}", "advertised.listeners": address}
+        between = f"BETWEEN://127.0.0.1:{self._between_ports[node]}"
+        return {
+            "listeners": f"{address},{between},{controller}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._advertised_ports[node]},{between}",
+            "inter.broker.listener.name": "BETWEEN",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,BETWEEN:PLAINTEXT,CONTROLLER:PLAINTEXT",
         }
 
     def _wait_ready(self, nodes: list[int], timeout_s: float) -> None:
