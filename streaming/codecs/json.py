@@ -42,7 +42,7 @@ class JsonCodec(MessageCodec):
         brackets = value.count(b"{") + value.count(b"[")
         if brackets <= NESTING_MAX and b"\\" not in value:
             # each key brings one colon; what is not in keys and values is between them
-            inside = sum(key.count(":") + bytes(raw).count(b":") for key, raw in entries.items())
+            inside = "".join(entries).count(":") + b"".join(entries.values()).count(b":")
             return value.count(b":") - inside, brackets - 1
         octets = np.frombuffer(_STRING.sub(b"", value), np.uint8)
         depth = np.cumsum(_STEPS[octets], dtype=np.int32)
