@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 from cascade.config import KafkaSettings
 from streaming.clients.protocol import (
     ConsumerClient,
@@ -38,13 +40,30 @@ __all__ = [
 
 def make_consumer(kafka: KafkaSettings, group: str | None) -> ConsumerClient:
     """A consumer of `group` (usually `kafka.group`), or outside any; raises BrokerError where no broker answers."""
-    from streaming.clients.kafka_python import KafkaPythonConsumer
+    from streaming.clients.kafka_consumer import KafkaPythonConsumer
 
     return KafkaPythonConsumer(kafka, group)
 
 
-def make_producer(kafka: KafkaSettings) -> ProducerClient:
-    """A producer; raises BrokerError where no broker answers."""
-    from streaming.clients.kafka_python import KafkaPythonProducer
+@overload
+def make_producer(kafka: KafkaSettings) -> ProducerClient: ...
+@overload
+def make_producer(kafka: KafkaSettings, transactional_id: str) -> TransactionalProducerClient: ...
+@overload
+def make_producer(
+    kafka: KafkaSettings, transactional_id: str | None
+) -> ProducerClient | TransactionalProducerClient: ...
+def make_producer(
+    kafka: KafkaSettings, transactional_id: str | None = None
+) -> ProducerClient | TransactionalProducerClient:
+    """A producer, transactional where it has an id; raises BrokerError where no broker answers.
 
-    return KafkaPythonProducer(kafka)
+    One that was made before with the same transactional id is fenced when this returns, and its transaction resolved.
+    """
+    if transactional_id is None:
+        from streaming.clients.kafka_producer import KafkaPythonProducer
+
+        return KafkaPythonProducer(kafka)
+    from streaming.clients.kafka_transactions import KafkaPythonTransactionalProducer
+
+    return KafkaPythonTransactionalProducer(kafka, transactional_id)

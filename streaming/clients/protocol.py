@@ -35,6 +35,16 @@ class FetchedBatch:
     def __len__(self) -> int:
         return len(self.values)
 
+    def part(self, start: int, stop: int) -> FetchedBatch:
+        """The records at positions from `start` on and before `stop`."""
+        if start == 0 and stop == len(self):
+            return self
+        chosen = slice(start, stop)
+        return FetchedBatch(
+            self.topic, self.partition, self.offsets[chosen], self.timestamps_ms[chosen], self.keys[chosen],
+            self.values[chosen], self.headers[chosen],
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
@@ -70,8 +80,9 @@ class ConsumerClient(Protocol):
         """Join the group and share its partitions; they start at the committed offset, else at the beginning.
 
         Rebalances are cooperative: `on_assigned` names the partitions that were gained, `on_revoked` and `on_lost`
-        those that go; the others are kept, and are polled meanwhile. The callbacks run while `poll` or `close` of this client is waiting for them, so never beside the caller's
-        own code, and may use the client (commit, seek, pause). What they raise comes out of `poll` or `close`.
+        those that go; the others are kept, and are polled meanwhile. The callbacks run while `poll` or `close` of this
+        client is waiting for them, so never beside the caller's own code, and may use the client (commit, seek,
+        pause). What they raise comes out of `poll` or `close`.
         `on_revoked`: the partitions are still ours, commits are accepted. `on_lost`: they already belong to others;
         without it, `on_revoked` is called.
         """

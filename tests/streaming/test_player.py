@@ -17,7 +17,7 @@ from cascade.frames import LabelledData, frame_to_batch
 from cascade.schema import Schema
 from cascade.simulator import SimulatorSettings, simulate
 from streaming.clients import Delivery, make_consumer, make_producer
-from streaming.clients.kafka_python import KafkaPythonProducer
+from streaming.clients.kafka_producer import KafkaPythonProducer
 from streaming.codecs import codec
 from streaming.decisions import message_keys
 from streaming.player import Played, Player, schedule

@@ -1,33 +1,30 @@
-"""The client on kafka-python 3; its errors are translated to BrokerError here and nowhere else."""
+"""The consumer on kafka-python 3."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from kafka import AsyncConsumerRebalanceListener, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.errors import CorruptRecordError, KafkaError, KafkaTimeoutError, OffsetOutOfRangeError
+from kafka import AsyncConsumerRebalanceListener, KafkaConsumer, TopicPartition
+from kafka.errors import CorruptRecordError, KafkaTimeoutError, RebalanceInProgressError
 from kafka.future import Future as VendorFuture
+from kafka.protocol.consumer import IsolationLevel
 from kafka.structs import OffsetAndMetadata
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
+from streaming.clients.honest_rebalance import HonestAssignor, rebalance_honestly
+from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS, translated
 from streaming.clients.lenient_records import LenientPartitionRecords
 from streaming.clients.prompt_fetch import look_again_before_sleeping
-from streaming.clients.protocol import Delivery, FetchedBatch, Headers, Partition, PartitionsCallback
+from streaming.clients.protocol import FetchedBatch, GroupMember, Partition, PartitionsCallback
 from streaming.clients.settings import connection_settings
 from streaming.clients.steady_join import keep_finished_joins
 
-# How long one request may take before it is tried again elsewhere; the vendor's 30 s would hide a dead broker.
-REQUEST_TIMEOUT_MS = 15_000
-# A record that is not kept after this long is a failure that stops the worker, instead of a queue that grows.
-DELIVERY_TIMEOUT_MS = 60_000
 # A worker that was killed is missed after this long, and its partitions stand still until then. The broker accepts
 # no less than 6 s; below 10 s a loaded machine loses partitions for no reason.
 SESSION_TIMEOUT_MS = 10_000
@@ -37,33 +34,13 @@ HEARTBEAT_INTERVAL_MS = 2_000
 FETCH_WAIT_MS = 50
 # Bounds what one fetch may bring into memory, over all partitions.
 FETCH_BYTES_MAX = 8 * 1024 * 1024
-# The sender thread takes up to this much of a partition at a time. The idempotent producer has one such batch in
-# flight a partition, so small ones would cost a round trip each; a thousand decisions fit.
-PRODUCE_BATCH_BYTES = 512 * 1024
-# A micro-batch is appended record by record; with 0 the sender runs off with the first ones and contends for the
-# interpreter with the rest. One millisecond is a fifth of the screened p99 limit.
-LINGER_MS = 1
-# Larger than what the broker takes by default, so that a dead letter of a message at the limit is not stopped here.
-REQUEST_BYTES_MAX = 2 * 1024 * 1024
-UNDELIVERED_MAX = 50_000
+# Offsets that a transaction under way holds are waited for. One that a killed worker left ends when its time is out
+# (15 s) and the coordinator next looks (every 10 s by default).
+COMMITTED_TIMEOUT_MS = 30_000
+# Between the end of a join and the leader's word, commits are refused: milliseconds, unless the leader is slow.
+REBALANCING_COMMIT_S = 2.0
+REBALANCING_PAUSE_S = 0.02
 CLOSE_TIMEOUT_S = 10.0
-
-
-@contextlib.contextmanager
-def _translated(action: str, servers: str) -> Iterator[None]:
-    try:
-        yield
-    except OffsetOutOfRangeError as error:
-        raise BrokerError(
-            f"Kafka at {servers}: {action}: the log no longer holds the wanted offsets ({_worded(error)}); "
-            "records were deleted before they were read: commit a newer offset for the group to go on without them"
-        ) from error
-    except (KafkaError, OSError, ValueError, TypeError, AssertionError) as error:
-        raise BrokerError(f"Kafka at {servers}: {action}: {_worded(error)}") from error
-
-
-def _worded(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # the vendor has no types
@@ -117,7 +94,12 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # the ve
 
 
 class KafkaPythonConsumer:
-    """ConsumerClient on kafka-python; `group` None reads outside any group."""
+    """ConsumerClient on kafka-python; `group` None reads outside any group.
+
+    With `kafka.instance` it is a static member: `close` does not leave the group, and whoever joins under the same name
+    within the session timeout (10 s) gets its partitions. `poll` and `commit` of the one before raise from then on.
+    While `on_revoked` runs, the partitions that go are no longer in `assignment`.
+    """
 
     def __init__(self, kafka: KafkaSettings, group: str | None, bootstrap_timeout_s: float = 30.0) -> None:
         self._servers = kafka.bootstrap
@@ -132,7 +114,9 @@ class KafkaPythonConsumer:
                 # never skip silently: where there is no committed offset we seek, where the log was cut we stop
                 auto_offset_reset="none",
                 allow_auto_create_topics=False,
-                partition_assignment_strategy=(RangePartitionAssignor,),
+                isolation_level="read_committed",
+                partition_assignment_strategy=(HonestAssignor(),),
+                group_instance_id=kafka.instance if group is not None and kafka.instance else None,
                 session_timeout_ms=SESSION_TIMEOUT_MS,
                 heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
                 request_timeout_ms=REQUEST_TIMEOUT_MS,
@@ -144,6 +128,7 @@ class KafkaPythonConsumer:
             )
         self._consumer._fetcher.PartitionRecords = LenientPartitionRecords
         keep_finished_joins(self._consumer._coordinator)
+        rebalance_honestly(self._consumer._coordinator)
         look_again_before_sleeping(self._consumer._fetcher)
 
     def subscribe(
@@ -156,8 +141,7 @@ class KafkaPythonConsumer:
         """See ConsumerClient."""
 
         def assigned(partitions: list[Partition]) -> None:
-            uncommitted = set(partitions) - set(self.committed(partitions))
-            self._seek_to_beginning(sorted(uncommitted))
+            self._seek_to_beginning(self._never_committed(partitions))
             on_assigned(partitions)
 
         self._listener = _Listener(self._consumer._net, assigned, on_revoked, on_lost or on_revoked)
@@ -193,14 +177,14 @@ class KafkaPythonConsumer:
         return [_fetched(partition, found) for partition, found in records.items()]
 
     def pause(self, partitions: Iterable[Partition]) -> None:
-        """See ConsumerClient."""
+        """See ConsumerClient; a partition that was taken away is passed over."""
         with self._translated("pausing"):
-            self._consumer.pause(*(TopicPartition(*partition) for partition in partitions))
+            self._consumer.pause(*self._still_assigned(partitions))
 
     def resume(self, partitions: Iterable[Partition]) -> None:
-        """See ConsumerClient."""
+        """See ConsumerClient; a partition that was taken away is passed over."""
         with self._translated("resuming"):
-            self._consumer.resume(*(TopicPartition(*partition) for partition in partitions))
+            self._consumer.resume(*self._still_assigned(partitions))
 
     def seek(self, partition: Partition, offset: int) -> None:
         """See ConsumerClient."""
@@ -217,25 +201,31 @@ class KafkaPythonConsumer:
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, str]]:
         """See ConsumerClient."""
-        found: dict[Partition, tuple[int, str]] = {}
         with self._translated("asking for committed offsets"):
-            for partition in partitions:
-                kept = self._consumer.committed(
-                    TopicPartition(*partition), metadata=True, timeout_ms=REQUEST_TIMEOUT_MS
-                )
-                if kept is not None and kept.offset >= 0:
-                    found[partition] = (int(kept.offset), kept.metadata or "")
-        return found
+            found = self._consumer._coordinator.fetch_committed_offsets(_vendor(partitions), COMMITTED_TIMEOUT_MS)
+        return {tuple(partition): (int(kept.offset), kept.metadata or "") for partition, kept in found.items()}
+
+    def member(self) -> GroupMember:
+        """See ConsumerClient."""
+        with self._translated("asking for the membership"):
+            return GroupMember(self._consumer.group_metadata())
 
     def commit(self, offsets: Mapping[Partition, tuple[int, str]]) -> None:
-        """See ConsumerClient."""
+        """See ConsumerClient; it may raise while the group rebalances, and can then be tried again."""
         wanted = {
             TopicPartition(*partition): OffsetAndMetadata(int(offset), metadata, -1)
             for partition, (offset, metadata) in offsets.items()
         }
-        if wanted:
+        deadline_s = time.monotonic() + REBALANCING_COMMIT_S
+        while wanted:
             with self._translated("committing offsets"):
-                self._consumer.commit(wanted, timeout_ms=REQUEST_TIMEOUT_MS)
+                try:
+                    self._consumer.commit(wanted, timeout_ms=REQUEST_TIMEOUT_MS)
+                    return
+                except RebalanceInProgressError:
+                    if time.monotonic() > deadline_s:
+                        raise
+            time.sleep(REBALANCING_PAUSE_S)
 
     def beginning_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """See ConsumerClient."""
@@ -246,6 +236,15 @@ class KafkaPythonConsumer:
         """See ConsumerClient."""
         with self._translated("asking for the end offsets"):
             return _plain(self._consumer.end_offsets(_vendor(partitions), timeout_ms=REQUEST_TIMEOUT_MS))
+
+    def offsets_at(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
+        """See ConsumerClient."""
+        wanted = list(partitions)
+        with self._translated("asking for the offsets of a time"):
+            found = self._consumer.offsets_for_times(dict.fromkeys(_vendor(wanted), time_ms), REQUEST_TIMEOUT_MS)
+        beyond = [partition for partition in wanted if found.get(TopicPartition(*partition)) is None]
+        ends = self.end_offsets(beyond) if beyond else {}
+        return {one: ends[one] if one in ends else int(found[TopicPartition(*one)].offset) for one in wanted}
 
     def partitions_for(self, topic: str) -> list[Partition]:
         """See ConsumerClient."""
@@ -261,6 +260,21 @@ class KafkaPythonConsumer:
             self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_S * 1_000)
         self._raise_callback_error()
 
+    def _never_committed(self, partitions: Sequence[Partition]) -> list[Partition]:
+        """Those without an offset; one that is only held by a transaction of another worker is not waited for."""
+        coordinator = self._consumer._coordinator
+        with self._translated("asking for committed offsets"):
+            level, coordinator._isolation_level = coordinator._isolation_level, IsolationLevel.READ_UNCOMMITTED
+            try:
+                found = coordinator.fetch_committed_offsets(_vendor(partitions), REQUEST_TIMEOUT_MS)
+            finally:
+                coordinator._isolation_level = level
+        return [partition for partition in partitions if TopicPartition(*partition) not in found]
+
+    def _still_assigned(self, partitions: Iterable[Partition]) -> list[TopicPartition]:
+        assigned = self._consumer.assignment()
+        return [partition for partition in _vendor(partitions) if partition in assigned]
+
     def _seek_to_beginning(self, partitions: Sequence[Partition]) -> None:
         if partitions:
             for partition, offset in self.beginning_offsets(partitions).items():
@@ -271,7 +285,7 @@ class KafkaPythonConsumer:
             self._listener.raise_error()
 
     def _translated(self, action: str) -> contextlib.AbstractContextManager[None]:
-        return _translated(action, self._servers)
+        return translated(action, self._servers)
 
 
 def _fetched(partition: TopicPartition, records: Sequence[Any]) -> FetchedBatch:
@@ -297,135 +311,3 @@ def _plain(offsets: Mapping[TopicPartition, int]) -> dict[Partition, int]:
 
 def _name(partition: Partition) -> str:
     return f"{partition[0]}-{partition[1]}"
-
-
-class _Sent:
-    """Delivery of some records, looked through from the first that is not known to be kept."""
-
-    def __init__(self, servers: str, futures: list[Any]) -> None:
-        self._servers, self._futures, self._kept = servers, futures, 0
-
-    def done(self) -> bool:
-        while self._kept < len(self._futures):
-            future = self._futures[self._kept]
-            if not future.is_done:
-                return False
-            if future.exception is not None:
-                raise _delivery_error(self._servers, future.exception)
-            self._kept += 1
-        return True
-
-
-def _delivery_error(servers: str, error: BaseException) -> BrokerError:
-    return BrokerError(f"Kafka at {servers}: a record was not delivered: {_worded(error)}")
-
-
-class KafkaPythonProducer:
-    """ProducerClient on kafka-python, which itself bounds nothing: `undelivered_max` records are the bound here."""
-
-    def __init__(
-        self, kafka: KafkaSettings, undelivered_max: int = UNDELIVERED_MAX, bootstrap_timeout_s: float = 30.0
-    ) -> None:
-        self._servers = kafka.bootstrap
-        self._undelivered_max = undelivered_max
-        self._undelivered: deque[Any] = deque()
-        self._failure: BrokerError | None = None
-        with _translated("connecting", self._servers):
-            self._producer = KafkaProducer(
-                **connection_settings(kafka, "cascade-producer"),
-                acks="all",
-                enable_idempotence=True,
-                linger_ms=LINGER_MS,
-                batch_size=PRODUCE_BATCH_BYTES,
-                max_request_size=REQUEST_BYTES_MAX,
-                request_timeout_ms=REQUEST_TIMEOUT_MS,
-                delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
-                max_block_ms=REQUEST_TIMEOUT_MS,
-                bootstrap_timeout_ms=int(bootstrap_timeout_s * 1_000),
-                allow_auto_create_topics=False,
-                metrics_enabled=False,
-            )
-
-    def send(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers = (),
-        timestamp_ms: int | None = None,
-    ) -> Delivery:
-        """See ProducerClient; a header without a value is sent with an empty one, since the vendor takes no other."""
-        self._make_room(1)
-        pairs = [(name, octets if octets is not None else b"") for name, octets in headers]
-        with _translated(f"sending to {topic}", self._servers):
-            future = self._producer.send(topic, key=key, value=value, headers=pairs, timestamp_ms=timestamp_ms)
-        self._undelivered.append(future)
-        return _Sent(self._servers, [future])
-
-    def send_many(
-        self,
-        topic: str,
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes | None],
-        timestamps_ms: Sequence[int] | None = None,
-    ) -> Delivery:
-        """See ProducerClient."""
-        self._make_room(len(values))
-        send = self._producer.send
-        times: Sequence[int | None] = timestamps_ms if timestamps_ms is not None else [None] * len(values)
-        futures: list[Any] = []
-        try:
-            with _translated(f"sending to {topic}", self._servers):
-                for key, value, time_ms in zip(keys, values, times, strict=True):
-                    futures.append(send(topic, key=key, value=value, timestamp_ms=time_ms))
-        finally:
-            self._undelivered.extend(futures)
-        return _Sent(self._servers, futures)
-
-    def undelivered(self) -> int:
-        """See ProducerClient."""
-        self._reap()
-        return len(self._undelivered)
-
-    def flush(self, timeout_s: float) -> None:
-        """See ProducerClient."""
-        with _translated("waiting for deliveries", self._servers):
-            self._producer.flush(timeout=timeout_s)
-        self._reap()
-        if self._failure is not None:
-            raise self._failure
-
-    def close(self, timeout_s: float) -> None:
-        """See ProducerClient; releases everything even where the flush fails."""
-        try:
-            self.flush(timeout_s)
-        finally:
-            # the flush above said what there is to say about records that were not delivered
-            with contextlib.suppress(KafkaError):
-                self._producer.close(timeout=timeout_s)
-
-    def _make_room(self, records: int) -> None:
-        self._reap()
-        if self._failure is not None:
-            raise self._failure
-        deadline_s = time.monotonic() + REQUEST_TIMEOUT_MS / 1_000
-        # a call with more records than the bound goes through once nothing else waits
-        while self._undelivered and len(self._undelivered) + records > self._undelivered_max:
-            left_s = deadline_s - time.monotonic()
-            with _translated("waiting for room in the send queue", self._servers), contextlib.suppress(KafkaError):
-                self._undelivered[0].get(timeout=max(left_s, 0))
-            self._reap()
-            if self._failure is not None:
-                raise self._failure
-            if self._undelivered and left_s <= 0:
-                raise BrokerError(
-                    f"Kafka at {self._servers}: {len(self._undelivered)} records wait to be delivered, at most "
-                    f"{self._undelivered_max}; the broker is slow or gone"
-                )
-
-    def _reap(self) -> None:
-        waiting = self._undelivered
-        while waiting and waiting[0].is_done:
-            error = waiting.popleft().exception
-            if error is not None and self._failure is None:
-                self._failure = _delivery_error(self._servers, error)
