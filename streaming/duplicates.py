@@ -115,6 +115,13 @@ class FirstDecisions:
     def __len__(self) -> int:
         return int(self._counters[HELD])
 
+    def warm_up(self) -> None:
+        """Compile the kernels, so that the first transactions do not pay for it."""
+        none = np.zeros(0, np.int64)
+        self._look_up(none, none, none, none, none, none, none.copy())
+        kernels.find_places(self._by_place, self._entries, self._seed, 0, none, none.copy())
+        kernels.forget(self._by_identity, self._by_place, self._entries, self._counters, 0)
+
     def look_up(self, batch: ColumnBatch, roles: Roles, partitions: Int64, offsets: Int64, appended_ms: Int64) -> Int64:
         """Entries int64 [rows] of the rows' first occurrences, for `first`; -1 where the row is itself a first one.
 

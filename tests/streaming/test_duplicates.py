@@ -84,7 +84,7 @@ def settle(cache: FirstDecisions, partition: int, offsets: list[int], bundle: st
     count = len(offsets)
     cache.settle(
         partition, np.array(offsets), np.full(count, action), np.full(count, 1), np.full(count, 3),
-        np.array(offsets) / 1e4, np.array(offsets) / 2e4, np.array(offsets) + 5_000, bundle,
+        np.array(offsets) / 1e5, np.array(offsets) / 2e5, np.array(offsets) + 5_000, bundle,
     )  # fmt: skip
 
 
@@ -206,8 +206,8 @@ def test_a_decision_is_known_once_it_is_settled_and_final_then() -> None:
     assert first.offsets.tolist() == [10, 10, 11]
     assert first.actions[:2].tolist() == [2, 0]
     assert (first.stages[:2].tolist(), first.causes[:2].tolist()) == ([1, 1], [3, 3])
-    assert first.scores[:2].tolist() == [0.001, 0.001]
-    assert first.screener_scores[:2].tolist() == [0.0005, 0.0005]
+    assert first.scores[:2].tolist() == [0.0001, 0.0001]
+    assert first.screener_scores[:2].tolist() == [0.00005, 0.00005]
     assert first.decision_times_ms[:2].tolist() == [5_010, 5_010]
     assert first.bundles[:2] == ["v1", "v2"]
 
@@ -247,6 +247,20 @@ def test_beyond_the_limit_the_oldest_are_forgotten_and_memory_does_not_grow() ->
     assert repeated(cache, [Record(newest % 3, newest + 9, 0, newest)]) == [newest]
     assert cache.first(entries).held.tolist() == [False, False]
     assert repeated(cache, [Record(0, newest + 10, 0, 0)]) == [None]
+
+
+def test_a_full_ring_finds_exactly_the_newest_after_much_coming_and_going() -> None:
+    """Both indexes lose an entry for each that comes: a search that a gap breaks would miss one that is held."""
+    cache, chance = made(), np.random.default_rng(5)
+    ring: dict[int, int] = {}
+    for offset, id in enumerate(chance.integers(0, 3_000, 20_000).tolist()):
+        assert repeated(cache, [Record(0, offset, 0, id)]) == [ring.get(id)]
+        if id not in ring:
+            ring[id] = offset
+            if len(ring) > SMALLEST:
+                del ring[next(iter(ring))]
+    settle(cache, 0, list(ring.values()))
+    assert cache._known.all()
 
 
 def test_what_is_past_the_window_is_not_exported() -> None:
