@@ -2,5 +2,17 @@
 
 from cascade.features.engine import FeatureBatch, FeatureEngine, KeyStatistics
 from cascade.features.spec import FeatureSpec, load_spec, parse_spec
+from cascade.features.state import SOURCES_MAX, STATE_LAYOUT
+from cascade.features.summaries import Summaries
 
-__all__ = ["FeatureBatch", "FeatureEngine", "FeatureSpec", "KeyStatistics", "load_spec", "parse_spec"]
+__all__ = [
+    "SOURCES_MAX",
+    "STATE_LAYOUT",
+    "FeatureBatch",
+    "FeatureEngine",
+    "FeatureSpec",
+    "KeyStatistics",
+    "Summaries",
+    "load_spec",
+    "parse_spec",
+]

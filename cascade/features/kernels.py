@@ -3,7 +3,8 @@
 A row is handled whole before the next: find its key, forget what is too old, read the windows, read and extend the
 sequence, put the event in its place. So results do not depend on where a batch ends.
 
-`chain` arguments say which chain of a slot is meant (EVENTS or FRAUDS); `pool` is the array of its blocks.
+A row sees the events of its own source and of every source that is not hidden; of hidden sources it sees the remotes:
+summaries that other workers told. So events and remotes of one source never count together.
 """
 
 from __future__ import annotations
@@ -11,33 +12,30 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cascade.columns import Array, Float32, Float64, Int64
+from cascade.columns import Array, Bool, Float32, Float64, Int64
+from cascade.features.chains import drop_oldest, home, insert, make_room, put, take_out, touch, trim
 from cascade.features.state import (
     BLOCK,
-    BLOCKS_USED,
     COUNT,
     EVENT_POOL,
     EVENTS,
-    EVICTIONS,
     FRAUD_POOL,
     FRAUDS,
-    FREE_BLOCK,
-    FREE_SLOT,
     GENERATION,
     HIGH,
-    KEY,
-    KEYS,
     LATE,
-    LEAST_RECENT,
-    LESS_RECENT,
     LOW,
-    MORE_RECENT,
-    MOST_RECENT,
     NEWER,
     NEWEST,
     OLDER,
     OLDEST,
-    SLOTS_USED,
+    REMOTE_COUNT,
+    REMOTE_POOL,
+    REMOTE_START,
+    REMOTE_VALUES,
+    REMOTES,
+    SOURCES,
+    STEP_SOURCE,
     STEPS,
     TIMES,
     TOO_LATE,
@@ -49,234 +47,11 @@ NO_PRECEDING_SECONDS = -1.0
 ROWS, FRAUD_ROWS, SUMS = range(3)
 
 
-@njit(cache=True, inline="always")
-def _home(key: int, mask: int) -> int:
-    """Preferred place of a key: the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    mixed = np.uint64(key)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.int64((mixed ^ (mixed >> np.uint64(31))) & np.uint64(mask))
-
-
-# --- order of last use ------------------------------------------------------------------------------------------
-
-
-@njit(cache=True)
-def _unlink(slots: Int64, counters: Int64, slot: int) -> None:
-    less, more = slots[slot, LESS_RECENT], slots[slot, MORE_RECENT]
-    if more:
-        slots[more, LESS_RECENT] = less
-    else:
-        counters[MOST_RECENT] = less
-    if less:
-        slots[less, MORE_RECENT] = more
-    else:
-        counters[LEAST_RECENT] = more
-
-
-@njit(cache=True)
-def _link_as_latest(slots: Int64, counters: Int64, slot: int) -> None:
-    head = counters[MOST_RECENT]
-    slots[slot, LESS_RECENT], slots[slot, MORE_RECENT] = head, 0
-    if head:
-        slots[head, MORE_RECENT] = slot
-    else:
-        counters[LEAST_RECENT] = slot
-    counters[MOST_RECENT] = slot
-
-
-# --- the index --------------------------------------------------------------------------------------------------
-
-
-@njit(cache=True)
-def _remove_key(table: Array, slots: Int64, key: int) -> None:
-    """Take a key out of the table, moving later ones back so that no gap breaks a probe."""
-    mask = len(table) - 1
-    gap = _home(key, mask)
-    while slots[table[gap], KEY] != key:
-        gap = (gap + 1) & mask
-    place = gap
-    while True:
-        place = (place + 1) & mask
-        slot = table[place]
-        if slot == 0:
-            break
-        home = _home(slots[slot, KEY], mask)
-        if (place - home) & mask >= (place - gap) & mask:
-            table[gap] = slot
-            gap = place
-    table[gap] = 0
-
-
-@njit(cache=True)
-def _evict_longest_idle(table: Array, slots: Int64, counters: Int64, events: Int64, frauds: Int64) -> None:
-    slot = counters[LEAST_RECENT]
-    _remove_key(table, slots, slots[slot, KEY])
-    _unlink(slots, counters, slot)
-    _free_chain(slots, counters, events, slot, EVENTS, EVENT_POOL)
-    _free_chain(slots, counters, frauds, slot, FRAUDS, FRAUD_POOL)
-    slots[slot, STEPS] = 0
-    slots[slot, LESS_RECENT] = counters[FREE_SLOT]
-    counters[FREE_SLOT] = slot
-    counters[EVICTIONS] += 1
-    counters[KEYS] -= 1
-
-
-@njit(cache=True)
-def _touch(table: Array, slots: Int64, counters: Int64, events: Int64, frauds: Int64, key: int) -> int:
-    """The key's slot, made where it is new; the key becomes the latest used."""
-    mask = len(table) - 1
-    place = _home(key, mask)
-    while table[place]:
-        slot = np.int64(table[place])
-        if slots[slot, KEY] == key:
-            if counters[MOST_RECENT] != slot:
-                _unlink(slots, counters, slot)
-                _link_as_latest(slots, counters, slot)
-            return slot
-        place = (place + 1) & mask
-    if counters[FREE_SLOT] == 0 and counters[SLOTS_USED] == len(slots) - 1:
-        _evict_longest_idle(table, slots, counters, events, frauds)
-        place = _home(key, mask)
-        while table[place]:
-            place = (place + 1) & mask
-    slot = counters[FREE_SLOT]
-    if slot:
-        counters[FREE_SLOT] = slots[slot, LESS_RECENT]
-    else:
-        counters[SLOTS_USED] += 1
-        slot = counters[SLOTS_USED]
-    slots[slot, KEY] = key
-    table[place] = slot
-    _link_as_latest(slots, counters, slot)
-    counters[KEYS] += 1
-    return slot
-
-
-# --- chains of blocks -------------------------------------------------------------------------------------------
-
-
-@njit(cache=True)
-def _free_block(counters: Int64, pool: Int64, block: int, pool_counters: int) -> None:
-    pool[block, OLDER] = counters[pool_counters + FREE_BLOCK]
-    counters[pool_counters + FREE_BLOCK] = block
-
-
-@njit(cache=True)
-def _free_chain(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int, pool_counters: int) -> None:
-    block = slots[slot, chain + NEWEST]
-    while block:
-        older = pool[block, OLDER]
-        _free_block(counters, pool, block, pool_counters)
-        block = older
-    slots[slot, chain + NEWEST] = slots[slot, chain + OLDEST] = slots[slot, chain + COUNT] = 0
-
-
-@njit(cache=True)
-def _drop_oldest(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int, pool_counters: int) -> None:
-    block = slots[slot, chain + OLDEST]
-    pool[block, LOW] += 1
-    slots[slot, chain + COUNT] -= 1
-    if pool[block, LOW] == pool[block, HIGH]:
-        newer = pool[block, NEWER]
-        slots[slot, chain + OLDEST] = newer
-        if newer:
-            pool[newer, OLDER] = 0
-        else:
-            slots[slot, chain + NEWEST] = 0
-        _free_block(counters, pool, block, pool_counters)
-
-
-@njit(cache=True)
-def _drop_newest(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int, pool_counters: int) -> None:
-    block = slots[slot, chain + NEWEST]
-    pool[block, HIGH] -= 1
-    slots[slot, chain + COUNT] -= 1
-    if pool[block, LOW] == pool[block, HIGH]:
-        older = pool[block, OLDER]
-        slots[slot, chain + NEWEST] = older
-        if older:
-            pool[older, NEWER] = 0
-        else:
-            slots[slot, chain + OLDEST] = 0
-        _free_block(counters, pool, block, pool_counters)
-
-
-@njit(cache=True)
-def _trim(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int, pool_counters: int, time_ms: int) -> None:
-    """Drop what is as old as `time_ms` or older."""
-    while slots[slot, chain + COUNT]:
-        block = slots[slot, chain + OLDEST]
-        if pool[block, TIMES + pool[block, LOW]] > time_ms:
-            break
-        _drop_oldest(slots, counters, pool, slot, chain, pool_counters)
-
-
-@njit(cache=True)
-def _make_room(
-    table: Array, slots: Int64, counters: Int64, events: Int64, frauds: Int64, slot: int, chain: int, pool_counters: int
-) -> None:
-    """See that the newest block of the chain has a free place, at the price of the longest idle keys."""
-    pool = events if chain == EVENTS else frauds
-    block = slots[slot, chain + NEWEST]
-    if block and pool[block, HIGH] < BLOCK:
-        return
-    while counters[pool_counters + FREE_BLOCK] == 0 and counters[pool_counters + BLOCKS_USED] == len(pool) - 1:
-        if counters[LEAST_RECENT] != slot:
-            _evict_longest_idle(table, slots, counters, events, frauds)
-        else:
-            _drop_oldest(slots, counters, pool, slot, chain, pool_counters)
-    fresh = counters[pool_counters + FREE_BLOCK]
-    if fresh:
-        counters[pool_counters + FREE_BLOCK] = pool[fresh, OLDER]
-    else:
-        counters[pool_counters + BLOCKS_USED] += 1
-        fresh = counters[pool_counters + BLOCKS_USED]
-    block = slots[slot, chain + NEWEST]
-    pool[fresh, LOW] = pool[fresh, HIGH] = 0
-    pool[fresh, OLDER], pool[fresh, NEWER] = block, 0
-    if block:
-        pool[block, NEWER] = fresh
-    else:
-        slots[slot, chain + OLDEST] = fresh
-    slots[slot, chain + NEWEST] = fresh
-
-
-@njit(cache=True)
-def _insert(slots: Int64, pool: Int64, slot: int, chain: int, time_ms: int, event: Int64) -> None:
-    """Put an event after all that are as old or older; later ones move up by one. There must be room.
-
-    `event` int64 [values + tags]: what follows the time.
-    """
-    block = slots[slot, chain + NEWEST]
-    place = pool[block, HIGH]
-    pool[block, HIGH] += 1
-    slots[slot, chain + COUNT] += 1
-    while True:
-        before_block, before = block, place - 1
-        if place == pool[block, LOW]:
-            before_block = pool[block, OLDER]
-            if before_block == 0:
-                break
-            before = pool[before_block, HIGH] - 1
-        if pool[before_block, TIMES + before] <= time_ms:
-            break
-        for column in range(TIMES, pool.shape[1], BLOCK):
-            pool[block, column + place] = pool[before_block, column + before]
-        block, place = before_block, before
-    pool[block, TIMES + place] = time_ms
-    for column in range(len(event)):
-        pool[block, VALUES + BLOCK * column + place] = event[column]
-
-
-# --- reading the windows ----------------------------------------------------------------------------------------
-
-
 @njit(cache=True)
 def _is_new_tag(seen: Int64, code: int, generation: int) -> bool:
     """Whether the row's scan meets the tag for the first time; remembers it."""
     mask = len(seen) - 1
-    place = _home(code, mask)
+    place = home(code, mask)
     while seen[place, 1] == generation:
         if seen[place, 0] == code:
             return False
@@ -297,6 +72,10 @@ def _keep(aggregates: Float64, edge: int) -> None:
 def _scan(
     events: Int64,
     event_values: Float64,
+    event_sources: Array,
+    hidden: Bool,
+    any_hidden: bool,
+    own_source: int,
     edges: Int64,
     aggregates: Float64,
     seen: Int64,
@@ -310,7 +89,8 @@ def _scan(
 
     Sums are of the earlier rows alone. The variance is taken from differences to the row's own value, which keeps it
     exact where values are alike.
-    `event_values` is `events` as float64. Returns the age in seconds of the event before this one.
+    `event_values` is `events` as float64, `event_sources` as uint16. Returns the age in seconds of the
+    event before this one.
     """
     value_count, tag_count, running = len(values), len(tags), len(edges)
     differences, squares = SUMS + value_count, SUMS + 2 * value_count
@@ -332,6 +112,10 @@ def _scan(
             age_ms = time_ms - events[block, TIMES + place]
             if age_ms < 0:
                 continue
+            if any_hidden:
+                source = event_sources[block, SOURCES + place]
+                if source != own_source and hidden[source]:
+                    continue
             while edge < running and age_ms >= edges[edge]:
                 _keep(aggregates, edge)
                 edge += 1
@@ -355,6 +139,75 @@ def _scan(
         _keep(aggregates, edge)
         edge += 1
     return seconds_since_last
+
+
+@njit(cache=True)
+def _scan_remotes(
+    remotes: Int64,
+    remote_values: Float64,
+    remote_sources: Array,
+    hidden: Bool,
+    own_source: int,
+    edges: Int64,
+    aggregates: Float64,
+    newest: int,
+    time_ms: int,
+    values: Float64,
+    seconds_since_last: float,
+) -> tuple[float, int]:
+    """Add what other workers told of hidden sources: each remote as its count of rows at its newest event's time.
+
+    Returns the age in seconds of the last event before this one, and the earliest time that a remote reaches back to
+    (`time_ms` where none counts).
+    """
+    value_count = len(values)
+    differences, squares, maxima = SUMS + value_count, SUMS + 2 * value_count, SUMS + 3 * value_count
+    earliest_ms = time_ms
+    block = newest
+    while block:
+        for place in range(remotes[block, HIGH] - 1, remotes[block, LOW] - 1, -1):
+            source = remote_sources[block, SOURCES + place]
+            age_ms = time_ms - remotes[block, TIMES + place]
+            if age_ms < 0 or source == own_source or not hidden[source]:
+                continue
+            earliest_ms = min(earliest_ms, remotes[block, VALUES + BLOCK * REMOTE_START + place])
+            if seconds_since_last < 0.0 or age_ms / 1000.0 < seconds_since_last:
+                seconds_since_last = age_ms / 1000.0
+            count = np.float64(remotes[block, VALUES + BLOCK * REMOTE_COUNT + place])
+            for edge in range(len(edges) - 1, -1, -1):
+                if age_ms >= edges[edge]:
+                    break
+                at_edge = aggregates[edge]
+                at_edge[ROWS] += count
+                for value in range(value_count):
+                    first = VALUES + BLOCK * (REMOTE_VALUES + value) + place
+                    total = remote_values[block, first]
+                    offset = total / count - values[value]
+                    at_edge[SUMS + value] += total
+                    at_edge[differences + value] += total - count * values[value]
+                    at_edge[squares + value] += (
+                        remote_values[block, first + BLOCK * value_count] + count * offset * offset
+                    )
+                    at_edge[maxima + value] = max(
+                        at_edge[maxima + value], remote_values[block, first + 2 * BLOCK * value_count]
+                    )
+        block = remotes[block, OLDER]
+    return seconds_since_last, earliest_ms
+
+
+@njit(cache=True)
+def _oldest_seen_ms(
+    events: Int64, event_sources: Array, hidden: Bool, own_source: int, oldest: int, time_ms: int
+) -> int:
+    """Time of the oldest event that a row of `own_source` sees, its own (`time_ms`) where there is none."""
+    block = oldest
+    while block:
+        for place in range(events[block, LOW], events[block, HIGH]):
+            source = event_sources[block, SOURCES + place]
+            if source == own_source or not hidden[source]:
+                return events[block, TIMES + place]
+        block = events[block, NEWER]
+    return time_ms
 
 
 @njit(cache=True)
@@ -426,13 +279,14 @@ def _write_columns(ops: Int64, aggregates: Float64, values: Float64, seconds_sin
 
 
 @njit(cache=True)
-def _step(
+def step(
     slots: Int64,
     step_times: Int64,
     step_values: Float32,
     columns: Int64,
     slot: int,
     time_ms: int,
+    source: int,
     features: Float32,
     out: Float32,
 ) -> None:
@@ -471,6 +325,7 @@ def _step(
             for field in range(len(columns)):
                 step_values[slot, step, field] = step_values[slot, step - 1, field]
         slots[slot, STEPS] = count + 1
+    slots[slot, STEP_SOURCE] = source
     step_times[slot, place] = time_ms
     for field in range(len(columns)):
         step_values[slot, place, field] = features[columns[field]]
@@ -486,6 +341,7 @@ def update(
     counters: Int64,
     events: Int64,
     frauds: Int64,
+    remotes: Int64,
     step_times: Int64,
     step_values: Float32,
     edges: Int64,
@@ -498,8 +354,11 @@ def update(
     has_sequence: bool,
     aggregates: Float64,
     seen: Int64,
+    hidden: Bool,
+    any_hidden: bool,
     keys: Int64,
     times: Int64,
+    sources: Int64,
     values: Float64,
     tags: Int64,
     features: Float32,
@@ -507,50 +366,97 @@ def update(
 ) -> None:
     """Fold rows into the state of one key field and write its columns.
 
-    State, program and scratch come first, in the order of their tuples. `keys` int64 [rows], `times` int64 [rows] in
-    ms, `values` float64 [rows, values], `tags` int64 [rows, tags]; written: `features` float32 [rows, columns] from
-    `first_column` on, and `sequence` float32 [rows, length, width] where the key has the sequence.
+    State, program and scratch come first, in the order of their tuples. `hidden` bool [SOURCES_MAX], `any_hidden`
+    whether one is. `keys` int64 [rows], `times` int64 [rows] in ms, `sources` int64 [rows] below SOURCES_MAX, `values`
+    float64 [rows, values], `tags` int64 [rows, tags]; written: `features` float32 [rows, columns] from `first_column`
+    on, and `sequence` float32 [rows, length, width] where the key has the sequence.
     """
     event_values = events.view(np.float64)
+    event_sources = events.view(np.uint16)
+    remote_values = remotes.view(np.float64)
+    remote_sources = remotes.view(np.uint16)
     value_count, tag_count = values.shape[1], tags.shape[1]
     event = np.zeros(value_count + tag_count, np.int64)
     event_as_float = event.view(np.float64)
     for row in range(len(keys)):
         time_ms = times[row]
-        slot = _touch(table, slots, counters, events, frauds, keys[row])
-        newest_ms, oldest_ms = time_ms, time_ms
+        slot = touch(table, slots, counters, events, frauds, remotes, keys[row])
+        latest_ms, oldest_ms = time_ms, time_ms
         newest = slots[slot, EVENTS + NEWEST]
         if newest:
-            newest_ms = max(newest_ms, events[newest, TIMES + events[newest, HIGH] - 1])
-        counters[LATE] += newest_ms > time_ms
-        kept_after_ms = newest_ms - horizon_ms
-        _trim(slots, counters, events, slot, EVENTS, EVENT_POOL, kept_after_ms)
+            latest_ms = max(latest_ms, events[newest, TIMES + events[newest, HIGH] - 1])
+        counters[LATE] += latest_ms > time_ms
+        kept_after_ms = latest_ms - horizon_ms
+        trim(slots, counters, events, slot, EVENTS, EVENT_POOL, kept_after_ms)
         newest, oldest = slots[slot, EVENTS + NEWEST], slots[slot, EVENTS + OLDEST]
         if oldest:
             oldest_ms = events[oldest, TIMES + events[oldest, LOW]]
         counters[GENERATION] += 1
         seconds_since_last = _scan(
-            events, event_values, edges, aggregates, seen, newest, time_ms, values[row], tags[row], counters[GENERATION]
+            events,
+            event_values,
+            event_sources,
+            hidden,
+            any_hidden,
+            sources[row],
+            edges,
+            aggregates,
+            seen,
+            newest,
+            time_ms,
+            values[row],
+            tags[row],
+            counters[GENERATION],
         )
+        oldest_seen_ms = oldest_ms
+        if any_hidden:
+            if has_labels:
+                oldest_seen_ms = _oldest_seen_ms(events, event_sources, hidden, sources[row], oldest, time_ms)
+            if slots[slot, REMOTES + COUNT]:
+                trim(slots, counters, remotes, slot, REMOTES, REMOTE_POOL, kept_after_ms)
+                seconds_since_last, earliest_ms = _scan_remotes(
+                    remotes,
+                    remote_values,
+                    remote_sources,
+                    hidden,
+                    sources[row],
+                    edges,
+                    aggregates,
+                    slots[slot, REMOTES + NEWEST],
+                    time_ms,
+                    values[row],
+                    seconds_since_last,
+                )
+                oldest_seen_ms = min(oldest_seen_ms, earliest_ms)
         if has_labels:
-            _trim(slots, counters, frauds, slot, FRAUDS, FRAUD_POOL, kept_after_ms)
-            _scan_frauds(frauds, edges, aggregates, slots[slot, FRAUDS + NEWEST], time_ms, oldest_ms)
+            trim(slots, counters, frauds, slot, FRAUDS, FRAUD_POOL, kept_after_ms)
+            _scan_frauds(frauds, edges, aggregates, slots[slot, FRAUDS + NEWEST], time_ms, oldest_seen_ms)
         _write_columns(ops, aggregates, values[row], seconds_since_last, features[row, first_column:])
         if has_sequence:
-            _step(slots, step_times, step_values, sequence_columns, slot, time_ms, features[row], sequence[row])
+            step(
+                slots,
+                step_times,
+                step_values,
+                sequence_columns,
+                slot,
+                time_ms,
+                sources[row],
+                features[row],
+                sequence[row],
+            )
 
         keep = time_ms > kept_after_ms
         if keep and slots[slot, EVENTS + COUNT] == events_per_key_max:
             keep = oldest_ms <= time_ms
             if keep:
-                _drop_oldest(slots, counters, events, slot, EVENTS, EVENT_POOL)
+                drop_oldest(slots, counters, events, slot, EVENTS, EVENT_POOL)
         if keep:
             for value in range(value_count):
                 event_as_float[value] = values[row, value]
             for tag in range(tag_count):
                 event[value_count + tag] = tags[row, tag]
-            _make_room(table, slots, counters, events, frauds, slot, EVENTS, EVENT_POOL)
-            _insert(slots, events, slot, EVENTS, time_ms, event)
+            make_room(table, slots, counters, events, frauds, remotes, events, slot, EVENTS, EVENT_POOL)
+            insert(slots, events, event_sources, slot, EVENTS, time_ms, sources[row], event)
         else:
             counters[TOO_LATE] += 1
 
@@ -562,6 +468,7 @@ def update_labels(
     counters: Int64,
     events: Int64,
     frauds: Int64,
+    remotes: Int64,
     events_per_key_max: int,
     keys: Int64,
     times: Int64,
@@ -573,46 +480,41 @@ def update_labels(
     `times` int64 [rows]: when the transactions took place, in ms. `identities` int64 [rows]: their ids. `labels`
     int64 [rows]: 1 fraud, 0 not (takes back an earlier 1). Telling the same thing twice changes nothing.
     """
+    fraud_sources = frauds.view(np.uint16)
     event = np.zeros(1, np.int64)
     for row in range(len(keys)):
-        slot = _touch(table, slots, counters, events, frauds, keys[row])
-        known = _has_fraud(slots, frauds, slot, identities[row])
-        if labels[row] and not known:
-            if slots[slot, FRAUDS + COUNT] == events_per_key_max:
-                oldest = slots[slot, FRAUDS + OLDEST]
-                if frauds[oldest, TIMES + frauds[oldest, LOW]] > times[row]:
-                    continue
-                _drop_oldest(slots, counters, frauds, slot, FRAUDS, FRAUD_POOL)
+        slot = touch(table, slots, counters, events, frauds, remotes, keys[row])
+        block, place = find_fraud(slots, frauds, slot, identities[row])
+        if labels[row] and not block:
             event[0] = identities[row]
-            _make_room(table, slots, counters, events, frauds, slot, FRAUDS, FRAUD_POOL)
-            _insert(slots, frauds, slot, FRAUDS, times[row], event)
-        elif known and not labels[row]:
-            _forget_fraud(slots, counters, frauds, slot, identities[row])
+            put(
+                table,
+                slots,
+                counters,
+                events,
+                frauds,
+                remotes,
+                frauds,
+                fraud_sources,
+                slot,
+                FRAUDS,
+                FRAUD_POOL,
+                events_per_key_max,
+                times[row],
+                0,
+                event,
+            )
+        elif block and not labels[row]:
+            take_out(slots, counters, frauds, fraud_sources, slot, FRAUDS, FRAUD_POOL, block, place)
 
 
 @njit(cache=True)
-def _has_fraud(slots: Int64, frauds: Int64, slot: int, identity: int) -> bool:
+def find_fraud(slots: Int64, frauds: Int64, slot: int, identity: int) -> tuple[int, int]:
+    """Block and place of a fraud, block 0 where it is not known."""
     block = slots[slot, FRAUDS + NEWEST]
     while block:
         for place in range(frauds[block, LOW], frauds[block, HIGH]):
             if frauds[block, VALUES + place] == identity:
-                return True
+                return block, place
         block = frauds[block, OLDER]
-    return False
-
-
-@njit(cache=True)
-def _forget_fraud(slots: Int64, counters: Int64, frauds: Int64, slot: int, identity: int) -> None:
-    """Take one fraud out: carry the newer ones back by one place each, then drop the newest place."""
-    block = slots[slot, FRAUDS + NEWEST]
-    place = frauds[block, HIGH] - 1
-    time_ms, found = frauds[block, TIMES + place], frauds[block, VALUES + place]
-    while found != identity:
-        if place > frauds[block, LOW]:
-            place -= 1
-        else:
-            block = frauds[block, OLDER]
-            place = frauds[block, HIGH] - 1
-        time_ms, frauds[block, TIMES + place] = frauds[block, TIMES + place], time_ms
-        found, frauds[block, VALUES + place] = frauds[block, VALUES + place], found
-    _drop_newest(slots, counters, frauds, slot, FRAUDS, FRAUD_POOL)
+    return 0, 0

@@ -1,8 +1,9 @@
 """The state behind the features: flat arrays behind a hash index, bounded, one set per key field.
 
-Per key: a slot (one row of `slots`), a chain of blocks of events, a chain of blocks of frauds, and a short sequence of
-steps. Large arrays are made with `numpy.zeros`, which takes address space only; pages are used as keys and events
-arrive, so a limit costs nothing until it is needed. Zero means "none": slots and blocks are counted from 1.
+Per key: a slot (one row of `slots`), a chain of blocks of events, one of frauds, one of remotes (summaries of events
+that other workers hold), and a short sequence of steps. Large arrays are made with `numpy.zeros`, which takes address
+space only; pages are used as keys and events arrive, so a limit costs nothing until it is needed. Zero means "none":
+slots and blocks are counted from 1.
 
 The kernels get plain arrays, not tuples of them: numba counts references at every access through a tuple, which
 made a row twice as slow.
@@ -17,26 +18,41 @@ import numpy as np
 from cascade.columns import Array, Float32, Float64, Int64
 from cascade.features.spec import KeyColumn, Plan
 
+# Of exported arrays: part of what a snapshot must agree on, raised whenever their meaning or shape changes.
+STATE_LAYOUT = 2
+
+# Sources (numbers of the partitions that rows come from) are stored as 16 bits an event.
+SOURCES_MAX = 65_536
+
 # Events in a block. Eight times are one cache line; a key with one event wastes seven places (112 bytes).
 BLOCK = 8
 
-# Columns of `slots`: the key, its neighbours by last use, its steps, and three of each chain.
+# Columns of `slots`: the key, its neighbours by last use, its steps and their source, and three of each chain. What
+# every row reads comes first, within one cache line.
 KEY, LESS_RECENT, MORE_RECENT, STEPS = range(4)
-EVENTS, FRAUDS = 4, 7  # where the columns of a chain start
+EVENTS, FRAUDS, REMOTES = 4, 8, 11  # where the columns of a chain start
+STEP_SOURCE = 7
 NEWEST, OLDEST, COUNT = range(3)  # within a chain
-SLOT_WIDTH = 10
+SLOT_WIDTH = 14
 
 # Places in `counters`
 SLOTS_USED, FREE_SLOT, MOST_RECENT, LEAST_RECENT, EVICTIONS, LATE, TOO_LATE, GENERATION, KEYS = range(9)
 # Where the counters of a chain's pool start, and what they count
-EVENT_POOL, FRAUD_POOL = 9, 11
+EVENT_POOL, FRAUD_POOL, REMOTE_POOL = 9, 11, 13
 FREE_BLOCK, BLOCKS_USED = range(2)
-COUNTERS = 13
+COUNTERS = 15
 
-# Columns of a block: its neighbours in time, the places in use (LOW ≤ place < HIGH), then BLOCK times, then BLOCK
-# values a field (bits of float64), then BLOCK tags a field.
-OLDER, NEWER, LOW, HIGH, TIMES = range(5)
+# Columns of a block: its neighbours in time, the places in use (LOW ≤ place < HIGH), BLOCK sources of 16 bits, then
+# BLOCK times, then BLOCK values a field (bits of float64), then BLOCK tags a field.
+OLDER, NEWER, LOW, HIGH = range(4)
+TIMES = 6
 VALUES = TIMES + BLOCK
+# Where the sources of a block start in a row of its pool seen as uint16
+SOURCES = 16
+
+# What a remote holds after its time, which is that of its newest event: events, start of the stretch of event time in
+# ms, then by value field (bits of float64) sums, squared differences to the mean, maxima.
+REMOTE_COUNT, REMOTE_START, REMOTE_VALUES = range(3)
 
 FUNCTIONS = (
     "count", "sum", "mean", "max", "std", "ratio_to_mean", "distinct", "seconds_since_last",
@@ -48,9 +64,9 @@ class KeyState(NamedTuple):
     """State of one key field.
 
     `table` int32 [2^k]: hash index (open addressing, linear probing), at most half full, holding slots. `slots` int64
-    [keys_max + 1, SLOT_WIDTH]. `counters` int64 [COUNTERS]. `events`, `frauds` int64 [blocks, block width]: the pools
-    of blocks; frauds have one tag, the transaction's id. `step_times` int64 [slots, length] in ms and `step_values`
-    float32 [slots, length, fields]: the last transactions of each slot, in order of time.
+    [keys_max + 1, SLOT_WIDTH]. `counters` int64 [COUNTERS]. `events`, `frauds`, `remotes` int64 [blocks, block width]:
+    the pools of blocks; frauds have one tag, the transaction's id, and no source. `step_times` int64 [slots, length] in
+    ms and `step_values` float32 [slots, length, fields]: the last transactions of each slot, in order of time.
     """
 
     table: Array
@@ -58,6 +74,7 @@ class KeyState(NamedTuple):
     counters: Int64
     events: Int64
     frauds: Int64
+    remotes: Int64
     step_times: Int64
     step_values: Float32
 
@@ -93,9 +110,19 @@ class Scratch(NamedTuple):
     seen: Int64
 
 
-def block_width(values: int, tags: int) -> int:
-    """Columns of a block that stores `values` values and `tags` tags an event."""
-    return TIMES + BLOCK * (1 + values + tags)
+def block_width(columns: int) -> int:
+    """Columns of a block that stores `columns` numbers an event besides its time."""
+    return VALUES + BLOCK * columns
+
+
+def remote_width(values: int) -> int:
+    """Numbers that a remote holds besides its time, of events with `values` values."""
+    return REMOTE_VALUES + 3 * values
+
+
+def is_shared(plan: Plan, key: str) -> bool:
+    """Whether workers tell each other of the key field: its windows need rows that other partitions hold."""
+    return key != plan.sequence_key and bool(plan.keyed[key])
 
 
 def make_key_state(plan: Plan, key: str, values: int, tags: int) -> KeyState:
@@ -107,13 +134,16 @@ def make_key_state(plan: Plan, key: str, values: int, tags: int) -> KeyState:
     events_max = keys_max * plan.limits.events_per_key_mean
     # labels are rare: room for one fraud in eight events
     frauds_max, fraud_keys = (events_max // 8, keys_max) if key in plan.label_keys else (0, 0)
+    # a remote stands for an event or more, so as many of them as events are enough
+    remotes_max, remote_keys = (events_max, keys_max) if is_shared(plan, key) else (0, 0)
     step_slots = keys_max + 1 if key == plan.sequence_key else 1
     return KeyState(
         table=np.zeros(1 << max(4, (2 * keys_max - 1).bit_length()), np.int32),
         slots=np.zeros((keys_max + 1, SLOT_WIDTH), np.int64),
         counters=np.zeros(COUNTERS, np.int64),
-        events=np.zeros((events_max // BLOCK + keys_max + 2, block_width(values, tags)), np.int64),
-        frauds=np.zeros((frauds_max // BLOCK + fraud_keys + 2, block_width(0, 1)), np.int64),
+        events=np.zeros((events_max // BLOCK + keys_max + 2, block_width(values + tags)), np.int64),
+        frauds=np.zeros((frauds_max // BLOCK + fraud_keys + 2, block_width(1)), np.int64),
+        remotes=np.zeros((remotes_max // BLOCK + remote_keys + 2, block_width(remote_width(values))), np.int64),
         step_times=np.zeros((step_slots, plan.sequence.length), np.int64),
         step_values=np.zeros((step_slots, plan.sequence.length, len(plan.sequence.fields)), np.float32),
     )

@@ -13,9 +13,9 @@ from .streams import CARD_COUNTS, START_MS, schema_of, spec_of
 KEYS_MAX = 1_000_000
 MORE_KEYS = 200_000
 BATCH = 50_000
-# A key takes 80 bytes of slot, up to 16 of index, 160 of its first block of events and 16 of steps; the rest is for
+# A key takes 112 bytes of slot, up to 16 of index, 176 of its first block of events and 16 of steps; the rest is for
 # pages begun and for the arrays of a batch.
-GROWTH_BYTES_MAX = KEYS_MAX * (80 + 16 + 160 + 16) + 64 * 2**20
+GROWTH_BYTES_MAX = KEYS_MAX * (112 + 16 + 176 + 16) + 64 * 2**20
 
 
 def fold(engine: FeatureEngine, cards: Int64, time_ms: int) -> Float32:

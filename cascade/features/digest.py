@@ -1,0 +1,137 @@
+"""Digests of a state's content, by source: equal where the content is, however it lies in memory.
+
+A digest does not depend on blocks, slots, the order of last use, or what other sources hold; it serves to compare a
+state with one that was folded without interruption.
+"""
+
+from __future__ import annotations
+
+# numba's decorators are untyped
+# mypy: disallow-untyped-decorators=False, warn-return-any=False
+from typing import Protocol
+
+import numpy as np
+from numba import njit
+
+from cascade.columns import Array, Int64
+from cascade.features.state import (
+    BLOCK,
+    COUNT,
+    EVENTS,
+    FRAUDS,
+    HIGH,
+    KEY,
+    LOW,
+    NEWER,
+    NEWEST,
+    OLDER,
+    OLDEST,
+    SLOTS_USED,
+    SOURCES,
+    STEP_SOURCE,
+    STEPS,
+    TIMES,
+    VALUES,
+    KeyState,
+)
+
+TIME_MS_MIN = -(2**63)
+
+
+class Sink(Protocol):
+    """What takes the content: a hash of `hashlib`."""
+
+    def update(self, content: bytes, /) -> None:
+        """Take the next bytes."""
+
+
+def feed_source(digest: Sink, state: KeyState, source: int, horizon_ms: int, after_ms: int | None) -> None:
+    """Feed a key field's events and steps of a source: by key in ascending order, events in order of time."""
+    used = int(state.counters[SLOTS_USED]) + 1
+    floors = np.zeros(used, np.int64)
+    counts = np.zeros(used, np.int64)
+    floor_ms = TIME_MS_MIN if after_ms is None else after_ms
+    _count_events(state.slots, state.events, source, horizon_ms, floor_ms, floors, counts)
+    order = _by_key(state, np.flatnonzero(counts))
+    rows = np.zeros((int(counts.sum()), 1 + (state.events.shape[1] - VALUES) // BLOCK), np.int64)
+    _gather_events(state.slots, state.events, source, order, floors, rows)
+    _feed(digest, state.slots[order, KEY], counts[order], rows)
+
+    steps = state.slots[:used, STEPS]
+    order = _by_key(state, np.flatnonzero((steps > 0) & (state.slots[:used, STEP_SOURCE] == source)))
+    taken = np.arange(state.step_times.shape[1]) < steps[order, None]
+    _feed(
+        digest, state.slots[order, KEY], steps[order], state.step_times[order][taken], state.step_values[order][taken]
+    )
+
+
+def feed_frauds(digest: Sink, state: KeyState, after_ms: int | None) -> None:
+    """Feed a key field's frauds in order of key and identity."""
+    used = int(state.counters[SLOTS_USED]) + 1
+    rows = np.zeros((int(state.slots[:used, FRAUDS + COUNT].sum()), 3), np.int64)
+    _gather_frauds(state.slots, state.frauds, used, rows)
+    if after_ms is not None:
+        rows = rows[rows[:, 2] > after_ms]
+    _feed(digest, rows[np.lexsort((rows[:, 1], rows[:, 0]))])
+
+
+def _by_key(state: KeyState, slots: Int64) -> Int64:
+    ordered: Int64 = slots[np.argsort(state.slots[slots, KEY], kind="stable")]
+    return ordered
+
+
+def _feed(digest: Sink, *arrays: Array) -> None:
+    for array in arrays:
+        # the shape keeps apart what would be the same bytes
+        digest.update(f"{array.dtype.kind}{list(array.shape)}".encode())
+        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+
+
+@njit(cache=True, nogil=True)
+def _count_events(
+    slots: Int64, events: Int64, source: int, horizon_ms: int, floor_ms: int, floors: Int64, counts: Int64
+) -> None:
+    """By slot: after which time events of the source count, and how many do."""
+    event_sources = events.view(np.uint16)
+    for slot in range(1, len(counts)):
+        block = slots[slot, EVENTS + NEWEST]
+        floors[slot] = floor_ms
+        while block:
+            for place in range(events[block, HIGH] - 1, events[block, LOW] - 1, -1):
+                if event_sources[block, SOURCES + place] != source:
+                    continue
+                time_ms = events[block, TIMES + place]
+                if counts[slot] == 0:
+                    floors[slot] = max(floor_ms, time_ms - horizon_ms)
+                counts[slot] += time_ms > floors[slot]
+            block = events[block, OLDER]
+
+
+@njit(cache=True, nogil=True)
+def _gather_events(slots: Int64, events: Int64, source: int, order: Int64, floors: Int64, rows: Int64) -> None:
+    """Write time and columns of the events that count, slot by slot, the oldest first."""
+    event_sources = events.view(np.uint16)
+    row = 0
+    for slot in order:
+        block = slots[slot, EVENTS + OLDEST]
+        while block:
+            for place in range(events[block, LOW], events[block, HIGH]):
+                if event_sources[block, SOURCES + place] == source and events[block, TIMES + place] > floors[slot]:
+                    for column in range(rows.shape[1]):
+                        rows[row, column] = events[block, TIMES + BLOCK * column + place]
+                    row += 1
+            block = events[block, NEWER]
+
+
+@njit(cache=True, nogil=True)
+def _gather_frauds(slots: Int64, frauds: Int64, used: int, rows: Int64) -> None:
+    """Write key, identity and time of each fraud."""
+    row = 0
+    for slot in range(1, used):
+        block = slots[slot, FRAUDS + NEWEST]
+        while block:
+            for place in range(frauds[block, LOW], frauds[block, HIGH]):
+                rows[row, 0] = slots[slot, KEY]
+                rows[row, 1], rows[row, 2] = frauds[block, VALUES + place], frauds[block, TIMES + place]
+                row += 1
+            block = frauds[block, OLDER]

@@ -1,0 +1,352 @@
+"""Kernels that take single sources out of a state and into another, and that check arrays which nobody vouches for.
+
+Arrays from a snapshot are followed only after every index on the way was seen to be in range: compiled code does not
+look. A walk along a chain is bounded by the count that its slot tells, since each block holds an event.
+"""
+
+from __future__ import annotations
+
+# numba's decorators are untyped
+# mypy: disallow-untyped-decorators=False, warn-return-any=False
+import numpy as np
+from numba import njit
+
+from cascade.columns import Array, Bool, Float32, Int64
+from cascade.features.chains import find, free_block, free_chain, newest_ms, put, release, touch, trim
+from cascade.features.kernels import find_fraud, step
+from cascade.features.state import (
+    BLOCK,
+    BLOCKS_USED,
+    COUNT,
+    EVENT_POOL,
+    EVENTS,
+    FRAUD_POOL,
+    FRAUDS,
+    FREE_BLOCK,
+    FREE_SLOT,
+    HIGH,
+    KEY,
+    KEYS,
+    LEAST_RECENT,
+    LESS_RECENT,
+    LOW,
+    MORE_RECENT,
+    MOST_RECENT,
+    NEWER,
+    NEWEST,
+    OLDER,
+    OLDEST,
+    REMOTE_POOL,
+    REMOTES,
+    SLOTS_USED,
+    SOURCES,
+    STEP_SOURCE,
+    STEPS,
+    TIMES,
+    VALUES,
+)
+
+# --- leaving ----------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def forget(
+    table: Array, slots: Int64, counters: Int64, events: Int64, frauds: Int64, remotes: Int64, source: int
+) -> None:
+    """Drop the events and steps of a source; keys from which something was taken and nothing is left are forgotten."""
+    event_sources = events.view(np.uint16)
+    for slot in range(1, counters[SLOTS_USED] + 1):
+        dropped = _drop_source(slots, counters, events, event_sources, slot, source)
+        if slots[slot, STEPS] and slots[slot, STEP_SOURCE] == source:
+            slots[slot, STEPS] = slots[slot, STEP_SOURCE] = 0
+            dropped = True
+        left = slots[slot, STEPS] + slots[slot, EVENTS + COUNT] + slots[slot, FRAUDS + COUNT]
+        if dropped and left + slots[slot, REMOTES + COUNT] == 0:
+            release(table, slots, counters, events, frauds, remotes, slot)
+
+
+@njit(cache=True)
+def _drop_source(slots: Int64, counters: Int64, events: Int64, event_sources: Array, slot: int, source: int) -> bool:
+    """Drop a key's events of a source: the others close up towards the oldest. Whether there were any."""
+    block = target = slots[slot, EVENTS + OLDEST]
+    if block == 0:
+        return False
+    free = events[target, LOW]
+    kept = 0
+    while block:
+        for place in range(events[block, LOW], events[block, HIGH]):
+            if event_sources[block, SOURCES + place] == source:
+                continue
+            if free == BLOCK:
+                target, free = events[target, NEWER], 0
+            if target != block or free != place:
+                for column in range(TIMES, events.shape[1], BLOCK):
+                    events[target, column + free] = events[block, column + place]
+                event_sources[target, SOURCES + free] = event_sources[block, SOURCES + place]
+            free += 1
+            kept += 1
+        block = events[block, NEWER]
+    if kept == slots[slot, EVENTS + COUNT]:
+        return False
+    if kept == 0:
+        free_chain(slots, counters, events, slot, EVENTS, EVENT_POOL)
+        return True
+    surplus = events[target, NEWER]
+    while surplus:
+        newer = events[surplus, NEWER]
+        free_block(counters, events, surplus, EVENT_POOL)
+        surplus = newer
+    events[target, NEWER], events[target, HIGH] = 0, free
+    slots[slot, EVENTS + NEWEST], slots[slot, EVENTS + COUNT] = target, kept
+    return True
+
+
+# --- checks -----------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _chain_fits(slots: Int64, pool: Int64, slot: int, chain: int) -> bool:
+    """Whether a slot's chain stays in its pool, ends, holds as many events as its count says, and is in order."""
+    count, newest, block = slots[slot, chain + COUNT], slots[slot, chain + NEWEST], slots[slot, chain + OLDEST]
+    if count == 0:
+        return newest == 0 and block == 0
+    previous, found, last_ms = np.int64(0), np.int64(0), np.int64(-(2**63))
+    while found < count:
+        if not 0 < block < len(pool) or pool[block, OLDER] != previous:
+            return False
+        low, high, newer = pool[block, LOW], pool[block, HIGH], pool[block, NEWER]
+        if not 0 <= low < high <= BLOCK or (previous and low) or (newer and high < BLOCK):
+            return False
+        for place in range(low, high):
+            if pool[block, TIMES + place] < last_ms:
+                return False
+            last_ms = pool[block, TIMES + place]
+        found += high - low
+        previous, block = block, newer
+    return found == count and block == 0 and previous == newest
+
+
+@njit(cache=True)
+def _mark_chain(slots: Int64, pool: Int64, marks: Bool, slot: int, chain: int) -> bool:
+    """Mark the blocks of a chain that fits; whether none was marked before."""
+    block = slots[slot, chain + NEWEST]
+    while block:
+        if marks[block]:
+            return False
+        marks[block] = True
+        block = pool[block, OLDER]
+    return True
+
+
+@njit(cache=True)
+def _free_blocks_fit(counters: Int64, pool: Int64, marks: Bool, pool_counters: int) -> bool:
+    """Whether the free blocks are exactly those that no chain has."""
+    if counters[pool_counters + BLOCKS_USED] != len(pool) - 1:
+        return False
+    free = len(pool) - 1 - marks.sum()
+    block = counters[pool_counters + FREE_BLOCK]
+    for _ in range(free):
+        if not 0 < block < len(pool) or marks[block]:
+            return False
+        marks[block] = True
+        block = pool[block, OLDER]
+    return block == 0
+
+
+@njit(cache=True)
+def _keys_fit(table: Array, slots: Int64, counters: Int64, in_use: Bool) -> bool:  # noqa: PLR0911
+    """Whether index, order of last use and free slots agree with each other; marks the slots in use."""
+    keys = counters[KEYS]
+    if counters[SLOTS_USED] != len(slots) - 1 or not 0 <= keys <= min(len(slots) - 1, len(table) // 2):
+        return False
+    found = 0
+    for place in range(len(table)):
+        slot = table[place]
+        if slot == 0:
+            continue
+        if not 0 < slot < len(slots) or in_use[slot]:
+            return False
+        in_use[slot] = True
+        found += 1
+    if found != keys:
+        return False
+    more, slot = np.int64(0), counters[MOST_RECENT]
+    for _ in range(keys):
+        if not 0 < slot < len(slots) or not in_use[slot] or slots[slot, MORE_RECENT] != more:
+            return False
+        if find(table, slots, slots[slot, KEY]) != slot:
+            return False
+        more, slot = slot, slots[slot, LESS_RECENT]
+    if slot != 0 or counters[LEAST_RECENT] != more:
+        return False
+    seen = in_use.copy()
+    slot = counters[FREE_SLOT]
+    for _ in range(len(slots) - 1 - keys):
+        if not 0 < slot < len(slots) or seen[slot]:
+            return False
+        seen[slot] = True
+        slot = slots[slot, LESS_RECENT]
+    return slot == 0
+
+
+@njit(cache=True, nogil=True)
+def state_fits(
+    table: Array,
+    slots: Int64,
+    counters: Int64,
+    events: Int64,
+    frauds: Int64,
+    remotes: Int64,
+    step_times: Int64,
+    has_sequence: bool,
+) -> bool:
+    """Whether the used parts of a whole state are in order, so that kernels may follow every index in them."""
+    in_use = np.zeros(len(slots), np.bool_)
+    if not _keys_fit(table, slots, counters, in_use):
+        return False
+    event_marks = np.zeros(len(events), np.bool_)
+    fraud_marks = np.zeros(len(frauds), np.bool_)
+    remote_marks = np.zeros(len(remotes), np.bool_)
+    if has_sequence and len(step_times) < len(slots):
+        return False
+    for slot in range(1, len(slots)):
+        steps = slots[slot, STEPS]
+        if not 0 <= steps <= (step_times.shape[1] if has_sequence and in_use[slot] else 0):
+            return False
+        for chain, pool, marks in (
+            (EVENTS, events, event_marks), (FRAUDS, frauds, fraud_marks), (REMOTES, remotes, remote_marks),
+        ):  # fmt: skip
+            if slots[slot, chain + COUNT] and not in_use[slot]:
+                return False
+            if not _chain_fits(slots, pool, slot, chain) or not _mark_chain(slots, pool, marks, slot, chain):
+                return False
+    return (
+        _free_blocks_fit(counters, events, event_marks, EVENT_POOL)
+        and _free_blocks_fit(counters, frauds, fraud_marks, FRAUD_POOL)
+        and _free_blocks_fit(counters, remotes, remote_marks, REMOTE_POOL)
+    )
+
+
+# --- joining ----------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def absorb(  # noqa: PLR0912
+    table: Array,
+    slots: Int64,
+    counters: Int64,
+    events: Int64,
+    frauds: Int64,
+    remotes: Int64,
+    step_times: Int64,
+    step_values: Float32,
+    horizon_ms: int,
+    events_per_key_max: int,
+    has_sequence: bool,
+    from_slots: Int64,
+    from_events: Int64,
+    from_frauds: Int64,
+    from_step_times: Int64,
+    from_step_values: Float32,
+    wanted: Bool,
+    labels: bool,
+    first: int,
+    end: int,
+) -> int:
+    """Take from slots `first` ≤ slot < `end` of other arrays what is of the wanted sources, and frauds if `labels`.
+
+    `wanted` bool [SOURCES_MAX]. Each event as if its row came now. Returns 0, or a slot that is not in order; what came
+    before it is in the state then.
+    """
+    from_sources = from_events.view(np.uint16)
+    event_sources, fraud_sources = events.view(np.uint16), frauds.view(np.uint16)
+    event = np.zeros((from_events.shape[1] - VALUES) // BLOCK, np.int64)
+    fraud = np.zeros(1, np.int64)
+    step_columns = np.arange(step_values.shape[2])
+    unread = np.zeros((step_times.shape[1], 2 + step_values.shape[2]), np.float32)
+    for slot in range(first, end):
+        steps = from_slots[slot, STEPS] if has_sequence else 0
+        fits = _chain_fits(from_slots, from_events, slot, EVENTS) and 0 <= steps <= from_step_times.shape[1]
+        if not fits or (labels and not _chain_fits(from_slots, from_frauds, slot, FRAUDS)):
+            return slot
+        if not 0 <= from_slots[slot, STEP_SOURCE] < len(wanted):
+            return slot
+        if steps and not wanted[from_slots[slot, STEP_SOURCE]]:
+            steps = 0
+        found, latest_ms = _newest_of(from_slots, from_events, from_sources, slot, wanted)
+        told = from_slots[slot, FRAUDS + COUNT] if labels else 0
+        if not found and not told and not steps:
+            continue
+        key = from_slots[slot, KEY]
+        mine = touch(table, slots, counters, events, frauds, remotes, key)
+        if found:
+            latest_ms = max(latest_ms, newest_ms(slots, events, mine, EVENTS, latest_ms))
+            trim(slots, counters, events, mine, EVENTS, EVENT_POOL, latest_ms - horizon_ms)
+            block = from_slots[slot, EVENTS + OLDEST]
+            while block:
+                for place in range(from_events[block, LOW], from_events[block, HIGH]):
+                    source, time_ms = from_sources[block, SOURCES + place], from_events[block, TIMES + place]
+                    if not wanted[source] or time_ms <= latest_ms - horizon_ms:
+                        continue
+                    for column in range(len(event)):
+                        event[column] = from_events[block, VALUES + BLOCK * column + place]
+                    put(
+                        table,
+                        slots,
+                        counters,
+                        events,
+                        frauds,
+                        remotes,
+                        events,
+                        event_sources,
+                        mine,
+                        EVENTS,
+                        EVENT_POOL,
+                        events_per_key_max,
+                        time_ms,
+                        np.int64(source),
+                        event,
+                    )
+                block = from_events[block, NEWER]
+        for number in range(steps):
+            time_ms, source = from_step_times[slot, number], from_slots[slot, STEP_SOURCE]
+            features = from_step_values[slot, number]
+            step(slots, step_times, step_values, step_columns, mine, time_ms, source, features, unread)
+        if told:
+            block = from_slots[slot, FRAUDS + OLDEST]
+            while block:
+                for place in range(from_frauds[block, LOW], from_frauds[block, HIGH]):
+                    fraud[0] = from_frauds[block, VALUES + place]
+                    if find_fraud(slots, frauds, mine, fraud[0])[0]:
+                        continue
+                    put(
+                        table,
+                        slots,
+                        counters,
+                        events,
+                        frauds,
+                        remotes,
+                        frauds,
+                        fraud_sources,
+                        mine,
+                        FRAUDS,
+                        FRAUD_POOL,
+                        events_per_key_max,
+                        from_frauds[block, TIMES + place],
+                        0,
+                        fraud,
+                    )
+                block = from_frauds[block, NEWER]
+    return 0
+
+
+@njit(cache=True)
+def _newest_of(slots: Int64, events: Int64, event_sources: Array, slot: int, wanted: Bool) -> tuple[bool, int]:
+    """Whether a slot has events of the wanted sources, and the time of the newest of them."""
+    block = slots[slot, EVENTS + NEWEST]
+    while block:
+        for place in range(events[block, HIGH] - 1, events[block, LOW] - 1, -1):
+            if wanted[event_sources[block, SOURCES + place]]:
+                return True, events[block, TIMES + place]
+        block = events[block, OLDER]
+    return False, 0
