@@ -96,10 +96,10 @@ class FirstDecisions:
         self._window_ms = round(settings.window_s * 1e3)
         # one slot that stays empty where it is disabled, so that nothing else needs to ask
         ids_max = settings.ids_max if self.enabled else 1
-        index_length = 1 << (2 * ids_max).bit_length()
+        index_length = 1 << max(3, (2 * ids_max - 1).bit_length())
         # zeros take address space only: memory is used as transactions come
-        self._by_identity = np.zeros(index_length, np.int32)
-        self._by_place = np.zeros(index_length, np.int32)
+        self._by_identity = np.zeros(index_length, np.int64)
+        self._by_place = np.zeros(index_length, np.int64)
         self._entries = np.zeros((ids_max, ENTRY_WIDTH), np.int64)
         self._counters = np.zeros(kernels.COUNTERS, np.int64)
         self._clocks = np.zeros(0, np.int64)
