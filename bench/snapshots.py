@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import numpy as np
@@ -19,14 +19,17 @@ from bench.demo import SHIPPED_BUNDLE
 from cascade.bundle import load_bundle
 from cascade.columns import ColumnBatch
 from cascade.ledger.machine import describe_machine
+from cascade.protocols import SystemClock
 from cascade.schema import Schema
 from stages.assembly import make_engine
+from streaming.files import FsspecFiles
 from streaming.snapshots import Snapshot, SnapshotStore
 
 ROWS_A_BATCH = 100_000
 TERMINALS = 20_000
 START_MS, STEP_MS = 1_750_000_000_000, 10
 REPEATS = 5
+PARTITION = ("transactions", 0)
 
 
 def measure(
@@ -39,18 +42,20 @@ def measure(
     bundle = load_bundle(SHIPPED_BUNDLE)
     features = make_engine(bundle).features
     chance, rows = np.random.default_rng(seed), 0
-    where = {("transactions", 0): 1}
+    where = {PARTITION: 1}
     for number in cards:
         for _ in range(0, number * transactions_per_card, ROWS_A_BATCH):
             features.update(_transactions(bundle.schema, chance, number, rows))
             rows += ROWS_A_BATCH
         buffers = features.export_buffers()
-        with tempfile.TemporaryDirectory() as directory, closing(SnapshotStore(directory, 2, "bench")) as store:
+        with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(1) as writer:
+            store = SnapshotStore(FsspecFiles(directory), 2, "bench", "bench", SystemClock(), writer.submit)
             into_buffers = [_seconds(lambda: features.export_state(buffers)) for _ in range(REPEATS)]  # noqa: B023
             fresh_s = _seconds(features.export_state)
             arrays = features.export_state(buffers)
-            write_s = _seconds(lambda: store.save(Snapshot(arrays, where, {})).result())  # noqa: B023
-            load_s = _seconds(lambda: store.newest(where, {}))
+            write_s = _seconds(lambda: store.save(Snapshot(arrays, where, {}, {})).result())  # noqa: B023
+            (name,) = store.candidates(where, {})[PARTITION]
+            load_s = _seconds(lambda: store.load(name))  # noqa: B023
         console.print(
             f"{features.statistics()[bundle.schema.roles.card].keys:,} cards,"
             f" {sum(array.nbytes for array in arrays.values()) / 1e6:,.0f} MB: pause"

@@ -164,7 +164,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flood of one card leaves room for the others. `commit_interval_ms`: with at-least-once delivery;
     `transaction_interval_ms`: with exactly-once, where decisions show only then. `drain_timeout_ms`: after SIGTERM;
     `revoke_timeout_ms`: where a rebalance takes partitions away. `message_bytes_max`: larger messages go to the dead
-    letters.
+    letters, as do events that are more than `ahead_ms_max` ahead of their record's time.
     """
 
     batch_rows_max: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 1_024
@@ -178,6 +178,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=600_000)] = 20_000
     poll_timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     message_bytes_max: Annotated[int, msgspec.Meta(ge=64, le=1_048_576)] = 65_536
+    ahead_ms_max: Annotated[int, msgspec.Meta(ge=0, le=31_536_000_000)] = 3_600_000
 
 
 class LabelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

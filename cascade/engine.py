@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cascade.columns import Array, Bool, ColumnBatch, Float32, Float64
+from cascade.columns import Array, Bool, ColumnBatch, Float32, Float64, Int64
 from cascade.features import FeatureEngine
 from cascade.ledger.stage_clock import StageClock
 from cascade.policy import Policy
@@ -62,23 +62,26 @@ class Engine:
         self.features.update_labels(labels)
         self._screener.score(np.zeros((1, self.features.width), np.float32))
 
-    def fold(self, batch: ColumnBatch) -> None:
-        """Take rows into the state that need no decision any more."""
+    def fold(self, batch: ColumnBatch, sources: Int64 | None = None) -> None:
+        """Take rows into the state that need no decision any more; `sources` as for FeatureEngine.update."""
         with self.clocks.features:
-            self.features.update(batch)
+            self.features.update(batch, sources)
 
     def fold_labels(self, labels: ColumnBatch) -> None:
         """Take labels into the state."""
         self.features.update_labels(labels)
 
-    def screen(self, batch: ColumnBatch) -> Screened:
-        """Take rows into the state and score them."""
+    def screen(self, batch: ColumnBatch, sources: Int64 | None = None, raised: float = 0.0) -> Screened:
+        """Take rows into the state and score them.
+
+        `sources` as for FeatureEngine.update; `raised`: log-odds on top of the escalation threshold (Policy.escalate).
+        """
         with self.clocks.features:
-            computed = self.features.update(batch)
+            computed = self.features.update(batch, sources)
         with self.clocks.screener:
             raw = self._screener.score(computed.features)
             probability = self.policy.screener.probability(raw)
-            escalate = self.policy.escalate(raw)
+            escalate = self.policy.escalate(raw, raised)
         return Screened(raw, probability, escalate, computed.features, computed.sequence)
 
 

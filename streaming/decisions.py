@@ -35,7 +35,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 
     `score` is the calibrated probability of fraud by the stage that decided, `screener_score` the screener's own.
     `bundle` is the version that decided. `degraded` where the screener decided in the deep model's stead, with
-    `degraded_cause`. `decision_id` is the same on every retry: see `decision_ids`. Times are ms since the epoch.
+    `degraded_cause`. `decision_id` is the same on every retry: see `decision_ids`. `duplicate`: the transaction came
+    before; what was decided then, as `first_decision_id`, is said again. Times are ms since the epoch.
     """
 
     transaction_id: int | str
@@ -47,6 +48,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     degraded: bool
     degraded_cause: str | None
     decision_id: str
+    duplicate: bool
+    first_decision_id: str | None
     event_time_ms: int
     decision_time_ms: int
     latency_ms: LatencyMs
@@ -56,14 +59,16 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 class DecisionColumns:
     """The decisions of some transactions of one partition, a row each.
 
-    `transaction_id` int64 or S[n]; `decisions`, `stages` and `degraded_causes` (None: not degraded) are sequences;
-    the times are int64 ms since the epoch, the latencies float64 ms as LatencyMs says.
+    `transaction_id` int64 or S[n]; `decisions`, `stages`, `bundles` and `degraded_causes` (None: not degraded) are
+    sequences; `first_offsets` int64: of the first occurrence of a duplicate, -1 where it is none; the times are int64
+    ms since the epoch, the latencies float64 ms as LatencyMs says.
     """
 
     topic: str
     partition: int
-    bundle: str
+    bundles: Sequence[str]
     offsets: Int64
+    first_offsets: Int64
     transaction_ids: Array
     decisions: Sequence[Verdict]
     stages: Sequence[Stage]
@@ -104,19 +109,26 @@ def encode_decisions(codec_name: CodecName, columns: DecisionColumns) -> list[by
         columns.queue_ms.tolist(), columns.features_ms.tolist(), columns.screener_ms.tolist(),
         columns.deep_ms.tolist(), columns.total_ms.tolist(), strict=True,
     )  # fmt: skip
-    bundle = columns.bundle
+    firsts = [
+        one if offset >= 0 else None
+        for one, offset in zip(
+            decision_ids(columns.topic, columns.partition, columns.first_offsets),
+            columns.first_offsets.tolist(),
+            strict=True,
+        )
+    ]
     return [
         encode(
             Decision(
                 transaction_id, decision, score, stage, screener_score, bundle, cause is not None, cause, decision_id,
-                event_time_ms, decision_time_ms, LatencyMs(*latency),
+                first is not None, first, event_time_ms, decision_time_ms, LatencyMs(*latency),
             )
         )
-        for transaction_id, decision, score, stage, screener_score, cause, decision_id, event_time_ms,
+        for transaction_id, decision, score, stage, screener_score, bundle, cause, decision_id, first, event_time_ms,
         decision_time_ms, latency in zip(
             _plain_ids(columns.transaction_ids), columns.decisions, columns.scores.tolist(), columns.stages,
-            columns.screener_scores.tolist(), columns.degraded_causes,
-            decision_ids(columns.topic, columns.partition, columns.offsets), columns.event_times_ms.tolist(),
+            columns.screener_scores.tolist(), columns.bundles, columns.degraded_causes,
+            decision_ids(columns.topic, columns.partition, columns.offsets), firsts, columns.event_times_ms.tolist(),
             columns.decision_times_ms.tolist(), latencies, strict=True,
         )
     ]  # fmt: skip

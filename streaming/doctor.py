@@ -28,7 +28,9 @@ from streaming import local_broker
 from streaming.clients import make_consumer, make_producer
 from streaming.clients.topics import missing_topics, wait_for_broker
 from streaming.dead_letters import HEADER_PREFIX
+from streaming.files import FsspecFiles
 from streaming.service import topic_specs
+from streaming.snapshots import SUFFIX
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 Status = Literal["ok", "warning", "failed"]
@@ -98,6 +100,8 @@ def examine(config_path: Path) -> Iterator[Finding]:
         "broker": _broker,
         "topics": _topics,
         "clock": _clock,
+        "delivery": _delivery,
+        "state": _state,
         "deep model": _deep_model,
         "energy": _energy,
         "limits": _limits,
@@ -197,6 +201,46 @@ def _append_time(config: Config, topic: str) -> tuple[float, float]:
     finally:
         producer.close(1.0)
         consumer.close()
+
+
+def _delivery(found: Examination) -> tuple[Status, str]:
+    """Open a transaction and undo it: the broker must have transactions, and let this user have them."""
+    if found.config is None or not found.broker_answers:
+        return "warning", "not checked: the broker comes first"
+    if found.config.delivery == "at-least-once":
+        return "ok", "at-least-once: after a crash some decisions come again, under the same decision_id"
+    producer = make_producer(found.config.kafka, f"{found.config.kafka.group}-doctor")
+    try:
+        producer.begin()
+        producer.abort()
+    finally:
+        producer.close(1.0)
+    if not found.config.kafka.instance:
+        return "warning", (
+            "exactly-once: a transaction was begun and undone; kafka.instance is empty, so what a killed worker leaves"
+            " open holds readers back for 15 s: give each worker a name that stays"
+        )
+    return "ok", f"exactly-once as {found.config.kafka.instance}: a transaction was begun and undone"
+
+
+def _state(found: Examination) -> tuple[Status, str]:
+    """Write a file to the snapshots' place, read it back, and remove it."""
+    if found.config is None:
+        return "warning", "not checked: the configuration comes first"
+    place = found.config.state.snapshots
+    if not place:
+        return "warning", "state.snapshots is empty: each start folds the whole log"
+    files, name = FsspecFiles(place), f"doctor-{os.getpid()}"
+    try:
+        files.write(name, b"doctor")
+        same = files.read(name) == b"doctor"
+        count = sum(one.endswith(SUFFIX) for one in files.names())
+        files.remove(name)
+    except OSError as error:
+        return "failed", f"{place}: {error.strerror or error}; the service needs to write and read there"
+    if not same:
+        return "failed", f"{place}: what was written does not come back; check the store"
+    return "ok", f"{place}: written and read back; {count} snapshots"
 
 
 def _deep_model(found: Examination) -> tuple[Status, str]:

@@ -1,15 +1,14 @@
-"""What the worker waits for: deep answers before their deadlines, and the broker's word that decisions are kept."""
+"""Screened transactions on their way to a decision, and the calls to the deep model that some of them wait for."""
 
 from __future__ import annotations
 
-from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 
 from cascade.columns import Array, Bool, ColumnBatch, Float64, Int64
-from streaming.clients import Delivery, Partition
+from streaming.clients import Partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,44 +62,13 @@ class DeepCall:
         self.next_deadline_ms = float(left.min()) if len(left) else float("inf")
         return expired
 
+    def drop(self, partitions: frozenset[Partition]) -> None:
+        """Close the rows of these partitions: they are another's to decide."""
+        gone = np.array([one in partitions for one in self.rows.partitions], bool)
+        self.open &= ~gone[self.rows.source]
+
     def close(self) -> Array:
         """Close all rows that are open; returns their positions."""
         rows = np.flatnonzero(self.open)
         self.open[rows] = False
         return rows
-
-
-@dataclass(frozen=True, slots=True)
-class Unacknowledged:
-    """Decisions (or dead letters) that were produced: `offsets` by partition, and what the ledger is told then."""
-
-    delivery: Delivery
-    offsets: dict[Partition, Int64]
-    start_ms: Float64
-    path: str
-    cause: str | None
-
-
-class AcknowledgementQueue:
-    """Produced records in the order of production, until the broker keeps them."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Unacknowledged] = deque()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def add(self, produced: Unacknowledged) -> None:
-        """Wait for these."""
-        self._waiting.append(produced)
-
-    def take_done(self) -> list[Unacknowledged]:
-        """Those that the broker keeps by now, oldest first; raises BrokerError where a delivery failed."""
-        done = []
-        while self._waiting and self._waiting[0].delivery.done():
-            done.append(self._waiting.popleft())
-        return done
-
-    def clear(self) -> None:
-        """Forget them: their partitions belong to another worker."""
-        self._waiting.clear()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Literal
 
 from cascade.columns import ColumnBatch
 from cascade.errors import BrokerError
+from cascade.protocols import Clock
 from streaming.clients import ConsumerClient, FetchedBatch, Partition
 from streaming.codecs import Codec, Reject
 
@@ -35,6 +35,8 @@ class LabelFollower:
         alignment: Literal["arrival", "exact"],
         fold: Callable[[ColumnBatch], None],
         reject: Callable[[FetchedBatch, list[Reject]], None],
+        clock: Clock,
+        group_consumer: ConsumerClient,
     ) -> None:
         self._consumer = consumer
         self.partitions: list[Partition] = consumer.partitions_for(topic)
@@ -42,8 +44,12 @@ class LabelFollower:
         self._exact = alignment == "exact"
         self._fold = fold
         self._reject = reject
+        self._clock = clock
+        # commits belong to the group, which the labels' own consumer is not a member of
+        self._consumer_of_commits = group_consumer
         # offsets below which unreadable messages are dead letters already, in this run or an earlier one
-        self.told_until: dict[Partition, int] = {}
+        self._buried_until: dict[Partition, int] = {}
+        self._buries = False
         # the next record of each partition that is not yet folded
         self.positions: dict[Partition, int] = {}
         self._look_again_s = 0.0
@@ -54,18 +60,47 @@ class LabelFollower:
         return self._consumer.beginning_offsets(self.partitions)
 
     def rewind(self, positions: Mapping[Partition, int] | None = None) -> None:
-        """Read labels again: from `positions` on, for a state that holds those before, else all of them."""
-        if positions is None:
-            positions = self.beginnings()
-        self.positions = dict(positions)
-        for partition, offset in positions.items():
+        """Read labels again: from `positions` on, for a state that holds those before, else all of them.
+
+        Labels that are read twice change nothing; where we bury, reading begins no later than what is buried.
+        """
+        beginnings = self.beginnings()
+        self.positions = {}
+        for partition, beginning in beginnings.items():
+            offset = beginning if positions is None else max(positions.get(partition, beginning), beginning)
+            if self._buries:
+                offset = max(min(offset, self._buried_until.get(partition, beginning)), beginning)
+            self.positions[partition] = offset
             self._consumer.seek(partition, offset)
 
+    def bury(self, ours: bool) -> None:
+        """Whether unreadable labels are ours to bury: every worker reads all labels, one of them buries.
+
+        Which ones have their dead letter is in the group's commits, so that the next to bury goes on from there.
+        """
+        if ours == self._buries:
+            return
+        self._buries = ours
+        if ours:
+            committed = self._consumer_of_commits.committed(self.partitions)
+            self._buried_until = {partition: offset for partition, (offset, _) in committed.items()}
+            if self.positions:
+                self.rewind(self.positions)
+
+    def buried_until(self) -> dict[Partition, int]:
+        """What is to be committed for the labels; empty where another buries."""
+        return dict(self._buried_until) if self._buries else {}
+
     def catch_up(self) -> int:
-        """Fold the labels that are there; returns how many. Raises BrokerError where they do not come."""
+        """Fold the labels that are there; returns how many. Raises BrokerError where they do not come.
+
+        Before the first `rewind` there is no state to fold them into.
+        """
+        if not self.positions:
+            return 0
         if self._exact:
             return self._read_to_end()
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic()
         if now_s < self._look_again_s:
             return 0
         self._look_again_s = now_s + ARRIVAL_INTERVAL_S
@@ -74,10 +109,10 @@ class LabelFollower:
     def _read_to_end(self) -> int:
         count = 0
         ends = self._consumer.end_offsets(self.partitions)
-        give_up_s = time.monotonic() + CATCH_UP_TIMEOUT_S
+        give_up_s = self._clock.monotonic() + CATCH_UP_TIMEOUT_S
         while any(self._consumer.position(partition) < end for partition, end in ends.items()):
             count += self._read(POLL_S)
-            if time.monotonic() > give_up_s:
+            if self._clock.monotonic() > give_up_s:
                 raise BrokerError(
                     f"the labels topic has records that did not come within {CATCH_UP_TIMEOUT_S:.0f} s; is the broker"
                     ' well? (labels.alignment = "arrival" does not wait for them)'
@@ -97,9 +132,11 @@ class LabelFollower:
                 count += decoded.batch.rows
             # a rewind reads them a second time: a message is a dead letter once
             partition = (fetched.topic, fetched.partition)
-            fresh = [r for r in decoded.rejects if fetched.offsets[r.index] >= self.told_until.get(partition, 0)]
-            if fresh:
-                self._reject(fetched, fresh)
             self.positions[partition] = int(fetched.offsets[-1]) + 1
-            self.told_until[partition] = max(self.told_until.get(partition, 0), int(fetched.offsets[-1]) + 1)
+            if self._buries:
+                buried = self._buried_until.get(partition, 0)
+                fresh = [reject for reject in decoded.rejects if fetched.offsets[reject.index] >= buried]
+                if fresh:
+                    self._reject(fetched, fresh)
+                self._buried_until[partition] = max(buried, self.positions[partition])
         return count

@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 import threading
+import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,8 +19,9 @@ from typing import TYPE_CHECKING
 import psutil
 import structlog
 
-from cascade.bundle import load_bundle
+from cascade.bundle import Bundle, load_bundle
 from cascade.config import Config, LogSettings, load_config
+from cascade.engine import Engine
 from cascade.errors import BrokerError, ModelServerError
 from cascade.ledger import (
     EnergySampler,
@@ -29,15 +32,19 @@ from cascade.ledger import (
     find_meters,
     ledger_registry,
 )
-from cascade.protocols import DeepStage
+from cascade.protocols import DeepStage, SystemClock
 from stages.assembly import make_deep_stage, make_engine
-from streaming.clients import TopicSpec, make_consumer, make_producer
+from streaming.clients import ConsumerClient, TopicSpec, make_consumer, make_producer
 from streaming.clients.topics import ensure_topics, missing_topics, wait_for_broker
 from streaming.codecs import codec
 from streaming.dead_letters import OVERHEAD_BYTES_MAX
+from streaming.files import FsspecFiles
 from streaming.health import HealthServer, HealthState
+from streaming.lag import LagWatch
+from streaming.privacy import CardHasher
+from streaming.sessions import run_sessions
 from streaming.snapshots import SnapshotStore, fingerprint
-from streaming.worker import Worker
+from streaming.worker import Parts, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +57,9 @@ KAFKA_MESSAGE_BYTES = 1_048_588
 # The loop and the clients' threads hand the interpreter to each other; Python's 5 ms a hand-over are a whole latency
 # limit.
 THREAD_SWITCH_S = 0.0005
+CLOSE_S = 5.0
+# The longest window and label delay that feature files have in practice, twice.
+SUMMARIES_RETENTION_MS = 90 * 86_400_000
 # Full collections come early and stay small: about a millisecond each, where the defaults let them grow to ten.
 GC_THRESHOLDS = (700, 5, 2)
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -84,10 +94,9 @@ def serve(
             stack.callback(server.close)
             if on_ready is not None:
                 on_ready(server.port)
-        snapshots = None
-        if config.state.snapshots:
-            snapshots = SnapshotStore(config.state.snapshots, config.state.keep, fingerprint(bundle))
-            stack.callback(snapshots.close)
+        clock = SystemClock()
+        snapshots = _snapshot_store(config, bundle, clock, stack)
+        hasher = CardHasher.from_settings(config.privacy, os.environ)
         engine.warm_up()
         health.ok("state")
         _wait_for_broker(config, health, stopping)
@@ -96,26 +105,92 @@ def serve(
             return ledger.summary()
         check_topics(config, create_topics)
         health.ok("broker")
-        consumer = make_consumer(config.kafka, config.kafka.group)
-        stack.callback(consumer.close)
-        label_consumer = make_consumer(config.kafka, None)
-        stack.callback(label_consumer.close)
-        producer = make_producer(config.kafka)
-        stack.callback(lambda: producer.close(5.0))
-        bytes_max = config.worker.message_bytes_max
-        worker = Worker(
-            config, bundle.schema, bundle.version, engine, deep,
-            codec(config.kafka.codec, bundle.schema.fields, bytes_max),
-            codec(config.kafka.codec, bundle.schema.label_fields(), bytes_max),
-            consumer, label_consumer, producer, ledger, health, snapshots,
+        running: list[Worker] = []
+        watch = LagWatch(
+            lambda: make_consumer(config.kafka, None), lambda: running[-1].positions if running else {}, health,
+            config.health.stall_s_max,
         )  # fmt: skip
-        stopping.on_set(worker.stop)
+        watch.start()
+        stack.callback(watch.close)
+
+        def make(session: ExitStack) -> Worker | None:
+            _wait_for_broker(config, health, stopping)
+            if stopping.is_set():
+                return None
+            parts = _connect(config, bundle, engine, deep, ledger, health, snapshots, hasher, clock, session)
+            worker = Worker(parts)
+            running[:] = [worker]
+            session.callback(running.clear)
+            stopping.on_set(worker.stop)
+            return worker
+
         _settle_interpreter()
-        log.info("running", bundle=bundle.version, deep=config.deep.backend, group=config.kafka.group)
-        worker.run()
+        log.info(
+            "running", bundle=bundle.version, deep=config.deep.backend, group=config.kafka.group,
+            delivery=config.delivery,
+        )  # fmt: skip
+        run_sessions(make, config.kafka, ledger, health, clock, stopping.is_set, stopping.wait)
         summary = ledger.summary()
     log.info("stopped", transactions=summary.transactions)
     return summary
+
+
+def _snapshot_store(config: Config, bundle: Bundle, clock: SystemClock, stack: ExitStack) -> SnapshotStore | None:
+    if not config.state.snapshots:
+        return None
+    writer = ThreadPoolExecutor(1, "cascade-snapshots")
+    stack.callback(writer.shutdown)
+    # without a name of its own a worker must not write over another's
+    name = config.kafka.instance or uuid.uuid4().hex[:12]
+    files = FsspecFiles(config.state.snapshots)
+    return SnapshotStore(files, config.state.keep, fingerprint(bundle), name, clock, writer.submit)
+
+
+def _connect(
+    config: Config, bundle: Bundle, engine: Engine, deep: DeepStage, ledger: Ledger, health: HealthState,
+    snapshots: SnapshotStore | None, hasher: CardHasher | None, clock: SystemClock, session: ExitStack,
+) -> Parts:  # fmt: skip
+    """New connections to the broker, closed with the session, and everything else that a worker needs."""
+
+    def consumer(group: str | None) -> ConsumerClient:
+        made = make_consumer(config.kafka, group)
+        session.callback(_quietly, made.close)
+        return made
+
+    transactional_id = None
+    if config.delivery == "exactly-once":
+        transactional_id = f"{config.kafka.group}-{config.kafka.instance or uuid.uuid4().hex}"
+    # first of all: it ends what an earlier run of this worker has left open
+    producer = make_producer(config.kafka, transactional_id)
+    session.callback(_quietly, lambda: producer.close(CLOSE_S))
+    bytes_max = config.worker.message_bytes_max
+    return Parts(
+        config=config,
+        schema=bundle.schema,
+        bundle_version=bundle.version,
+        engine=engine,
+        deep=deep,
+        codec=codec(config.kafka.codec, bundle.schema.fields, bytes_max),
+        label_codec=codec(config.kafka.codec, bundle.schema.label_fields(), bytes_max),
+        consumer=consumer(config.kafka.group),
+        label_consumer=consumer(None),
+        producer=producer,
+        ledger=ledger,
+        health=health,
+        snapshots=snapshots,
+        clock=clock,
+        open_consumer=lambda: make_consumer(config.kafka, None),
+        hasher=hasher,
+        summary_consumer=consumer(None) if config.terminals.share else None,
+    )
+
+
+def _quietly(close: Callable[[], None]) -> None:
+    """Close a connection; a broker that is gone makes a bad end, and the session's own error says more."""
+    try:
+        close()
+    except BrokerError as error:
+        log.debug("closing", problem=str(error))
 
 
 def _settle_interpreter() -> None:
@@ -141,16 +216,21 @@ def service_level(config: Config) -> ServiceLevel:
 
 
 def topic_specs(config: Config, partitions: int) -> list[TopicSpec]:
-    """The four topics as Cascade wants them: transactions are stamped by the broker, since deadlines count from it."""
+    """The topics as Cascade wants them: transactions are stamped by the broker, since deadlines count from it."""
     names, bytes_max = config.kafka.topics, config.worker.message_bytes_max
     stamped = {"message.timestamp.type": "LogAppendTime"}
     letter_bytes_max = max(KAFKA_MESSAGE_BYTES, bytes_max + OVERHEAD_BYTES_MAX)
-    return [
+    specs = [
         TopicSpec(names.transactions, partitions, settings=stamped),
         TopicSpec(names.labels, 1, settings=stamped),
-        TopicSpec(names.decisions, partitions),
+        TopicSpec(names.decisions, partitions, settings=stamped),
         TopicSpec(names.dead_letters, 1, settings=stamped | {"max.message.bytes": str(letter_bytes_max)}),
     ]
+    if config.terminals.share:
+        # the newest total of each terminal and bucket, as long as a window may need it
+        compacted = {"cleanup.policy": "compact,delete", "retention.ms": str(SUMMARIES_RETENTION_MS)}
+        specs.append(TopicSpec(names.summaries, partitions, settings=stamped | compacted))
+    return specs
 
 
 def check_topics(config: Config, create_partitions: int) -> None:

@@ -1,52 +1,58 @@
 """Snapshots of the feature state: so that a restart folds the last minute of the log, and not months.
 
-A snapshot is the state after all records below certain offsets. It serves a start whose committed offsets are not below
-those: what lies between is folded again, and nothing is emitted for what is decided. One file a snapshot:
+A snapshot is the state after all records below certain offsets, one a partition. Each partition of it can be taken by
+itself, by whichever worker has that partition next, where its committed offset is not below the snapshot's: what lies
+between is folded again, and nothing is emitted for what is decided. One file a snapshot:
 
     CASCADE-SNAPSHOT, a line       so that nothing else is taken for one
     header as JSON, a line         offsets, hash of schema and features, SHA-256 of the rest
     arrays as NumPy's npz
 
-Files are written under another name and then renamed. A file that is torn, altered or foreign is passed over, with a
-warning, and the one before is used.
+A file that is torn, altered or foreign is passed over, with a warning, and the one before is used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import msgspec
 import numpy as np
 import structlog
 
 from cascade.bundle import Bundle
 from cascade.columns import Array
-from cascade.errors import SettingError, StateError
+from cascade.errors import StateError
+from cascade.features.state import STATE_LAYOUT
+from cascade.protocols import Clock
 from streaming.clients import Partition
+from streaming.files import Files
 
 log = structlog.get_logger()
-MAGIC = b"CASCADE-SNAPSHOT 1\n"
+MAGIC = b"CASCADE-SNAPSHOT 2\n"
 SUFFIX = ".snapshot"
 HEADER_BYTES_MAX = 1 << 20
+# Enough for the files of many workers; more than this in one place is another thing's directory.
+FILES_MAX = 10_000
 Positions = dict[Partition, int]
+Submit = Callable[[Callable[[], None]], Future[None]]
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a snapshot is of: the offsets of the next record of each partition that it does not hold.
 
+    `committed`: where the commits of its transactions stood; decisions of later records may since have been made anew.
     `fingerprint`: of schema and features. `sha256` (hex) and `size_bytes`: of the arrays' bytes.
     """
 
     fingerprint: str
     transactions: list[tuple[str, int, int]]
     labels: list[tuple[str, int, int]]
+    committed: list[tuple[str, int, int]]
     created_ms: int
     size_bytes: int
     sha256: str
@@ -59,137 +65,172 @@ class Snapshot:
     arrays: Mapping[str, Array]
     transactions: Positions
     labels: Positions
+    committed: Positions
 
 
 def fingerprint(bundle: Bundle) -> str:
-    """Of what decides the state's content: schema and features. Models may change, and the state stays good."""
-    return hashlib.sha256(bundle.content["schema.toml"] + b"\0" + bundle.content["features.toml"]).hexdigest()
+    """Of what decides the state's content: schema, features, layout. Models may change, and the state stays good."""
+    content = (bundle.content["schema.toml"], bundle.content["features.toml"], str(STATE_LAYOUT).encode())
+    return hashlib.sha256(b"\0".join(content)).hexdigest()
 
 
 class SnapshotStore:
-    """The snapshots below a directory or URL, the newest `keep` of them; writes in a thread of its own."""
+    """The snapshots in one place, of all workers: of each partition the newest `keep` stay.
 
-    def __init__(self, url: str, keep: int, mark: str) -> None:
-        """`mark`: the fingerprint. Raises SettingError where the place cannot be used."""
-        self._keep, self._mark = keep, mark
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-            self._fs.makedirs(self._root, exist_ok=True)
-        except (OSError, ValueError, ImportError) as error:
-            raise SettingError(
-                "configuration",
-                "state.snapshots",
-                url,
-                f"cannot be used ({error})",
-                "name a directory or URL to write to",
-            ) from error
-        self._thread = ThreadPoolExecutor(1, "cascade-snapshots")
-        self._writing: Future[None] | None = None
+    `mark`: the fingerprint. `name`: of this worker, so that two never write the same file. `submit` runs the writing
+    beside the loop: one thread, or, in a simulation, none.
+    """
+
+    def __init__(self, files: Files, keep: int, mark: str, name: str, clock: Clock, submit: Submit) -> None:
+        self._files, self._keep, self._mark, self._name = files, keep, mark, name
+        self._clock = clock
+        self._submit = submit
+        self._working: Future[None] | None = None
+        self._headers: dict[str, Header] = {}
 
     @property
     def busy(self) -> bool:
-        """Whether a snapshot is still being written."""
-        return self._writing is not None and not self._writing.done()
+        """Whether work in the background is not done yet."""
+        return self._working is not None and not self._working.done()
 
     def save(self, snapshot: Snapshot) -> Future[None]:
         """Write it in the background; the arrays may not change until then. A failure is logged: the log is there."""
         return self.prepare(lambda: self._write(snapshot))
 
     def prepare(self, work: Callable[[], None]) -> Future[None]:
-        """Do something in the writer's thread; `busy` until it is done."""
-        self._writing = self._thread.submit(work)
-        return self._writing
+        """Do something in the background; `busy` until it is done."""
+        self._working = self._submit(work)
+        return self._working
 
-    def _write(self, snapshot: Snapshot) -> None:
-        started_s = time.monotonic()
-        try:
-            octets = _encoded(snapshot, self._mark)
-            # zero-padded, so that names are in order of time
-            name = f"{self._root}/{time.time_ns():020d}{SUFFIX}"
-            self._fs.pipe_file(f"{name}.part", octets)
-            self._fs.mv(f"{name}.part", name)
-            for old in self._names()[self._keep :]:
-                self._fs.rm(old)
-        except Exception as error:
-            log.warning("snapshot not written", reason=f"{type(error).__name__}: {error}")
-            return
-        log.info(
-            "snapshot written", megabytes=round(len(octets) / 1e6, 1), seconds=round(time.monotonic() - started_s, 2)
-        )
+    def candidates(self, committed: Positions, beginnings: Positions) -> dict[Partition, list[str]]:
+        """For each partition the snapshots that can serve it, those of the latest offsets first.
 
-    def newest(self, committed: Positions, beginnings: Positions) -> Snapshot | None:
-        """The newest good one of exactly these partitions that is not ahead of what is committed.
-
-        `beginnings`: the first offsets, of transactions and labels, that the log still holds. Raises StateError where
-        only the log's part between a snapshot and now is gone: that is for the operator to decide.
+        `committed`: offsets below which all is decided; a snapshot beyond holds records that may have to be scored
+        again. `beginnings`: the first offsets, of transactions and labels, that the log still holds. Raises StateError
+        where only the log's part between a snapshot and now is gone: that is for the operator to decide.
         """
-        gone = None
-        for name in self._names():
-            try:
-                snapshot = self._read(name)
-            except (StateError, OSError) as error:
-                log.warning("snapshot passed over", file=name, reason=str(error))
-                continue
-            if snapshot.transactions.keys() != committed.keys():
-                continue
-            if any(offset > committed[partition] for partition, offset in snapshot.transactions.items()):
-                continue
-            places = snapshot.transactions | snapshot.labels
-            missing = [one for one, offset in places.items() if beginnings.get(one, 0) > offset]
-            if not missing:
-                return snapshot
-            topic, number = missing[0]
-            gone = gone or (
-                f"snapshot {name} ends at offset {places[missing[0]]} of {topic}-{number}, whose log now begins at"
-                f" {beginnings[missing[0]]}: what lies between is lost. Delete the snapshots to go on with what the"
-                " log holds, or restore the log; then raise the topic's retention"
-            )
-        if gone is not None:
-            raise StateError(gone)
-        return None
+        headers = self._known_headers()
+        found: dict[Partition, list[str]] = {}
+        for partition, until in committed.items():
+            fitting: list[tuple[int, int, str]] = []
+            gone = ""
+            for name, header in headers.items():
+                offset = _positions(header.transactions).get(partition)
+                if offset is None or offset > until:
+                    continue
+                problem = _lost(name, partition, offset, header, beginnings)
+                if problem:
+                    gone = gone or problem
+                else:
+                    fitting.append((offset, header.created_ms, name))
+            if gone and not fitting:
+                raise StateError(gone)
+            found[partition] = [name for _, _, name in sorted(fitting, reverse=True)]
+        return found
+
+    def load(self, name: str) -> Snapshot | None:
+        """Read and verify one; None, with a warning, where it is damaged or gone."""
+        try:
+            return _decoded(self._files.read(name), self._mark)
+        except (StateError, OSError) as error:
+            log.warning("snapshot passed over", file=name, reason=str(error))
+            return None
 
     def close(self) -> None:
         """Wait for what is being written."""
-        self._thread.shutdown()
+        if self._working is not None:
+            self._working.result()
 
-    def _names(self) -> list[str]:
-        """Files of snapshots, newest first."""
-        self._fs.invalidate_cache()
-        return sorted((name for name in self._fs.ls(self._root, detail=False) if name.endswith(SUFFIX)), reverse=True)
+    def _write(self, snapshot: Snapshot) -> None:
+        started_s = self._clock.monotonic()
+        created_ms = int(self._clock.time() * 1e3)
+        try:
+            octets = _encoded(snapshot, self._mark, created_ms)
+            self._files.write(f"{created_ms:015d}-{self._name}{SUFFIX}", octets)
+            for old in self._superfluous():
+                self._files.remove(old)
+        except OSError as error:
+            log.warning("snapshot not written", reason=f"{type(error).__name__}: {error}")
+            return
+        seconds = round(self._clock.monotonic() - started_s, 2)
+        log.info("snapshot written", megabytes=round(len(octets) / 1e6, 1), seconds=seconds)
 
-    def _read(self, name: str) -> Snapshot:
-        octets: bytes = self._fs.cat_file(name)
-        return _decoded(octets, self._mark)
+    def _superfluous(self) -> list[str]:
+        """Files that are not among the `keep` of the latest offsets for any of their partitions.
+
+        Those of other fingerprints are left alone. Offsets tell what is later; clocks may jump.
+        """
+        headers = self._known_headers()
+        by_partition: dict[Partition, list[tuple[int, int, str]]] = {}
+        for name, header in headers.items():
+            for topic, number, offset in header.transactions:
+                by_partition.setdefault((topic, number), []).append((offset, header.created_ms, name))
+        needed = {name for found in by_partition.values() for _, _, name in sorted(found, reverse=True)[: self._keep]}
+        return [name for name in headers if name not in needed]
+
+    def _known_headers(self) -> dict[str, Header]:
+        """Headers of our fingerprint, by file; files are never altered, so each is read once."""
+        names = sorted((one for one in self._files.names() if one.endswith(SUFFIX)), reverse=True)[:FILES_MAX]
+        headers: dict[str, Header] = {}
+        for name in names:
+            try:
+                header = self._headers.get(name) or _header(self._files.read_start(name, HEADER_BYTES_MAX), self._mark)
+            except (StateError, OSError) as error:
+                log.warning("snapshot passed over", file=name, reason=str(error))
+                continue
+            headers[name] = header
+        self._headers = headers
+        return headers
 
 
-def _encoded(snapshot: Snapshot, mark: str) -> bytes:
+def _lost(name: str, partition: Partition, offset: int, header: Header, beginnings: Positions) -> str:
+    """What of the log a start from this snapshot would need and no longer find, as a line; empty where nothing."""
+    for place, needed in ((partition, offset), *_positions(header.labels).items()):
+        if beginnings.get(place, 0) > needed:
+            return (
+                f"snapshot {name} ends at offset {needed} of {place[0]}-{place[1]}, whose log now begins at"
+                f" {beginnings[place]}: what lies between is lost. Delete the snapshots to go on with what the"
+                " log holds, or restore the log; then raise the topic's retention"
+            )
+    return ""
+
+
+def _encoded(snapshot: Snapshot, mark: str, created_ms: int) -> bytes:
     buffer = io.BytesIO()
     arrays: dict[str, Any] = dict(snapshot.arrays)
     np.savez(buffer, **arrays)
     payload = buffer.getvalue()
     header = Header(
         fingerprint=mark, transactions=_listed(snapshot.transactions), labels=_listed(snapshot.labels),
-        created_ms=int(time.time() * 1e3), size_bytes=len(payload), sha256=hashlib.sha256(payload).hexdigest(),
+        committed=_listed(snapshot.committed), created_ms=created_ms, size_bytes=len(payload),
+        sha256=hashlib.sha256(payload).hexdigest(),
     )  # fmt: skip
     return MAGIC + msgspec.json.encode(header) + b"\n" + payload
 
 
-def _decoded(octets: bytes, mark: str) -> Snapshot:
+def _header(octets: bytes, mark: str) -> Header:
     if not octets.startswith(MAGIC):
         raise StateError("not a snapshot of this format")
     end = octets.find(b"\n", len(MAGIC), len(MAGIC) + HEADER_BYTES_MAX)
     try:
         header = msgspec.json.decode(octets[len(MAGIC) : max(end, len(MAGIC))], type=Header)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateError(f"its header cannot be read ({error})") from error
     if header.fingerprint != mark:
         raise StateError("it is of another schema or other features")
-    payload = memoryview(octets)[end + 1 :]
+    return header
+
+
+def _decoded(octets: bytes, mark: str) -> Snapshot:
+    header = _header(octets, mark)
+    payload = memoryview(octets)[octets.find(b"\n", len(MAGIC)) + 1 :]
     if len(payload) != header.size_bytes or hashlib.sha256(payload).hexdigest() != header.sha256:
         raise StateError("it is torn or altered: its checksum does not match")
     with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
         arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
-    return Snapshot(arrays, _positions(header.transactions), _positions(header.labels))
+    return Snapshot(
+        arrays, _positions(header.transactions), _positions(header.labels), _positions(header.committed)
+    )  # fmt: skip
 
 
 def _listed(positions: Positions) -> list[tuple[str, int, int]]:

@@ -1,209 +1,310 @@
-"""The worker's loop: fetch, fold and screen, escalate, decide, produce, commit.
+"""The worker's loop: fetch, fold and screen, escalate, decide, send, commit.
 
-One thread runs it. Screened transactions are produced at once; escalated ones wait in `DeepCall`s, beside the loop,
-until their answer or their deadline, whichever is first. An offset counts as decided when the broker has its decision,
-and is committed when every earlier one is decided too.
+One thread runs it, in turns of `step`. Screened transactions are decided at once; escalated ones wait in `Escalations`,
+beside the loop, until their answer or their deadline, whichever is first. An offset counts as decided when the broker
+keeps its decision, and is committed when every earlier one is decided too; what is decided ahead of that prefix travels
+in the commit's metadata.
 
-State is a fold of the input: when partitions are assigned, it is built anew from the beginning of the log, and for
-records below the committed offset nothing is emitted.
+Everything outside comes as an argument (`Parts`): clock, broker, model server, files. Where the broker is lost or
+refuses what was decided, `step` raises BrokerError, and the worker is finished: `streaming.sessions` makes another,
+which goes on from what is committed.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
 
-from cascade.columns import Array, ColumnBatch, Float64, Int64
+from cascade.columns import Array, ColumnBatch
 from cascade.config import Config
 from cascade.engine import Engine
-from cascade.errors import BrokerError, DeepStageError
 from cascade.ledger import Ledger, StageClock
-from cascade.policy import ACTIONS
-from cascade.protocols import DeepStage
+from cascade.protocols import Clock, DeepStage
 from cascade.schema import Schema
-from streaming.breaker import CircuitBreaker
-from streaming.clients import ConsumerClient, FetchedBatch, Partition, ProducerClient
-from streaming.codecs import Codec, Reject
-from streaming.dead_letters import dead_letter
-from streaming.decisions import DecisionColumns, Stage, encode_decisions, message_keys
+from streaming.clients import (
+    ConsumerClient,
+    FetchedBatch,
+    Partition,
+    ProducerClient,
+    TransactionalProducerClient,
+)
+from streaming.codecs import Codec
+from streaming.duplicates import FirstDecisions
+from streaming.escalations import Escalations, by_screener
 from streaming.health import HealthState
-from streaming.in_flight import AcknowledgementQueue, DeepCall, Rows, Unacknowledged
+from streaming.in_flight import Rows
 from streaming.intake import Intake, take_in
 from streaming.labels import LabelFollower
-from streaming.offsets import NOTHING_DECIDED, Decided, OffsetTracker
+from streaming.outbox import AtLeastOnceOutbox, ExactlyOnceOutbox, Outbox, Sent
+from streaming.partitions import OwnedPartition, Phase
+from streaming.privacy import CardHasher
+from streaming.publisher import Publisher
+from streaming.recovery import Recovery
+from streaming.repeats import Repeats
 from streaming.snapshots import Snapshot, SnapshotStore
+from streaming.terminals import TerminalExchange
 
 log = structlog.get_logger()
 # While something is awaited (an answer, an acknowledgement), polling for records may hold the loop no longer.
 BUSY_POLL_S = 0.001
-# A rebalance waits for us while we finish what we hold; more than this and the group may go on without us.
-REVOKE_BUDGET_S = 5.0
+# With exactly-once delivery every decision ahead of the committed prefix must be named in the commit's metadata (4 kB),
+# or a crash would decide it again. Each undecided record costs at most three bytes there.
+EXACTLY_ONCE_IN_FLIGHT_MAX = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that a worker works with.
+
+    `producer`: a TransactionalProducerClient where `config.delivery` is exactly-once. `open_consumer` makes a consumer
+    outside any group. `snapshots`, `hasher`, `summary_consumer`: None where not configured.
+    """
+
+    config: Config
+    schema: Schema
+    bundle_version: str
+    engine: Engine
+    deep: DeepStage
+    codec: Codec
+    label_codec: Codec
+    consumer: ConsumerClient
+    label_consumer: ConsumerClient
+    producer: ProducerClient
+    ledger: Ledger
+    health: HealthState
+    snapshots: SnapshotStore | None
+    clock: Clock
+    open_consumer: Callable[[], ConsumerClient]
+    hasher: CardHasher | None = None
+    summary_consumer: ConsumerClient | None = None
 
 
 class Worker:
-    """Everything between the transactions topic and the decisions topic, for one bundle."""
+    """Everything between the transactions topic and the decisions topic, for one bundle and one session."""
 
-    def __init__(
-        self,
-        config: Config,
-        schema: Schema,
-        bundle_version: str,
-        engine: Engine,
-        deep: DeepStage,
-        codec: Codec,
-        label_codec: Codec,
-        consumer: ConsumerClient,
-        label_consumer: ConsumerClient,
-        producer: ProducerClient,
-        ledger: Ledger,
-        health: HealthState,
-        snapshots: SnapshotStore | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._config = config
-        self._roles = schema.roles
-        self._bundle_version = bundle_version
-        self._engine = engine
-        self._deep = deep
-        self._codec = codec
-        self._consumer = consumer
-        self._producer = producer
-        self._ledger = ledger
-        self._health = health
-        self._clock = clock
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        config, clock, ledger = parts.config, parts.clock, parts.ledger
+        self._config, self._clock, self._ledger = config, clock, ledger
+        self._engine, self._consumer, self._health = parts.engine, parts.consumer, parts.health
+        self._roles = parts.schema.roles
         self._stop = threading.Event()
-        self._trackers: dict[Partition, OffsetTracker] = {}
-        self._decided: dict[Partition, Decided] = {}
-        self._committed: dict[Partition, tuple[int, str]] = {}
-        self._calls: list[DeepCall] = []
-        self._breaker = CircuitBreaker(config.breaker)
-        self._produced = AcknowledgementQueue()
+        self._stage_clock = StageClock()
         self._paused = False
-        self._rebuilding = False
-        self._commit_due_s = 0.0
-        self._snapshots = snapshots
-        self._snapshot_due_s = time.monotonic() + config.state.interval_s
-        # the next record of each partition that the state does not hold
-        self._folded: dict[Partition, int] = {}
-        self._recovery_s = 0.0
         self._copies: dict[str, Array] = {}
+        self._snapshot_due_s = clock.monotonic() + config.state.interval_s
+        self._in_flight_max = config.worker.in_flight_max
         # the next record that the loop will take, by partition; replaced as a whole, so other threads may read it
         self.positions: dict[Partition, int] = {}
-        self._stage_clock = StageClock()
-        self._labels = LabelFollower(
-            label_consumer, config.kafka.topics.labels, label_codec, config.labels.alignment, self._fold_labels,
-            self._reject,
+        self._outbox = self._make_outbox()
+        self._first_decisions = FirstDecisions(config.duplicates)
+        self._publisher = Publisher(
+            config, self._roles, parts.bundle_version, parts.engine.policy, self._outbox, self._first_decisions,
+            parts.hasher, ledger, clock,
         )  # fmt: skip
+        self._labels = LabelFollower(
+            parts.label_consumer, config.kafka.topics.labels, parts.label_codec, config.labels.alignment,
+            self._fold_labels, self._publisher.reject, clock, parts.consumer,
+        )  # fmt: skip
+        features = parts.engine.features
+        features.reset()
+        if config.terminals.share:
+            for _, number in parts.consumer.partitions_for(config.kafka.topics.transactions):
+                features.hide(number)
+        self._recovery = Recovery(
+            parts.consumer, self._labels, features, self._first_decisions, parts.snapshots, ledger,
+            parts.health, clock, self._on_live, config.terminals.share,
+        )  # fmt: skip
+        self._escalations = Escalations(
+            config, parts.engine.policy, parts.deep, self._roles.card, ledger, parts.health, clock
+        )
+        self._repeats = Repeats(
+            config, self._first_decisions, parts.engine.policy, self._recovery.owned, parts.open_consumer,
+            self._publisher.repeat, clock,
+        )  # fmt: skip
+        self._terminals = (
+            None
+            if parts.summary_consumer is None
+            else TerminalExchange(config, features, parts.summary_consumer, self._outbox, clock)
+        )
+
+    def _make_outbox(self) -> Outbox:
+        parts, settings = self._parts, self._config.worker
+        shared = (parts.consumer, parts.health, parts.clock)
+        told = (self._progress, self._decided, self._kept)
+        if self._config.delivery == "at-least-once":
+            return AtLeastOnceOutbox(parts.producer, *shared, settings.commit_interval_ms / 1e3, *told)
+        self._in_flight_max = min(self._in_flight_max, EXACTLY_ONCE_IN_FLIGHT_MAX)
+        producer: TransactionalProducerClient = parts.producer  # type: ignore[assignment]  # by configuration
+        return ExactlyOnceOutbox(producer, *shared, settings.transaction_interval_ms / 1e3, *told)
 
     # --- the loop -----------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Rows that wait for a decision; never more than `worker.in_flight_max`, 1,000 with exactly-once delivery."""
+        return self._escalations.open + self._repeats.open
 
     def stop(self) -> None:
         """Ask the loop to drain, commit and return; safe from a signal handler or another thread."""
         self._stop.set()
 
     def run(self) -> None:
-        """Work until `stop`; raises BrokerError where decisions cannot be kept."""
+        """Work until `stop`; raises BrokerError where the session is over."""
+        self.start()
+        while not self._stop.is_set():
+            self.step()
+        self.drain()
+
+    def start(self) -> None:
+        """Join the group."""
+        self._ledger.count_session()
         self._consumer.subscribe(
             [self._config.kafka.topics.transactions], self._on_assigned, self._on_revoked, self._on_lost
         )
         self._health.waiting("partitions", "joining the group")
-        while not self._stop.is_set():
-            self._step()
-        self._drain()
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """One turn: take what is there, and do what is due."""
         settings = self._config.worker
-        busy = bool(self._calls) or len(self._produced) > 0
+        self._recovery.advance()
+        self._make_room()
+        busy = self.in_flight > 0 or self._outbox.pending > 0 or not self._recovery.done
         timeout_s = BUSY_POLL_S if busy else settings.poll_timeout_ms / 1e3
-        fetched = self._consumer.poll(timeout_s, settings.batch_rows_max)
+        rows_max = min(settings.batch_rows_max, max(self._in_flight_max - self.in_flight, 1))
+        fetched = self._consumer.poll(timeout_s, rows_max)
         self._health.progress()
-        if fetched:
-            self._handle([one for one in fetched if (one.topic, one.partition) in self._trackers])
+        accepted = [part for part in map(self._accept, fetched) if part is not None]
+        if accepted:
+            self._handle(accepted)
         elif self._config.labels.alignment == "arrival":
-            self._labels.catch_up()
-        if self._rebuilding:
-            self._tell_recovery()
+            self._ledger.count_labels(self._labels.catch_up())
         self._advance()
 
     def _advance(self) -> None:
-        """Everything that time and other threads bring: answers, deadlines, acknowledgements, commits, room."""
-        self._collect_answers()
-        self._collect_acknowledgements()
-        now_s = time.monotonic()
-        if now_s >= self._commit_due_s:
-            self._commit_due_s = now_s + self._config.worker.commit_interval_ms / 1e3
-            self._commit()
-            self.positions = {one: self._consumer.position(one) for one in self._trackers}
-        if self._snapshots is not None and now_s >= self._snapshot_due_s and not self._rebuilding:
-            self._take_snapshot(self._snapshots)
-        in_flight, limit = self._in_flight(), self._config.worker.in_flight_max
-        if not self._paused and in_flight >= limit:
-            self._consumer.pause(self._trackers)
+        """Everything that time and other threads bring: answers, deadlines, acknowledgements, commits, snapshots."""
+        for outcome in self._escalations.collect():
+            self._publisher.decide(outcome)
+        self._repeats.advance()
+        if self._terminals is not None and self._recovery.owned:
+            self._terminals.advance()
+        self._outbox.advance()
+        self.positions = {partition: one.next for partition, one in self._recovery.owned.items()}
+        snapshots = self._parts.snapshots
+        if snapshots is not None and self._clock.monotonic() >= self._snapshot_due_s:
+            self._take_snapshot(snapshots)
+
+    def _make_room(self) -> None:
+        """Pause what is live where nothing more may wait, and resume it when half of the room is free."""
+        in_flight = self.in_flight
+        live = [one.partition for one in self._recovery.live]
+        if not self._paused and in_flight >= self._in_flight_max:
+            self._consumer.pause(live)
             self._paused = True
-        elif self._paused and in_flight <= limit // 2:
-            self._consumer.resume(self._trackers)
+        elif self._paused and in_flight <= self._in_flight_max // 2:
+            self._consumer.resume(live)
             self._paused = False
 
-    def _in_flight(self) -> int:
-        return sum(int(call.open.sum()) for call in self._calls)
-
-    def _drain(self) -> None:
-        """Finish what is held, within the drain budget, and commit it."""
+    def drain(self) -> None:
+        """Finish what is held, within the drain budget, commit it, and leave a snapshot of it."""
         self._health.waiting("partitions", "draining")
-        self._consumer.pause(self._trackers)
+        owned = list(self._recovery.owned)
+        self._consumer.pause(owned)
         self._paused = True
-        if not self._finish(self._config.worker.drain_timeout_ms / 1e3):
-            log.warning("drain ran out of time", undecided=self._in_flight(), unacknowledged=len(self._produced))
-        self._commit()
+        if not self._finish(owned, self._config.worker.drain_timeout_ms / 1e3):
+            log.warning("drain ran out of time", undecided=self.in_flight, unacknowledged=self._outbox.pending)
+        self._outbox.advance(force=True)
+        snapshots = self._parts.snapshots
+        if snapshots is not None and self._recovery.done and self._recovery.owned:
+            snapshots.close()
+            snapshots.save(self._snapshot(self._engine.features.export_state()))
+            snapshots.close()
 
-    def _finish(self, budget_s: float) -> bool:
-        """Wait until every transaction taken is decided and its decision kept; False where time runs out."""
-        give_up_s = time.monotonic() + budget_s
-        while self._calls or len(self._produced):
-            if time.monotonic() > give_up_s:
-                return False
+    def _finish(self, partitions: Sequence[Partition], budget_s: float) -> bool:
+        """Wait until what was taken of partitions is decided and its decisions kept; False where time runs out."""
+        give_up_s = self._clock.monotonic() + budget_s
+        while True:
             self._health.progress()
-            self._collect_answers()
-            self._collect_acknowledgements()
-            time.sleep(BUSY_POLL_S)
-        return True
+            for outcome in self._escalations.collect():
+                self._publisher.decide(outcome)
+            self._repeats.advance()
+            waiting = self._escalations.waiting_of(partitions) + self._repeats.waiting_of(partitions)
+            self._outbox.advance(force=not waiting)
+            if not waiting and not self._outbox.pending:
+                return True
+            if self._clock.monotonic() > give_up_s:
+                return False
+            self._clock.sleep(BUSY_POLL_S)
 
     # --- a micro-batch ------------------------------------------------------------------------------------------
 
+    def _accept(self, fetched: FetchedBatch) -> FetchedBatch | None:
+        one = self._recovery.owned.get((fetched.topic, fetched.partition))
+        if one is None or one.phase in (Phase.RESTORING, Phase.REBUILT):
+            return None  # fetched under an earlier assignment
+        accepted = one.accept(fetched)
+        if accepted.seek is not None:
+            self._consumer.seek(one.partition, accepted.seek)
+        if accepted.gap:
+            self._ledger.count_offset_gap()
+        if accepted.batch is not None:
+            one.take(accepted.batch.offsets)
+        return accepted.batch
+
     def _handle(self, fetched: Sequence[FetchedBatch]) -> None:
-        if not fetched:
-            return
+        decided = {partition: one.decided for partition, one in self._recovery.owned.items()}
         with self._stage_clock:
-            intake = take_in(fetched, self._codec, self._roles.event_time, self._decided)
+            intake = take_in(
+                fetched, self._parts.codec, self._roles.event_time, decided, self._config.worker.ahead_ms_max
+            )
+            if self._parts.hasher is not None:
+                intake = intake.with_batch(self._parts.hasher.hashed(intake.batch, self._roles.card))
         decode_s, decode_cpu_s = self._stage_clock.wall_s, self._stage_clock.cpu_s
-        for one in fetched:
-            partition = (one.topic, one.partition)
-            decided, tracker = self._decided.get(partition, NOTHING_DECIDED), self._trackers[partition]
-            taken = one.offsets[one.offsets >= decided.until]
-            tracker.taken(taken)
-            tracker.decided(taken[decided.mask(taken)])
         for rejected in intake.rejected:
-            self._reject(rejected.fetched, rejected.rejects)
+            self._publisher.reject(rejected.fetched, rejected.rejects)
         self._ledger.count_labels(self._labels.catch_up())
+        if not intake.batch.rows:
+            return
+        intake = self._set_repeats_apart(intake)
+        if self._terminals is not None:
+            self._terminals.note(intake.batch, intake.numbers)
         if intake.undecided.any():
             self._ledger.record_stage("decode", decode_s, decode_cpu_s, intake.batch.rows)
             self._screen(intake)
         elif intake.batch.rows:
-            self._engine.fold(intake.batch)
-        self._folded.update({(one.topic, one.partition): int(one.offsets[-1]) + 1 for one in fetched})
+            self._engine.fold(intake.batch, intake.numbers)
 
-    def _screen(self, intake: Intake) -> None:
-        now_ms = self._clock() * 1e3
+    def _set_repeats_apart(self, intake: Intake) -> Intake:
+        """The rows that come for the first time; those that came before get their first decision again."""
+        appended_ms = intake.appended_ms.astype(np.int64)
+        entries = self._first_decisions.look_up(intake.batch, self._roles, intake.numbers, intake.offsets, appended_ms)
+        again = entries >= 0
+        if not again.any():
+            return intake
+        chosen = np.flatnonzero(again & intake.undecided)
+        start_ms, queue_ms = self._waited(intake)
+        rows = Rows(
+            intake.partitions, intake.source, intake.offsets, intake.batch, start_ms, queue_ms,
+            np.zeros(intake.batch.rows), 0.0, 0.0,
+        )  # fmt: skip
+        self._repeats.add(rows.take(chosen), entries[chosen], appended_ms[chosen])
+        return intake.take(~again)
+
+    def _waited(self, intake: Intake) -> tuple[Array, Array]:
+        """(start_ms, queue_ms) float64 [rows]: from when each row's deadline counts, and how long it has waited."""
+        now_ms = self._clock.time() * 1e3
         from_append = self._config.deadline.start == "append"
         # a broker's clock ahead of ours must not make a negative wait
         start_ms = np.minimum(intake.appended_ms, now_ms) if from_append else np.full(intake.batch.rows, now_ms)
-        queue_ms = now_ms - start_ms
-        screened = self._engine.screen(intake.batch)
+        return start_ms, now_ms - start_ms
+
+    def _screen(self, intake: Intake) -> None:
+        start_ms, queue_ms = self._waited(intake)
+        screened = self._engine.screen(intake.batch, intake.numbers, self._escalations.raised)
         features, screener = self._engine.clocks.features, self._engine.clocks.screener
         self._ledger.record_queue(queue_ms[intake.undecided] / 1e3)
         self._ledger.record_stage("features", features.wall_s, features.cpu_s, intake.batch.rows)
@@ -214,262 +315,110 @@ class Worker:
         )  # fmt: skip
         escalated = np.flatnonzero(screened.escalate & intake.undecided)
         if len(escalated):
-            # sent before the others are produced: the model works while the loop encodes
-            deadline_ms = start_ms[escalated] + self._config.deadline.budget_ms
-            timeout_s = (float(deadline_ms.max()) - self._clock() * 1e3) / 1e3
-            if timeout_s <= 0:
-                self._decide_by_screener(rows.take(escalated), "deadline", 0.0)
-            elif self._breaker.allows():
-                future = self._deep.submit(screened.deep_inputs(escalated), timeout_s)
-                self._calls.append(DeepCall(rows.take(escalated), deadline_ms, future, time.monotonic()))
-            else:
-                self._decide_by_screener(rows.take(escalated), "breaker-open", 0.0)
-        self._decide_by_screener(rows.take(np.flatnonzero(~screened.escalate & intake.undecided)), None, 0.0)
-
-    def _collect_answers(self) -> None:
-        now_ms = self._clock() * 1e3
-        still_open = []
-        for call in self._calls:
-            waited_s = time.monotonic() - call.sent_s
-            if call.future.done():
-                self._answered(call, waited_s)
-            expired = call.expire(now_ms)
-            if len(expired):
-                self._decide_by_screener(call.rows.take(expired), "deadline", waited_s * 1e3)
-            if call.open.any():
-                still_open.append(call)
-            elif not call.future.done():
-                # every row was decided without it: what it still brings is counted when it comes
-                self._call_failed()
-                self._await_late(call)
-        self._calls = still_open
-
-    def _call_failed(self) -> None:
-        opened = self._breaker.opened
-        self._breaker.failed()
-        if self._breaker.opened > opened:
-            log.warning("circuit breaker open: the screener decides alone", times=self._breaker.opened)
-            self._health.waiting("deep model", "most calls fail: the screener decides alone (circuit breaker open)")
-
-    def _await_late(self, call: DeepCall) -> None:
-        def count(answer: Future[Float64]) -> None:
-            if answer.exception() is None:
-                self._ledger.count_late(len(call.rows))
-
-        call.future.add_done_callback(count)
-
-    def _answered(self, call: DeepCall, waited_s: float) -> None:
-        late = len(call.rows) - int(call.open.sum())
-        chosen = call.close()
-        rows = call.rows.take(chosen)
-        error = call.future.exception()
-        if error is not None:
-            self._call_failed()
-            cause = error.cause if isinstance(error, DeepStageError) else "error"
-            if cause != "deadline":
-                log.warning("deep call failed", cause=cause, error=str(error), rows=len(call.rows))
-                self._health.waiting("deep model", str(error))
-            self._decide_by_screener(rows, cause, waited_s * 1e3)
-            return
-        self._breaker.succeeded()
-        self._health.ok("deep model")
-        self._ledger.count_late(late)
-        self._ledger.add_deep_call(len(call.rows), waited_s)
-        self._ledger.record_stage("deep", waited_s, 0.0, len(rows))
-        probability = self._engine.policy.deep.probability(call.future.result()[chosen])
-        self._publish(rows, "deep", probability, None, waited_s * 1e3)
-
-    def _decide_by_screener(self, rows: Rows, cause: str | None, deep_ms: float) -> None:
-        if len(rows):
-            self._publish(rows, "screener", rows.screener_score, cause, deep_ms)
-
-    # --- out ----------------------------------------------------------------------------------------------------
-
-    def _publish(self, rows: Rows, stage: Stage, score: Float64, cause: str | None, deep_ms: float) -> None:
-        with self._stage_clock:
-            actions = self._engine.policy.actions(score)
-        self._ledger.record_stage("decide", self._stage_clock.wall_s, self._stage_clock.cpu_s, len(rows))
-        with self._stage_clock:
-            keys, messages, offsets = self._encode(rows, stage, score, actions, cause, deep_ms)
-            delivery = self._producer.send_many(self._config.kafka.topics.decisions, keys, messages)
-        self._ledger.record_stage("produce", self._stage_clock.wall_s, self._stage_clock.cpu_s, len(rows))
-        path = "degraded" if cause is not None else "escalated" if stage == "deep" else "screened"
-        self._produced.add(Unacknowledged(delivery, offsets, rows.start_ms, path, cause))
-
-    def _encode(
-        self, rows: Rows, stage: Stage, score: Float64, actions: Array, cause: str | None, deep_ms: float
-    ) -> tuple[list[bytes], list[bytes], dict[Partition, Int64]]:
-        now_ms = self._clock() * 1e3
-        keys: list[bytes] = []
-        messages: list[bytes] = []
-        offsets: dict[Partition, Int64] = {}
-        for position in np.unique(rows.source):
-            chosen = np.flatnonzero(rows.source == position)
-            topic, partition = rows.partitions[position]
-            count = len(chosen)
-            columns = DecisionColumns(
-                topic=topic,
-                partition=partition,
-                bundle=self._bundle_version,
-                offsets=rows.offsets[chosen],
-                transaction_ids=rows.batch[self._roles.transaction_id][chosen],
-                decisions=[ACTIONS[action] for action in actions[chosen].tolist()],
-                stages=[stage] * count,
-                scores=score[chosen],
-                screener_scores=rows.screener_score[chosen],
-                degraded_causes=[cause] * count,
-                event_times_ms=rows.batch[self._roles.event_time][chosen],
-                decision_times_ms=np.full(count, int(now_ms)),
-                queue_ms=rows.queue_ms[chosen],
-                features_ms=np.full(count, rows.features_ms),
-                screener_ms=np.full(count, rows.screener_ms),
-                deep_ms=np.full(count, deep_ms),
-                total_ms=now_ms - rows.start_ms[chosen],
-            )
-            messages += encode_decisions(self._config.kafka.codec, columns)
-            keys += message_keys(rows.batch[self._roles.card][chosen])
-            offsets[topic, partition] = columns.offsets
-        return keys, messages, offsets
-
-    def _reject(self, fetched: FetchedBatch, rejects: list[Reject]) -> None:
-        now_ms = self._clock() * 1e3
-        partition = (fetched.topic, fetched.partition)
-        for reject in rejects:
-            position = reject.index
-            letter = dead_letter(
-                reject, topic=fetched.topic, partition=fetched.partition, offset=int(fetched.offsets[position]),
-                time_ms=int(now_ms), key=fetched.keys[position], value=fetched.values[position],
-                headers=fetched.headers[position],
-            )  # fmt: skip
-            delivery = self._producer.send(
-                self._config.kafka.topics.dead_letters, letter.key, letter.value, letter.headers
-            )
-            offsets = fetched.offsets[position : position + 1]
-            self._produced.add(Unacknowledged(delivery, {partition: offsets}, np.zeros(0), "dead-letter", None))
-            self._ledger.count_dead_letters(reject.reason.value, 1)
-
-    def _collect_acknowledgements(self) -> None:
-        for produced in self._produced.take_done():
-            for partition, offsets in produced.offsets.items():
-                tracker = self._trackers.get(partition)
-                if tracker is not None:
-                    tracker.decided(offsets)
-            latency_s = np.maximum(self._clock() * 1e3 - produced.start_ms, 0.0) / 1e3
-            if produced.path in ("screened", "escalated", "degraded"):
-                self._ledger.record_decisions(produced.path, latency_s, produced.cause)  # type: ignore[arg-type]
-
-    def _commit(self) -> None:
-        """Commit each partition's decided prefix, with what is decided ahead of it, where either has moved."""
-        progress = {partition: tracker.progress for partition, tracker in self._trackers.items()}
-        ready = {partition: (one.until, one.metadata()) for partition, one in progress.items() if one is not None}
-        if not len(self._produced):
-            # labels are read anew at every start; this says which unreadable ones have their dead letter
-            ready |= {partition: (offset, "") for partition, offset in self._labels.told_until.items()}
-        ready = {partition: one for partition, one in ready.items() if one != self._committed.get(partition)}
-        if not ready or not self._trackers:
-            return
-        try:
-            self._consumer.commit(ready)
-        except BrokerError as error:
-            # decisions are kept, only their offsets are not: tried again at the next interval
-            log.warning("commit failed", error=str(error))
-            self._health.waiting("broker", str(error))
-            return
-        self._committed.update(ready)
-        self._health.ok("broker")
-
-    # --- state and partitions -----------------------------------------------------------------------------------
+            # sent before the others are decided: the model works while the loop encodes
+            for outcome in self._escalations.send(rows.take(escalated), screened.deep_inputs(escalated)):
+                self._publisher.decide(outcome)
+        certain = np.flatnonzero(~screened.escalate & intake.undecided)
+        self._publisher.decide(by_screener(rows.take(certain), None))
 
     def _fold_labels(self, labels: ColumnBatch) -> None:
-        self._engine.fold_labels(labels)
+        hasher = self._parts.hasher
+        self._engine.fold_labels(labels if hasher is None else hasher.hashed(labels, self._roles.card))
+
+    # --- what the outbox asks and tells -------------------------------------------------------------------------
+
+    def _progress(self) -> dict[Partition, tuple[int, str]]:
+        """What each partition's commit would say now; labels: up to where unreadable ones have their dead letter."""
+        said: dict[Partition, tuple[int, str]] = {}
+        for partition, one in self._recovery.owned.items():
+            progress = one.tracker.progress
+            if progress is not None:
+                said[partition] = (progress.until, progress.metadata())
+        if self._config.delivery == "exactly-once" or not self._outbox.pending:
+            said |= {partition: (offset, "") for partition, offset in self._labels.buried_until().items()}
+        return said
+
+    def _decided(self, sent: Sent) -> None:
+        for partition, offsets in sent.offsets.items():
+            one = self._recovery.owned.get(partition)
+            if one is not None:
+                one.tracker.decided(offsets)
+
+    def _kept(self, sent: Sent) -> None:
+        if sent.path:
+            latency_s = np.maximum(self._clock.time() * 1e3 - sent.start_ms, 0.0) / 1e3
+            self._ledger.record_decisions(sent.path, latency_s, sent.cause)
+
+    # --- partitions and state -----------------------------------------------------------------------------------
 
     def _on_assigned(self, partitions: list[Partition]) -> None:
-        """Build the state anew, from a snapshot or the beginning of the log, for every partition that is ours."""
-        committed = self._consumer.committed(partitions)
-        self._decided.update({one: Decided.from_commit(*what) for one, what in committed.items()})
-        for partition in partitions:
-            self._trackers[partition] = OffsetTracker()
-        for partition, (offset, _) in self._consumer.committed(self._labels.partitions).items():
-            self._labels.told_until[partition] = max(self._labels.told_until.get(partition, 0), offset)
-        self._restore()
-        self._paused = False
-        self._rebuilding = any(decided.until > 0 for decided in self._decided.values())
-        numbers = ", ".join(str(number) for _, number in partitions)
-        log.info("partitions assigned", partitions=numbers, decided_until=self._until())
-        if self._rebuilding:
-            self._health.waiting("state", "rebuilding from the log")
-        self._health.ok("partitions", numbers)
+        self._labels.bury(any(number == 0 for _, number in self._recovery.owned.keys() | set(partitions)))
+        self._recovery.gain(partitions)
+        self._tell_partitions()
 
     def _on_revoked(self, partitions: list[Partition]) -> None:
-        """Finish and commit what is held, then let go."""
-        if not self._finish(REVOKE_BUDGET_S):
-            log.warning("partitions revoked before all was decided", undecided=self._in_flight())
-        self._commit()
-        self._let_go(partitions)
+        """Finish and commit what is held of them, then let go."""
+        held = [one for one in partitions if one in self._recovery.owned]
+        if not self._finish(held, self._config.worker.revoke_timeout_ms / 1e3):
+            log.warning("partitions revoked before all was decided", undecided=self.in_flight)
+            self._drop(held)
+            self._outbox.advance(force=True)
+        self._let_go(held)
 
     def _on_lost(self, partitions: list[Partition]) -> None:
         """The partitions are another's already: what is undecided will be decided there."""
-        self._calls.clear()
-        self._produced.clear()
+        self._drop(partitions)
         self._let_go(partitions)
 
-    def _let_go(self, partitions: list[Partition]) -> None:
-        for partition in partitions:
-            self._trackers.pop(partition, None)
-            self._decided.pop(partition, None)
-            self._folded.pop(partition, None)
-            self._committed.pop(partition, None)
-        self._calls = [call for call in self._calls if all(one in self._trackers for one in call.rows.partitions)]
-        self.positions = {}
-        self._health.waiting("partitions", "none assigned")
+    def _drop(self, partitions: Sequence[Partition]) -> None:
+        self._escalations.drop(partitions)
+        self._repeats.drop(partitions)
 
-    def _tell_recovery(self) -> None:
-        left = [
-            f"{number}: {self._consumer.position((topic, number)):,} of {decided.until:,}"
-            for (topic, number), decided in self._decided.items()
-            if (topic, number) in self._trackers and self._consumer.position((topic, number)) < decided.until
-        ]
-        if left:
-            self._health.waiting("state", f"rebuilding from the log, partition {'; '.join(left)}")
-        else:
-            self._rebuilding = False
-            self._health.ok("state")
-            seconds = round(time.monotonic() - self._recovery_s, 2)
-            log.info("state rebuilt", decided_until=self._until(), seconds=seconds)
+    def _let_go(self, partitions: Sequence[Partition]) -> None:
+        self._outbox.forget(partitions)
+        self._recovery.lose(partitions)
+        self._labels.bury(any(number == 0 for _, number in self._recovery.owned))
+        self.positions = {partition: one.next for partition, one in self._recovery.owned.items()}
+        self._tell_partitions()
 
-    def _restore(self) -> None:
-        """Put the state, and the places from which it is folded on, to a snapshot or to the beginning of the log."""
-        self._recovery_s = time.monotonic()
-        beginnings = self._consumer.beginning_offsets(self._trackers) | self._labels.beginnings()
-        committed = {one: self._decided.get(one, NOTHING_DECIDED).until for one in self._trackers}
-        snapshot = None if self._snapshots is None else self._snapshots.newest(committed, beginnings)
-        if snapshot is None:
-            self._engine.features.reset()
-            self._folded = {one: beginnings[one] for one in self._trackers}
-            self._labels.rewind()
+    def _on_live(self, one: OwnedPartition) -> None:
+        if not self._paused:
+            self._consumer.resume([one.partition])
+
+    def _tell_partitions(self) -> None:
+        numbers = sorted(number for _, number in self._recovery.owned)
+        if numbers:
+            self._health.ok("partitions", ", ".join(map(str, numbers)))
         else:
-            self._engine.features.import_state(snapshot.arrays)
-            self._folded = dict(snapshot.transactions)
-            self._labels.rewind(snapshot.labels)
-            log.info("state loaded from a snapshot", offsets=list(snapshot.transactions.values()))
-        for partition, offset in self._folded.items():
-            self._consumer.seek(partition, offset)
+            self._health.waiting("partitions", "none assigned")
 
     def _take_snapshot(self, snapshots: SnapshotStore) -> None:
         """Copy the state and hand it to the writer; the copy is the loop's only pause."""
-        if not self._trackers or snapshots.busy:
+        if not self._recovery.owned or not self._recovery.done or snapshots.busy:
             return
         features = self._engine.features
         if not features.exports_into(self._copies):
             # in the writer's thread: fresh memory costs many times the copy
-            snapshots.prepare(self._make_room)
+            snapshots.prepare(self._make_copies)
             return
-        self._snapshot_due_s = time.monotonic() + self._config.state.interval_s
-        arrays = features.export_state(self._copies)
-        snapshots.save(Snapshot(arrays, dict(self._folded), dict(self._labels.positions)))
+        self._snapshot_due_s = self._clock.monotonic() + self._config.state.interval_s
+        if self._terminals is not None:
+            self._terminals.publish()
+        snapshots.save(self._snapshot(features.export_state(self._copies)))
 
-    def _make_room(self) -> None:
+    def _snapshot(self, state: dict[str, Array]) -> Snapshot:
+        owned = self._recovery.owned
+        return Snapshot(
+            state | self._first_decisions.export(),
+            {partition: one.next for partition, one in owned.items()},
+            dict(self._labels.positions),
+            {partition: _decided_until(one) for partition, one in owned.items()},
+        )
+
+    def _make_copies(self) -> None:
         self._copies = self._engine.features.export_buffers()
 
-    def _until(self) -> list[int]:
-        return [decided.until for decided in self._decided.values()]
+
+def _decided_until(one: OwnedPartition) -> int:
+    until = one.tracker.committable
+    return one.until if until is None else until

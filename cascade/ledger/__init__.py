@@ -6,7 +6,7 @@ from cascade.ledger.export import LedgerCollector, ledger_registry
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.ledger import Ledger
 from cascade.ledger.render import render
-from cascade.ledger.sla import LatencyObjective, ObjectiveResult, ServiceLevel
+from cascade.ledger.sla import LatencyObjective, ObjectiveResult, Path, ServiceLevel
 from cascade.ledger.stage_clock import STAGES, Stage, StageClock
 from cascade.ledger.summary import LedgerSummary, ModelQuality, QualityComparison
 
@@ -23,6 +23,7 @@ __all__ = [
     "ModelQuality",
     "NvmlMeter",
     "ObjectiveResult",
+    "Path",
     "QualityComparison",
     "RaplMeter",
     "ServiceLevel",

@@ -263,7 +263,7 @@ def test_a_decision_says_what_was_decided_by_whom_and_how_long_it_took(
         assert took.total >= took.queue + took.deep - 1
     assert set(json.loads(on_triton.records[0].value or b"")) == {
         "transaction_id", "decision", "score", "stage", "screener_score", "bundle", "degraded", "degraded_cause",
-        "decision_id", "event_time_ms", "decision_time_ms", "latency_ms",
+        "decision_id", "duplicate", "first_decision_id", "event_time_ms", "decision_time_ms", "latency_ms",
     }  # fmt: skip
 
 
@@ -528,7 +528,7 @@ def test_a_killed_worker_goes_on_from_its_snapshot_and_scores_as_if_nothing_had_
             time.sleep(0.5)
             service.kill()
         told = path.with_suffix(".log").read_text()
-        assert ("state loaded from a snapshot" in told) == (first > 0)
+        assert ("taking in a snapshot" in told) == (first > 0)
         files = sorted(snapshots.glob("*.snapshot"))
         assert 1 <= len(files) <= config.state.keep
         # the newest is torn, as by a full disk: the one before will do

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from cascade.columns import ColumnBatch
-from cascade.errors import BrokerError
-from streaming.in_flight import AcknowledgementQueue, DeepCall, Rows, Unacknowledged
+from streaming.in_flight import DeepCall, Rows
 
 
 def rows(count: int) -> Rows:
@@ -65,47 +64,8 @@ def test_rows_that_are_late_already_expire_at_once() -> None:
     assert call([-5.0, -1.0]).expire(0.0).tolist() == [0, 1]
 
 
-class DeliveryThatIsDoneWhenTold:
-    def __init__(self) -> None:
-        self.kept = False
-        self.failed = False
-
-    def done(self) -> bool:
-        if self.failed:
-            raise BrokerError("not kept")
-        return self.kept
-
-
-def produced(delivery: DeliveryThatIsDoneWhenTold, offset: int) -> Unacknowledged:
-    return Unacknowledged(delivery, {("t", 0): np.array([offset])}, np.zeros(1), "screened", None)
-
-
-def test_nothing_is_done_before_the_broker_says_so() -> None:
-    queue, deliveries = AcknowledgementQueue(), [DeliveryThatIsDoneWhenTold() for _ in range(3)]
-    for offset, delivery in enumerate(deliveries):
-        queue.add(produced(delivery, offset))
-    assert queue.take_done() == []
-    deliveries[0].kept = True
-    assert [one.offsets["t", 0].tolist() for one in queue.take_done()] == [[0]]
-    assert len(queue) == 2
-    deliveries[1].kept = deliveries[2].kept = True
-    assert [one.offsets["t", 0].tolist() for one in queue.take_done()] == [[1], [2]]
-    assert len(queue) == 0
-
-
-def test_a_delivery_that_failed_is_heard_and_counts_as_decided_never() -> None:
-    queue, delivery = AcknowledgementQueue(), DeliveryThatIsDoneWhenTold()
-    queue.add(produced(delivery, 0))
-    delivery.failed = True
-    for _ in range(2):
-        with pytest.raises(BrokerError, match="not kept"):
-            queue.take_done()
-    assert len(queue) == 1
-
-
-def test_forgotten_records_never_come_back() -> None:
-    queue, delivery = AcknowledgementQueue(), DeliveryThatIsDoneWhenTold()
-    queue.add(produced(delivery, 0))
-    queue.clear()
-    delivery.kept = True
-    assert queue.take_done() == []
+def test_dropped_rows_of_lost_partitions_are_decided_by_nobody_here() -> None:
+    one = call([50.0, 60.0, 70.0, 80.0])
+    one.drop(frozenset({("t", 1)}))
+    assert one.expire(65.0).tolist() == [0]
+    assert one.close().tolist() == [2]

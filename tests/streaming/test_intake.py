@@ -11,6 +11,7 @@ from streaming.codecs import Codec, RejectReason, codec
 from streaming.intake import Intake, take_in
 from streaming.offsets import Decided
 
+AHEAD_MS_MAX = 3_600_000
 FIELDS = {
     "time": Field(type="timestamp", unit="ms"),
     "id": Field(type="int64"),
@@ -36,7 +37,7 @@ def fetch(partition: int, values: list[bytes | None], first_offset: int = 0, top
 
 def taken(*fetched: FetchedBatch, decided_until: dict[tuple[str, int], int] | None = None) -> Intake:
     decided = {partition: Decided(until) for partition, until in (decided_until or {}).items()}
-    return take_in(list(fetched), json_codec(), "time", decided)
+    return take_in(list(fetched), json_codec(), "time", decided, AHEAD_MS_MAX)
 
 
 streams = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=12), min_size=1, max_size=4)
@@ -123,6 +124,16 @@ def test_a_fetch_of_nothing_readable_is_an_empty_batch() -> None:
 def test_rows_that_were_decided_ahead_of_the_prefix_are_not_decided_again() -> None:
     values = [message(1, 1), b"bad", message(3, 3), message(4, 4), b"bad too"]
     decided = {("t", 0): Decided(11, np.array([11, 13]))}
-    intake = take_in([fetch(0, values, 10)], json_codec(), "time", decided)
+    intake = take_in([fetch(0, values, 10)], json_codec(), "time", decided, AHEAD_MS_MAX)
     assert intake.offsets[intake.undecided].tolist() == [12]
     assert [reject.index for one in intake.rejected for reject in one.rejects] == [4]
+
+
+def test_an_event_far_ahead_of_its_record_is_refused_and_the_others_stay() -> None:
+    record_ms = 1_000 * (0 + 1) + 1
+    values = [message(0, 1), message(record_ms + AHEAD_MS_MAX + 1, 2), message(2, 3)]
+    intake = taken(fetch(0, values))
+    assert intake.batch["id"].tolist() == [1, 3]
+    assert intake.offsets.tolist() == [0, 2]
+    (rejected,) = intake.rejected
+    assert [(one.index, one.reason) for one in rejected.rejects] == [(1, RejectReason.FUTURE_EVENT)]

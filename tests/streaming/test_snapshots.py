@@ -1,27 +1,49 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cascade.errors import SettingError, StateError
+from cascade.protocols import SystemClock
+from streaming.files import FsspecFiles
 from streaming.snapshots import SUFFIX, Snapshot, SnapshotStore
 
 PARTITION, LABELS = ("transactions", 0), ("labels", 0)
 
 
+class TickingClock(SystemClock):
+    """Each look is ten milliseconds later: files are named by their time."""
+
+    now_s = 1_000.0
+
+    def time(self) -> float:
+        self.now_s += 0.01
+        return self.now_s
+
+
+def at_once(work: Callable[[], None]) -> Future[None]:
+    done: Future[None] = Future()
+    work()
+    done.set_result(None)
+    return done
+
+
+def open_store(url: str, keep: int = 3, mark: str = "mark", name: str = "one") -> SnapshotStore:
+    return SnapshotStore(FsspecFiles(url), keep, mark, name, TickingClock(), at_once)
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SnapshotStore]:
-    with closing(SnapshotStore(str(tmp_path / "state"), 3, "mark")) as found:
-        yield found
+def store(tmp_path: Path) -> SnapshotStore:
+    return open_store(str(tmp_path / "state"))
 
 
 def snapshot(offset: int, labels: int = 0, *partitions: int) -> Snapshot:
     arrays = {"card.slots": np.full((5, 2), offset, np.int64), "card.step_values": np.ones((2, 3), np.float32)}
-    return Snapshot(arrays, {("transactions", one): offset for one in partitions or (0,)}, {LABELS: labels})
+    return Snapshot(arrays, {("transactions", one): offset for one in partitions or (0,)}, {LABELS: labels}, {})
 
 
 def save(store: SnapshotStore, *snapshots: Snapshot) -> None:
@@ -34,7 +56,8 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def newest(store: SnapshotStore, committed: int, **beginnings: int) -> Snapshot | None:
-    return store.newest({PARTITION: committed}, {(topic, 0): offset for topic, offset in beginnings.items()})
+    names = store.candidates({PARTITION: committed}, {(topic, 0): offset for topic, offset in beginnings.items()})
+    return next((found for found in map(store.load, names[PARTITION]) if found is not None), None)
 
 
 def offset_of(found: Snapshot | None) -> int | None:
@@ -63,10 +86,27 @@ def test_only_the_newest_few_are_kept(store: SnapshotStore, tmp_path: Path) -> N
     assert offset_of(newest(store, 3)) is None
 
 
-def test_a_snapshot_of_other_partitions_is_not_taken(store: SnapshotStore) -> None:
-    save(store, snapshot(5, 0, 0, 1), snapshot(5, 0, 1))
-    assert newest(store, 99) is None
-    assert store.newest({("transactions", 0): 9, ("transactions", 1): 9}, {}) is not None
+def test_each_partition_is_served_by_whichever_snapshot_holds_it(store: SnapshotStore) -> None:
+    save(store, snapshot(5, 0, 0, 1), snapshot(8, 0, 1), snapshot(9, 0, 2))
+    names = store.candidates({("transactions", number): 99 for number in range(4)}, {})
+    offsets = {
+        number: [found.transactions["transactions", number] for found in map(store.load, files) if found is not None]
+        for (_, number), files in names.items()
+    }
+    assert offsets == {0: [5], 1: [8, 5], 2: [9], 3: []}
+
+
+def test_a_file_goes_only_when_all_its_partitions_have_newer_ones(store: SnapshotStore, tmp_path: Path) -> None:
+    save(store, snapshot(1, 0, 0, 1), *(snapshot(offset, 0, 0) for offset in range(2, 7)))
+    assert len(files(tmp_path)) == 4, "the only snapshot of partition 1 was removed"
+    save(store, *(snapshot(offset, 0, 1) for offset in range(2, 5)))
+    assert len(files(tmp_path)) == 6
+
+
+def test_workers_that_write_at_once_write_files_of_their_own(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save(open_store(str(tmp_path / "state"), name=name), snapshot(3))
+    assert len(files(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign", "header", "unfinished"])
@@ -102,8 +142,7 @@ def test_a_half_written_file_is_no_snapshot(store: SnapshotStore, tmp_path: Path
 
 def test_other_features_make_another_state(store: SnapshotStore, tmp_path: Path) -> None:
     save(store, snapshot(10))
-    with closing(SnapshotStore(str(tmp_path / "state"), 3, "other features")) as other:
-        assert newest(other, 99) is None
+    assert newest(open_store(str(tmp_path / "state"), mark="other features"), 99) is None
 
 
 def test_a_log_that_was_cut_behind_every_snapshot_stops_with_the_choice(store: SnapshotStore) -> None:
@@ -127,15 +166,15 @@ def test_a_store_that_cannot_be_written_to_goes_on(store: SnapshotStore, tmp_pat
 
 
 def test_any_file_system_of_fsspec_will_do() -> None:
-    with closing(SnapshotStore("memory://cascade/state", 2, "mark")) as store:
-        save(store, snapshot(1), snapshot(2), snapshot(3))
-        assert offset_of(newest(store, 99)) == 3
-        assert offset_of(newest(store, 1)) is None
+    store = open_store("memory://cascade/state", keep=2)
+    save(store, snapshot(1), snapshot(2), snapshot(3))
+    assert offset_of(newest(store, 99)) == 3
+    assert offset_of(newest(store, 1)) is None
 
 
 def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (str(tmp_path / "file" / "below"), "nosuch://bucket/x"):
         with pytest.raises(SettingError, match=r"state\.snapshots") as caught:
-            SnapshotStore(place, 2, "mark")
+            FsspecFiles(place)
         assert "\n" not in str(caught.value)

@@ -1,0 +1,218 @@
+"""Escalated transactions between the screener and their decision: calls to the deep model, deadlines, refusals.
+
+Whatever happens to a call, each of its rows gets one outcome: the deep model's answer in time, or the screener's score
+with the cause for which the deep model did not decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+
+from cascade.columns import Array, Float64, Int64
+from cascade.config import Config
+from cascade.errors import DeepStageError
+from cascade.ledger import Ledger
+from cascade.policy import Policy
+from cascade.protocols import Clock, DeepInputs, DeepStage
+from cascade.schema import key_codes
+from streaming.breaker import CircuitBreaker
+from streaming.clients import Partition
+from streaming.decisions import Stage
+from streaming.health import HealthState
+from streaming.in_flight import DeepCall, Rows
+from streaming.overload import EscalationControl
+
+log = structlog.get_logger()
+LATE_CAUSES = ("deadline", "queue-full")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Rows with the score by which they are decided: `stage` gave it; `cause`: why the deep model did not.
+
+    `score` float64 [rows]: calibrated probability. `deep_ms`: from the call to this.
+    """
+
+    rows: Rows
+    stage: Stage
+    score: Float64
+    cause: str | None
+    deep_ms: float
+
+
+def by_screener(rows: Rows, cause: str | None, deep_ms: float = 0.0) -> Outcome:
+    """The screener decides."""
+    return Outcome(rows, "screener", rows.screener_score, cause, deep_ms)
+
+
+class Escalations:
+    """The rows that wait for the deep model; one thread uses it."""
+
+    def __init__(
+        self, config: Config, policy: Policy, deep: DeepStage, card: str, ledger: Ledger, health: HealthState,
+        clock: Clock,
+    ) -> None:  # fmt: skip
+        self._config = config
+        self._policy = policy
+        self._deep = deep
+        self._card = card
+        self._ledger, self._health, self._clock = ledger, health, clock
+        self._breaker = CircuitBreaker(config.breaker, clock.monotonic)
+        self._overload = EscalationControl(config.overload, config.worker.in_flight_max, clock)
+        self._calls: list[DeepCall] = []
+        self._of_card: dict[int, int] = {}
+        self._ended, self._ended_late = 0, 0
+
+    @property
+    def open(self) -> int:
+        """Rows that wait."""
+        return sum(int(call.open.sum()) for call in self._calls)
+
+    @property
+    def raised(self) -> float:
+        """Log-odds that are now added to the escalation threshold."""
+        return self._overload.raised
+
+    def waiting_of(self, partitions: Iterable[Partition]) -> int:
+        """Rows of these partitions that wait."""
+        wanted = set(partitions)
+        count = 0
+        for call in self._calls:
+            chosen = np.array([one in wanted for one in call.rows.partitions], bool)
+            count += int((call.open & chosen[call.rows.source]).sum())
+        return count
+
+    def send(self, rows: Rows, inputs: DeepInputs) -> list[Outcome]:
+        """Ask the deep model about rows; returns those that are decided without it at once."""
+        deadline_ms = rows.start_ms + self._config.deadline.budget_ms
+        room = self._has_room(key_codes(rows.batch[self._card]))
+        refused = np.flatnonzero(~room)
+        outcomes = [by_screener(rows.take(refused), "queue-full")] if len(refused) else []
+        if len(refused):
+            rows, deadline_ms = rows.take(room), deadline_ms[room]
+            inputs = DeepInputs(inputs.sequence[room], inputs.features[room])
+        if len(rows):
+            timeout_s = (float(deadline_ms.max()) - self._clock.time() * 1e3) / 1e3
+            if timeout_s <= 0:
+                outcomes.append(by_screener(rows, "deadline"))
+            elif self._breaker.allows():
+                future = self._deep.submit(inputs, timeout_s)
+                self._calls.append(DeepCall(rows, deadline_ms, future, self._clock.monotonic()))
+                self._count_cards(rows, 1)
+            else:
+                outcomes.append(by_screener(rows, "breaker-open"))
+        return self._noted(outcomes)
+
+    def collect(self) -> list[Outcome]:
+        """What has come to its end since the last time: answers, errors, deadlines."""
+        now_ms = self._clock.time() * 1e3
+        outcomes: list[Outcome] = []
+        still_open = []
+        for call in self._calls:
+            waited_s = self._clock.monotonic() - call.sent_s
+            if call.future.done():
+                outcomes += self._answered(call, waited_s)
+            expired = call.expire(now_ms)
+            if len(expired):
+                outcomes.append(by_screener(call.rows.take(expired), "deadline", waited_s * 1e3))
+            if call.open.any():
+                still_open.append(call)
+            elif not call.future.done():
+                # every row was decided without it: what it still brings is counted when it comes
+                self._call_failed()
+                self._await_late(call)
+        self._calls = still_open
+        for outcome in outcomes:
+            self._count_cards(outcome.rows, -1)
+        outcomes = self._noted(outcomes)
+        self._observe()
+        return outcomes
+
+    def drop(self, partitions: Iterable[Partition]) -> None:
+        """The partitions are another's: their rows get no outcome here."""
+        gone = frozenset(partitions)
+        for call in self._calls:
+            before = call.open.copy()
+            call.drop(gone)
+            closed = np.flatnonzero(before & ~call.open)
+            self._count_cards(call.rows.take(closed), -1)
+        for call in self._calls:
+            if not call.open.any() and not call.future.done():
+                self._await_late(call)
+        self._calls = [call for call in self._calls if call.open.any()]
+
+    def _noted(self, outcomes: list[Outcome]) -> list[Outcome]:
+        for outcome in outcomes:
+            if outcome.cause != "breaker-open":
+                self._ended += len(outcome.rows)
+            if outcome.cause in LATE_CAUSES:
+                self._ended_late += len(outcome.rows)
+        return outcomes
+
+    def _observe(self) -> None:
+        self._overload.observe(self.open, self._ended, self._ended_late)
+        self._ended = self._ended_late = 0
+        told = self._overload.changed()
+        if told is not None:
+            log.warning(told)
+            self._ledger.set_escalation_raised(self._overload.raised)
+
+    def _has_room(self, cards: Int64) -> Array:
+        """Which rows may wait: of one card no more than `in_flight_card_max` do at once."""
+        limit = self._config.worker.in_flight_card_max
+        coming: dict[int, int] = {}
+        room = np.ones(len(cards), bool)
+        for row, card in enumerate(cards.tolist()):
+            count = self._of_card.get(card, 0) + coming.get(card, 0)
+            if count >= limit:
+                room[row] = False
+            else:
+                coming[card] = coming.get(card, 0) + 1
+        return room
+
+    def _count_cards(self, rows: Rows, change: int) -> None:
+        for card in key_codes(rows.batch[self._card]).tolist():
+            count = self._of_card.get(card, 0) + change
+            if count > 0:
+                self._of_card[card] = count
+            else:
+                self._of_card.pop(card, None)
+
+    def _answered(self, call: DeepCall, waited_s: float) -> list[Outcome]:
+        late = len(call.rows) - int(call.open.sum())
+        chosen = call.close()
+        rows = call.rows.take(chosen)
+        error = call.future.exception()
+        if error is not None:
+            self._call_failed()
+            cause = error.cause if isinstance(error, DeepStageError) else "error"
+            if cause != "deadline":
+                log.warning("deep call failed", cause=cause, error=str(error), rows=len(call.rows))
+                self._health.waiting("deep model", str(error))
+            return [by_screener(rows, cause, waited_s * 1e3)] if len(rows) else []
+        self._breaker.succeeded()
+        self._health.ok("deep model")
+        self._ledger.count_late(late)
+        self._ledger.add_deep_call(len(call.rows), waited_s)
+        self._ledger.record_stage("deep", waited_s, 0.0, len(rows))
+        probability = self._policy.deep.probability(call.future.result()[chosen])
+        return [Outcome(rows, "deep", probability, None, waited_s * 1e3)] if len(rows) else []
+
+    def _call_failed(self) -> None:
+        opened = self._breaker.opened
+        self._breaker.failed()
+        if self._breaker.opened > opened:
+            log.warning("circuit breaker open: the screener decides alone", times=self._breaker.opened)
+            self._health.waiting("deep model", "most calls fail: the screener decides alone (circuit breaker open)")
+
+    def _await_late(self, call: DeepCall) -> None:
+        def count(answer: Future[Float64]) -> None:
+            if not answer.cancelled() and answer.exception() is None:
+                self._ledger.count_late(len(call.rows))
+
+        call.future.add_done_callback(count)

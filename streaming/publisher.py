@@ -1,0 +1,133 @@
+"""From what was decided to records on the decisions and dead-letter topics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cascade.columns import Array, Float64, Int64
+from cascade.config import Config
+from cascade.ledger import Ledger, Path, StageClock
+from cascade.policy import ACTIONS, Policy
+from cascade.protocols import Clock
+from cascade.schema import Roles
+from streaming.clients import FetchedBatch, Partition
+from streaming.codecs import Reject
+from streaming.dead_letters import HEADER_PREFIX, dead_letter
+from streaming.decisions import DecisionColumns, encode_decisions, message_keys
+from streaming.duplicates import CAUSES, STAGES, FirstColumns, FirstDecisions
+from streaming.escalations import Outcome
+from streaming.in_flight import Rows
+from streaming.outbox import Outbox, Sent
+from streaming.privacy import CardHasher
+
+
+class Publisher:
+    """Says decisions, remembers them as the first ones of their transactions, and buries what could not be read."""
+
+    def __init__(
+        self, config: Config, roles: Roles, bundle_version: str, policy: Policy, outbox: Outbox,
+        first_decisions: FirstDecisions, hasher: CardHasher | None, ledger: Ledger, clock: Clock,
+    ) -> None:  # fmt: skip
+        self._config, self._roles, self._bundle_version, self._policy = config, roles, bundle_version, policy
+        self._outbox, self._first_decisions, self._hasher = outbox, first_decisions, hasher
+        self._ledger, self._clock = ledger, clock
+        self._stage_clock = StageClock()
+
+    def decide(self, outcome: Outcome) -> None:
+        """Decide rows by their scores, and send what was decided."""
+        rows, count = outcome.rows, len(outcome.rows)
+        if not count:
+            return
+        with self._stage_clock:
+            actions = self._policy.actions(outcome.score)
+        self._ledger.record_stage("decide", self._stage_clock.wall_s, self._stage_clock.cpu_s, count)
+        path: Path = "degraded" if outcome.cause is not None else "escalated" if outcome.stage == "deep" else "screened"
+        stages = np.full(count, STAGES.index(outcome.stage), np.uint8)
+        causes = np.full(count, CAUSES.index(outcome.cause or ""), np.uint8)
+        bundles = [self._bundle_version] * count
+        no_first = np.full(count, -1, np.int64)
+        now_ms = self._send(rows, actions, stages, causes, outcome.score, rows.screener_score, bundles, no_first,
+                            outcome.deep_ms, path, outcome.cause)  # fmt: skip
+        for position in np.unique(rows.source):
+            chosen = np.flatnonzero(rows.source == position)
+            self._first_decisions.settle(
+                rows.partitions[position][1], rows.offsets[chosen], actions[chosen], stages[chosen], causes[chosen],
+                outcome.score[chosen], rows.screener_score[chosen], np.full(len(chosen), now_ms), self._bundle_version,
+            )  # fmt: skip
+
+    def repeat(self, rows: Rows, first: FirstColumns) -> None:
+        """Say the first decisions of rows again, marked as duplicates."""
+        if len(rows):
+            self._send(rows, first.actions, first.stages, first.causes, first.scores, first.screener_scores,
+                       first.bundles, first.offsets, 0.0, "duplicate", None)  # fmt: skip
+
+    def reject(self, fetched: FetchedBatch, rejects: Sequence[Reject]) -> None:
+        """Bury messages of a fetch; where card ids are hashed, without the message, which may hold one."""
+        now_ms = self._clock.time() * 1e3
+        partition = (fetched.topic, fetched.partition)
+        for reject in rejects:
+            position = reject.index
+            key, value = fetched.keys[position], fetched.values[position]
+            headers = list(fetched.headers[position])
+            if self._hasher is not None:
+                headers = []
+                key = None if key is None else self._hasher.text(self._hasher.hash_column(np.array([key], "S")))[0]
+                value = None
+            letter = dead_letter(
+                reject, topic=fetched.topic, partition=fetched.partition, offset=int(fetched.offsets[position]),
+                time_ms=int(now_ms), key=key, value=value, headers=headers,
+            )  # fmt: skip
+            if self._hasher is not None:
+                letter.headers.append((HEADER_PREFIX + "withheld", b"value and headers: privacy.hash_card"))
+            offsets = fetched.offsets[position : position + 1]
+            self._outbox.send(
+                self._config.kafka.topics.dead_letters, letter.key, letter.value, letter.headers,
+                Sent({partition: offsets}, np.zeros(0), "", None),
+            )  # fmt: skip
+            self._ledger.count_dead_letters(reject.reason.value, 1)
+
+    def _send(
+        self, rows: Rows, actions: Array, stages: Array, causes: Array, scores: Float64, screener_scores: Float64,
+        bundles: Sequence[str], first_offsets: Int64, deep_ms: float, path: Path, cause: str | None,
+    ) -> int:  # fmt: skip
+        """Send decisions; returns their time, ms since the epoch."""
+        now_ms = self._clock.time() * 1e3
+        keys: list[bytes] = []
+        messages: list[bytes] = []
+        offsets: dict[Partition, Int64] = {}
+        with self._stage_clock:
+            for position in np.unique(rows.source):
+                chosen = np.flatnonzero(rows.source == position)
+                topic, partition = rows.partitions[position]
+                count = len(chosen)
+                columns = DecisionColumns(
+                    topic=topic,
+                    partition=partition,
+                    bundles=[bundles[row] for row in chosen.tolist()],
+                    offsets=rows.offsets[chosen],
+                    first_offsets=first_offsets[chosen],
+                    transaction_ids=rows.batch[self._roles.transaction_id][chosen],
+                    decisions=[ACTIONS[action] for action in actions[chosen].tolist()],
+                    stages=[STAGES[stage] for stage in stages[chosen].tolist()],
+                    scores=scores[chosen],
+                    screener_scores=screener_scores[chosen],
+                    degraded_causes=[CAUSES[number] or None for number in causes[chosen].tolist()],
+                    event_times_ms=rows.batch[self._roles.event_time][chosen],
+                    decision_times_ms=np.full(count, int(now_ms)),
+                    queue_ms=rows.queue_ms[chosen],
+                    features_ms=np.full(count, rows.features_ms),
+                    screener_ms=np.full(count, rows.screener_ms),
+                    deep_ms=np.full(count, deep_ms),
+                    total_ms=now_ms - rows.start_ms[chosen],
+                )
+                messages += encode_decisions(self._config.kafka.codec, columns)
+                cards = rows.batch[self._roles.card][chosen]
+                keys += message_keys(cards) if self._hasher is None else self._hasher.text(cards)
+                offsets[topic, partition] = columns.offsets
+            self._outbox.send_many(
+                self._config.kafka.topics.decisions, keys, messages, Sent(offsets, rows.start_ms, path, cause)
+            )
+        self._ledger.record_stage("produce", self._stage_clock.wall_s, self._stage_clock.cpu_s, len(rows))
+        return int(now_ms)

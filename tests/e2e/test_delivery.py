@@ -1,0 +1,199 @@
+"""Exactly once, and once again: kills with transactions, duplicates in the input, workers that share a group."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from bench.embedded import ServiceProcess, play_file, wait_for_decisions
+from cascade.bundle import Bundle
+from cascade.config import Config, load_config
+from cascade.frames import LabelledData
+from stages.offline import OfflineScores
+from streaming.clients import make_consumer, make_producer
+from tests.e2e.test_worker import (  # the fixtures are used by name
+    BACKLOG,
+    ConfigMaker,
+    bundle,
+    check_scores,
+    committed,
+    data,
+    decided_offsets,
+    decisions_in,
+    impatience,
+    new_config,
+    offline,
+    read_all,
+    wait_until,
+)
+
+__all__ = ["bundle", "data", "impatience", "new_config", "offline"]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+IN_PROCESS = {"deep": {"backend": "onnxruntime"}}
+
+
+def with_settings(path: Path, **changes: dict[str, object] | str) -> Path:
+    """A further configuration like that at `path`, with some settings changed."""
+    content = msgspec.toml.decode(path.read_bytes())
+    for section, values in changes.items():
+        content[section] = values if isinstance(values, str) else content.get(section, {}) | values
+    other = path.with_name(f"{path.stem}-{len(list(path.parent.iterdir()))}.toml")
+    other.write_bytes(msgspec.toml.encode(content))
+    return other
+
+
+@pytest.fixture(scope="module")
+def killed(new_config: ConfigMaker, data: LabelledData) -> Config:
+    """A service with exactly-once delivery that was killed twice in mid-stream, and then finished."""
+    rows = 4_000
+    worker = {"batch_rows_max": 50, "transaction_interval_ms": 30}
+    path = with_settings(new_config(BACKLOG | IN_PROCESS | {"worker": worker}), delivery="exactly-once",
+                         kafka={"instance": "only"})  # fmt: skip
+    config = load_config(path)
+    play_file(config, data, slice(0, rows), None, lambda _: None)
+    topic = config.kafka.topics.decisions
+    for kill_at in (600, 1_800):
+        with ServiceProcess(path) as service:
+            with closing(make_consumer(config.kafka, None)) as consumer:
+                partitions = consumer.partitions_for(topic)
+                wait_until(lambda: sum(consumer.end_offsets(partitions).values()) >= kill_at, "decisions", 60)  # noqa: B023
+            service.kill()
+    with ServiceProcess(path) as service:
+        wait_until(lambda: len(decided_offsets(config)) == rows, "all decided", 60)
+        service.wait_ready()
+        service.stop()
+    return config
+
+
+def test_exactly_once_decides_every_transaction_once_through_kills(
+    killed: Config, offline: OfflineScores, bundle: Bundle
+) -> None:
+    decisions = decisions_in(killed)
+    assert sorted(int(one.transaction_id) for one in decisions) == list(range(4_000))
+    assert committed(killed) == 4_000
+    check_scores(decisions, offline, bundle)
+
+
+def test_the_kills_fell_into_open_transactions(killed: Config) -> None:
+    topic = killed.kafka.topics.decisions
+    with closing(make_consumer(killed.kafka, None)) as consumer:
+        written = sum(consumer.end_offsets(consumer.partitions_for(topic)).values())
+    visible = len(read_all(killed, topic))
+    commits = written - visible
+    assert commits > 0, "control records take offsets, and aborted decisions more"
+    offsets = [record.offset for record in read_all(killed, topic)]
+    gaps = np.diff(offsets) - 1
+    assert gaps.max() > 1, "no aborted decision lies between committed ones: the kills fell between transactions"
+
+
+# --- what comes again -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def repeated(new_config: ConfigMaker, data: LabelledData) -> tuple[Config, dict[str, float | None]]:
+    """Transactions, the same bytes again, a restart by kill, and again; and ids used again for other amounts."""
+    path = new_config(BACKLOG | IN_PROCESS)
+    config = load_config(path)
+    rows = 400
+    play_file(config, data, slice(0, rows), None, lambda _: None)
+    originals = read_all(config, config.kafka.topics.transactions)
+
+    def again(count: int, altered: bool = False) -> None:
+        with closing_producer(config) as producer:
+            for record in originals[:count]:
+                value = record.value
+                if altered:
+                    value = msgspec.json.encode(msgspec.json.decode(value or b"") | {"amount": 12_345.0})
+                producer.send(config.kafka.topics.transactions, record.key, value)
+            producer.flush(20)
+
+    shares: dict[str, float | None] = {}
+    with ServiceProcess(path) as service:
+        again(rows)
+        wait_for_decisions(service, 2 * rows, lambda _: None)
+        wait_until(lambda: committed(config) == 2 * rows, "the commit", 30)
+        service.kill()
+    with ServiceProcess(path) as service:
+        again(rows)
+        wait_for_decisions(service, 3 * rows, lambda _: None)
+        again(50, altered=True)
+        wait_for_decisions(service, 3 * rows + 50, lambda _: None)
+        shares["second start"] = service.stop().duplicate_share
+    return config, shares
+
+
+class closing_producer:
+    def __init__(self, config: Config) -> None:
+        self.producer = make_producer(config.kafka)
+
+    def __enter__(self) -> object:
+        return self.producer
+
+    def __exit__(self, *_: object) -> None:
+        self.producer.close(5)
+
+
+def test_a_transaction_that_comes_again_gets_its_first_decision_again(
+    repeated: tuple[Config, dict[str, float | None]],
+) -> None:
+    decisions = decisions_in(repeated[0])
+    first = {one.transaction_id: one for one in decisions if int(one.decision_id.rpartition("-")[2]) < 400}
+    assert len(first) == 400
+    assert not any(one.duplicate for one in first.values())
+    again = [one for one in decisions if 400 <= int(one.decision_id.rpartition("-")[2]) < 1_200]
+    assert len(again) == 800, "repeats before and after the kill"
+    for one in again:
+        known = first[one.transaction_id]
+        assert one.duplicate
+        assert one.first_decision_id == known.decision_id
+        for field in ("decision", "score", "stage", "screener_score", "bundle", "degraded", "degraded_cause"):
+            assert getattr(one, field) == getattr(known, field), field
+
+
+def test_an_id_that_comes_with_another_amount_is_scored(repeated: tuple[Config, dict[str, float | None]]) -> None:
+    altered = [one for one in decisions_in(repeated[0]) if int(one.decision_id.rpartition("-")[2]) >= 1_200]
+    assert len(altered) == 50
+    assert not any(one.duplicate for one in altered)
+
+
+def test_the_ledger_has_the_hit_rate(repeated: tuple[Config, dict[str, float | None]]) -> None:
+    assert repeated[1]["second start"] == pytest.approx(400 / 450)
+
+
+# --- several workers ------------------------------------------------------------------------------------------------
+
+
+def test_workers_share_partitions_and_what_they_know_of_terminals(
+    new_config: ConfigMaker, data: LabelledData, bundle: Bundle
+) -> None:
+    """Two workers, four partitions: all decided once, and terminals counted across both."""
+    shared = {"terminals": {"share": True, "interval_s": 0.2}}
+    path = new_config(BACKLOG | IN_PROCESS | shared, partitions=4)
+    first = with_settings(path, delivery="exactly-once", kafka={"instance": "first"})
+    second = with_settings(first, kafka={"instance": "second"}, health={"port": 0})
+    config, half, rows = load_config(first), 1_000, 2_000
+    with ExitStack() as stack:
+        one = stack.enter_context(ServiceProcess(first))
+        one.wait_ready()
+        stack.enter_context(ServiceProcess(second))
+        wait_until(
+            lambda: second.with_suffix(".log").exists() and "partition live" in second.with_suffix(".log").read_text(),
+            "the second worker has partitions", 60,
+        )  # fmt: skip
+        play_file(config, data, slice(0, half), 500, lambda _: None)
+        wait_for_decisions(one, half, lambda _: None)
+        time.sleep(1)
+        play_file(config, data, slice(half, rows), 500, lambda _: None)
+        wait_until(lambda: len(decisions_in(config)) >= rows, "all decided", 60)
+        summaries = read_all(config, config.kafka.topics.summaries)
+    decisions = decisions_in(config)
+    assert Counter(int(decision.transaction_id) for decision in decisions) == Counter(range(rows))
+    by_partition = Counter(decision.decision_id.rsplit("-", 2)[1] for decision in decisions)
+    assert set(by_partition) == {"0", "1", "2", "3"}
+    assert len(summaries) > 100

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cascade.errors import BrokerError, TransactionAbortedError
+from streaming.clients import Partition
+from streaming.health import HealthState
+from streaming.outbox import AtLeastOnceOutbox, ExactlyOnceOutbox, Sent
+
+ONE: Partition = ("t", 0)
+
+
+class SetClock:
+    now_s = 100.0
+
+    def time(self) -> float:
+        return self.now_s
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+class ToldDelivery:
+    """Is done, or fails, when the test says so."""
+
+    kept = failed = False
+
+    def done(self) -> bool:
+        if self.failed:
+            raise BrokerError("not kept")
+        return self.kept
+
+
+class FaultyBroker:
+    """Injects what a broker may do to a producer and a consumer: late deliveries, refused commits."""
+
+    def __init__(self) -> None:
+        self.deliveries: list[ToldDelivery] = []
+        self.commits: list[dict[Partition, tuple[int, str]]] = []
+        self.calls: list[str] = []
+        self.refuses = False
+
+    def send(self, *_: Any) -> ToldDelivery:
+        self.calls.append("send")
+        self.deliveries.append(ToldDelivery())
+        return self.deliveries[-1]
+
+    send_many = send
+
+    def begin(self) -> None:
+        self.calls.append("begin")
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+
+    def member(self) -> str:
+        return "member"
+
+    def commit(self, offsets: Mapping[Partition, tuple[int, str]], member: str = "") -> None:
+        self.calls.append("commit")
+        if self.refuses:
+            raise BrokerError("refused")
+        self.commits.append(dict(offsets))
+
+
+class Scene:
+    def __init__(self, kind: type[AtLeastOnceOutbox] | type[ExactlyOnceOutbox]) -> None:
+        self.broker, self.clock = FaultyBroker(), SetClock()
+        self.decided: list[int] = []
+        self.kept: list[int] = []
+        self.outbox: Any = kind(
+            self.broker, self.broker, HealthState(60), self.clock, 0.5, self.progress,  # type: ignore[arg-type]
+            lambda sent: self.decided.extend(sent.offsets.get(ONE, np.zeros(0)).tolist()),
+            lambda sent: self.kept.extend(sent.offsets.get(ONE, np.zeros(0)).tolist()),
+        )  # fmt: skip
+
+    def progress(self) -> dict[Partition, tuple[int, str]]:
+        return {ONE: (len(self.decided), "")}
+
+    def send(self, offset: int) -> None:
+        self.outbox.send_many(
+            "decisions", [b"k"], [b"v"], Sent({ONE: np.array([offset])}, np.zeros(1), "screened", None)
+        )
+
+
+def test_an_offset_is_not_committed_before_its_decision_is_kept() -> None:
+    scene = Scene(AtLeastOnceOutbox)
+    scene.send(0)
+    scene.send(1)
+    scene.clock.now_s += 1
+    scene.outbox.advance()
+    assert scene.broker.commits == [{ONE: (0, "")}]
+    scene.broker.deliveries[1].kept = True
+    scene.outbox.advance(force=True)
+    assert scene.decided == [], "a later delivery stood for an earlier one"
+    scene.broker.deliveries[0].kept = True
+    scene.outbox.advance(force=True)
+    assert (scene.decided, scene.broker.commits[-1], scene.outbox.pending) == ([0, 1], {ONE: (2, "")}, 0)
+
+
+def test_a_delivery_that_failed_ends_the_session_and_is_decided_never() -> None:
+    scene = Scene(AtLeastOnceOutbox)
+    scene.send(0)
+    scene.broker.deliveries[0].failed = True
+    for _ in range(2):
+        with pytest.raises(BrokerError, match="not kept"):
+            scene.outbox.advance(force=True)
+    assert (scene.decided, scene.broker.commits) == ([], [])
+
+
+def test_a_refused_commit_of_offsets_is_tried_again() -> None:
+    scene = Scene(AtLeastOnceOutbox)
+    scene.send(0)
+    scene.broker.deliveries[0].kept = scene.broker.refuses = True
+    scene.outbox.advance(force=True)
+    assert scene.broker.commits == []
+    scene.broker.refuses = False
+    scene.outbox.advance(force=True)
+    assert scene.broker.commits == [{ONE: (1, "")}]
+
+
+def test_what_was_sent_for_a_lost_partition_is_not_counted_as_decided_when_it_comes_back() -> None:
+    scene = Scene(AtLeastOnceOutbox)
+    scene.send(7)
+    scene.outbox.forget([ONE])
+    scene.broker.deliveries[0].kept = True
+    scene.outbox.advance(force=True)
+    assert scene.decided == []
+
+
+def test_a_transaction_holds_its_decisions_and_their_offsets_and_is_committed_when_due() -> None:
+    scene = Scene(ExactlyOnceOutbox)
+    scene.send(0)
+    scene.send(1)
+    scene.outbox.advance()
+    assert (scene.broker.calls, scene.kept) == (["begin", "send", "send"], [])
+    scene.clock.now_s += 0.5
+    scene.outbox.advance()
+    assert (scene.broker.commits, scene.kept) == ([{ONE: (2, "")}], [0, 1])
+    scene.send(2)
+    assert scene.broker.calls[-2:] == ["begin", "send"]
+
+
+def test_without_anything_sent_no_transaction_is_begun() -> None:
+    scene = Scene(ExactlyOnceOutbox)
+    scene.outbox.advance(force=True)
+    assert scene.broker.calls == []
+
+
+def test_a_refused_transaction_ends_the_session_with_nothing_counted() -> None:
+    scene = Scene(ExactlyOnceOutbox)
+    scene.send(0)
+    scene.broker.refuses = True
+    with pytest.raises(BrokerError, match="refused"):
+        scene.outbox.advance(force=True)
+    assert scene.kept == []
+
+
+def test_losing_a_partition_undoes_the_open_transaction_and_ends_the_session() -> None:
+    scene = Scene(ExactlyOnceOutbox)
+    scene.send(0)
+    with pytest.raises(TransactionAbortedError, match="partitions 0"):
+        scene.outbox.forget([ONE])
+    assert scene.broker.calls[-1] == "abort"
+    assert "commit" not in scene.broker.calls
