@@ -21,7 +21,7 @@ ConfigMaker = Callable[..., Path]
 
 @pytest.fixture
 def new_config(tmp_path: Path) -> ConfigMaker:
-    def make(**sections: dict[str, Any]) -> Path:
+    def make(**sections: Any) -> Path:
         name = uuid.uuid4().hex[:10]
         topics = {topic: f"{topic}-{name}" for topic in ("transactions", "labels", "decisions")}
         kafka = {"topics": topics | {"dead_letters": f"dead-letters-{name}"}} | sections.pop("kafka", {})
@@ -38,14 +38,17 @@ def findings(path: Path) -> dict[str, Finding]:
 
 
 @pytest.mark.kafka
-def test_a_service_that_can_run(broker: Any, new_config: ConfigMaker) -> None:
-    path = new_config(kafka={"bootstrap": broker.bootstrap})
+def test_a_service_that_can_run(broker: Any, new_config: ConfigMaker, tmp_path: Path) -> None:
+    state = {"snapshots": str(tmp_path / "state")}
+    path = new_config(kafka={"bootstrap": broker.bootstrap, "instance": "only"}, delivery="exactly-once", state=state)
     config = load_config(path)
     ensure_topics(config.kafka, topic_specs(config, 2))
     found = findings(path)
     assert {one.status for name, one in found.items() if name != "energy"} == {"ok"}
     assert f"{config.kafka.topics.transactions} (2)" in found["topics"].text
     assert "a record was produced and consumed" in found["clock"].text
+    assert found["delivery"].text == "exactly-once as only: a transaction was begun and undone"
+    assert "written and read back; 0 snapshots" in found["state"].text
     assert "answers a probe" in found["deep model"].text
     assert ("modelled" in found["energy"].text) == (found["energy"].status == "warning")
     said = CliRunner().invoke(app, ["doctor", "--config", str(path), "--json"])
@@ -96,6 +99,15 @@ def test_a_missing_bundle_is_told_once(new_config: ConfigMaker, tmp_path: Path) 
     bundle = next(checks)
     assert bundle.status == "failed"
     assert str(tmp_path / "none") in bundle.text
+
+
+def test_a_snapshot_place_that_cannot_be_written_to_fails_by_name(new_config: ConfigMaker, tmp_path: Path) -> None:
+    place = tmp_path / "state"
+    place.write_text("a file in the way")
+    path = new_config(kafka={"bootstrap": f"127.0.0.1:{free_ports(1)[0]}"}, state={"snapshots": str(place)})
+    checks = {one.check: one for one in examine(path)}
+    assert checks["state"].status == "failed"
+    assert str(place) in checks["state"].text
 
 
 def test_too_few_open_files_fail_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cascade.config import KafkaSettings
+from cascade.errors import BrokerError, StateError
+from cascade.ledger import Ledger
+from streaming.health import HealthState
+from streaming.sessions import run_sessions
+
+
+class SetClock:
+    now_s = 0.0
+
+    def time(self) -> float:
+        return self.now_s
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+class FaultyWorker:
+    """Ends as it is told: by an error that is injected, or by itself."""
+
+    def __init__(self, error: Exception | None, clock: SetClock, took_s: float) -> None:
+        self.error, self.clock, self.took_s = error, clock, took_s
+
+    def run(self) -> None:
+        self.clock.now_s += self.took_s
+        if self.error is not None:
+            raise self.error
+
+
+class Scene:
+    def __init__(self, *errors: Exception | None, took_s: float = 1.0, decides: bool = False, **kafka: Any) -> None:
+        self.errors, self.took_s, self.decides = list(errors), took_s, decides
+        self.settings = KafkaSettings(**kafka)
+        self.clock, self.ledger, self.health = SetClock(), Ledger(), HealthState(60)
+        self.closed: list[int] = []
+        self.pauses_s: list[float] = []
+        self.stop_after = 1_000
+
+    def make(self, stack: ExitStack) -> Any:
+        number = len(self.closed)
+        stack.callback(lambda: self.closed.append(number))
+        if self.decides:
+            self.ledger.record_decisions("screened", np.full(1, 0.001))
+        return FaultyWorker(self.errors.pop(0) if self.errors else None, self.clock, self.took_s)
+
+    def pause(self, seconds: float) -> None:
+        self.pauses_s.append(seconds)
+        self.clock.now_s += seconds
+
+    def run(self) -> None:
+        run_sessions(
+            self.make, self.settings, self.ledger, self.health, self.clock,
+            lambda: len(self.closed) >= self.stop_after, self.pause,
+        )  # fmt: skip
+
+
+def gone() -> BrokerError:
+    return BrokerError("injected: the broker is gone")
+
+
+def test_a_lost_broker_is_met_with_everything_made_anew() -> None:
+    scene = Scene(gone(), gone(), None)
+    scene.run()
+    assert scene.closed == [0, 1, 2], "the connections of a session end with it"
+    assert len(scene.pauses_s) == 2
+    assert scene.health.not_ready() == ["broker: injected: the broker is gone"]
+
+
+def test_trying_without_progress_ends_within_the_bound() -> None:
+    scene = Scene(*(gone() for _ in range(1_000)), lost_s_max=30.0)
+    with pytest.raises(BrokerError, match="injected"):
+        scene.run()
+    assert 30 < scene.clock.now_s < 40
+    assert max(scene.pauses_s) <= 5.0
+
+
+def test_progress_between_losses_starts_the_bound_anew() -> None:
+    scene = Scene(*(gone() for _ in range(100)), None, lost_s_max=30.0, decides=True)
+    scene.run()
+    assert scene.clock.now_s > 100
+
+
+def test_exit_is_at_once_where_that_is_configured() -> None:
+    scene = Scene(gone(), lost="exit")
+    with pytest.raises(BrokerError, match="injected"):
+        scene.run()
+    assert (scene.closed, scene.pauses_s) == ([0], [])
+
+
+def test_what_only_the_operator_can_mend_is_not_tried_again() -> None:
+    scene = Scene(StateError("the log no longer reaches back"))
+    with pytest.raises(StateError):
+        scene.run()
+    assert scene.closed == [0]
+
+
+def test_no_session_begins_once_it_is_told_to_stop() -> None:
+    scene = Scene(gone(), gone(), gone())
+    scene.stop_after = 2
+    scene.run()
+    assert scene.closed == [0, 1]
