@@ -36,33 +36,39 @@ READY_TIMEOUT_S = 120.0
 STALL_S_MAX = 60.0
 DRAIN_S = 30.0
 
-Settings = Mapping[str, Mapping[str, Any]]
+Settings = Mapping[str, Mapping[str, Any] | str]
 
 
 class EmbeddedParts:
     """A broker and a Triton under `directory`, for one bundle; a context manager.
 
-    A broker named by KAFKA_BOOTSTRAP is used instead of an embedded one; its topics must be new to it then.
+    A broker named by KAFKA_BOOTSTRAP is used instead of an embedded one; its topics must be new to it then. `broker`
+    and `triton` are the embedded ones, for those who kill and freeze them; None where there is none. `nodes`: of the
+    broker; three keep each record three times.
     """
 
-    def __init__(self, directory: Path, bundle: Bundle, with_triton: bool = True) -> None:
+    def __init__(self, directory: Path, bundle: Bundle, with_triton: bool = True, nodes: int = 1) -> None:
         self.directory = directory
         self.bundle = bundle
         self.bootstrap = os.environ.get("KAFKA_BOOTSTRAP", "")
         self.triton_url = ""
+        self.broker: LocalBroker | None = None
+        self.triton: LocalTriton | None = None
         self._with_triton = with_triton
+        self._nodes = nodes
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             if not self.bootstrap:
-                self.bootstrap = stack.enter_context(LocalBroker(self.directory / "broker")).bootstrap
+                self.broker = stack.enter_context(LocalBroker(self.directory / "broker", nodes=self._nodes))
+                self.bootstrap = self.broker.bootstrap
             if self._with_triton:
                 onnx = self.bundle.directory / "deep.onnx"
                 repository = write_repository(onnx, deep_signature(self.bundle), self.directory / "models", "cpu")
-                triton = stack.enter_context(LocalTriton(repository, log_dir=self.directory))
-                self.triton_url = triton.grpc_url
+                self.triton = stack.enter_context(LocalTriton(repository, log_dir=self.directory))
+                self.triton_url = self.triton.grpc_url
             self._stack = stack.pop_all()
         return self
 
@@ -72,15 +78,15 @@ class EmbeddedParts:
         self._stack.close()
 
     def write_config(self, name: str, settings: Settings, partitions: int = 1) -> Path:
-        """A configuration file for these parts, `settings` by section on top; its topics are made."""
-        sections: dict[str, dict[str, Any]] = {
+        """A configuration file for these parts, `settings` by section (or key) on top; its topics are made."""
+        sections: dict[str, Any] = {
             "bundle": {"path": str(self.bundle.directory)},
             "kafka": {"bootstrap": self.bootstrap},
             "deep": {"url": self.triton_url} if self.triton_url else {"backend": "onnxruntime"},
             "health": {"port": free_ports(1)[0]},
         }
         for section, values in settings.items():
-            sections.setdefault(section, {}).update(values)
+            sections[section] = values if isinstance(values, str) else {**sections.get(section, {}), **values}
         path = self.directory / name
         path.write_bytes(msgspec.toml.encode(sections))
         config = load_config(path)
@@ -135,6 +141,15 @@ class ServiceProcess:
                 return
             time.sleep(0.1)
         raise LocalPartError(f"the service is not ready after {READY_TIMEOUT_S:.0f} s, waiting for {waiting_for}")
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process.running
+
+    def log_tail(self) -> str:
+        """What this run has logged last, as one line."""
+        return self._process.log_tail()
 
     def check_running(self) -> None:
         """Raise LocalPartError where it has ended."""
