@@ -28,6 +28,8 @@ Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 OptionalText = Annotated[str, msgspec.Meta(max_length=1024)]
 TopicName = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 _SECRET_BYTES_MAX = 4096
+# A shorter key could be found by trying all of them on a card that is known.
+HASH_KEY_CHARACTERS_MIN = 16
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -255,6 +257,32 @@ class PrivacySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key_env: OptionalText = ""
     key_file: OptionalText = ""
 
+    def key(self, environment: Mapping[str, str] = os.environ) -> str | None:
+        """The key, read now, None where none is needed; raises SettingError where it is missing or too short."""
+        if not self.hash_card:
+            return None
+        if bool(self.key_env) == bool(self.key_file):
+            raise SettingError(
+                "configuration",
+                "privacy.key_env",
+                None,
+                "exactly one source of the key is needed for hash_card",
+                "set either key_env or key_file",
+            )
+        if self.key_env:
+            name, key = "key_env", _secret_from_environment("privacy.key_env", self.key_env, environment)
+        else:
+            name, key = "key_file", _secret_from_file("privacy.key_file", self.key_file)
+        if len(key) < HASH_KEY_CHARACTERS_MIN:
+            raise SettingError(
+                "configuration",
+                f"privacy.{name}",
+                None,
+                f"that key has fewer than {HASH_KEY_CHARACTERS_MIN} characters",
+                "make one with `openssl rand -hex 32`",
+            )
+        return key
+
 
 class SlaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[sla]`: p99 latency limits in ms, and the largest share of decisions that may be degraded."""
@@ -338,6 +366,7 @@ def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Conf
         config = msgspec.structs.replace(config, kafka=msgspec.structs.replace(config.kafka, bootstrap=bootstrap))
     _check_kafka(config.kafka, origin, environment)
     _check_deep(config.deep, origin)
+    _check_privacy(config.privacy, origin, environment)
     return config
 
 
@@ -456,6 +485,13 @@ def _check_security(security: SecuritySettings, origin: str, environment: Mappin
         raise SettingError(origin, error.key, error.value, error.problem, error.remedy) from error
 
 
+def _check_privacy(privacy: PrivacySettings, origin: str, environment: Mapping[str, str]) -> None:
+    try:
+        privacy.key(environment)
+    except SettingError as error:
+        raise SettingError(origin, error.key, error.value, error.problem, error.remedy) from error
+
+
 def _check_deep(deep: DeepSettings, origin: str) -> None:
     _check_files(deep, "deep", origin)
     if not deep.tls and (deep.ca_file or deep.certificate_file):
@@ -499,5 +535,5 @@ def _secret_from_file(key: str, path: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError("configuration", key, path, "cannot be read", "check the path and its rights") from error
     if not secret or len(octets) > _SECRET_BYTES_MAX:
-        raise SettingError("configuration", key, path, "is empty or too long", "put the password on its only line")
+        raise SettingError("configuration", key, path, "is empty or too long", "put the secret on its only line")
     return secret

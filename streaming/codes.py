@@ -10,10 +10,11 @@ import numpy as np
 from cascade.columns import Int64
 
 _CODE_BYTES = 8
+KEY_BYTES_MAX = hashlib.blake2b.MAX_KEY_SIZE
 
 
 def digest_codes(values: Iterable[bytes], key: bytes = b"") -> Int64:
-    """BLAKE2b codes int64 [values], equal on every machine and in every process; `key`: at most 64 bytes.
+    """BLAKE2b codes int64 [values], equal on every machine and in every process; `key`: at most KEY_BYTES_MAX.
 
     Without a key, whoever knows 2^32 hashes finds two texts with one code, but no second text for a given code; with
     a key, neither. Source: Aumasson, Saarinen, RFC 7693.

@@ -117,6 +117,16 @@ def test_secrets_come_from_the_environment_or_a_file_and_show_nowhere(tmp_path: 
     assert "from-file" not in repr(by_file)
 
 
+def test_the_key_of_the_card_hash_is_checked_when_the_file_is_loaded(tmp_path: Path) -> None:
+    content = "[privacy]\nhash_card = true\nkey_env = 'CARD_KEY'"
+    assert "of some length" not in repr(load(tmp_path, content, {"CARD_KEY": "a key of some length"}))
+    assert "privacy.key_env: that environment variable is not set" in refusal(tmp_path, content)
+    assert "privacy.key_env: that key has fewer than 16" in refusal(tmp_path, content, {"CARD_KEY": "hunter2!"})
+    assert "hunter2" not in refusal(tmp_path, content, {"CARD_KEY": "hunter2!"})
+    assert "exactly one source" in refusal(tmp_path, "[privacy]\nhash_card = true")
+    assert not load(tmp_path, "[privacy]\nkey_env = 'UNSET'").privacy.hash_card
+
+
 def test_an_overlong_secret_file_is_refused(tmp_path: Path) -> None:
     secret_file = tmp_path / "password"
     secret_file.write_text("x" * 5_000)

@@ -370,9 +370,10 @@ def test_arrays_of_another_shape_are_refused(change: object) -> None:
 
 def test_many_transactions_that_would_collide_without_the_secret_seed_take_no_longer() -> None:
     """Ids chosen so that the public part of the hash sends all of them to one place."""
-    rows, high = 20_000, np.uint64(1) << np.uint64(20)
-    wanted = (np.arange(rows, dtype=np.uint64) * high).view(np.int64)
-    records = [Record(0, offset, 0, int(id)) for offset, id in enumerate(unmixed(wanted))]
+    rows, high = 20_000, 1 << 20
+    aimed_at = (np.arange(rows, dtype=np.uint64) * np.uint64(high)).view(np.int64)
+    ids = unmixed(unmixed(unmixed(unmixed(aimed_at)) ^ np.float64(9.5).view(np.int64)) ^ 1)
+    records = [Record(0, offset, 0, id) for offset, id in enumerate(ids.tolist())]
     cache = made(ids_max=65_536)
     look_up(cache, records)
     assert longest_run(cache._by_identity) < 200
