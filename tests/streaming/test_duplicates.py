@@ -391,5 +391,5 @@ def unmixed(values: Int64) -> Int64:
 
 
 def longest_run(index: Array) -> int:
-    gaps = np.flatnonzero(index == 0)
+    gaps = np.concatenate([[-1], np.flatnonzero(index == 0), [len(index)]])
     return int(np.diff(gaps).max())
