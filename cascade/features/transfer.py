@@ -190,7 +190,7 @@ def _keys_fit(table: Array, slots: Int64, counters: Int64, in_use: Bool) -> bool
 
 
 @njit(cache=True, nogil=True)
-def state_fits(
+def state_fits(  # noqa: PLR0911
     table: Array,
     slots: Int64,
     counters: Int64,
@@ -202,6 +202,9 @@ def state_fits(
 ) -> bool:
     """Whether the used parts of a whole state are in order, so that kernels may follow every index in them."""
     in_use = np.zeros(len(slots), np.bool_)
+    # a generation of 0 would be that of untouched scratch memory
+    if counters.min() < 0 or counters.max() >= 1 << 62:
+        return False
     if not _keys_fit(table, slots, counters, in_use):
         return False
     event_marks = np.zeros(len(events), np.bool_)

@@ -9,7 +9,9 @@ Written from the documentation (docs/features.md). One rule at a time:
   reach of a window plus `lateness`;
 - a key keeps `events_per_key_max` events, the newest by time; all keys of a field share a pool of blocks of eight
   events, of which the longest idle keys pay what is missing;
-- a row or a label is a use of its keys; beyond `keys_max` the longest idle one is forgotten.
+- a row, a label or a summary is a use of its keys; beyond `keys_max` the longest idle one is forgotten;
+- a row sees the events of its own source and of those that are not hidden; of the others it sees what was told of them:
+  the rows of a summary, all at the time of the newest of them.
 
 Sums are `math.fsum`, so exact but for one rounding, in whatever order. With amounts that are multiples of a quarter the
 engine's sums are exact too, and what remains (a division, a root) is right to a few units in the 53rd bit. Results are
@@ -38,6 +40,8 @@ from cascade.schema import Schema
 Row = dict[str, Any]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BLOCK = 8
+# Marks of a row that are no fields
+SOURCE, TOLD = "(source)", "(told)"
 
 
 @dataclass
@@ -69,9 +73,12 @@ class Chain:
         while self.entries and self.entries[0][0] <= time_ms:
             self.forget_oldest()
 
-    def take_back(self, what: Any) -> None:
-        self.entries = [entry for entry in self.entries if entry[1] != what]
+    def keep_if(self, keep: Callable[[Any], bool]) -> bool:
+        """Whether something went."""
+        before = len(self.entries)
+        self.entries = [entry for entry in self.entries if keep(entry[1])]
         self.gap = self.gap if self.entries else 0
+        return len(self.entries) < before
 
 
 @dataclass
@@ -80,12 +87,26 @@ class Memory:
 
     events: Chain = field(default_factory=Chain)
     frauds: Chain = field(default_factory=Chain)
+    remotes: Chain = field(default_factory=Chain)
+    step_source: int = 0
     steps: list[tuple[int, list[np.float32]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
+class Told:
+    """A summary, with the rows that it sums up; their newest is the time of its entry in a chain."""
+
+    source: int
+    start_ms: int
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
 class View:
-    """What a row sees: itself, the kept events not after it (oldest first), the times of frauds that stand."""
+    """What a row sees: itself, the kept events not after it (oldest first), the times of frauds that stand.
+
+    Rows that others told of are among the events, marked TOLD.
+    """
 
     row: Row
     time_ms: int
@@ -116,8 +137,10 @@ class KeyReference:
         self.lateness_ms = parse_ms(spec.lateness)
         self.keys: OrderedDict[Any, Memory] = OrderedDict()
         self.evictions = self.late = self.too_late = 0
+        self.hidden: set[int] = set()
         events = spec.limits.keys_max * spec.limits.events_per_key_mean
         self.event_blocks = events // BLOCK + spec.limits.keys_max + 1
+        self.remote_blocks = self.event_blocks
         self.fraud_blocks = events // BLOCK // BLOCK + spec.limits.keys_max + 1
 
     def use(self, key: Any) -> Memory:
@@ -151,8 +174,16 @@ class KeyReference:
         forgotten_ms = newest_ms - self.reach_ms - self.lateness_ms
         memory.events.forget_up_to(forgotten_ms)
         memory.frauds.forget_up_to(forgotten_ms)
-        earlier = [event for event in memory.events.entries if event[0] <= time_ms]
-        oldest_ms = memory.events.entries[0][0] if memory.events.entries else time_ms
+        unseen = self.hidden - {row[SOURCE]}
+        if self.hidden:
+            memory.remotes.forget_up_to(forgotten_ms)
+        seen = [event for event in memory.events.entries if event[1][SOURCE] not in unseen]
+        told = [(told_ms, what) for told_ms, what in memory.remotes.entries
+                if what.source in unseen and told_ms <= time_ms]  # fmt: skip
+        earlier = [event for event in seen if event[0] <= time_ms]
+        earlier += [(told_ms, one | {TOLD: True}) for told_ms, what in told for one in what.rows]
+        earlier.sort(key=itemgetter(0))
+        oldest_ms = min([what.start_ms for _, what in told] + [seen[0][0] if seen else time_ms])
         frauds = [fraud_ms for fraud_ms, _ in memory.frauds.entries if fraud_ms >= oldest_ms]
         return memory, View(row, time_ms, earlier, frauds), forgotten_ms
 
@@ -166,11 +197,38 @@ class KeyReference:
         self.make_room("events", self.event_blocks, memory)
         memory.events.add(time_ms, row)
 
+    def forget(self, source: int) -> None:
+        for key, memory in list(self.keys.items()):
+            gone = memory.events.keep_if(lambda row: row[SOURCE] != source)
+            if memory.steps and memory.step_source == source:
+                memory.steps.clear()
+                gone = True
+            chains = memory.events, memory.frauds, memory.remotes
+            if gone and not memory.steps and not any(chain.entries for chain in chains):
+                del self.keys[key]
+
+    def tell(self, key: Any, newest_ms: int, told: Told) -> None:
+        if key in self.keys:
+            self.keys[key].remotes.keep_if(lambda one: (one.source, one.start_ms) != (told.source, told.start_ms))
+        if not told.rows:
+            return
+        memory = self.use(key)
+        known = [chain.entries[-1][0] for chain in (memory.events, memory.remotes) if chain.entries]
+        forgotten_ms = max([newest_ms, *known]) - self.reach_ms - self.lateness_ms
+        memory.remotes.forget_up_to(forgotten_ms)
+        full = len(memory.remotes.entries) == self.limits.events_per_key_max
+        if newest_ms <= forgotten_ms or (full and newest_ms < memory.remotes.entries[0][0]):
+            return
+        if full:
+            memory.remotes.forget_oldest()
+        self.make_room("remotes", self.remote_blocks, memory)
+        memory.remotes.add(newest_ms, told)
+
     def label(self, key: Any, time_ms: int, identity: Any, fraud: int) -> None:
         memory = self.use(key)
         known = any(what == identity for _, what in memory.frauds.entries)
         if known and not fraud:
-            memory.frauds.take_back(identity)
+            memory.frauds.keep_if(lambda what: what != identity)
         if known or not fraud:
             return
         if len(memory.frauds.entries) == self.limits.events_per_key_max:
@@ -246,9 +304,20 @@ class Reference:
                 found.append((function, _CLOCK[function]))
         return found
 
-    def update(self, row: Row) -> tuple[Float32, Float32]:
+    def show(self, source: int, shown: bool) -> None:
+        """Show or hide a source."""
+        for part in self.parts.values():
+            part.hidden = part.hidden - {source} if shown else part.hidden | {source}
+
+    def forget(self, source: int) -> None:
+        """Drop the events and steps of a source."""
+        for part in self.parts.values():
+            part.forget(source)
+
+    def update(self, row: Row, source: int = 0) -> tuple[Float32, Float32]:
         """Features float32 [width] and sequence float32 [length, 2 + fields] of the next row of the stream."""
         time_ms = row[self.schema.roles.event_time]
+        row = row | {SOURCE: source}
         alone = View(row, time_ms, [], [])
         found: dict[str, np.float32] = {name: np.float32(compute(alone)) for name, compute in self.stateless}
         sequence = np.zeros((self.spec.sequence.length, 2 + len(self.spec.sequence.fields)), np.float32)
@@ -256,16 +325,18 @@ class Reference:
             memory, view, forgotten_ms = part.view(row, time_ms)
             found |= {name: np.float32(compute(view)) for name, compute in part.columns}
             if key == self.sequence_key:
-                self._sequence(memory, time_ms, [found[name] for name in self.spec.sequence.fields], sequence)
+                self._sequence(memory, time_ms, source, [found[name] for name in self.spec.sequence.fields], sequence)
             part.keep(memory, row, time_ms, forgotten_ms)
         return np.array([found[name] for name in self.names], np.float32), sequence
 
-    def _sequence(self, memory: Memory, time_ms: int, values: list[np.float32], out: Float32) -> None:
+    def _sequence(self, memory: Memory, time_ms: int, source: int, values: list[np.float32], out: Float32) -> None:
         length = len(out)
         before = [step for step in memory.steps if step[0] <= time_ms]
         shown = [*before, (time_ms, values)][-length:]
         for place, (step_ms, step_values) in enumerate(shown, length - len(shown)):
             out[place] = np.array([1.0, (time_ms - step_ms) / 1000, *step_values], np.float32)
+        if len(memory.steps) < length or time_ms >= memory.steps[0][0]:
+            memory.step_source = source
         insort_right(memory.steps, (time_ms, values), key=itemgetter(0))
         del memory.steps[:-length]
 
@@ -310,7 +381,7 @@ def _windowed(function: str, window_ms: int, amount: str, tag: str) -> Compute:
             squares = math.fsum(value * value for value in values)
             return math.sqrt(count * squares - math.fsum(values) ** 2) / count
         if function == "distinct":
-            return len({row[tag] for row in [*view.window(window_ms), view.row]})
+            return len({row[tag] for row in [*view.window(window_ms), view.row] if TOLD not in row})
         mean = math.fsum(before) / len(before) if before else 0.0
         return values[-1] / mean if mean > 0 else 1.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -267,14 +267,28 @@ def pieces(items: Sequence[Item], cuts: Iterable[int]) -> Iterator[tuple[str, li
         yield items[-1].kind, run
 
 
-def play(engine: FeatureEngine, items: Sequence[Item], cuts: Iterable[int] = ()) -> tuple[Float32, Float32]:
-    """Fold a stream, cut into batches; features float32 [rows, width], sequences float32 [rows, length, width]."""
+def source_of(row: Row) -> int:
+    """A partition of three by card, so that a card is of one source and a terminal of several."""
+    return sum(str(row["pan"]).encode()) % 3
+
+
+def play(
+    engine: FeatureEngine,
+    items: Sequence[Item],
+    cuts: Iterable[int] = (),
+    source: Callable[[Row], int] | None = None,
+) -> tuple[Float32, Float32]:
+    """Fold a stream, cut into batches; features float32 [rows, width], sequences float32 [rows, length, width].
+
+    `source` gives the source of each row; without, the engine is not told of sources.
+    """
     features, sequences = [np.zeros((0, engine.width), np.float32)], [np.zeros((0, *engine.sequence_shape), np.float32)]
     for kind, rows in pieces(items, cuts):
         if kind == "label":
             engine.update_labels(batch_of(engine.schema.label_fields(), rows))
             continue
-        found = engine.update(batch_of(engine.schema.fields, rows))
+        sources = None if source is None else np.array([source(row) for row in rows])
+        found = engine.update(batch_of(engine.schema.fields, rows), sources)
         features.append(found.features)
         sequences.append(found.sequence)
     return np.concatenate(features), np.concatenate(sequences)
