@@ -8,9 +8,10 @@ neither in full.
   their new owner, and its commits are accepted. Here the next attempt begins by giving them up (`on_lost`).
 - While a join waits for the other members, the vendor's `poll` waits too and returns nothing. Here what is kept is
   fetched meanwhile.
-- While a join is under way, the vendor refuses to commit, which a worker does that is told to stop (in a rolling
-  restart, say). The broker takes such commits until the join is over, and again once the leader has spoken: here it is
-  asked, and where it says no in between, that is no reason to leave the group.
+- While a join is under way, the vendor refuses to commit, and cannot leave either: the broker answers the requests of a
+  connection one after the other, and the join is not answered yet. A worker that is told to stop (in a rolling restart,
+  say) would leave its commit undone, and be missed late. Here other requests go over another connection. The broker
+  takes commits until the join is over, and again once the leader has spoken; in between its no is no reason to leave.
 - A static member whose name was taken by another stops its heartbeats, and polls on without end. Here `poll` raises.
 """
 
@@ -27,6 +28,8 @@ from kafka.structs import MemberState
 # The wait for records, cut into pieces, between which the join is looked after.
 _JOIN_LOOK_S = 0.02
 _UNKNOWN_MEMBER_ID = ""
+# The vendor's name for its connection to the coordinator: this, and the broker's number.
+_COORDINATOR_CONNECTION = "coordinator-"
 
 
 class HonestAssignor(CooperativeStickyAssignor):  # type: ignore[misc]  # the vendor has no types
@@ -82,8 +85,20 @@ def _fetch_while_joining(coordinator: ConsumerCoordinator) -> None:
     coordinator.poll, coordinator.time_to_next_poll = poll_beside_fetching, time_to_next_look
 
 
+def leave_promptly(coordinator: ConsumerCoordinator) -> None:
+    """To be called before the consumer is closed: where a join is under way, leave over another connection."""
+    coordinator.coordinator_id = coordinator.coordinator()
+
+
 def _commit_while_joining(coordinator: ConsumerCoordinator) -> None:
-    handle = coordinator._handle_offset_commit_response
+    known, handle = coordinator.coordinator, coordinator._handle_offset_commit_response
+
+    def coordinator_beside_the_join() -> str | int | None:
+        node: str | int | None = known()
+        if node is None or coordinator.state is not MemberState.REBALANCING:
+            return node
+        number = int(str(node).removeprefix(_COORDINATOR_CONNECTION))
+        return number if coordinator._cluster.broker_metadata(number) is not None else node
 
     def generation_unless_lost() -> Generation | None:
         generation = coordinator._generation
@@ -96,6 +111,7 @@ def _commit_while_joining(coordinator: ConsumerCoordinator) -> None:
                 raise RebalanceInProgressError("the group is rebalancing; the commit can be tried again")
         handle(offsets, send_time, response)
 
+    coordinator.coordinator = coordinator_beside_the_join
     coordinator.generation_if_stable = generation_unless_lost
     coordinator._handle_offset_commit_response = handle_offset_commit_response
 

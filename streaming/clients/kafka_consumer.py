@@ -17,7 +17,7 @@ from kafka.structs import OffsetAndMetadata
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
-from streaming.clients.honest_rebalance import HonestAssignor, rebalance_honestly
+from streaming.clients.honest_rebalance import HonestAssignor, leave_promptly, rebalance_honestly
 from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS, translated
 from streaming.clients.lenient_records import LenientPartitionRecords
 from streaming.clients.prompt_fetch import look_again_before_sleeping
@@ -256,6 +256,7 @@ class KafkaPythonConsumer:
 
     def close(self) -> None:
         """See ConsumerClient."""
+        leave_promptly(self._consumer._coordinator)
         with self._translated("leaving the group"):
             self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_S * 1_000)
         self._raise_callback_error()
