@@ -53,4 +53,4 @@ def make_deep_stage(bundle: Bundle, settings: DeepSettings) -> DeepStage:
         private_key=path(settings.key_file),
         certificate_chain=path(settings.certificate_file),
     )
-    return TritonDeepStage(settings.url, signature, settings.model, options)
+    return TritonDeepStage(settings.url, signature, settings.model, options, settings.hedge_ms)

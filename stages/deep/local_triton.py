@@ -17,6 +17,7 @@ import sysconfig
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -162,10 +163,28 @@ def _library_path() -> dict[str, str]:
     return {"LD_LIBRARY_PATH": str(own)} if own and (Path(own) / _LIBPYTHON).exists() else {}
 
 
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """TLS of Triton's gRPC, PEM files: its certificate and key, and `clients`, the authority of its clients.
+
+    With `clients` each client must show a certificate of that authority (mutual TLS).
+    """
+
+    certificate: Path
+    key: Path
+    clients: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """The settings as Triton names them."""
+        mutual = ["--grpc-use-ssl-mutual=1", f"--grpc-root-cert={self.clients}"] if self.clients else []
+        return ["--grpc-use-ssl=1", f"--grpc-server-cert={self.certificate}", f"--grpc-server-key={self.key}", *mutual]
+
+
 class LocalTriton:
     """A running Triton that serves every model of `repository`, on 127.0.0.1, as a context manager.
 
-    `log_dir`: where `triton.log` goes; beside the repository by default. `grpc_port`: a free one by default.
+    `log_dir`: where `triton.log` goes; beside the repository by default. `grpc_port`: a free one by default. `tls`:
+    for gRPC; HTTP and metrics stay plain.
     """
 
     def __init__(
@@ -174,11 +193,13 @@ class LocalTriton:
         parts_dir: Path | None = None,
         log_dir: Path | None = None,
         grpc_port: int | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
         self.repository = Path(repository).absolute()
         self._parts_dir = (parts_dir or local_parts_dir()).absolute()
         self._log_dir = log_dir or self.repository.parent
         self._grpc_port = grpc_port
+        self._tls = tls
         self._ports: list[int] = []
         self._process: OwnedProcess | None = None
         self._region_prefix = f"cascade-{uuid.uuid4().hex[:12]}-"
@@ -269,6 +290,7 @@ class LocalTriton:
             "--allow-gpu-metrics=false",
             "--http-thread-count=2",
             "--exit-timeout-secs=5",
+            *(self._tls.arguments() if self._tls is not None else []),
         ]
 
     def _environment(self) -> dict[str, str]:

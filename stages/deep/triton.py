@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,18 +66,35 @@ class TritonDeepStage:
 
     One long-lived connection on one loop in one thread. Make it in the process that uses it: after a fork every call
     fails. Raises ModelServerError where the TLS files of `options` cannot be read.
+
+    With `hedge_ms` above 0, what has no answer after so long is asked a second time, and the first answer counts; the
+    other call is cancelled. The second goes over a connection of its own, since the first may be what is clogged, and
+    behind a load balancer may reach another server. It is work twice over for a server that is slow from load: choose
+    a delay that few calls exceed. `hedged` counts them. Source: Dean, Barroso, "The Tail at Scale", CACM 2013.
+
+    Memory: a call leaves nothing behind, since the connection, its stub and the loop are made once, calls under way
+    are bounded by the caller, and one that is given up is cancelled, not abandoned.
     """
 
     def __init__(
-        self, url: str, signature: DeepSignature, model: str = MODEL_NAME, options: GrpcOptions | None = None
+        self,
+        url: str,
+        signature: DeepSignature,
+        model: str = MODEL_NAME,
+        options: GrpcOptions | None = None,
+        hedge_ms: float = 0.0,
     ) -> None:
         self.url = url
         self.model = model
         self._signature = signature
         self._options = options or GrpcOptions()
+        self._hedge_s = hedge_ms / 1e3
+        self.hedged = 0
         self._loop = LoopThread(f"the client of Triton at {url}")
         try:
             self._client = self._loop.submit(self._connect()).result()
+            # the pools of connections are the channels' own: see `channel_arguments`
+            self._hedge_client = self._loop.submit(self._connect()).result() if self._hedge_s else None
         except OSError as error:
             self._loop.close()
             raise ModelServerError(f"{error.filename}: {error.strerror}; check the TLS files of [deep]") from error
@@ -111,6 +129,20 @@ class TritonDeepStage:
                 part.cancel()
 
     async def _score_batch(self, inputs: DeepInputs, deadline: float) -> Float64:
+        if self._hedge_client is None:
+            return await self._ask(self._client, inputs, deadline)
+        calls = [asyncio.create_task(self._ask(self._client, inputs, deadline))]
+        try:
+            await asyncio.wait(calls, timeout=self._hedge_s)
+            if not calls[0].done():
+                self.hedged += 1
+                calls.append(asyncio.create_task(self._ask(self._hedge_client, inputs, deadline)))
+            return await _first_answer(calls)
+        finally:
+            for call in calls:
+                call.cancel()
+
+    async def _ask(self, client: Any, inputs: DeepInputs, deadline: float) -> Float64:
         from tritonclient.grpc import InferRequestedOutput
 
         remaining_s = deadline - time.monotonic()
@@ -119,7 +151,7 @@ class TritonDeepStage:
         try:
             # gRPC has the deadline too, so that the server hears of it; this one also covers what happens before.
             async with asyncio.timeout(remaining_s):
-                answer = await self._client.infer(
+                answer = await client.infer(
                     self.model,
                     [
                         _tensor(self._signature.sequence_input, inputs.sequence),
@@ -175,13 +207,14 @@ class TritonDeepStage:
             if time.monotonic() + pause >= deadline:
                 raise ModelServerError(
                     f"Triton at {self.url} did not serve the model {self.model} within {timeout_s:g} s ({problem}); "
-                    "start it, or correct deep.url and deep.model"
+                    "start it, or correct deep.url, deep.model and deep.tls with its files"
                 )
             await asyncio.sleep(pause)
             pause_s = min(2 * pause_s, _RETRY_S_MAX)
         await self._check_model()
         probe_deadline = max(deadline, time.monotonic() + _PROBE_TIMEOUT_S)
-        await self._score_batch(probe_inputs(self._signature), probe_deadline)
+        for client in self._clients():
+            await self._ask(client, probe_inputs(self._signature), probe_deadline)
 
     async def _check_model(self) -> None:
         """Compare names, types and shapes of the served model, and its batch size, with what is promised."""
@@ -208,7 +241,27 @@ class TritonDeepStage:
 
     def close(self) -> None:
         """Close the connection, the loop and the thread; calls under way fail."""
-        self._loop.close(last=self._client.close)
+        self._loop.close(last=self._disconnect)
+
+    def _clients(self) -> list[Any]:
+        return [self._client] if self._hedge_client is None else [self._client, self._hedge_client]
+
+    async def _disconnect(self) -> None:
+        for client in self._clients():
+            await client.close()
+
+
+async def _first_answer(calls: Iterable[asyncio.Task[Float64]]) -> Float64:
+    """The scores of the call that has them first; where all fail, the failure of the last."""
+    waiting = set(calls)
+    while True:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        failures = [call.exception() for call in done]
+        for call, failure in zip(done, failures, strict=True):
+            if failure is None:
+                return call.result()
+        if not waiting:
+            raise next(failure for failure in failures if failure is not None)
 
 
 def _rows(inputs: DeepInputs, start: int) -> DeepInputs:

@@ -1,0 +1,187 @@
+"""Hedging: a call that waits too long is asked again over another connection, and the first answer counts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+from cascade.columns import Float64
+from cascade.errors import DeepStageError
+from stages.deep.local_triton import LocalTriton
+from stages.deep.triton import TritonDeepStage, _first_answer
+from tests.conftest import TinyDeepModel
+
+HEDGE_MS = 100.0
+
+
+class ClogsFirstConnection:
+    """A fault: passes connections on to Triton, but while `clogged` holds back all bytes of the first of them."""
+
+    def __init__(self, target: str) -> None:
+        host, _, port = target.partition(":")
+        self._target = host, int(port)
+        self._flows = threading.Event()
+        self._flows.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._listener]
+        self.url = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        flows: threading.Event | None = self._flows
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self._target)
+            self._sockets += [client, server]
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._pass_on, args=(source, sink, flows), daemon=True).start()
+            flows = None
+
+    @staticmethod
+    def _pass_on(source: socket.socket, sink: socket.socket, flows: threading.Event | None) -> None:
+        try:
+            while octets := source.recv(65_536):
+                if flows is not None:
+                    flows.wait()
+                sink.sendall(octets)
+        except OSError:
+            return
+
+    def clog(self) -> None:
+        self._flows.clear()
+
+    def close(self) -> None:
+        self._flows.set()
+        for one in self._sockets:
+            # closing alone would leave a thread that waits in accept or recv
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
+@pytest.fixture
+def clogging(triton: LocalTriton) -> Iterator[ClogsFirstConnection]:
+    between = ClogsFirstConnection(triton.grpc_url)
+    yield between
+    between.close()
+
+
+@pytest.fixture
+def make_stage(tiny_deep_model: TinyDeepModel) -> Iterator[Callable[..., TritonDeepStage]]:
+    made: list[TritonDeepStage] = []
+
+    def make(url: str, hedge_ms: float) -> TritonDeepStage:
+        stage = TritonDeepStage(url, tiny_deep_model.signature, hedge_ms=hedge_ms)
+        made.append(stage)
+        stage.wait_ready(20)
+        return stage
+
+    yield make
+    for stage in made:
+        stage.close()
+
+
+def tasks_under_way(stage: TritonDeepStage) -> int:
+    async def count() -> int:
+        # a cancelled call ends at its next turn
+        await asyncio.sleep(0.1)
+        return len(asyncio.all_tasks() - {asyncio.current_task()})
+
+    return stage._loop.submit(count()).result(5)
+
+
+@pytest.mark.triton
+def test_a_clogged_connection_is_passed_by(
+    clogging: ClogsFirstConnection, make_stage: Callable[..., TritonDeepStage], tiny_deep_model: TinyDeepModel
+) -> None:
+    stage = make_stage(clogging.url, HEDGE_MS)
+    inputs = tiny_deep_model.inputs(3)
+    expected = stage.submit(inputs, 5).result()
+    assert stage.hedged == 0
+    clogging.clog()
+    for call in range(3):
+        started = time.monotonic()
+        np.testing.assert_array_equal(stage.submit(inputs, 10).result(), expected)
+        assert HEDGE_MS / 1e3 <= time.monotonic() - started < 5
+        assert stage.hedged == call + 1
+    assert tasks_under_way(stage) == 0
+
+
+@pytest.mark.triton
+def test_without_hedging_a_clogged_connection_is_the_end_of_the_call(
+    clogging: ClogsFirstConnection, make_stage: Callable[..., TritonDeepStage], tiny_deep_model: TinyDeepModel
+) -> None:
+    stage = make_stage(clogging.url, 0.0)
+    clogging.clog()
+    error = stage.submit(tiny_deep_model.inputs(3), 0.5).exception(5)
+    assert isinstance(error, DeepStageError)
+    assert (error.cause, stage.hedged) == ("deadline", 0)
+
+
+@pytest.mark.triton
+def test_what_is_answered_in_time_is_asked_once(
+    triton: LocalTriton, make_stage: Callable[..., TritonDeepStage], tiny_deep_model: TinyDeepModel
+) -> None:
+    stage = make_stage(triton.grpc_url, 5_000.0)
+    assert all(len(stage.submit(tiny_deep_model.inputs(2), 5).result()) == 2 for _ in range(20))
+    assert stage.hedged == 0
+
+
+@pytest.mark.triton
+def test_a_frozen_server_ends_both_calls_at_the_deadline(
+    triton: LocalTriton, make_stage: Callable[..., TritonDeepStage], tiny_deep_model: TinyDeepModel
+) -> None:
+    stage = make_stage(triton.grpc_url, HEDGE_MS)
+    assert triton.pid is not None
+    os.kill(triton.pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        error = stage.submit(tiny_deep_model.inputs(3), 0.4).exception(5)
+        passed_s = time.monotonic() - started
+    finally:
+        os.kill(triton.pid, signal.SIGCONT)
+    assert isinstance(error, DeepStageError)
+    assert (error.cause, stage.hedged) == ("deadline", 1)
+    assert 0.39 < passed_s < 1.0
+    assert tasks_under_way(stage) == 0
+    assert len(stage.submit(tiny_deep_model.inputs(3), 10).result()) == 3
+
+
+@pytest.mark.parametrize(("calls", "outcome"), [
+    ([(0.0, 1.0), (0.02, 2.0)], 1.0),
+    ([(0.02, 1.0), (0.0, 2.0)], 2.0),
+    ([(0.0, None), (0.02, 2.0)], 2.0),
+    ([(0.02, 1.0), (0.0, None)], 1.0),
+    ([(0.0, None), (0.0, 2.0)], 2.0),
+    ([(0.0, None), (0.01, None)], None),
+    ([(0.0, None)], None),
+])  # fmt: skip
+def test_the_first_answer_counts_and_a_failure_only_where_there_is_none(
+    calls: list[tuple[float, float | None]], outcome: float | None
+) -> None:
+    async def call(seconds: float, score: float | None) -> Float64:
+        await asyncio.sleep(seconds)
+        if score is None:
+            raise DeepStageError("queue-full", "full")
+        return np.array([score])
+
+    async def first() -> Float64:
+        return await _first_answer([asyncio.create_task(call(*one)) for one in calls])
+
+    if outcome is None:
+        with pytest.raises(DeepStageError, match="full"):
+            asyncio.run(first())
+    else:
+        assert asyncio.run(first()).tolist() == [outcome]
