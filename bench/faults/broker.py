@@ -41,9 +41,7 @@ class SimBroker:
         self.group = Group(
             world, self.partitions(settings.shared_topic), settings.session_timeout_s, settings.rebalance_timeout_s
         )
-        self.transactions = TransactionCoordinator(
-            world, settings.transaction_timeout_s, self._mark, self.group.commit
-        )
+        self.transactions = TransactionCoordinator(world, settings.transaction_timeout_s, self._mark, self.group.commit)
         self._asked = 0
         world.at(TICK_S, self._tick)
 
@@ -68,14 +66,14 @@ class SimBroker:
         value: bytes | None,
         headers: Headers = (),
         sender: str = "",
+        sent_s: float = 0.0,
         transaction: tuple[str, int] | None = None,
-        partition: int | None = None,
     ) -> Record:
         """Append a record, as part of `transaction` (transactional id, epoch); raises ProducerFencedError."""
-        place = self.partition_of(topic, key) if partition is None else (topic, partition)
+        place = self.partition_of(topic, key)
         producer = -1 if transaction is None else self.transactions.touch(*transaction, place)
         return self.logs[place].append(
-            self.now_ms, key, value, headers, producer, transaction is not None, sender
+            self.now_ms, key, value, headers, producer, transaction is not None, sender, sent_s
         )  # fmt: skip
 
     def next_asked(self) -> int:

@@ -40,15 +40,12 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One accepted commit of one partition, for the oracle; `sender` is the process that asked for it."""
+    """One commit of one partition that was kept, for the oracle; `asked` as for `Group.commit`."""
 
-    time_s: float
     partition: Partition
-    offset: int
-    metadata: str
-    sender: str
-    asked: int
     before: int
+    offset: int
+    asked: int
 
 
 class Group:
@@ -134,13 +131,11 @@ class Group:
                 f"commit refused: generation {generation} of the group has passed, the group is at {self.generation}"
             )
 
-    def commit(self, offsets: Mapping[Partition, tuple[int, str]], sender: str, asked: int) -> None:
+    def commit(self, offsets: Mapping[Partition, tuple[int, str]], asked: int) -> None:
         """Keep offsets; `asked` numbers the requests of all members in the order in which they were sent."""
         for partition, (offset, metadata) in offsets.items():
             before = self.offsets.get(partition, (0, ""))[0]
-            self.commits.append(
-                Commit(self._world.now_s, partition, offset, metadata, sender, asked, before)
-            )  # fmt: skip
+            self.commits.append(Commit(partition, before, offset, asked))
             self.offsets[partition] = (offset, metadata)
 
     def _drop(self, member: Member, why: str) -> None:
@@ -156,9 +151,7 @@ class Group:
         target = self._target()
         owners = {partition: member for member in self.members for partition in member.owned}
         for member in self.members:
-            member.assigned = {
-                one for one in target[member.number] if owners.get(one) is None or owners[one] is member
-            }
+            member.assigned = {one for one in target[member.number] if owners.get(one) is None or owners[one] is member}
             # the answer to the join reaches every member at once; what it does about it waits for its next poll
             member.generation = self.generation
             member.news = True

@@ -14,7 +14,7 @@ State = Literal["kept", "open", "aborted", "marker"]
 class Record:
     """One entry of a log. `state`: kept, of an open or an aborted transaction, or a transaction's marker.
 
-    `time_ms`: of its append. `sender`: the process that sent it, for the oracle.
+    `time_ms`: of its append. `sender`, `sent_s`: which session sent it, and when, for the oracle.
     """
 
     offset: int
@@ -25,6 +25,7 @@ class Record:
     producer: int
     state: State
     sender: str
+    sent_s: float
 
 
 class PartitionLog:
@@ -55,13 +56,14 @@ class PartitionLog:
         producer: int = -1,
         transactional: bool = False,
         sender: str = "",
+        sent_s: float = 0.0,
     ) -> Record:
         """Add a record; its time is never before the last one's."""
         if transactional:
             self.open.setdefault(producer, len(self.records))
         record = Record(
             len(self.records), max(now_ms, self.records[-1].time_ms if self.records else 0), key, value, headers,
-            producer, "open" if transactional else "kept", sender,
+            producer, "open" if transactional else "kept", sender, sent_s,
         )  # fmt: skip
         self.records.append(record)
         return record

@@ -64,6 +64,11 @@ class Network:
             self.world.tell("network", f"{link.name} is clogged")
         self.world.at(chance.uniform(0.2, 1.0) * pause_s, lambda: self._release_one(pause_s))
 
+    def cut(self, life: Life) -> None:
+        """A process is gone: so are its connections."""
+        for link in [one for one in self.links if one.life is life]:
+            link.cut()
+
     def release_all(self) -> None:
         """Release every connection, in random order."""
         clogged = [one for one in self.links if one.clogged]
@@ -86,9 +91,11 @@ class Link:
     def __init__(self, network: Network, life: Life, name: str) -> None:
         self.name = f"{life.name}/{name}"
         self.clogged = False
-        self._network, self._world, self._life = network, network.world, life
+        self.life = life
+        self._network, self._world = network, network.world
         self._held: deque[Callable[[], None]] = deque()
         self._free_s = 0.0
+        self._lost = False
         network.links.append(self)
 
     def send(self, action: Callable[[], None]) -> None:
@@ -104,7 +111,7 @@ class Link:
         The process may be killed before it asks, and after the broker has served it.
         """
         world, weather = self._world, self._network.weather
-        self._life.point(what)
+        self.life.point(what)
         deadline_s = world.now_s + weather.request_timeout_s
         answers: list[Answer | BrokerError] = []
 
@@ -122,7 +129,7 @@ class Link:
             world.wait(world.now_s + self._latency_s(), alone=alone)
         else:
             world.wait(deadline_s, lambda: False)
-        self._life.point(f"{what}: {'no answer' if lost or not answers else 'answered'}")
+        self.life.point(f"{what}: {'no answer' if lost or not answers else 'answered'}")
         if lost or not answers:
             raise RequestTimeout(f"{what}: no answer within {weather.request_timeout_s:g} s")
         answer = answers[0]
@@ -141,6 +148,7 @@ class Link:
         """The process is gone; what it had sent may be lost on the way or not."""
         if self._world.chance.random() < 0.5:
             self._held.clear()
+            self._lost = True
         if not self._held:
             self.clogged = False
             if self in self._network.links:
@@ -163,6 +171,8 @@ class Link:
         return False
 
     def _arrive(self, action: Callable[[], None]) -> None:
+        if self._lost:
+            return
         if self.clogged:
             self._world.fire("connection-clogged")
             self._held.append(action)

@@ -31,7 +31,6 @@ class Transaction:
     status: Status = "none"
     partitions: list[Partition] = field(default_factory=list)
     offsets: dict[Partition, tuple[int, str]] = field(default_factory=dict)
-    sender: str = ""
     asked: int = 0
     began_s: float = 0.0
 
@@ -44,7 +43,7 @@ class TransactionCoordinator:
         world: World,
         timeout_s: float,
         mark: Callable[[Partition, int, bool], None],
-        keep: Callable[[Mapping[Partition, tuple[int, str]], str, int], None],
+        keep: Callable[[Mapping[Partition, tuple[int, str]], int], None],
     ) -> None:
         self._world = world
         self._timeout_s = timeout_s
@@ -78,14 +77,13 @@ class TransactionCoordinator:
         transactional_id: str,
         epoch: int,
         offsets: Mapping[Partition, tuple[int, str]],
-        sender: str,
         asked: int,
     ) -> None:
         """Offsets that become the group's when the transaction is committed."""
         one = self._checked(transactional_id, epoch)
         self._begin(one)
         one.offsets.update(offsets)
-        one.sender, one.asked = sender, asked
+        one.asked = asked
 
     def end(self, transactional_id: str, epoch: int, commit: bool) -> None:
         """Commit or abort what is open now: whichever transaction that is, as Kafka does within one epoch."""
@@ -140,5 +138,5 @@ class TransactionCoordinator:
         for partition in one.partitions:
             self._mark(partition, one.producer, commit)
         if commit and one.offsets:
-            self._keep(one.offsets, one.sender, one.asked)
+            self._keep(one.offsets, one.asked)
         one.status, one.partitions, one.offsets = "none", [], {}

@@ -124,6 +124,8 @@ class Life:
         self.dead = False
         self.frozen = False
         self.points = 0
+        # told when it goes on after it stood still
+        self.on_thaw: Callable[[], None] = lambda: None
         self._crash_in, self._freeze_in, self._freeze_s = crash_in, freeze_in, freeze_s
 
     @property
@@ -156,3 +158,4 @@ class Life:
         world.tell(self.name, "goes on")
         if self.dead:
             raise SimCrash(self.name)
+        self.on_thaw()
