@@ -1,0 +1,158 @@
+"""Terminals across workers: the measurement says what sharing does, on a small simulated stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.terminals import card_partitions, compare, feature_errors, fold_apart, protocol_rows
+from cascade.bundle import Bundle, load_bundle
+from cascade.errors import CascadeError
+from cascade.features import FeatureEngine
+from cascade.frames import LabelledData, frame_to_batch
+from cascade.protocols import DeepStage
+from cascade.simulator import SimulatorSettings, simulate
+from stages.assembly import deep_signature
+from stages.deep.in_process import OnnxDeepStage
+from stages.offline import Folded, fold_rows
+
+SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
+WORKERS = 4
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load_bundle(SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def data(bundle: Bundle) -> LabelledData:
+    frame = simulate(SimulatorSettings(cards=90, terminals=100, days=20, seed=3, fraud_share=0.03))
+    data = LabelledData(frame_to_batch(frame, bundle.schema, "simulated"), frame["fraud"].to_numpy().astype(np.int64))
+    # with more, one engine would forget some that several together keep
+    assert np.unique(data.batch["terminal_id"], return_counts=True)[1].max() <= bundle.spec.limits.events_per_key_max
+    return data
+
+
+@pytest.fixture(scope="module")
+def sources(bundle: Bundle, data: LabelledData) -> np.ndarray:
+    return card_partitions(data.batch[bundle.schema.roles.card], WORKERS)
+
+
+@pytest.fixture(scope="module")
+def late(bundle: Bundle, data: LabelledData) -> np.ndarray:
+    """Rows late enough for labels to have come."""
+    times = data.batch[bundle.schema.roles.event_time]
+    return times >= times[-1] - 5 * DAY_MS
+
+
+@pytest.fixture(scope="module")
+def whole(bundle: Bundle, data: LabelledData, late: np.ndarray) -> Folded:
+    return fold_rows(FeatureEngine(bundle.spec, bundle.schema), data, late, late, lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def deep(bundle: Bundle) -> Iterator[DeepStage]:
+    stage = OnnxDeepStage(SHIPPED / "deep.onnx", deep_signature(bundle))
+    yield stage
+    stage.close()
+
+
+def terminal_columns(bundle: Bundle) -> list[int]:
+    engine = FeatureEngine(bundle.spec, bundle.schema)
+    return [place for place, name in enumerate(engine.names) if name.startswith("terminal_")]
+
+
+def test_a_card_has_one_partition_and_all_partitions_have_cards(data: LabelledData, sources: np.ndarray) -> None:
+    cards = data.batch["card_id"]
+    assert all(len(set(sources[cards == card].tolist())) == 1 for card in np.unique(cards))
+    assert set(sources.tolist()) == set(range(WORKERS))
+
+
+def test_one_worker_that_shares_equals_one_engine_to_the_bit(
+    bundle: Bundle, data: LabelledData, late: np.ndarray, whole: Folded
+) -> None:
+    alone = np.zeros(data.batch.rows, np.int64)
+    folded, volume = fold_apart(bundle, data, alone, late, HOUR_MS, HOUR_MS, lambda _: None)
+    np.testing.assert_array_equal(folded.rows, whole.rows)
+    np.testing.assert_array_equal(folded.features, whole.features)
+    np.testing.assert_array_equal(folded.sequence, whole.sequence)
+    assert volume.records > 1_000
+
+
+def test_told_at_once_and_in_the_finest_buckets_the_others_rows_count_exactly(
+    bundle: Bundle, data: LabelledData, sources: np.ndarray, late: np.ndarray, whole: Folded
+) -> None:
+    folded, _ = fold_apart(bundle, data, sources, late, 1, 1, lambda _: None)
+    names = FeatureEngine(bundle.spec, bundle.schema).names
+    times = data.batch[bundle.schema.roles.event_time]
+    # rows of the same millisecond do not know of each other
+    apart = ~np.isin(times, times[1:][np.diff(times) == 0])[folded.rows]
+    assert apart.sum() > 500
+    for column in terminal_columns(bundle):
+        found, expected = folded.features[apart, column], whole.features[apart, column]
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6, err_msg=names[column])
+    assert (whole.features[:, names.index("terminal_fraud_count_7d")] > 0).sum() > 50
+
+
+def test_every_row_is_told_of_once_a_round_and_bucket(
+    bundle: Bundle, data: LabelledData, sources: np.ndarray, late: np.ndarray
+) -> None:
+    hours = data.batch["event_time"] // HOUR_MS
+    expected = set(zip(data.batch["terminal_id"].tolist(), sources.tolist(), hours.tolist(), strict=True))
+    _, volume = fold_apart(bundle, data, sources, late, HOUR_MS, HOUR_MS, lambda _: None)
+    _, finer = fold_apart(bundle, data, sources, late, HOUR_MS // 60, HOUR_MS, lambda _: None)
+    assert volume.records == volume.lasting == finer.lasting == len(expected)
+    assert volume.octets == volume.records * (20 + 17 + 24)
+    assert volume.records < finer.records <= data.batch.rows
+
+
+def test_the_comparison_shows_what_is_lost_apart_and_what_sharing_brings_back(
+    bundle: Bundle, data: LabelledData, late: np.ndarray, deep: DeepStage
+) -> None:
+    judged = late.copy()
+    judged[::2] = False
+    ways, equal = compare(bundle, deep, data, late, judged, WORKERS, [HOUR_MS], HOUR_MS, lambda _, __: None)
+    one, apart, shared = ways
+    assert equal
+    assert (one.workers, apart.workers, shared.workers) == (1, WORKERS, WORKERS)
+    assert (one.errors, one.volume, apart.volume) == ((), None, None)
+    assert shared.volume is not None
+    assert len(shared.errors) == len(terminal_columns(bundle))
+    lost = {error.name: error for error in apart.errors}
+    kept = {error.name: error for error in shared.errors}
+    for window in ("7d", "30d"):
+        assert lost[f"terminal_count_{window}"].difference_mean > 10 * kept[f"terminal_count_{window}"].difference_mean
+        assert lost[f"terminal_fraud_rate_{window}"].difference_mean > 10 * (
+            kept[f"terminal_fraud_rate_{window}"].difference_mean
+        )
+    # nothing is missing of the others' rows but those of the last hour and of a bucket at the window's end
+    count = kept["terminal_count_30d"]
+    assert count.difference_max < 0.1 * count.reference_mean
+    assert one.screener.average_precision is not None
+    assert one.screener != apart.screener
+
+
+def test_the_error_of_a_feature_is_that_of_its_column() -> None:
+    reference = np.array([[1.0, 10.0], [3.0, 10.0]], np.float32)
+    first, second = feature_errors(["a", "b"], np.array([[1.0, 9.0], [5.0, 14.0]], np.float32), reference)
+    assert (first.name, first.reference_mean, first.difference_mean, first.difference_max) == ("a", 2.0, 1.0, 2.0)
+    assert (first.differing_share, second.differing_share, second.difference_mean) == (0.5, 1.0, 2.5)
+
+
+def test_rows_are_judged_by_the_protocols_script(bundle: Bundle, data: LabelledData, tmp_path: Path) -> None:
+    script = tmp_path / "protocol.py"
+    script.write_text(
+        "import datetime\nFIRST_TRAIN_DAY = datetime.date(2025, 1, 15)\n"
+        "def test_rows(day, card, fraud, start):\n    return (day == start) & (fraud == 1) & (card != card[0])\n"
+    )
+    expected = (data.batch["event_time"] // DAY_MS == 20_103) & (data.fraud == 1)
+    cards = data.batch["card_id"]
+    np.testing.assert_array_equal(protocol_rows(script, data, bundle), expected & (cards != cards[0]))
+    script.write_text("")
+    with pytest.raises(CascadeError, match="test_rows"):
+        protocol_rows(script, data, bundle)
