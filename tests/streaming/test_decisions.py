@@ -11,7 +11,8 @@ from streaming.decisions import DecisionColumns, decision_ids, decode_decision, 
 
 def columns(**changes: Any) -> DecisionColumns:
     plain: dict[str, Any] = {
-        "topic": "transactions", "partition": 3, "bundle": "2026-01-01.1", "offsets": np.array([7, 9]),
+        "topic": "transactions", "partition": 3, "bundles": ["2026-01-01.1"] * 2,
+        "offsets": np.array([7, 9]), "first_offsets": np.array([-1, 5]),
         "transaction_ids": np.array([70, 90]), "decisions": ["approve", "review"], "stages": ["deep", "screener"],
         "scores": np.array([0.25, 0.5]), "screener_scores": np.array([0.125, 0.5]),
         "degraded_causes": [None, "deadline"], "event_times_ms": np.array([1, 2]),
@@ -29,6 +30,8 @@ def test_decisions_come_back_as_they_were(codec: Any) -> None:
     assert (first.degraded, first.degraded_cause) == (False, None)
     assert (second.degraded, second.degraded_cause) == (True, "deadline")
     assert second.decision_id == "transactions-3-9"
+    assert (first.duplicate, first.first_decision_id) == (False, None)
+    assert (second.duplicate, second.first_decision_id) == (True, "transactions-3-5")
     assert (second.event_time_ms, second.decision_time_ms, second.bundle) == (2, 12, "2026-01-01.1")
     assert msgspec.structs.astuple(second.latency_ms) == (1.5, 0.25, 0.125, 5.0, 7.0)
 
@@ -46,7 +49,10 @@ def test_columns_of_unequal_length_are_refused() -> None:
 
 def test_the_id_of_a_decision_does_not_depend_on_the_bundle() -> None:
     ids = [
-        [decode_decision(message, "json").decision_id for message in encode_decisions("json", columns(bundle=bundle))]
+        [
+            decode_decision(message, "json").decision_id
+            for message in encode_decisions("json", columns(bundles=[bundle] * 2))
+        ]
         for bundle in ("1", "2")
     ]
     assert ids[0] == ids[1] == decision_ids("transactions", 3, np.array([7, 9]))
