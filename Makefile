@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: demo test handbook bundle constraints clean
+.PHONY: demo test handbook fuzz bundle constraints clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cascade demo --out build/demo
@@ -16,6 +16,9 @@ test: $(VENV)/.dev
 
 handbook: $(VENV)/.dev
 	$(BIN)/cascade handbook --data $(or $(DATA),../shared/data/handbook.parquet) --out build/handbook
+
+fuzz: $(VENV)/.serve
+	$(BIN)/cascade fuzz --messages $(or $(N),10000000) --seed $(or $(SEED),1) --json build/fuzz.json
 
 bundle: $(VENV)/.dev
 	$(BIN)/cascade simulate --out build/bundle/transactions.parquet --cards 4000 --terminals 8000 --days 120 --seed 1

@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": Command("streaming.commands", "Judge the decisions topic by the truth."),
     "doctor": Command("streaming.doctor", "Check broker, topics, Triton, model, bundle, clocks and limits."),
     "handbook": Command("bench.handbook", "Reproduce the figures on the Fraud Detection Handbook's data."),
+    "fuzz": Command("bench.fuzz", "Push hostile messages through decoding by the million."),
     "local": Command("streaming.local_parts_commands", "Install and run the embedded broker and Triton.", group=True),
 }
 
