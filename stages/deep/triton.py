@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ _MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 _RECONNECT_MS_FIRST, _RECONNECT_MS_MAX = 100, 2_000
 _RETRY_S_FIRST, _RETRY_S_MAX = 0.05, 1.0
 _PROBE_TIMEOUT_S = 5.0
+# A call that nobody waits for any more is not cancelled, but left to end by itself for so long. Cancelling it as its
+# answer goes out is a race that Triton 2.51 loses: seen, it died of signal 11 within a thousand late calls (issues 7368
+# and 8034 of triton-inference-server/server, which name releases up to 25.01). The server drops what is late from its
+# queue by the request's own timeout all the same.
+_LEFT_S = 1.0
+# Calls left to themselves; beyond it the one left first is cancelled: by then the server hangs, or is gone.
+_LEFT_MAX = 256
 # Triton answers both with UNAVAILABLE, which is also what a server that is gone looks like: the text tells.
 _QUEUE_FULL_TEXTS = ("maximum queue size", "queue is full")
 _QUEUE_TIMEOUT_TEXTS = ("timeout expired",)
@@ -67,13 +75,16 @@ class TritonDeepStage:
     One long-lived connection on one loop in one thread. Make it in the process that uses it: after a fork every call
     fails. Raises ModelServerError where the TLS files of `options` cannot be read.
 
-    With `hedge_ms` above 0, what has no answer after so long is asked a second time, and the first answer counts; the
-    other call is cancelled. The second goes over a connection of its own, since the first may be what is clogged, and
-    behind a load balancer may reach another server. It is work twice over for a server that is slow from load: choose
-    a delay that few calls exceed. `hedged` counts them. Source: Dean, Barroso, "The Tail at Scale", CACM 2013.
+    With `hedge_ms` above 0, what has no answer after so long is asked a second time, and the first answer counts. The
+    second goes over a connection of its own, since the first may be what is clogged, and behind a load balancer may
+    reach another server. It is work twice over for a server that is slow from load: choose a delay that few calls
+    exceed. Source: Dean, Barroso, "The Tail at Scale", CACM 2013.
 
-    Memory: a call leaves nothing behind, since the connection, its stub and the loop are made once, calls under way
-    are bounded by the caller, and one that is given up is cancelled, not abandoned.
+    A call whose time is up fails at once, but its request is left to end by itself, at most a second longer: see
+    `_LEFT_S`. `hedged` counts the second calls, `late_answers` the answers that came after the deadline.
+
+    Memory: a call leaves nothing behind. Connections, stubs and the loop are made once; calls under way are bounded by
+    the caller, and those left to themselves by `_LEFT_MAX`.
     """
 
     def __init__(
@@ -90,6 +101,8 @@ class TritonDeepStage:
         self._options = options or GrpcOptions()
         self._hedge_s = hedge_ms / 1e3
         self.hedged = 0
+        self.late_answers = 0
+        self._left: dict[asyncio.Task[Float64], None] = {}
         self._loop = LoopThread(f"the client of Triton at {url}")
         try:
             self._client = self._loop.submit(self._connect()).result()
@@ -129,41 +142,61 @@ class TritonDeepStage:
                 part.cancel()
 
     async def _score_batch(self, inputs: DeepInputs, deadline: float) -> Float64:
-        if self._hedge_client is None:
-            return await self._ask(self._client, inputs, deadline)
-        calls = [asyncio.create_task(self._ask(self._client, inputs, deadline))]
+        if time.monotonic() >= deadline:
+            raise DeepStageError("deadline", "the time was up before the call began")
+        calls = [self._call(self._client, inputs, deadline)]
+        late = False
         try:
-            await asyncio.wait(calls, timeout=self._hedge_s)
-            if not calls[0].done():
-                self.hedged += 1
-                calls.append(asyncio.create_task(self._ask(self._hedge_client, inputs, deadline)))
-            return await _first_answer(calls)
+            async with asyncio.timeout(deadline - time.monotonic()):
+                if self._hedge_client is not None:
+                    await asyncio.wait(calls, timeout=self._hedge_s)
+                    if not calls[0].done():
+                        self.hedged += 1
+                        calls.append(self._call(self._hedge_client, inputs, deadline))
+                return await _first_answer(calls)
+        except TimeoutError:
+            late = True
+            raise DeepStageError("deadline", f"Triton at {self.url} did not answer in time") from None
         finally:
             for call in calls:
-                call.cancel()
+                self._leave(call, late)
 
-    async def _ask(self, client: Any, inputs: DeepInputs, deadline: float) -> Float64:
+    def _call(self, client: Any, inputs: DeepInputs, deadline: float) -> asyncio.Task[Float64]:
+        return asyncio.create_task(self._ask(client, inputs, max(deadline - time.monotonic(), 0.0)))
+
+    def _leave(self, call: asyncio.Task[Float64], late: bool) -> None:
+        """Let a call end that nobody waits for any more; `late`: because its time was up."""
+        patience = asyncio.get_running_loop().call_later(_LEFT_S, call.cancel)
+
+        def ended(call: asyncio.Task[Float64]) -> None:
+            patience.cancel()
+            self._left.pop(call, None)
+            if not call.cancelled() and call.exception() is None and late:
+                self.late_answers += 1
+
+        if call.done():
+            ended(call)
+            return
+        self._left[call] = None
+        call.add_done_callback(ended)
+        if len(self._left) > _LEFT_MAX:
+            next(iter(self._left)).cancel()
+
+    async def _ask(self, client: Any, inputs: DeepInputs, remaining_s: float) -> Float64:
         from tritonclient.grpc import InferRequestedOutput
 
-        remaining_s = deadline - time.monotonic()
-        if remaining_s <= 0:
-            raise DeepStageError("deadline", "the time was up before the call began")
         try:
-            # gRPC has the deadline too, so that the server hears of it; this one also covers what happens before.
-            async with asyncio.timeout(remaining_s):
-                answer = await client.infer(
-                    self.model,
-                    [
-                        _tensor(self._signature.sequence_input, inputs.sequence),
-                        _tensor(self._signature.features_input, inputs.features),
-                    ],
-                    outputs=[InferRequestedOutput(self._signature.output)],
-                    # For the server's queue, in microseconds: it refuses what nobody waits for any more.
-                    timeout=max(int(remaining_s * 1e6), 1),
-                    client_timeout=remaining_s,
-                )
-        except TimeoutError:
-            raise DeepStageError("deadline", f"Triton at {self.url} did not answer in time") from None
+            answer = await client.infer(
+                self.model,
+                [
+                    _tensor(self._signature.sequence_input, inputs.sequence),
+                    _tensor(self._signature.features_input, inputs.features),
+                ],
+                outputs=[InferRequestedOutput(self._signature.output)],
+                # For the server's queue, in microseconds: it refuses what nobody waits for any more.
+                timeout=max(int(remaining_s * 1e6), 1),
+                client_timeout=remaining_s + _LEFT_S,
+            )
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -214,7 +247,7 @@ class TritonDeepStage:
         await self._check_model()
         probe_deadline = max(deadline, time.monotonic() + _PROBE_TIMEOUT_S)
         for client in self._clients():
-            await self._ask(client, probe_inputs(self._signature), probe_deadline)
+            await self._ask(client, probe_inputs(self._signature), probe_deadline - time.monotonic())
 
     async def _check_model(self) -> None:
         """Compare names, types and shapes of the served model, and its batch size, with what is promised."""
@@ -240,8 +273,15 @@ class TritonDeepStage:
             )
 
     def close(self) -> None:
-        """Close the connection, the loop and the thread; calls under way fail."""
+        """Close the connections, the loop and the thread; calls under way fail, those left may end before."""
+        if self._left:
+            with suppress(DeepStageError):
+                self._loop.submit(self._wait_for_left()).result()
         self._loop.close(last=self._disconnect)
+
+    async def _wait_for_left(self) -> None:
+        if self._left:
+            await asyncio.wait(list(self._left), timeout=_LEFT_S)
 
     def _clients(self) -> list[Any]:
         return [self._client] if self._hedge_client is None else [self._client, self._hedge_client]

@@ -17,7 +17,7 @@ import pytest
 from cascade.columns import Float64
 from cascade.errors import DeepStageError
 from stages.deep.local_triton import LocalTriton
-from stages.deep.triton import TritonDeepStage, _first_answer
+from stages.deep.triton import _LEFT_S, TritonDeepStage, _first_answer
 from tests.conftest import TinyDeepModel
 
 HEDGE_MS = 100.0
@@ -95,8 +95,7 @@ def make_stage(tiny_deep_model: TinyDeepModel) -> Iterator[Callable[..., TritonD
 
 def tasks_under_way(stage: TritonDeepStage) -> int:
     async def count() -> int:
-        # a cancelled call ends at its next turn
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(_LEFT_S + 0.2)
         return len(asyncio.all_tasks() - {asyncio.current_task()})
 
     return stage._loop.submit(count()).result(5)

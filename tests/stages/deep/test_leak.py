@@ -1,0 +1,109 @@
+"""The client of Triton over thousands of calls: its memory stays, and late calls do not kill the server.
+
+gRPC clients are known to grow where calls are made one at a time, which is how this one makes them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from cascade.errors import DeepStageError
+from stages.deep.local_triton import LocalTriton
+from stages.deep.triton import _LEFT_MAX, _LEFT_S, TritonDeepStage
+from tests.conftest import TinyDeepModel
+
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
+
+WARM_UP, CALLS, SAMPLE_EVERY = 500, 3_000, 100
+# Two per cent of the process is what a soak may grow by. A leak of one request a call (4 kB) would be 12 MB here.
+GROWTH_SHARE_MAX = 0.02
+
+
+@pytest.fixture
+def stage(triton: LocalTriton, tiny_deep_model: TinyDeepModel) -> Iterator[TritonDeepStage]:
+    made = TritonDeepStage(triton.grpc_url, tiny_deep_model.signature)
+    made.wait_ready(20)
+    yield made
+    made.close()
+
+
+def growth(call: Callable[[], object]) -> float:
+    """By what share the resident memory of this process grows over CALLS calls after WARM_UP ones.
+
+    Medians of the samples of the first and of the last quarter: single ones swing by what was just freed.
+    """
+    process = psutil.Process()
+    for _ in range(WARM_UP):
+        call()
+    samples = []
+    for number in range(CALLS):
+        call()
+        if number % SAMPLE_EVERY == 0:
+            samples.append(process.memory_info().rss)
+    quarter = len(samples) // 4
+    before, after = statistics.median(samples[:quarter]), statistics.median(samples[-quarter:])
+    print(f"{before / 1e6:.1f} MB, then {after / 1e6:.1f} MB")
+    return after / before - 1
+
+
+def test_calls_that_are_answered_leave_nothing_behind(stage: TritonDeepStage, tiny_deep_model: TinyDeepModel) -> None:
+    inputs = tiny_deep_model.inputs(4)
+    assert growth(lambda: stage.submit(inputs, 10).result()) < GROWTH_SHARE_MAX
+    assert len(stage._left) == 0
+
+
+def test_calls_that_are_late_leave_nothing_behind_and_the_server_alive(
+    triton: LocalTriton, stage: TritonDeepStage, tiny_deep_model: TinyDeepModel
+) -> None:
+    inputs = tiny_deep_model.inputs(4)
+    chance = random.Random(3)
+    durations_s = []
+    for _ in range(200):
+        started = time.perf_counter()
+        stage.submit(inputs, 10).result()
+        durations_s.append(time.perf_counter() - started)
+    usual_s = statistics.median(durations_s)
+    causes: list[str] = []
+
+    def call() -> None:
+        # about the time at which the answer goes out
+        error = stage.submit(inputs, usual_s * chance.uniform(0.5, 1.5)).exception(10)
+        causes.append(error.cause if isinstance(error, DeepStageError) else str(error or ""))
+
+    pid = triton.pid
+    assert growth(call) < GROWTH_SHARE_MAX
+    assert set(causes) <= {"", "deadline"}
+    assert causes.count("deadline") > 500
+    assert stage.late_answers > 200
+    assert pid is not None
+    assert (triton.pid, psutil.pid_exists(pid)) == (pid, True)
+    assert len(stage.submit(inputs, 10).result()) == 4
+
+
+def test_calls_that_a_frozen_server_leaves_are_bounded_in_number_and_time(
+    triton: LocalTriton, stage: TritonDeepStage, tiny_deep_model: TinyDeepModel
+) -> None:
+    inputs = tiny_deep_model.inputs(1)
+    assert triton.pid is not None
+    os.kill(triton.pid, signal.SIGSTOP)
+    try:
+        futures = [stage.submit(inputs, 0.2) for _ in range(_LEFT_MAX + 100)]
+        errors = [future.exception(5) for future in futures]
+        left = len(stage._left)
+        time.sleep(_LEFT_S + 0.3)
+        left_later = len(stage._left)
+    finally:
+        os.kill(triton.pid, signal.SIGCONT)
+    assert {error.cause for error in errors if isinstance(error, DeepStageError)} == {"deadline"}
+    assert len(errors) == _LEFT_MAX + 100
+    assert 0 < left <= _LEFT_MAX
+    assert left_later == 0
+    assert len(stage.submit(inputs, 10).result()) == 1
