@@ -60,6 +60,7 @@ RECOVERY_S_MAX = 120.0
 SETTLE_S_MAX = 180.0
 # The broker takes a silent member for dead after 10 s: a pause beyond it moves the partitions to the others.
 PAUSES_S = ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.5, 4.0), (0.5, 4.0), (11.0, 13.0))
+POLL_S = 0.2
 PULSE_STOPPED_S, PULSE_RUNNING_S = 0.2, 0.05
 
 Fault = Literal[
@@ -106,10 +107,10 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
 class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
     """What `cascade chaos` saw.
 
-    `faults`: how often each fired. `ended_by_themselves`: lines of workers that ended without being killed, and were
-    started again. `settled`: all was decided and committed within the bound after the load's end. `per_second`:
-    transactions over the whole of the load, kills included. `recovery`: of all kills, of those alone, of those whose
-    worker came back at once, of those beside a fault of broker or Triton.
+    `faults`: how often each fired. `ended_by_themselves`: parts that ended without being killed, with what a worker
+    said last; they were started again. `settled`: all was decided and committed within the bound after the load's
+    end. `per_second`: transactions over the whole of the load, kills included. `recovery`: of all kills, of those
+    alone, of those whose worker came back at once, of those beside a fault of broker or Triton.
     """
 
     ok: bool
@@ -250,7 +251,7 @@ def trouble(parts: EmbeddedParts, plan: Plan) -> Trouble | None:
 
 
 class Conductor:
-    """Carries out plans on running parts, one after the other."""
+    """Carries out plans on running parts, one after the other; what ends by itself is started again and noted."""
 
     def __init__(self, parts: EmbeddedParts, services: Sequence[ServiceProcess], follower: Follower) -> None:
         self._parts = parts
@@ -261,45 +262,51 @@ class Conductor:
     def run(self, plan: Plan) -> Cycle:
         """Kill, start again, wait for the recovery; raises LocalPartError where a part does not come back."""
         self.revive()
-        fault = trouble(self._parts, plan)
+        service, fault = self._services[plan.worker], trouble(self._parts, plan)
         began_s = time.monotonic()
         if fault is not None:
             fault.begin()
         try:
             time.sleep(plan.lead_s if fault is not None else 0.0)
-            recovery = self._kill(plan)
+            service.kill()
+            killed_s = time.monotonic()
+            # what is appended from here on came after the kill
+            watch = self._follower.watch(self._ends())
+            time.sleep(plan.pause_s)
+            service.start()
         finally:
             if fault is not None:
                 time.sleep(max(began_s + plan.fault_s - time.monotonic(), 0.0))
                 fault.end()
-        recovery_s = recovery()
-        if recovery_s is not None:
-            self._services[plan.worker].wait_ready()
-        return Cycle(plan=plan, recovery_s=recovery_s)
+        give_up_s = killed_s + RECOVERY_S_MAX
+        recovered = self._await(lambda: watch.done, give_up_s)
+        # the next kill must hit a worker that works
+        recovered = self._await(lambda: service.waiting_for() is None, give_up_s) and recovered
+        return Cycle(plan=plan, recovery_s=watch.seen_s - killed_s if recovered else None)
 
     def revive(self) -> None:
-        """Start workers that ended by themselves, and keep what they said."""
+        """Start what ended by itself, and keep what it said."""
         for service in self._services:
             if not service.running:
-                self.ended_by_themselves.append(service.log_tail())
+                self.ended_by_themselves.append(f"worker: {service.log_tail()}")
                 service.start()
+        triton, broker = self._parts.triton, self._parts.broker
+        if triton is not None and triton.pid is None:
+            self.ended_by_themselves.append("Triton")
+            triton.start()
+        if broker is not None and len(broker.pids) < broker.nodes:
+            self.ended_by_themselves.append("broker node")
+            for node in range(broker.nodes):
+                broker.start_node(node)
 
-    def _kill(self, plan: Plan) -> Callable[[], float | None]:
-        """Kill the worker and start it again; returns what waits for the recovery."""
-        service = self._services[plan.worker]
-        service.kill()
-        killed_s = time.monotonic()
-        # what is appended from here on came after the kill
-        watch = self._follower.watch(self._ends())
-        time.sleep(plan.pause_s)
-        service.start()
-
-        def wait() -> float | None:
-            if not watch.wait(max(killed_s + RECOVERY_S_MAX - time.monotonic(), 0.1)):
-                return None
-            return watch.seen_s - killed_s
-
-        return wait
+    def _await(self, holds: Callable[[], bool], give_up_s: float) -> bool:
+        """Whether it holds in time; what ends meanwhile is started again."""
+        while not holds():
+            if time.monotonic() > give_up_s:
+                return False
+            self.revive()
+            time.sleep(POLL_S)
+        return True
 
     def _ends(self) -> dict[int, int]:
         give_up_s = time.monotonic() + RECOVERY_S_MAX
@@ -309,7 +316,7 @@ class Conductor:
             except BrokerError:
                 if time.monotonic() > give_up_s:
                     raise
-                time.sleep(0.2)
+                time.sleep(POLL_S)
 
 
 def recoveries(cycles: Sequence[Cycle]) -> dict[str, Recovery]:
@@ -468,7 +475,7 @@ def show(report: ChaosReport, console: Console) -> None:
         ("partitions whose state differs", sum(not one.equal for one in report.states), "0"),
         ("partitions whose state was compared", len(report.states), f"{report.partitions}"),
         ("escalated decisions behind later ones of their card", found.escalated_behind, "any: by design"),
-        ("workers that ended by themselves", len(report.ended_by_themselves), "-"),
+        ("parts that ended by themselves, and were started again", len(report.ended_by_themselves), "-"),
     ):
         table.add_row(name, f"{count:,}", wanted)
     console.print(table)

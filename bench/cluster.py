@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ from streaming.decisions import decode_decision, message_keys
 from streaming.local_broker import KAFKA_VERSION
 
 SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
+EVENTS_LIMIT, EVENTS_PER_KEY_MAX = re.compile(rb"(events_per_key_max = )\d[\d_]*"), 16_384
 # A load sends so often; a tick's transactions leave together.
 LOAD_TICK_S = 0.01
 LOAD_ROWS_A_TICK_MAX = 1_000
@@ -55,13 +57,19 @@ def simulated(schema: Schema, cards: int, terminals: int, days: int, seed: int) 
 
 
 def escalating_bundle(directory: Path, share: float, data: LabelledData) -> Bundle:
-    """The shipped bundle, but that about `share` of the traffic of `data` goes to the deep model."""
+    """The shipped bundle, but that about `share` of the traffic of `data` goes to the deep model.
+
+    And that no key runs into its limit of events: what a full key keeps depends on which partitions lie together, so
+    states could not be compared.
+    """
     shipped = load_bundle(SHIPPED_BUNDLE)
     content = {path.name: path.read_bytes() for path in SHIPPED_BUNDLE.iterdir() if path.name != "manifest.json"}
     raw = make_engine(shipped).screen(data.batch).raw
     band = {"escalation_threshold": float(np.quantile(raw, 1 - share)), "escalation_ceiling": RAW_MAX}
     policy = json.loads(content["policy.json"]) | band
-    write_bundle(directory, "escalating", content | {"policy.json": json.dumps(policy).encode()})
+    features = EVENTS_LIMIT.sub(b"\\g<1>%d" % EVENTS_PER_KEY_MAX, content["features.toml"])
+    changed = {"policy.json": json.dumps(policy).encode(), "features.toml": features}
+    write_bundle(directory, "escalating", content | changed)
     return load_bundle(directory)
 
 
@@ -107,11 +115,12 @@ class Endless:
 class SteadyLoad:
     """Transactions at a steady rate and the labels that become due among them, from a thread, until `stop`.
 
-    Transaction ids are 0, 1, …: `sent` says how many, which is all that must be remembered of the input.
+    Transaction ids are `first` and up to `sent`, which is all that must be remembered of the input; labels begin with
+    the data's first.
     """
 
-    def __init__(self, config: Config, schema: Schema, data: LabelledData, rate: float) -> None:
-        self.sent = 0
+    def __init__(self, config: Config, schema: Schema, data: LabelledData, rate: float, first: int = 0) -> None:
+        self.sent = self._first = first
         self._rows = Endless(schema, data)
         self._schema = schema
         self._rate = rate
@@ -134,7 +143,7 @@ class SteadyLoad:
             raise self._error
 
     def stop(self) -> int:
-        """End it; returns how many transactions were sent, all kept by the broker; raises BrokerError if not."""
+        """End it; returns `sent`: all below it are kept by the broker; raises BrokerError if not."""
         self._stop.set()
         self._thread.join()
         self.check()
@@ -146,7 +155,7 @@ class SteadyLoad:
         started_s, told = time.monotonic(), 0
         try:
             while not self._stop.wait(LOAD_TICK_S):
-                due = int((time.monotonic() - started_s) * self._rate)
+                due = self._first + int((time.monotonic() - started_s) * self._rate)
                 stop = min(due, self.sent + LOAD_ROWS_A_TICK_MAX)
                 if stop > self.sent:
                     told = self._send(stop, told)
@@ -185,9 +194,10 @@ class Watch:
             self.seen_s = now_s
             self._done.set()
 
-    def wait(self, timeout_s: float) -> bool:
-        """Whether it is done, within the time."""
-        return self._done.wait(timeout_s)
+    @property
+    def done(self) -> bool:
+        """Whether it is so."""
+        return self._done.is_set()
 
 
 class Follower:

@@ -124,23 +124,27 @@ class ServiceProcess:
 
     def wait_ready(self, report: Callable[[str], None] = lambda text: None) -> None:
         """Return once `/readyz` says so; raises LocalPartError with the end of its log where it does not come up."""
-        url = f"http://{self.config.health.host}:{self.config.health.port}/readyz"
         give_up_s = time.monotonic() + READY_TIMEOUT_S
-        waiting_for = ""
-        while time.monotonic() < give_up_s:
+        while (waiting_for := self.waiting_for()) is not None:
             if not self._process.running:
                 raise LocalPartError(f"the service ended: {self._process.log_tail()}")
-            try:
-                urllib.request.urlopen(url, timeout=5.0).close()
-            except urllib.error.HTTPError as error:
-                waiting_for = "; ".join(json.loads(error.read())["waiting_for"])
-                report(waiting_for)
-            except OSError:
-                waiting_for = "its first answer"
-            else:
-                return
+            if time.monotonic() > give_up_s:
+                raise LocalPartError(
+                    f"the service is not ready after {READY_TIMEOUT_S:.0f} s, waiting for {waiting_for}"
+                )
+            report(waiting_for)
             time.sleep(0.1)
-        raise LocalPartError(f"the service is not ready after {READY_TIMEOUT_S:.0f} s, waiting for {waiting_for}")
+
+    def waiting_for(self) -> str | None:
+        """What `/readyz` says that it waits for; None where it is ready."""
+        url = f"http://{self.config.health.host}:{self.config.health.port}/readyz"
+        try:
+            urllib.request.urlopen(url, timeout=5.0).close()
+        except urllib.error.HTTPError as error:
+            return "; ".join(json.loads(error.read())["waiting_for"])
+        except OSError:
+            return "its first answer"
+        return None
 
     @property
     def running(self) -> bool:

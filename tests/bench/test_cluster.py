@@ -105,10 +105,10 @@ def test_partition_and_offset_stand_in_the_decision_id() -> None:
 def test_a_watch_is_done_when_each_partition_has_come_so_far() -> None:
     watch = Watch({0: 5, 1: 2})
     watch.tell({0: 9}, 1.0)
-    assert not watch.wait(0)
+    assert not watch.done
     watch.tell({0: 9, 1: 2}, 2.0)
     watch.tell({0: 12, 1: 7}, 3.0)
-    assert watch.wait(0)
+    assert watch.done
     assert watch.seen_s == 2.0
 
 

@@ -1,0 +1,122 @@
+"""A consumer downstream, in a process of its own: when did each decision become visible?
+
+`python -m bench.observer --config cascade.toml --out seen.npz` reads the decisions (`read_committed`) until SIGTERM and
+then writes what it saw: a row each of `partition` and `offset` (int64) of the transaction, `path` (int64: 0 screened,
+1 deep, 2 degraded), and `seen_s` (float64), when the fetch that brought it returned, seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+import numpy as np
+import typer
+
+from bench.cluster import place_of
+from cascade.columns import Bool, Float64, Int64
+from cascade.config import load_config
+from cascade.errors import LocalPartError
+from cascade.local_parts import OwnedProcess
+from streaming.clients import make_consumer
+from streaming.decisions import Decision, decode_decision
+
+POLL_S, POLL_ROWS_MAX = 0.05, 20_000
+# Bounds the memory of a run that nobody ends: a gigabyte or so.
+DECISIONS_MAX = 5_000_000
+SCREENED, DEEP, DEGRADED = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an observer wrote, in the order of arrival: see the module."""
+
+    partition: Int64
+    offset: Int64
+    path: Int64
+    seen_s: Float64
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Load the file of an observer."""
+        with np.load(path) as found:
+            return cls(found["partition"], found["offset"], found["path"], found["seen_s"])
+
+    def screened(self) -> Bool:
+        """Mask of the decisions that the screener made by itself, bool [rows]."""
+        mask: Bool = self.path == SCREENED
+        return mask
+
+
+class Observer:
+    """`python -m bench.observer` as a context manager; `end` stops it and gives what it saw."""
+
+    def __init__(self, config_path: Path) -> None:
+        self._out = config_path.with_suffix(".seen.npz")
+        command = [
+            sys.executable, "-m", "bench.observer", "--config", str(config_path), "--out", str(self._out),
+        ]  # fmt: skip
+        self._process = OwnedProcess("the observer", command, config_path.with_suffix(".observer.log"), os.environ)
+
+    def __enter__(self) -> Self:
+        self._out.unlink(missing_ok=True)
+        self._process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stop()
+
+    def end(self) -> Seen:
+        """Stop reading; raises LocalPartError where it saw nothing."""
+        self._process.stop(60.0)
+        if not self._out.exists():
+            raise LocalPartError(f"the observer ended without a file: {self._process.log_tail()}")
+        return Seen.read(self._out)
+
+
+def observe(
+    config: Annotated[Path, typer.Option(help="Configuration of the service that decides.")],
+    out: Annotated[Path, typer.Option(help="File to write, .npz.")],
+) -> None:
+    """Note when each decision becomes visible, until SIGTERM."""
+    settings, stop = load_config(config), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    seen_s: list[float] = []
+    counts: list[int] = []
+    values: list[bytes | None] = []
+    with closing(make_consumer(settings.kafka, None)) as consumer:
+        consumer.assign(consumer.partitions_for(settings.kafka.topics.decisions))
+        while not stop.is_set() and len(values) < DECISIONS_MAX:
+            fetched = consumer.poll(POLL_S, POLL_ROWS_MAX)
+            # decoded after the end: it must not make the next ones late
+            seen_s.append(time.time())
+            counts.append(sum(len(one) for one in fetched))
+            for one in fetched:
+                values += one.values
+    decisions = [decode_decision(value or b"", settings.kafka.codec) for value in values]
+    places = np.array([place_of(one.decision_id) for one in decisions], np.int64).reshape(-1, 2)
+    np.savez(
+        out,
+        partition=places[:, 0],
+        offset=places[:, 1],
+        path=np.array([_path(one) for one in decisions], np.int64),
+        seen_s=np.repeat(np.array(seen_s), counts),
+    )
+
+
+def _path(decision: Decision) -> int:
+    if decision.degraded:
+        return DEGRADED
+    return DEEP if decision.stage == "deep" else SCREENED
+
+
+if __name__ == "__main__":
+    typer.run(observe)
