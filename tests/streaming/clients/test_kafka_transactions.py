@@ -1,0 +1,425 @@
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import TopicPartition
+from kafka.errors import KafkaConnectionError
+from kafka.net.compat import KafkaNetClient
+from kafka.structs import OffsetAndMetadata
+
+from cascade.config import KafkaSettings
+from cascade.errors import BrokerError, CommitUnknownError, ProducerFencedError, TransactionAbortedError
+from streaming.clients import (
+    ConsumerClient,
+    GroupMember,
+    Partition,
+    TopicSpec,
+    TransactionalProducerClient,
+    ensure_topics,
+    make_consumer,
+    make_producer,
+)
+from streaming.clients.kafka_transactions import KafkaPythonTransactionalProducer
+from streaming.local_broker import LocalBroker
+from tests.streaming.clients.helpers import fill, ignore, poll_until, values
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def transactional_id() -> str:
+    return f"tx-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def out(kafka: KafkaSettings) -> str:
+    name = f"out-{uuid.uuid4().hex}"
+    ensure_topics(kafka, [TopicSpec(name, 1)])
+    return name
+
+
+@pytest.fixture
+def member(kafka: KafkaSettings, topic: str) -> Iterator[ConsumerClient]:
+    """The only member of the group, which has both partitions of the topic."""
+    with closing(make_consumer(kafka, kafka.group)) as consumer:
+        consumer.subscribe([topic], ignore, ignore)
+        poll_until([consumer], lambda: len(consumer.assignment()) == 2)
+        yield consumer
+
+
+@pytest.fixture
+def producer(kafka: KafkaSettings, transactional_id: str) -> Iterator[TransactionalProducerClient]:
+    made = make_producer(kafka, transactional_id)
+    yield made
+    made.close(1)
+
+
+def visible(kafka: KafkaSettings, topic: str) -> list[bytes | None]:
+    """All values that a reader of what is committed sees."""
+    with closing(make_consumer(kafka, None)) as reader:
+        partitions = reader.partitions_for(topic)
+        reader.assign(partitions)
+        found = []
+        deadline_s = time.monotonic() + 20
+        while any(reader.position(one) < end for one, end in reader.end_offsets(partitions).items()):
+            assert time.monotonic() < deadline_s, "readers are held back"
+            found += reader.poll(0.1, 1_000)
+        return values(found)
+
+
+def committed(kafka: KafkaSettings, partition: Partition) -> tuple[int, str] | None:
+    with closing(make_consumer(kafka, kafka.group)) as reader:
+        return reader.committed([partition]).get(partition)
+
+
+def test_records_offsets_and_metadata_of_a_commit_show_together(
+    kafka: KafkaSettings, topic: str, out: str, member: ConsumerClient, producer: TransactionalProducerClient
+) -> None:
+    producer.begin()
+    producer.send_many(out, [b"k"] * 3, [b"a", b"b", b"c"])
+    producer.send(out, b"k", b"d", [("reason", b"r")])
+    producer.flush(10)
+    assert visible(kafka, out) == []
+    metadata = "ahead:" + "é" * 1_000
+    producer.commit({(topic, 0): (3, metadata), (topic, 1): (0, "")}, member.member())
+    assert visible(kafka, out) == [b"a", b"b", b"c", b"d"]
+    assert member.committed([(topic, 0), (topic, 1)]) == {(topic, 0): (3, metadata), (topic, 1): (0, "")}
+    assert producer.undelivered() == 0
+
+
+def test_an_aborted_transaction_shows_nothing_and_the_next_one_does(
+    kafka: KafkaSettings, topic: str, out: str, member: ConsumerClient, producer: TransactionalProducerClient
+) -> None:
+    for delivered_before in (True, False):
+        producer.begin()
+        producer.send_many(out, [b"k"] * 2_000, [b"undone"] * 2_000)
+        if delivered_before:
+            producer.flush(10)
+        producer.abort()
+        producer.abort()
+        assert producer.undelivered() == 0
+    producer.begin()
+    producer.send(out, b"k", b"kept")
+    producer.commit({(topic, 0): (1, "m")}, member.member())
+    assert visible(kafka, out) == [b"kept"]
+    assert committed(kafka, (topic, 0)) == (1, "m")
+    # a flush that the vendor leaves begun would make every record a batch of its own from now on
+    assert not producer._producer._accumulator.flush_in_progress()  # type: ignore[attr-defined]
+
+
+def test_committed_waits_for_a_transaction_that_holds_the_offset(
+    kafka: KafkaSettings, topic: str, member: ConsumerClient, producer: TransactionalProducerClient
+) -> None:
+    assert isinstance(producer, KafkaPythonTransactionalProducer)
+    producer.begin()
+    member.commit({(topic, 0): (1, "before")})
+    vendor: Any = member.member().vendor
+    producer._producer.send_offsets_to_transaction({TopicPartition(topic, 0): OffsetAndMetadata(2, "in", -1)}, vendor)
+    answers: list[object] = []
+    asking = threading.Thread(target=lambda: answers.append(member.committed([(topic, 0)])))
+    asking.start()
+    time.sleep(0.5)
+    assert answers == []
+    producer.abort()
+    asking.join(10)
+    assert answers == [{(topic, 0): (1, "before")}]
+
+
+def test_a_second_producer_of_the_same_id_fences_the_first_for_good(
+    kafka: KafkaSettings, topic: str, out: str, member: ConsumerClient, transactional_id: str
+) -> None:
+    first = make_producer(kafka, transactional_id)
+    first.begin()
+    first.send(out, b"k", b"of the zombie")
+    first.flush(10)
+    second = make_producer(kafka, transactional_id)
+    first.send(out, b"k", b"more of the zombie")
+    with pytest.raises(ProducerFencedError) as caught:
+        # where a record is refused, the vendor would ask for a new epoch, and so fence the second
+        first.flush(10)
+    assert "\n" not in str(caught.value)
+    for attempt in (lambda: first.send(out, b"k", b"v"), first.begin, lambda: first.flush(1)):
+        with pytest.raises(ProducerFencedError):
+            attempt()
+    first.abort()
+    first.close(5)
+    second.begin()
+    second.send(out, b"k", b"of the successor")
+    second.commit({(topic, 0): (2, "successor")}, member.member())
+    second.close(5)
+    assert visible(kafka, out) == [b"of the successor"]
+    assert committed(kafka, (topic, 0)) == (2, "successor")
+
+
+def test_a_fenced_producer_learns_it_at_the_commit(
+    kafka: KafkaSettings, topic: str, out: str, member: ConsumerClient, transactional_id: str
+) -> None:
+    first = make_producer(kafka, transactional_id)
+    first.begin()
+    first.send(out, b"k", b"of the zombie")
+    first.flush(10)
+    make_producer(kafka, transactional_id).close(5)
+    with pytest.raises(ProducerFencedError):
+        first.commit({(topic, 0): (1, "zombie")}, member.member())
+    first.close(5)
+    assert visible(kafka, out) == []
+    assert committed(kafka, (topic, 0)) is None
+
+
+def test_a_member_of_an_earlier_generation_is_refused(
+    kafka: KafkaSettings, topic: str, out: str, member: ConsumerClient, transactional_id: str
+) -> None:
+    earlier = member.member()
+    with closing(make_consumer(kafka, kafka.group)) as second:
+        second.subscribe([topic], ignore, ignore)
+        poll_until([member, second], lambda: len(second.assignment()) == 1)
+        producer = make_producer(kafka, transactional_id)
+        producer.begin()
+        producer.send(out, b"k", b"of an earlier generation")
+        with pytest.raises(TransactionAbortedError, match="IllegalGeneration"):
+            producer.commit({(topic, 0): (5, "stale"), (topic, 1): (5, "stale")}, earlier)
+        # it was undone at once, not when its time was out
+        assert visible(kafka, out) == []
+        assert second.committed([(topic, 0), (topic, 1)]) == {}
+        with pytest.raises(TransactionAbortedError):
+            producer.begin()
+        producer.close(5)
+        again = make_producer(kafka, transactional_id)
+        again.begin()
+        again.send(out, b"k", b"of this one")
+        again.commit({(topic, 0): (6, "")}, member.member())
+        again.close(5)
+    assert visible(kafka, out) == [b"of this one"]
+
+
+def test_who_is_no_member_any_more_commits_nothing(
+    kafka: KafkaSettings, topic: str, out: str, producer: TransactionalProducerClient, outsider: ConsumerClient
+) -> None:
+    # the broker checks nothing for a client that names no member
+    producer.begin()
+    producer.send(out, b"k", b"of a stranger")
+    with pytest.raises(TransactionAbortedError, match="not a member"):
+        producer.commit({(topic, 0): (5, "stranger")}, outsider.member())
+    assert visible(kafka, out) == []
+    assert committed(kafka, (topic, 0)) is None
+
+
+def test_a_record_that_is_refused_aborts_the_whole(
+    kafka: KafkaSettings, topic: str, out: str, member: ConsumerClient, producer: TransactionalProducerClient
+) -> None:
+    small = f"small-{uuid.uuid4().hex}"
+    ensure_topics(kafka, [TopicSpec(small, 1, settings={"max.message.bytes": "1000"})])
+    producer.begin()
+    producer.send(out, b"k", b"fine")
+    producer.send(small, b"k", b"x" * 5_000)
+    with pytest.raises(TransactionAbortedError, match="MessageSizeTooLarge") as caught:
+        producer.commit({(topic, 0): (1, "")}, member.member())
+    assert "\n" not in str(caught.value)
+    started_s = time.monotonic()
+    producer.abort()
+    producer.close(20)
+    assert time.monotonic() - started_s < 2
+    assert visible(kafka, out) == []
+    assert committed(kafka, (topic, 0)) is None
+
+
+def test_a_record_whose_time_ran_out_aborts_the_whole(
+    kafka: KafkaSettings, topic: str, out: str, member: ConsumerClient, producer: TransactionalProducerClient
+) -> None:
+    assert isinstance(producer, KafkaPythonTransactionalProducer)
+    producer.begin()
+    producer.send(out, b"k", b"in time")
+    producer.flush(10)
+    # a fault put in: the sender thread may not take the batch, as where no leader is known
+    accumulator = producer._producer._accumulator
+    drain, accumulator.drain = accumulator.drain, lambda *arguments, **named: {}
+    accumulator.config["delivery_timeout_ms"] = 300
+    producer.send(out, b"k", b"too late")
+    late = producer._undelivered[-1]
+    deadline_s = time.monotonic() + 10
+    while not late.is_done:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    accumulator.drain = drain
+    with pytest.raises(TransactionAbortedError, match="not delivered"):
+        producer.commit({(topic, 0): (2, "")}, member.member())
+    assert visible(kafka, out) == []
+
+
+def test_a_commit_whose_answer_is_lost_is_unknown_and_the_next_producer_finds_it_applied(
+    kafka: KafkaSettings,
+    topic: str,
+    out: str,
+    member: ConsumerClient,
+    transactional_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streaming.clients.kafka_transactions.COMMIT_TIMEOUT_S", 1.0)
+    first = make_producer(kafka, transactional_id)
+    first.begin()
+    first.send(out, b"k", b"once")
+    first.flush(10)
+    with monkeypatch.context() as faults:
+        faults.setattr(
+            "kafka.producer.transaction_manager.EndTxnHandler.on_complete", lambda handler, number, answer: None
+        )
+        with pytest.raises(CommitUnknownError):
+            first.commit({(topic, 0): (1, "first")}, member.member())
+        with pytest.raises(CommitUnknownError):
+            first.begin()
+        started_s = time.monotonic()
+        first.abort()
+        first.close(20)
+        assert time.monotonic() - started_s < 2
+    second = make_producer(kafka, transactional_id)
+    assert member.committed([(topic, 0)]) == {(topic, 0): (1, "first")}
+    second.begin()
+    second.send(out, b"k", b"twice")
+    second.commit({(topic, 0): (2, "second")}, member.member())
+    second.close(5)
+    assert visible(kafka, out) == [b"once", b"twice"]
+
+
+def test_sending_outside_a_transaction_is_refused(out: str, producer: TransactionalProducerClient) -> None:
+    with pytest.raises(TransactionAbortedError, match="sending to"):
+        producer.send(out, b"k", b"v")
+
+
+def test_an_open_transaction_is_undone_by_close(kafka: KafkaSettings, out: str, transactional_id: str) -> None:
+    producer = make_producer(kafka, transactional_id)
+    producer.begin()
+    producer.send(out, b"k", b"undone")
+    producer.flush(10)
+    producer.close(5)
+    assert visible(kafka, out) == []
+
+
+def test_what_waits_to_be_delivered_is_bounded_in_a_transaction_too(
+    kafka: KafkaSettings, topic: str, out: str, member: ConsumerClient, transactional_id: str
+) -> None:
+    producer = KafkaPythonTransactionalProducer(kafka, transactional_id, undelivered_max=100)
+    producer.begin()
+    most = 0
+    for row in range(1_000):
+        producer.send(out, b"%d" % row, b"v")
+        most = max(most, len(producer._undelivered))
+    producer.commit({(topic, 0): (1, "")}, member.member())
+    producer.close(5)
+    assert most <= 100
+    assert len(visible(kafka, out)) == 1_000
+
+
+def test_no_thread_is_left_where_the_id_cannot_be_taken_up(
+    kafka: KafkaSettings, transactional_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(threading.enumerate())
+    monkeypatch.setattr("streaming.clients.kafka_transactions.INIT_TIMEOUT_S", 0.0)
+    with pytest.raises(BrokerError, match="taking up the transactional id") as caught:
+        make_producer(kafka, transactional_id)
+    assert "\n" not in str(caught.value)
+    assert set(threading.enumerate()) <= before
+
+
+def test_offsets_of_a_time(kafka: KafkaSettings, outsider: ConsumerClient) -> None:
+    name = f"t-{uuid.uuid4().hex}"
+    ensure_topics(kafka, [TopicSpec(name, 2)])
+    plain = make_producer(kafka)
+    for time_ms in (1_000, 2_000, 3_000):
+        plain.send(name, b"k", b"v", timestamp_ms=time_ms)
+    plain.flush(10)
+    plain.close(5)
+    full, empty = sorted([(name, 0), (name, 1)], key=lambda one: -outsider.end_offsets([one])[one])
+    assert outsider.offsets_at([full, empty], 1_500) == {full: 1, empty: 0}
+    assert outsider.offsets_at([full], 3_001) == {full: 3}
+
+
+class Ledger:
+    """A worker of one partition: each transaction says the next number and commits it; errors end in a new producer."""
+
+    def __init__(self, kafka: KafkaSettings, transactional_id: str, topic: str, out: str) -> None:
+        self._kafka, self._id, self._topic, self._out = kafka, transactional_id, topic, out
+        self._producer = make_producer(kafka, transactional_id)
+        self.errors: list[str] = []
+
+    def next(self, consumer: ConsumerClient) -> int:
+        """The first number that is not committed."""
+        return consumer.committed([(self._topic, 0)]).get((self._topic, 0), (0, ""))[0]
+
+    def attempt(self, number: int, member: GroupMember, in_the_middle: Any = lambda producer: None) -> None:
+        try:
+            self._producer.begin()
+            self._producer.send_many(self._out, [b"a", b"b", b"c"], [b"%03d" % number] * 3)
+            in_the_middle(self._producer)
+            self._producer.commit({(self._topic, 0): (number + 1, f"m{number}")}, member)
+        except BrokerError as error:
+            self.errors.append(type(error).__name__)
+            self._producer.close(1)
+            self._producer = make_producer(self._kafka, self._id)
+
+    def close(self) -> None:
+        self._producer.close(5)
+
+
+@pytest.mark.timeout(240)
+def test_a_node_that_is_killed_in_a_transaction_loses_and_doubles_nothing(kafka_parts: Path, tmp_path: Path) -> None:
+    with LocalBroker(tmp_path, nodes=3, parts_dir=kafka_parts) as cluster:
+        kafka = KafkaSettings(bootstrap=cluster.bootstrap, group="g")
+        ensure_topics(kafka, [TopicSpec("in", 1), TopicSpec("out", 3)])
+        fill(kafka, "in", 1)
+        with closing(make_consumer(kafka, kafka.group)) as consumer:
+            consumer.subscribe(["in"], ignore, ignore)
+            poll_until([consumer], lambda: len(consumer.assignment()) == 1)
+            ledger = Ledger(kafka, "tx", "in", "out")
+
+            def kill_the_coordinator(producer: Any) -> None:
+                name = producer._manager._transaction_coordinator
+                killed.append(int(str(name).removeprefix("coordinator-")))
+                cluster.kill_node(killed[0])
+
+            killed: list[int] = []
+            for round_ in range(12):
+                ledger.attempt(
+                    ledger.next(consumer), consumer.member(), kill_the_coordinator if round_ == 4 else lambda one: None
+                )
+                consumer.poll(0.05, 10)
+            cluster.start_node(killed[0])
+            for _ in range(3):
+                ledger.attempt(ledger.next(consumer), consumer.member())
+            last = ledger.next(consumer)
+            ledger.close()
+        assert last >= 8, ledger.errors
+        assert visible(kafka, "out") == sorted([b"%03d" % number for number in range(last)] * 3)
+
+
+def test_a_request_to_an_unreachable_coordinator_is_kept_and_sent_later(
+    kafka: KafkaSettings,
+    topic: str,
+    out: str,
+    member: ConsumerClient,
+    transactional_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # a fault put in: connections are refused now and then, when a request of a transaction is about to be sent
+    await_ready, calls = KafkaNetClient.await_ready, itertools.count()
+
+    def await_ready_or_fail(client: Any, node: object, timeout_ms: float = 30_000) -> Any:
+        if next(calls) % 3 == 2:
+            raise KafkaConnectionError("refused")
+        return await_ready(client, node, timeout_ms)
+
+    monkeypatch.setattr(KafkaNetClient, "await_ready", await_ready_or_fail)
+    producer = make_producer(kafka, transactional_id)
+    for number in range(5):
+        producer.begin()
+        producer.send(out, b"k", b"%d" % number)
+        producer.commit({(topic, 0): (number, "")}, member.member())
+    producer.close(5)
+    assert visible(kafka, out) == [b"0", b"1", b"2", b"3", b"4"]
