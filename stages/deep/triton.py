@@ -180,7 +180,10 @@ class TritonDeepStage:
         self._left[call] = None
         call.add_done_callback(ended)
         if len(self._left) > _LEFT_MAX:
-            next(iter(self._left)).cancel()
+            oldest = next(iter(self._left))
+            # at once, since its end takes a turn of the loop, and more may be left in this one
+            del self._left[oldest]
+            oldest.cancel()
 
     async def _ask(self, client: Any, inputs: DeepInputs, remaining_s: float) -> Float64:
         from tritonclient.grpc import InferRequestedOutput
