@@ -43,7 +43,7 @@ from tests.conftest import Broker
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
-RSS_MB_MAX = 900.0
+RSS_MB_MAX = 700.0
 # Another load on the machine must not turn a late answer into a degraded decision, and that into an open breaker.
 PATIENT = {"deadline": {"budget_ms": 10_000}, "deep": {"backend": "onnxruntime"}}
 MUTATED, GOOD_EVERY = 20_000, 5
