@@ -5,8 +5,8 @@ with a limit on each wait. Two more of its habits would break the promise:
 
 - A record whose delivery timed out leaves the vendor's transaction fit to be committed. Here everything is delivered,
   and looked at, before offsets and commit are sent.
-- A producer whose epoch is over asks for a new one (KIP-360). Where it was fenced, it would so fence its successor.
-  Here it never does: every error is final for the producer, and the next one begins with an epoch of its own.
+- A producer whose epoch is over asks for a new one (KIP-360), and with brokers before 2.7 so fences the successor that
+  has fenced it. Here it never does: every error is final for the producer, and the next one begins anew.
 """
 
 from __future__ import annotations
