@@ -88,7 +88,7 @@ class FeatureEngine:
         for position, column in enumerate(self.plan.stateless):
             features[:, position] = _stateless(column, batch, times)
         for part in self._parts:
-            part.update(batch, times, sources, self._hidden, self._any_hidden, features, sequence)
+            part.update(batch, times, sources, self._hidden if self._any_hidden else None, features, sequence)
         return FeatureBatch(features, sequence)
 
     def update_labels(self, labels: ColumnBatch) -> None:
@@ -163,7 +163,8 @@ class FeatureEngine:
         """
         if length_ms < 1:
             raise ValueError(f"length_ms {length_ms} is not positive")
-        return self._shared(key_field).summarise(codes, _checked_sources(sources, len(codes)), starts, length_ms)
+        checked = _checked_sources(sources, len(codes))
+        return self._shared(key_field).summarise(codes, checked, starts, length_ms)
 
     def fold_summaries(self, key_field: str, summaries: Summaries) -> None:
         """Put each summary in the place of the one of its code, source and start; a count of 0 takes that one out.
@@ -203,6 +204,20 @@ class FeatureEngine:
     def horizon_ms(self) -> int:
         """Age beyond which no event counts or is kept: the longest of all key fields."""
         return max(part.program.horizon_ms for part in self._parts)
+
+    def warm_up(self) -> None:
+        """Compile the kernels, so that neither the first row nor the first rebalance pays for it; changes nothing."""
+        none = np.zeros(0, np.int64)
+        rows = ColumnBatch({name: np.zeros(0, one.dtype) for name, one in self.schema.fields.items()}, 0)
+        labels = ColumnBatch({name: np.zeros(0, one.dtype) for name, one in self.schema.label_fields().items()}, 0)
+        found = self.update(rows)
+        self.update_labels(labels)
+        for part in self._parts:
+            for hidden in (None, self._hidden):
+                part.update(rows, none, none, hidden, found.features, found.sequence)
+            part.warm_up()
+        for key in self.shared_keys:
+            self.fold_summaries(key, self.summarise(key, none, none, none, 1))
 
     def statistics(self) -> dict[str, KeyStatistics]:
         """Counts by key field."""
@@ -272,7 +287,8 @@ def _checked_sources(sources: Int64, rows: int) -> Int64:
     if rows:
         _checked_source(int(sources.min()))
         _checked_source(int(sources.max()))
-    return sources
+    # kernels are compiled for this type and layout
+    return np.ascontiguousarray(sources, np.int64)
 
 
 _CLOCK: dict[str, Callable[[Int64], Float64]] = {

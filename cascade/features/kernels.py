@@ -73,8 +73,7 @@ def _scan(
     events: Int64,
     event_values: Float64,
     event_sources: Array,
-    hidden: Bool,
-    any_hidden: bool,
+    hidden: Bool | None,
     own_source: int,
     edges: Int64,
     aggregates: Float64,
@@ -112,7 +111,7 @@ def _scan(
             age_ms = time_ms - events[block, TIMES + place]
             if age_ms < 0:
                 continue
-            if any_hidden:
+            if hidden is not None:
                 source = event_sources[block, SOURCES + place]
                 if source != own_source and hidden[source]:
                     continue
@@ -354,8 +353,7 @@ def update(
     has_sequence: bool,
     aggregates: Float64,
     seen: Int64,
-    hidden: Bool,
-    any_hidden: bool,
+    hidden: Bool | None,
     keys: Int64,
     times: Int64,
     sources: Int64,
@@ -366,10 +364,11 @@ def update(
 ) -> None:
     """Fold rows into the state of one key field and write its columns.
 
-    State, program and scratch come first, in the order of their tuples. `hidden` bool [SOURCES_MAX], `any_hidden`
-    whether one is. `keys` int64 [rows], `times` int64 [rows] in ms, `sources` int64 [rows] below SOURCES_MAX, `values`
-    float64 [rows, values], `tags` int64 [rows, tags]; written: `features` float32 [rows, columns] from `first_column`
-    on, and `sequence` float32 [rows, length, width] where the key has the sequence.
+    State, program and scratch come first, in the order of their tuples. `hidden` bool [SOURCES_MAX], or None where no
+    source is: numba compiles a kernel for either, and that for None looks at no event's source. `keys` int64 [rows],
+    `times` int64 [rows] in ms, `sources` int64 [rows] below SOURCES_MAX, `values` float64 [rows, values], `tags` int64
+    [rows, tags]; written: `features` float32 [rows, columns] from `first_column` on, and `sequence` float32 [rows,
+    length, width] where the key has the sequence.
     """
     event_values = events.view(np.float64)
     event_sources = events.view(np.uint16)
@@ -397,7 +396,6 @@ def update(
             event_values,
             event_sources,
             hidden,
-            any_hidden,
             sources[row],
             edges,
             aggregates,
@@ -409,7 +407,7 @@ def update(
             counters[GENERATION],
         )
         oldest_seen_ms = oldest_ms
-        if any_hidden:
+        if hidden is not None:
             if has_labels:
                 oldest_seen_ms = _oldest_seen_ms(events, event_sources, hidden, sources[row], oldest, time_ms)
             if slots[slot, REMOTES + COUNT]:

@@ -16,6 +16,7 @@ from cascade.features.state import (
     FRAUD_POOL,
     REMOTE_POOL,
     SLOTS_USED,
+    SOURCES_MAX,
     KeyState,
     Program,
     Scratch,
@@ -44,8 +45,7 @@ class KeyPart:
         batch: ColumnBatch,
         times: Int64,
         sources: Int64,
-        hidden: Bool,
-        any_hidden: bool,
+        hidden: Bool | None,
         features: Float32,
         sequence: Float32,
     ) -> None:
@@ -57,7 +57,6 @@ class KeyPart:
             *self.program,
             *self.scratch,
             hidden,
-            any_hidden,
             key_codes(batch[self.key]),
             times,
             sources,
@@ -84,10 +83,21 @@ class KeyPart:
                 raise self._refusal(name, array)
             if name in ("table", "counters") and len(array) != len(mine):
                 raise self._refusal(name, array)
-        if not transfer.state_fits(*(found[name] for name in KeyState._fields[:7]), self.program.has_sequence):
+        if not self._in_order(found):
             raise StateError(f"arrays of {self.key} are not in order: take another snapshot")
         for name, mine in self.state._asdict().items():
             mine[: len(found[name])] = found[name]
+
+    def _in_order(self, arrays: Mapping[str, Array]) -> bool:
+        return bool(transfer.state_fits(*(arrays[name] for name in KeyState._fields[:7]), self.program.has_sequence))
+
+    def warm_up(self) -> None:
+        """Compile the kernels that rebalances and restarts call; changes nothing."""
+        used = self.used()
+        self._in_order(used)
+        self.forget(-1)  # what no event has
+        self.absorb({f"{self.key}.{name}": array for name, array in used.items()}, np.zeros(SOURCES_MAX, np.bool_),
+                    False, 0, 1)  # fmt: skip
 
     def forget(self, source: int) -> None:
         """Drop what is of a source."""
@@ -102,20 +112,19 @@ class KeyPart:
         slots = len(found["slots"])
         # slot 0 stands for none
         begin, end = first + 1, min(first + 1 + count, slots)
-        if begin < end:
-            broken = transfer.absorb(
-                *self.state,
-                self.program.horizon_ms,
-                self.program.events_per_key_max,
-                self.program.has_sequence,
-                *(found[name] for name in ("slots", "events", "frauds", "step_times", "step_values")),
-                wanted,
-                labels and self.program.has_labels,
-                begin,
-                end,
-            )
-            if broken:
-                raise StateError(f"slot {broken} of {self.key} is not in order: take another snapshot")
+        broken = transfer.absorb(
+            *self.state,
+            self.program.horizon_ms,
+            self.program.events_per_key_max,
+            self.program.has_sequence,
+            *(found[name] for name in ("slots", "events", "frauds", "step_times", "step_values")),
+            wanted,
+            labels and self.program.has_labels,
+            begin,
+            end,
+        )
+        if broken:
+            raise StateError(f"slot {broken} of {self.key} is not in order: take another snapshot")
         return end < slots
 
     def _checked(self, arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cascade.errors import StateError
-from cascade.features import SOURCES_MAX, FeatureEngine, FeatureSpec, Summaries
+from cascade.features import SOURCES_MAX, FeatureEngine, FeatureSpec, Summaries, kernels, sharing, transfer
 from cascade.schema import key_codes
 
 from .reference import Reference, Told
@@ -39,6 +39,10 @@ SCHEMA = schema_of("int64")
 # the steps hold features of the card alone, which no other source has a part in
 OF_THE_CARD = EVERYTHING.replace('"card_count_10s", "terminal_fraud_rate_10s"', '"card_count_10s"')
 STRETCH_MS = 2_000
+KERNELS = (
+    kernels.update, kernels.update_labels, transfer.forget, transfer.absorb, transfer.state_fits, sharing.summarise,
+    sharing.fold_summaries,
+)  # fmt: skip
 
 
 def engine_of(spec: FeatureSpec | None = None) -> FeatureEngine:
@@ -457,3 +461,22 @@ def test_string_keys_are_absorbed_by_their_codes() -> None:
     other = FeatureEngine(spec_of(), schema_of("string"))
     other.absorb(engine.export_state(), [0, 1, 2], labels=True)
     assert [other.digest(source) for source in range(3)] == [engine.digest(source) for source in range(3)]
+
+
+# --- starting ---------------------------------------------------------------------------------------------------
+
+
+def test_warming_up_changes_nothing_and_leaves_nothing_to_compile() -> None:
+    engine = folded(stream("int64", random_moves(3, 200, keys=12)), spec_of())
+    engine.hide(1)
+    before = engine.export_state()
+    engine.warm_up()
+    for name, array in engine.export_state().items():
+        assert np.array_equal(array, before[name]), name
+    compiled = [len(kernel.signatures) for kernel in KERNELS]
+    drive(spec_of(), stream("int64", random_moves(4, 40, keys=6)), [
+        (5, "hide", 1, 1), (9, "tell", 1, 5), (20, "forget", 2, 1), (30, "show", 1, 1)])  # fmt: skip
+    other = engine_of(spec_of())
+    absorb_all(other, engine, {0, 1}, True, 3)
+    other.import_state(before)
+    assert [len(kernel.signatures) for kernel in KERNELS] == compiled
