@@ -41,3 +41,4 @@ class SimClock:
         world = self._life.world
         self._life.point("sleep")
         world.wait(world.now_s + max(seconds, CALL_S))
+        self._life.check()

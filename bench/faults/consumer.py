@@ -120,6 +120,7 @@ class SimConsumer:
         deadline_s = world.now_s + max(timeout_s, self._poll_s)
         world.wait(world.now_s + CALL_S)
         while True:
+            self._life.check()
             if self._group_wants_us():
                 self._coordinate()
             fetchable = [] if self._link.clogged else self._fetchable()
@@ -309,10 +310,13 @@ class SimConsumer:
         self._closed = True
         group, member, owned = self._group, self._member, sorted(self._owned)
         try:
-            if group is not None and member is not None and self._callbacks is not None:
-                ours = member in group.members
+            if group is None or member is None or self._callbacks is None:
+                return
+            ours = member in group.members
+            try:
                 if owned:
                     self._callbacks[1 if ours else 2](owned)
+            finally:
                 self._let_go(owned)
                 if ours and not self._instance:
                     self._link.call("leave the group", lambda: group.leave(member))

@@ -86,11 +86,12 @@ class SimProcess:
         """One turn: connect, or a step of the worker, or the end."""
         self.running = True
         try:
-            self._turn()
+            try:
+                self._turn()
+            except BrokerError as error:
+                self._session_over(error)
         except SimCrash:
             self._end("killed")
-        except BrokerError as error:
-            self._session_over(error)
         except StateError as error:
             self.refused = True
             self._world.tell(self.life.name, f"refuses: {error}")
@@ -172,11 +173,7 @@ class SimProcess:
     def _session_over(self, error: BrokerError) -> None:
         """As the service does: close everything; the next turn makes it anew."""
         self._world.tell(self.life.name, f"session over: {error}")
-        try:
-            self._close_session()
-        except SimCrash:
-            self._end("killed")
-            return
+        self._close_session()
         if self.superseded or self.stopping:
             self._end("gave way" if self.superseded else "stopped")
         self.wake_s = self._world.now_s + SESSION_PAUSE_S * (1.0 + self._world.chance.random())

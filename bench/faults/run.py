@@ -16,7 +16,7 @@ from bench.faults.disk import SimDisk
 from bench.faults.oracle import Oracle, kept
 from bench.faults.process import SimProcess
 from bench.faults.schedule import Options, derive
-from bench.faults.traffic import send_traffic
+from bench.faults.traffic import LABEL_S_MAX, REPEAT_S_MAX, send_last, send_traffic
 from bench.faults.world import World
 from streaming.snapshots import Header
 
@@ -199,6 +199,8 @@ class Simulation:
         """Wait until everything that came in is decided and committed; False where it takes too long."""
         world = self.world
         end_s = world.now_s + self.options.settle_s
+        world.wait(max(world.now_s, self.options.traffic.seconds + LABEL_S_MAX + REPEAT_S_MAX))
+        send_last(self.broker, self.options)
         while world.now_s < end_s:
             world.wait(world.now_s + 0.2)
             if not self._lag():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -19,6 +20,8 @@ from streaming.codecs import Codec, codec
 # Of an upstream producer with transactions; far from those of the workers.
 UPSTREAM_PRODUCER = 1_000_000
 UPSTREAM_OPEN_S = 0.1
+# Labels come after their transactions by up to this.
+LABEL_S_MAX = 1.0
 # After a window of a few tenths of a second some repeats are new transactions.
 REPEAT_S_MAX = 1.0
 
@@ -88,7 +91,18 @@ def send_traffic(world: World, broker: SimBroker, options: Options) -> None:
         if chance.random() < traffic.label_share:
             fault = "malformed-message" if chance.random() < traffic.malformed_share else ""
             label = _spoilt(chance, labels[row]) if fault else labels[row]
-            _later(world, broker, at_s + chance.random(), topics.labels, key, label, fault)
+            _later(world, broker, at_s + LABEL_S_MAX * chance.random(), topics.labels, key, label, fault)
+
+
+def send_last(broker: SimBroker, options: Options) -> None:
+    """A transaction in each partition, after all else: labels that are read with transactions are read once more."""
+    topics = options.config.kafka.topics
+    batch = _transactions(random.Random(f"last {options.seed}"), replace(options.traffic, rows=400, cards=1_000))
+    for partition in broker.partitions(topics.transactions):
+        for card, message in zip(batch["card_id"].tolist(), transaction_codec(options).encode(batch), strict=True):
+            if broker.partition_of(topics.transactions, b"%d" % card) == partition:
+                broker.append(topics.transactions, b"%d" % card, message, sender="upstream")
+                break
 
 
 def _transactions(chance: random.Random, traffic: Traffic) -> ColumnBatch:

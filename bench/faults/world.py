@@ -133,10 +133,14 @@ class Life:
         """Whether its heartbeats go out."""
         return not self.dead and not self.frozen
 
-    def point(self, what: str) -> None:
-        """Here the process may be killed, or stand still; raises SimCrash."""
+    def check(self) -> None:
+        """Raise SimCrash where the process is gone: it was killed from outside."""
         if self.dead:
             raise SimCrash(self.name)
+
+    def point(self, what: str) -> None:
+        """Here the process may be killed, or stand still; raises SimCrash."""
+        self.check()
         world = self.world
         self.points += 1
         world.trace.append((world.now_s, self.name, what))
@@ -156,6 +160,5 @@ class Life:
         world.wait(world.now_s + self._freeze_s, lambda: world.calm)
         self.frozen = False
         world.tell(self.name, "goes on")
-        if self.dead:
-            raise SimCrash(self.name)
+        self.check()
         self.on_thaw()
