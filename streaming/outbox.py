@@ -8,8 +8,9 @@ the committed offsets on, and the broker shows nobody the first attempt.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -163,17 +164,20 @@ class ExactlyOnceOutbox:
         self._held: list[Sent] = []
         self._committed: dict[Partition, tuple[int, str]] = {}
         self._due_s = 0.0
+        self._failure: BrokerError | None = None
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
         """See Outbox."""
-        self._begin()
-        self._producer.send(topic, key, value, headers)
+        with self._final():
+            self._begin()
+            self._producer.send(topic, key, value, headers)
         self._held.append(sent)
 
     def send_many(self, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent) -> None:
         """See Outbox."""
-        self._begin()
-        self._producer.send_many(topic, keys, values)
+        with self._final():
+            self._begin()
+            self._producer.send_many(topic, keys, values)
         self._held.append(sent)
 
     @property
@@ -185,10 +189,11 @@ class ExactlyOnceOutbox:
         """See Outbox; a commit that fails ends the session."""
         if not self._held or not (force or self._clock.monotonic() >= self._due_s):
             return
-        for sent in self._held:
-            self._decided(sent)
-        fresh = {one: what for one, what in self._progress().items() if what != self._committed.get(one)}
-        self._producer.commit(fresh, self._consumer.member())
+        with self._final():
+            for sent in self._held:
+                self._decided(sent)
+            fresh = {one: what for one, what in self._progress().items() if what != self._committed.get(one)}
+            self._producer.commit(fresh, self._consumer.member())
         held, self._held = self._held, []
         self._committed.update(fresh)
         for sent in held:
@@ -209,3 +214,17 @@ class ExactlyOnceOutbox:
         if not self._held:
             self._producer.begin()
             self._due_s = self._clock.monotonic() + self._interval_s
+
+    @contextlib.contextmanager
+    def _final(self) -> Iterator[None]:
+        """What fails within is the end: raised again at each later try, so that nothing is counted or sent twice.
+
+        The end of a session still revokes partitions, and so asks for what is held to be committed.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            yield
+        except BrokerError as error:
+            self._failure = error
+            raise
