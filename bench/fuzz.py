@@ -13,7 +13,7 @@ import re
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.resources import files
 from multiprocessing.process import BaseProcess
@@ -75,10 +75,6 @@ _LONG_NUMBER = re.compile(rf"\d{{{VALUE_DIGITS},}}")
 _INT64_LIMITS = re.compile(r"9223372036854775807|-9223372036854775808")
 _DIGITS = re.compile(r"\d+")
 DETAILS_MAX = 100_000
-# first octets of MessagePack's arrays, maps, bins and exts: no field of these schemas is one
-_CONTAINERS_AND_EXT = [
-    bytes([first]) for first in (*range(0x80, 0xA0), *range(0xC4, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0))
-]
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -280,39 +276,40 @@ def _compare(target: Target, values: list[Message], intake: Intake) -> int:
     for row in rows:
         index = int(intake.offsets[row])
         try:
-            found = PARSERS[target.name](values[index] or b"")
-            expected = [found[name] for name in target.fields]
+            found = PARSERS[target.name](values[index] or b"", target.fields)
         except (ValueError, KeyError) as error:
             raise BrokenPromiseError(f"accepted, but another parser refuses it: {error!r}", index) from error
-        for (name, one), value in zip(target.fields.items(), expected, strict=True):
+        for name, one in target.fields.items():
             got = intake.batch[name][row]
             got = got.decode() if one.type == "string" else one.values[got] if one.type == "category" else got
-            if got != value:
+            if got != found[name]:
                 raise BrokenPromiseError(f"another parser reads another {name}", index)
     return len(rows)
 
 
-def _parse_json(message: bytes) -> dict[str, Any]:
-    """As Python's own parser reads it; raises ValueError where a key of the message's own object occurs twice."""
+def _parse_json(message: bytes, fields: Iterable[str]) -> dict[str, Any]:
+    """The fields as Python's own parser reads them; raises ValueError where the message's own object has a key twice."""
 
     def whole(digits: str) -> float:
         return int(digits) if len(digits) < 30 else math.inf
 
-    pairs = json_module.loads(message.decode(errors="surrogateescape"), object_pairs_hook=tuple, parse_int=whole)
+    pairs = json_module.loads(message.decode(), object_pairs_hook=tuple, parse_int=whole)
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a key occurs twice")
-    return dict(pairs)
+    found = dict(pairs)
+    return {name: found[name] for name in fields}
 
 
-def _parse_msgpack(message: bytes) -> dict[str, Any]:
-    """As msgspec reads it without a schema, but for what nothing is asked of."""
+def _parse_msgpack(message: bytes, fields: Iterable[str]) -> dict[str, Any]:
+    """As msgspec reads the fields without their types."""
     entries = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode(message)
-    return {
-        key: msgspec.msgpack.decode(raw) for key, raw in entries.items() if bytes(raw)[:1] not in _CONTAINERS_AND_EXT
-    }
+    return {name: msgspec.msgpack.decode(entries[name]) for name in fields}
 
 
-PARSERS: dict[CodecName, Callable[[bytes], dict[str, Any]]] = {"json": _parse_json, "msgpack": _parse_msgpack}
+PARSERS: dict[CodecName, Callable[[bytes, Iterable[str]], dict[str, Any]]] = {
+    "json": _parse_json,
+    "msgpack": _parse_msgpack,
+}
 
 
 def find_violation(target: Target, values: list[Message], seed: int, number: int, tally: Tally) -> Violation | None:

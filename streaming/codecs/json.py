@@ -39,6 +39,7 @@ class JsonCodec(MessageCodec):
         return value.count(b":") != self._colons
 
     def _shape(self, value: bytes, entries: dict[str, msgspec.Raw]) -> tuple[int, int]:
+        value.decode()  # the library steps over unknown fields unseen
         brackets = value.count(b"{") + value.count(b"[")
         if brackets <= NESTING_MAX and b"\\" not in value:
             # each key brings one colon; what is not in keys and values is between them

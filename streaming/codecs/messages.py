@@ -91,7 +91,7 @@ class MessageCodec(ABC):
             raise RefusedMessageError(RejectReason.OVERSIZED, detail)
         row: msgspec.Struct = self._decode_row(value)
         if self._may_have_more(value):
-            # a key that is not UTF-8 raises here
+            # raises UnicodeDecodeError for a key that is not UTF-8
             entries = self._decode_entries(value)
             keys, nesting = self._shape(value, entries)
             if keys != len(entries):
@@ -109,7 +109,7 @@ class MessageCodec(ABC):
         """The number of keys of a message that was read, repeated ones counted, and how deep its values nest.
 
         `entries`: its distinct keys, each with one of its values. The nesting, 0 for numbers and texts, may be an upper
-        bound where it is within NESTING_MAX.
+        bound where it is within NESTING_MAX. Raises UnicodeDecodeError where the format wants UTF-8 throughout.
         """
 
     def _explain(self, value: bytes, error: Exception) -> Fault:

@@ -155,6 +155,7 @@ def bad_messages(name: str) -> list[tuple[bytes | None, RejectReason]]:
             (message(name).replace(b"K-1", b"\xc0\xaf"), RejectReason.ENCODING),  # overlong
             (message(name).replace(b"K-1", b"\xed\xa0\x80"), RejectReason.ENCODING),  # a surrogate
             (object_of(name, *GOOD.items(), (b'"\xff"', 1)), RejectReason.ENCODING),
+            (object_of(name, *GOOD.items(), ("x", b'"\xff"')), RejectReason.ENCODING),
             (message(name) + b"\x00", RejectReason.SYNTAX),
             (message(name).replace(b"K-1", b"\\ud800"), RejectReason.SYNTAX),
             (message("json").decode().encode("utf-16"), RejectReason.ENCODING),
@@ -221,6 +222,7 @@ def test_keys_are_told_apart_wherever_they_stand(name: str) -> None:
             [("note", '"amount":1,"amount":2')], [("note", {"amount": 1}), ("other", {"amount": 1})],
             [("amount2", 1), ("Amount", 2)], [("note", "\\\""), ("x:y", ":")],
             [("note", object_of(name, ("a", 1), ("a", 2)))], [("é", "é"), ("e\u0301", ":\\:")], [("note", "[{" * 90)],
+            [("a:b", 1), (":", 2)],
             [(f"new-{number}", number) for number in range(300)], [("note", [["[", {"{": "\\"}], ["]"]] * 60)],
         )
     ]  # fmt: skip
