@@ -55,11 +55,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compile the kernels and touch the models, so that the first transactions do not pay for it."""
-        schema = self.features.schema
-        nothing = ColumnBatch({name: np.zeros(0, one.dtype) for name, one in schema.fields.items()}, 0)
-        self.features.update(nothing)
-        labels = ColumnBatch({name: np.zeros(0, one.dtype) for name, one in schema.label_fields().items()}, 0)
-        self.features.update_labels(labels)
+        self.features.warm_up()
         self._screener.score(np.zeros((1, self.features.width), np.float32))
 
     def fold(self, batch: ColumnBatch, sources: Int64 | None = None) -> None:

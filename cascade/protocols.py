@@ -67,7 +67,14 @@ class Screener(Protocol):
 
 
 class DeepStage(Protocol):
-    """Scores the escalated transactions, without blocking the caller."""
+    """Scores the escalated transactions, without blocking the caller.
+
+    `hedged`: calls that were sent a second time. `late_answers`: calls that were answered after their time was up, when
+    their future had failed already.
+    """
+
+    hedged: int
+    late_answers: int
 
     def submit(self, inputs: DeepInputs, timeout_s: float) -> Future[Float64]:
         """Start scoring; the future holds raw scores (log-odds) float64 [rows].

@@ -67,6 +67,7 @@ class Escalations:
         self._calls: list[DeepCall] = []
         self._of_card: dict[int, int] = {}
         self._ended, self._ended_late = 0, 0
+        self._late_told = deep.late_answers
 
     @property
     def open(self) -> int:
@@ -155,6 +156,11 @@ class Escalations:
         return outcomes
 
     def _observe(self) -> None:
+        if self._deep.late_answers != self._late_told:
+            self._ledger.count_late(self._deep.late_answers - self._late_told)
+            self._late_told = self._deep.late_answers
+        if self._deep.hedged:
+            self._ledger.set_hedged(self._deep.hedged)
         self._overload.observe(self.open, self._ended, self._ended_late)
         self._ended = self._ended_late = 0
         told = self._overload.changed()
@@ -197,7 +203,7 @@ class Escalations:
             return [by_screener(rows, cause, waited_s * 1e3)] if len(rows) else []
         self._breaker.succeeded()
         self._health.ok("deep model")
-        self._ledger.count_late(late)
+        self._ledger.count_late(int(late > 0))
         self._ledger.add_deep_call(len(call.rows), waited_s)
         self._ledger.record_stage("deep", waited_s, 0.0, len(rows))
         probability = self._policy.deep.probability(call.future.result()[chosen])
@@ -213,6 +219,6 @@ class Escalations:
     def _await_late(self, call: DeepCall) -> None:
         def count(answer: Future[Float64]) -> None:
             if not answer.cancelled() and answer.exception() is None:
-                self._ledger.count_late(len(call.rows))
+                self._ledger.count_late(1)
 
         call.future.add_done_callback(count)

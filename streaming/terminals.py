@@ -11,12 +11,12 @@ What others saw is known `terminals.interval_s` later, and leaves a window a buc
 from __future__ import annotations
 
 import numpy as np
-from cascade.features.summaries import decode, encode
 
 from cascade.columns import ColumnBatch, Int64
 from cascade.config import Config
 from cascade.errors import BrokerError
 from cascade.features import FeatureEngine
+from cascade.features.summaries import decode, encode
 from cascade.protocols import Clock
 from cascade.schema import key_codes
 from streaming.clients import ConsumerClient, Partition

@@ -59,6 +59,8 @@ class SimDeepStage:
 
     def __init__(self, life: Life, faults: ModelFaults) -> None:
         self._life, self._world, self._faults = life, life.world, faults
+        self.hedged = 0
+        self.late_answers = 0
 
     def submit(self, inputs: DeepInputs, timeout_s: float) -> Future[Float64]:
         """See DeepStage."""

@@ -191,7 +191,7 @@ class Ledger:
             self._counters.labels += count
 
     def count_late(self, count: int) -> None:
-        """`count` deep answers (rows) came after their transaction was decided."""
+        """`count` deep answers came after their transactions were decided."""
         with self._counting:
             self._counters.late_answers += count
 

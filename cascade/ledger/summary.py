@@ -65,7 +65,8 @@ class StageFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeepCallFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Calls to the deep model; `latency` is a call's, not a transaction's. `late_answers`: rows that came too late.
+    """Calls to the deep model; `latency` is a call's, not a transaction's. `late_answers`: calls answered too late for
+    some or all of their rows.
 
     `hedged_calls`: sent a second time.
     """

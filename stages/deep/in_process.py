@@ -32,6 +32,8 @@ class OnnxDeepStage:
     def __init__(
         self, onnx_path: Path, signature: DeepSignature, threads: int = 1, queue_calls_max: int = QUEUE_CALLS_MAX
     ) -> None:
+        self.hedged = 0
+        self.late_answers = 0
         self._signature = signature
         self._session = _open_session(Path(onnx_path), threads)
         _check_session(self._session, signature, Path(onnx_path))
