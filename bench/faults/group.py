@@ -45,6 +45,7 @@ class Commit:
     partition: Partition
     before: int
     offset: int
+    metadata: str
     asked: int
 
 
@@ -82,9 +83,10 @@ class Group:
         self.members.remove(other)
         other.fenced = True
         self._world.tell("group", f"{life.name} takes the place of {other.life.name}")
-        # what the other still had to give up goes on being asked for
         member.assigned, member.generation, member.news = set(other.assigned), self.generation, True
-        if self.rebalancing or not other.generation:
+        given = {partition for one in self.members for partition in one.assigned}
+        # what the other had given up, or was about to, must still get a new owner
+        if self.rebalancing or not other.generation or given != set(self._partitions):
             self.rebalance()
             member.news = False
         return member
@@ -135,8 +137,14 @@ class Group:
         """Keep offsets; `asked` numbers the requests of all members in the order in which they were sent."""
         for partition, (offset, metadata) in offsets.items():
             before = self.offsets.get(partition, (0, ""))[0]
-            self.commits.append(Commit(partition, before, offset, asked))
+            self.commits.append(Commit(partition, before, offset, metadata, asked))
             self.offsets[partition] = (offset, metadata)
+
+    def newest(self, partition: Partition) -> tuple[int, str]:
+        """What the last commit said that anyone has asked for, though an earlier one may have come after it."""
+        asked = [one for one in self.commits if one.partition == partition]
+        last = max(asked, key=lambda one: one.asked, default=None)
+        return (0, "") if last is None else (last.offset, last.metadata)
 
     def _drop(self, member: Member, why: str) -> None:
         self._world.tell("group", f"{member.life.name} {why}: dropped")

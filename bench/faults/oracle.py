@@ -10,6 +10,7 @@ import numpy as np
 
 from bench.faults.broker import SimBroker
 from bench.faults.consumer import SimConsumer
+from bench.faults.group import Group
 from bench.faults.logs import PartitionLog, Record
 from bench.faults.model import SimScreener, deep_score
 from bench.faults.process import POLICY, SimProcess
@@ -264,10 +265,15 @@ class Oracle:
                 yield f"{one} has {count} dead letters"
 
     def _commit_breaches(self) -> Iterator[str]:
+        """The commits stand at the end of what is decided, and never went back.
+
+        A commit of offsets alone (at-least-once) can come late, after the next one, and put the group back: what is
+        between is decided again under the same ids. With a transaction that must not be.
+        """
         group = self._broker.group
         for partition in self._transactions:
             records = kept(self._broker.logs[partition])
-            offset, metadata = group.offsets.get(partition, (0, ""))
+            offset, metadata = committed(group, partition, self._exactly)
             ahead = Decided.from_commit(offset, metadata).ahead
             if records and (offset <= records[-1].offset or offset > self._broker.logs[partition].end):
                 yield f"{partition}: committed {offset}, the last record is {records[-1].offset}"
@@ -279,6 +285,11 @@ class Oracle:
             if commit.offset < commit.before and (self._exactly or not late):
                 yield f"{commit.partition}: the commit moved back from {commit.before} to {commit.offset}"
             newest[commit.partition] = max(newest[commit.partition], commit.asked)
+
+
+def committed(group: Group, partition: Partition, exactly: bool) -> tuple[int, str]:
+    """Offset and metadata at which the group stands, or, where a late commit may put it back, was last put."""
+    return group.offsets.get(partition, (0, "")) if exactly else group.newest(partition)
 
 
 def kept(log: PartitionLog) -> list[Record]:

@@ -13,7 +13,7 @@ import structlog
 
 from bench.faults.broker import SimBroker
 from bench.faults.disk import SimDisk
-from bench.faults.oracle import Oracle, kept
+from bench.faults.oracle import Oracle, committed, kept
 from bench.faults.process import SimProcess
 from bench.faults.schedule import Options, derive
 from bench.faults.traffic import LABEL_S_MAX, REPEAT_S_MAX, send_last, send_traffic
@@ -98,6 +98,11 @@ class Simulation:
             last = here[-1]
             if last.refused:
                 last.refused = False
+                # nothing else may stop a worker so
+                if not self._cut:
+                    last.problems.append(f"{last.life.name} asks the operator to choose, and the log holds everything")
+                else:
+                    self.world.fire("offsets-expired")
                 self._restore_logs()
             if last.ended:
                 last.superseded = True
@@ -213,7 +218,7 @@ class Simulation:
         lag = []
         for partition in self.broker.partitions(self.options.config.kafka.topics.transactions):
             records = kept(logs[partition])
-            offset, metadata = group.offsets.get(partition, (0, ""))
+            offset, metadata = committed(group, partition, self.options.config.delivery == "exactly-once")
             if records and (offset <= records[-1].offset or metadata):
                 lag.append(f"{partition}: committed {offset}, the last record is {records[-1].offset}")
             owners = [
