@@ -19,9 +19,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from kafka.partitioner import murmur2
 
 from cascade.bundle import Bundle, load_bundle, write_bundle
-from cascade.columns import Array, Bool, Int64
+from cascade.columns import Array, Bool, ColumnBatch, Int64
 from cascade.config import Config
 from cascade.errors import BrokerError, CascadeError
 from cascade.features.spec import DAY_MS
@@ -54,6 +55,21 @@ def simulated(schema: Schema, cards: int, terminals: int, days: int, seed: int) 
     settings = SimulatorSettings(cards=cards, terminals=terminals, days=days, start=date(2024, 1, 1), seed=seed)
     frame = simulate(settings)
     return LabelledData(frame_to_batch(frame, schema, "simulated"), frame["fraud"].to_numpy().astype(np.int64))
+
+
+def apart(data: LabelledData, schema: Schema, partitions: int) -> LabelledData:
+    """The same transactions, but that each terminal is visited by the cards of one partition only.
+
+    What a card's sequence keeps of its terminals is then the same whichever partitions a worker holds beside its own,
+    and states can be compared to the bit.
+    """
+    roles = schema.roles
+    cards, rows = np.unique(data.batch[roles.card], return_inverse=True)
+    # as the producer does with the keys of a topic
+    numbers = np.array([(murmur2(key) & 0x7FFFFFFF) % partitions for key in message_keys(cards)], np.int64)
+    columns = dict(data.batch.columns)
+    columns[roles.terminal] = data.batch[roles.terminal] * partitions + numbers[rows]
+    return LabelledData(ColumnBatch(columns, data.batch.rows), data.fraud)
 
 
 def escalating_bundle(directory: Path, share: float, data: LabelledData) -> Bundle:
@@ -109,7 +125,7 @@ class Endless:
         columns = dict(taken.batch.columns)
         columns[self._roles.transaction_id] = positions
         columns[self._roles.event_time] = taken.batch[self._roles.event_time] + rounds * self._span_ms
-        return LabelledData(type(taken.batch)(columns, len(positions)), taken.fraud)
+        return LabelledData(ColumnBatch(columns, len(positions)), taken.fraud)
 
 
 class SteadyLoad:
@@ -165,14 +181,16 @@ class SteadyLoad:
     def _send(self, stop: int, told: int) -> int:
         roles = self._schema.roles
         batch = self._rows.rows(self.sent, stop).batch
-        self._producer.send_many(self._topics.transactions, message_keys(batch[roles.card]), self._codec.encode(batch))
-        self.sent = stop
         frauds, told = self._rows.labels_due(told, int(batch[roles.event_time][-1]))
         if len(frauds.fraud):
             labels = labels_of(frauds, self._schema.label.field)
             self._producer.send_many(
                 self._topics.labels, message_keys(labels[roles.card]), self._label_codec.encode(labels)
             )
+            # kept before any later transaction is sent, so that `labels.alignment = "exact"` finds them
+            self._producer.flush(FLUSH_S_MAX)
+        self._producer.send_many(self._topics.transactions, message_keys(batch[roles.card]), self._codec.encode(batch))
+        self.sent = stop
         return told
 
 

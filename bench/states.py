@@ -16,8 +16,12 @@ from cascade.features import FeatureEngine
 from cascade.protocols import SystemClock
 from streaming.clients import FetchedBatch
 from streaming.codecs import Codec, codec
+from streaming.codecs.rows import empty_batch
 from streaming.files import FsspecFiles
 from streaming.snapshots import SnapshotStore, fingerprint
+
+# Fewer than a day of a partition: labels must not be told long before they are due, or they push out older ones.
+CHUNK_ROWS = 200
 
 
 class PartitionState(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,8 +47,9 @@ class PartitionState(msgspec.Struct, frozen=True, kw_only=True):
 def compare_states(config: Config, bundle: Bundle) -> list[PartitionState]:
     """Each partition's newest snapshot against a fold of its log, in this process, from its beginning.
 
-    The limit on events a key must be out of reach, and the topics must hold no record that cannot be read: which events
-    a full key keeps depends on which partitions lie together. Raises CascadeError where one of both is not so.
+    Terminals must be visited by the cards of one partition only (`bench.cluster.apart`), labels be aligned exactly, and
+    the limit on events a key be out of reach: else the state rightly depends on which partitions lie together, and on
+    when a label came. Raises CascadeError where the limit is within reach, or a record cannot be read.
     """
     topic, label_topic = config.kafka.topics.transactions, config.kafka.topics.labels
     ends = ends_of(config, topic)
@@ -92,7 +97,10 @@ class _Fold:
         schema, kafka = bundle.schema, config.kafka
         bytes_max = config.worker.message_bytes_max
         self._transactions = _read(config, kafka.topics.transactions, codec(kafka.codec, schema.fields, bytes_max))
-        self._labels = _read(config, kafka.topics.labels, codec(kafka.codec, schema.label_fields(), bytes_max))
+        fields = schema.label_fields()
+        labels = _read(config, kafka.topics.labels, codec(kafka.codec, fields, bytes_max))
+        # one partition, in order of time: as they were sent
+        self._labels, self._label_offsets = labels.get(0, (empty_batch(fields), np.zeros(0, np.int64)))
         times = [batch[schema.roles.event_time] for batch, _ in self._transactions.values() if batch.rows]
         if not times:
             raise CascadeError("no transactions to compare states by")
@@ -100,18 +108,24 @@ class _Fold:
         self._check_limits()
 
     def of_events(self, partition: int, offset: int) -> str:
-        """Digest of the partition's transactions below an offset."""
+        """Digest of the partition's transactions below an offset, labels told when they were due."""
         batch, offsets = self._transactions[partition]
-        engine = self._engine()
+        engine, schema = self._engine(), self._bundle.schema
         below = batch.take(offsets < offset)
-        engine.update(below, np.full(below.rows, partition, np.int64))
+        times, told = below[schema.roles.event_time], 0
+        due_ms = self._labels[schema.roles.event_time] + schema.label.delay_ms
+        for start in range(0, below.rows, CHUNK_ROWS):
+            rows = np.arange(start, min(start + CHUNK_ROWS, below.rows))
+            until = int(np.searchsorted(due_ms, times[rows[-1]], side="right"))
+            engine.update_labels(self._labels.take(np.arange(told, until)))
+            engine.update(below.take(rows), np.full(len(rows), partition, np.int64))
+            told = until
         return engine.digest(partition, self.after_ms)
 
     def of_labels(self, offset: int) -> str:
         """Digest of the labels below an offset."""
         engine = self._engine()
-        for batch, offsets in self._labels.values():
-            engine.update_labels(batch.take(offsets < offset))
+        engine.update_labels(self._labels.take(self._label_offsets < offset))
         return engine.digest_labels(self.after_ms)
 
     def _engine(self) -> FeatureEngine:

@@ -27,7 +27,7 @@ def test_two_hundred_cycles_have_every_fault_every_worker_and_every_kind_of_paus
 
 
 def test_recovery_times_are_given_for_each_kind_of_cycle() -> None:
-    told = [Cycle(plan=one, recovery_s=float(number)) for number, one in enumerate(plans(1, 100, 3))]
+    told = [Cycle(plan=one, recovery_s=float(number), ready_s=None) for number, one in enumerate(plans(1, 100, 3))]
     found = recoveries(told)
     assert (found["all"].kills, found["all"].p50_s, found["all"].max_s) == (100, 50.0, 99.0)
     apart = ("kill alone", "with a broker fault", "with a Triton fault")
