@@ -6,7 +6,7 @@ with the cause for which the deep model did not decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -55,14 +55,14 @@ class Escalations:
 
     def __init__(
         self, config: Config, policy: Policy, deep: DeepStage, card: str, ledger: Ledger, health: HealthState,
-        clock: Clock,
+        clock: Clock, chance: Callable[[], float],
     ) -> None:  # fmt: skip
         self._config = config
         self._policy = policy
         self._deep = deep
         self._card = card
         self._ledger, self._health, self._clock = ledger, health, clock
-        self._breaker = CircuitBreaker(config.breaker, clock.monotonic)
+        self._breaker = CircuitBreaker(config.breaker, clock.monotonic, chance)
         self._overload = EscalationControl(config.overload, config.worker.in_flight_max, clock)
         self._calls: list[DeepCall] = []
         self._of_card: dict[int, int] = {}

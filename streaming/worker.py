@@ -12,6 +12,7 @@ which goes on from what is committed.
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ class Parts:
     """Everything that a worker works with.
 
     `producer`: a TransactionalProducerClient where `config.delivery` is exactly-once. `open_consumer` makes a consumer
-    outside any group. `snapshots`, `hasher`, `summary_consumer`: None where not configured.
+    outside any group. `snapshots`, `hasher`, `summary_consumer`: None where not configured. `chance`: numbers in
+    [0, 1), for what must not happen to all workers at once.
     """
 
     config: Config
@@ -81,6 +83,7 @@ class Parts:
     open_consumer: Callable[[], ConsumerClient]
     hasher: CardHasher | None = None
     summary_consumer: ConsumerClient | None = None
+    chance: Callable[[], float] = random.SystemRandom().random
 
 
 class Worker:
@@ -120,7 +123,7 @@ class Worker:
             parts.health, clock, self._on_live, config.terminals.share,
         )  # fmt: skip
         self._escalations = Escalations(
-            config, parts.engine.policy, parts.deep, self._roles.card, ledger, parts.health, clock
+            config, parts.engine.policy, parts.deep, self._roles.card, ledger, parts.health, clock, parts.chance
         )
         self._repeats = Repeats(
             config, self._first_decisions, parts.engine.policy, self._recovery.owned, parts.open_consumer,

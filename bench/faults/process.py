@@ -154,6 +154,7 @@ class SimProcess:
                 label_consumer=label_consumer, producer=producer, ledger=self.ledger, health=self._health,
                 snapshots=self._snapshots, clock=self.clock, open_consumer=lambda: SimConsumer(broker, life, False),
                 summary_consumer=self._reader(session) if config.terminals.share else None,
+                chance=self._world.chance.random,
             )
         )  # fmt: skip
         self.worker.start()
