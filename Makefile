@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: demo test handbook fuzz bundle constraints clean
+.PHONY: demo test handbook fuzz simulate-faults bundle constraints clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cascade demo --out build/demo
@@ -19,6 +19,9 @@ handbook: $(VENV)/.dev
 
 fuzz: $(VENV)/.serve
 	$(BIN)/cascade fuzz --messages $(or $(N),10000000) --seed $(or $(SEED),1) --json build/fuzz.json
+
+simulate-faults: $(VENV)/.serve
+	$(BIN)/cascade simulate-faults --schedules $(or $(N),1000) --seed $(or $(SEED),1) --out build/faults.json
 
 bundle: $(VENV)/.dev
 	$(BIN)/cascade simulate --out build/bundle/transactions.parquet --cards 4000 --terminals 8000 --days 120 --seed 1

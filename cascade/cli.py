@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": Command("streaming.commands", "Judge the decisions topic by the truth."),
     "doctor": Command("streaming.doctor", "Check broker, topics, Triton, model, bundle, clocks and limits."),
     "handbook": Command("bench.handbook", "Reproduce the figures on the Fraud Detection Handbook's data."),
+    "simulate-faults": Command("bench.faults.commands", "Drive the worker through seeded faults; an oracle judges."),
     "fuzz": Command("bench.fuzz", "Push hostile messages through decoding by the million."),
     "local": Command("streaming.local_parts_commands", "Install and run the embedded broker and Triton.", group=True),
 }
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"cascade {__version__}")
         return 0
     if not given or given[0] in ("--help", "-h", "help"):
-        listing = "\n".join(f"  {name:<10} {command.help}" for name, command in COMMANDS.items())
+        listing = "\n".join(f"  {name:<15} {command.help}" for name, command in COMMANDS.items())
         print(USAGE.format(commands=listing), end="")
         return 0 if given else 2
     if given[0] not in COMMANDS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -31,9 +32,7 @@ class SimConsumer:
     partition, offset and metadata.
     """
 
-    def __init__(
-        self, broker: SimBroker, life: Life, group: bool, instance: str = "", poll_s: float = CALL_S
-    ) -> None:
+    def __init__(self, broker: SimBroker, life: Life, group: bool, instance: str = "", poll_s: float = CALL_S) -> None:
         self._broker, self._world, self._life = broker, broker.world, life
         self._link = Link(broker.network, life, "consumer" if group else "reader")
         self._group = broker.group if group else None
@@ -134,7 +133,7 @@ class SimConsumer:
                 self.resume_s = deadline_s
                 return []
             held_s = min((self._held_until_s.get(one, 0.0) for one in fetchable), default=NEVER_S)
-            world.wait(max(min(until_s, held_s), world.now_s + CALL_S), lambda: self._stirs(len(fetchable)))
+            world.wait(max(min(until_s, held_s), world.now_s + CALL_S), partial(self._stirs, len(fetchable)))
 
     def _stirs(self, fetchable: int) -> bool:
         """Whether there is more to do for `poll` than when `fetchable` partitions had records."""

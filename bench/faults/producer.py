@@ -47,8 +47,8 @@ class SimDelivery:
 class SimProducer:
     """An idempotent producer: what it sends arrives once and in order, or not at all.
 
-    `session` names it in the records that it sends. `told` is called, with topic and number, when the caller learns that
-    records are kept.
+    `session` names it in the records that it sends. `told` is called, with topic and number, when the caller learns
+    that records are kept.
     """
 
     def __init__(self, broker: SimBroker, life: Life, session: str, told: Told) -> None:

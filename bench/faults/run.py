@@ -17,7 +17,7 @@ from bench.faults.oracle import Oracle, committed, kept
 from bench.faults.process import SimProcess
 from bench.faults.schedule import Options, derive
 from bench.faults.traffic import LABEL_S_MAX, REPEAT_S_MAX, send_last, send_traffic
-from bench.faults.world import World
+from bench.faults.world import SimEndless, World
 from streaming.snapshots import Header
 
 RESTART_S_MAX = 0.3
@@ -104,10 +104,7 @@ class Simulation:
                 else:
                     self.world.fire("offsets-expired")
                 self._restore_logs()
-            if last.ended:
-                last.superseded = True
-                world.at(RESTART_S_MAX * chance.random(), self._starter(place))
-            elif last.life.frozen and last.stands_for_good:
+            if last.ended or (last.life.frozen and last.stands_for_good):
                 last.superseded = True
                 world.at(RESTART_S_MAX * chance.random(), self._starter(place))
         world.at(LOOK_S, self._look_after)
@@ -222,9 +219,7 @@ class Simulation:
             if records and (offset <= records[-1].offset or metadata):
                 lag.append(f"{partition}: committed {offset}, the last record is {records[-1].offset}")
             owners = [
-                one.life.name
-                for one in self.live()
-                if one.worker is not None and partition in one.worker.positions
+                one.life.name for one in self.live() if one.worker is not None and partition in one.worker.positions
             ]
             if len(owners) != 1:
                 lag.append(f"{partition} is owned by {owners}")
@@ -251,9 +246,12 @@ class Simulation:
 def simulate(seed: int) -> Outcome:
     """Run one seed."""
     simulation = Simulation(derive(seed))
-    with logs_into(simulation.world):
-        problems = simulation.run()
     world = simulation.world
+    with logs_into(world):
+        try:
+            problems = simulation.run()
+        except SimEndless:
+            problems = ["the run does not end"]
     return Outcome(seed, world.fired, problems, world.trace, world.now_s)
 
 

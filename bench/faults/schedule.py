@@ -10,8 +10,18 @@ from bench.faults.broker import BrokerSettings
 from bench.faults.disk import DiskFaults
 from bench.faults.model import ModelFaults
 from bench.faults.network import Weather
-from cascade.config import CodecName, Config, DeadlineSettings, DuplicateSettings, KafkaSettings, LabelSettings
-from cascade.config import OverloadSettings, StateSettings, TerminalSettings, WorkerSettings
+from cascade.config import (
+    CodecName,
+    Config,
+    DeadlineSettings,
+    DuplicateSettings,
+    KafkaSettings,
+    LabelSettings,
+    OverloadSettings,
+    StateSettings,
+    TerminalSettings,
+    WorkerSettings,
+)
 
 DECISION_PARTITIONS = 2
 

@@ -19,10 +19,26 @@ from typing import Protocol
 # What a call to the outside costs at least; time must go on, or a loop that never waits would stop it.
 CALL_S = 20e-6
 NEVER_S = float("inf")
+# Things that happen in one run, some hundred times what a run has.
+ROUNDS_MAX = 2_000_000
+# Everything that can go wrong; each kind counts how often it did.
+KINDS = (
+    "crash", "zombie", "clock-jump", "restarted",
+    "message-delay", "connection-clogged", "connection-released", "reordered-partitions",
+    "commit-failed", "commit-reply-lost", "commit-late", "delivery-failed", "producer-fenced", "transaction-timeout",
+    "rebalance", "rebalance-in-replay", "session-expired", "offsets-expired",
+    "input-duplicate", "malformed-message", "upstream-aborted",
+    "model-slow", "model-lying", "model-late-answer", "model-doubled-answer",
+    "disk-full", "snapshot-torn", "snapshot-slow",
+)  # fmt: skip
 
 
 class SimCrash(BaseException):
     """The process is gone at this call; no `except Exception` may keep it alive."""
+
+
+class SimEndless(BaseException):
+    """The run does not come to its end."""
 
 
 class Turn(Protocol):
@@ -55,6 +71,7 @@ class World:
         self.turns: list[Turn] = []
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
+        self._rounds = 0
         # until when those wanted to wait who gave others their turn
         self._waiting_until_s: list[float] = []
 
@@ -63,9 +80,11 @@ class World:
         self._number += 1
         heapq.heappush(self._events, (self.now_s + delay_s, self._number, action))
 
-    def fire(self, kind: str, count: int = 1) -> None:
-        """A fault has struck."""
-        self.fired[kind] += count
+    def fire(self, kind: str) -> None:
+        """A fault has struck; raises ValueError where it is none of KINDS."""
+        if kind not in KINDS:
+            raise ValueError(f"{kind} is no kind of fault")
+        self.fired[kind] += 1
         self.tell("fault", kind)
 
     def tell(self, who: str, what: str) -> None:
@@ -87,6 +106,9 @@ class World:
         `alone`: no other process gets a turn meanwhile.
         """
         while True:
+            self._rounds += 1
+            if self._rounds > ROUNDS_MAX:
+                raise SimEndless
             if ready is not None and ready():
                 return True
             event_s = self._events[0][0] if self._events else NEVER_S
