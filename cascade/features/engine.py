@@ -18,8 +18,8 @@ from cascade.schema import Schema, key_codes
 
 HOUR_MS = 3_600_000
 NIGHT_ENDS_HOUR = 6
-# Keys of each field that one call of `absorb` takes: a few milliseconds, so that the caller can go on polling.
-ABSORBED_KEYS = 5_000
+# Keys of each field that one call of `absorb` takes: some milliseconds, so that the caller can go on polling.
+ABSORBED_KEYS = 1_000
 # 1970-01-01 was a Thursday: shifts day numbers so that Monday is 0.
 EPOCH_WEEKDAY = 3
 
