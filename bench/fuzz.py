@@ -288,7 +288,7 @@ def _compare(target: Target, values: list[Message], intake: Intake) -> int:
 
 
 def _parse_json(message: bytes, fields: Iterable[str]) -> dict[str, Any]:
-    """The fields as Python's own parser reads them; raises ValueError where the message's own object has a key twice."""
+    """The fields as Python's own parser reads them; raises ValueError where its own object has a key twice."""
 
     def whole(digits: str) -> float:
         return int(digits) if len(digits) < 30 else math.inf

@@ -248,39 +248,26 @@ def test_the_depth_of_unknown_fields_has_a_bound_that_is_ours(name: str) -> None
 
 
 def test_every_kind_of_msgpack_value_is_stepped_over_by_its_length() -> None:
-    """Containers enough that the message is walked; a wrong step would see nesting where there is none, or none."""
-    octets = b"\x91\x81\xdd"
-    kinds: list[bytes] = [
-        b"\xc0",
-        b"\xc2",
-        b"\xc3",
-        b"\x7f",
-        b"\xe0",
-        b"\xff",
-        b"\xa0",
-        b"\xbf" + octets * 10 + b"\x91",
-    ]
-    kinds += [b"\xca" + octets + b"\x91", b"\xcb" + octets * 2 + b"\x91\x91"]
-    kinds += [bytes([0xCC + power]) + b"\x91" * (1 << power) for power in range(4)]
-    kinds += [bytes([0xD0 + power]) + b"\x91" * (1 << power) for power in range(4)]
+    """A step too short lands on an octet that opens an array, one too long swallows the first of what nests deepest."""
+    sized = {0xC4: b"", 0xC7: b"\x05", 0xD9: b""}  # bin, ext, str: lengths in one, two and four octets
+    kinds = [bytes([0xCA + place]) + b"\x91" * octets for place, octets in enumerate((4, 8, 1, 2, 4, 8, 1, 2, 4, 8))]
     kinds += [bytes([0xD4 + power]) + b"\x05" + b"\x91" * (1 << power) for power in range(5)]
-    for sized in ((0xC4, 0xC5, 0xC6), (0xD9, 0xDA, 0xDB)):
-        kinds += [bytes([one]) + (40).to_bytes(1 << power, "big") + b"\x41" * 40 for power, one in enumerate(sized)]
-    kinds += [bytes([0xC7 + p]) + (40).to_bytes(1 << p, "big") + b"\x05" + b"\x91" * 40 for p in range(3)]
-    kinds += [
-        b"\x90",
-        b"\x80",
-        b"\xdc\0\0",
-        b"\xdd\0\0\0\0",
-        b"\xde\0\0",
-        b"\xdf\0\0\0\0",
-        b"\xdc\0\x02\1\2",
-        b"\x81\1\2",
-    ]
+    kinds += [bytes([0xA0 | count]) + b"\x91" * count for count in (0, 1, 31)]
+    for first, kind in sized.items():
+        kinds += [bytes([first + p]) + (40).to_bytes(1 << p, "big") + kind + b"\x91" * 40 for p in range(3)]
+    for counted, items in (((0x91, 0xDC, 0xDD), 1), ((0x81, 0xDE, 0xDF), 2)):
+        headers = [
+            bytes([counted[0]]),
+            *(bytes([one]) + (1).to_bytes(2 + 2 * p, "big") for p, one in enumerate(counted[1:])),
+        ]
+        kinds += [header + b"\x01" * items for header in headers]
+    kinds += [b"\xc0", b"\xc2", b"\xc3", b"\x7f", b"\xe0", b"\xff", b"\x90", b"\x80", b"\xdc\0\0", b"\xdf\0\0\0\0"]
     filler = ("filler", [[]] * 40)
     for kind in kinds:
-        flat = object_of("msgpack", *GOOD.items(), filler, ("x", kind), ("y", nested(NESTING_MAX)))
-        deep = object_of("msgpack", *GOOD.items(), filler, ("x", kind), ("y", nested(NESTING_MAX + 1)))
+        flat, deep = (
+            object_of("msgpack", *GOOD.items(), filler, ("x", b"\x92" + kind + msgspec.msgpack.encode(nested(depth))))
+            for depth in (NESTING_MAX - 1, NESTING_MAX)
+        )
         assert make("msgpack").decode([flat, deep]).rows.tolist() == [0], kind
 
 
