@@ -30,7 +30,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.mutations import Maker, Message, dearest
+from bench.hostile import Maker, Message, dearest
 from cascade.columns import ColumnBatch, Int64
 from cascade.config import CodecName, WorkerSettings
 from cascade.frames import frame_to_batch

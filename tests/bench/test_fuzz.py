@@ -27,7 +27,7 @@ from bench.fuzz import (
     rows_of,
     target_of,
 )
-from bench.mutations import CORPUS, KINDS, Maker, Message
+from bench.hostile import CORPUS, KINDS, Maker, Message
 from cascade.cli import main
 from cascade.columns import ColumnBatch
 from streaming.codecs import Decoded, Reject, RejectReason

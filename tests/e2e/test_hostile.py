@@ -27,7 +27,7 @@ import pytest
 
 import bench.embedded
 from bench.embedded import EmbeddedParts, ServiceProcess
-from bench.mutations import Maker, Message
+from bench.hostile import Maker, Message
 from cascade.bundle import Bundle, load_bundle, write_bundle
 from cascade.columns import ColumnBatch
 from cascade.config import CodecName, Config
