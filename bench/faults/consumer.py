@@ -200,7 +200,7 @@ class SimConsumer:
                 self._callbacks[2](lost)
                 self._let_go(lost)
         if self._member is None:
-            self._member = member = group.enter(self._life, self._instance)
+            self._member = member = group.enter(self._life, self._link, self._instance)
         if member is not None and group.rebalancing and not member.joined:
             group.join(member, self._owned)
         if member is not None and member.news:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bench.faults.network import Link
 from bench.faults.world import Life, World
 from cascade.errors import BrokerError
 from streaming.clients import Partition
@@ -21,13 +22,14 @@ Offsets = dict[Partition, tuple[int, str]]
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One consumer in the group. `owned`: what it last said that it has; `assigned`: what it may have now.
+    """One consumer in the group. `link`: its connection, over which it heartbeats. `owned`: what it last said that it has; `assigned`: what it may have now.
 
     `generation`: the one it knows of. `news`: an assignment that it has not taken yet.
     """
 
     number: int
     life: Life
+    link: Link
     instance: str
     owned: set[Partition] = field(default_factory=set)
     assigned: set[Partition] = field(default_factory=set)
@@ -71,10 +73,10 @@ class Group:
         """Whether members are asked to join anew."""
         return self._joining_since_s is not None
 
-    def enter(self, life: Life, instance: str) -> Member:
+    def enter(self, life: Life, link: Link, instance: str) -> Member:
         """A new consumer comes; one with the `instance` of another takes its place, without a rebalance."""
         self._number += 1
-        member = Member(self._number, life, instance, seen_s=self._world.now_s)
+        member = Member(self._number, life, link, instance, seen_s=self._world.now_s)
         other = next((one for one in self.members if instance and one.instance == instance), None)
         self.members.append(member)
         if other is None:
@@ -117,7 +119,7 @@ class Group:
         """Miss the members that do not heartbeat, and those that do not join in time."""
         now_s = self._world.now_s
         for member in list(self.members):
-            if member.life.beats:
+            if member.life.beats and not member.link.clogged:
                 member.seen_s = now_s
             elif now_s - member.seen_s > self._session_timeout_s:
                 self._drop(member, "does not heartbeat")

@@ -106,7 +106,7 @@ def derive(seed: int) -> Options:
         return chance.randint(1, most) if chance.random() < share else 0
 
     partitions = chance.randint(1, 4)
-    workers = chance.randint(1, min(3, partitions + 1))
+    workers = min(chance.choice([1, 2, 2, 3]), partitions + 1)
     share_terminals = chance.random() < 0.15
     seconds = chance.uniform(0.5, 2.5)
     config = _config(chance, share_terminals)
@@ -133,7 +133,7 @@ def derive(seed: int) -> Options:
         shared_topic=topics.transactions,
         session_timeout_s=chance.uniform(0.3, 1.0),
         rebalance_timeout_s=chance.uniform(2.0, 4.0),
-        transaction_timeout_s=chance.uniform(1.0, 2.5),
+        transaction_timeout_s=chance.uniform(1.0, 6.0),
         weather=weather,
     )  # fmt: skip
     return Options(
@@ -163,8 +163,8 @@ def derive(seed: int) -> Options:
             points_max=chance.choice([60, 200, 600]),
             replace_share=chance.choice([0.0, 0.5, 1.0]),
             clock_jumps=count(0.3, 3),
-            clogs=count(0.4, 3),
-            clog_s=chance.uniform(0.05, 1.5),
+            clogs=count(0.4, 4),
+            clog_s=chance.uniform(0.05, 2.0),
             intruders=count(0.2, 2),
             stops=count(0.3, 2),
             cuts=count(0.3, 2),
