@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import tomllib
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -22,7 +23,7 @@ from cascade.schema import read_setting_file
 CodecName = Literal["json", "msgpack"]
 ClientName = Literal["kafka-python"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
-SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 OptionalText = Annotated[str, msgspec.Meta(max_length=1024)]
@@ -53,7 +54,10 @@ class SecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[kafka.security]`: TLS and SASL towards the brokers; empty text means absent.
 
     `certificate_file` and `key_file` (PEM) are the client's own, for mutual TLS. `key_password_env` and
-    `password_env` name environment variables, `password_file` a file whose only line is the password.
+    `password_env` name environment variables, `password_file` a file whose only line is the password. With
+    `OAUTHBEARER` a token takes the place of user name and password: from `token_file`, whose only line it is, read at
+    each connection; or from `token_endpoint`, an OAuth server that `ca_file` vouches for, which gives it to `client_id`
+    and its secret (`client_secret_env` or `client_secret_file`) for `scope`.
     """
 
     protocol: SecurityProtocol = "PLAINTEXT"
@@ -65,6 +69,12 @@ class SecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     username: OptionalText = ""
     password_env: OptionalText = ""
     password_file: OptionalText = ""
+    token_file: OptionalText = ""
+    token_endpoint: OptionalText = ""
+    client_id: OptionalText = ""
+    client_secret_env: OptionalText = ""
+    client_secret_file: OptionalText = ""
+    scope: OptionalText = ""
 
     @property
     def uses_tls(self) -> bool:
@@ -73,8 +83,13 @@ class SecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def uses_sasl(self) -> bool:
-        """Whether the client names itself with user name and password."""
+        """Whether the client names itself, with user name and password or with a token."""
         return self.protocol in ("SASL_PLAINTEXT", "SASL_SSL")
+
+    @property
+    def uses_tokens(self) -> bool:
+        """Whether it does so with a token."""
+        return self.uses_sasl and self.sasl_mechanism == "OAUTHBEARER"
 
     def password(self, environment: Mapping[str, str] = os.environ) -> str | None:
         """The SASL password, read now; raises SettingError where it is named but absent."""
@@ -83,6 +98,12 @@ class SecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.password_file:
             return _secret_from_file("kafka.security.password_file", self.password_file)
         return None
+
+    def client_secret(self, environment: Mapping[str, str] = os.environ) -> str:
+        """The secret of `client_id`, read now; raises SettingError where it is absent."""
+        if self.client_secret_env:
+            return _secret_from_environment("kafka.security.client_secret_env", self.client_secret_env, environment)
+        return _secret_from_file("kafka.security.client_secret_file", self.client_secret_file)
 
     def key_password(self, environment: Mapping[str, str] = os.environ) -> str | None:
         """The password of `key_file`, read now; raises SettingError where it is named but absent."""
@@ -467,18 +488,23 @@ def _check_security(security: SecuritySettings, origin: str, environment: Mappin
             "leaves the TLS files unused",
             "use SSL or SASL_SSL, or remove the files",
         )
-    if security.uses_sasl:
+    if not security.uses_tokens and (security.token_file or security.token_endpoint):
+        raise SettingError(
+            origin,
+            f"{section}.sasl_mechanism",
+            security.sasl_mechanism,
+            "leaves the source of tokens unused",
+            'use SASL_SSL with "OAUTHBEARER", or remove token_file and token_endpoint',
+        )
+    if security.uses_tokens:
+        _check_tokens(security, origin)
+    elif security.uses_sasl:
         if not security.username:
             raise SettingError(origin, f"{section}.username", None, "missing", f"{security.protocol} needs it")
-        if bool(security.password_env) == bool(security.password_file):
-            raise SettingError(
-                origin,
-                f"{section}.password_env",
-                None,
-                "exactly one source of the password is needed",
-                "set either password_env or password_file",
-            )
+        _check_one_source(security, "password_env", "password_file", "the password", origin)
     try:
+        if security.uses_tokens and security.token_endpoint:
+            security.client_secret(environment)
         security.password(environment)
         security.key_password(environment)
     except SettingError as error:
@@ -490,6 +516,51 @@ def _check_privacy(privacy: PrivacySettings, origin: str, environment: Mapping[s
         privacy.key(environment)
     except SettingError as error:
         raise SettingError(origin, error.key, error.value, error.problem, error.remedy) from error
+
+
+def _check_tokens(security: SecuritySettings, origin: str) -> None:
+    section = "kafka.security"
+    for key in ("username", "password_env", "password_file"):
+        if getattr(security, key):
+            raise SettingError(origin, f"{section}.{key}", None, "is not used with OAUTHBEARER", "remove it")
+    _check_one_source(security, "token_file", "token_endpoint", "the token", origin)
+    if security.token_file:
+        if not Path(security.token_file).is_file():
+            raise SettingError(origin, f"{section}.token_file", security.token_file, "no such file", "check the path")
+        return
+    if not _is_token_endpoint(security.token_endpoint):
+        # not shown: there may be a password in it
+        raise SettingError(
+            origin,
+            f"{section}.token_endpoint",
+            None,
+            "not an https URL without user name and password",
+            "write https://host/path; http only for this machine itself",
+        )
+    if not security.client_id:
+        raise SettingError(origin, f"{section}.client_id", None, "missing", "token_endpoint needs it")
+    _check_one_source(security, "client_secret_env", "client_secret_file", "the client's secret", origin)
+
+
+def _is_token_endpoint(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return False
+    allowed = ("https", "http") if host in ("localhost", "127.0.0.1", "::1") else ("https",)
+    return bool(host) and parts.scheme in allowed and "@" not in parts.netloc and url.isprintable() and " " not in url
+
+
+def _check_one_source(security: SecuritySettings, one: str, other: str, what: str, origin: str) -> None:
+    if bool(getattr(security, one)) == bool(getattr(security, other)):
+        raise SettingError(
+            origin,
+            f"kafka.security.{one}",
+            None,
+            f"exactly one source of {what} is needed",
+            f"set either {one} or {other}",
+        )
 
 
 def _check_deep(deep: DeepSettings, origin: str) -> None:

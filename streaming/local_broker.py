@@ -32,6 +32,7 @@ from cascade.local_parts import (
     read_marker,
     staged_directory,
 )
+from streaming.local_security import LocalSecurity
 
 KAFKA_VERSION = "4.2.2"
 # Kafka's own distribution adds a logging backend that its Maven coordinates leave out; this one needs no files.
@@ -162,9 +163,17 @@ class LocalBroker:
     `data_dir` keeps topics and offsets, so a later broker on the same directory and number of nodes goes on where
     this one stopped; node i has the directory `node-i` and the log `node-i.log`. `nodes`: 1, or 3 and more for
     replicated topics (at least two in-sync replicas). `port`: of node 0, the others follow; free ones by default.
+    `security`: more listeners (`secure_bootstrap`), with TLS and SASL, beside the plain one.
     """
 
-    def __init__(self, data_dir: Path, nodes: int = 1, parts_dir: Path | None = None, port: int | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        nodes: int = 1,
+        parts_dir: Path | None = None,
+        port: int | None = None,
+        security: LocalSecurity | None = None,
+    ) -> None:
         if not 1 <= nodes <= NODES_MAX:
             raise ValueError(f"nodes = {nodes}: use 1 to {NODES_MAX}")
         self.data_dir = Path(data_dir).absolute()
@@ -175,6 +184,8 @@ class LocalBroker:
         self._controller_ports: list[int] = []
         self._advertised_ports: list[int] = []
         self._between_ports: list[int] = []
+        self._security = security
+        self._secure_ports: dict[str, list[int]] = {}
         self._processes: list[OwnedProcess] = []
 
     def __enter__(self) -> Self:
@@ -188,6 +199,11 @@ class LocalBroker:
     def bootstrap(self) -> str:
         """Addresses of all nodes, `127.0.0.1:port[,127.0.0.1:port...]`."""
         return ",".join(f"127.0.0.1:{port}" for port in self._advertised_ports or self._ports)
+
+    def secure_bootstrap(self, listener: str) -> str:
+        """Addresses of all nodes at the listener of that name of `security`."""
+        host = "" if self._security is None else self._security.host
+        return ",".join(f"{host}:{port}" for port in self._secure_ports[listener])
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -277,11 +293,19 @@ class LocalBroker:
             self._ports = [self._first_port + node for node in range(self.nodes)]
             self._controller_ports = [port for port in free_ports(2 * self.nodes) if port not in self._ports]
             del self._controller_ports[self.nodes :]
+        if self._security is not None:
+            names = list(self._security.listeners)
+            ports = free_ports((len(names) + 2) * self.nodes)
+            ports = [port for port in ports if port not in (*self._ports, *self._controller_ports)]
+            self._secure_ports = {name: ports[self.nodes * place :][: self.nodes] for place, name in enumerate(names)}
 
     def _java_command(self, *arguments: str) -> list[str]:
         jars = _installed_jars(self._parts_dir) or []
         class_path = ":".join(str(jar) for jar in jars)
         return [str(_java()), *_JVM_OPTIONS, *_LOG_OPTIONS, "-cp", class_path, *arguments]
+
+    def _keystore(self, node: int) -> Path:
+        return self.data_dir / f"node-{node}.keystore.pem"
 
     def _properties_file(self, node: int) -> Path:
         return self.data_dir / f"node-{node}.properties"
@@ -304,12 +328,15 @@ class LocalBroker:
     def _prepare_node(self, node: int) -> None:
         """Write the node's settings and, the first time, the identity that KRaft keeps in its storage."""
         properties = self._properties_file(node)
+        if self._security is not None:
+            self._security.write_keystore(self._keystore(node))
         properties.write_text("".join(f"{key}={value}\n" for key, value in self._settings(node).items()))
         if (self.data_dir / f"node-{node}" / "meta.properties").exists():
             return
         command = self._java_command(
-            "kafka.tools.StorageTool", "format", "--cluster-id", self._cluster_id(), "--config", str(properties)
-        )
+            "kafka.tools.StorageTool", "format", "--cluster-id", self._cluster_id(), "--config", str(properties),
+            *(self._security.format_arguments() if self._security is not None else ()),
+        )  # fmt: skip
         try:
             done = subprocess.run(
                 command, env=_ENVIRONMENT, capture_output=True, text=True, timeout=_FORMAT_TIMEOUT_S, check=False
@@ -342,6 +369,9 @@ class LocalBroker:
             # Fifty partitions each, the default, are a hundred directories to open at every start.
             "offsets.topic.num.partitions": 4,
             "transaction.state.log.num.partitions": 4,
+            # Transactions whose time is out are looked for this often; readers wait for them up to ten seconds by
+            # default.
+            "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1000,
             # Nobody else is about to join the group: without this each first join waits three seconds.
             "group.initial.rebalance.delay.ms": 0,
             # Records carry their own time stamps, and replayed history is older than any limit.
@@ -354,16 +384,27 @@ class LocalBroker:
         }
 
     def _listeners(self, node: int) -> dict[str, str | int]:
-        address = f"PLAINTEXT://127.0.0.1:{self._ports[node]}"
-        controller = f"CONTROLLER://127.0.0.1:{self._controller_ports[node]}"
-        if not self._advertised_ports:
-            return {"listeners": f"{address},{controller}", "advertised.listeners": address}
-        between = f"BETWEEN://127.0.0.1:{self._between_ports[node]}"
+        plain = self._advertised_ports or self._ports
+        listening = {"PLAINTEXT": f"127.0.0.1:{self._ports[node]}"}
+        advertised = {"PLAINTEXT": f"127.0.0.1:{plain[node]}"}
+        protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT"}
+        others: dict[str, str | int] = {"inter.broker.listener.name": "PLAINTEXT"}
+        if self._advertised_ports:
+            listening["BETWEEN"] = advertised["BETWEEN"] = f"127.0.0.1:{self._between_ports[node]}"
+            protocols["BETWEEN"] = "PLAINTEXT"
+            others["inter.broker.listener.name"] = "BETWEEN"
+        if self._security is not None:
+            for name, listener in self._security.listeners.items():
+                port = self._secure_ports[name][node]
+                listening[name], advertised[name] = f"127.0.0.1:{port}", f"{self._security.host}:{port}"
+                protocols[name] = listener.protocol
+            others.update(self._security.settings(self._keystore(node)))
+        listening["CONTROLLER"] = f"127.0.0.1:{self._controller_ports[node]}"
         return {
-            "listeners": f"{address},{between},{controller}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._advertised_ports[node]},{between}",
-            "inter.broker.listener.name": "BETWEEN",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,BETWEEN:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": ",".join(f"{name}://{address}" for name, address in listening.items()),
+            "advertised.listeners": ",".join(f"{name}://{address}" for name, address in advertised.items()),
+            "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
+            **others,
         }
 
     def _wait_ready(self, nodes: list[int], timeout_s: float) -> None:

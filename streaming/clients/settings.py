@@ -6,21 +6,20 @@ import logging
 from typing import Any
 
 from cascade.config import KafkaSettings
-
-
-class Secret(str):
-    """A password whose representation does not show it: kafka-python logs its configuration at DEBUG."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'***'"
+from streaming.clients.prompt_refusal import RefusalTellingClient
+from streaming.clients.secret import Secret
+from streaming.clients.tokens import make_token_provider
 
 
 def connection_settings(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
     """Addresses, TLS and SASL; raises SettingError where a secret that is named cannot be read."""
     quieten_vendor()
-    return {"bootstrap_servers": kafka.servers, "client_id": client_id, **_security(kafka)}
+    return {
+        "bootstrap_servers": kafka.servers,
+        "client_id": client_id,
+        "kafka_client": RefusalTellingClient,
+        **_security(kafka),
+    }
 
 
 def _security(kafka: KafkaSettings) -> dict[str, Any]:
@@ -35,7 +34,9 @@ def _security(kafka: KafkaSettings) -> dict[str, Any]:
             "ssl_keyfile": security.key_file or None,
             "ssl_password": Secret(key_password) if key_password else None,
         }
-    if security.uses_sasl:
+    if security.uses_tokens:
+        settings |= {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": make_token_provider(security)}
+    elif security.uses_sasl:
         settings |= {
             "sasl_mechanism": security.sasl_mechanism,
             "sasl_plain_username": security.username,

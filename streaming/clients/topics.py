@@ -10,18 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from kafka import KafkaAdminClient
-from kafka.errors import (
-    AuthorizationError,
-    KafkaConfigurationError,
-    KafkaError,
-    SaslAuthenticationFailedError,
-    TopicAlreadyExistsError,
-)
+from kafka.errors import TopicAlreadyExistsError
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
+from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS, translated
+from streaming.clients.prompt_refusal import is_refusal
 from streaming.clients.protocol import TopicSpec
 from streaming.clients.settings import connection_settings
+from streaming.clients.tokens import TokenRefusedError, make_token_provider
 
 BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 5.0
@@ -29,7 +26,6 @@ BACKOFF_MAX_S = 5.0
 JITTER_SHARE = 0.5
 PROBE_TIMEOUT_S = 2.0
 ATTEMPT_TIMEOUT_S = 10.0
-REQUEST_TIMEOUT_MS = 15_000
 
 
 def wait_for_broker(
@@ -42,7 +38,7 @@ def wait_for_broker(
 ) -> None:
     """Return once a broker answers; `report` hears before each pause what is waited for.
 
-    Raises BrokerError after `timeout_s` seconds, and at once where it is refused for its credentials.
+    Raises BrokerError after `timeout_s` seconds, and at once where credentials or certificates are refused.
     """
     deadline_s = time.monotonic() + timeout_s
     pause_s = BACKOFF_FIRST_S
@@ -92,17 +88,17 @@ def missing_topics(kafka: KafkaSettings, names: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _admin(kafka: KafkaSettings, timeout_s: float) -> Iterator[Any]:
-    try:
-        with contextlib.closing(
+    with (
+        translated("asking about topics", kafka.bootstrap),
+        contextlib.closing(
             KafkaAdminClient(
                 **connection_settings(kafka, "cascade-admin"),
                 bootstrap_timeout_ms=int(timeout_s * 1_000),
                 request_timeout_ms=REQUEST_TIMEOUT_MS,
             )
-        ) as admin:
-            yield admin
-    except (KafkaError, OSError, ValueError) as error:
-        raise BrokerError(f"Kafka at {kafka.bootstrap}: {' '.join(str(error).split())}") from error
+        ) as admin,
+    ):
+        yield admin
 
 
 def _problem(kafka: KafkaSettings, timeout_s: float) -> str | None:
@@ -111,10 +107,17 @@ def _problem(kafka: KafkaSettings, timeout_s: float) -> str | None:
     if all(problem is not None for problem in problems):
         return problems[0]
     try:
+        if kafka.security.uses_tokens:
+            make_token_provider(kafka.security).token()
+    except TokenRefusedError:
+        raise
+    except BrokerError as error:
+        return str(error)
+    try:
         with _admin(kafka, min(ATTEMPT_TIMEOUT_S, timeout_s)) as admin:
             admin.list_topics()
     except BrokerError as error:
-        if isinstance(error.__cause__, (SaslAuthenticationFailedError, AuthorizationError, KafkaConfigurationError)):
+        if is_refusal(error.__cause__):
             raise
         return "it accepts connections, but does not answer as Kafka with these kafka.security settings"
     return None

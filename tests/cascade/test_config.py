@@ -99,6 +99,44 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "nowhere.toml", {})
 
 
+OAUTH = "[kafka.security]\nprotocol = 'SASL_SSL'\nsasl_mechanism = 'OAUTHBEARER'\n"
+ENDPOINT = OAUTH + "token_endpoint = 'https://idp.example/token'\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (OAUTH, ["kafka.security.token_file", "exactly one source", "token_endpoint"]),
+        (OAUTH + "token_file = 't'\ntoken_endpoint = 'https://a/b'", ["token_file", "exactly one source"]),
+        (OAUTH + "token_file = '/nowhere/token'", ["token_file = '/nowhere/token'", "no such file"]),
+        (OAUTH + "token_file = 't'\nusername = 'u'", ["username", "is not used with OAUTHBEARER"]),
+        (OAUTH + "token_endpoint = 'http://idp.example/token'", ["token_endpoint", "not an https URL"]),
+        (OAUTH + "token_endpoint = 'https://u:hunter2@idp.example/'", ["token_endpoint", "not an https URL"]),
+        (OAUTH + "token_endpoint = 'https://idp.example:x/'", ["token_endpoint", "not an https URL"]),
+        (ENDPOINT, ["client_id", "missing"]),
+        (ENDPOINT + "client_id = 'c'", ["client_secret_env", "set either client_secret_env or client_secret_file"]),
+        (ENDPOINT + "client_id = 'c'\nclient_secret_env = 'UNSET_VARIABLE'", ["client_secret_env", "not set"]),
+        (ENDPOINT + "client_id = 'c'\nclient_secret_file = '/nowhere/s'", ["client_secret_file", "cannot be read"]),
+        ("[kafka.security]\ntoken_file = 't'", ["sasl_mechanism", "leaves the source of tokens unused"]),
+    ],
+)
+def test_settings_of_tokens_that_contradict_each_other_are_refused(
+    tmp_path: Path, content: str, parts: list[str]
+) -> None:
+    line = refusal(tmp_path, content)
+    assert "hunter2" not in line
+    for part in parts:
+        assert part in line
+
+
+def test_tokens_need_no_user_name_and_http_is_for_this_machine_alone(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("t")
+    assert load(tmp_path, OAUTH + f"token_file = '{file}'").kafka.security.uses_tokens
+    local = OAUTH + "token_endpoint = 'http://127.0.0.1:80/t'\nclient_id = 'c'\nclient_secret_env = 'S'"
+    assert load(tmp_path, local, {"S": "secret"}).kafka.security.client_secret({"S": "secret"}) == "secret"
+
+
 @pytest.mark.parametrize("key", ["password", "password_env"])
 def test_a_secret_put_into_the_file_by_mistake_is_not_printed(tmp_path: Path, key: str) -> None:
     content = f"[kafka.security]\nprotocol = 'SASL_SSL'\nusername = 'u'\n{key} = 'hunter2!'"

@@ -20,6 +20,7 @@ from cascade.errors import LocalPartError
 from streaming import local_broker
 from streaming.clients import TopicSpec, ensure_topics
 from streaming.local_broker import LocalBroker
+from streaming.local_security import LocalSecurity, SecureListener
 from tests.conftest import Broker
 
 OWNER = """
@@ -149,3 +150,12 @@ def test_no_cluster_id_looks_like_an_option(monkeypatch: pytest.MonkeyPatch) -> 
     ids = iter([uuid.UUID(bytes=b"\xf8" * 16), uuid.UUID(bytes=b"\x01" * 16)])
     monkeypatch.setattr(local_broker.uuid, "uuid4", lambda: next(ids))
     assert local_broker._new_cluster_id() == "AQEBAQEBAQEBAQEBAQEBAQ"
+
+
+def test_only_what_properties_and_commands_can_carry_names_users_and_listeners(tmp_path: Path) -> None:
+    files = (tmp_path / "c.pem", tmp_path / "k.pem", tmp_path / "ca.pem")
+    with pytest.raises(ValueError, match="letters and digits"):
+        LocalSecurity({"TLS": SecureListener()}, *files, users={"a": 'b",name=c'})
+    with pytest.raises(ValueError, match="capital letters"):
+        LocalSecurity({"tls=x": SecureListener()}, *files)
+    assert "hunter2" not in repr(LocalSecurity({}, *files, users={"a": "hunter2"}))

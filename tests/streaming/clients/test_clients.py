@@ -8,7 +8,10 @@ import uuid
 from contextlib import closing
 from typing import Any
 
+import msgspec
 import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from cascade.config import KafkaSettings, SecuritySettings
 from cascade.errors import BrokerError
@@ -24,6 +27,7 @@ from streaming.clients import (
 )
 from streaming.clients.kafka_consumer import KafkaPythonConsumer
 from streaming.clients.kafka_producer import KafkaPythonProducer
+from streaming.clients.prompt_refusal import RefusalTellingClient
 from streaming.clients.settings import connection_settings
 from tests.streaming.clients.helpers import Events, fill, gather, ignore, poll_until, values
 
@@ -334,7 +338,8 @@ def test_security_settings_reach_the_vendor_and_passwords_do_not_show(monkeypatc
     )  # fmt: skip
     settings = connection_settings(KafkaSettings(bootstrap="a:1,b:2", security=security), "id")
     assert settings == {
-        "bootstrap_servers": ["a:1", "b:2"], "client_id": "id", "security_protocol": "SASL_SSL",
+        "bootstrap_servers": ["a:1", "b:2"], "client_id": "id", "kafka_client": RefusalTellingClient,
+        "security_protocol": "SASL_SSL",
         "ssl_check_hostname": True, "ssl_cafile": "ca.pem", "ssl_certfile": "me.pem", "ssl_keyfile": "key.pem",
         "ssl_password": "hunter3", "sasl_mechanism": "SCRAM-SHA-256", "sasl_plain_username": "cascade",
         "sasl_plain_password": "hunter2",
@@ -384,3 +389,23 @@ def test_a_topic_that_cannot_be_made_is_one_line(kafka: KafkaSettings) -> None:
     with pytest.raises(BrokerError, match=r"no/name") as caught:
         ensure_topics(kafka, [TopicSpec("no/name", 1)])
     assert "\n" not in str(caught.value)
+
+
+def test_some_of_the_addresses_may_be_down(kafka: KafkaSettings, topic: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute, socket.create_server(("127.0.0.1", 0)) as gone:
+        silent, closed = mute.getsockname()[1], gone.getsockname()[1]
+        gone.close()
+        both = msgspec.structs.replace(kafka, bootstrap=f"127.0.0.1:{closed},127.0.0.1:{silent},{kafka.bootstrap}")
+        wait_for_broker(both, 30, lambda line: None)
+        assert ensure_topics(both, [TopicSpec(topic)]) == []
+        fill(both, topic, 1)
+
+
+def test_a_topic_can_be_compacted_and_cut(kafka: KafkaSettings) -> None:
+    name = f"t-{uuid.uuid4().hex}"
+    settings = {"cleanup.policy": "compact,delete", "retention.ms": "86400000"}
+    assert ensure_topics(kafka, [TopicSpec(name, 1, settings=settings)]) == [name]
+    with closing(KafkaAdminClient(bootstrap_servers=kafka.servers)) as admin:
+        found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
+    assert "compact,delete" in str(found)
+    assert "86400000" in str(found)

@@ -1,0 +1,196 @@
+"""TLS and SASL through our own clients, against a real broker with certificates that are made here."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cascade.config import KafkaSettings, SecuritySettings
+from cascade.errors import BrokerError
+from streaming.clients import TopicSpec, ensure_topics, make_consumer, make_producer, wait_for_broker
+from streaming.local_broker import LocalBroker
+from streaming.local_security import LocalSecurity, SecureListener
+from tests.certificates import Authority, make_authority
+from tests.token_server import token_server, unsigned_token
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
+
+PASSWORD = "c0rrectHorse"
+WRONG_PASSWORD = "wr0ngHorse"
+# a refusal is told at once: one attempt, no waiting for the time given (60 s below) to run out
+AT_ONCE_S = 8.0
+SASL_LISTENERS = {
+    "PLAIN": "PLAIN", "SCRAMA": "SCRAM-SHA-256", "SCRAMB": "SCRAM-SHA-512", "TOKEN": "OAUTHBEARER",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Secured:
+    broker: LocalBroker
+    ours: Authority
+    theirs: Authority
+
+    def kafka(self, listener: str, host: str = "localhost", **security: str) -> KafkaSettings:
+        """Settings for a listener, with the authority that has signed the broker's certificate."""
+        protocol = "SASL_SSL" if listener in SASL_LISTENERS else "SSL"
+        if listener in SASL_LISTENERS:
+            security = {"sasl_mechanism": SASL_LISTENERS[listener]} | security
+        return KafkaSettings(
+            bootstrap=self.broker.secure_bootstrap(listener).replace("localhost", host),
+            group=f"g-{uuid.uuid4().hex}",
+            security=SecuritySettings(protocol=protocol, **({"ca_file": str(self.ours.ca_file)} | security)),  # type: ignore[arg-type]
+        )
+
+
+@pytest.fixture(scope="module")
+def secured(kafka_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    directory = tmp_path_factory.mktemp("secured")
+    ours, theirs = make_authority(directory / "ours"), make_authority(directory / "theirs")
+    certificate, key = ours.issue("broker", ["localhost"])
+    listeners = {"TLS": SecureListener(), "MUTUAL": SecureListener(client_certificate=True)} | {
+        name: SecureListener("SASL_SSL", mechanism)  # type: ignore[arg-type]
+        for name, mechanism in SASL_LISTENERS.items()
+    }
+    security = LocalSecurity(listeners, certificate, key, ours.ca_file, users={"cascade": PASSWORD})
+    with LocalBroker(directory / "broker", parts_dir=kafka_parts, security=security) as broker:
+        yield Secured(broker, ours, theirs)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_PASSWORD", PASSWORD)
+    monkeypatch.setenv("WRONG_PASSWORD", WRONG_PASSWORD)
+
+
+def round_trip(kafka: KafkaSettings) -> None:
+    """Wait for the broker, make a topic, produce a record (alone and in a transaction), consume both in the group."""
+    wait_for_broker(kafka, 30, pytest.fail)
+    topic = f"t-{uuid.uuid4().hex}"
+    ensure_topics(kafka, [TopicSpec(topic, 1)])
+    producer = make_producer(kafka)
+    producer.send(topic, b"k", b"alone")
+    producer.flush(20)
+    producer.close(5)
+    with closing(make_consumer(kafka, kafka.group)) as consumer:
+        consumer.subscribe([topic], lambda partitions: None, lambda partitions: None)
+        values: list[bytes | None] = []
+        deadline_s = time.monotonic() + 20
+        while not values and time.monotonic() < deadline_s:
+            values += [value for batch in consumer.poll(0.1, 100) for value in batch.values]
+        transactions = make_producer(kafka, f"tx-{topic}")
+        transactions.begin()
+        transactions.send(topic, b"k", b"in a transaction")
+        transactions.commit({(topic, 0): (1, "m")}, consumer.member())
+        transactions.close(5)
+        while len(values) < 2 and time.monotonic() < deadline_s:
+            values += [value for batch in consumer.poll(0.1, 100) for value in batch.values]
+        assert values == [b"alone", b"in a transaction"]
+        assert consumer.committed([(topic, 0)]) == {(topic, 0): (1, "m")}
+
+
+def refused(kafka: KafkaSettings) -> str:
+    """The one line of a refusal, which comes at once from waiting and from both clients."""
+    lines = []
+    for attempt in (
+        lambda: wait_for_broker(kafka, 60, lambda line: None),
+        lambda: make_consumer(kafka, kafka.group),
+        lambda: make_producer(kafka),
+    ):
+        started_s = time.monotonic()
+        with pytest.raises(BrokerError) as caught:
+            attempt()
+        assert time.monotonic() - started_s < AT_ONCE_S
+        lines.append(str(caught.value))
+        assert "\n" not in lines[-1]
+        assert "kafka.security" in lines[-1]
+    return lines[0]
+
+
+@pytest.fixture
+def everything_said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.DEBUG)
+    return caplog
+
+
+def test_tls_with_the_right_authority(secured: Secured) -> None:
+    round_trip(secured.kafka("TLS"))
+
+
+def test_a_certificate_of_another_authority_is_refused(secured: Secured) -> None:
+    assert "CERTIFICATE_VERIFY_FAILED" in refused(secured.kafka("TLS", ca_file=str(secured.theirs.ca_file)))
+
+
+def test_a_certificate_for_another_host_is_refused(secured: Secured) -> None:
+    line = refused(secured.kafka("TLS", host="127.0.0.1"))
+    assert "CERTIFICATE_VERIFY_FAILED" in line
+    assert "127.0.0.1" in line
+
+
+def test_mutual_tls_with_the_clients_certificate(secured: Secured) -> None:
+    certificate, key = secured.ours.issue("client", [])
+    round_trip(secured.kafka("MUTUAL", certificate_file=str(certificate), key_file=str(key)))
+
+
+def test_mutual_tls_is_refused_without_a_certificate_and_with_anothers(secured: Secured) -> None:
+    assert "CERTIFICATE" in refused(secured.kafka("MUTUAL")).upper()
+    certificate, key = secured.theirs.issue("stranger", [])
+    assert refused(secured.kafka("MUTUAL", certificate_file=str(certificate), key_file=str(key)))
+
+
+@pytest.mark.parametrize("listener", ["SCRAMA", "SCRAMB", "PLAIN"])
+def test_user_name_and_password(secured: Secured, listener: str, everything_said: pytest.LogCaptureFixture) -> None:
+    round_trip(secured.kafka(listener, username="cascade", password_env="KAFKA_PASSWORD"))
+    assert PASSWORD not in everything_said.text
+
+
+@pytest.mark.parametrize("listener", ["SCRAMA", "SCRAMB", "PLAIN"])
+def test_a_wrong_password_is_refused_at_once_and_shown_nowhere(
+    secured: Secured, listener: str, everything_said: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(secured.kafka(listener, username="cascade", password_env="WRONG_PASSWORD"))
+    assert "uthentication failed" in line
+    output = capfd.readouterr()
+    for text in (line, everything_said.text, output.out, output.err):
+        assert WRONG_PASSWORD not in text
+
+
+def test_a_mechanism_that_the_broker_does_not_offer_is_refused(secured: Secured) -> None:
+    line = refused(
+        secured.kafka("PLAIN", sasl_mechanism="SCRAM-SHA-512", username="cascade", password_env="KAFKA_PASSWORD")
+    )
+    assert "SASL" in line.upper()
+
+
+def test_a_token_from_a_file(secured: Secured, tmp_path: Path, everything_said: pytest.LogCaptureFixture) -> None:
+    file, token = tmp_path / "token", unsigned_token("cascade", 600)
+    file.write_text(token + "\n")
+    round_trip(secured.kafka("TOKEN", token_file=str(file)))
+    assert token not in everything_said.text
+
+
+def test_a_token_that_has_expired_is_refused(secured: Secured, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(unsigned_token("cascade", -600))
+    assert "invalid_token" in refused(secured.kafka("TOKEN", token_file=str(file)))
+
+
+def test_a_token_of_an_oauth_server(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch, everything_said: pytest.LogCaptureFixture
+) -> None:
+    with token_server() as server:
+        monkeypatch.setenv("CLIENT_SECRET", server.secret)
+        kafka = secured.kafka(
+            "TOKEN", token_endpoint=server.url, client_id="cascade", client_secret_env="CLIENT_SECRET", scope="kafka"
+        )
+        round_trip(kafka)
+        monkeypatch.setenv("CLIENT_SECRET", WRONG_PASSWORD)
+        assert "invalid_client" in refused(kafka)
+    assert server.secret not in everything_said.text
+    assert WRONG_PASSWORD not in everything_said.text
