@@ -31,6 +31,9 @@ from streaming.clients import (
 from streaming.health import HealthState
 
 log = structlog.get_logger()
+# While the member joins, its commit may meet a broker that is a generation ahead, and the session would be over. A join
+# waits for the members' heartbeats, two seconds apart; the broker gives a transaction ten.
+JOIN_PATIENCE_S = 4.0
 Offsets = Mapping[Partition, tuple[int, str]]
 
 
@@ -187,13 +190,17 @@ class ExactlyOnceOutbox:
 
     def advance(self, force: bool = False) -> None:
         """See Outbox; a commit that fails ends the session."""
-        if not self._held or not (force or self._clock.monotonic() >= self._due_s):
+        now_s = self._clock.monotonic()
+        if not self._held or not (force or now_s >= self._due_s):
+            return
+        member = self._consumer.member()
+        if not (force or member.settled or now_s >= self._due_s + JOIN_PATIENCE_S):
             return
         with self._final():
             for sent in self._held:
                 self._decided(sent)
             fresh = {one: what for one, what in self._progress().items() if what != self._committed.get(one)}
-            self._producer.commit(fresh, self._consumer.member())
+            self._producer.commit(fresh, member)
         held, self._held = self._held, []
         self._committed.update(fresh)
         for sent in held:

@@ -13,7 +13,7 @@ from kafka import AsyncConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.errors import CorruptRecordError, KafkaTimeoutError, RebalanceInProgressError
 from kafka.future import Future as VendorFuture
 from kafka.protocol.consumer import IsolationLevel
-from kafka.structs import OffsetAndMetadata
+from kafka.structs import MemberState, OffsetAndMetadata
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
@@ -208,7 +208,8 @@ class KafkaPythonConsumer:
     def member(self) -> GroupMember:
         """See ConsumerClient."""
         with self._translated("asking for the membership"):
-            return GroupMember(self._consumer.group_metadata())
+            metadata = self._consumer.group_metadata()
+        return GroupMember(metadata, self._consumer._coordinator.state is not MemberState.REBALANCING)
 
     def commit(self, offsets: Mapping[Partition, tuple[int, str]]) -> None:
         """See ConsumerClient; it may raise while the group rebalances, and can then be tried again."""

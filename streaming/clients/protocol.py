@@ -62,9 +62,11 @@ class GroupMember:
 
     A transaction that carries the membership of an earlier generation is refused by the broker: that is what shuts out
     a worker that does not know yet that its partitions are another's. `vendor`: the client library's own object.
+    `settled`: False while the member joins, when its generation may be over before it knows the next.
     """
 
     vendor: object
+    settled: bool = True
 
 
 class ConsumerClient(Protocol):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cascade.errors import BrokerError, TransactionAbortedError
-from streaming.clients import Partition
+from streaming.clients import GroupMember, Partition
 from streaming.health import HealthState
-from streaming.outbox import AtLeastOnceOutbox, ExactlyOnceOutbox, Sent
+from streaming.outbox import JOIN_PATIENCE_S, AtLeastOnceOutbox, ExactlyOnceOutbox, Sent
 
 ONE: Partition = ("t", 0)
 
@@ -46,6 +46,7 @@ class FaultyBroker:
         self.commits: list[dict[Partition, tuple[int, str]]] = []
         self.calls: list[str] = []
         self.refuses = False
+        self.settled = True
 
     def send(self, *_: Any) -> ToldDelivery:
         self.calls.append("send")
@@ -60,10 +61,10 @@ class FaultyBroker:
     def abort(self) -> None:
         self.calls.append("abort")
 
-    def member(self) -> str:
-        return "member"
+    def member(self) -> GroupMember:
+        return GroupMember("member", self.settled)
 
-    def commit(self, offsets: Mapping[Partition, tuple[int, str]], member: str = "") -> None:
+    def commit(self, offsets: Mapping[Partition, tuple[int, str]], member: object = None) -> None:
         self.calls.append("commit")
         if self.refuses:
             raise BrokerError("refused")
@@ -146,6 +147,18 @@ def test_a_transaction_holds_its_decisions_and_their_offsets_and_is_committed_wh
     assert (scene.broker.commits, scene.kept) == ([{ONE: (2, "")}], [0, 1])
     scene.send(2)
     assert scene.broker.calls[-2:] == ["begin", "send"]
+
+
+def test_a_commit_waits_for_a_join_but_not_for_ever() -> None:
+    scene = Scene(ExactlyOnceOutbox)
+    scene.send(0)
+    scene.broker.settled = False
+    scene.clock.now_s += 1.0
+    scene.outbox.advance()
+    assert scene.broker.commits == []
+    scene.clock.now_s += JOIN_PATIENCE_S
+    scene.outbox.advance()
+    assert scene.broker.commits == [{ONE: (1, "")}]
 
 
 def test_without_anything_sent_no_transaction_is_begun() -> None:
