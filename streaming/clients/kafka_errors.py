@@ -49,5 +49,5 @@ def fenced_error(servers: str) -> ProducerFencedError:
     """The error of a fenced producer."""
     return ProducerFencedError(
         f"Kafka at {servers}: another producer with this transactional id has begun, or the transaction timed out; "
-        "nothing was kept of what was not committed"
+        "what it had not committed is not kept"
     )
