@@ -19,7 +19,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from kafka.partitioner import murmur2
 
 from cascade.bundle import Bundle, load_bundle, write_bundle
 from cascade.columns import Array, Bool, ColumnBatch, Int64
@@ -35,6 +34,7 @@ from stages.assembly import make_engine
 from stages.deep.local_triton import TRITON_VERSION
 from stages.offline import labels_of
 from streaming.clients import FetchedBatch, make_consumer, make_producer
+from streaming.clients.partitioning import partition_of
 from streaming.codecs import codec
 from streaming.decisions import decode_decision, message_keys
 from streaming.local_broker import KAFKA_VERSION
@@ -65,8 +65,7 @@ def apart(data: LabelledData, schema: Schema, partitions: int) -> LabelledData:
     """
     roles = schema.roles
     cards, rows = np.unique(data.batch[roles.card], return_inverse=True)
-    # as the producer does with the keys of a topic
-    numbers = np.array([(murmur2(key) & 0x7FFFFFFF) % partitions for key in message_keys(cards)], np.int64)
+    numbers = np.array([partition_of(key, partitions) for key in message_keys(cards)], np.int64)
     columns = dict(data.batch.columns)
     columns[roles.terminal] = data.batch[roles.terminal] * partitions + numbers[rows]
     return LabelledData(ColumnBatch(columns, data.batch.rows), data.fraud)
