@@ -20,6 +20,7 @@ from cascade.errors import BrokerError
 from streaming.clients.honest_rebalance import HonestAssignor, leave_promptly, rebalance_honestly
 from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS, translated
 from streaming.clients.lenient_records import LenientPartitionRecords
+from streaming.clients.parked_records import give_parked_records
 from streaming.clients.prompt_fetch import look_again_before_sleeping
 from streaming.clients.protocol import FetchedBatch, GroupMember, Partition, PartitionsCallback
 from streaming.clients.settings import connection_settings
@@ -129,6 +130,7 @@ class KafkaPythonConsumer:
         self._consumer._fetcher.PartitionRecords = LenientPartitionRecords
         keep_finished_joins(self._consumer._coordinator)
         rebalance_honestly(self._consumer._coordinator)
+        give_parked_records(self._consumer._fetcher)
         look_again_before_sleeping(self._consumer._fetcher)
 
     def subscribe(
