@@ -1,0 +1,451 @@
+"""The service on a real cluster of three nodes: whatever happens to brokers and connections, every transaction is
+decided, in order, and health tells the truth."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bench.embedded
+from bench.cluster import (
+    Check,
+    Follower,
+    SteadyLoad,
+    check,
+    committed_of,
+    ends_of,
+    escalating_bundle,
+    read_decisions,
+    read_transactions,
+    simulated,
+    wait_until_all_committed,
+)
+from bench.embedded import EmbeddedParts, ServiceProcess
+from cascade.bundle import Bundle, load_bundle
+from cascade.config import Config
+from cascade.frames import LabelledData
+from cascade.ledger import LedgerSummary
+from cascade.local_parts import free_ports
+from streaming.local_broker import LocalBroker
+from tests.proxy import Proxy
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+
+SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
+NODES = 3
+PARTITIONS = 4
+MODES = ("at-least-once", "exactly-once")
+RATE = 120.0
+# What two loaded cores may need to elect leaders, hand over a group and catch up.
+RECOVERY_S_MAX = 90.0
+FROZEN_S = 15.0
+SETTINGS: dict[str, Any] = {"deep": {"backend": "onnxruntime"}, "deadline": {"budget_ms": 2_000}}
+# A service whose partition 0 is paused behind its back once the file in argv[1] exists: as a client that stops fetching
+# a partition and goes on polling, heartbeating and looking well.
+STUCK = """
+import sys
+from pathlib import Path
+from kafka import TopicPartition
+from streaming.clients.kafka_consumer import KafkaPythonConsumer
+whole = KafkaPythonConsumer.poll
+def poll(self, timeout_s, rows_max):
+    if self._group is not None and Path(sys.argv[1]).exists():
+        self.pause([one for one in self.assignment() if one[1] == 0])
+    return whole(self, timeout_s, rows_max)
+KafkaPythonConsumer.poll = poll
+from cascade.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Three nodes, each behind a proxy: that is where clients find them; the nodes talk to each other directly."""
+
+    broker: LocalBroker
+    proxies: list[Proxy]
+
+    def each(self, work: Callable[[Proxy], None]) -> None:
+        for proxy in self.proxies:
+            work(proxy)
+
+    def restore(self) -> None:
+        """Everything runs, and nothing is in the way."""
+        self.each(Proxy.heal)
+        for node in range(NODES):
+            self.broker.resume_node(node)
+        with ThreadPoolExecutor(NODES) as starting:
+            list(starting.map(self.broker.start_node, range(NODES)))
+
+
+@pytest.fixture(scope="module")
+def running_cluster(kafka_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    broker = LocalBroker(tmp_path_factory.mktemp("cluster"), nodes=NODES, parts_dir=kafka_parts)
+    with ExitStack() as stack:
+        proxies = [stack.enter_context(Proxy("127.0.0.1", port)) for port in broker.ports]
+        broker.advertise([proxy.port for proxy in proxies])
+        stack.enter_context(broker)
+        yield Cluster(broker, proxies)
+
+
+@pytest.fixture
+def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
+    yield running_cluster
+    running_cluster.restore()
+
+
+@pytest.fixture(scope="module")
+def data() -> LabelledData:
+    return simulated(load_bundle(SHIPPED).schema, cards=200, terminals=200, days=20, seed=6)
+
+
+@pytest.fixture(scope="module")
+def bundle(data: LabelledData, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return escalating_bundle(tmp_path_factory.mktemp("bundle") / "bundle", 0.1, data)
+
+
+ConfigMaker = Callable[..., list[Path]]
+
+
+@pytest.fixture(scope="module")
+def new_configs(running_cluster: Cluster, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> ConfigMaker:
+    """Writes configurations of one group, with topics of its own."""
+    parts = EmbeddedParts(tmp_path_factory.mktemp("services"), bundle, with_triton=False)
+    parts.bootstrap = running_cluster.broker.bootstrap
+
+    def make(mode: str, kafka: dict[str, Any] | None = None, count: int = 1, **sections: Any) -> list[Path]:
+        name = uuid.uuid4().hex[:8]
+        topics = {topic: f"{topic.replace('_', '-')}-{name}" for topic in Config().kafka.topics.__struct_fields__}
+        own = {"kafka": {"topics": topics, "group": f"group-{name}"} | (kafka or {}), "delivery": mode}
+        return [
+            parts.write_config(f"{name}-{number}.toml", SETTINGS | own | sections, PARTITIONS)
+            for number in range(count)
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="module", autouse=True)
+def impatience() -> Iterator[None]:
+    before = bench.embedded.READY_TIMEOUT_S
+    bench.embedded.READY_TIMEOUT_S = 90.0
+    yield
+    bench.embedded.READY_TIMEOUT_S = before
+
+
+def health(config: Config, path: str) -> tuple[int, dict[str, Any]]:
+    url = f"http://{config.health.host}:{config.health.port}{path}"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+    except OSError:
+        return 0, {}
+
+
+def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = RECOVERY_S_MAX) -> float:
+    """Seconds until it held."""
+    started_s = time.monotonic()
+    while not holds():
+        assert time.monotonic() - started_s < timeout_s, f"{what}: not within {timeout_s:g} s"
+        time.sleep(0.1)
+    return time.monotonic() - started_s
+
+
+@dataclass
+class Stream:
+    """A group of workers under load, and a consumer downstream."""
+
+    configs: list[Path]
+    services: list[ServiceProcess]
+    config: Config
+    load: SteadyLoad
+    follower: Follower
+    bundle: Bundle
+    checked: Check | None = None
+    ledgers: list[LedgerSummary] = field(default_factory=list)
+
+    def recovers(self, what: str) -> None:
+        """Every partition gets decisions of what is appended from now on."""
+        watch = self.follower.watch(ends_of(self.config, self.config.kafka.topics.transactions))
+        wait_until(lambda: watch.done, f"{self.config.delivery}: decisions after {what}")
+        self.load.check()
+
+    def finish(self) -> Check:
+        """End the load, wait for the last decision, stop the workers, and read it all."""
+        sent = self.load.stop()
+        assert wait_until_all_committed(self.config, RECOVERY_S_MAX), f"{self.config.delivery}: not all committed"
+        self.ledgers += [service.stop() for service in self.services if service.running]
+        self.checked = check(read_transactions(self.config, self.bundle.schema), read_decisions(self.config), sent)
+        return self.checked
+
+
+@contextmanager
+def stream(configs: list[Path], bundle: Bundle, data: LabelledData, started: int = 1) -> Iterator[Stream]:
+    services = [ServiceProcess(path) for path in configs]
+    with ExitStack() as stack:
+        for service in services[:started]:
+            stack.enter_context(service)
+        for service in services[:started]:
+            service.wait_ready()
+        config = services[0].config
+        load, follower = SteadyLoad(config, bundle.schema, data, RATE), Follower(config)
+        stack.callback(follower.close)
+        load.start()
+        yield Stream(configs, services, config, load, follower, bundle)
+
+
+# --- a battered cluster -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Battered:
+    checked: Check
+    ledger: LedgerSummary
+    told: list[str]
+
+
+@pytest.fixture(scope="module")
+def battered(
+    running_cluster: Cluster, new_configs: ConfigMaker, bundle: Bundle, data: LabelledData
+) -> dict[str, Battered]:
+    """Both kinds of delivery, at once, through one trouble after the other; each has to recover from each."""
+    cluster, broker = running_cluster, running_cluster.broker
+    with ExitStack() as stack:
+        streams = [stack.enter_context(stream(new_configs(mode), bundle, data)) for mode in MODES]
+        told: dict[str, list[str]] = {mode: [] for mode in MODES}
+
+        def all_recover(what: str) -> None:
+            for one in streams:
+                one.recovers(what)
+
+        all_recover("the start")
+        broker.kill_node(0)
+        time.sleep(3.0)
+        all_recover("a node was killed")
+        broker.start_node(0)
+        all_recover("it was started again")
+        broker.pause_node(1)
+        time.sleep(FROZEN_S)
+        broker.resume_node(1)
+        all_recover("a node was frozen and thawed")
+        for _ in range(3):
+            cluster.each(Proxy.cut)
+            time.sleep(0.5)
+        all_recover("connections were cut")
+        cluster.each(lambda proxy: proxy.delay(0.2))
+        cluster.each(lambda proxy: proxy.limit(200_000))
+        time.sleep(3.0)
+        all_recover("connections became slow")
+        cluster.each(Proxy.heal)
+        all_recover("connections became quick again")
+        for node in (1, 2):
+            broker.kill_node(node)
+        for one in streams:
+            wait_until(lambda: health(one.config, "/readyz")[0] == 503, "health tells that the broker is lost")  # noqa: B023
+            told[one.config.delivery] = health(one.config, "/readyz")[1].get("waiting_for", [])
+        cluster.restore()
+        all_recover("two of three nodes were away")
+        results = {one.config.delivery: one.finish() for one in streams}
+    return {
+        one.config.delivery: Battered(results[one.config.delivery], one.ledgers[0], told[one.config.delivery])
+        for one in streams
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_is_lost_and_each_card_keeps_its_order(battered: dict[str, Battered], mode: str) -> None:
+    found = battered[mode].checked
+    assert found.sent > 2_000
+    assert (found.lost, found.strays, found.order_violations) == (0, 0, 0)
+
+
+def test_with_exactly_once_nothing_is_decided_twice(battered: dict[str, Battered]) -> None:
+    assert battered["exactly-once"].checked.repeats == 0
+
+
+def test_with_at_least_once_only_what_was_not_committed_is_decided_again(battered: dict[str, Battered]) -> None:
+    # a lost session repeats what its last commits did not cover: seconds, and never the whole of the stream
+    found = battered["at-least-once"].checked
+    assert found.repeats < found.sent / 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_readiness_names_the_broker_while_it_keeps_nothing(battered: dict[str, Battered], mode: str) -> None:
+    assert any(line.startswith("broker: ") for line in battered[mode].told)
+
+
+# --- workers come and go ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_worker_that_joins_and_leaves_costs_no_transaction_and_the_others_go_on(
+    cluster: Cluster, new_configs: ConfigMaker, bundle: Bundle, data: LabelledData, mode: str
+) -> None:
+    with stream(new_configs(mode, count=2), bundle, data) as running:
+        first, second = running.services
+        running.recovers("the start")
+        with second:
+            second.wait_ready()
+            wait_until(lambda: len(partitions_of(second)) == len(partitions_of(first)) == PARTITIONS // 2, "shared")
+            running.recovers("a worker joined")
+            running.ledgers.append(second.stop())
+        wait_until(lambda: len(partitions_of(first)) == PARTITIONS, "all with the one that stays")
+        running.recovers("a worker left")
+        found = running.finish()
+    assert (found.lost, found.strays, found.order_violations, found.repeats) == (0, 0, 0, 0)
+    left, stayed = running.ledgers
+    assert left.transactions > 0
+    assert left.transactions + stayed.transactions == found.sent
+    # cooperative: what it kept was neither taken from it nor rebuilt
+    assert stayed.sessions == left.sessions == 1
+    gained = [line for line in first_log(running).splitlines() if "partitions assigned" in line]
+    assert [line.partition("partitions='")[2].count(",") for line in gained] == [PARTITIONS - 1, 1]
+
+
+def partitions_of(service: ServiceProcess) -> list[str]:
+    components = health(service.config, "/readyz")[1].get("components", {})
+    part = components.get("partitions", {})
+    return str(part["text"]).split(", ") if part.get("status") == "ok" else []
+
+
+def first_log(running: Stream) -> str:
+    return running.configs[0].with_suffix(".log").read_text()
+
+
+# --- the broker is gone -----------------------------------------------------------------------------------------------
+
+
+def run_service(config_path: Path, *launcher: str) -> subprocess.Popen[str]:
+    command = [sys.executable, *(launcher or ("-m", "cascade")), "run", "--config", str(config_path)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings", "within_s"),
+    [
+        ("exactly-once", {"lost": "exit", "lost_s_max": 20.0}, 60.0),
+        ("at-least-once", {"lost": "exit", "lost_s_max": 20.0}, 60.0),
+        ("exactly-once", {"lost": "retry", "lost_s_max": 5.0}, 90.0),
+    ],
+)
+def test_a_broker_that_stays_away_ends_the_process_with_a_line_within_the_bound(
+    cluster: Cluster, new_configs: ConfigMaker, bundle: Bundle, data: LabelledData, mode: str,
+    settings: dict[str, Any], within_s: float,
+) -> None:  # fmt: skip
+    (path,) = new_configs(mode, settings)
+    service = run_service(path)
+    config = ServiceProcess(path).config
+    load = SteadyLoad(config, bundle.schema, data, RATE)
+    try:
+        wait_until(lambda: health(config, "/readyz")[0] == 200, "ready")
+        load.start()
+        wait_until(lambda: any(committed_of(config).values()), "decisions")
+        cluster.each(Proxy.refuse)
+        began_s = time.monotonic()
+        _, logged = service.communicate(timeout=within_s)
+        assert time.monotonic() - began_s < within_s
+    finally:
+        service.kill()
+        cluster.each(Proxy.heal)
+        load.stop()
+    assert service.returncode == 1
+    assert "Traceback" not in logged
+    last = logged.strip().splitlines()[-1]
+    assert last.startswith("cascade run: ")
+    assert "Kafka" in last
+
+
+def test_a_broker_that_is_gone_at_the_start_is_waited_for_and_named(cluster: Cluster, new_configs: ConfigMaker) -> None:
+    (path,) = new_configs("exactly-once")
+    cluster.each(Proxy.refuse)
+    with ServiceProcess(path) as service:
+        config = service.config
+        address = config.kafka.servers[0]
+
+        def is_named() -> bool:
+            lines = health(config, "/readyz")[1].get("waiting_for", [])
+            return any(line.startswith("broker: ") and address in line for line in lines)
+
+        wait_until(is_named, "health names the broker")
+        assert health(config, "/healthz")[0] == 200
+        cluster.each(Proxy.heal)
+        service.wait_ready()
+
+
+# --- shutdown ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_sigterm_ends_a_drain_that_cannot_end_at_once(
+    cluster: Cluster, new_configs: ConfigMaker, bundle: Bundle, data: LabelledData
+) -> None:
+    (path,) = new_configs("exactly-once", worker={"drain_timeout_ms": 60_000, "transaction_interval_ms": 2_000})
+    service = run_service(path)
+    config = ServiceProcess(path).config
+    load = SteadyLoad(config, bundle.schema, data, RATE)
+    try:
+        wait_until(lambda: health(config, "/readyz")[0] == 200, "ready")
+        load.start()
+        wait_until(lambda: any(committed_of(config).values()), "decisions")
+        # nothing is acknowledged any more: the drain has to wait
+        cluster.each(Proxy.pause)
+        time.sleep(1.0)
+        service.terminate()
+        time.sleep(2.0)
+        assert service.poll() is None, "the drain ended although nothing was acknowledged"
+        service.terminate()
+        service.wait(timeout=2.0)
+    finally:
+        service.kill()
+        cluster.each(Proxy.heal)
+        load.stop()
+    assert service.returncode == -signal.SIGTERM
+
+
+# --- a partition that stands still ------------------------------------------------------------------------------------
+
+
+def test_liveness_fails_for_a_partition_with_lag_and_no_progress(
+    cluster: Cluster, new_configs: ConfigMaker, bundle: Bundle, data: LabelledData, tmp_path: Path
+) -> None:
+    stall_s = 20.0
+    (path,) = new_configs("exactly-once", health={"stall_s_max": stall_s, "port": free_ports(1)[0]})
+    stuck = tmp_path / "stuck"
+    service = run_service(path, "-c", STUCK, str(stuck))
+    config = ServiceProcess(path).config
+    load = SteadyLoad(config, bundle.schema, data, RATE)
+    said: list[str] = []
+    reader = threading.Thread(target=lambda: said.extend(service.stderr or []), daemon=True)
+    reader.start()
+    try:
+        wait_until(lambda: health(config, "/readyz")[0] == 200, "ready")
+        load.start()
+        wait_until(lambda: any(committed_of(config).values()), "decisions")
+        assert health(config, "/healthz")[0] == 200
+        stuck.touch()
+        took_s = wait_until(lambda: health(config, "/healthz")[0] == 503, "liveness fails", stall_s + 30)
+        assert took_s > stall_s - 6
+        reasons = health(config, "/healthz")[1]["waiting_for"]
+        (reason,) = [line for line in reasons if line.startswith(f"partition {config.kafka.topics.transactions}-0: ")]
+        assert "records wait and none was taken for" in reason
+        assert len(reasons) == 1, "the other partitions are well"
+    finally:
+        service.kill()
+        load.stop()
+        reader.join(5)
