@@ -22,9 +22,10 @@ Offsets = dict[Partition, tuple[int, str]]
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One consumer in the group. `link`: its connection, over which it heartbeats. `owned`: what it last said that it has; `assigned`: what it may have now.
+    """One consumer in the group. `owned`: what it last said that it has; `assigned`: what it may have now.
 
-    `generation`: the one it knows of. `news`: an assignment that it has not taken yet.
+    `link`: its connection, over which it heartbeats. `generation`: the one it knows of. `news`: an assignment that it
+    has not taken yet.
     """
 
     number: int

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 from bench.faults.world import Life, World
 from cascade.errors import BrokerError
 
+CRASH_AFTER_LATE_SHARE = 0.5
 Answer = TypeVar("Answer")
 Fate = Literal["served", "refused", "reply-lost", "late"]
 
@@ -162,13 +164,21 @@ class Link:
             raise BrokerError(f"{what}: refused: the coordinator is not available")
         if fate == "late":
             world.fire("commit-late")
-            world.at(weather.request_timeout_s * world.chance.uniform(1.0, 4.0), serve)
+            world.at(
+                weather.request_timeout_s * world.chance.choice([1.05, 1.2, 2.0, 4.0]), partial(self._serve_late, serve)
+            )
             return True
         self._arrive(serve)
         if fate == "reply-lost":
             world.fire("commit-reply-lost")
             return True
         return False
+
+    def _serve_late(self, serve: Callable[[], None]) -> None:
+        """What a late commit spoils shows where the process is lost before it commits again."""
+        serve()
+        if self._world.happens(CRASH_AFTER_LATE_SHARE):
+            self.life.crash_soon()
 
     def _arrive(self, action: Callable[[], None]) -> None:
         if self._lost:

@@ -93,8 +93,12 @@ class SimProcess:
         except SimCrash:
             self._end("killed")
         except StateError as error:
-            self.refused = True
             self._world.tell(self.life.name, f"refuses: {error}")
+            if any(log.beginning for log in self._broker.logs.values()):
+                self.refused = True
+                self._world.fire("offsets-expired")
+            else:
+                self.problems.append(f"{self.life.name} asks the operator to choose, and the log holds all: {error}")
             self._end("stopped by itself")
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]

@@ -18,6 +18,7 @@ from bench.faults.process import SimProcess
 from bench.faults.schedule import Options, derive
 from bench.faults.traffic import LABEL_S_MAX, REPEAT_S_MAX, send_last, send_traffic
 from bench.faults.world import SimEndless, World
+from streaming.clients import Partition
 from streaming.snapshots import Header
 
 RESTART_S_MAX = 0.3
@@ -50,7 +51,8 @@ class Simulation:
         self.disk = SimDisk(self.world, options.disk)
         self.processes: list[SimProcess] = []
         self._all: list[SimProcess] = []
-        self._cut: set[tuple[str, int]] = set()
+        self._cut: set[Partition] = set()
+        self._closing = False
         send_traffic(self.world, self.broker, options)
         for place in range(options.workers):
             self.world.at(0.05 * self.world.chance.random(), self._starter(place))
@@ -69,7 +71,7 @@ class Simulation:
             return problems
         oracle = Oracle(options, self.broker, self._all)
         problems += oracle.judge_state()
-        self._stop_all()
+        problems += self._stop_all()
         problems += [problem for process in self._all for problem in process.problems if problem not in problems]
         return problems + oracle.judge()
 
@@ -83,6 +85,8 @@ class Simulation:
         return lambda: self._start(place)
 
     def _start(self, place: int) -> None:
+        if self._closing:
+            return
         process = SimProcess(self.world, self.broker, self.disk, self.options, place, len(self._all))
         self._all.append(process)
         self.world.turns.append(process)
@@ -98,11 +102,6 @@ class Simulation:
             last = here[-1]
             if last.refused:
                 last.refused = False
-                # nothing else may stop a worker so
-                if not self._cut:
-                    last.problems.append(f"{last.life.name} asks the operator to choose, and the log holds everything")
-                else:
-                    self.world.fire("offsets-expired")
                 self._restore_logs()
             if last.ended or (last.life.frozen and last.stands_for_good):
                 last.superseded = True
@@ -165,9 +164,9 @@ class Simulation:
             process.kill()
         self.world.at(RESTORE_S_MAX * (1 + self.world.chance.random()), self._restore_logs)
 
-    def _snapshot_offsets(self) -> dict[tuple[str, int], int]:
+    def _snapshot_offsets(self) -> dict[Partition, int]:
         """Where the newest snapshot of each partition stands."""
-        newest: dict[tuple[str, int], int] = {}
+        newest: dict[Partition, int] = {}
         for octets in self.disk.content.values():
             lines = octets.split(b"\n", 2)
             if len(lines) < 3:
@@ -211,36 +210,40 @@ class Simulation:
 
     def _lag(self) -> list[str]:
         """What is not yet as it must be in the end, a line each."""
-        group, logs = self.broker.group, self.broker.logs
-        lag = []
-        for partition in self.broker.partitions(self.options.config.kafka.topics.transactions):
-            records = kept(logs[partition])
-            offset, metadata = committed(group, partition, self.options.config.delivery == "exactly-once")
-            if records and (offset <= records[-1].offset or metadata):
-                lag.append(f"{partition}: committed {offset}, the last record is {records[-1].offset}")
-            owners = [
-                one.life.name for one in self.live() if one.worker is not None and partition in one.worker.positions
-            ]
-            if len(owners) != 1:
-                lag.append(f"{partition} is owned by {owners}")
-        if group.rebalancing:
-            lag.append("the group is rebalancing")
-        for process in self.live():
-            if process.worker is None or process.running:
-                lag.append(f"{process.life.name} has no session")
-                continue
-            labels = process.consumers[1]
-            if process.worker.positions and any(
-                labels.position(one) < logs[one].stable_end for one in labels.assignment()
-            ):
-                lag.append(f"{process.life.name} has labels to read")
+        logs, topic = self.broker.logs, self.options.config.kafka.topics.transactions
+        lag = [line for one in self.broker.partitions(topic) for line in self._partition_lag(one)]
+        lag += [line for process in self.live() for line in self._process_lag(process)]
         lag += [f"{partition} has an open transaction" for partition, log in logs.items() if log.open]
-        return lag
+        return [*lag, "the group is rebalancing"] if self.broker.group.rebalancing else lag
 
-    def _stop_all(self) -> None:
+    def _partition_lag(self, partition: Partition) -> Iterator[str]:
+        last = max((one.offset for one in kept(self.broker.logs[partition])), default=-1)
+        offset, metadata = committed(self.broker.group, partition, self.options.config.delivery == "exactly-once")
+        if offset <= last or metadata:
+            yield f"{partition}: committed {offset}, the last record is {last}"
+        positions = {
+            one.life.name: one.worker.positions[partition]
+            for one in self.live()
+            if one.worker is not None and partition in one.worker.positions
+        }
+        if len(positions) != 1 or min(positions.values()) <= last:
+            yield f"{partition}: the positions are {positions}, the last record is {last}"
+
+    def _process_lag(self, process: SimProcess) -> Iterator[str]:
+        if process.worker is None or process.running:
+            yield f"{process.life.name} has no session"
+        elif process.worker.positions:
+            labels = process.consumers[1]
+            if any(labels.position(one) < self.broker.logs[one].stable_end for one in labels.assignment()):
+                yield f"{process.life.name} has labels to read"
+
+    def _stop_all(self) -> list[str]:
+        self._closing = True
         for process in self.live():
             process.stopping = True
-        self.world.wait(self.world.now_s + self.options.settle_s, lambda: not self.live())
+        if not self.world.wait(self.world.now_s + self.options.settle_s, lambda: not self.live()):
+            return [f"{process.life.name} does not stop" for process in self.live()]
+        return []
 
 
 def simulate(seed: int) -> Outcome:

@@ -19,6 +19,8 @@ from typing import Protocol
 # What a call to the outside costs at least; time must go on, or a loop that never waits would stop it.
 CALL_S = 20e-6
 NEVER_S = float("inf")
+# Within so many calls a process is killed that a late commit has just been served for.
+SOON_POINTS = 10
 # Things that happen in one run, some hundred times what a run has.
 ROUNDS_MAX = 2_000_000
 # Everything that can go wrong; each kind counts how often it did.
@@ -174,6 +176,10 @@ class Life:
             raise SimCrash(self.name)
         if self.points == self._freeze_in:
             self._freeze()
+
+    def crash_soon(self) -> None:
+        """Let the process be killed at one of its next calls."""
+        self._crash_in = self.points + self.world.chance.randint(1, SOON_POINTS)
 
     def _freeze(self) -> None:
         world = self.world

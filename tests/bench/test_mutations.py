@@ -1,4 +1,4 @@
-"""The simulator finds bugs: each deliberate one below, put into the worker, is found within a bounded number of runs."""
+"""The simulator finds bugs: each deliberate one below is found within a bounded number of runs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ from streaming.snapshots import Positions, SnapshotStore
 from streaming.worker import Worker
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
-SCHEDULES_MAX = 250
+SCHEDULES_MAX = 400
 
 
 def commit_before_the_decisions_are_kept(patch: pytest.MonkeyPatch) -> None:
     send_many = AtLeastOnceOutbox.send_many
 
-    def mutated(self: AtLeastOnceOutbox, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent) -> None:
+    def mutated(
+        self: AtLeastOnceOutbox, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent
+    ) -> None:
         self._decided(sent)
         send_many(self, topic, keys, values, replace(sent, offsets={}))
 
@@ -84,7 +86,9 @@ def publish_a_late_answer(patch: pytest.MonkeyPatch) -> None:
     def await_late(self: Escalations, call: DeepCall) -> None:
         def publish(answer: Future[Float64]) -> None:
             if answer.exception() is None:
-                late.append((self, Outcome(call.rows, "deep", self._policy.deep.probability(answer.result()), None, 0.0)))
+                late.append(
+                    (self, Outcome(call.rows, "deep", self._policy.deep.probability(answer.result()), None, 0.0))
+                )
 
         call.future.add_done_callback(publish)
 
@@ -157,7 +161,9 @@ def let_everything_wait(patch: pytest.MonkeyPatch) -> None:
 def count_decisions_when_they_are_sent(patch: pytest.MonkeyPatch) -> None:
     send_many = ExactlyOnceOutbox.send_many
 
-    def mutated(self: ExactlyOnceOutbox, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent) -> None:
+    def mutated(
+        self: ExactlyOnceOutbox, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent
+    ) -> None:
         send_many(self, topic, keys, values, replace(sent, path=""))
         self._kept(sent)
 
@@ -211,7 +217,9 @@ def commit_after_failed_deliveries(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(AtLeastOnceOutbox, "advance", mutated)
 
 
-MUTATIONS = [one for name, one in list(globals().items()) if callable(one) and getattr(one, "__module__", "") == __name__]
+MUTATIONS = [
+    one for name, one in list(globals().items()) if callable(one) and getattr(one, "__module__", "") == __name__
+]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda one: one.__name__)
