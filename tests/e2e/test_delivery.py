@@ -50,15 +50,16 @@ def with_settings(path: Path, **changes: dict[str, object] | str) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(new_config: ConfigMaker, data: LabelledData) -> Config:
-    """A service with exactly-once delivery that was killed twice in mid-stream, and then finished."""
+    """A service with exactly-once delivery that was killed four times in mid-stream, and then finished."""
     rows = 4_000
-    worker = {"batch_rows_max": 50, "transaction_interval_ms": 30}
+    # transactions of several batches: most of the time one is open with decisions in it
+    worker = {"batch_rows_max": 10, "transaction_interval_ms": 60}
     path = with_settings(new_config(BACKLOG | IN_PROCESS | {"worker": worker}), delivery="exactly-once",
                          kafka={"instance": "only"})  # fmt: skip
     config = load_config(path)
     play_file(config, data, slice(0, rows), None, lambda _: None)
     topic = config.kafka.topics.decisions
-    for kill_at in (600, 1_800):
+    for kill_at in (300, 900, 1_500, 2_100):
         with ServiceProcess(path) as service:
             with closing(make_consumer(config.kafka, None)) as consumer:
                 partitions = consumer.partitions_for(topic)
