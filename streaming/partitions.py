@@ -56,6 +56,19 @@ class OwnedPartition:
         """The committed offset: what lies below is replayed."""
         return self.decided.until
 
+    @property
+    def progress(self) -> Decided | None:
+        """What a commit says; None where nothing was taken.
+
+        What the last owner had decided further on, and we have not read yet, is said again: a commit replaces the one
+        before it.
+        """
+        progress = self.tracker.progress
+        if progress is None:
+            return None
+        later = self.decided.ahead[self.decided.ahead >= self.next]
+        return Decided(progress.until, np.concatenate([progress.ahead, later])) if len(later) else progress
+
     def accept(self, fetched: FetchedBatch) -> Accepted:
         """The part of a fetch that comes next; moves `next` on.
 

@@ -334,7 +334,7 @@ class Worker:
         """What each partition's commit would say now; labels: up to where unreadable ones have their dead letter."""
         said: dict[Partition, tuple[int, str]] = {}
         for partition, one in self._recovery.owned.items():
-            progress = one.tracker.progress
+            progress = one.progress
             if progress is not None:
                 said[partition] = (progress.until, progress.metadata())
         if self._config.delivery == "exactly-once" or not self._outbox.pending:

@@ -79,7 +79,7 @@ def submitter(disk: SimDisk, life: Life) -> Callable[[Callable[[], None]], Futur
     world = disk.world
 
     def submit(work: Callable[[], None]) -> Future[None]:
-        done = PatientFuture(world)
+        done = PatientFuture(life)
 
         def run() -> None:
             if life.dead:
@@ -111,12 +111,13 @@ def _contained(run: Callable[[], None]) -> None:
 class PatientFuture(Future[None]):
     """A future whose `result` lets simulated time pass until it is there."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, life: Life) -> None:
         super().__init__()
-        self._world = world
+        self._life = life
 
     def result(self, timeout: float | None = None) -> None:
         """See Future."""
         while not self.done():
-            self._world.wait(self._world.now_s + 0.01)
+            self._life.world.wait(self._life.world.now_s + 0.01)
+            self._life.check()
         super().result(timeout)

@@ -85,3 +85,16 @@ def test_what_the_commit_named_is_decided_when_it_is_read() -> None:
     assert (one.tracker.committable, one.tracker.open) == (2, 2)
     one.tracker.decided(np.array([2]))
     assert one.tracker.committable == 4
+
+
+def test_what_was_decided_further_on_is_said_again_until_it_is_read() -> None:
+    one = OwnedPartition(("t", 0), Decided(2, np.array([3, 5, 6])), 0, 0.0)
+    one.phase, one.next = Phase.LIVE, 2
+    assert one.progress is None
+    for offsets, decided, until, ahead in (([2], [], 2, [3, 5, 6]), ([3, 4], [2], 4, [5, 6]), ([5, 6, 7], [4], 7, [])):
+        accepted = one.accept(fetch(*offsets))
+        assert accepted.batch is not None
+        one.take(accepted.batch.offsets)
+        one.tracker.decided(np.array(decided, np.int64))
+        assert one.progress is not None
+        assert (one.progress.until, one.progress.ahead.tolist()) == (until, ahead)
