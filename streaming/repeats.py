@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,10 +23,14 @@ from streaming.partitions import OwnedPartition
 log = structlog.get_logger()
 # What the clocks of worker and broker may differ by, when a decision is looked for by its time.
 SKEW_MS_MAX = 5_000
-# Reading the window's decisions holds the loop: it happens at most once a partition, for its first duplicate after a
-# restart. Beyond this, what was not read goes to review.
+# Reading the window's decisions holds the loop: it happens once a partition, for its first duplicate after a restart;
+# then only what was added is read. Beyond this, what was not read goes to review.
 READ_S_MAX = 30.0
 READ_RECORDS_MAX = 2_000_000
+# Readers of what is committed stop where a transaction is open, also before decisions that were committed after it
+# began. A worker that is gone leaves one open until its timeout (15 s), and then until the coordinator looks (10 s).
+HIDDEN_S_MAX = 30.0
+READ_AGAIN_S = 0.5
 ROWS_MAX = 10_000
 
 
@@ -33,8 +38,8 @@ class Repeats:
     """Duplicates between their arrival and their answer; one thread uses it.
 
     A first decision is in the cache, or still being made, or was made before a restart: then the decisions topic is
-    read, once, from the beginning of the window. One that is not found there (its retention is over) is answered with
-    `review`.
+    read from the beginning of the window. One that is not found there is waited for as long as an open transaction can
+    hide it, and then (its retention is over) answered with `review`.
     """
 
     def __init__(
@@ -47,8 +52,10 @@ class Repeats:
         self._publish = publish
         self._clock = clock
         self._waiting: list[tuple[Rows, Int64, Int64]] = []
-        # partitions for which the topic was read
-        self._read: set[OwnedPartition] = set()
+        # when the topic was read last for a partition, from which time on, and up to which offsets
+        self._read_s: dict[OwnedPartition, float] = {}
+        self._read_from_ms = 0
+        self._read_to: dict[Partition, int] = {}
 
     @property
     def open(self) -> int:
@@ -117,35 +124,48 @@ class Repeats:
             offset = first.offsets[row : row + 1]
             if not one.decided.mask(offset)[0]:
                 continue  # still being made
-            if one not in self._read:
+            if self._hides(one) and self._clock.monotonic() >= self._read_s.get(one, -READ_AGAIN_S) + READ_AGAIN_S:
                 self._read_decisions(int(appended_ms[row] - 1e3 * self._config.duplicates.window_s) - SKEW_MS_MAX)
-            if not self._first_decisions.first(entries[row : row + 1]).known[0]:
-                log.warning("first decision of a duplicate not found: it goes to review", partition=one.number)
-                self._settle(one.number, [_review(int(offset[0]), self._policy.review_from)])
+            if self._hides(one) or self._first_decisions.first(entries[row : row + 1]).known[0]:
+                continue
+            log.warning("first decision of a duplicate not found: it goes to review", partition=one.number)
+            self._settle(one.number, [_review(int(offset[0]), self._policy.review_from)])
+
+    def _hides(self, one: OwnedPartition) -> bool:
+        """Whether the topic may hold decisions of before the assignment that no reading has shown."""
+        return self._read_s.get(one, 0.0) < one.assigned_s + HIDDEN_S_MAX
 
     def _read_decisions(self, earliest_ms: int) -> None:
-        """Read the decisions of the window once, for all partitions that are ours now, and settle what they settle."""
+        """Read the decisions of the window for all partitions that are ours now, and settle what they settle.
+
+        Where they were read before for the same partitions, only what was added.
+        """
         topic, codec = self._config.kafka.topics.decisions, self._config.kafka.codec
-        started_s, records = self._clock.monotonic(), 0
+        started_s, records, enough = self._clock.monotonic(), 0, False
         ours = {f"{one.partition[0]}-{one.number}": one for one in self._owned.values()}
+        more = earliest_ms >= self._read_from_ms and all(one in self._read_s for one in ours.values())
         consumer = self._open_consumer()
         try:
             partitions = consumer.partitions_for(topic)
             consumer.assign(partitions)
             ends = consumer.end_offsets(partitions)
-            for partition, offset in consumer.offsets_at(partitions, max(earliest_ms, 0)).items():
+            starts = self._read_to if more else consumer.offsets_at(partitions, max(earliest_ms, 0))
+            for partition, offset in starts.items():
                 consumer.seek(partition, offset)
-            while any(consumer.position(partition) < end for partition, end in ends.items()):
+            while not enough and any(consumer.position(partition) < end for partition, end in ends.items()):
                 for fetched in consumer.poll(0.05, ROWS_MAX):
                     records += len(fetched)
                     self._settle_all(fetched, codec, ours)
-                if self._clock.monotonic() - started_s > READ_S_MAX or records > READ_RECORDS_MAX:
-                    log.warning("the decisions of the window are more than are read", records=records)
-                    break
+                enough = self._clock.monotonic() - started_s > READ_S_MAX or records > READ_RECORDS_MAX
+            self._read_to = {partition: consumer.position(partition) for partition in partitions}
         finally:
             consumer.close()
-        self._read.update(ours.values())
-        log.info("decisions read for duplicates", records=records, seconds=self._clock.monotonic() - started_s)
+        now_s = self._clock.monotonic()
+        if enough:
+            log.warning("the decisions of the window are more than are read", records=records)
+        self._read_s = dict.fromkeys(ours.values(), math.inf if enough else now_s)
+        self._read_from_ms = self._read_from_ms if more else earliest_ms
+        log.info("decisions read for duplicates", records=records, seconds=round(now_s - started_s, 3))
 
     def _settle_all(self, fetched: FetchedBatch, codec: CodecName, ours: Mapping[str, OwnedPartition]) -> None:
         found: dict[int, list[_Settled]] = {}
