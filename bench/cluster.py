@@ -5,6 +5,7 @@ The check reads both topics from their beginning, after all is over (`read_commi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -44,7 +45,7 @@ EVENTS_LIMIT, EVENTS_PER_KEY_MAX = re.compile(rb"(events_per_key_max = )\d[\d_]*
 # A load sends so often; a tick's transactions leave together.
 LOAD_TICK_S = 0.01
 LOAD_ROWS_A_TICK_MAX = 1_000
-FLUSH_S_MAX = 120.0
+FLUSH_S_MAX, CLOSE_S_MAX = 120.0, 5.0
 POLL_S, POLL_ROWS_MAX = 0.05, 5_000
 READ_S_MAX = 600.0
 WATCHES_MAX = 1_000
@@ -160,10 +161,14 @@ class SteadyLoad:
     def stop(self) -> int:
         """End it; returns `sent`: all below it are kept by the broker; raises BrokerError if not."""
         self._stop.set()
-        self._thread.join()
-        self.check()
-        self._producer.flush(FLUSH_S_MAX)
-        self._producer.close(FLUSH_S_MAX)
+        if self._thread.ident is not None:
+            self._thread.join()
+        try:
+            self.check()
+            self._producer.flush(FLUSH_S_MAX)
+        finally:
+            with contextlib.suppress(BrokerError):
+                self._producer.close(CLOSE_S_MAX)
         return self.sent
 
     def _run(self) -> None:

@@ -3,6 +3,7 @@ decided, in order, and health tells the truth."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -38,6 +39,7 @@ from bench.cluster import (
 from bench.embedded import EmbeddedParts, ServiceProcess
 from cascade.bundle import Bundle, load_bundle
 from cascade.config import Config
+from cascade.errors import BrokerError
 from cascade.frames import LabelledData
 from cascade.ledger import LedgerSummary
 from cascade.local_parts import free_ports
@@ -337,6 +339,14 @@ def run_service(config_path: Path, *launcher: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def wait_ready(service: subprocess.Popen[str], config: Config) -> None:
+    def is_ready() -> bool:
+        assert service.poll() is None, service.communicate()[1][-2_000:]
+        return health(config, "/readyz")[0] == 200
+
+    wait_until(is_ready, "ready")
+
+
 @pytest.mark.parametrize(
     ("mode", "settings", "within_s"),
     [
@@ -354,7 +364,7 @@ def test_a_broker_that_stays_away_ends_the_process_with_a_line_within_the_bound(
     config = ServiceProcess(path).config
     load = SteadyLoad(config, bundle.schema, data, RATE)
     try:
-        wait_until(lambda: health(config, "/readyz")[0] == 200, "ready")
+        wait_ready(service, config)
         load.start()
         wait_until(lambda: any(committed_of(config).values()), "decisions")
         cluster.each(Proxy.refuse)
@@ -364,7 +374,8 @@ def test_a_broker_that_stays_away_ends_the_process_with_a_line_within_the_bound(
     finally:
         service.kill()
         cluster.each(Proxy.heal)
-        load.stop()
+        with contextlib.suppress(BrokerError):
+            load.stop()
     assert service.returncode == 1
     assert "Traceback" not in logged
     last = logged.strip().splitlines()[-1]
@@ -400,7 +411,7 @@ def test_a_second_sigterm_ends_a_drain_that_cannot_end_at_once(
     config = ServiceProcess(path).config
     load = SteadyLoad(config, bundle.schema, data, RATE)
     try:
-        wait_until(lambda: health(config, "/readyz")[0] == 200, "ready")
+        wait_ready(service, config)
         load.start()
         wait_until(lambda: any(committed_of(config).values()), "decisions")
         # nothing is acknowledged any more: the drain has to wait
@@ -434,7 +445,7 @@ def test_liveness_fails_for_a_partition_with_lag_and_no_progress(
     reader = threading.Thread(target=lambda: said.extend(service.stderr or []), daemon=True)
     reader.start()
     try:
-        wait_until(lambda: health(config, "/readyz")[0] == 200, "ready")
+        wait_ready(service, config)
         load.start()
         wait_until(lambda: any(committed_of(config).values()), "decisions")
         assert health(config, "/healthz")[0] == 200
