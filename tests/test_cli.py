@@ -41,7 +41,7 @@ def test_help_lists_every_command_with_a_line() -> None:
     done = cascade("--help")
     assert done.returncode == 0
     for name, command in cli.COMMANDS.items():
-        assert f"  {name:<10} {command.help}" in done.stdout
+        assert f"  {name:<15} {command.help}" in done.stdout
     assert "Start with `cascade demo`" in done.stdout
 
 
