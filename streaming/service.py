@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -116,7 +118,8 @@ def serve(
         stack.callback(watch.close)
 
         def make(session: ExitStack) -> Worker | None:
-            _wait_for_broker(config, health, stopping)
+            # the first connections were waited for above
+            _wait_for_broker(config, health, stopping, config.kafka.lost_s_max)
             if stopping.is_set():
                 return None
             parts = _connect(config, bundle, engine, deep, ledger, health, snapshots, hasher, clock, session)
@@ -315,7 +318,10 @@ def _stop_signals() -> Iterator[_Stopping]:
             signal.signal(number, handler)
 
 
-def _wait_for_broker(config: Config, health: HealthState, stopping: _Stopping) -> None:
+def _wait_for_broker(config: Config, health: HealthState, stopping: _Stopping, patience_s: float = math.inf) -> None:
+    """Return once the broker answers, or when told to stop; raises BrokerError after `patience_s`, or if refused."""
+    give_up_s = time.monotonic() + patience_s
+
     def report(text: str) -> None:
         if stopping.is_set():
             raise _StopRequested
@@ -329,8 +335,8 @@ def _wait_for_broker(config: Config, health: HealthState, stopping: _Stopping) -
         except _StopRequested:
             return
         except BrokerError as error:
-            if error.__cause__ is not None:
-                raise  # refused: waiting does not help
+            if error.__cause__ is not None or time.monotonic() > give_up_s:
+                raise  # refused: waiting does not help; or waited for long enough
             report(str(error))
             continue
         return
