@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: demo test handbook fuzz simulate-faults bundle constraints clean
+.PHONY: demo test handbook fuzz simulate-faults chaos delivery soak bundle constraints clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cascade demo --out build/demo
@@ -22,6 +22,15 @@ fuzz: $(VENV)/.serve
 
 simulate-faults: $(VENV)/.serve
 	$(BIN)/cascade simulate-faults --schedules $(or $(N),1000) --seed $(or $(SEED),1) --out build/faults.json
+
+chaos: $(VENV)/.serve
+	$(BIN)/cascade chaos --cycles $(or $(CYCLES),200) --seed $(or $(SEED),1) --out build/chaos --json build/chaos.json
+
+delivery: $(VENV)/.serve
+	$(BIN)/cascade delivery --out build/delivery --json build/delivery.json
+
+soak: $(VENV)/.serve
+	$(BIN)/cascade soak --minutes $(or $(MINUTES),10) --out build/soak --json build/soak.json
 
 bundle: $(VENV)/.dev
 	$(BIN)/cascade simulate --out build/bundle/transactions.parquet --cards 4000 --terminals 8000 --days 120 --seed 1

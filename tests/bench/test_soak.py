@@ -1,0 +1,71 @@
+"""The arithmetic of soak and delivery: growth is found, noise is not taken for it, ratios go round by round."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from bench.delivery import MODES, Turn, _rate, _ratio
+from bench.soak import GROWTH_MAX, MemorySampler, measure_growth
+from cascade.errors import CascadeError
+
+
+def noise(count: int) -> np.ndarray:
+    return np.random.default_rng(3).normal(0.0, 2.0, count)
+
+
+def test_memory_that_only_trembles_has_not_grown() -> None:
+    found = measure_growth("worker", 400.0 + noise(480))
+    assert abs(found.worst) < GROWTH_MAX / 4
+    assert found.samples == 480
+
+
+def test_a_slow_leak_is_found_by_both_measures() -> None:
+    # 16 MB of 400 over the whole, as a megabyte every half minute
+    found = measure_growth("worker", 400.0 + np.linspace(0.0, 16.0, 480) + noise(480))
+    assert found.by_fit == pytest.approx(0.04, abs=0.004)
+    assert found.by_thirds == pytest.approx(0.04 * 2 / 3, abs=0.004)
+    assert found.worst > GROWTH_MAX
+
+
+def test_a_single_step_is_found_too() -> None:
+    assert measure_growth("worker", np.repeat([400.0, 420.0], 240)).worst > GROWTH_MAX
+
+
+def test_memory_that_shrinks_is_no_growth() -> None:
+    assert measure_growth("worker", np.linspace(420.0, 400.0, 480)).worst < 0
+
+
+def test_too_few_samples_are_refused() -> None:
+    with pytest.raises(CascadeError, match="2 samples"):
+        measure_growth("worker", np.array([400.0, 401.0]))
+
+
+def test_the_sampler_sees_a_process_with_its_children_and_stops_with_it() -> None:
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'x = bytearray(60_000_000); input()'])"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as parent:
+        memory = MemorySampler({"worker": parent.pid})
+        time.sleep(3.5)
+        parent.communicate(b"\n")
+        memory.close()
+    assert max(memory.rss_mb["worker"]) > 60
+    assert 2 <= len(memory.rss_mb["worker"]) <= 6
+
+
+def test_the_rate_leaves_out_what_came_with_the_first_fetch() -> None:
+    assert _rate(np.array([10.0, 10.0, 10.0, 11.0, 12.0, 12.0])) == pytest.approx(1.5)
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    figures = [(100.0, 80.0), (50.0, 45.0), (200.0, 100.0)]
+    turns = [
+        Turn(mode=mode, per_second=value, screened=1, p50_ms=1.0, p99_ms=1.0)
+        for pair in figures
+        for mode, value in zip(MODES, pair, strict=True)
+    ]
+    found = _ratio(turns, "per_second")
+    assert (found.median, found.least, found.largest) == (0.8, 0.5, 0.9)
