@@ -37,6 +37,7 @@ def test_recovery_times_are_given_for_each_kind_of_cycle() -> None:
 
 @pytest.mark.kafka
 @pytest.mark.triton
+@pytest.mark.cluster
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_short_run_loses_nothing_decides_nothing_twice_and_ends_with_the_same_state(

@@ -46,7 +46,7 @@ from cascade.local_parts import free_ports
 from streaming.local_broker import LocalBroker
 from tests.proxy import Proxy
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.cluster]
 
 SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 NODES = 3
