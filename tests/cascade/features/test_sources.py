@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cascade.errors import StateError
 from cascade.features import SOURCES_MAX, FeatureEngine, FeatureSpec, Summaries, kernels, sharing, transfer
+from cascade.features.state import COUNT, EVENTS
 from cascade.schema import key_codes
 
 from .reference import Reference, Told
@@ -348,6 +349,26 @@ def test_a_late_event_that_is_absorbed_takes_its_place_in_time() -> None:
     late = batch_of(SCHEMA.fields, [row_of("int64", 3, START_MS + 4_500)])
     row = dict(zip(engine.names, engine.update(late).features[0].tolist(), strict=True))
     assert (row["card_count_10s"], row["card_seconds_since_last"]) == (2, 0.5)
+
+
+@pytest.mark.parametrize(("age_ms", "taken"), [(16_999, True), (17_000, False)])
+def test_what_is_past_the_horizon_of_the_key_is_not_absorbed(age_ms: int, taken: bool) -> None:
+    engine, other = engine_of(), engine_of()
+    for one, source, time_ms in ((engine, 1, START_MS), (other, 2, START_MS - age_ms)):
+        one.update(batch_of(SCHEMA.fields, [row_of("int64", 1, time_ms)]), np.array([source]))
+    engine.absorb(other.export_state(), [2], labels=False)
+    assert engine.export_state()["pan.slots"][1, EVENTS + COUNT] == 1 + taken
+
+
+def test_a_fraud_that_is_known_is_absorbed_once() -> None:
+    engine, other = engine_of(), engine_of()
+    rows = [row_of("int64", number, START_MS + number) for number in range(3)]
+    play(engine, [label_of(row, 1) for row in rows[:2]])
+    play(other, [label_of(row, 1) for row in rows[1:]])
+    engine.absorb(other.export_state(), [], labels=False)
+    assert engine.digest_labels() != folded([label_of(row, 1) for row in rows]).digest_labels()
+    engine.absorb(other.export_state(), [], labels=True)
+    assert engine.digest_labels() == folded([label_of(row, 1) for row in rows]).digest_labels()
 
 
 # --- digests ----------------------------------------------------------------------------------------------------
