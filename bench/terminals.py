@@ -80,7 +80,10 @@ class FeatureError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Way(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to fold the stream; `volume` is None where nothing is told, `errors` is empty for the reference."""
+    """One way to fold the stream; `volume` is None where nothing is told, `errors` is empty for the reference.
+
+    `escalated_share`, `errors`: of all rows of the week; the qualities: of those that are judged.
+    """
 
     name: str
     workers: int

@@ -14,10 +14,12 @@ from cascade.errors import CascadeError
 from cascade.features import FeatureEngine
 from cascade.frames import LabelledData, frame_to_batch
 from cascade.protocols import DeepStage
+from cascade.schema import key_codes
 from cascade.simulator import SimulatorSettings, simulate
-from stages.assembly import deep_signature
+from stages.assembly import deep_signature, make_screener
 from stages.deep.in_process import OnnxDeepStage
-from stages.offline import Folded, fold_rows
+from stages.metrics import quality
+from stages.offline import Folded, fold_rows, score_offline
 
 SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 WORKERS = 4
@@ -112,7 +114,7 @@ def test_every_row_is_told_of_once_a_round_and_bucket(
 
 
 def test_the_comparison_shows_what_is_lost_apart_and_what_sharing_brings_back(
-    bundle: Bundle, data: LabelledData, late: np.ndarray, deep: DeepStage
+    bundle: Bundle, data: LabelledData, late: np.ndarray, whole: Folded, deep: DeepStage
 ) -> None:
     judged = late.copy()
     judged[::2] = False
@@ -133,7 +135,15 @@ def test_the_comparison_shows_what_is_lost_apart_and_what_sharing_brings_back(
     # nothing is missing of the others' rows but those of the last hour and of a bucket at the window's end
     count = kept["terminal_count_30d"]
     assert count.difference_max < 0.1 * count.reference_mean
-    assert one.screener.average_precision is not None
+    raw = score_offline(bundle, make_screener(bundle, whole.features.shape[1]), deep, data, judged, lambda _: None)
+    rows = data.take(raw.rows)
+    expected = quality(
+        raw.cascade(bundle.policy)[0], rows.fraud == 1, rows.batch["event_time"] // DAY_MS,
+        key_codes(rows.batch["card_id"]), bundle.policy.escalation_budget,
+    )  # fmt: skip
+    assert expected.average_precision is not None
+    assert one.cascade.average_precision == pytest.approx(expected.average_precision)
+    assert one.cascade.auc == pytest.approx(expected.auc)
     assert one.screener != apart.screener
 
 
