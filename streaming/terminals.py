@@ -10,6 +10,8 @@ What others saw is known `terminals.interval_s` later, and leaves a window a buc
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from cascade.columns import ColumnBatch, Int64
@@ -54,23 +56,33 @@ class TerminalExchange:
         for key, changed in self._changed.items():
             changed.append(np.unique(np.column_stack([key_codes(batch[key]), sources, buckets]), axis=0))
 
-    def advance(self) -> None:
-        """Publish and follow where it is time."""
+    def advance(self, live: Collection[int]) -> None:
+        """Publish and follow where it is time; `live` as for `publish`."""
         now_s = self._clock.monotonic()
         if now_s >= self._follow_due_s:
             self._follow_due_s = now_s + FOLLOW_INTERVAL_S
             self._read(0.0)
         if now_s >= self._publish_due_s:
-            self.publish()
+            self.publish(live)
 
-    def publish(self) -> None:
-        """Tell the totals of all that has changed since the last time."""
+    def drop(self, sources: Collection[int]) -> None:
+        """The partitions are another's to tell of: our totals of them are gone."""
+        for changed in self._changed.values():
+            changed[:] = [rows[~np.isin(rows[:, 1], list(sources))] for rows in changed]
+
+    def publish(self, live: Collection[int]) -> None:
+        """Tell the totals of all that has changed since the last time, of partitions that are `live`.
+
+        What is being rebuilt has partial totals; it is told when it is whole.
+        """
         self._publish_due_s = self._clock.monotonic() + self._interval_s
         for field, (key, changed) in enumerate(self._changed.items()):
             if not changed:
                 continue
             rows = np.unique(np.concatenate(changed), axis=0)
-            changed.clear()
+            whole = np.isin(rows[:, 1], list(live))
+            changed[:] = [rows[~whole]]
+            rows = rows[whole]
             for start in range(0, len(rows), PUBLISH_ROWS_MAX):
                 codes, sources, buckets = np.ascontiguousarray(rows[start : start + PUBLISH_ROWS_MAX].T)
                 summaries = self._features.summarise(key, codes, sources, buckets, self._bucket_ms)

@@ -194,7 +194,7 @@ class Worker:
             self._publisher.decide(outcome)
         self._repeats.advance()
         if self._terminals is not None and self._recovery.owned:
-            self._terminals.advance()
+            self._terminals.advance(self._live_numbers())
         self._outbox.advance()
         self.positions = {partition: one.next for partition, one in self._recovery.owned.items()}
         snapshots = self._parts.snapshots
@@ -362,6 +362,8 @@ class Worker:
     def _on_revoked(self, partitions: list[Partition]) -> None:
         """Finish and commit what is held of them, then let go."""
         held = [one for one in partitions if one in self._recovery.owned]
+        if self._terminals is not None:
+            self._terminals.publish(self._live_numbers())
         if not self._finish(held, self._config.worker.revoke_timeout_ms / 1e3):
             log.warning("partitions revoked before all was decided", undecided=self.in_flight)
             self._drop(held)
@@ -380,9 +382,14 @@ class Worker:
     def _let_go(self, partitions: Sequence[Partition]) -> None:
         self._outbox.forget(partitions)
         self._recovery.lose(partitions)
+        if self._terminals is not None:
+            self._terminals.drop([number for _, number in partitions])
         self._labels.bury(any(number == 0 for _, number in self._recovery.owned))
         self.positions = {partition: one.next for partition, one in self._recovery.owned.items()}
         self._tell_partitions()
+
+    def _live_numbers(self) -> list[int]:
+        return [one.number for one in self._recovery.live]
 
     def _on_live(self, one: OwnedPartition) -> None:
         if not self._paused:
@@ -406,7 +413,7 @@ class Worker:
             return
         self._snapshot_due_s = self._clock.monotonic() + self._config.state.interval_s
         if self._terminals is not None:
-            self._terminals.publish()
+            self._terminals.publish(self._live_numbers())
         snapshots.save(self._snapshot(features.export_state(self._copies)))
 
     def _snapshot(self, state: dict[str, Array]) -> Snapshot:
