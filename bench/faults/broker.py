@@ -11,7 +11,7 @@ from bench.faults.group import Group
 from bench.faults.logs import PartitionLog, Record
 from bench.faults.network import Network, Weather
 from bench.faults.transactions import TransactionCoordinator
-from bench.faults.world import World
+from bench.faults.world import NEVER_S, World
 from streaming.clients import Headers, Partition
 
 TICK_S = 0.1
@@ -42,6 +42,8 @@ class SimBroker:
             world, self.partitions(settings.shared_topic), settings.session_timeout_s, settings.rebalance_timeout_s
         )
         self.transactions = TransactionCoordinator(world, settings.transaction_timeout_s, self._mark, self.group.commit)
+        # until when a log lacked its beginning, as far as is known
+        self.restored_s = -1.0
         self._asked = 0
         world.at(TICK_S, self._tick)
 
@@ -75,6 +77,20 @@ class SimBroker:
         return self.logs[place].append(
             self.now_ms, key, value, headers, producer, transaction is not None, sender, sent_s
         )  # fmt: skip
+
+    def cut(self, partition: Partition, offset: int) -> None:
+        """Delete a log's records before `offset`."""
+        self.logs[partition].beginning = offset
+        self.restored_s = NEVER_S
+        self.world.tell("broker", f"{partition} now begins at {offset}")
+
+    def restore(self) -> None:
+        """Bring back what was deleted."""
+        if self.restored_s == NEVER_S:
+            self.restored_s = self.world.now_s
+            self.world.tell("broker", "all logs begin at 0 again")
+        for log in self.logs.values():
+            log.beginning = 0
 
     def next_asked(self) -> int:
         """A number for a commit, in the order of asking."""

@@ -67,6 +67,7 @@ class SimProcess:
         self.life.on_thaw = self._thawed
         self._world, self._broker, self._disk, self._options = world, broker, disk, options
         self._sessions = 0
+        self._turn_began_s = 0.0
         self.clock = SimClock(self.life)
         self.engine = Engine(FeatureEngine(feature_spec(options.terminals), SCHEMA), SimScreener(), POLICY)
         self._deep = SimDeepStage(self.life, options.model)
@@ -85,6 +86,7 @@ class SimProcess:
     def turn(self) -> None:
         """One turn: connect, or a step of the worker, or the end."""
         self.running = True
+        self._turn_began_s = self._world.now_s
         try:
             try:
                 self._turn()
@@ -94,7 +96,7 @@ class SimProcess:
             self._end("killed")
         except StateError as error:
             self._world.tell(self.life.name, f"refuses: {error}")
-            if any(log.beginning for log in self._broker.logs.values()):
+            if self._turn_began_s <= self._broker.restored_s:
                 self.refused = True
                 self._world.fire("offsets-expired")
             else:

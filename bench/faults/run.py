@@ -51,7 +51,6 @@ class Simulation:
         self.disk = SimDisk(self.world, options.disk)
         self.processes: list[SimProcess] = []
         self._all: list[SimProcess] = []
-        self._cut: set[Partition] = set()
         self._closing = False
         send_traffic(self.world, self.broker, options)
         for place in range(options.workers):
@@ -102,7 +101,7 @@ class Simulation:
             last = here[-1]
             if last.refused:
                 last.refused = False
-                self._restore_logs()
+                self.broker.restore()
             if last.ended or (last.life.frozen and last.stands_for_good):
                 last.superseded = True
                 world.at(RESTART_S_MAX * chance.random(), self._starter(place))
@@ -151,35 +150,30 @@ class Simulation:
             self.broker.group.rebalance(shuffle=True)
 
     def _cut_log(self) -> None:
-        """The log's part that the snapshots need is deleted, and everyone must start anew."""
-        group, snapshots = self.broker.group, self._snapshot_offsets()
-        candidates = [one for one, offset in snapshots.items() if offset < group.offsets.get(one, (0, ""))[0]]
-        if not candidates:
+        """A part of the log that some snapshots need is deleted, and everyone must start anew."""
+        world, group = self.world, self.broker.group
+        spans = {
+            partition: (min(offsets) + 1, group.offsets[partition][0])
+            for partition, offsets in self._snapshot_offsets().items()
+            if partition in group.offsets and min(offsets) < group.offsets[partition][0]
+        }
+        if not spans:
             return
-        partition = self.world.chance.choice(sorted(candidates))
-        self.broker.logs[partition].beginning = group.offsets[partition][0]
-        self._cut.add(partition)
-        self.world.tell("faults", f"the log of {partition} is cut at {group.offsets[partition][0]}")
+        partition = world.chance.choice(sorted(spans))
+        self.broker.cut(partition, world.chance.randint(*spans[partition]))
         for process in self.live():
             process.kill()
-        self.world.at(RESTORE_S_MAX * (1 + self.world.chance.random()), self._restore_logs)
+        world.at(RESTORE_S_MAX * (1 + world.chance.random()), self.broker.restore)
 
-    def _snapshot_offsets(self) -> dict[Partition, int]:
-        """Where the newest snapshot of each partition stands."""
-        newest: dict[Partition, int] = {}
+    def _snapshot_offsets(self) -> dict[Partition, list[int]]:
+        """Where the snapshots of each partition stand, damaged ones too."""
+        offsets: dict[Partition, list[int]] = {}
         for octets in self.disk.content.values():
             lines = octets.split(b"\n", 2)
-            if len(lines) < 3:
-                continue
-            for topic, number, offset in msgspec.json.decode(lines[1], type=Header).transactions:
-                newest[topic, number] = max(newest.get((topic, number), 0), offset)
-        return newest
-
-    def _restore_logs(self) -> None:
-        for partition in sorted(self._cut):
-            self.broker.logs[partition].beginning = 0
-            self.world.tell("operator", f"the log of {partition} is restored")
-        self._cut.clear()
+            if len(lines) == 3:
+                for topic, number, offset in msgspec.json.decode(lines[1], type=Header).transactions:
+                    offsets.setdefault((topic, number), []).append(offset)
+        return offsets
 
     def _some_live(self) -> list[SimProcess]:
         live = self.live()
@@ -190,7 +184,7 @@ class Simulation:
     def _calm_down(self) -> None:
         self.world.calm = True
         self.world.tell("faults", "stop")
-        self._restore_logs()
+        self.broker.restore()
         for process in self.live():
             if process.superseded:
                 process.kill()

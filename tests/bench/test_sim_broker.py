@@ -267,6 +267,22 @@ def test_a_failed_delivery_keeps_a_part_and_nothing_that_was_sent_after_it() -> 
     assert rig.readable() == [b"1", b"2", b"3"][: len(rig.readable())]
 
 
+def test_a_transaction_whose_records_do_not_arrive_in_time_is_not_committed() -> None:
+    rig = Rig()
+    consumer, producer = rig.consumer(rig.life("a")), rig.transactional(rig.life("a"))
+    polled(consumer)
+    link = rig.broker.network.links[-1]
+    producer.begin()
+    link.clogged = True
+    producer.send(OUT, b"k", b"1")
+    with pytest.raises(TransactionAbortedError, match="nothing of the transaction is kept"):
+        producer.commit({(IN, 0): (1, "")}, consumer.member())
+    link.release()
+    rig.world.wait(rig.world.now_s + 1.0)
+    assert consumer.committed([(IN, 0)]) == {}
+    assert rig.readable() == []
+
+
 def test_offsets_of_a_transaction_under_way_are_waited_for() -> None:
     rig = Rig()
     consumer = rig.consumer(rig.life("a"))
