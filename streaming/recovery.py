@@ -38,6 +38,7 @@ SLICE_SLOTS = 4_096
 class _Restoring:
     """A snapshot that is being taken in, for some partitions; `next` slot, 0 at first."""
 
+    name: str
     snapshot: Snapshot
     partitions: list[OwnedPartition]
     labels: bool
@@ -93,9 +94,7 @@ class Recovery:
                 self._features.hide(partition[1])
             else:
                 self._features.show(partition[1])
-        if self._snapshots is not None:
-            until = {one: self.owned[one].until for one in partitions}
-            self._candidates |= self._snapshots.candidates(until, beginnings | self._labels.beginnings())
+        self._look_for_snapshots([self.owned[one] for one in partitions])
         numbers = ", ".join(str(number) for _, number in partitions)
         log.info("partitions assigned", partitions=numbers, decided_until=[self.owned[p].until for p in partitions])
         self._health.waiting("state", "rebuilding")
@@ -142,8 +141,7 @@ class Recovery:
             snapshot = self._snapshots.load(name)
             sharing = [one for one in waiting if self._candidates.get(one.partition, [""])[:1] == [name]]
             if snapshot is None:
-                for one in sharing:
-                    self._candidates[one.partition].remove(name)
+                self._look_for_snapshots(sharing)
                 return
         if snapshot is None:
             if self._labels_from_start:
@@ -159,7 +157,7 @@ class Recovery:
         labels, self._labels_from_start = self._labels_from_start, False
         if labels:
             self._labels.rewind(snapshot.labels)
-        self._restoring = _Restoring(snapshot, sharing, labels)
+        self._restoring = _Restoring(name, snapshot, sharing, labels)
 
     def _restore_slice(self, work: _Restoring) -> None:
         numbers = [one.number for one in work.partitions]
@@ -192,13 +190,22 @@ class Recovery:
 
     def _give_up(self, work: _Restoring, error: StateError) -> None:
         """The snapshot does not fit: its partitions take the one before, or the log."""
-        log.warning("snapshot passed over", reason=str(error))
+        if self._snapshots is not None:
+            self._snapshots.distrust(work.name, str(error))
         self._restoring = None
         self._labels_from_start = self._labels_from_start or work.labels
         for one in work.partitions:
             self._features.forget(one.number)
             self._first_decisions.forget(one.number)
-            self._candidates[one.partition] = self._candidates.get(one.partition, [])[1:]
+        self._look_for_snapshots(work.partitions)
+
+    def _look_for_snapshots(self, partitions: Sequence[OwnedPartition]) -> None:
+        """Ask which snapshots can serve partitions; raises StateError where the operator must choose."""
+        if self._snapshots is None:
+            return
+        until = {one.partition: one.until for one in partitions}
+        beginnings = self._consumer.beginning_offsets(until) | self._labels.beginnings()
+        self._candidates |= self._snapshots.candidates(until, beginnings)
 
     def _replay(self, one: OwnedPartition) -> None:
         one.phase = Phase.REPLAYING

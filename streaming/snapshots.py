@@ -87,6 +87,7 @@ class SnapshotStore:
         self._submit = submit
         self._working: Future[None] | None = None
         self._headers: dict[str, Header] = {}
+        self._distrusted: set[str] = set()
 
     @property
     def busy(self) -> bool:
@@ -107,7 +108,8 @@ class SnapshotStore:
 
         `committed`: offsets below which all is decided; a snapshot beyond holds records that may have to be scored
         again. `beginnings`: the first offsets, of transactions and labels, that the log still holds. Raises StateError
-        where only the log's part between a snapshot and now is gone: that is for the operator to decide.
+        where there are snapshots and none can serve, being distrusted, or of offsets before what the log holds: the
+        state cannot be what it was, and that is for the operator to decide.
         """
         headers = self._known_headers()
         found: dict[Partition, list[str]] = {}
@@ -118,10 +120,13 @@ class SnapshotStore:
                 offset = _positions(header.transactions).get(partition)
                 if offset is None or offset > until:
                     continue
-                problem = _lost(name, partition, offset, header, beginnings)
+                if name in self._distrusted:
+                    problem = _cut_short(name, partition, beginnings.get(partition, 0))
+                else:
+                    problem = _lost(name, partition, offset, header, beginnings)
                 if problem:
                     gone = gone or problem
-                else:
+                elif name not in self._distrusted:
                     fitting.append((offset, header.created_ms, name))
             if gone and not fitting:
                 raise StateError(gone)
@@ -133,8 +138,13 @@ class SnapshotStore:
         try:
             return _decoded(self._files.read(name), self._mark)
         except (StateError, OSError) as error:
-            log.warning("snapshot passed over", file=name, reason=str(error))
+            self.distrust(name, str(error))
             return None
+
+    def distrust(self, name: str, reason: str) -> None:
+        """One cannot be used, for `reason`: it is no candidate any more."""
+        log.warning("snapshot passed over", file=name, reason=reason)
+        self._distrusted.add(name)
 
     def close(self) -> None:
         """Wait for what is being written."""
@@ -180,6 +190,7 @@ class SnapshotStore:
                 continue
             headers[name] = header
         self._headers = headers
+        self._distrusted &= headers.keys()
         return headers
 
 
@@ -193,6 +204,17 @@ def _lost(name: str, partition: Partition, offset: int, header: Header, beginnin
                 " log holds, or restore the log; then raise the topic's retention"
             )
     return ""
+
+
+def _cut_short(name: str, partition: Partition, beginning: int) -> str:
+    """What is lost of a partition by a snapshot that cannot be used, as a line; empty where the log holds it all."""
+    if beginning == 0:
+        return ""
+    return (
+        f"snapshot {name} cannot be used, and the log of {partition[0]}-{partition[1]} begins at {beginning}: what lies"
+        " before is lost. Delete the snapshots to go on with what the log holds, or restore one; then keep more of them"
+        " (state.keep)"
+    )
 
 
 def _encoded(snapshot: Snapshot, mark: str, created_ms: int) -> bytes:

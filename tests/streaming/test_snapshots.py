@@ -154,6 +154,22 @@ def test_a_log_that_was_cut_behind_every_snapshot_stops_with_the_choice(store: S
         assert "\n" not in str(caught.value)
 
 
+def test_where_only_damaged_snapshots_reach_what_the_log_holds_the_operator_chooses(
+    store: SnapshotStore, tmp_path: Path
+) -> None:
+    save(store, snapshot(10), snapshot(20))
+    older, newer = files(tmp_path)
+    newer.write_bytes(newer.read_bytes()[:-40])
+    # 10 and what comes after it is there: the newer one is not missed
+    assert offset_of(newest(store, 99, transactions=5)) == 10
+    with pytest.raises(StateError, match="what lies"):
+        newest(store, 99, transactions=15)
+    older.unlink()
+    with pytest.raises(StateError, match="cannot be used, and the log"):
+        newest(store, 99, transactions=5)
+    assert newest(store, 99) is None
+
+
 def test_a_store_that_cannot_be_written_to_goes_on(store: SnapshotStore, tmp_path: Path) -> None:
     (tmp_path / "state").rmdir()
     (tmp_path / "state").write_text("a file in the way")
