@@ -56,6 +56,8 @@ class Repeats:
         self._read_s: dict[OwnedPartition, float] = {}
         self._read_from_ms = 0
         self._read_to: dict[Partition, int] = {}
+        # decisions that were read before the records that they are of: those were decided ahead of the commit
+        self._early: dict[OwnedPartition, dict[int, _Settled]] = {}
 
     @property
     def open(self) -> int:
@@ -124,6 +126,10 @@ class Repeats:
             offset = first.offsets[row : row + 1]
             if not one.decided.mask(offset)[0]:
                 continue  # still being made
+            early = self._early.get(one, {}).pop(int(offset[0]), None)
+            if early is not None:
+                self._settle(one.number, [early])
+                continue
             if self._hides(one) and self._clock.monotonic() >= self._read_s.get(one, -READ_AGAIN_S) + READ_AGAIN_S:
                 self._read_decisions(int(appended_ms[row] - 1e3 * self._config.duplicates.window_s) - SKEW_MS_MAX)
             if self._hides(one) or self._first_decisions.first(entries[row : row + 1]).known[0]:
@@ -160,6 +166,7 @@ class Repeats:
             self._read_to = {partition: consumer.position(partition) for partition in partitions}
         finally:
             consumer.close()
+        self._early = {one: early for one, early in self._early.items() if one in ours.values()}
         now_s = self._clock.monotonic()
         if enough:
             log.warning("the decisions of the window are more than are read", records=records)
@@ -182,8 +189,13 @@ class Repeats:
                 continue  # not written by us
             if place in ours and not decision.duplicate:
                 found.setdefault(ours[place].number, []).append(settled)
-        for number, decisions in found.items():
-            self._settle(number, decisions)
+        for one in ours.values():
+            decisions = found.get(one.number, [])
+            self._settle(one.number, decisions)
+            ahead = set(one.decided.ahead[one.decided.ahead >= one.next].tolist())
+            for settled in decisions:
+                if settled.offset in ahead:
+                    self._early.setdefault(one, {}).setdefault(settled.offset, settled)
 
     def _settle(self, number: int, decisions: Sequence[_Settled]) -> None:
         for bundle in {one.bundle for one in decisions}:

@@ -28,21 +28,29 @@ START_MS = int(EPOCH_S * 1e3)
 class Rig:
     """A worker that owns one partition, of which offset 0 was decided before, and now comes again as offset 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, decided: Decided | None = None) -> None:
         self.world = World(1)
         self.broker = SimBroker(self.world, BrokerSettings({"transactions": 1, "decisions": 1}, "transactions"))
         self.life = Life(self.world, "worker")
         self.clock = SimClock(self.life)
         self.answers: list[tuple[list[int], FirstColumns]] = []
         self.opened = 0
-        config, first_decisions = Config(), FirstDecisions(Config().duplicates)
-        owned = {PARTITION: OwnedPartition(PARTITION, Decided(1), 0, self.clock.monotonic())}
-        self.repeats = Repeats(config, first_decisions, POLICY, owned, self.open_consumer, self.publish, self.clock)
-        batch = ColumnBatch({name: np.ones(2, field.dtype) for name, field in SCHEMA.fields.items()}, 2)
-        times = np.full(2, START_MS)
-        entries = first_decisions.look_up(batch, SCHEMA.roles, np.zeros(2, np.int64), np.arange(2), times)
-        rows = Rows([PARTITION], np.zeros(2, np.int64), np.arange(2), batch, *(np.zeros(2),) * 3, 0.0, 0.0)
+        self.first_decisions = FirstDecisions(Config().duplicates)
+        self.owned = OwnedPartition(PARTITION, decided or Decided(1), 0, self.clock.monotonic())
+        self.repeats = Repeats(
+            Config(), self.first_decisions, POLICY, {PARTITION: self.owned}, self.open_consumer, self.publish,
+            self.clock,
+        )  # fmt: skip
+        self.read(0, 1, transaction=1)
+
+    def read(self, first: int, again: int, transaction: int) -> None:
+        """A transaction comes at two offsets: the second asks for the first one's decision."""
+        batch = ColumnBatch({name: np.full(2, transaction, one.dtype) for name, one in SCHEMA.fields.items()}, 2)
+        offsets, times = np.array([first, again]), np.full(2, START_MS)
+        entries = self.first_decisions.look_up(batch, SCHEMA.roles, np.zeros(2, np.int64), offsets, times)
+        rows = Rows([PARTITION], np.zeros(2, np.int64), offsets, batch, *(np.zeros(2),) * 3, 0.0, 0.0)
         self.repeats.add(rows.take(np.array([1])), entries[1:], times[1:])
+        self.owned.next = again + 1
 
     def open_consumer(self) -> SimConsumer:
         self.opened += 1
@@ -52,10 +60,10 @@ class Rig:
         if len(rows):
             self.answers.append((rows.offsets.tolist(), first))
 
-    def decide_first(self) -> None:
+    def decide(self, offset: int, score: float) -> None:
         decision = Decision(
-            1, "decline", 0.95, "deep", 0.6, "b", False, None, "transactions-0-0", False, None, START_MS, START_MS,
-            LatencyMs(0, 0, 0, 0, 0),
+            1, "decline", score, "deep", 0.6, "b", False, None, f"transactions-0-{offset}", False, None, START_MS,
+            START_MS, LatencyMs(0, 0, 0, 0, 0),
         )  # fmt: skip
         self.broker.append("decisions", b"1", msgspec.json.encode(decision))
 
@@ -68,7 +76,7 @@ class Rig:
 
 def test_a_first_decision_is_found_in_the_topic() -> None:
     rig = Rig()
-    rig.decide_first()
+    rig.decide(0, 0.95)
     rig.turns(0.1)
     assert [(offsets, first.scores.tolist()) for offsets, first in rig.answers] == [([1], [0.95])]
     assert (rig.repeats.open, rig.opened) == (0, 1)
@@ -78,7 +86,7 @@ def test_a_first_decision_behind_an_open_transaction_is_waited_for() -> None:
     rig = Rig()
     log = rig.broker.logs["decisions", 0]
     log.append(START_MS, b"2", b"another's", (), 7, True)
-    rig.decide_first()
+    rig.decide(0, 0.95)
     rig.turns(10.0)
     assert rig.answers == []
     assert rig.repeats.waiting_of([PARTITION]) == 1
@@ -95,3 +103,14 @@ def test_a_first_decision_that_the_topic_does_not_hold_any_more_goes_to_review()
     ((offsets, first),) = rig.answers
     assert offsets == [1]
     assert first.scores.tolist() == pytest.approx([POLICY.review_from])
+
+
+def test_a_first_decision_that_was_made_ahead_is_known_when_its_record_is_read_later() -> None:
+    rig = Rig(Decided(1, np.array([5])))
+    rig.decide(0, 0.95)
+    rig.decide(5, 0.75)
+    rig.turns(0.1)
+    rig.read(5, 6, transaction=2)
+    rig.turns(0.1)
+    assert [(offsets, first.scores.tolist()) for offsets, first in rig.answers] == [([1], [0.95]), ([6], [0.75])]
+    assert rig.opened == 1
