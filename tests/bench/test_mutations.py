@@ -29,6 +29,7 @@ from streaming.worker import Worker
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 SCHEDULES_MAX = 400
+pytestmark = pytest.mark.slow
 
 
 def commit_before_the_decisions_are_kept(patch: pytest.MonkeyPatch) -> None:
