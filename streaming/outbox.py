@@ -66,6 +66,11 @@ class Outbox(Protocol):
         """What was sent and is not known to be kept, in calls."""
         ...
 
+    @property
+    def committed(self) -> Offsets:
+        """What was committed last, of partitions for which anything was."""
+        ...
+
     def advance(self, force: bool = False) -> None:
         """Hear of what is kept, and commit where it is time, or with `force` now; raises BrokerError."""
         ...
@@ -112,6 +117,11 @@ class AtLeastOnceOutbox:
     def pending(self) -> int:
         """See Outbox."""
         return len(self._waiting)
+
+    @property
+    def committed(self) -> Offsets:
+        """See Outbox."""
+        return self._committed
 
     def advance(self, force: bool = False) -> None:
         """See Outbox; a commit that fails is tried again at the next interval: the decisions are kept."""
@@ -187,6 +197,11 @@ class ExactlyOnceOutbox:
     def pending(self) -> int:
         """See Outbox."""
         return len(self._held)
+
+    @property
+    def committed(self) -> Offsets:
+        """See Outbox."""
+        return self._committed
 
     def advance(self, force: bool = False) -> None:
         """See Outbox; a commit that fails ends the session."""

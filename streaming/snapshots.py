@@ -88,6 +88,7 @@ class SnapshotStore:
         self._working: Future[None] | None = None
         self._headers: dict[str, Header] = {}
         self._distrusted: set[str] = set()
+        self._newest_ms = 0
 
     @property
     def busy(self) -> bool:
@@ -108,8 +109,8 @@ class SnapshotStore:
 
         `committed`: offsets below which all is decided; a snapshot beyond holds records that may have to be scored
         again. `beginnings`: the first offsets, of transactions and labels, that the log still holds. Raises StateError
-        where there are snapshots and none can serve, being distrusted, or of offsets before what the log holds: the
-        state cannot be what it was, and that is for the operator to decide.
+        where there are snapshots and none can serve, being distrusted, ahead, or of offsets before what the log holds,
+        and the log is not whole: the state cannot be what it was, and that is for the operator to decide.
         """
         headers = self._known_headers()
         found: dict[Partition, list[str]] = {}
@@ -118,15 +119,15 @@ class SnapshotStore:
             gone = ""
             for name, header in headers.items():
                 offset = _positions(header.transactions).get(partition)
-                if offset is None or offset > until:
+                if offset is None:
                     continue
-                if name in self._distrusted:
+                if name in self._distrusted or offset > until:
                     problem = _cut_short(name, partition, beginnings.get(partition, 0))
                 else:
                     problem = _lost(name, partition, offset, header, beginnings)
                 if problem:
                     gone = gone or problem
-                elif name not in self._distrusted:
+                elif name not in self._distrusted and offset <= until:
                     fitting.append((offset, header.created_ms, name))
             if gone and not fitting:
                 raise StateError(gone)
@@ -153,10 +154,10 @@ class SnapshotStore:
 
     def _write(self, snapshot: Snapshot) -> None:
         started_s = self._clock.monotonic()
-        created_ms = int(self._clock.time() * 1e3)
         try:
+            created_ms = self._new_time_ms()
             octets = _encoded(snapshot, self._mark, created_ms)
-            self._files.write(f"{created_ms:015d}-{self._name}{SUFFIX}", octets)
+            self._files.write(self._file(created_ms), octets)
             for old in self._superfluous():
                 self._files.remove(old)
         except OSError as error:
@@ -165,17 +166,40 @@ class SnapshotStore:
         seconds = round(self._clock.monotonic() - started_s, 2)
         log.info("snapshot written", megabytes=round(len(octets) / 1e6, 1), seconds=seconds)
 
+    def _new_time_ms(self) -> int:
+        """Now, or the next ms that no file of ours has in its name.
+
+        What was read of a file stays true of its name, also where two are written at once, or clocks go back.
+        """
+        taken = set(self._files.names())
+        self._newest_ms = max(int(self._clock.time() * 1e3), self._newest_ms + 1)
+        while self._file(self._newest_ms) in taken:
+            self._newest_ms += 1
+        return self._newest_ms
+
+    def _file(self, created_ms: int) -> str:
+        return f"{created_ms:015d}-{self._name}{SUFFIX}"
+
     def _superfluous(self) -> list[str]:
         """Files that are not among the `keep` of the latest offsets for any of their partitions.
 
-        Those of other fingerprints are left alone. Offsets tell what is later; clocks may jump.
+        Those that are ahead of what was committed, as far as the files tell, can serve no start yet, so of the others
+        as many stay. Those of other fingerprints are left alone. Offsets tell what is later; clocks may jump.
         """
         headers = self._known_headers()
         by_partition: dict[Partition, list[tuple[int, int, str]]] = {}
+        committed: Positions = {}
         for name, header in headers.items():
+            known = _positions(header.committed)
             for topic, number, offset in header.transactions:
-                by_partition.setdefault((topic, number), []).append((offset, header.created_ms, name))
-        needed = {name for found in by_partition.values() for _, _, name in sorted(found, reverse=True)[: self._keep]}
+                one = (topic, number)
+                by_partition.setdefault(one, []).append((offset, header.created_ms, name))
+                committed[one] = max(committed.get(one, 0), known.get(one, offset))
+        needed: set[str] = set()
+        for one, found in by_partition.items():
+            ahead = sorted((entry for entry in found if entry[0] > committed[one]), reverse=True)
+            usable = sorted((entry for entry in found if entry[0] <= committed[one]), reverse=True)
+            needed |= {name for _, _, name in ahead[: self._keep] + usable[: self._keep]}
         return [name for name in headers if name not in needed]
 
     def _known_headers(self) -> dict[str, Header]:

@@ -417,18 +417,14 @@ class Worker:
         snapshots.save(self._snapshot(features.export_state(self._copies)))
 
     def _snapshot(self, state: dict[str, Array]) -> Snapshot:
-        owned = self._recovery.owned
+        owned, committed = self._recovery.owned, self._outbox.committed
         return Snapshot(
             state | self._first_decisions.export(),
             {partition: one.next for partition, one in owned.items()},
             dict(self._labels.positions),
-            {partition: _decided_until(one) for partition, one in owned.items()},
+            {partition: committed.get(partition, (one.until, ""))[0] for partition, one in owned.items()},
         )
 
     def _make_copies(self) -> None:
         self._copies = self._engine.features.export_buffers()
 
-
-def _decided_until(one: OwnedPartition) -> int:
-    until = one.tracker.committable
-    return one.until if until is None else until

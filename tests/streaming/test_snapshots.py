@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,27 @@ def test_a_file_goes_only_when_all_its_partitions_have_newer_ones(store: Snapsho
     assert len(files(tmp_path)) == 4, "the only snapshot of partition 1 was removed"
     save(store, *(snapshot(offset, 0, 1) for offset in range(2, 5)))
     assert len(files(tmp_path)) == 6
+
+
+def test_what_is_ahead_of_the_commit_does_not_push_out_what_can_be_used(store: SnapshotStore, tmp_path: Path) -> None:
+    save(store, *(replace(snapshot(offset), committed={PARTITION: min(offset, 4)}) for offset in range(1, 20)))
+    assert len(files(tmp_path)) == 6
+    assert offset_of(newest(store, 4)) == 4
+    assert offset_of(newest(store, 99)) == 19
+    with pytest.raises(StateError, match="what lies"):
+        newest(store, 1, transactions=1)
+
+
+def test_no_file_is_written_over_where_the_clock_stands_or_goes_back(tmp_path: Path) -> None:
+    class StandingClock(TickingClock):
+        def time(self) -> float:
+            return 1_000.0
+
+    for offsets in ((1, 2), (3, 4)):
+        place = FsspecFiles(str(tmp_path / "state"))
+        save(SnapshotStore(place, 9, "mark", "one", StandingClock(), at_once), *map(snapshot, offsets))
+    assert len(files(tmp_path)) == 4
+    assert offset_of(newest(open_store(str(tmp_path / "state")), 99)) == 4
 
 
 def test_workers_that_write_at_once_write_files_of_their_own(tmp_path: Path) -> None:
