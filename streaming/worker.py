@@ -427,4 +427,3 @@ class Worker:
 
     def _make_copies(self) -> None:
         self._copies = self._engine.features.export_buffers()
-
