@@ -79,23 +79,20 @@ class OwnedPartition:
         """
         offsets = fetched.offsets
         start, stop = int(np.searchsorted(offsets, self.next)), len(offsets)
+        if start == stop:
+            return Accepted(None)
+        first = int(offsets[start])
+        gap = first > self.next
+        if gap and self._suspect != (self.next, first):
+            self._suspect = (self.next, first)
+            return Accepted(None, self.next)
+        self._suspect = None
         if self.phase is Phase.REPLAYING:
             stop = int(np.searchsorted(offsets, self.until))
-        if start >= stop:
-            seek = max(self.until, self.next) if self.phase is Phase.REPLAYING and stop < len(offsets) else None
-            if seek is not None:
-                self.next = seek
-            return Accepted(None, seek)
-        first, gap = int(offsets[start]), False
-        if first > self.next:
-            if self._suspect != (self.next, first):
-                self._suspect = (self.next, first)
-                return Accepted(None, self.next)
-            gap = True
-        self._suspect = None
-        batch = fetched.part(start, stop)
-        self.next = int(batch.offsets[-1]) + 1
         ends_replay = stop < len(offsets)
+        batch = fetched.part(start, stop) if start < stop else None
+        if batch is not None:
+            self.next = int(batch.offsets[-1]) + 1
         if ends_replay:
             self.next = max(self.next, self.until)
         return Accepted(batch, self.next if ends_replay else None, gap)

@@ -45,6 +45,7 @@ class SimConsumer:
         self._positions: dict[Partition, int] = {}
         # until when a partition's fetches lag behind the others'
         self._held_until_s: dict[Partition, float] = {}
+        self._skipped: set[tuple[Partition, int]] = set()
         self.reads: list[tuple[float, Partition, int, str]] = []
         # when the loop wanted to go on whose poll was cut short for another process
         self.resume_s = 0.0
@@ -168,12 +169,25 @@ class SimConsumer:
                 world.fire("reordered-partitions")
                 continue
             records, self._positions[partition] = log.read(position, rows_max)
+            if self._skips(partition, position, len(records)):
+                records = records[world.chance.randrange(1, len(records)) :]
+                world.fire("records-skipped")
             if records:
                 found.append(_batch(partition, records))
                 rows_max -= len(records)
             if rows_max <= 0:
                 break
         return found
+
+    def _skips(self, partition: Partition, position: int, records: int) -> bool:
+        """Whether this fetch leaves out its first records; no place is skipped twice, as a gap of the log would be."""
+        place = (partition, position)
+        if self._group is None or records < 2 or place in self._skipped:
+            return False
+        skips = self._world.happens(self._broker.network.weather.skipped_share)
+        if skips:
+            self._skipped.add(place)
+        return skips
 
     # --- the group ----------------------------------------------------------------------------------------------
 

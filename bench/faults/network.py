@@ -28,7 +28,8 @@ class Weather:
     `latency_s`: one way, at most. `request_timeout_s`: after it a client gives a request up. `delivery_timeout_s`: the
     same for records. `preempt_share`: requests during which other processes get a turn. `refused_share`,
     `reply_lost_share`, `late_share`: of commits. `undelivered_share`: of batches of records. `held_share`: fetches of a
-    partition that lag behind those of the others, by up to `held_s`.
+    partition that lag behind those of the others, by up to `held_s`. `skipped_share`: fetches of a group's member that
+    leave out their first records, once at each place: a client library with a bug.
     """
 
     latency_s: float = 0.001
@@ -43,6 +44,7 @@ class Weather:
     undelivered_share: float = 0.0
     held_share: float = 0.0
     held_s: float = 0.5
+    skipped_share: float = 0.0
 
 
 class RequestTimeout(BrokerError):

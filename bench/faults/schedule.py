@@ -123,6 +123,8 @@ def derive(seed: int) -> Options:
         undelivered_share=sometimes(0.2, 0.005, 0.1),
         held_share=sometimes(0.4, 0.01, 0.3),
         held_s=chance.uniform(0.02, 0.5),
+        # chance of its own: the other options of a seed stay what they were before there was this fault
+        skipped_share=random.Random(f"skips {seed}").choice([0.0, 0.0, 0.0, 0.02, 0.2]),
     )
     topics = config.kafka.topics
     broker = BrokerSettings(

@@ -27,6 +27,7 @@ ROUNDS_MAX = 2_000_000
 KINDS = (
     "crash", "zombie", "clock-jump", "restarted",
     "message-delay", "connection-clogged", "connection-released", "reordered-partitions",
+    "records-skipped",
     "commit-failed", "commit-reply-lost", "commit-late", "delivery-failed", "producer-fenced", "transaction-timeout",
     "rebalance", "rebalance-in-replay", "session-expired", "offsets-expired",
     "input-duplicate", "malformed-message", "upstream-aborted",

@@ -75,8 +75,18 @@ def test_a_replay_ends_where_decisions_begin(
 
 def test_a_replay_whose_last_records_are_gone_from_the_log_ends_too() -> None:
     one = partition(Phase.REPLAYING, until=3, beginning=1)
+    assert one.accept(fetch(5, 6)).seek == 1
     accepted = one.accept(fetch(5, 6))
     assert (accepted.batch, accepted.seek, one.next) == (None, 3, 3)
+
+
+def test_a_skip_across_the_end_of_a_replay_leaves_nothing_out_of_the_state() -> None:
+    one = partition(Phase.REPLAYING, until=3)
+    assert one.accept(fetch(4, 5)).seek == 0
+    accepted = one.accept(fetch(0, 1, 2, 3, 4, 5))
+    assert accepted.batch is not None
+    assert accepted.batch.offsets.tolist() == [0, 1, 2]
+    assert (accepted.seek, one.next) == (3, 3)
 
 
 def test_what_the_commit_named_is_decided_when_it_is_read() -> None:
