@@ -169,7 +169,7 @@ class SimConsumer:
                 world.fire("reordered-partitions")
                 continue
             records, self._positions[partition] = log.read(position, rows_max)
-            if self._skips(partition, position, len(records)):
+            if self._skips(partition, records):
                 records = records[world.chance.randrange(1, len(records)) :]
                 world.fire("records-skipped")
             if records:
@@ -179,14 +179,13 @@ class SimConsumer:
                 break
         return found
 
-    def _skips(self, partition: Partition, position: int, records: int) -> bool:
-        """Whether this fetch leaves out its first records; no place is skipped twice, as a gap of the log would be."""
-        place = (partition, position)
-        if self._group is None or records < 2 or place in self._skipped:
+    def _skips(self, partition: Partition, records: Sequence[Record]) -> bool:
+        """Whether this fetch leaves out its first records; none is left out first twice, as in a gap of the log."""
+        if self._group is None or len(records) < 2 or (partition, records[0].offset) in self._skipped:
             return False
         skips = self._world.happens(self._broker.network.weather.skipped_share)
         if skips:
-            self._skipped.add(place)
+            self._skipped.add((partition, records[0].offset))
         return skips
 
     # --- the group ----------------------------------------------------------------------------------------------
