@@ -147,10 +147,14 @@ class SnapshotStore:
         log.warning("snapshot passed over", file=name, reason=reason)
         self._distrusted.add(name)
 
-    def close(self) -> None:
-        """Wait for what is being written."""
-        if self._working is not None:
-            self._working.result()
+    def finish(self, timeout_s: float) -> bool:
+        """Wait for what is being written; False where that takes longer."""
+        try:
+            if self._working is not None:
+                self._working.result(timeout_s)
+        except TimeoutError:
+            return False
+        return True
 
     def _write(self, snapshot: Snapshot) -> None:
         started_s = self._clock.monotonic()

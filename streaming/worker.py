@@ -218,14 +218,24 @@ class Worker:
         owned = list(self._recovery.owned)
         self._consumer.pause(owned)
         self._paused = True
-        if not self._finish(owned, self._config.worker.drain_timeout_ms / 1e3):
+        budget_s = self._config.worker.drain_timeout_ms / 1e3
+        give_up_s = self._clock.monotonic() + budget_s
+        if self._terminals is not None:
+            self._terminals.publish(self._live_numbers())
+        if not self._finish(owned, budget_s):
             log.warning("drain ran out of time", undecided=self.in_flight, unacknowledged=self._outbox.pending)
         self._outbox.advance(force=True)
         snapshots = self._parts.snapshots
         if snapshots is not None and self._recovery.done and self._recovery.owned:
-            snapshots.close()
+            self._take_last_snapshot(snapshots, give_up_s)
+
+    def _take_last_snapshot(self, snapshots: SnapshotStore, give_up_s: float) -> None:
+        """Leave the state as it is now, so that the next start has nothing to fold; within what is left of the time."""
+        if snapshots.finish(max(give_up_s - self._clock.monotonic(), 0.0)):
             snapshots.save(self._snapshot(self._engine.features.export_state()))
-            snapshots.close()
+            if snapshots.finish(max(give_up_s - self._clock.monotonic(), 0.0)):
+                return
+        log.warning("no time was left to write the last snapshot: the next start folds a little more of the log")
 
     def _finish(self, partitions: Sequence[Partition], budget_s: float) -> bool:
         """Wait until what was taken of partitions is decided and its decisions kept; False where time runs out."""

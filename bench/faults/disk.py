@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from bench.faults.world import Life, SimCrash, World
+from bench.faults.world import NEVER_S, Life, SimCrash, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,11 @@ class PatientFuture(Future[None]):
 
     def result(self, timeout: float | None = None) -> None:
         """See Future."""
+        world = self._life.world
+        give_up_s = NEVER_S if timeout is None else world.now_s + timeout
         while not self.done():
-            self._life.world.wait(self._life.world.now_s + 0.01)
+            if world.now_s >= give_up_s:
+                raise TimeoutError
+            world.wait(world.now_s + 0.01)
             self._life.check()
         super().result(timeout)

@@ -216,3 +216,13 @@ def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(SettingError, match=r"state\.snapshots") as caught:
             FsspecFiles(place)
         assert "\n" not in str(caught.value)
+
+
+def test_a_write_that_hangs_is_not_waited_for_beyond_the_time_that_is_given(tmp_path: Path) -> None:
+    hanging: Future[None] = Future()
+    store = SnapshotStore(FsspecFiles(str(tmp_path / "state")), 3, "mark", "one", TickingClock(), lambda work: hanging)
+    assert store.finish(0.0), "nothing is being written"
+    store.save(snapshot(1))
+    assert not store.finish(0.05)
+    hanging.set_result(None)
+    assert store.finish(0.05)
