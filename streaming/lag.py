@@ -1,7 +1,8 @@
 """Lag by partition, watched from outside the loop: records that wait while none is taken are a worker that is dead.
 
 A consumer can stop fetching a partition and go on polling, heartbeating and looking well. Only the log's end against
-the loop's position tells. The watch has a thread and a connection of its own: it must not die of the same cause.
+the loop's position tells. The watch has a thread and a connection of its own: it must not die of the same cause. It is
+also the one who notices a lost broker while nothing comes and nothing is sent.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from streaming.health import HealthState
 
 log = structlog.get_logger()
 INTERVAL_S = 5.0
+# A broker that answers nobody for so long is lost: an election of leaders or coordinators takes less.
+LOST_S = 30.0
 Positions = Mapping[Partition, int]
 
 
 class LagWatch:
     """Tells health of each partition's lag, and fails liveness where one has lag and no progress for `stall_s_max`.
 
-    `positions` gives the loop's next offset by partition, empty where none is assigned. A broker that does not answer
-    is the loop's to tell: nothing is concluded from it here.
+    `positions` gives the loop's next offset by partition, empty where none is assigned. Nothing is concluded about the
+    loop from a broker that does not answer; after `LOST_S` seconds of that `lost` is called with what the broker said.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class LagWatch:
         positions: Callable[[], Positions],
         health: HealthState,
         stall_s_max: float,
+        lost: Callable[[str], None],
         interval_s: float = INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -41,11 +45,13 @@ class LagWatch:
         self._positions = positions
         self._health = health
         self._stall_s_max = stall_s_max
+        self._lost = lost
         self._interval_s = interval_s
         self._clock = clock
         self._moved: dict[Partition, tuple[int, float]] = {}
         self._failed: set[Partition] = set()
         self._told: set[Partition] = set()
+        self._away_since_s: float | None = None
         self._consumer: ConsumerClient | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cascade-lag", daemon=True)
@@ -70,19 +76,33 @@ class LagWatch:
             self._failed.discard(partition)
         self._told = set(positions)
         if not positions:
+            self._away_since_s = None
             return
+        asked_s = self._clock()
         try:
             if self._consumer is None:
                 self._consumer = self._connect()
             ends = self._consumer.end_offsets(positions)
-        except BrokerError:
+        except BrokerError as error:
             self._disconnect()
-            # what the broker's absence cost is not held against the loop
-            self._moved.clear()
+            self._is_away(str(error), asked_s)
             return
+        if self._away_since_s is not None:
+            self._away_since_s = None
+            self._health.ok("broker")
         now_s = self._clock()
         for partition, position in positions.items():
             self._judge(partition, position, ends.get(partition, position) - position, now_s)
+
+    def _is_away(self, reason: str, asked_s: float) -> None:
+        # what the broker's absence cost is not held against the loop
+        self._moved.clear()
+        self._health.waiting("broker", reason)
+        if self._away_since_s is None:
+            self._away_since_s = asked_s
+        if self._clock() - self._away_since_s > LOST_S:
+            self._away_since_s = None
+            self._lost(reason)
 
     def _judge(self, partition: Partition, position: int, lag: int, now_s: float) -> None:
         name = _name(partition)

@@ -34,6 +34,8 @@ log = structlog.get_logger()
 # While the member joins, its commit may meet a broker that is a generation ahead, and the session would be over. A join
 # waits for the members' heartbeats, two seconds apart; the broker gives a transaction ten.
 JOIN_PATIENCE_S = 4.0
+# Commits of offsets that are refused for so long will not be taken by this member any more.
+REFUSED_S_MAX = 30.0
 Offsets = Mapping[Partition, tuple[int, str]]
 
 
@@ -104,6 +106,7 @@ class AtLeastOnceOutbox:
         self._waiting: deque[tuple[Delivery, Sent]] = deque()
         self._committed: dict[Partition, tuple[int, str]] = {}
         self._due_s = clock.monotonic() + interval_s
+        self._refused_since_s: float | None = None
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
         """See Outbox."""
@@ -124,7 +127,7 @@ class AtLeastOnceOutbox:
         return self._committed
 
     def advance(self, force: bool = False) -> None:
-        """See Outbox; a commit that fails is tried again at the next interval: the decisions are kept."""
+        """See Outbox; a commit that fails is tried again at the next interval, for `REFUSED_S_MAX`."""
         while self._waiting and self._waiting[0][0].done():
             _, sent = self._waiting.popleft()
             self._decided(sent)
@@ -141,7 +144,12 @@ class AtLeastOnceOutbox:
         except BrokerError as error:
             log.warning("commit failed", error=str(error))
             self._health.waiting("broker", str(error))
+            if self._refused_since_s is None:
+                self._refused_since_s = now_s
+            if self._clock.monotonic() - self._refused_since_s > REFUSED_S_MAX:
+                raise
             return
+        self._refused_since_s = None
         self._committed.update(fresh)
         self._health.ok("broker")
 

@@ -112,7 +112,7 @@ def serve(
         running: list[Worker] = []
         watch = LagWatch(
             lambda: make_consumer(config.kafka, None), lambda: running[-1].positions if running else {}, health,
-            config.health.stall_s_max,
+            config.health.stall_s_max, lambda reason: running[-1].lose(reason) if running else None,
         )  # fmt: skip
         watch.start()
         stack.callback(watch.close)

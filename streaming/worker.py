@@ -23,6 +23,7 @@ import structlog
 from cascade.columns import Array, ColumnBatch
 from cascade.config import Config
 from cascade.engine import Engine
+from cascade.errors import BrokerError
 from cascade.ledger import Ledger, StageClock
 from cascade.protocols import Clock, DeepStage
 from cascade.schema import Schema
@@ -96,6 +97,7 @@ class Worker:
         self._engine, self._consumer, self._health = parts.engine, parts.consumer, parts.health
         self._roles = parts.schema.roles
         self._stop = threading.Event()
+        self._lost = ""
         self._stage_clock = StageClock()
         self._paused = False
         self._copies: dict[str, Array] = {}
@@ -156,6 +158,10 @@ class Worker:
         """Ask the loop to drain, commit and return; safe from a signal handler or another thread."""
         self._stop.set()
 
+    def lose(self, reason: str) -> None:
+        """The broker is lost, as another thread has found: the next `step` raises BrokerError."""
+        self._lost = reason
+
     def run(self) -> None:
         """Work until `stop`; raises BrokerError where the session is over."""
         self.start()
@@ -174,6 +180,8 @@ class Worker:
     def step(self) -> None:
         """One turn: take what is there, and do what is due."""
         settings = self._config.worker
+        if self._lost:
+            raise BrokerError(self._lost)
         self._recovery.advance()
         self._make_room()
         busy = self.in_flight > 0 or self._outbox.pending > 0 or not self._recovery.done

@@ -37,8 +37,9 @@ class Scene:
     def __init__(self) -> None:
         self.now_s, self.positions, self.broker = 0.0, {}, FakeEnds()
         self.health = HealthState(60, lambda: 0.0)
+        self.told: list[str] = []
         self.watch = LagWatch(
-            lambda: self.broker, lambda: self.positions, self.health, 60, clock=lambda: self.now_s  # type: ignore[arg-type]
+            lambda: self.broker, lambda: self.positions, self.health, 60, self.told.append, clock=lambda: self.now_s  # type: ignore[arg-type]
         )  # fmt: skip
 
     def at(self, now_s: float, positions: dict[Partition, int], ends: dict[Partition, int]) -> list[str]:
@@ -96,6 +97,25 @@ def test_a_lost_broker_is_not_the_loops_fault(scene: Scene) -> None:
     assert scene.at(126, {HERE: 7}, {HERE: 9}) != []
 
 
+def test_a_broker_that_stays_away_is_told_to_health_at_once_and_to_the_loop_after_half_a_minute(scene: Scene) -> None:
+    idle = {HERE: 7}
+    scene.at(0, idle, idle)
+    scene.broker.lost = True
+    for now_s in range(5, 40, 5):
+        scene.at(now_s, idle, idle)
+        assert scene.told == []
+        assert scene.health.not_ready() == ["broker: injected: the broker is gone"]
+    scene.at(40, idle, idle)
+    assert scene.told == ["injected: the broker is gone"]
+    # the loop makes its connections anew, and has all the time again
+    scene.at(45, {}, {})
+    scene.at(50, idle, idle)
+    scene.at(75, idle, idle)
+    scene.broker.lost = False
+    scene.at(90, idle, idle)
+    assert (len(scene.told), scene.health.not_ready()) == (1, [])
+
+
 def test_partitions_that_are_taken_away_are_forgotten_and_start_anew(scene: Scene) -> None:
     scene.at(0, {HERE: 7}, {HERE: 9})
     assert scene.at(61, {HERE: 7}, {HERE: 9}) != []
@@ -106,7 +126,9 @@ def test_partitions_that_are_taken_away_are_forgotten_and_start_anew(scene: Scen
 
 def test_it_watches_by_itself_until_closed(scene: Scene) -> None:
     scene.positions, scene.broker.ends = {HERE: 1}, {HERE: 4}
-    watch = LagWatch(lambda: scene.broker, lambda: scene.positions, scene.health, 60, interval_s=0.01)  # type: ignore[arg-type]
+    watch = LagWatch(
+        lambda: scene.broker, lambda: scene.positions, scene.health, 60, scene.told.append, interval_s=0.01  # type: ignore[arg-type]
+    )  # fmt: skip
     watch.start()
     give_up_s = time.monotonic() + 5
     while "partition transactions-0" not in scene.health.components() and time.monotonic() < give_up_s:

@@ -9,7 +9,7 @@ import pytest
 from cascade.errors import BrokerError, TransactionAbortedError
 from streaming.clients import GroupMember, Partition
 from streaming.health import HealthState
-from streaming.outbox import JOIN_PATIENCE_S, AtLeastOnceOutbox, ExactlyOnceOutbox, Sent
+from streaming.outbox import JOIN_PATIENCE_S, REFUSED_S_MAX, AtLeastOnceOutbox, ExactlyOnceOutbox, Sent
 
 ONE: Partition = ("t", 0)
 
@@ -125,6 +125,28 @@ def test_a_refused_commit_of_offsets_is_tried_again() -> None:
     scene.broker.refuses = False
     scene.outbox.advance(force=True)
     assert scene.broker.commits == [{ONE: (1, "")}]
+
+
+def test_commits_of_offsets_that_are_refused_for_good_end_the_session() -> None:
+    scene = Scene(AtLeastOnceOutbox)
+    scene.send(0)
+    scene.broker.deliveries[0].kept = scene.broker.refuses = True
+    scene.outbox.advance(force=True)
+    scene.clock.now_s += REFUSED_S_MAX
+    scene.outbox.advance()
+    scene.clock.now_s += 1
+    with pytest.raises(BrokerError, match="refused"):
+        scene.outbox.advance()
+    # one that is taken in between begins the count anew
+    scene = Scene(AtLeastOnceOutbox)
+    for offset in range(3):
+        scene.send(offset)
+        scene.broker.deliveries[offset].kept = scene.broker.refuses = True
+        scene.outbox.advance(force=True)
+        scene.clock.now_s += REFUSED_S_MAX
+        scene.broker.refuses = False
+        scene.outbox.advance()
+    assert len(scene.broker.commits) == 3
 
 
 def test_what_was_sent_for_a_lost_partition_is_not_counted_as_decided_when_it_comes_back() -> None:
