@@ -347,39 +347,74 @@ def wait_ready(service: subprocess.Popen[str], config: Config) -> None:
     wait_until(is_ready, "ready")
 
 
-@pytest.mark.parametrize(
-    ("mode", "settings", "within_s"),
-    [
-        ("exactly-once", {"lost": "exit", "lost_s_max": 20.0}, 60.0),
-        # what was sent is waited for as long as the client tries to deliver it: a minute
-        ("at-least-once", {"lost": "exit", "lost_s_max": 20.0}, 150.0),
-        ("exactly-once", {"lost": "retry", "lost_s_max": 5.0}, 150.0),
-    ],
-)
-def test_a_broker_that_stays_away_ends_the_process_with_a_line_within_the_bound(
-    cluster: Cluster, new_configs: ConfigMaker, bundle: Bundle, data: LabelledData, mode: str,
-    settings: dict[str, Any], within_s: float,
-) -> None:  # fmt: skip
-    (path,) = new_configs(mode, settings)
-    service = run_service(path)
-    config = ServiceProcess(path).config
-    load = SteadyLoad(config, bundle.schema, data, RATE)
-    try:
-        wait_ready(service, config)
-        load.start()
-        wait_until(lambda: any(committed_of(config).values()), "decisions")
-        cluster.each(Proxy.refuse)
+LEFT_ALONE: dict[str, tuple[str, dict[str, Any], float]] = {
+    "exactly-once, exit": ("exactly-once", {"lost": "exit", "lost_s_max": 20.0}, 90.0),
+    # what was sent is waited for as long as the client tries to deliver it: a minute
+    "at-least-once, exit": ("at-least-once", {"lost": "exit", "lost_s_max": 20.0}, 120.0),
+    "exactly-once, retry": ("exactly-once", {"lost": "retry", "lost_s_max": 5.0}, 120.0),
+    # one that has nothing to send notices as well
+    "idle, exit": ("at-least-once", {"lost": "exit", "lost_s_max": 20.0}, 90.0),
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended, and how long after its broker was gone; `code` None: it did not."""
+
+    code: int | None
+    after_s: float
+    logged: str
+
+
+@pytest.fixture(scope="module")
+def left_alone(
+    running_cluster: Cluster, new_configs: ConfigMaker, bundle: Bundle, data: LabelledData
+) -> dict[str, Ended]:
+    """Services whose broker goes away for good, all at once; three of them under load."""
+    paths = {name: new_configs(mode, settings)[0] for name, (mode, settings, _) in LEFT_ALONE.items()}
+    services = {name: run_service(path) for name, path in paths.items()}
+    configs = {name: ServiceProcess(path).config for name, path in paths.items()}
+    loads = [
+        SteadyLoad(config, bundle.schema, data, RATE) for name, config in configs.items() if not name.startswith("idle")
+    ]
+
+    def end_of(name: str) -> Ended:
         began_s = time.monotonic()
-        _, logged = service.communicate(timeout=within_s)
-        assert time.monotonic() - began_s < within_s
+        try:
+            _, logged = services[name].communicate(timeout=LEFT_ALONE[name][2])
+        except subprocess.TimeoutExpired:
+            return Ended(None, LEFT_ALONE[name][2], "")
+        return Ended(services[name].returncode, time.monotonic() - began_s, logged)
+
+    try:
+        for name, service in services.items():
+            wait_ready(service, configs[name])
+        for load in loads:
+            load.start()
+        for name, config in configs.items():
+            if not name.startswith("idle"):
+                wait_until(lambda: any(committed_of(config).values()), f"decisions of {name}")  # noqa: B023
+        running_cluster.each(Proxy.refuse)
+        with ThreadPoolExecutor(len(services)) as waiting:
+            return dict(zip(services, waiting.map(end_of, services), strict=True))
     finally:
-        service.kill()
-        cluster.each(Proxy.heal)
-        with contextlib.suppress(BrokerError):
-            load.stop()
-    assert service.returncode == 1
-    assert "Traceback" not in logged
-    last = logged.strip().splitlines()[-1]
+        for service in services.values():
+            service.kill()
+        running_cluster.each(Proxy.heal)
+        for load in loads:
+            with contextlib.suppress(BrokerError):
+                load.stop()
+
+
+@pytest.mark.parametrize("name", LEFT_ALONE)
+def test_a_broker_that_stays_away_ends_the_process_with_a_line_within_the_bound(
+    left_alone: dict[str, Ended], name: str
+) -> None:
+    ended = left_alone[name]
+    assert ended.code is not None, f"still there after {ended.after_s:g} s"
+    assert ended.code == 1
+    assert "Traceback" not in ended.logged
+    last = ended.logged.strip().splitlines()[-1]
     assert last.startswith("cascade run: ")
     assert "Kafka" in last
 
