@@ -141,7 +141,8 @@ class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[deep]`: where the deep model runs; `url` (`host:port` of gRPC), `tls` and its files belong to Triton.
 
     `threads`: CPU threads of ONNX Runtime in process. `hedge_ms`: ask Triton a second time where no answer came after
-    so long, and take the first answer; 0 never does.
+    so long, and take the first answer; 0 never does. `start_wait_s_max`: the start waits so long for the model;
+    then the screener decides what is escalated until it is there.
     """
 
     backend: Literal["triton", "onnxruntime"] = "triton"
@@ -153,6 +154,7 @@ class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key_file: OptionalText = ""
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     hedge_ms: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 0.0
+    start_wait_s_max: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
 
 
 class DeadlineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

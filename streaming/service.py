@@ -104,7 +104,7 @@ def serve(
         FirstDecisions(config.duplicates).warm_up()
         health.ok("state")
         _wait_for_broker(config, health, stopping)
-        _wait_for_model(deep, health, stopping)
+        _wait_for_model(deep, health, stopping, config.deep.start_wait_s_max)
         if stopping.is_set():
             return ledger.summary()
         check_topics(config, create_topics)
@@ -342,7 +342,12 @@ def _wait_for_broker(config: Config, health: HealthState, stopping: _Stopping, p
         return
 
 
-def _wait_for_model(deep: DeepStage, health: HealthState, stopping: _Stopping) -> None:
+def _wait_for_model(deep: DeepStage, health: HealthState, stopping: _Stopping, patience_s: float) -> None:
+    """Return once the model answers, when told to stop, or after `patience_s`: then the breaker finds it later.
+
+    Transactions without a decision are worse than decisions of the screener.
+    """
+    give_up_s = time.monotonic() + patience_s
     while not stopping.is_set():
         health.progress()
         try:
@@ -350,6 +355,9 @@ def _wait_for_model(deep: DeepStage, health: HealthState, stopping: _Stopping) -
         except ModelServerError as error:
             health.waiting("deep model", str(error))
             log.warning("waiting for the deep model", reason=str(error))
+            if time.monotonic() > give_up_s:
+                log.warning("starting without the deep model: the screener decides alone", waited_s=patience_s)
+                return
             stopping.wait(1.0)
             continue
         health.ok("deep model")

@@ -26,15 +26,14 @@ import psutil
 import pytest
 
 import bench.embedded
+from bench.cluster import escalating_bundle, simulated
 from bench.embedded import EmbeddedParts, ServiceProcess
 from bench.hostile import Maker, Message
-from cascade.bundle import Bundle, load_bundle, write_bundle
+from cascade.bundle import Bundle, load_bundle
 from cascade.columns import ColumnBatch
 from cascade.config import CodecName, Config
 from cascade.frames import frame_to_batch
-from cascade.policy import RAW_MAX
 from cascade.simulator import SimulatorSettings, simulate
-from stages.assembly import make_engine
 from streaming.clients import FetchedBatch, make_consumer, make_producer
 from streaming.codecs import codec, too_far_ahead
 from streaming.decisions import Decision, decode_decision, message_keys
@@ -127,16 +126,8 @@ class Watch:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The shipped bundle, but that a fifth of the traffic is escalated."""
-    content = {path.name: path.read_bytes() for path in SHIPPED.iterdir() if path.name != "manifest.json"}
-    shipped = load_bundle(SHIPPED)
-    frame = simulate(SimulatorSettings(cards=250, terminals=200, days=7, seed=3))
-    raw = make_engine(shipped).screen(frame_to_batch(frame, shipped.schema, "simulated")).raw
-    band = {"escalation_threshold": float(np.quantile(raw, 1 - ESCALATED_SHARE)), "escalation_ceiling": RAW_MAX}
-    policy = json.loads(content["policy.json"]) | band
-    directory = tmp_path_factory.mktemp("bundle") / "bundle"
-    write_bundle(directory, "escalating", content | {"policy.json": json.dumps(policy).encode()})
-    return load_bundle(directory)
+    data = simulated(load_bundle(SHIPPED).schema, cards=250, terminals=200, days=7, seed=3)
+    return escalating_bundle(tmp_path_factory.mktemp("bundle") / "bundle", ESCALATED_SHARE, data)
 
 
 @pytest.fixture(scope="module")

@@ -25,13 +25,13 @@ import numpy as np
 import pytest
 
 import bench.embedded
+from bench.cluster import escalating_bundle
 from bench.embedded import EmbeddedParts, ServiceProcess, play_file, records_in, wait_for_decisions
-from cascade.bundle import Bundle, load_bundle, write_bundle
+from cascade.bundle import Bundle, load_bundle
 from cascade.config import Config, DeepSettings, load_config
 from cascade.frames import LabelledData, frame_to_batch
 from cascade.ledger import LedgerSummary
 from cascade.local_parts import free_ports
-from cascade.policy import RAW_MAX
 from cascade.simulator import SimulatorSettings, simulate
 from stages.assembly import deep_signature, make_deep_stage, make_engine, make_screener
 from stages.deep.local_triton import LocalTriton
@@ -79,27 +79,16 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The shipped bundle, but that a fifth of the traffic is escalated."""
-    content = {path.name: path.read_bytes() for path in SHIPPED.iterdir() if path.name != "manifest.json"}
-    shipped = load_bundle(SHIPPED)
-    raw = make_engine(shipped).screen(simulated(shipped).batch).raw
-    band = {"escalation_threshold": float(np.quantile(raw, 1 - ESCALATED_SHARE)), "escalation_ceiling": RAW_MAX}
-    policy = json.loads(content["policy.json"]) | band
-    directory = tmp_path_factory.mktemp("bundle") / "bundle"
-    write_bundle(directory, "escalating", content | {"policy.json": json.dumps(policy).encode()})
-    return load_bundle(directory)
-
-
-def simulated(bundle: Bundle) -> LabelledData:
+def data() -> LabelledData:
     # three weeks: labels, seven days late, act on most of it
     frame = simulate(SimulatorSettings(cards=250, terminals=200, days=21, seed=3, fraud_share=0.02))
-    return LabelledData(frame_to_batch(frame, bundle.schema, "simulated"), frame["fraud"].to_numpy().astype(np.int64))
+    batch = frame_to_batch(frame, load_bundle(SHIPPED).schema, "simulated")
+    return LabelledData(batch, frame["fraud"].to_numpy().astype(np.int64))
 
 
 @pytest.fixture(scope="module")
-def data(bundle: Bundle) -> LabelledData:
-    return simulated(bundle)
+def bundle(data: LabelledData, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return escalating_bundle(tmp_path_factory.mktemp("bundle") / "bundle", ESCALATED_SHARE, data)
 
 
 @pytest.fixture(scope="module")
@@ -667,6 +656,43 @@ def test_a_triton_that_is_well_again_is_used_again(outages: Outages) -> None:
 def test_the_worker_stays_in_its_group_through_all_of_it(outages: Outages) -> None:
     for _, said in (outages.frozen_health, outages.gone_health, outages.back_health):
         assert said["components"]["partitions"]["status"] == "ok"
+
+
+@pytest.mark.triton
+def test_a_start_without_triton_decides_by_the_screener_and_uses_triton_once_it_is_there(
+    new_config: ConfigMaker, triton_server: LocalTriton, data: LabelledData
+) -> None:
+    breaker = {"calls": 10, "pause_ms": 200, "pause_ms_max": 800}
+    settings: Settings = {"deadline": {"budget_ms": BUDGET_MS}, "breaker": breaker, "deep": {"start_wait_s_max": 0.0}}
+    path = new_config(settings, triton_server)
+    config = load_config(path)
+    triton_server.kill()
+    try:
+        with ServiceProcess(path) as service:
+            wait_until(lambda: "partitions" in ok_components(config), "it has started without the model")
+            assert any(line.startswith("deep model: ") for line in health(config, "/readyz")[1]["waiting_for"])
+            play_file(config, data, slice(0, 300), 300, lambda _: None)
+            wait_for_decisions(service, 300, lambda _: None)
+            triton_server.start()
+            play_file(config, data, slice(300, 900), 300, lambda _: None)
+            wait_for_decisions(service, 900, lambda _: None)
+            service.wait_ready()
+            play_file(config, data, slice(900, 1_200), 300, lambda _: None)
+            wait_for_decisions(service, 1_200, lambda _: None)
+            service.stop()
+    finally:
+        triton_server.start()
+    by_row = {int(one.transaction_id): one for one in decisions_in(config)}
+    without, later = ([by_row[row] for row in rows] for rows in (range(300), range(900, 1_200)))
+    assert causes(without)[None] == 0
+    assert causes(without)["breaker-open"] > 0
+    found = causes(later)
+    assert found[None] > 0.8 * found.total() > 15
+
+
+def ok_components(config: Config) -> list[str]:
+    components = health(config, "/readyz")[1].get("components", {})
+    return [name for name, part in components.items() if part["status"] == "ok"]
 
 
 # --- what is not there at the start ---------------------------------------------------------------------------------
