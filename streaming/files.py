@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import fsspec
@@ -9,6 +11,8 @@ import fsspec
 from cascade.errors import SettingError
 
 _UNFINISHED = ".part"
+# A file that has been in the making for so long was left by a process that was killed.
+UNFINISHED_MAX = timedelta(hours=1)
 
 
 class Files(Protocol):
@@ -42,6 +46,7 @@ class FsspecFiles:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url)
             self._fs.makedirs(self._root, exist_ok=True)
+            self._sweep()
         except (OSError, ValueError, ImportError) as error:
             raise SettingError(
                 "configuration",
@@ -70,8 +75,14 @@ class FsspecFiles:
     def write(self, name: str, octets: bytes) -> None:
         """See Files."""
         path = f"{self._root}/{name}"
-        self._fs.pipe_file(path + _UNFINISHED, octets)
-        self._fs.mv(path + _UNFINISHED, path)
+        try:
+            self._fs.pipe_file(path + _UNFINISHED, octets)
+            self._fs.mv(path + _UNFINISHED, path)
+        except OSError:
+            # on a full disk its beginning would take the room of the next one
+            with contextlib.suppress(OSError):
+                self._fs.rm(path + _UNFINISHED)
+            raise
 
     def remove(self, name: str) -> None:
         """See Files."""
@@ -79,3 +90,11 @@ class FsspecFiles:
             self._fs.rm(f"{self._root}/{name}")
         except FileNotFoundError:
             return
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left unfinished."""
+        for path in self._fs.ls(self._root, detail=False):
+            if path.endswith(_UNFINISHED):
+                with contextlib.suppress(FileNotFoundError, NotImplementedError):
+                    if datetime.now(UTC) - self._fs.modified(path) > UNFINISHED_MAX:
+                        self._fs.rm(path)

@@ -88,6 +88,7 @@ class SnapshotStore:
         self._working: Future[None] | None = None
         self._headers: dict[str, Header] = {}
         self._distrusted: set[str] = set()
+        self._passed_over: set[str] = set()
         self._newest_ms = 0
 
     @property
@@ -214,11 +215,14 @@ class SnapshotStore:
             try:
                 header = self._headers.get(name) or _header(self._files.read_start(name, HEADER_BYTES_MAX), self._mark)
             except (StateError, OSError) as error:
-                log.warning("snapshot passed over", file=name, reason=str(error))
+                if name not in self._passed_over:
+                    log.warning("snapshot passed over", file=name, reason=str(error))
+                self._passed_over.add(name)
                 continue
             headers[name] = header
         self._headers = headers
         self._distrusted &= headers.keys()
+        self._passed_over &= set(names)
         return headers
 
 
