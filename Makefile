@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: demo test test-cluster handbook fuzz simulate-faults chaos delivery soak bundle constraints clean
+.PHONY: demo test handbook fuzz simulate-faults chaos delivery soak bundle constraints clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cascade demo --out build/demo
@@ -13,9 +13,6 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
-
-test-cluster: $(VENV)/.dev
-	$(BIN)/pytest -m cluster
 
 handbook: $(VENV)/.dev
 	$(BIN)/cascade handbook --data $(or $(DATA),../shared/data/handbook.parquet) --out build/handbook
