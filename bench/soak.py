@@ -46,8 +46,7 @@ SETTLE_S_MAX = 60.0
 WARM_UP_DAYS = 46
 # What a card of the simulator makes a day, nearly.
 TRANSACTIONS_A_CARD_AND_DAY = 1.15
-# The memory of duplicates is a ring that is filled for `window_s`: it must be full when the warm-up ends.
-DUPLICATES = {"window_s": 30.0}
+DUPLICATES_WINDOW_S = 30.0
 
 
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +120,8 @@ def run_soak(out: Path, minutes: float, rate: float, warm_up_s: float, seed: int
     started_s = time.monotonic()
     directory = fresh_directory(out)
     cards = max(int(rate * warm_up_s / (WARM_UP_DAYS * TRANSACTIONS_A_CARD_AND_DAY)), 20)
+    # The memory of duplicates is a ring: its pages are touched the first time round, which must end with the warm-up.
+    duplicates = {"window_s": DUPLICATES_WINDOW_S, "ids_max": max(int(rate * warm_up_s / 2), 1_024)}
     schema = load_bundle(SHIPPED_BUNDLE).schema
     data = simulated(schema, cards=cards, terminals=cards, days=WARM_UP_DAYS, seed=seed)
     bundle = escalating_bundle(directory / "bundle", ESCALATED_SHARE, data)
@@ -130,14 +131,14 @@ def run_soak(out: Path, minutes: float, rate: float, warm_up_s: float, seed: int
         progress("start Kafka and Triton", 1.0)
         path = parts.write_config(
             "soak.toml",
-            {"duplicates": DUPLICATES, "state": {"snapshots": str(directory / "snapshots"), "interval_s": 10.0}},
+            {"duplicates": duplicates, "state": {"snapshots": str(directory / "snapshots"), "interval_s": 10.0}},
             PARTITIONS,
         )
         service = stack.enter_context(ServiceProcess(path))
         service.wait_ready()
         if service.pid is None or parts.triton is None or parts.triton.pid is None:
             raise CascadeError("worker or Triton ended before the load began")
-        memory = MemorySampler({"worker, Triton client in it": service.pid, "Triton": parts.triton.pid})
+        memory = MemorySampler({"worker with Triton client": service.pid, "Triton": parts.triton.pid})
         stack.callback(memory.close)
         load = SteadyLoad(service.config, schema, data, rate)
         load.start()
@@ -223,8 +224,8 @@ def measure_growth(name: str, rss_mb: Float64) -> Growth:
 def show(report: SoakReport, console: Console) -> None:
     """Print the report."""
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), show_edge=False)
-    table.add_column("resident memory", min_width=24)
-    for name in ("first third MB", "last third MB", "growth %", "by a line %", "at most %"):
+    table.add_column("resident memory, MB")
+    for name in ("first third", "last third", "growth %", "line %", "max %"):
         table.add_column(name, justify="right", no_wrap=True)
     for position, one in enumerate(report.growth):
         limit = f"{100 * report.growth_max:g}" if position == 0 else "-"
@@ -237,7 +238,7 @@ def show(report: SoakReport, console: Console) -> None:
         f" {report.escalated_share:.1%} escalated, {report.deep_calls:,} deep calls, {report.degraded_share:.1%}"
         f" degraded; the first {report.warm_up_s:g} s are not judged: by then all {report.cards:,} cards and"
         f" {WARM_UP_DAYS} days of event time have passed, and the rest repeats them;"
-        f" {'no growth' if report.ok else 'FAILED'}\n"
+        f" line: of a straight line through all samples; {'no growth' if report.ok else 'FAILED'}\n"
         f" {origin(report.machine, report.seed)}",
         highlight=False,
     )
