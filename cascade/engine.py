@@ -53,10 +53,17 @@ class Engine:
         self.clocks = EngineClocks()
         self._screener = screener
 
+    @property
+    def screener_method(self) -> str:
+        """How the screener scores; see Screener."""
+        return self._screener.method
+
     def warm_up(self) -> None:
         """Compile the kernels and touch the models, so that the first transactions do not pay for it."""
         self.features.warm_up()
-        self._screener.score(np.zeros((1, self.features.width), np.float32))
+        # one row, and more than a vector of them: kernels of their own
+        for rows in (1, 100):
+            self._screener.score(np.zeros((rows, self.features.width), np.float32))
 
     def fold(self, batch: ColumnBatch, sources: Int64 | None = None) -> None:
         """Take rows into the state that need no decision any more; `sources` as for FeatureEngine.update."""

@@ -59,7 +59,15 @@ class DeepInputs:
 
 
 class Screener(Protocol):
-    """Scores every transaction."""
+    """Scores every transaction.
+
+    `method` names how: `quickscorer`, `walk` or `lightgbm`; the simulator of faults has its own.
+    """
+
+    @property
+    def method(self) -> str:
+        """See the class."""
+        ...
 
     def score(self, features: Float32) -> Float64:
         """Raw scores (log-odds) float64 [rows] of features float32 [rows, features]."""

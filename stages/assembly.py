@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from cascade.bundle import Bundle
 from cascade.config import DeepSettings
 from cascade.engine import Engine
 from cascade.errors import BundleError
 from cascade.features import FeatureEngine
-from cascade.protocols import DeepStage
+from cascade.protocols import DeepStage, Screener
 from stages.deep.signature import DeepSignature
-from stages.screener.lightgbm_screener import LightGbmScreener
+from stages.screener.compiled import CompiledScreener
+from stages.screener.forest import UnsupportedForestError
+from stages.screener.lightgbm_screener import LightGbmScreener, width_mismatch
+
+log = structlog.get_logger()
 
 
 def make_engine(bundle: Bundle) -> Engine:
@@ -22,9 +27,20 @@ def make_engine(bundle: Bundle) -> Engine:
     return Engine(features, make_screener(bundle, features.width), bundle.policy)
 
 
-def make_screener(bundle: Bundle, width: int) -> LightGbmScreener:
-    """The bundle's screener; `width`: features of a row."""
-    return LightGbmScreener(bundle.content["screener.txt"], width)
+def make_screener(bundle: Bundle, width: int) -> Screener:
+    """The bundle's screener, compiled where its model can be; `width`: features of a row.
+
+    Raises BundleError where the model takes rows of another width, or LightGBM cannot read it either.
+    """
+    text = bundle.content["screener.txt"]
+    try:
+        compiled = CompiledScreener(text)
+    except UnsupportedForestError as error:
+        log.warning("LightGBM itself scores: the screener's model cannot be compiled", reason=str(error))
+        return LightGbmScreener(text, width)
+    if compiled.width != width:
+        raise width_mismatch(compiled.width, width)
+    return compiled
 
 
 def deep_signature(bundle: Bundle) -> DeepSignature:

@@ -128,8 +128,8 @@ def _bundle(found: Examination) -> tuple[Status, str]:
     found.bundle = bundle
     state_gb = engine.features.state_bytes_max() / 1e9
     return "ok", (
-        f"{bundle.version}: {engine.features.width} features, state of at most {state_gb:.1f} GB"
-        f" ({bundle.spec.limits.keys_max:,} keys)"
+        f"{bundle.version}: screener by {engine.screener_method}, {engine.features.width} features, state of at most"
+        f" {state_gb:.1f} GB ({bundle.spec.limits.keys_max:,} keys)"
     )
 
 

@@ -89,7 +89,7 @@ def serve(
         meters = find_meters(_pids(config), config.energy.watts_per_core)
         ledger = Ledger(
             meters=meters, service_level=service_level(config), watts_per_core=config.energy.watts_per_core,
-            bundle_version=bundle.version,
+            bundle_version=bundle.version, screener=engine.screener_method,
         )  # fmt: skip
         stack.enter_context(EnergySampler(ledger.sample_energy))
         if config.health.enabled:

@@ -34,6 +34,8 @@ class ModelFaults:
 class SimScreener:
     """A Screener: log-odds that spread with the features, the same for the same features on every machine."""
 
+    method = "simulated"
+
     def score(self, features: Float32) -> Float64:
         """See Screener."""
         return _spread(features)

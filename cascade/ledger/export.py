@@ -45,7 +45,10 @@ class LedgerCollector(Collector):
         yield GaugeMetricFamily(
             "cascade_start_time_seconds", "When the ledger began, since the epoch.", self._ledger.started.timestamp()
         )
-        versions = {"version": cascade.__version__, "bundle_version": self._ledger.bundle_version}
+        ledger = self._ledger
+        versions = {
+            "version": cascade.__version__, "bundle_version": ledger.bundle_version, "screener": ledger.screener
+        }  # fmt: skip
         yield InfoMetricFamily("cascade_build", "Versions that decide.", value=versions)
 
 

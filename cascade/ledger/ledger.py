@@ -122,8 +122,8 @@ class Ledger:
     Any thread may call any method: one lock guards the counts (held for microseconds, and for the copy that readers
     take), another the meters, so that a slow counter never holds up the worker. Energy counts from the ledger's
     construction, whenever the meters were made; keep them sampled with an EnergySampler over `sample_energy`.
-    `watts_per_core` prices the CPU seconds of stages. `bundle_version` may be set anew when a bundle is swapped.
-    `clock`: seconds, never going back.
+    `watts_per_core` prices the CPU seconds of stages. `bundle_version` and `screener` (how it scores) may be set anew
+    when a bundle is swapped. `clock`: seconds, never going back.
 
     >>> import numpy as np
     >>> ledger = Ledger()
@@ -140,12 +140,14 @@ class Ledger:
         service_level: ServiceLevel | None = None,
         watts_per_core: float | None = None,
         bundle_version: str = "",
+        screener: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._meters = tuple(_MeterAccount(meter) for meter in meters)
         self._service_level = ServiceLevel() if service_level is None else service_level
         self._watts_per_core = watts_per_core
         self.bundle_version = bundle_version
+        self.screener = screener
         self._clock = clock
         self._machine: Machine = describe_machine()
         self._counters = Counters.empty()
@@ -258,6 +260,7 @@ class Ledger:
             ended=self.started + timedelta(seconds=elapsed_s),
             elapsed_s=elapsed_s,
             bundle_version=self.bundle_version,
+            screener=self.screener,
             transactions=decisions,
             per_second=decisions / elapsed_s if elapsed_s > 0 else 0.0,
             paths=_path_figures(counters),

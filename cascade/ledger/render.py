@@ -204,6 +204,7 @@ def _footer(summary: LedgerSummary) -> Padding:
     machine = summary.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     bundle = f"bundle {summary.bundle_version}; " if summary.bundle_version else ""
+    bundle += f"screener by {summary.screener}; " if summary.screener else ""
     text = (
         f"{machine.processor}, {machine.cores} cores, {machine.memory_gib:g} GiB; {machine.system}; "
         f"Python {machine.python}; {versions}\n"

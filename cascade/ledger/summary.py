@@ -131,7 +131,7 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     and got their first decision again, the hit rate of the idempotency cache. `recovery`: from the assignment of a
     partition to its first decision, one value a partition. `sessions`: times that connections were made anew, the
     first included. `offset_gaps`: stretches without records in the log. `escalation_raised_max`: how far overload has
-    raised the escalation threshold, log-odds.
+    raised the escalation threshold, log-odds. `screener`: how the screener scored.
     """
 
     format: int = SUMMARY_FORMAT
@@ -139,6 +139,7 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     ended: datetime
     elapsed_s: float
     bundle_version: str
+    screener: str = ""
     transactions: int
     per_second: float
     paths: dict[str, PathFigures]

@@ -48,7 +48,9 @@ class CompiledScreener:
         self.method = "walk" if self._masked is None else "quickscorer"
 
     def score(self, features: Float32) -> Float64:
-        """Log-odds float64 [rows] of features float32 [rows, width], rows or columns one after the other."""
+        """Log-odds float64 [rows] of features float32 [rows, width]."""
+        # any other layout would be compiled when it first comes
+        features = np.ascontiguousarray(features)
         rows = len(features)
         scores: Float64 = np.empty(rows)
         masked_rows = 0

@@ -11,6 +11,8 @@ from cascade.errors import BundleError
 class LightGbmScreener:
     """Scores batches with LightGBM, in the calling thread."""
 
+    method = "lightgbm"
+
     def __init__(self, model_text: bytes, width: int) -> None:
         """`model_text`: LightGBM's text format; `width`: features of a row. Raises BundleError where they differ."""
         try:
@@ -18,13 +20,15 @@ class LightGbmScreener:
         except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:
             raise BundleError(f"screener.txt: LightGBM cannot read it ({error}); train the bundle again") from error
         if self._booster.num_feature() != width:
-            raise BundleError(
-                f"screener.txt: takes {self._booster.num_feature()} features, features.toml gives {width};"
-                " train the bundle again"
-            )
+            raise width_mismatch(self._booster.num_feature(), width)
 
     def score(self, features: Float32) -> Float64:
         """Log-odds float64 [rows] of features float32 [rows, width]."""
         # one thread: at a few hundred rows LightGBM's thread pool costs more than the trees
         raw: Float64 = self._booster.predict(features, raw_score=True, num_threads=1)
         return raw
+
+
+def width_mismatch(taken: int, given: int) -> BundleError:
+    """The error of a model that takes rows of another width than the features give."""
+    return BundleError(f"screener.txt: takes {taken} features, features.toml gives {given}; train the bundle again")

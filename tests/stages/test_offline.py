@@ -9,13 +9,12 @@ import pytest
 from cascade.bundle import Bundle, load_bundle
 from cascade.features import FeatureEngine
 from cascade.frames import LabelledData, frame_to_batch
-from cascade.protocols import DeepStage
+from cascade.protocols import DeepStage, Screener
 from cascade.simulator import SimulatorSettings, simulate
 from stages import offline
 from stages.assembly import deep_signature, make_screener
 from stages.deep.in_process import OnnxDeepStage
 from stages.offline import OfflineScores, fold_rows, labels_of, score_offline
-from stages.screener.lightgbm_screener import LightGbmScreener
 
 SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 
@@ -32,7 +31,7 @@ def data(bundle: Bundle) -> LabelledData:
 
 
 @pytest.fixture(scope="module")
-def screener(bundle: Bundle) -> LightGbmScreener:
+def screener(bundle: Bundle) -> Screener:
     return make_screener(bundle, FeatureEngine(bundle.spec, bundle.schema).width)
 
 
@@ -88,7 +87,7 @@ def test_a_label_acts_from_its_delay_on_and_not_before(bundle: Bundle, data: Lab
 
 
 def test_scores_of_chosen_rows_equal_those_of_all(
-    bundle: Bundle, data: LabelledData, screener: LightGbmScreener, deep: DeepStage
+    bundle: Bundle, data: LabelledData, screener: Screener, deep: DeepStage
 ) -> None:
     wanted = np.zeros(data.batch.rows, bool)
     wanted[1::3] = True
@@ -100,7 +99,7 @@ def test_scores_of_chosen_rows_equal_those_of_all(
 
 
 def test_the_deep_model_scores_single_rows_and_batches_alike(
-    bundle: Bundle, data: LabelledData, screener: LightGbmScreener, deep: DeepStage, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, data: LabelledData, screener: Screener, deep: DeepStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = data.take(np.arange(300))
     batches = score_offline(bundle, screener, deep, some, everything(some), lambda _: None)
@@ -110,9 +109,7 @@ def test_the_deep_model_scores_single_rows_and_batches_alike(
     np.testing.assert_allclose(singles.deep_raw, batches.deep_raw, atol=1e-5, rtol=0)
 
 
-def test_nothing_wanted_is_no_score(
-    bundle: Bundle, data: LabelledData, screener: LightGbmScreener, deep: DeepStage
-) -> None:
+def test_nothing_wanted_is_no_score(bundle: Bundle, data: LabelledData, screener: Screener, deep: DeepStage) -> None:
     scores = score_offline(bundle, screener, deep, data, ~everything(data), lambda _: None)
     assert len(scores.rows) == len(scores.screener_raw) == len(scores.deep_raw) == 0
 

@@ -53,7 +53,7 @@ QUALITY = QualityComparison(
 
 def _ledger(*meters: FixedMeter) -> Ledger:
     clock = ManualClock()
-    ledger = Ledger(meters=meters, watts_per_core=8.0, bundle_version="b-1", clock=clock)
+    ledger = Ledger(meters=meters, watts_per_core=8.0, bundle_version="b-1", screener="walk", clock=clock)
     ledger.record_stage("features", 0.002, 0.001, 1_000)
     ledger.record_queue(np.full(1_000, 0.0005))
     ledger.record_decisions("screened", np.full(985, 0.003))
@@ -247,7 +247,8 @@ def test_exposition_parses_and_agrees_with_the_counters() -> None:
     assert samples["cascade_energy_joules_total", (("kind", "measured"), ("meter", "gpu0"))] == 0.0
     assert samples["cascade_objective_met", (("objective", "p99 of screened"),)] == 1.0
     assert samples["cascade_objective_met", (("objective", "degraded share"),)] == 0.0
-    assert samples["cascade_build_info", (("bundle_version", "b-1"), ("version", cascade.__version__))] == 1.0
+    build = ("bundle_version", "b-1"), ("screener", "walk"), ("version", cascade.__version__)
+    assert samples["cascade_build_info", build] == 1.0
 
 
 def test_exported_histogram_is_cumulative_and_sums_up() -> None:

@@ -1,0 +1,48 @@
+"""From a bundle to its models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import lightgbm
+import numpy as np
+import pytest
+
+from cascade.bundle import Bundle, load_bundle
+from cascade.errors import BundleError
+from stages.assembly import make_engine, make_screener
+
+SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load_bundle(SHIPPED)
+
+
+def test_the_shipped_screener_is_compiled_and_scores_as_lightgbm_does(bundle: Bundle) -> None:
+    width = make_engine(bundle).features.width
+    screener = make_screener(bundle, width)
+    assert screener.method == "quickscorer"
+    rows = np.random.default_rng(1).lognormal(2, 2, (2_000, width)).astype(np.float32)
+    wanted = lightgbm.Booster(model_str=bundle.content["screener.txt"].decode()).predict(rows, raw_score=True)
+    assert np.abs(screener.score(rows) - wanted).max() < 1e-9
+
+
+def test_a_model_that_cannot_be_compiled_is_scored_by_lightgbm(bundle: Bundle) -> None:
+    chance = np.random.default_rng(2)
+    rows = chance.normal(size=(500, 4))
+    data = lightgbm.Dataset(rows, (rows[:, 0] > 0).astype(int), params={"linear_tree": True, "verbose": -1})
+    booster = lightgbm.train({"objective": "binary", "linear_tree": True, "verbose": -1}, data, 3)
+    linear = replace(bundle, content=dict(bundle.content) | {"screener.txt": booster.model_to_string().encode()})
+    screener = make_screener(linear, 4)
+    assert screener.method == "lightgbm"
+    features = rows.astype(np.float32)
+    assert np.array_equal(screener.score(features), booster.predict(features, raw_score=True))
+
+
+@pytest.mark.parametrize("width", [3, 300])
+def test_rows_of_another_width_are_refused(bundle: Bundle, width: int) -> None:
+    with pytest.raises(BundleError, match=rf"takes \d+ features, features.toml gives {width}"):
+        make_screener(bundle, width)
