@@ -28,6 +28,7 @@ COMMANDS = {
     "doctor": Command("streaming.doctor", "Check broker, topics, Triton, model, bundle, clocks and limits."),
     "handbook": Command("bench.handbook", "Reproduce the figures on the Fraud Detection Handbook's data."),
     "simulate-faults": Command("bench.faults.commands", "Drive the worker through seeded faults; an oracle judges."),
+    "bench": Command("bench.commands", "Measure speed beside what it is compared with.", group=True),
     "chaos": Command("bench.chaos", "Kill workers under load on a cluster in trouble; count what was lost."),
     "delivery": Command("bench.delivery", "Exactly-once against at-least-once, in one run."),
     "soak": Command("bench.soak", "Memory of worker and Triton under a steady load."),

@@ -70,7 +70,8 @@ def install(directory: Path, report: Callable[[str], None]) -> None:
         with staged_directory(target) as staged:
             _uv("pip", "install", "--no-deps", "--python", sys.executable, "--target", f"{staged}/server", *_SERVER)
             _uv("venv", "--python", sys.executable, f"{staged}/python")
-            _uv("pip", "install", "--no-deps", "--python", f"{staged}/python/bin/python", *_PACKAGES)
+            own_python = f"{staged}/python/bin/python"
+            _uv("pip", "install", "--no-deps", "--compile-bytecode", "--python", own_python, *_PACKAGES)
             _keep_the_server_only(staged / "server")
             (staged / MARKER).write_text(json.dumps(_marker(), indent=1) + "\n")
         report(f"Triton {TRITON_VERSION}: installed in {target} ({time.monotonic() - started:.0f} s)")

@@ -1,0 +1,329 @@
+"""What a score costs, by method: one thread, the same models and rows, the methods by turns.
+
+LightGBM's `predict` is the reference. Beside it and the compiled screener: LightGBM's single-row fast call (its C API),
+ONNX Runtime's tree ensemble, and tl2cgen and lleaves where they are installed; what is missing is named. Every method's
+scores are compared with the reference before any is timed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import msgspec
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.cluster import SHIPPED_BUNDLE
+from cascade.bundle import load_bundle
+from cascade.columns import Float32, Float64
+from cascade.errors import CascadeError
+from cascade.ledger.machine import Machine, describe_machine
+from stages.assembly import make_engine
+from stages.screener.compiled import CompiledScreener
+from stages.screener.forest import Forest, read_forest
+
+Score = Callable[[Float32], Any]
+BATCHES = (1, 32, 256, 4096)
+# Trees, leaves and depth (-1: any) of the models beside the shipped one, trained on 30 random features.
+SIZES = ((64, 16, 5), (100, 31, 6), (100, 31, -1), (300, 63, -1))
+FEATURES, TRAINING_ROWS = 30, 20_000
+# As many rows a turn, whatever the batch: other rows at each call, or the branches would be learnt by heart.
+ROWS_A_TURN = 8_192
+SINGLE_CALLS_A_TURN = 512
+DIFFERENCE_MAX, FLOAT32_DIFFERENCE_MAX = 1e-9, 1e-3
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """A method's cost: medians over the rounds; `spread`: the least and the largest of the ratio."""
+
+    model: str
+    method: str
+    batch: int
+    us_per_row: float
+    ratio_to_lightgbm: float
+    spread: tuple[float, float]
+
+
+class ScreenerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `cascade bench screener` saw.
+
+    `load_s`: seconds to read each model and lay it out. `compile_s`: until the kernels were ready, once a process: from
+    numba's cache, or compiled. `missing`: methods that are not installed here. `vectors`: what the processor has.
+    """
+
+    timings: list[Timing]
+    load_s: dict[str, float]
+    compile_s: float
+    missing: list[str]
+    vectors: str
+    rounds: int
+    seed: int
+    machine: Machine
+
+
+def run_screener(rounds: int, seed: int) -> ScreenerReport:
+    """Measure everything; raises CascadeError where a method's scores are not LightGBM's."""
+    chance = np.random.default_rng(seed)
+    models = dict(_models(chance, seed))
+    compile_s = _seconds(lambda: _warm(CompiledScreener(next(iter(models.values())).encode())))
+    timings, load_s, missing = [], {}, set()
+    for name, text in models.items():
+        started_s = time.perf_counter()
+        CompiledScreener(text.encode())
+        load_s[name] = time.perf_counter() - started_s
+        forest = read_forest(text.encode())
+        rows = chance.normal(size=(ROWS_A_TURN, forest.width)).astype(np.float32)
+        with _methods(text, forest) as (methods, absent):
+            missing |= absent
+            _check_equal(name, methods, rows)
+            for batch in BATCHES:
+                timings += _timed(name, methods, rows, batch, rounds)
+    return ScreenerReport(
+        timings=timings, load_s=load_s, compile_s=compile_s, missing=sorted(missing), vectors=_vectors(), rounds=rounds,
+        seed=seed, machine=describe_machine(),
+    )  # fmt: skip
+
+
+def _models(chance: np.random.Generator, seed: int) -> Iterator[tuple[str, str]]:
+    bundle = load_bundle(SHIPPED_BUNDLE)
+    make_engine(bundle)
+    yield "shipped", bundle.content["screener.txt"].decode()
+    rows = chance.normal(size=(TRAINING_ROWS, FEATURES)).astype(np.float32)
+    positive = (rows[:, :5].sum(axis=1) + chance.normal(size=TRAINING_ROWS) > 1).astype(int)
+    for trees, leaves, depth in SIZES:
+        parameters = {
+            "objective": "binary", "num_leaves": leaves, "max_depth": depth, "feature_fraction": 0.7, "seed": seed,
+            "verbose": -1,
+        }  # fmt: skip
+        booster = lightgbm.train(parameters, lightgbm.Dataset(rows, positive), trees)
+        yield f"{trees} × {leaves}" + (f", depth {depth}" if depth > 0 else ""), booster.model_to_string()
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _methods(text: str, forest: Forest) -> Iterator[tuple[dict[str, Score], set[str]]]:
+    """Every method for a model, LightGBM's predict first, and the names of those that are not installed."""
+    booster = lightgbm.Booster(model_str=text)
+    compiled = CompiledScreener(text.encode())
+    methods: dict[str, Score] = {
+        "lightgbm": lambda rows: booster.predict(rows, raw_score=True, num_threads=1),
+        "compiled": compiled.score,
+    }
+    missing = set()
+    others: dict[str, Callable[[], Score]] = {
+        "onnxruntime": lambda: _onnxruntime(forest),
+        "tl2cgen": lambda: _tl2cgen(text, Path(directory)),
+        "lleaves": lambda: _lleaves(text, Path(directory)),
+    }
+    with tempfile.TemporaryDirectory() as directory, _single_row_fast(booster) as single:
+        methods["lightgbm, one row"] = single
+        for name, make in others.items():
+            try:
+                methods[name] = make()
+            except ImportError:
+                missing.add(name)
+        yield methods, missing
+
+
+@contextmanager
+def _single_row_fast(booster: lightgbm.Booster) -> Iterator[Score]:
+    """LightGBM's call for one row at a time, prepared once: the least that its C API asks of a caller."""
+    library, width = lightgbm.basic._LIB, booster.num_feature()
+    handle, found = ctypes.c_void_p(), ctypes.c_int64()
+    raw_scores, float32 = 1, 0
+    library.LGBM_BoosterPredictForMatSingleRowFastInit(
+        booster._handle, ctypes.c_int(raw_scores), ctypes.c_int(0), ctypes.c_int(-1), ctypes.c_int(float32),
+        ctypes.c_int32(width), ctypes.c_char_p(b"num_threads=1"), ctypes.byref(handle),
+    )  # fmt: skip
+    out = (ctypes.c_double * 1)()
+    call, counted = library.LGBM_BoosterPredictForMatSingleRowFast, ctypes.byref(found)
+
+    def score(rows: Float32) -> Float64:
+        scores: Float64 = np.empty(len(rows))
+        first, step = rows.ctypes.data, rows.strides[0]
+        for position in range(len(rows)):
+            call(handle, ctypes.c_void_p(first + position * step), counted, out)
+            scores[position] = out[0]
+        return scores
+
+    try:
+        yield score
+    finally:
+        library.LGBM_FastConfigFree(handle)
+
+
+def _onnxruntime(forest: Forest) -> Score:
+    """The same trees as ONNX's tree ensemble, one thread."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    columns = forest.columns.feature
+    tree_ids, node_ids, features, thresholds, modes, lefts, rights = [], [], [], [], [], [], []
+    leaf_trees, leaf_nodes, weights = [], [], []
+    for number, tree in enumerate(forest.trees):
+        splits = len(tree.column)
+
+        def node(child: int, splits: int = splits) -> int:
+            return child if child >= 0 else splits + ~child
+
+        for split in range(splits):
+            tree_ids.append(number)
+            node_ids.append(split)
+            features.append(int(columns[tree.column[split]]))
+            thresholds.append(float(tree.threshold[split]))
+            modes.append("BRANCH_LEQ")
+            lefts.append(node(int(tree.left[split])))
+            rights.append(node(int(tree.right[split])))
+        for leaf in range(tree.leaves):
+            tree_ids.append(number)
+            node_ids.append(splits + leaf)
+            features.append(0)
+            thresholds.append(0.0)
+            modes.append("LEAF")
+            lefts.append(0)
+            rights.append(0)
+            leaf_trees.append(number)
+            leaf_nodes.append(splits + leaf)
+            weights.append(float(tree.value[leaf]))
+    ensemble = helper.make_node(
+        "TreeEnsembleRegressor", ["rows"], ["scores"], domain="ai.onnx.ml", n_targets=1, nodes_treeids=tree_ids,
+        nodes_nodeids=node_ids, nodes_featureids=features, nodes_values=thresholds, nodes_modes=modes,
+        nodes_truenodeids=lefts, nodes_falsenodeids=rights, target_treeids=leaf_trees, target_nodeids=leaf_nodes,
+        target_ids=[0] * len(weights), target_weights=weights,
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [ensemble], "trees", [helper.make_tensor_value_info("rows", TensorProto.FLOAT, [None, forest.width])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [None, 1])],
+    )  # fmt: skip
+    operators = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    model = helper.make_model(graph, opset_imports=operators, ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda rows: session.run(None, {"rows": rows})[0][:, 0]
+
+
+def _tl2cgen(text: str, directory: Path) -> Score:
+    """Trees as C, compiled; needs a compiler."""
+    import tl2cgen
+    import treelite
+
+    (directory / "model.txt").write_text(text)
+    model = treelite.frontend.load_lightgbm_model(directory / "model.txt")
+    tl2cgen.export_lib(model, toolchain="gcc", libpath=directory / "model.so", params={"parallel_comp": 4})
+    predictor = tl2cgen.Predictor(directory / "model.so", nthread=1)
+    return lambda rows: predictor.predict(tl2cgen.DMatrix(rows), pred_margin=True).reshape(-1)
+
+
+def _lleaves(text: str, directory: Path) -> Score:
+    """Trees as LLVM's intermediate language, compiled."""
+    import lleaves
+
+    (directory / "model.txt").write_text(text)
+    model = lleaves.Model(model_file=directory / "model.txt")
+    model.compile(raw_score=True)
+    return lambda rows: model.predict(rows, n_jobs=1)
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def _check_equal(model: str, methods: dict[str, Score], rows: Float32) -> None:
+    wanted = methods["lightgbm"](rows)
+    for name, score in methods.items():
+        allowed = DIFFERENCE_MAX if name in {"compiled", "lightgbm, one row"} else FLOAT32_DIFFERENCE_MAX
+        difference = float(np.abs(score(rows) - wanted).max())
+        if difference > allowed:
+            raise CascadeError(f"{name} on {model}: scores differ from LightGBM's by up to {difference:.3g}")
+
+
+def _timed(model: str, methods: dict[str, Score], rows: Float32, batch: int, rounds: int) -> list[Timing]:
+    calls = min(ROWS_A_TURN // batch, SINGLE_CALLS_A_TURN)
+    parts = [rows[call * batch : (call + 1) * batch] for call in range(calls)]
+    fitting = {name: score for name, score in methods.items() if batch == 1 or name != "lightgbm, one row"}
+    cost: dict[str, list[float]] = {name: [] for name in fitting}
+    for _ in range(rounds):
+        for name, score in fitting.items():
+            cost[name].append(_seconds(lambda: [score(part) for part in parts]) / (calls * batch) * 1e6)  # noqa: B023
+    found = []
+    for name, costs in cost.items():
+        ratios = np.array(cost["lightgbm"]) / np.array(costs)
+        found.append(
+            Timing(
+                model=model,
+                method=name,
+                batch=batch,
+                us_per_row=float(np.median(costs)),
+                ratio_to_lightgbm=float(np.median(ratios)),
+                spread=(float(ratios.min()), float(ratios.max())),
+            )
+        )
+    return found
+
+
+def _warm(screener: CompiledScreener) -> None:
+    for count in (1, 100):
+        screener.score(np.zeros((count, screener.width), np.float32))
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    started_s = time.perf_counter()
+    work()
+    return time.perf_counter() - started_s
+
+
+def _vectors() -> str:
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features()
+    names = {"avx512f": "AVX-512", "avx2": "AVX2", "neon": "NEON", "sse2": "SSE2"}
+    return next((name for feature, name in names.items() if features.get(feature)), "none")
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def show(report: ScreenerReport, console: Console) -> None:
+    """Print the report: µs a row, and the ratio to LightGBM's predict in the same round."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), show_edge=False)
+    table.add_column("µs a row", no_wrap=True)
+    for batch in BATCHES:
+        table.add_column(f"batch {batch:,}", justify="right", no_wrap=True)
+    methods = list(dict.fromkeys(one.method for one in report.timings))
+    for model in dict.fromkeys(one.model for one in report.timings):
+        table.add_row(f"[bold]{model}")
+        for method in methods:
+            found = {one.batch: one for one in report.timings if (one.model, one.method) == (model, method)}
+            cells = [_cell(found.get(batch)) for batch in BATCHES]
+            table.add_row(f" {method}", *cells, end_section=method == methods[-1])
+    console.print()
+    console.print(table)
+    packages = ", ".join(f"{name} {version}" for name, version in report.machine.packages.items())
+    load = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.load_s.items())
+    console.print(
+        f"\n × faster than LightGBM's predict; one thread; medians of {report.rounds} rounds\n"
+        f" compiled: model read in {load}; kernels ready after {report.compile_s:.1f} s\n"
+        f" not installed: {', '.join(report.missing) or 'none'}\n"
+        f" {report.machine.processor}, {report.vectors}; Python {report.machine.python}; {packages};"
+        f" seed {report.seed}",
+        highlight=False,
+    )
+
+
+def _cell(timing: Timing | None) -> str:
+    if timing is None:
+        return "-"
+    digits = max(2 - math.floor(math.log10(timing.us_per_row)), 0)
+    return f"{timing.us_per_row:.{digits}f} {timing.ratio_to_lightgbm:5.1f}×"
