@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+import bench.screener
+from bench.screener import ScreenerReport, run_screener, show
+from cascade.columns import Float32, Float64
+from cascade.errors import CascadeError
+from stages.screener.compiled import CompiledScreener
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.screener, "SIZES", ((5, 8, 3),))
+    monkeypatch.setattr(bench.screener, "BATCHES", (1, 64))
+    monkeypatch.setattr(bench.screener, "ROWS_A_TURN", 128)
+
+
+def test_every_method_is_timed_on_every_model_and_the_report_is_json(tmp_path: Path) -> None:
+    report = run_screener(rounds=3, seed=2)
+    assert {one.model for one in report.timings} == {"shipped", "5 × 8, depth 3"}
+    for method, batches in {"lightgbm": 2, "compiled": 2, "onnxruntime": 2, "lightgbm, one row": 1}.items():
+        found = [one for one in report.timings if one.method == method]
+        assert len(found) == 2 * batches
+        assert all(one.us_per_row > 0 and one.spread[0] <= one.ratio_to_lightgbm <= one.spread[1] for one in found)
+    assert all(one.ratio_to_lightgbm == 1.0 for one in report.timings if one.method == "lightgbm")
+    assert msgspec.json.decode(msgspec.json.encode(report), type=ScreenerReport) == report
+
+
+def test_a_narrow_terminal_shows_whole_names_and_figures() -> None:
+    from rich.console import Console
+
+    console = Console(width=80, record=True)
+    show(run_screener(rounds=3, seed=2), console)
+    text = console.export_text()
+    assert "lightgbm, one row" in text
+    assert "…" not in text
+
+
+def test_wrong_scores_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = CompiledScreener.score
+
+    def wrong(self: CompiledScreener, features: Float32) -> Float64:
+        return np.asarray(whole(self, features) + 1e-6)
+
+    monkeypatch.setattr(CompiledScreener, "score", wrong)
+    with pytest.raises(CascadeError, match=r"compiled on shipped: scores differ from LightGBM's by up to 1e-06"):
+        run_screener(rounds=3, seed=2)
