@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -105,6 +106,15 @@ class HealthState:
             self._components[name] = Component(status, text, since_s)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A probe that goes away before its answer is no error of ours."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class HealthServer:
     """Serves a HealthState and a metrics registry in a thread of its own, until closed; a context manager.
 
@@ -114,7 +124,7 @@ class HealthServer:
     def __init__(self, state: HealthState, registry: CollectorRegistry, host: str, port: int) -> None:
         handler = _handler(state, registry)
         try:
-            self._server = ThreadingHTTPServer((host, port), handler)
+            self._server = _Server((host, port), handler)
         except (OSError, OverflowError) as error:
             raise SettingError(
                 "configuration",
@@ -123,7 +133,6 @@ class HealthServer:
                 f"cannot be had ({error})",
                 "choose another address, or port 0 for a free one",
             ) from error
-        self._server.daemon_threads = True
         self.host, self.port = host, int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="cascade-health", daemon=True)
         self._thread.start()

@@ -12,17 +12,21 @@ from typing import Protocol
 import numpy as np
 import pytest
 
-from cascade.config import KafkaSettings
+from cascade.bundle import load_bundle
+from cascade.config import DuplicateSettings, KafkaSettings
 from cascade.local_parts import local_parts_dir
 from cascade.protocols import DeepInputs
+from stages.assembly import make_engine
 from stages.deep import local_triton
 from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
 from stages.deep.signature import DeepSignature
 from streaming import local_broker
 from streaming.clients import TopicSpec, ensure_topics
+from streaming.duplicates import FirstDecisions
 from streaming.local_broker import LocalBroker
 
+SHIPPED = Path(__file__).parents[1] / "cascade" / "bundles" / "simulator"
 KAFKA_FROM_OUTSIDE = os.environ.get("KAFKA_BOOTSTRAP", "")
 
 
@@ -51,7 +55,14 @@ class TinyDeepModel:
 
 
 @pytest.fixture(scope="session")
-def kafka_parts() -> Path:
+def kernels() -> None:
+    """numba's cache is full: services that start together would each compile everything, for a minute or more."""
+    make_engine(load_bundle(SHIPPED)).warm_up()
+    FirstDecisions(DuplicateSettings()).warm_up()
+
+
+@pytest.fixture(scope="session")
+def kafka_parts(kernels: None) -> Path:
     """The directory of the embedded parts, Kafka among them."""
     local_broker.install(local_parts_dir(), print)
     return local_parts_dir()

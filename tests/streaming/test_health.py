@@ -3,6 +3,8 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -115,3 +117,18 @@ def test_the_port_is_free_after_close(state: HealthState) -> None:
         port = server.port
     with HealthServer(state, CollectorRegistry(), "127.0.0.1", port):
         pass
+
+
+def test_a_probe_that_goes_away_before_its_answer_leaves_no_trace(capfd: pytest.CaptureFixture[str]) -> None:
+    state = HealthState(60)
+    # more than the socket's buffers take, so that the answer meets the end of the connection
+    state.waiting("broker", "x" * 20_000_000)
+    with HealthServer(state, CollectorRegistry(), "127.0.0.1", 0) as server:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", server.port)) as probe:
+                probe.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+                probe.recv(1)
+                # closed at once, with a reset
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        time.sleep(0.5)
+    assert capfd.readouterr().err == ""
