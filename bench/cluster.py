@@ -334,8 +334,9 @@ class Logged:
 class Decided:
     """Decisions as they lie in the log, a row each, by partition and offset.
 
-    `partition`, `offset` int64: of the transaction that it is about. `screened` bool: decided by the screener alone,
-    at once. `duplicate` bool: a first decision, said again. `degraded` bool.
+    `partition`, `offset` int64: of the transaction that it is about. `screened` bool: decided by the screener, and not
+    in the bundle's band: one that is may have been escalated by a worker that was killed, and then decided by the
+    screener of another whose threshold overload had raised. `duplicate` bool: a first decision, said again. `degraded` bool.
     """
 
     partition: Int64
@@ -447,6 +448,8 @@ def read_decisions(config: Config) -> Decided:
     integers: list[list[tuple[int, int, int, int]]] = []
     flags: list[list[tuple[bool, bool, bool]]] = []
     known: dict[int, int] = {}
+    policy = load_bundle(Path(config.bundle.path)).policy
+    low, high = policy.screener.probability(np.array([policy.escalation_threshold, policy.escalation_ceiling]))
 
     def take(one: FetchedBatch) -> None:
         decisions = [decode_decision(value or b"", config.kafka.codec) for value in one.values]
@@ -461,7 +464,14 @@ def read_decisions(config: Config) -> Decided:
             ]
         )
         flags.append(
-            [(each.stage == "screener" and not each.degraded, each.duplicate, each.degraded) for each in decisions]
+            [
+                (
+                    each.stage == "screener" and not each.degraded and not low <= each.screener_score < high,
+                    each.duplicate,
+                    each.degraded,
+                )
+                for each in decisions
+            ]
         )
 
     read_topic(config, config.kafka.topics.decisions, take)
