@@ -336,7 +336,8 @@ class Decided:
 
     `partition`, `offset` int64: of the transaction that it is about. `screened` bool: decided by the screener, and not
     in the bundle's band: one that is may have been escalated by a worker that was killed, and then decided by the
-    screener of another whose threshold overload had raised. `duplicate` bool: a first decision, said again. `degraded` bool.
+    screener of another whose threshold overload had raised. `duplicate` bool: a first decision, said again. `degraded`
+    bool.
     """
 
     partition: Int64
