@@ -58,9 +58,7 @@ class FsspecFiles:
 
     def names(self) -> list[str]:
         """See Files."""
-        self._fs.invalidate_cache()
-        paths: list[str] = self._fs.ls(self._root, detail=False)
-        return [path.rpartition("/")[2] for path in paths if not path.endswith(_UNFINISHED)]
+        return [path.rpartition("/")[2] for path in self._paths() if not path.endswith(_UNFINISHED)]
 
     def read(self, name: str) -> bytes:
         """See Files."""
@@ -91,9 +89,18 @@ class FsspecFiles:
         except FileNotFoundError:
             return
 
+    def _paths(self) -> list[str]:
+        self._fs.invalidate_cache()
+        try:
+            paths: list[str] = self._fs.ls(self._root, detail=False)
+        except FileNotFoundError:
+            # an object store has no folder before it has a file
+            return []
+        return paths
+
     def _sweep(self) -> None:
         """Remove what killed processes left unfinished."""
-        for path in self._fs.ls(self._root, detail=False):
+        for path in self._paths():
             if path.endswith(_UNFINISHED):
                 with contextlib.suppress(FileNotFoundError, NotImplementedError):
                     if datetime.now(UTC) - self._fs.modified(path) > UNFINISHED_MAX:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from streaming.files import UNFINISHED_MAX, FsspecFiles
 
@@ -36,3 +37,12 @@ def test_what_killed_processes_left_unfinished_is_removed_at_a_later_start(tmp_p
     place = FsspecFiles(str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["whole", "young.part"]
     assert place.names() == ["whole"]
+
+
+def test_an_object_store_without_a_file_yet_is_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    # as S3 has no folders
+    monkeypatch.setattr(MemoryFileSystem, "makedirs", lambda *_, **__: None)
+    place = FsspecFiles("memory://bucket-of-test-files/state")
+    assert place.names() == []
+    place.write("one.snapshot", b"x")
+    assert place.names() == ["one.snapshot"]
