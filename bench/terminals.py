@@ -445,14 +445,12 @@ def show(report: Report, console: Console, json: Path) -> None:
                 f" compaction leaves {one.lasting:,}; {one.rounds:,} rounds",
                 highlight=False,
             )
-    packages = ", ".join(f"{name} {version}" for name, version in report.machine.packages.items())
     equal = "to the bit" if report.one_worker_equal else "NOT EQUAL"
     console.print(
         f" one worker that shares, against one engine: {equal}\n"
         f" {report.judged:,} transactions judged, {report.frauds:,} frauds, {report.protocol}; bundle {report.bundle};"
         f" buckets of {report.bucket_s:,} s; partition: CRC-32 of the card's id as text\n"
-        f" {report.machine.processor}, {report.machine.cores} cores, {report.machine.memory_gib} GiB;"
-        f" {report.machine.system}; Python {report.machine.python}; {packages}; seed {report.seed}\n"
+        f" {report.machine.text}; seed {report.seed}\n"
         f" {report.elapsed_s:.0f} s in all; figures in {json}",
         highlight=False,
     )

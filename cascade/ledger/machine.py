@@ -36,6 +36,15 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     packages: dict[str, str]
 
+    @property
+    def text(self) -> str:
+        """All of it in a line, for under a table."""
+        packages = ", ".join(f"{name} {version}" for name, version in self.packages.items())
+        return (
+            f"{self.processor}, {self.cores} cores, {self.memory_gib:g} GiB; {self.system}; Python {self.python}; "
+            f"{packages}"
+        )
+
 
 def describe_machine() -> Machine:
     """This machine, its Python, and the installed versions of the packages that matter to figures."""

@@ -201,15 +201,9 @@ def _quality_cells(model: ModelQuality) -> tuple[str, ...]:
 
 
 def _footer(summary: LedgerSummary) -> Padding:
-    machine = summary.machine
-    versions = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     bundle = f"bundle {summary.bundle_version}; " if summary.bundle_version else ""
     bundle += f"screener by {summary.screener}; " if summary.screener else ""
-    text = (
-        f"{machine.processor}, {machine.cores} cores, {machine.memory_gib:g} GiB; {machine.system}; "
-        f"Python {machine.python}; {versions}\n"
-        f"{bundle}{summary.started:%Y-%m-%d %H:%M:%S} to {summary.ended:%H:%M:%S} UTC"
-    )
+    text = f"{summary.machine.text}\n{bundle}{summary.started:%Y-%m-%d %H:%M:%S} to {summary.ended:%H:%M:%S} UTC"
     return Padding(Text(text, style="dim"), (1, 1))
 
 
