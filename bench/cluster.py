@@ -450,7 +450,6 @@ def read_decisions(config: Config) -> Decided:
     flags: list[list[tuple[bool, bool, bool]]] = []
     known: dict[int, int] = {}
     policy = load_bundle(Path(config.bundle.path)).policy
-    low, high = policy.screener.probability(np.array([policy.escalation_threshold, policy.escalation_ceiling]))
 
     def take(one: FetchedBatch) -> None:
         decisions = [decode_decision(value or b"", config.kafka.codec) for value in one.values]
@@ -464,14 +463,11 @@ def read_decisions(config: Config) -> Decided:
                 for each, card in zip(decisions, cards, strict=True)
             ]
         )
+        escalated = policy.escalates(np.array([each.screener_score for each in decisions]))
         flags.append(
             [
-                (
-                    each.stage == "screener" and not each.degraded and not low <= each.screener_score < high,
-                    each.duplicate,
-                    each.degraded,
-                )
-                for each in decisions
+                (each.stage == "screener" and not each.degraded and not in_band, each.duplicate, each.degraded)
+                for each, in_band in zip(decisions, escalated.tolist(), strict=True)
             ]
         )
 
@@ -501,11 +497,7 @@ def _joined(parts: list[Array]) -> Int64:
 
 def origin(machine: Machine, seed: int) -> str:
     """The line under a table: machine, versions and seed."""
-    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
-    return (
-        f"{machine.processor}, {machine.cores} cores, {machine.memory_gib} GiB; {machine.system}; Python"
-        f" {machine.python}; {packages}; Apache Kafka {_kafka()}, Triton {TRITON_VERSION}; seed {seed}"
-    )
+    return f"{machine.text}; Apache Kafka {_kafka()}, Triton {TRITON_VERSION}; seed {seed}"
 
 
 def _kafka() -> str:

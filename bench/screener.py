@@ -25,12 +25,12 @@ from rich.table import Table
 
 from bench.cluster import SHIPPED_BUNDLE
 from cascade.bundle import load_bundle
-from cascade.columns import Float32, Float64
+from cascade.columns import Float32, Float64, Int64
 from cascade.errors import CascadeError
 from cascade.ledger.machine import Machine, describe_machine
-from stages.assembly import make_engine
 from stages.screener.compiled import CompiledScreener
-from stages.screener.forest import Forest, read_forest
+from stages.screener.forest import read_forest
+from stages.screener.layouts import walk_tables
 
 Score = Callable[[Float32], Any]
 BATCHES = (1, 32, 256, 4096)
@@ -75,15 +75,14 @@ def run_screener(rounds: int, seed: int) -> ScreenerReport:
     """Measure everything; raises CascadeError where a method's scores are not LightGBM's."""
     chance = np.random.default_rng(seed)
     models = dict(_models(chance, seed))
-    compile_s = _seconds(lambda: _warm(CompiledScreener(next(iter(models.values())).encode())))
+    compile_s = _seconds(CompiledScreener(next(iter(models.values())).encode()).warm_up)
     timings, load_s, missing = [], {}, set()
     for name, text in models.items():
         started_s = time.perf_counter()
-        CompiledScreener(text.encode())
+        compiled = CompiledScreener(text.encode())
         load_s[name] = time.perf_counter() - started_s
-        forest = read_forest(text.encode())
-        rows = chance.normal(size=(ROWS_A_TURN, forest.width)).astype(np.float32)
-        with _methods(text, forest) as (methods, absent):
+        rows = chance.normal(size=(ROWS_A_TURN, compiled.width)).astype(np.float32)
+        with _methods(text, compiled) as (methods, absent):
             missing |= absent
             _check_equal(name, methods, rows)
             for batch in BATCHES:
@@ -95,9 +94,7 @@ def run_screener(rounds: int, seed: int) -> ScreenerReport:
 
 
 def _models(chance: np.random.Generator, seed: int) -> Iterator[tuple[str, str]]:
-    bundle = load_bundle(SHIPPED_BUNDLE)
-    make_engine(bundle)
-    yield "shipped", bundle.content["screener.txt"].decode()
+    yield "shipped", load_bundle(SHIPPED_BUNDLE).content["screener.txt"].decode()
     rows = chance.normal(size=(TRAINING_ROWS, FEATURES)).astype(np.float32)
     positive = (rows[:, :5].sum(axis=1) + chance.normal(size=TRAINING_ROWS) > 1).astype(int)
     for trees, leaves, depth in SIZES:
@@ -113,17 +110,16 @@ def _models(chance: np.random.Generator, seed: int) -> Iterator[tuple[str, str]]
 
 
 @contextmanager
-def _methods(text: str, forest: Forest) -> Iterator[tuple[dict[str, Score], set[str]]]:
+def _methods(text: str, compiled: CompiledScreener) -> Iterator[tuple[dict[str, Score], set[str]]]:
     """Every method for a model, LightGBM's predict first, and the names of those that are not installed."""
     booster = lightgbm.Booster(model_str=text)
-    compiled = CompiledScreener(text.encode())
     methods: dict[str, Score] = {
         "lightgbm": lambda rows: booster.predict(rows, raw_score=True, num_threads=1),
         "compiled": compiled.score,
     }
     missing = set()
     others: dict[str, Callable[[], Score]] = {
-        "onnxruntime": lambda: _onnxruntime(forest),
+        "onnxruntime": lambda: _onnxruntime(text),
         "tl2cgen": lambda: _tl2cgen(text, Path(directory)),
         "lleaves": lambda: _lleaves(text, Path(directory)),
     }
@@ -164,44 +160,25 @@ def _single_row_fast(booster: lightgbm.Booster) -> Iterator[Score]:
         library.LGBM_FastConfigFree(handle)
 
 
-def _onnxruntime(forest: Forest) -> Score:
+def _onnxruntime(text: str) -> Score:
     """The same trees as ONNX's tree ensemble, one thread."""
     import onnxruntime
     from onnx import TensorProto, helper
 
-    columns = forest.columns.feature
-    tree_ids, node_ids, features, thresholds, modes, lefts, rights = [], [], [], [], [], [], []
-    leaf_trees, leaf_nodes, weights = [], [], []
-    for number, tree in enumerate(forest.trees):
-        splits = len(tree.column)
-
-        def node(child: int, splits: int = splits) -> int:
-            return child if child >= 0 else splits + ~child
-
-        for split in range(splits):
-            tree_ids.append(number)
-            node_ids.append(split)
-            features.append(int(columns[tree.column[split]]))
-            thresholds.append(float(tree.threshold[split]))
-            modes.append("BRANCH_LEQ")
-            lefts.append(node(int(tree.left[split])))
-            rights.append(node(int(tree.right[split])))
-        for leaf in range(tree.leaves):
-            tree_ids.append(number)
-            node_ids.append(splits + leaf)
-            features.append(0)
-            thresholds.append(0.0)
-            modes.append("LEAF")
-            lefts.append(0)
-            rights.append(0)
-            leaf_trees.append(number)
-            leaf_nodes.append(splits + leaf)
-            weights.append(float(tree.value[leaf]))
+    forest = read_forest(text.encode())
+    nodes = walk_tables(forest, group=1)
+    place: Int64 = np.arange(len(nodes.column), dtype=np.int64)
+    tree = np.searchsorted(nodes.root, place, side="right") - 1
+    first = nodes.root[tree]
+    left, right = nodes.child[::2], nodes.child[1::2]
+    is_leaf = left == place
     ensemble = helper.make_node(
-        "TreeEnsembleRegressor", ["rows"], ["scores"], domain="ai.onnx.ml", n_targets=1, nodes_treeids=tree_ids,
-        nodes_nodeids=node_ids, nodes_featureids=features, nodes_values=thresholds, nodes_modes=modes,
-        nodes_truenodeids=lefts, nodes_falsenodeids=rights, target_treeids=leaf_trees, target_nodeids=leaf_nodes,
-        target_ids=[0] * len(weights), target_weights=weights,
+        "TreeEnsembleRegressor", ["rows"], ["scores"], domain="ai.onnx.ml", n_targets=1,
+        nodes_treeids=tree, nodes_nodeids=place - first, nodes_featureids=forest.columns.feature[nodes.column],
+        nodes_values=np.where(is_leaf, np.float32(0), nodes.threshold),
+        nodes_modes=["LEAF" if leaf else "BRANCH_LEQ" for leaf in is_leaf], nodes_truenodeids=left - first,
+        nodes_falsenodeids=right - first, target_treeids=tree[is_leaf], target_nodeids=(place - first)[is_leaf],
+        target_ids=np.zeros(int(is_leaf.sum()), np.int64), target_weights=nodes.value[is_leaf],
     )  # fmt: skip
     graph = helper.make_graph(
         [ensemble], "trees", [helper.make_tensor_value_info("rows", TensorProto.FLOAT, [None, forest.width])],
@@ -273,11 +250,6 @@ def _timed(model: str, methods: dict[str, Score], rows: Float32, batch: int, rou
     return found
 
 
-def _warm(screener: CompiledScreener) -> None:
-    for count in (1, 100):
-        screener.score(np.zeros((count, screener.width), np.float32))
-
-
 def _seconds(work: Callable[[], Any]) -> float:
     started_s = time.perf_counter()
     work()
@@ -310,14 +282,12 @@ def show(report: ScreenerReport, console: Console) -> None:
             table.add_row(f" {method}", *cells, end_section=method == methods[-1])
     console.print()
     console.print(table)
-    packages = ", ".join(f"{name} {version}" for name, version in report.machine.packages.items())
     load = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.load_s.items())
     console.print(
         f"\n × faster than LightGBM's predict; one thread; medians of {report.rounds} rounds\n"
         f" compiled: model read in {load}; kernels ready after {report.compile_s:.1f} s\n"
         f" not installed: {', '.join(report.missing) or 'none'}\n"
-        f" {report.machine.processor}, {report.vectors}; Python {report.machine.python}; {packages};"
-        f" seed {report.seed}",
+        f" {report.vectors}; {report.machine.text}; seed {report.seed}",
         highlight=False,
     )
 

@@ -61,9 +61,7 @@ class Engine:
     def warm_up(self) -> None:
         """Compile the kernels and touch the models, so that the first transactions do not pay for it."""
         self.features.warm_up()
-        # one row, and more than a vector of them: kernels of their own
-        for rows in (1, 100):
-            self._screener.score(np.zeros((rows, self.features.width), np.float32))
+        self._screener.warm_up()
 
     def fold(self, batch: ColumnBatch, sources: Int64 | None = None) -> None:
         """Take rows into the state that need no decision any more; `sources` as for FeatureEngine.update."""

@@ -69,6 +69,10 @@ class Screener(Protocol):
         """See the class."""
         ...
 
+    def warm_up(self) -> None:
+        """Do now what the first call of `score` would have to, compiling among it."""
+        ...
+
     def score(self, features: Float32) -> Float64:
         """Raw scores (log-odds) float64 [rows] of features float32 [rows, features]."""
         ...

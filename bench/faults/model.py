@@ -36,6 +36,9 @@ class SimScreener:
 
     method = "simulated"
 
+    def warm_up(self) -> None:
+        """See Screener; nothing is to be done."""
+
     def score(self, features: Float32) -> Float64:
         """See Screener."""
         return _spread(features)

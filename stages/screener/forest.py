@@ -104,12 +104,12 @@ def read_forest(model_text: bytes) -> Forest:
         header, trees = _blocks(model_text.decode())
         if header.get("num_tree_per_iteration") != "1":
             raise UnsupportedForestError("it gives more than one score a row")
-        columns = _ColumnTable()
-        return Forest(
-            width=int(header["max_feature_idx"]) + 1,
-            trees=[_tree(fields, columns) for fields in trees],
-            columns=columns.made(),
-        )
+        width, table = int(header["max_feature_idx"]) + 1, _ColumnTable()
+        found = [_tree(fields, table) for fields in trees]
+        columns = table.made()
+        if not ((columns.feature >= 0) & (columns.feature < width)).all():
+            raise ValueError("a split is of no feature")
+        return Forest(width, columns, found)
     except (KeyError, ValueError, IndexError) as error:
         raise UnsupportedForestError(f"its text is not as expected ({type(error).__name__}: {error})") from error
 
@@ -162,6 +162,11 @@ def _tree(fields: Mapping[str, str], columns: _ColumnTable) -> Tree:
     thresholds = _numbers(fields, "threshold", np.float64)
     if np.isnan(thresholds).any():
         raise UnsupportedForestError("it has thresholds that are no numbers")
+    left, right = _numbers(fields, "left_child", np.int32), _numbers(fields, "right_child", np.int32)
+    if {len(decisions), len(features), len(thresholds), len(left), len(right), len(value) - 1} != {leaves - 1}:
+        raise ValueError("a tree's lists are not of one length")
+    if not (np.sort(np.concatenate([left, right])) == np.delete(np.arange(-leaves, leaves - 1), leaves)).all():
+        raise ValueError("a tree's children are not each of its leaves and splits once")
     sets = _category_sets(fields)
     compared = _rounded_down(thresholds)
     column = np.empty(leaves - 1, np.int32)
@@ -175,9 +180,7 @@ def _tree(fields: Mapping[str, str], columns: _ColumnTable) -> Tree:
             column[split] = columns.number(feature, kind)
             if kind in {ColumnKind.NAN_ALONE_RIGHT, ColumnKind.ZERO_OR_NAN_ALONE_RIGHT}:
                 compared[split] = _BETWEEN_0_AND_1
-    return Tree(
-        column, compared, _numbers(fields, "left_child", np.int32), _numbers(fields, "right_child", np.int32), value
-    )  # fmt: skip
+    return Tree(column, compared, left, right, value)
 
 
 def _kind(decision: int, alone: bool) -> ColumnKind:

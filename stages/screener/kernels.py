@@ -167,7 +167,7 @@ def quickscore(
     """
     lanes, values, all_sums = _address(compared), _address(value), _address(sums)
     masks = _address(leaves)
-    every_leaf = ~(leaves[0, 0] ^ leaves[0, 0])
+    every_leaf = ~leaves.dtype.type(0)
     leaves_max = value.shape[1]
     for first in range(0, rows.shape[0], LANES):
         here = min(LANES, rows.shape[0] - first)

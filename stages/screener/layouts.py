@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from cascade.columns import Array, Float32, Float64, Int32, Int64
 from stages.screener.forest import Forest, Tree
@@ -52,7 +54,7 @@ def walk_tables(forest: Forest, group: int) -> WalkTables:
     )
 
 
-def _joined(parts: list[Array], kind: type[np.number]) -> Array:
+def _joined(parts: list[Array], kind: DTypeLike) -> Array:
     return np.concatenate([np.zeros(0, kind), *parts]).astype(kind)
 
 
@@ -85,9 +87,14 @@ class MaskTables:
     value: Float64
 
 
+def mask_dtype(forest: Forest) -> np.dtype[Any]:
+    """The masks' dtype: a bit for each leaf of the largest tree."""
+    return np.dtype(np.uint32 if forest.leaves_max <= 32 else np.uint64)
+
+
 def mask_tables(forest: Forest, trees_per_block: int) -> MaskTables:
     """Lay a forest out for QuickScorer; no tree may have more than 64 leaves."""
-    kind = np.uint32 if forest.leaves_max <= 32 else np.uint64
+    kind = mask_dtype(forest)
     numbered = [_numbered(tree, kind) for tree in forest.trees]
     block, tree_block, column, start = [0], [0], [], [0]
     thresholds, trees, ruled_out = [], [], []
@@ -116,7 +123,7 @@ def mask_tables(forest: Forest, trees_per_block: int) -> MaskTables:
     )  # fmt: skip
 
 
-def _numbered(tree: Tree, kind: type[np.number]) -> tuple[Array, Int64]:
+def _numbered(tree: Tree, kind: np.dtype[Any]) -> tuple[Array, Int64]:
     """(the bits of the leaves below each split's left child, the leaves from left to right)."""
     masks = [0] * len(tree.column)
     order: list[int] = []

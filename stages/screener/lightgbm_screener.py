@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightgbm
+import numpy as np
 
 from cascade.columns import Float32, Float64
 from cascade.errors import BundleError
@@ -21,6 +22,10 @@ class LightGbmScreener:
             raise BundleError(f"screener.txt: LightGBM cannot read it ({error}); train the bundle again") from error
         if self._booster.num_feature() != width:
             raise width_mismatch(self._booster.num_feature(), width)
+
+    def warm_up(self) -> None:
+        """See Screener."""
+        self.score(np.zeros((1, self._booster.num_feature()), np.float32))
 
     def score(self, features: Float32) -> Float64:
         """Log-odds float64 [rows] of features float32 [rows, width]."""

@@ -154,6 +154,19 @@ def test_a_model_without_trees_scores_nothing() -> None:
     assert CompiledScreener(model_text([]).encode()).score(np.ones((3, WIDTH), np.float32)).tolist() == [0.0] * 3
 
 
+STUMP = model_text(
+    [
+        "num_leaves=2\nnum_cat=0\nsplit_feature=5\nthreshold=0.5\ndecision_type=2\nleft_child=-1\nright_child=-2\n"
+        "leaf_value=1 2"
+    ]
+)
+
+
+def test_a_stump_is_a_forest() -> None:
+    scores = CompiledScreener(STUMP.encode()).score(np.array([[0] * 5 + [0.4], [0] * 5 + [0.6]], np.float32))
+    assert scores.tolist() == [1.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -166,6 +179,11 @@ def test_a_model_without_trees_scores_nothing() -> None:
             "no numbers",
         ),
         ("", "no end of trees"),
+        (STUMP.replace("threshold=0.5", "threshold=0.5 1"), "not of one length"),
+        (STUMP.replace("right_child=-2", "right_child=-1"), "each of its leaves and splits once"),
+        (STUMP.replace("right_child=-2", "right_child=7"), "each of its leaves and splits once"),
+        (STUMP.replace("split_feature=5", "split_feature=6"), "of no feature"),
+        (STUMP.replace("split_feature=5", "split_feature=-1"), "of no feature"),
     ],
 )
 def test_what_is_beyond_it_is_said(text: str, reason: str) -> None:
