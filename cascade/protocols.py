@@ -96,6 +96,10 @@ class DeepStage(Protocol):
         """
         ...
 
+    def probe(self, timeout_s: float) -> Future[Float64]:
+        """Start scoring one row of zeros, to see whether the model answers; as `submit`."""
+        ...
+
     def wait_ready(self, timeout_s: float) -> None:
         """Return once the model answers; raises ModelServerError after `timeout_s` seconds."""
         ...

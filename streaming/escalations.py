@@ -29,6 +29,8 @@ from streaming.overload import EscalationControl
 
 log = structlog.get_logger()
 LATE_CAUSES = ("deadline", "queue-full")
+# Between two probes of a model that is missing, while nothing is escalated.
+PROBE_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class Escalations:
         self._of_card: dict[int, int] = {}
         self._ended, self._ended_late = 0, 0
         self._late_told = deep.late_answers
+        self._probe: Future[Float64] | None = None
+        self._probe_due_s = clock.monotonic()
 
     @property
     def open(self) -> int:
@@ -131,6 +135,7 @@ class Escalations:
         for outcome in outcomes:
             self._count_cards(outcome.rows, -1)
         outcomes = self._noted(outcomes)
+        self._look_for_model()
         self._observe()
         return outcomes
 
@@ -201,13 +206,32 @@ class Escalations:
                 log.warning("deep call failed", cause=cause, error=str(error), rows=len(call.rows))
                 self._health.waiting("deep model", str(error))
             return [by_screener(rows, cause, waited_s * 1e3)] if len(rows) else []
-        self._breaker.succeeded()
-        self._health.ok("deep model")
+        self._model_answers()
         self._ledger.count_late(int(late > 0))
         self._ledger.add_deep_call(len(call.rows), waited_s)
         self._ledger.record_stage("deep", waited_s, 0.0, len(rows))
         probability = self._policy.deep.probability(call.future.result()[chosen])
         return [Outcome(rows, "deep", probability, None, waited_s * 1e3)] if len(rows) else []
+
+    def _look_for_model(self) -> None:
+        """Probe a missing model: only a call tells that it is back, and on a quiet stream none may come for hours."""
+        probe, now_s = self._probe, self._clock.monotonic()
+        if probe is not None:
+            if probe.done():
+                self._probe = None
+                self._probe_due_s = now_s + PROBE_EVERY_S
+                if probe.exception() is None:
+                    self._model_answers()
+                else:
+                    self._call_failed()
+            return
+        due = now_s >= self._probe_due_s and not self._calls and self._health.waits("deep model")
+        if due and self._breaker.allows():
+            self._probe = self._deep.probe(self._config.deadline.budget_ms / 1e3)
+
+    def _model_answers(self) -> None:
+        self._breaker.succeeded()
+        self._health.ok("deep model")
 
     def _call_failed(self) -> None:
         opened = self._breaker.opened

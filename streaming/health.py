@@ -67,6 +67,11 @@ class HealthState:
         with self._lock:
             self._components.pop(name, None)
 
+    def waits(self, name: str) -> bool:
+        """Whether the component is waited for."""
+        component = self._components.get(name)
+        return component is not None and component.status == "waiting"
+
     def progress(self) -> None:
         """The loop has gone round."""
         now_s = self._clock()

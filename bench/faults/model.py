@@ -101,6 +101,10 @@ class SimDeepStage:
             world.at(timeout_s, lambda: _give_up(answer))
         return answer
 
+    def probe(self, timeout_s: float) -> Future[Float64]:
+        """See DeepStage."""
+        return self.submit(DeepInputs(np.zeros((1, 1, 1), np.float32), np.zeros((1, 2), np.float32)), timeout_s)
+
     def wait_ready(self, timeout_s: float) -> None:
         """See DeepStage."""
 

@@ -45,6 +45,10 @@ class OnnxDeepStage:
         """Start scoring; see the protocol."""
         return self._loop.submit(self._score(inputs, time.monotonic() + timeout_s))
 
+    def probe(self, timeout_s: float) -> Future[Float64]:
+        """See the protocol."""
+        return self.submit(probe_inputs(self._signature), timeout_s)
+
     async def _score(self, inputs: DeepInputs, deadline: float) -> Float64:
         remaining_s = deadline - time.monotonic()
         if remaining_s <= 0:
@@ -80,7 +84,7 @@ class OnnxDeepStage:
     def wait_ready(self, timeout_s: float) -> None:
         """Return once the model has answered one row; raises ModelServerError after `timeout_s` seconds."""
         try:
-            self.submit(probe_inputs(self._signature), timeout_s).result()
+            self.probe(timeout_s).result()
         except DeepStageError as error:
             raise ModelServerError(f"the deep model in this process does not answer: {error}") from error
 

@@ -132,6 +132,10 @@ class TritonDeepStage:
         """Start scoring; see the protocol. More than 256 rows travel as several requests at the same time."""
         return self._loop.submit(self._score(inputs, time.monotonic() + timeout_s))
 
+    def probe(self, timeout_s: float) -> Future[Float64]:
+        """See the protocol."""
+        return self.submit(probe_inputs(self._signature), timeout_s)
+
     async def _score(self, inputs: DeepInputs, deadline: float) -> Float64:
         starts = range(0, len(inputs), BATCH_ROWS_MAX)
         parts = [asyncio.create_task(self._score_batch(_rows(inputs, start), deadline)) for start in starts]
