@@ -78,14 +78,24 @@ def escalating_bundle(directory: Path, share: float, data: LabelledData) -> Bund
     And that no key runs into its limit of events: what a full key keeps depends on which partitions lie together, so
     states could not be compared.
     """
-    shipped = load_bundle(SHIPPED_BUNDLE)
+    features = (SHIPPED_BUNDLE / "features.toml").read_bytes()
+    unlimited = EVENTS_LIMIT.sub(b"\\g<1>%d" % EVENTS_PER_KEY_MAX, features)
+    threshold = threshold_for(share, data)
+    return shipped_bundle_with(directory, "escalating", threshold, {"features.toml": unlimited})
+
+
+def threshold_for(share: float, data: LabelledData) -> float:
+    """The screener's log-odds that about `share` of the traffic of `data` reaches, with the shipped bundle."""
+    raw = make_engine(load_bundle(SHIPPED_BUNDLE)).screen(data.batch).raw
+    return float(np.quantile(raw, 1 - share))
+
+
+def shipped_bundle_with(directory: Path, name: str, threshold: float, changed: Mapping[str, bytes]) -> Bundle:
+    """The shipped bundle, but that it escalates everything from `threshold` on, and with some files changed."""
     content = {path.name: path.read_bytes() for path in SHIPPED_BUNDLE.iterdir() if path.name != "manifest.json"}
-    raw = make_engine(shipped).screen(data.batch).raw
-    band = {"escalation_threshold": float(np.quantile(raw, 1 - share)), "escalation_ceiling": RAW_MAX}
-    policy = json.loads(content["policy.json"]) | band
-    features = EVENTS_LIMIT.sub(b"\\g<1>%d" % EVENTS_PER_KEY_MAX, content["features.toml"])
-    changed = {"policy.json": json.dumps(policy).encode(), "features.toml": features}
-    write_bundle(directory, "escalating", content | changed)
+    band = {"escalation_threshold": threshold, "escalation_ceiling": RAW_MAX}
+    policy = json.dumps(json.loads(content["policy.json"]) | band).encode()
+    write_bundle(directory, name, {**content, "policy.json": policy, **changed})
     return load_bundle(directory)
 
 

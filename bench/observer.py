@@ -31,6 +31,7 @@ from streaming.decisions import Decision, decode_decision
 POLL_S, POLL_ROWS_MAX = 0.05, 20_000
 # Bounds the memory of a run that nobody ends: a gigabyte or so.
 DECISIONS_MAX = 5_000_000
+READY_TIMEOUT_S = 60.0
 SCREENED, DEEP, DEGRADED = 0, 1, 2
 
 
@@ -58,16 +59,21 @@ class Seen:
 class Observer:
     """`python -m bench.observer` as a context manager; `end` stops it and gives what it saw."""
 
-    def __init__(self, config_path: Path) -> None:
+    def __init__(self, config_path: Path, latest: bool = False) -> None:
+        """`latest`: pass over the decisions that are there already."""
         self._out = config_path.with_suffix(".seen.npz")
+        self._ready = ready_mark(self._out)
         command = [
             sys.executable, "-m", "bench.observer", "--config", str(config_path), "--out", str(self._out),
+            *(["--latest"] if latest else []),
         ]  # fmt: skip
         self._process = OwnedProcess("the observer", command, config_path.with_suffix(".observer.log"), os.environ)
 
     def __enter__(self) -> Self:
         self._out.unlink(missing_ok=True)
+        self._ready.unlink(missing_ok=True)
         self._process.start()
+        self._process.wait_until(self._ready.exists, READY_TIMEOUT_S)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,9 +87,15 @@ class Observer:
         return Seen.read(self._out)
 
 
+def ready_mark(path: Path) -> Path:
+    """The file by which a process that will write `path` says that it is ready."""
+    return path.with_suffix(".ready")
+
+
 def observe(
     config: Annotated[Path, typer.Option(help="Configuration of the service that decides.")],
     out: Annotated[Path, typer.Option(help="File to write, .npz.")],
+    latest: Annotated[bool, typer.Option("--latest", help="Pass over what is there already.")] = False,
 ) -> None:
     """Note when each decision becomes visible, until SIGTERM."""
     settings, stop = load_config(config), threading.Event()
@@ -93,7 +105,12 @@ def observe(
     counts: list[int] = []
     values: list[bytes | None] = []
     with closing(make_consumer(settings.kafka, None)) as consumer:
-        consumer.assign(consumer.partitions_for(settings.kafka.topics.decisions))
+        partitions = consumer.partitions_for(settings.kafka.topics.decisions)
+        consumer.assign(partitions)
+        if latest:
+            for partition, end in consumer.end_offsets(partitions).items():
+                consumer.seek(partition, end)
+        ready_mark(out).touch()
         while not stop.is_set() and len(values) < DECISIONS_MAX:
             fetched = consumer.poll(POLL_S, POLL_ROWS_MAX)
             # decoded after the end: it must not make the next ones late

@@ -1,0 +1,200 @@
+"""An open-loop load, in a process of its own: the schedule is kept whatever the service does.
+
+`python -m bench.load --config cascade.toml --plan plan.npz --report report.json` reads the plan, connects, waits to be
+told when to start (`Load.begin`), and sends each message when it is due. A service that falls behind meets more load,
+not less, so latencies that are counted from the schedule are free of coordinated omission (Tene, "How NOT to Measure
+Latency", 2013).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import msgspec
+import numpy as np
+import typer
+
+from bench.observer import READY_TIMEOUT_S, ready_mark
+from cascade.columns import Array, Float64, Int64
+from cascade.config import load_config
+from cascade.errors import LocalPartError
+from cascade.local_parts import OwnedProcess
+from streaming.clients import make_producer
+
+Arrivals = Literal["constant", "poisson", "burst", "day"]
+# Sends that are due within it leave together; a sleep is hardly shorter.
+TICK_S = 0.0005
+# Bounds one call to the client, and so how late the next due record may be looked at.
+SEND_ROWS_MAX = 2_000
+FLUSH_S_MAX = 60.0
+# From the word to the start: longer than the load takes to hear it.
+START_S, START_POLL_S = 0.5, 0.05
+# A burst: so many times the mean rate for a tenth of each second.
+BURST_FACTOR, BURST_SHARE = 5.0, 0.1
+# A day's curve, squeezed into the run: the rate swings between these shares of twice the mean.
+DAY_LEAST, DAY_MOST = 0.1, 0.9
+
+
+def departures(arrivals: Arrivals, rate: float, seconds: float, seed: int) -> Float64:
+    """Seconds after the start at which each record is due, float64, ascending: about `rate` × `seconds` of them.
+
+    `constant`: even gaps; `poisson`: gaps of independent arrivals; `burst`: Poisson, five times the mean rate in the
+    first tenth of each second; `day`: Poisson, one swing of a day from its quietest over its busiest hour and back.
+    """
+    count = max(int(rate * seconds), 1)
+    if arrivals == "constant":
+        return np.arange(count) / rate
+    even = np.sort(np.random.default_rng(seed).uniform(0.0, seconds, count))
+    if arrivals == "poisson":
+        return even
+    grid = np.linspace(0.0, seconds, 100_001)
+    if arrivals == "burst":
+        quiet = (1 - BURST_FACTOR * BURST_SHARE) / (1 - BURST_SHARE)
+        density = np.where(grid % 1.0 < BURST_SHARE, BURST_FACTOR, quiet)
+    else:
+        density = DAY_LEAST + (DAY_MOST - DAY_LEAST) * (1 - np.cos(2 * np.pi * grid / seconds)) / 2
+    # times in which each record is as likely: the inverse of the density's integral
+    reached = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return np.asarray(np.interp(even / seconds * reached[-1], reached, grid), np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Messages for a topic and when they are due: `due_s` float64 [n], seconds after the start."""
+
+    topic: str
+    due_s: Float64
+    keys: list[bytes]
+    values: list[bytes]
+
+    def write(self, path: Path) -> None:
+        """Into an .npz file."""
+        np.savez(
+            path, topic=np.array(self.topic), due_s=self.due_s, keys=_joined(self.keys),
+            key_ends=_ends(self.keys), values=_joined(self.values),
+            value_ends=_ends(self.values),
+        )  # fmt: skip
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What `write` wrote."""
+        with np.load(path) as found:
+            return cls(
+                str(found["topic"]), found["due_s"],
+                _parts(found["keys"], found["key_ends"]), _parts(found["values"], found["value_ends"]),
+            )  # fmt: skip
+
+
+def _joined(parts: list[bytes]) -> Array:
+    return np.frombuffer(b"".join(parts), np.uint8)
+
+
+def _ends(parts: list[bytes]) -> Int64:
+    return np.cumsum([len(one) for one in parts], dtype=np.int64)
+
+
+def _parts(joined: Array, ends: Int64) -> list[bytes]:
+    text, starts = joined.tobytes(), [0, *ends[:-1].tolist()]
+    return [text[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
+
+
+class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How a plan went: `behind_ms_*`: how late records were handed to the client against their schedule."""
+
+    sent: int
+    seconds: float
+    behind_ms_p99: float
+    behind_ms_max: float
+
+
+class Load:
+    """`python -m bench.load` as a context manager; `wait` gives its report."""
+
+    def __init__(self, config_path: Path, plan: Plan) -> None:
+        self._plan_path = config_path.with_suffix(".plan.npz")
+        self._report_path = config_path.with_suffix(".load.json")
+        self._plan = plan
+        command = [
+            sys.executable, "-m", "bench.load", "--config", str(config_path), "--plan", str(self._plan_path),
+            "--report", str(self._report_path),
+        ]  # fmt: skip
+        self._process = OwnedProcess("the load", command, config_path.with_suffix(".load.log"), os.environ)
+
+    def __enter__(self) -> Self:
+        for path in (self._report_path, ready_mark(self._report_path), start_file(self._report_path)):
+            path.unlink(missing_ok=True)
+        self._plan.write(self._plan_path)
+        self._process.start()
+        self._process.wait_until(ready_mark(self._report_path).exists, READY_TIMEOUT_S)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stop()
+        self._plan_path.unlink(missing_ok=True)
+
+    def begin(self) -> float:
+        """Let the plan start in a moment; returns when, seconds since the epoch."""
+        start_s = time.time() + START_S
+        path = start_file(self._report_path)
+        # at once or not at all
+        path.with_suffix(".part").write_text(repr(start_s))
+        path.with_suffix(".part").rename(path)
+        return start_s
+
+    def wait(self) -> LoadReport:
+        """Return when all is sent and kept; raises LocalPartError where it was not."""
+        give_up_s = time.time() + float(self._plan.due_s[-1]) + 2 * FLUSH_S_MAX
+        while self._process.running and time.time() < give_up_s:
+            time.sleep(0.05)
+        if not self._report_path.exists():
+            raise LocalPartError(f"the load ended without a report: {self._process.log_tail()}")
+        return msgspec.json.decode(self._report_path.read_bytes(), type=LoadReport)
+
+
+def start_file(report: Path) -> Path:
+    """The file that says when a load is to start, in seconds since the epoch."""
+    return report.with_suffix(".start")
+
+
+def load(
+    config: Annotated[Path, typer.Option(help="Configuration: where Kafka is, and the client.")],
+    plan: Annotated[Path, typer.Option(help="The plan, .npz.")],
+    report: Annotated[Path, typer.Option(help="File to write, JSON.")],
+) -> None:
+    """Send a plan."""
+    todo = Plan.read(plan)
+    behind_s = np.zeros(len(todo.values))
+    sent, count = 0, len(todo.values)
+    producer = make_producer(load_config(config).kafka)
+    try:
+        ready_mark(report).touch()
+        while not start_file(report).exists():
+            time.sleep(START_POLL_S)
+        start_s = float(start_file(report).read_text())
+        while sent < count:
+            now_s = time.time() - start_s
+            until = min(int(np.searchsorted(todo.due_s, now_s, side="right")), sent + SEND_ROWS_MAX)
+            if until == sent:
+                time.sleep(max(min(float(todo.due_s[sent]) - now_s, 0.1), TICK_S))
+                continue
+            behind_s[sent:until] = now_s - todo.due_s[sent:until]
+            producer.send_many(todo.topic, todo.keys[sent:until], todo.values[sent:until])
+            sent = until
+        seconds = time.time() - start_s
+        producer.flush(FLUSH_S_MAX)
+    finally:
+        producer.close(FLUSH_S_MAX)
+    told = LoadReport(
+        sent=count, seconds=seconds, behind_ms_p99=1e3 * float(np.quantile(behind_s, 0.99)),
+        behind_ms_max=1e3 * float(behind_s.max()),
+    )  # fmt: skip
+    report.write_bytes(msgspec.json.encode(told))
+
+
+if __name__ == "__main__":
+    typer.run(load)

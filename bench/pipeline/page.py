@@ -1,0 +1,247 @@
+"""The report as one self-contained HTML page, its plots inside it as SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from bench.cluster import origin
+from bench.pipeline.report import PipelineReport, Spread, Standing, ratio_text
+from bench.pipeline.turn import Turn
+from cascade.errors import CascadeError
+
+# Distinct for the colour-blind too (Okabe and Ito, 2008).
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#6b6b6b", "#b8a200")
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+p.note, footer { color: #57606a; font-size: .9rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid #d8dee4; white-space: nowrap; }
+th { color: #57606a; font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+tr.reference td { font-weight: 600; } td.spread { color: #57606a; font-size: .8rem; }
+svg { max-width: 100%; height: auto; } pre { overflow-x: auto; background: #f6f8fa; padding: .8rem; font-size: .8rem; }
+"""
+STAGES = ("decode", "features", "screener", "decide", "produce")
+
+
+def make_page(report: PipelineReport) -> str:
+    """The page; see `check_plots`."""
+    scenario = report.scenario
+    parts = [
+        f"<h1>Cascade: {escape(scenario.name)}</h1>",
+        f"<p class=note>Medians of {scenario.rounds} rounds in which the variants took turns on one machine, with the"
+        f" ratio to <b>{escape(scenario.reference)}</b> of the same round. {escape(_machine(report))}</p>",
+        "<h2>Full speed: a backlog</h2>", _speed(report), _plot(_bars, report),
+        "<p class=note>CPU time is of the service and its model server, a transaction; the broker's is not in it.</p>",
+    ]  # fmt: skip
+    if any(turn.live is not None for turn in report.turns):
+        goals = scenario.objectives
+        parts += [
+            "<h2>As they arrive: from scheduled departure to visible decision</h2>", _latency(report),
+            "<p class=note>The load keeps its schedule whatever the service does, and latencies count from it, so they"
+            " are free of coordinated omission. Objectives: screened p99 ≤"
+            f" {goals.screened_p99_ms:g} ms, escalated p99 ≤ {goals.escalated_p99_ms:g} ms.</p>",
+            "<h2>Latency by percentile</h2>", _plot(_percentiles, report),
+            "<h2>Throughput against p99</h2>", _plot(_throughput, report),
+        ]  # fmt: skip
+    if any(one.stages_us for one in report.standings):
+        parts += ["<h2>Where the service's CPU time goes</h2>", _plot(_stages, report)]
+    if report.skipped:
+        rows = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in report.skipped.items())
+        parts += ["<h2>Not run here</h2>", f"<ul>{rows}</ul>"]
+    settings = msgspec.json.format(msgspec.json.encode(scenario), indent=2).decode()
+    parts += [
+        "<h2>Scenario</h2>", f"<pre>{escape(settings)}</pre>",
+        f"<footer>{escape(origin(report.machine, scenario.seed))}; {report.elapsed_s:,.0f} s in all</footer>",
+    ]  # fmt: skip
+    body = "\n".join(parts)
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>Cascade: {escape(scenario.name)}</title><style>{STYLE}</style><body>{body}</body></html>\n"
+    )
+
+
+def check_plots() -> None:
+    """Raise CascadeError where matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise CascadeError("the page needs matplotlib: pip install 'cascade-fraud[report]'") from error
+
+
+def _machine(report: PipelineReport) -> str:
+    return f"{report.machine.processor}, {report.machine.cores} cores for service, broker, Triton and load together."
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _rows(header: list[str], rows: list[tuple[bool, list[str]]]) -> str:
+    head = "".join(f"<th>{escape(one)}</th>" for one in header)
+    body = "".join(
+        f"<tr{' class=reference' if marked else ''}>" + "".join(f"<td>{escape(one)}</td>" for one in cells) + "</tr>"
+        for marked, cells in rows
+    )
+    return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
+
+
+def _speed(report: PipelineReport) -> str:
+    reference = report.scenario.reference
+    rows = [
+        (
+            one.variant == reference,
+            [
+                one.variant, one.client, f"{one.per_second.median:,.0f}", _range(one.per_second),
+                ratio_text(one, "per_second", reference), f"{one.cpu_us.median:,.1f}",
+                ratio_text(one, "cpu_us", reference), _of(one, "service"), _of(one, "triton"), _of(one, "broker"),
+            ],
+        )
+        for one in report.standings
+    ]  # fmt: skip
+    header = [
+        "variant", "client", "tx/s", "least–largest", "×", "CPU µs/tx", "×", "service", "Triton", "(broker)",
+    ]  # fmt: skip
+    return _rows(header, rows)
+
+
+def _latency(report: PipelineReport) -> str:
+    rows = []
+    for one in report.standings:
+        if one.live_rate is None:
+            continue
+        cells = [
+            f"{found[path]:.1f}" if path in found else ""
+            for path in ("screened", "escalated")
+            for found in (one.p50_ms, one.p99_ms, one.p999_ms)
+        ]
+        highest = "" if one.highest_rate is None else f"{one.highest_rate.median:,.0f}"
+        told = [one.variant, f"{one.live_rate:,.0f}", *cells, f"{one.degraded_share:.2%}", f"{one.missing}", highest]
+        rows.append((one.variant == report.scenario.reference, told))
+    header = [
+        "variant", "tx/s", "screened p50", "p99", "p99.9", "escalated p50", "p99", "p99.9", "degraded", "missing",
+        "highest tx/s",
+    ]  # fmt: skip
+    return _rows(header, rows)
+
+
+def _range(spread: Spread) -> str:
+    return f"{spread.least:,.0f}–{spread.largest:,.0f}"
+
+
+def _of(one: Standing, process: str) -> str:
+    found = one.cpu_us_by_process.get(process)
+    return "" if found is None else f"{found:.1f}"
+
+
+# --- plots ------------------------------------------------------------------------------------------------------------
+
+
+def _plot(draw: Callable[[Any, PipelineReport], None], report: PipelineReport) -> str:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.2, 3.9), layout="constrained")
+    draw(figure, report)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="both", color="#e6e9ec", linewidth=0.8)
+        axes.set_axisbelow(True)
+    target = io.StringIO()
+    figure.savefig(target, format="svg", metadata={"Date": None})
+    text = target.getvalue()
+    return f"<div class=wide>{text[text.index('<svg') :]}</div>"
+
+
+def _colour(report: PipelineReport, name: str) -> str:
+    names = [one.name for one in report.scenario.variant]
+    return COLOURS[names.index(name) % len(COLOURS)]
+
+
+def _bars(figure: Any, report: PipelineReport) -> None:
+    left, right = figure.subplots(1, 2, sharey=True)
+    names = [one.variant for one in report.standings][::-1]
+    shown = report.standings[::-1]
+    colours = [_colour(report, name) for name in names]
+    for axes, spreads, title in (
+        (left, [one.per_second for one in shown], "transactions a second"),
+        (right, [one.cpu_us for one in shown], "CPU µs a transaction (logarithmic)"),
+    ):
+        medians = [one.median for one in spreads]
+        errors = [[one.median - one.least for one in spreads], [one.largest - one.median for one in spreads]]
+        axes.barh(names, medians, xerr=errors, color=colours, error_kw={"ecolor": "#57606a", "linewidth": 1})
+        axes.set_xlabel(title)
+    left.xaxis.set_major_formatter(lambda value, _: f"{value / 1e3:g} k" if value else "0")
+    right.set_xscale("log")
+
+
+def _lives(report: PipelineReport, name: str) -> list[Turn]:
+    return [turn for turn in report.turns if turn.variant == name and turn.live is not None]
+
+
+def _percentiles(figure: Any, report: PipelineReport) -> None:
+    for axes, path in zip(figure.subplots(1, 2, sharey=True), ("screened", "escalated"), strict=True):
+        limit = getattr(report.scenario.objectives, f"{path}_p99_ms")
+        for one in report.standings:
+            curves = [
+                turn.live.paths[path].curve
+                for turn in _lives(report, one.variant)
+                if turn.live is not None and path in turn.live.paths
+            ]
+            if not curves:
+                continue
+            shares = [float(share) for share in curves[0] if float(share) < 1]
+            nines = [-np.log10(1 - share) for share in shares]
+            medians = [float(np.median([curve[f"{share:g}"] for curve in curves])) for share in shares]
+            axes.plot(nines, medians, marker="o", markersize=3, label=one.variant, color=_colour(report, one.variant))
+        axes.axhline(limit, color="#57606a", linestyle="--", linewidth=1)
+        axes.annotate(f"p99 ≤ {limit:g} ms", (0.02, limit), color="#57606a", fontsize=8, va="bottom")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xticks([0, 1, 2, 3, 4], ["0", "90", "99", "99.9", "99.99"])
+        axes.set_xlabel(f"{path}: percentile")
+    figure.axes[0].set_ylabel("ms (logarithmic)")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+
+
+def _throughput(figure: Any, report: PipelineReport) -> None:
+    for axes, path in zip(figure.subplots(1, 2, sharey=True), ("screened", "escalated"), strict=True):
+        for one in report.standings:
+            points = sorted(
+                (live.rate, live.paths[path].p99_ms)
+                for turn in _lives(report, one.variant)
+                for live in (turn.live, *turn.tried)
+                if live is not None and path in live.paths
+            )
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True), marker="o", markersize=4, linewidth=1, label=one.variant,
+                    color=_colour(report, one.variant),
+                )  # fmt: skip
+        axes.axhline(getattr(report.scenario.objectives, f"{path}_p99_ms"), color="#57606a", ls="--", linewidth=1)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel(f"{path}: transactions a second")
+    figure.axes[0].set_ylabel("p99, ms (logarithmic)")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+
+
+def _stages(figure: Any, report: PipelineReport) -> None:
+    axes = figure.subplots()
+    shown = [one for one in report.standings if one.stages_us][::-1]
+    left = np.zeros(len(shown))
+    names = [one.variant for one in shown]
+    for number, stage in enumerate(STAGES):
+        widths = np.array([one.stages_us.get(stage, 0.0) for one in shown])
+        axes.barh(names, widths, left=left, label=stage, color=COLOURS[number])
+        left = left + widths
+    service = np.array([one.cpu_us_by_process.get("service", 0.0) for one in shown])
+    axes.barh(names, np.maximum(service - left, 0), left=left, label="client, commits and loop", color="#d0d7de")
+    axes.set_xlabel("CPU µs a transaction: the stages by the worker's clock, the rest by the process's")
+    axes.legend(frameon=False, fontsize=8, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))

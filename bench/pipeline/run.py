@@ -1,0 +1,76 @@
+"""All rounds of a scenario: the variants take turns on one broker and one Triton each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench.cluster import SHIPPED_BUNDLE, Endless, shipped_bundle_with, simulated, threshold_for
+from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory
+from bench.pipeline.report import PipelineReport, standings
+from bench.pipeline.scenario import Models, Scenario, Variant
+from bench.pipeline.turn import Service, Traffic, Turn, run_turn
+from cascade.bundle import Bundle, load_bundle
+from cascade.errors import CascadeError
+from cascade.ledger.machine import describe_machine
+from cascade.policy import RAW_MAX
+from cascade.progress import Steps
+
+
+def run_pipeline(scenario: Scenario, out: Path) -> PipelineReport:
+    """See `cascade bench pipeline`; raises CascadeError where a variant's service ends or stands still."""
+    started_s = time.monotonic()
+    directory = fresh_directory(out)
+    skipped = {one.name: why for one in scenario.variant if (why := _missing(one)) is not None}
+    variants = [one for one in scenario.variant if one.name not in skipped]
+    if scenario.reference in skipped:
+        raise CascadeError(f"{scenario.reference}, the reference, cannot run here: {skipped[scenario.reference]}")
+    turns: list[Turn] = []
+    with Steps() as progress, ExitStack() as stack:
+        progress("simulate", 0.0)
+        world = scenario.data
+        data = simulated(load_bundle(SHIPPED_BUNDLE).schema, world.cards, world.terminals, world.days, scenario.seed)
+        bundles = _bundles(directory, threshold_for(scenario.escalation_share, data))
+        progress("simulate", 1.0)
+        parts = stack.enter_context(EmbeddedParts(directory, bundles["cascade"]))
+        traffic = Traffic(parts.bundle.schema, Endless(parts.bundle.schema, data))
+        for round_ in range(scenario.rounds):
+            # each round begins with another one, so that none has the same neighbour always
+            order = variants[round_ % len(variants) :] + variants[: round_ % len(variants)]
+            for one in order:
+                progress("measure, by turns", len(turns) / (scenario.rounds * len(variants)))
+                bundle = bundles[one.models]
+                turns.append(
+                    run_turn(one, len(turns), round_, scenario, parts, traffic, bundle, _maker(one, parts, bundle))
+                )
+        progress("measure, by turns", 1.0)
+    return PipelineReport(
+        scenario=scenario, standings=standings(scenario, turns), turns=turns, skipped=skipped,
+        machine=describe_machine(), elapsed_s=time.monotonic() - started_s,
+    )  # fmt: skip
+
+
+def _bundles(directory: Path, threshold: float) -> dict[Models, Bundle]:
+    """One model behind three policies, so that nothing else differs."""
+    thresholds: dict[Models, float] = {"cascade": threshold, "deep-only": -RAW_MAX, "screener-only": RAW_MAX}
+    return {
+        name: shipped_bundle_with(directory / f"bundle-{name}", name, from_here, {})
+        for name, from_here in thresholds.items()
+    }
+
+
+def _missing(variant: Variant) -> str | None:
+    """Why a variant cannot run here; None where it can."""
+    if variant.client == "librdkafka":
+        try:
+            import confluent_kafka  # noqa: F401
+        except ImportError:
+            return "confluent-kafka is not installed: pip install 'cascade-fraud[fast]'"
+    return None
+
+
+def _maker(variant: Variant, parts: EmbeddedParts, bundle: Bundle) -> Callable[[Path], Service]:
+    del variant, parts, bundle
+    return ServiceProcess
