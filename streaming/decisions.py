@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from cascade.columns import Array, Float64, Int64
 from cascade.config import CodecName
+from cascade.policy import ACTIONS
+from streaming.decision_kernels import Words, write_rows
 
 Verdict = Literal["approve", "review", "decline"]
 Stage = Literal["screener", "deep"]
+STAGES: tuple[Stage, ...] = ("screener", "deep")
+CAUSES = ("", "deadline", "breaker-open", "queue-full", "error")
+# JSON says scores with so many decimals, within 3e-16 of the double, and latencies to the microsecond.
+SCORE_DECIMALS, LATENCY_DECIMALS = 17, 3
+LATENCY_MS_MAX = 1e12
 
 
 class LatencyMs(msgspec.Struct, frozen=True, gc=False):
@@ -59,9 +68,9 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 class DecisionColumns:
     """The decisions of some transactions of one partition, a row each.
 
-    `transaction_id` int64 or S[n]; `decisions`, `stages`, `bundles` and `degraded_causes` (None: not degraded) are
-    sequences; `first_offsets` int64: of the first occurrence of a duplicate, -1 where it is none; the times are int64
-    ms since the epoch, the latencies float64 ms as LatencyMs says.
+    `transaction_ids` int64 or S[n]; `actions`, `stages` and `causes` uint8: positions in `cascade.policy.ACTIONS`,
+    STAGES and CAUSES; `first_offsets` int64: of the first occurrence of a duplicate, -1 where it is none; the times are
+    int64 ms since the epoch, the latencies float64 ms as LatencyMs says.
     """
 
     topic: str
@@ -70,11 +79,11 @@ class DecisionColumns:
     offsets: Int64
     first_offsets: Int64
     transaction_ids: Array
-    decisions: Sequence[Verdict]
-    stages: Sequence[Stage]
+    actions: Array
+    stages: Array
     scores: Float64
     screener_scores: Float64
-    degraded_causes: Sequence[str | None]
+    causes: Array
     event_times_ms: Int64
     decision_times_ms: Int64
     queue_ms: Float64
@@ -103,35 +112,143 @@ def decision_ids(topic: str, partition: int, offsets: Int64) -> list[str]:
 
 
 def encode_decisions(codec_name: CodecName, columns: DecisionColumns) -> list[bytes]:
-    """One message a row."""
+    """One message a row; raises ValueError where the columns are of unequal length."""
+    rows = len(columns.offsets)
+    if any(len(getattr(columns, name)) != rows for name in _COLUMNS):
+        raise ValueError(f"columns of unequal length, {rows} offsets")
+    if codec_name == "json" and _fits_the_kernel(columns):
+        return _json_rows(columns)
     encode = _ENCODERS[codec_name].encode
-    latencies = zip(
-        columns.queue_ms.tolist(), columns.features_ms.tolist(), columns.screener_ms.tolist(),
-        columns.deep_ms.tolist(), columns.total_ms.tolist(), strict=True,
+    return [encode(one) for one in _decisions(columns)]
+
+
+_COLUMNS = (
+    "bundles", "first_offsets", "transaction_ids", "actions", "stages", "scores", "screener_scores", "causes",
+    "event_times_ms", "decision_times_ms", "queue_ms", "features_ms", "screener_ms", "deep_ms", "total_ms",
+)  # fmt: skip
+_LATENCIES = ("queue_ms", "features_ms", "screener_ms", "deep_ms", "total_ms")
+
+
+def _decisions(columns: DecisionColumns) -> list[Decision]:
+    """A record a row, for what the kernel does not write."""
+    ids = decision_ids(columns.topic, columns.partition, columns.offsets)
+    firsts = decision_ids(columns.topic, columns.partition, columns.first_offsets)
+    latencies = zip(*(getattr(columns, name).tolist() for name in _LATENCIES), strict=True)
+    rows = zip(
+        _plain_ids(columns.transaction_ids), columns.actions.tolist(), columns.scores.tolist(),
+        columns.stages.tolist(), columns.screener_scores.tolist(), columns.bundles, columns.causes.tolist(), ids,
+        columns.first_offsets.tolist(), firsts, columns.event_times_ms.tolist(), columns.decision_times_ms.tolist(),
+        latencies, strict=True,
     )  # fmt: skip
-    firsts = [
-        one if offset >= 0 else None
-        for one, offset in zip(
-            decision_ids(columns.topic, columns.partition, columns.first_offsets),
-            columns.first_offsets.tolist(),
-            strict=True,
-        )
-    ]
     return [
-        encode(
-            Decision(
-                transaction_id, decision, score, stage, screener_score, bundle, cause is not None, cause, decision_id,
-                first is not None, first, event_time_ms, decision_time_ms, LatencyMs(*latency),
-            )
+        Decision(
+            transaction_id, ACTIONS[action], score, STAGES[stage], screener_score, bundle, cause > 0,
+            CAUSES[cause] or None, decision_id, first_offset >= 0, first if first_offset >= 0 else None, event_time_ms,
+            decision_time_ms, LatencyMs(*latency),
         )
-        for transaction_id, decision, score, stage, screener_score, bundle, cause, decision_id, first, event_time_ms,
-        decision_time_ms, latency in zip(
-            _plain_ids(columns.transaction_ids), columns.decisions, columns.scores.tolist(), columns.stages,
-            columns.screener_scores.tolist(), columns.bundles, columns.degraded_causes,
-            decision_ids(columns.topic, columns.partition, columns.offsets), firsts, columns.event_times_ms.tolist(),
-            columns.decision_times_ms.tolist(), latencies, strict=True,
-        )
+        for transaction_id, action, score, stage, screener_score, bundle, cause, decision_id, first_offset, first,
+        event_time_ms, decision_time_ms, latency in rows
     ]  # fmt: skip
+
+
+# --- JSON by the kernel -----------------------------------------------------------------------------------------------
+
+
+def _fits_the_kernel(columns: DecisionColumns) -> bool:
+    """Whether every row is of one kind, with numbers in the ranges that the kernel writes."""
+    repeated = columns.first_offsets >= 0
+    return (
+        columns.transaction_ids.dtype.kind == "i"
+        and bool(repeated.all() or not repeated.any())
+        and all(_within(getattr(columns, name), 0.0, 1.0) for name in ("scores", "screener_scores"))
+        and all(_within(getattr(columns, name), -LATENCY_MS_MAX, LATENCY_MS_MAX) for name in _LATENCIES)
+    )
+
+
+def _within(values: Float64, least: float, most: float) -> bool:
+    """False for what is not a number too."""
+    return bool(((values >= least) & (values <= most)).all())
+
+
+# Columns of numbers and of words, in the order in which `_json_rows` stacks them.
+_TRANSACTION, _SCORE, _SCREENER_SCORE, _OFFSET, _FIRST, _EVENT_TIME, _DECISION_TIME, _QUEUE = range(8)
+_ACTION_WORD, _STAGE_WORD, _CAUSE_WORD, _BUNDLE_WORD = (-1 - column for column in range(4))
+_DECIMALS = np.array([0, SCORE_DECIMALS, SCORE_DECIMALS, 0, 0, 0, 0, *[LATENCY_DECIMALS] * len(_LATENCIES)])
+
+
+@lru_cache(maxsize=1_024)
+def _layout(topic: str, partition: int, repeated: bool) -> tuple[Words, Array]:
+    """The constant pieces of a message and the order of what stands between them, as `write_rows` takes them."""
+    place = msgspec.json.encode(f"{topic}-{partition}-")[1:-1]
+    first: list[Any] = (
+        [b',"duplicate":true,"first_decision_id":"' + place, _FIRST, b'"']
+        if repeated
+        else [b',"duplicate":false,"first_decision_id":null']
+    )
+    parts: list[Any] = [
+        b'{"transaction_id":', _TRANSACTION, b',"decision":"', _ACTION_WORD, b'","score":', _SCORE, b',"stage":"',
+        _STAGE_WORD, b'","screener_score":', _SCREENER_SCORE, b',"bundle":', _BUNDLE_WORD, b',"degraded":', _CAUSE_WORD,
+        b',"decision_id":"' + place, _OFFSET, b'"', *first, b',"event_time_ms":', _EVENT_TIME,
+        b',"decision_time_ms":', _DECISION_TIME,
+    ]  # fmt: skip
+    for number, name in enumerate(LatencyMs.__struct_fields__):
+        parts += [b',"latency_ms":{"' if number == 0 else b',"', name.encode() + b'":', _QUEUE + number]
+    parts.append(b"}}")
+    pieces, order = [b""], []
+    for part in parts:
+        if isinstance(part, bytes):
+            pieces[-1] += part
+        else:
+            order.append(part)
+            pieces.append(b"")
+    return Words(pieces), np.array(order, np.int64)
+
+
+@lru_cache(maxsize=64)
+def _words(bundles: tuple[str, ...]) -> Words:
+    """All words: actions, stages, causes with whether it is degraded, bundles as JSON."""
+    causes = [
+        b'true,"degraded_cause":"%s"' % cause.encode() if cause else b'false,"degraded_cause":null' for cause in CAUSES
+    ]
+    names = [*(one.encode() for one in ACTIONS), *(one.encode() for one in STAGES), *causes]
+    return Words([*names, *map(msgspec.json.encode, bundles)])
+
+
+def _json_rows(columns: DecisionColumns) -> list[bytes]:
+    rows = len(columns.offsets)
+    bundles = {name: number for number, name in enumerate(dict.fromkeys(columns.bundles))}
+    first_stage, first_cause = len(ACTIONS), len(ACTIONS) + len(STAGES)
+    words = np.empty((rows, 4), np.int64)
+    words[:, 0] = columns.actions
+    words[:, 1] = columns.stages.astype(np.int64) + first_stage
+    words[:, 2] = columns.causes.astype(np.int64) + first_cause
+    words[:, 3] = first_cause + len(CAUSES)
+    if len(bundles) > 1:
+        words[:, 3] += np.array([bundles[name] for name in columns.bundles], np.int64)
+    numbers = np.empty((rows, len(_DECIMALS)), np.int64)
+    numbers[:, _TRANSACTION] = columns.transaction_ids
+    numbers[:, _SCORE] = np.rint(columns.scores * 10.0**SCORE_DECIMALS)
+    numbers[:, _SCREENER_SCORE] = np.rint(columns.screener_scores * 10.0**SCORE_DECIMALS)
+    numbers[:, _OFFSET] = columns.offsets
+    numbers[:, _FIRST] = columns.first_offsets
+    numbers[:, _EVENT_TIME] = columns.event_times_ms
+    numbers[:, _DECISION_TIME] = columns.decision_times_ms
+    for number, name in enumerate(_LATENCIES):
+        numbers[:, _QUEUE + number] = np.rint(getattr(columns, name) * 10.0**LATENCY_DECIMALS)
+    pieces, order = _layout(columns.topic, columns.partition, bool((columns.first_offsets >= 0).any()))
+    return write_rows(pieces, _words(tuple(bundles)), words, numbers, _DECIMALS, order)
+
+
+def warm_up_encoder() -> None:
+    """Compile the kernel now, and not with the first decision."""
+    none, empty = np.zeros(0, np.int64), np.zeros(0)
+    codes = np.zeros(0, np.uint8)
+    _json_rows(
+        DecisionColumns(
+            "", 0, [], none, none, none, codes, codes, empty, empty, codes, none, none, empty, empty, empty, empty,
+            empty,
+        )
+    )  # fmt: skip
 
 
 def decode_decision(message: bytes, codec_name: CodecName) -> Decision:

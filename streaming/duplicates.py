@@ -27,11 +27,9 @@ from cascade.policy import ACTIONS
 from cascade.schema import Roles
 from streaming import duplicate_kernels as kernels
 from streaming.codes import digest_codes
-from streaming.decisions import Stage
+from streaming.decisions import CAUSES, STAGES
 from streaming.duplicate_kernels import APPENDED, ENTRY_WIDTH, GONE, HELD, ID, NEXT, OFFSET, OLDEST, PARTITION
 
-STAGES: tuple[Stage, ...] = ("screener", "deep")
-CAUSES = ("", "deadline", "breaker-open", "queue-full", "error")
 # Versions of bundles that entries may name: a number has two bytes.
 BUNDLES_MAX = 1 << 16
 # Far above what a topic can have: a greater number is a mistake, and would cost memory.

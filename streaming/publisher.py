@@ -9,14 +9,14 @@ import numpy as np
 from cascade.columns import Array, Float64, Int64
 from cascade.config import Config
 from cascade.ledger import Ledger, Path, StageClock
-from cascade.policy import ACTIONS, Policy
+from cascade.policy import Policy
 from cascade.protocols import Clock
 from cascade.schema import Roles
 from streaming.clients import FetchedBatch, Partition
 from streaming.codecs import Reject
 from streaming.dead_letters import HEADER_PREFIX, dead_letter
-from streaming.decisions import DecisionColumns, encode_decisions, message_keys
-from streaming.duplicates import CAUSES, STAGES, FirstColumns, FirstDecisions
+from streaming.decisions import CAUSES, STAGES, DecisionColumns, encode_decisions, message_keys
+from streaming.duplicates import FirstColumns, FirstDecisions
 from streaming.escalations import Outcome
 from streaming.in_flight import Rows
 from streaming.outbox import Outbox, Sent
@@ -109,11 +109,11 @@ class Publisher:
                     offsets=rows.offsets[chosen],
                     first_offsets=first_offsets[chosen],
                     transaction_ids=rows.batch[self._roles.transaction_id][chosen],
-                    decisions=[ACTIONS[action] for action in actions[chosen].tolist()],
-                    stages=[STAGES[stage] for stage in stages[chosen].tolist()],
+                    actions=actions[chosen],
+                    stages=stages[chosen],
                     scores=scores[chosen],
                     screener_scores=screener_scores[chosen],
-                    degraded_causes=[CAUSES[number] or None for number in causes[chosen].tolist()],
+                    causes=causes[chosen],
                     event_times_ms=rows.batch[self._roles.event_time][chosen],
                     decision_times_ms=np.full(count, int(now_ms)),
                     queue_ms=rows.queue_ms[chosen],

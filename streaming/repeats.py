@@ -15,8 +15,8 @@ from cascade.config import CodecName, Config
 from cascade.policy import ACTIONS, Policy
 from cascade.protocols import Clock
 from streaming.clients import ConsumerClient, FetchedBatch, Partition
-from streaming.decisions import decode_decision
-from streaming.duplicates import CAUSES, STAGES, FirstColumns, FirstDecisions
+from streaming.decisions import CAUSES, STAGES, decode_decision
+from streaming.duplicates import FirstColumns, FirstDecisions
 from streaming.in_flight import Rows
 from streaming.partitions import OwnedPartition
 

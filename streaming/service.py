@@ -40,6 +40,7 @@ from streaming.clients import ConsumerClient, TopicSpec, make_consumer, make_pro
 from streaming.clients.topics import ensure_topics, missing_topics, wait_for_broker
 from streaming.codecs import codec
 from streaming.dead_letters import OVERHEAD_BYTES_MAX
+from streaming.decisions import warm_up_encoder
 from streaming.duplicates import FirstDecisions
 from streaming.files import FsspecFiles
 from streaming.health import HealthServer, HealthState
@@ -101,6 +102,7 @@ def serve(
         snapshots = _snapshot_store(config, bundle, clock, stack)
         hasher = CardHasher.from_settings(config.privacy, os.environ)
         engine.warm_up()
+        warm_up_encoder()
         FirstDecisions(config.duplicates).warm_up()
         health.ok("state")
         _wait_for_broker(config, health, stopping)

@@ -23,6 +23,7 @@ from stages.deep.repository import write_repository
 from stages.deep.signature import DeepSignature
 from streaming import local_broker
 from streaming.clients import TopicSpec, ensure_topics
+from streaming.decisions import warm_up_encoder
 from streaming.duplicates import FirstDecisions
 from streaming.local_broker import LocalBroker
 
@@ -59,6 +60,7 @@ def kernels() -> None:
     """numba's cache is full: services that start together would each compile everything, for a minute or more."""
     make_engine(load_bundle(SHIPPED)).warm_up()
     FirstDecisions(DuplicateSettings()).warm_up()
+    warm_up_encoder()
 
 
 @pytest.fixture(scope="session")

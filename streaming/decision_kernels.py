@@ -1,0 +1,119 @@
+"""JSON decisions from columns: the text of a whole micro-batch in one pass, no Python object a transaction.
+
+A row's text is constant pieces and, between them, words out of tables and numbers. Numbers have a fixed count of
+decimals, so that they are integers here: writing the shortest text of a double would cost more than all the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+import numpy as np
+
+from cascade.columns import Array, Int64
+
+_COMPILE = {"cache": True, "nogil": True}
+# The most digits of an int64, with its sign.
+INTEGER_BYTES_MAX = 20
+_ZERO, _MINUS, _POINT = ord("0"), ord("-"), ord(".")
+_DIGITS_MAX = 20
+_POWERS = np.array([10**power for power in range(_DIGITS_MAX)], np.uint64)
+_HUNDRED = np.uint64(100)
+_TENS = np.array([_ZERO + pair // 10 for pair in range(100)], np.uint8)
+_ONES = np.array([_ZERO + pair % 10 for pair in range(100)], np.uint8)
+
+
+class Words:
+    """Some texts as arrays that the kernel reads: `octets` uint8 [words, longest], `lengths` int64 [words]."""
+
+    def __init__(self, texts: Sequence[bytes]) -> None:
+        self.lengths = np.array([len(text) for text in texts], np.int64)
+        self.longest = int(self.lengths.max(initial=1))
+        self.octets = np.zeros((len(texts), self.longest), np.uint8)
+        for row, text in enumerate(texts):
+            self.octets[row, : len(text)] = np.frombuffer(text, np.uint8)
+
+
+def write_rows(
+    pieces: Words, words: Words, word_rows: Int64, numbers: Int64, decimals: Int64, order: Int64
+) -> list[bytes]:
+    """The texts of the rows of `word_rows` and `numbers`.
+
+    After each constant piece but the last comes what `order` int64 [pieces - 1] says: k ≥ 0 is column k of `numbers`
+    (int64 [rows, columns]) with `decimals[k]` decimals, -1 - k the word that column k of `word_rows` (int64
+    [rows, columns], rows of `words`) names.
+    """
+    length_max = int(pieces.lengths.sum()) + len(order) * (max(INTEGER_BYTES_MAX, words.longest) + 2)
+    rows = len(numbers)
+    text = np.empty(rows * length_max, np.uint8)
+    ends = np.empty(rows, np.int64)
+    length = _write(
+        text, ends, pieces.octets, pieces.lengths, words.octets, words.lengths, word_rows, numbers, decimals, order
+    )
+    joined = text[:length].tobytes()
+    starts = [0, *ends[:-1].tolist()] if rows else []
+    return [joined[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
+
+
+@numba.njit(**_COMPILE)  # type: ignore[untyped-decorator]
+def _put(text: Array, place: int, octets: Array, length: int) -> int:
+    for position in range(length):
+        text[place + position] = octets[position]
+    return place + length
+
+
+@numba.njit(**_COMPILE)  # type: ignore[untyped-decorator]
+def _put_digits(text: Array, place: int, value: Any, digits: int) -> None:
+    """The last `digits` digits of `value`, uint64, two at a time: a division costs as much as all else."""
+    left, position = value, place + digits - 2
+    while position >= place:
+        rest = left // _HUNDRED
+        pair = np.int64(left - rest * _HUNDRED)
+        text[position], text[position + 1] = _TENS[pair], _ONES[pair]
+        left = rest
+        position -= 2
+    if position == place - 1:
+        text[place] = _ONES[np.int64(left % _HUNDRED)]
+
+
+@numba.njit(**_COMPILE)  # type: ignore[untyped-decorator]
+def _put_number(text: Array, place: int, value: int, decimals: int) -> int:
+    """`value` / 10^`decimals`, with exactly so many decimals."""
+    # the least int64 has no positive counterpart
+    left = np.uint64(value) if value >= 0 else np.uint64(-(value + 1)) + np.uint64(1)
+    if value < 0:
+        text[place] = _MINUS
+        place += 1
+    whole = left // _POWERS[decimals]
+    digits = 1
+    while digits < _DIGITS_MAX and whole >= _POWERS[digits]:
+        digits += 1
+    _put_digits(text, place, whole, digits)
+    place += digits
+    if decimals:
+        text[place] = _POINT
+        _put_digits(text, place + 1, left - whole * _POWERS[decimals], decimals)
+        place += 1 + decimals
+    return place
+
+
+@numba.njit(**_COMPILE)  # type: ignore[untyped-decorator]
+def _write(
+    text: Array, ends: Int64, pieces: Array, piece_lengths: Int64, words: Array, word_lengths: Int64,
+    word_rows: Int64, numbers: Int64, decimals: Int64, order: Int64,
+) -> int:  # fmt: skip
+    place = 0
+    for row in range(len(ends)):
+        place = _put(text, place, pieces[0], piece_lengths[0])
+        for step in range(len(order)):
+            column = order[step]
+            if column >= 0:
+                place = _put_number(text, place, numbers[row, column], decimals[column])
+            else:
+                word = word_rows[row, -1 - column]
+                place = _put(text, place, words[word], word_lengths[word])
+            place = _put(text, place, pieces[step + 1], piece_lengths[step + 1])
+        ends[row] = place
+    return place
