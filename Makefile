@@ -3,6 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt
 
+# What starts no service, or does not care how fast it is, may share the machine; the others have it to themselves.
+UNTIMED := not (kafka or triton or cluster) or training
+
 .PHONY: demo test handbook fuzz simulate-faults chaos delivery soak bundle constraints clean
 
 demo: $(VENV)/.serve
@@ -12,7 +15,8 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 -m '$(UNTIMED)'
+	$(BIN)/pytest -m 'not ($(UNTIMED))'
 
 handbook: $(VENV)/.dev
 	$(BIN)/cascade handbook --data $(or $(DATA),../shared/data/handbook.parquet) --out build/handbook
@@ -48,7 +52,7 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/uv
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
-	$(UV) --editable '.[local,train,dev,fast]'
+	$(UV) --editable '.[local,train,dev,fast,report]'
 	@touch $@
 
 constraints: | $(BIN)/uv
