@@ -14,6 +14,7 @@ from numba import njit
 
 from cascade.columns import Array, Bool, Float32, Float64, Int64
 from cascade.features.chains import drop_oldest, home, insert, make_room, put, take_out, touch, trim
+from cascade.features.prefetch import begin
 from cascade.features.state import (
     BLOCK,
     COUNT,
@@ -378,6 +379,7 @@ def update(
     event = np.zeros(value_count + tag_count, np.int64)
     event_as_float = event.view(np.float64)
     for row in range(len(keys)):
+        begin(row, table, slots, events, frauds, step_times, step_values, has_labels, has_sequence, keys)
         time_ms = times[row]
         slot = touch(table, slots, counters, events, frauds, remotes, keys[row])
         latest_ms, oldest_ms = time_ms, time_ms
