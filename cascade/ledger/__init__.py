@@ -1,8 +1,10 @@
 """What every decision took: latency, energy, and whether the service level is met."""
 
+from cascade.ledger.account import Account, merge_accounts
 from cascade.ledger.energy import CpuModelMeter, EnergySampler, NvmlMeter, RaplMeter, find_meters
 from cascade.ledger.errors import MeterError
 from cascade.ledger.export import LedgerCollector, ledger_registry
+from cascade.ledger.figures import summarise
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.ledger import Ledger
 from cascade.ledger.render import render
@@ -12,6 +14,7 @@ from cascade.ledger.summary import LedgerSummary, ModelQuality, QualityCompariso
 
 __all__ = [
     "STAGES",
+    "Account",
     "CpuModelMeter",
     "EnergySampler",
     "LatencyHistogram",
@@ -31,5 +34,7 @@ __all__ = [
     "StageClock",
     "find_meters",
     "ledger_registry",
+    "merge_accounts",
     "render",
+    "summarise",
 ]

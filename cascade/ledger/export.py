@@ -12,8 +12,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 import cascade
+from cascade.ledger.account import MeterState
+from cascade.ledger.counters import Counters
 from cascade.ledger.latency import LatencyHistogram
-from cascade.ledger.ledger import Counters, Ledger, MeterState
+from cascade.ledger.ledger import Ledger
 from cascade.ledger.sla import ObjectiveResult
 
 # Seconds, from a stage's tens of microseconds to a deadline missed by far; 5 ms and 20 ms are default objectives.

@@ -5,98 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final, get_args
 
 from cascade.columns import Float64
 from cascade.errors import CascadeError
-from cascade.ledger.latency import LatencyHistogram
+from cascade.ledger.account import Account, MeterState
+from cascade.ledger.counters import Counters, add
+from cascade.ledger.figures import objectives, summarise
 from cascade.ledger.machine import Machine, describe_machine
-from cascade.ledger.sla import ObjectiveResult, Path, ServiceLevel, evaluate
-from cascade.ledger.stage_clock import STAGES, Stage
-from cascade.ledger.summary import (
-    DeepCallFigures,
-    EnergyFigure,
-    EnergyTotal,
-    LatencyFigures,
-    LedgerSummary,
-    PathFigures,
-    QualityComparison,
-    StageFigures,
-)
-from cascade.protocols import EnergyKind, EnergyMeter, EnergyReading
-
-PATHS: Final[tuple[Path, ...]] = get_args(Path)
-
-# Causes and reasons become label values of metrics: a bug that puts a message into them must not fill Prometheus.
-LABELS_MAX: Final = 32
-OTHER_LABEL: Final = "other"
-
-
-@dataclass(slots=True)
-class Counters:
-    """The ledger's counts; a copy is consistent within itself."""
-
-    paths: dict[Path, LatencyHistogram]
-    stages: dict[Stage, LatencyHistogram]
-    stage_cpu_s: dict[Stage, float]
-    deep_calls: LatencyHistogram
-    degraded_by_cause: dict[str, int]
-    dead_letters: dict[str, int]
-    deep_rows: int = 0
-    labels: int = 0
-    late_answers: int = 0
-    recoveries: LatencyHistogram = field(default_factory=LatencyHistogram)
-    sessions: int = 0
-    offset_gaps: int = 0
-    hedged_calls: int = 0
-    escalation_raised: float = 0.0
-    escalation_raised_max: float = 0.0
-
-    @classmethod
-    def empty(cls) -> Counters:
-        """Counters before the first batch."""
-        return cls(
-            paths={path: LatencyHistogram() for path in PATHS},
-            stages={stage: LatencyHistogram() for stage in STAGES},
-            stage_cpu_s=dict.fromkeys(STAGES, 0.0),
-            deep_calls=LatencyHistogram(),
-            degraded_by_cause={},
-            dead_letters={},
-        )
-
-    def copy(self) -> Counters:
-        """An independent copy."""
-        return replace(
-            self,
-            paths={path: histogram.copy() for path, histogram in self.paths.items()},
-            stages={stage: histogram.copy() for stage, histogram in self.stages.items()},
-            stage_cpu_s=dict(self.stage_cpu_s),
-            deep_calls=self.deep_calls.copy(),
-            degraded_by_cause=dict(self.degraded_by_cause),
-            dead_letters=dict(self.dead_letters),
-            recoveries=self.recoveries.copy(),
-        )
-
-    @property
-    def decisions(self) -> int:
-        """Decisions on all paths."""
-        return sum(histogram.count for histogram in self.paths.values())
-
-
-@dataclass(frozen=True, slots=True)
-class MeterState:
-    """The last word of one meter: joules since the ledger began, or the problem since which it gives none.
-
-    `kind` stays known where a meter that once worked is lost, so that its kind's total is known to lack it.
-    """
-
-    meter: str
-    kind: EnergyKind | None
-    source: str
-    energy_j: float | None
-    problem: str | None
+from cascade.ledger.sla import ObjectiveResult, Path, ServiceLevel
+from cascade.ledger.stage_clock import Stage
+from cascade.ledger.summary import LedgerSummary, QualityComparison
+from cascade.protocols import EnergyMeter, EnergyReading
 
 
 class _MeterAccount:
@@ -111,9 +31,10 @@ class _MeterAccount:
             reading = self._meter.read()
         except (CascadeError, OSError) as error:
             kind = None if self._first is None else self._first.kind
-            return MeterState(self._meter.name, kind, "", None, str(error))
+            return MeterState.of(self._meter.name, kind, "", None, str(error))
         self._first = self._first or reading
-        return MeterState(self._meter.name, reading.kind, reading.source, reading.energy_j - self._first.energy_j, None)
+        energy_j = reading.energy_j - self._first.energy_j
+        return MeterState.of(self._meter.name, reading.kind, reading.source, energy_j, None)
 
 
 class Ledger:
@@ -180,12 +101,12 @@ class Ledger:
         with self._counting:
             self._counters.paths[path].record(latency_s)
             if cause is not None:
-                _add(self._counters.degraded_by_cause, cause, len(latency_s))
+                add(self._counters.degraded_by_cause, cause, len(latency_s))
 
     def count_dead_letters(self, reason: str, count: int) -> None:
         """`count` records could not be read, for `reason` (a short fixed word, never data)."""
         with self._counting:
-            _add(self._counters.dead_letters, reason, count)
+            add(self._counters.dead_letters, reason, count)
 
     def count_labels(self, count: int) -> None:
         """`count` labels arrived."""
@@ -241,122 +162,23 @@ class Ledger:
 
     def objectives(self, counters: Counters) -> tuple[ObjectiveResult, ...]:
         """The service level against the given counts."""
-        return evaluate(
-            self._service_level,
-            counters.paths,
-            decisions=counters.decisions,
-            degraded=counters.paths["degraded"].count,
+        return objectives(self._service_level, counters)
+
+    def account(self) -> Account:
+        """All that is known up to now, in a form that merges with the accounts of other ledgers."""
+        meters, elapsed_s = self.sample_energy(), self._clock() - self._start_s
+        return Account(
+            started=self.started,
+            ended=self.started + timedelta(seconds=elapsed_s),
+            counters=self.counters(),
+            meters=meters,
+            service_level=self._service_level,
+            watts_per_core=self._watts_per_core,
+            bundle_versions=(self.bundle_version,) if self.bundle_version else (),
+            screeners=(self.screener,) if self.screener else (),
+            machines=(self._machine,),
         )
 
     def summary(self, quality: QualityComparison | None = None) -> LedgerSummary:
         """All figures up to now; `quality` is evaluated by the caller, who has the labels."""
-        counters, meters = self.counters(), self.sample_energy()
-        elapsed_s = self._clock() - self._start_s
-        decisions = counters.decisions
-        asked = counters.paths["escalated"].count + counters.paths["degraded"].count
-        figures = tuple(_energy_figure(state, decisions) for state in meters)
-        return LedgerSummary(
-            started=self.started,
-            ended=self.started + timedelta(seconds=elapsed_s),
-            elapsed_s=elapsed_s,
-            bundle_version=self.bundle_version,
-            screener=self.screener,
-            transactions=decisions,
-            per_second=decisions / elapsed_s if elapsed_s > 0 else 0.0,
-            paths=_path_figures(counters),
-            escalation_share=_per(asked, decisions),
-            degraded_share=_per(counters.paths["degraded"].count, decisions),
-            degraded_by_cause=counters.degraded_by_cause,
-            duplicate_share=_per(counters.paths["duplicate"].count, decisions),
-            dead_letters=counters.dead_letters,
-            labels=counters.labels,
-            recovery=LatencyFigures.of(counters.recoveries),
-            sessions=counters.sessions,
-            offset_gaps=counters.offset_gaps,
-            escalation_raised_max=counters.escalation_raised_max,
-            deep=DeepCallFigures(
-                calls=counters.deep_calls.count,
-                rows=counters.deep_rows,
-                rows_per_call=_per(counters.deep_rows, counters.deep_calls.count),
-                latency=LatencyFigures.of(counters.deep_calls),
-                late_answers=counters.late_answers,
-                hedged_calls=counters.hedged_calls,
-            ),
-            stages=_stage_figures(counters, self._watts_per_core),
-            watts_per_core=self._watts_per_core,
-            energy=figures,
-            energy_totals=_energy_totals(figures, decisions),
-            objectives=self.objectives(counters),
-            machine=self._machine,
-            quality=quality,
-        )
-
-
-def _add(counts: dict[str, int], label: str, count: int) -> None:
-    if label not in counts and len(counts) >= LABELS_MAX:
-        label = OTHER_LABEL
-    counts[label] = counts.get(label, 0) + count
-
-
-def _per(amount: float, count: int) -> float | None:
-    return amount / count if count else None
-
-
-def _path_figures(counters: Counters) -> dict[str, PathFigures]:
-    everything = LatencyHistogram()
-    for histogram in counters.paths.values():
-        everything.merge(histogram)
-    histograms: list[tuple[str, LatencyHistogram]] = [*counters.paths.items(), ("all", everything)]
-    return {
-        path: PathFigures(
-            decisions=histogram.count,
-            share=_per(histogram.count, everything.count),
-            latency=LatencyFigures.of(histogram),
-        )
-        for path, histogram in histograms
-    }
-
-
-def _stage_figures(counters: Counters, watts_per_core: float | None) -> dict[str, StageFigures]:
-    figures: dict[str, StageFigures] = {}
-    for stage, histogram in counters.stages.items():
-        cpu_s = counters.stage_cpu_s[stage]
-        modelled_j = None if watts_per_core is None else cpu_s * watts_per_core
-        figures[stage] = StageFigures(
-            latency=LatencyFigures.of(histogram),
-            cpu_s=cpu_s,
-            cpu_us_per_transaction=_per(1e6 * cpu_s, counters.decisions),
-            modelled_mj_per_transaction=None if modelled_j is None else _per(1e3 * modelled_j, counters.decisions),
-        )
-    return figures
-
-
-def _energy_figure(state: MeterState, decisions: int) -> EnergyFigure:
-    return EnergyFigure(
-        meter=state.meter,
-        kind=state.kind,
-        source=state.source,
-        energy_j=state.energy_j,
-        per_transaction_mj=None if state.energy_j is None else _per(1e3 * state.energy_j, decisions),
-        problem=state.problem,
-    )
-
-
-def _energy_totals(figures: Sequence[EnergyFigure], decisions: int) -> tuple[EnergyTotal, ...]:
-    """A total for each kind that occurs; unknown where one of its meters is."""
-    totals = []
-    for kind in get_args(EnergyKind):
-        members = [figure for figure in figures if figure.kind == kind]
-        if not members:
-            continue
-        known = [figure.energy_j for figure in members if figure.energy_j is not None]
-        joules = sum(known) if len(known) == len(members) else None
-        totals.append(
-            EnergyTotal(
-                kind=kind,
-                meters=tuple(figure.meter for figure in members),
-                energy_j=joules,
-                per_transaction_mj=None if joules is None else _per(1e3 * joules, decisions),
-            )
-        )
-    return tuple(totals)
+        return summarise(self.account(), quality)

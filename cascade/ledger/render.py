@@ -203,8 +203,17 @@ def _quality_cells(model: ModelQuality) -> tuple[str, ...]:
 def _footer(summary: LedgerSummary) -> Padding:
     bundle = f"bundle {summary.bundle_version}; " if summary.bundle_version else ""
     bundle += f"screener by {summary.screener}; " if summary.screener else ""
-    text = f"{summary.machine.text}\n{bundle}{summary.started:%Y-%m-%d %H:%M:%S} to {summary.ended:%H:%M:%S} UTC"
+    machines = "\n".join(machine.text for machine in (summary.machine, *summary.other_machines))
+    span = f"{summary.started:%Y-%m-%d %H:%M:%S} to {summary.ended:%H:%M:%S} UTC"
+    text = f"{machines}\n{_processes(summary)}{bundle}{span}"
     return Padding(Text(text, style="dim"), (1, 1))
+
+
+def _processes(summary: LedgerSummary) -> str:
+    if summary.processes == 1:
+        return ""
+    lost = f", {summary.restarts} ended and started again, without their last second" if summary.restarts else ""
+    return f"{summary.processes} workers{lost}; "
 
 
 def _latency(figures: LatencyFigures | None) -> tuple[str, str, str, str]:

@@ -131,7 +131,9 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     and got their first decision again, the hit rate of the idempotency cache. `recovery`: from the assignment of a
     partition to its first decision, one value a partition. `sessions`: times that connections were made anew, the
     first included. `offset_gaps`: stretches without records in the log. `escalation_raised_max`: how far overload has
-    raised the escalation threshold, log-odds. `screener`: how the screener scored.
+    raised the escalation threshold, log-odds. `screener`: how the screener scored. `processes`: workers of one service
+    side by side; `restarts`: times that one of them ended unexpectedly, whose last second is then in no figure.
+    `other_machines`: beside `machine`, where ledgers of several were merged.
     """
 
     format: int = SUMMARY_FORMAT
@@ -160,6 +162,9 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     energy_totals: tuple[EnergyTotal, ...]
     objectives: tuple[ObjectiveResult, ...]
     machine: Machine
+    other_machines: tuple[Machine, ...] = ()
+    processes: int = 1
+    restarts: int = 0
     quality: QualityComparison | None = None
 
     def to_json_line(self) -> bytes:

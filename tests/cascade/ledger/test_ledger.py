@@ -13,8 +13,8 @@ from rich.console import Console
 import cascade
 from cascade.errors import DataError
 from cascade.ledger import Ledger, LedgerSummary, MeterError, ModelQuality, QualityComparison, StageClock, render
+from cascade.ledger.counters import LABELS_MAX, OTHER_LABEL
 from cascade.ledger.export import BUCKETS_S, ledger_registry
-from cascade.ledger.ledger import LABELS_MAX, OTHER_LABEL
 from cascade.protocols import EnergyKind, EnergyReading
 
 

@@ -1,0 +1,96 @@
+"""What a ledger counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Final, get_args
+
+from cascade.ledger.latency import LatencyHistogram
+from cascade.ledger.sla import Path
+from cascade.ledger.stage_clock import STAGES, Stage
+
+PATHS: Final[tuple[Path, ...]] = get_args(Path)
+
+# Causes and reasons become label values of metrics: a bug that puts a message into them must not fill Prometheus.
+LABELS_MAX: Final = 32
+OTHER_LABEL: Final = "other"
+
+
+@dataclass(slots=True)
+class Counters:
+    """The ledger's counts; a copy is consistent within itself."""
+
+    paths: dict[Path, LatencyHistogram]
+    stages: dict[Stage, LatencyHistogram]
+    stage_cpu_s: dict[Stage, float]
+    deep_calls: LatencyHistogram
+    degraded_by_cause: dict[str, int]
+    dead_letters: dict[str, int]
+    deep_rows: int = 0
+    labels: int = 0
+    late_answers: int = 0
+    recoveries: LatencyHistogram = field(default_factory=LatencyHistogram)
+    sessions: int = 0
+    offset_gaps: int = 0
+    hedged_calls: int = 0
+    escalation_raised: float = 0.0
+    escalation_raised_max: float = 0.0
+
+    @classmethod
+    def empty(cls) -> Counters:
+        """Counters before the first batch."""
+        return cls(
+            paths={path: LatencyHistogram() for path in PATHS},
+            stages={stage: LatencyHistogram() for stage in STAGES},
+            stage_cpu_s=dict.fromkeys(STAGES, 0.0),
+            deep_calls=LatencyHistogram(),
+            degraded_by_cause={},
+            dead_letters={},
+        )
+
+    def copy(self) -> Counters:
+        """An independent copy."""
+        return replace(
+            self,
+            paths={path: histogram.copy() for path, histogram in self.paths.items()},
+            stages={stage: histogram.copy() for stage, histogram in self.stages.items()},
+            stage_cpu_s=dict(self.stage_cpu_s),
+            deep_calls=self.deep_calls.copy(),
+            degraded_by_cause=dict(self.degraded_by_cause),
+            dead_letters=dict(self.dead_letters),
+            recoveries=self.recoveries.copy(),
+        )
+
+    def merge(self, other: Counters) -> None:
+        """Add all that `other` has counted; of how far overload raised the threshold, the larger stays."""
+        for path, histogram in other.paths.items():
+            self.paths[path].merge(histogram)
+        for stage, histogram in other.stages.items():
+            self.stages[stage].merge(histogram)
+            self.stage_cpu_s[stage] += other.stage_cpu_s[stage]
+        self.deep_calls.merge(other.deep_calls)
+        self.recoveries.merge(other.recoveries)
+        for cause, count in other.degraded_by_cause.items():
+            add(self.degraded_by_cause, cause, count)
+        for reason, count in other.dead_letters.items():
+            add(self.dead_letters, reason, count)
+        self.deep_rows += other.deep_rows
+        self.labels += other.labels
+        self.late_answers += other.late_answers
+        self.sessions += other.sessions
+        self.offset_gaps += other.offset_gaps
+        self.hedged_calls += other.hedged_calls
+        self.escalation_raised = max(self.escalation_raised, other.escalation_raised)
+        self.escalation_raised_max = max(self.escalation_raised_max, other.escalation_raised_max)
+
+    @property
+    def decisions(self) -> int:
+        """Decisions on all paths."""
+        return sum(histogram.count for histogram in self.paths.values())
+
+
+def add(counts: dict[str, int], label: str, count: int) -> None:
+    """Count under a label; under `OTHER_LABEL` where there are too many."""
+    if label not in counts and len(counts) >= LABELS_MAX:
+        label = OTHER_LABEL
+    counts[label] = counts.get(label, 0) + count

@@ -1,0 +1,136 @@
+"""From what a ledger has counted to the figures that it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+from cascade.ledger.account import Account, MeterState
+from cascade.ledger.counters import Counters
+from cascade.ledger.latency import LatencyHistogram
+from cascade.ledger.sla import ObjectiveResult, ServiceLevel, evaluate
+from cascade.ledger.summary import (
+    DeepCallFigures,
+    EnergyFigure,
+    EnergyTotal,
+    LatencyFigures,
+    LedgerSummary,
+    PathFigures,
+    QualityComparison,
+    StageFigures,
+)
+from cascade.protocols import EnergyKind
+
+
+def summarise(account: Account, quality: QualityComparison | None = None) -> LedgerSummary:
+    """All figures of an account; `quality` is evaluated by the caller, who has the labels."""
+    counters = account.counters
+    elapsed_s = (account.ended - account.started).total_seconds()
+    decisions = counters.decisions
+    asked = counters.paths["escalated"].count + counters.paths["degraded"].count
+    figures = tuple(_energy_figure(state, decisions) for state in account.meters)
+    return LedgerSummary(
+        started=account.started,
+        ended=account.ended,
+        elapsed_s=elapsed_s,
+        bundle_version=", ".join(account.bundle_versions),
+        screener=", ".join(account.screeners),
+        transactions=decisions,
+        per_second=decisions / elapsed_s if elapsed_s > 0 else 0.0,
+        paths=_path_figures(counters),
+        escalation_share=_per(asked, decisions),
+        degraded_share=_per(counters.paths["degraded"].count, decisions),
+        degraded_by_cause=counters.degraded_by_cause,
+        duplicate_share=_per(counters.paths["duplicate"].count, decisions),
+        dead_letters=counters.dead_letters,
+        labels=counters.labels,
+        recovery=LatencyFigures.of(counters.recoveries),
+        sessions=counters.sessions,
+        offset_gaps=counters.offset_gaps,
+        escalation_raised_max=counters.escalation_raised_max,
+        deep=DeepCallFigures(
+            calls=counters.deep_calls.count,
+            rows=counters.deep_rows,
+            rows_per_call=_per(counters.deep_rows, counters.deep_calls.count),
+            latency=LatencyFigures.of(counters.deep_calls),
+            late_answers=counters.late_answers,
+            hedged_calls=counters.hedged_calls,
+        ),
+        stages=_stage_figures(counters, account.watts_per_core),
+        watts_per_core=account.watts_per_core,
+        energy=figures,
+        energy_totals=_energy_totals(figures, decisions),
+        objectives=objectives(account.service_level, counters),
+        machine=account.machines[0],
+        other_machines=account.machines[1:],
+        quality=quality,
+    )
+
+
+def objectives(level: ServiceLevel, counters: Counters) -> tuple[ObjectiveResult, ...]:
+    """The service level against the given counts."""
+    return evaluate(level, counters.paths, decisions=counters.decisions, degraded=counters.paths["degraded"].count)
+
+
+def _per(amount: float, count: int) -> float | None:
+    return amount / count if count else None
+
+
+def _path_figures(counters: Counters) -> dict[str, PathFigures]:
+    everything = LatencyHistogram()
+    for histogram in counters.paths.values():
+        everything.merge(histogram)
+    histograms: list[tuple[str, LatencyHistogram]] = [*counters.paths.items(), ("all", everything)]
+    return {
+        path: PathFigures(
+            decisions=histogram.count,
+            share=_per(histogram.count, everything.count),
+            latency=LatencyFigures.of(histogram),
+        )
+        for path, histogram in histograms
+    }
+
+
+def _stage_figures(counters: Counters, watts_per_core: float | None) -> dict[str, StageFigures]:
+    figures: dict[str, StageFigures] = {}
+    for stage, histogram in counters.stages.items():
+        cpu_s = counters.stage_cpu_s[stage]
+        modelled_j = None if watts_per_core is None else cpu_s * watts_per_core
+        figures[stage] = StageFigures(
+            latency=LatencyFigures.of(histogram),
+            cpu_s=cpu_s,
+            cpu_us_per_transaction=_per(1e6 * cpu_s, counters.decisions),
+            modelled_mj_per_transaction=None if modelled_j is None else _per(1e3 * modelled_j, counters.decisions),
+        )
+    return figures
+
+
+def _energy_figure(state: MeterState, decisions: int) -> EnergyFigure:
+    return EnergyFigure(
+        meter=state.meter,
+        kind=state.kind,
+        source=state.source,
+        energy_j=state.energy_j,
+        per_transaction_mj=None if state.energy_j is None else _per(1e3 * state.energy_j, decisions),
+        problem=state.problem,
+    )
+
+
+def _energy_totals(figures: Sequence[EnergyFigure], decisions: int) -> tuple[EnergyTotal, ...]:
+    """A total for each kind that occurs; unknown where one of its meters is."""
+    totals = []
+    for kind in get_args(EnergyKind):
+        members = [figure for figure in figures if figure.kind == kind]
+        if not members:
+            continue
+        known = [figure.energy_j for figure in members if figure.energy_j is not None]
+        joules = sum(known) if len(known) == len(members) else None
+        totals.append(
+            EnergyTotal(
+                kind=kind,
+                meters=tuple(figure.meter for figure in members),
+                energy_j=joules,
+                per_transaction_mj=None if joules is None else _per(1e3 * joules, decisions),
+            )
+        )
+    return tuple(totals)
