@@ -10,11 +10,15 @@ import typer
 from rich.console import Console
 
 from bench.cluster import write_json
+from bench.features import run_features, show_features
 from bench.pipeline.page import check_plots, make_page
 from bench.pipeline.report import show as show_pipeline
 from bench.pipeline.run import run_pipeline
 from bench.pipeline.scenario import load_scenario
 from bench.screener import run_screener, show
+from bench.smoke import run_smoke, show_smoke
+from bench.stages import run_stages, show_stages
+from cascade.errors import CascadeError
 
 app = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
@@ -66,3 +70,47 @@ def pipeline(
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(make_page(report), encoding="utf-8")
     show_pipeline(report, Console())
+
+
+@app.command()
+def stages(
+    batch: Annotated[int, typer.Option(min=1, max=10_000, help="Transactions of a micro-batch.")] = 1_000,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds in which the two ways take turns.")] = 15,
+    seed: Annotated[int, typer.Option(help="Of the data.")] = 1,
+    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+) -> None:
+    """Each stage by itself, beside the plain way to do the same."""
+    report = run_stages(batch, rounds, seed)
+    if json is not None:
+        write_json(json, report)
+    show_stages(report, Console())
+
+
+@app.command()
+def features(
+    cards: Annotated[list[int] | None, typer.Option(min=16, help="Numbers of cards; once for each.")] = None,
+    events: Annotated[int, typer.Option(min=1, max=100, help="Events of each card and of each terminal.")] = 10,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds in which the sizes take turns.")] = 9,
+    seed: Annotated[int, typer.Option(help="Of the data.")] = 1,
+    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+) -> None:
+    """The feature kernel at more and more cards: time a transaction, memory a card."""
+    report = run_features(cards or [1_000, 100_000, 1_000_000], events, rounds, seed)
+    if json is not None:
+        write_json(json, report)
+    show_features(report, Console())
+
+
+@app.command()
+def smoke(
+    seed: Annotated[int, typer.Option(help="Of the data.")] = 1,
+    out: Annotated[Path, typer.Option(help="Directory for logs and data; emptied first.")] = Path("build/smoke"),
+    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+) -> None:
+    """Ratios against references of the same run; fails where one fell by more than 30 % since the baseline."""
+    report = run_smoke(out, seed)
+    if json is not None:
+        write_json(json, report)
+    show_smoke(report, Console())
+    if report.fallen:
+        raise CascadeError(f"fell by more than 30 %: {', '.join(report.fallen)}")

@@ -59,9 +59,7 @@ def judged(ratios: dict[str, float], baseline: dict[str, float]) -> SmokeReport:
     """Compare; raises CascadeError where the two do not name the same."""
     unknown = sorted(baseline.keys() ^ ratios.keys())
     if unknown:
-        raise CascadeError(
-            f"{BASELINE}: {', '.join(unknown)}: not both measured and expected; measure it anew"
-        )
+        raise CascadeError(f"{BASELINE}: {', '.join(unknown)}: not both measured and expected; measure it anew")
     fallen = [name for name, ratio in ratios.items() if not ratio >= (1 - FALL_MAX) * baseline[name]]
     return SmokeReport(ratios=ratios, baseline=baseline, fallen=fallen)
 

@@ -1,0 +1,221 @@
+"""The bench harness: scenarios, schedules, figures; and one small run from topic to topic."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from bench.load import LoadReport, Plan, departures
+from bench.pipeline.page import make_page
+from bench.pipeline.report import PipelineReport, standings
+from bench.pipeline.scenario import SCENARIOS, Objectives, Scenario, Variant, load_scenario
+from bench.pipeline.turn import LiveFigures, PathLatency, Turn
+from bench.smoke import BASELINE, judged, read_baseline
+from cascade.cli import main
+from cascade.errors import CascadeError
+from cascade.ledger.machine import describe_machine
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arrivals", ["constant", "poisson", "burst", "day"])
+def test_a_schedule_has_the_mean_rate_in_order_and_the_same_every_time(arrivals: str) -> None:
+    due_s = departures(arrivals, 1_000.0, 20.0, 7)  # type: ignore[arg-type]
+    assert len(due_s) == 20_000
+    assert (np.diff(due_s) >= 0).all()
+    assert 0 <= due_s[0] <= due_s[-1] <= 20.0
+    assert (departures(arrivals, 1_000.0, 20.0, 7) == due_s).all()  # type: ignore[arg-type]
+
+
+def test_poisson_gaps_are_exponential_and_constant_ones_even() -> None:
+    gaps = np.diff(departures("poisson", 1_000.0, 50.0, 1))
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.03)
+    assert np.diff(departures("constant", 1_000.0, 5.0, 1)) == pytest.approx(0.001)
+
+
+def test_a_burst_is_five_times_the_mean_for_a_tenth_of_each_second() -> None:
+    due_s = departures("burst", 1_000.0, 30.0, 1)
+    inside = (due_s % 1.0 < 0.1).mean()
+    assert inside == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_day_is_quiet_at_its_ends_and_busy_in_the_middle() -> None:
+    counts, _ = np.histogram(departures("day", 1_000.0, 24.0, 1), 24)
+    assert counts[0] < 0.3 * counts[12]
+    assert counts[23] < 0.3 * counts[12]
+
+
+def test_a_plan_comes_back_from_its_file(tmp_path: Path) -> None:
+    plan = Plan("t", np.array([0.0, 0.5, 0.75]), [b"a", b"", b"ccc"], [b"one", b"two", b""])
+    plan.write(tmp_path / "plan.npz")
+    found = Plan.read(tmp_path / "plan.npz")
+    assert (found.topic, found.keys, found.values) == (plan.topic, plan.keys, plan.values)
+    assert (found.due_s == plan.due_s).all()
+
+
+# --- scenarios --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCENARIOS.glob("*.toml")))
+def test_every_shipped_scenario_can_be_read(name: str) -> None:
+    assert load_scenario(name).variant
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('name = "a"\nreference = "x"\nvariant = []', "at least one"),
+        ('name = "a"\nreference = "x"\n[[variant]]\nname = "b"', "reference 'x'"),
+        ('name = "a"\nreference = "b"\n[[variant]]\nname = "b"\n[[variant]]\nname = "b"', "name of its own"),
+        ('name = "a"\nreference = "b"\nrounds = 0\n[[variant]]\nname = "b"', "rounds"),
+        ('name = "a"\nreference = "b"\n[[variant]]\nname = "b"\nclient = "carrier pigeon"', "client"),
+        ('name = "a"\nreference = "b"\nspeed = 3\n[[variant]]\nname = "b"', "speed"),
+        ("name = ", "scenario.toml"),
+    ],
+)
+def test_what_is_wrong_in_a_scenario_is_one_line(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text(text)
+    with pytest.raises(CascadeError, match=re.escape(told)) as caught:
+        load_scenario(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_comparison_takes_its_first_as_the_reference_and_names_what_is_unknown() -> None:
+    scenario = Scenario(name="s", reference="a", variant=[Variant(name=name) for name in "abc"])
+    chosen = scenario.only(["c", "a"])
+    assert (chosen.reference, [one.name for one in chosen.variant]) == ("c", ["c", "a"])
+    with pytest.raises(CascadeError, match="no variant x; there are a, b, c"):
+        scenario.only(["x"])
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def latency(p99_ms: float) -> PathLatency:
+    return PathLatency(
+        count=100, p50_ms=p99_ms / 4, p99_ms=p99_ms, p999_ms=2 * p99_ms, max_ms=3 * p99_ms,
+        curve={"0": 0.1, "0.5": p99_ms / 4, "0.99": p99_ms, "1": 3 * p99_ms},
+    )  # fmt: skip
+
+
+def live(p99_ms: float, degraded: float = 0.0, missing: int = 0) -> LiveFigures:
+    return LiveFigures(
+        rate=500.0, paths={"screened": latency(p99_ms), "escalated": latency(3 * p99_ms)}, degraded_share=degraded,
+        missing=missing, cpu_us={"service": 20.0, "triton": 2.0, "broker": 9.0},
+        load=LoadReport(sent=10, seconds=1.0, behind_ms_p99=0.2, behind_ms_max=0.4),
+    )  # fmt: skip
+
+
+def turn(variant: str, round_: int, per_second: float, us: float, p99_ms: float) -> Turn:
+    return Turn(
+        variant=variant, round=round_, transactions=1_000, per_second=per_second,
+        cpu_us={"service": us, "triton": 1.0, "broker": 50.0}, stages_us={"decode": 1.0, "features": 2.0},
+        live=live(p99_ms), highest_rate=None, tried=[],
+    )  # fmt: skip
+
+
+TURNS = [
+    turn("a", 0, 1_000, 9.0, 4.0), turn("b", 0, 3_000, 4.0, 2.0),
+    turn("a", 1, 2_000, 19.0, 8.0), turn("b", 1, 8_000, 4.0, 2.0),
+    turn("a", 2, 1_500, 9.0, 4.0), turn("b", 2, 3_000, 4.0, 1.0),
+]  # fmt: skip
+SCENARIO = Scenario(name="s", reference="a", variant=[Variant(name="a"), Variant(name="b"), Variant(name="not run")])
+
+
+def test_ratios_are_of_the_same_round_and_the_brokers_time_is_nobodys() -> None:
+    a, b = standings(SCENARIO, TURNS)
+    assert b.ratios["per_second"].median == 3.0
+    assert (b.ratios["per_second"].least, b.ratios["per_second"].largest) == (2.0, 4.0)
+    assert b.ratios["cpu_us"].median == 0.5
+    assert b.ratios["p99_ms_screened"].median == 0.25
+    assert (a.per_second.median, a.cpu_us.median, a.p99_ms["escalated"]) == (1_500, 10.0, 12.0)
+
+
+def test_objectives_are_met_only_without_missing_and_degraded_decisions() -> None:
+    wanted = Objectives(screened_p99_ms=5, escalated_p99_ms=15, degraded_share_max=0.001)
+    assert live(5.0).meets(wanted)
+    assert not live(5.1).meets(wanted)
+    assert not live(5.0, degraded=0.002).meets(wanted)
+    assert not live(5.0, missing=1).meets(wanted)
+
+
+def test_the_page_is_whole_in_itself_and_escapes_what_it_is_given() -> None:
+    scenario = msgspec.structs.replace(SCENARIO, name="<b>&")
+    report = PipelineReport(
+        scenario=scenario, standings=standings(scenario, TURNS), turns=TURNS, skipped={"not run": "no <java>"},
+        machine=describe_machine(), elapsed_s=1.0,
+    )  # fmt: skip
+    page = make_page(report)
+    assert page.count("<svg") == 4
+    assert "<b>&</h1>" not in page
+    assert "no &lt;java&gt;" in page
+    assert not re.search(r'(src|href)="(?!#)', page)
+
+
+def test_a_ratio_that_fell_by_more_than_thirty_percent_is_named_and_one_that_rose_is_not() -> None:
+    baseline = {"a": 10.0, "b": 10.0, "c": 10.0}
+    assert judged({"a": 7.1, "b": 6.9, "c": 20.0}, baseline).fallen == ["b"]
+    assert judged({"a": float("nan"), "b": 10.0, "c": 10.0}, baseline).fallen == ["a"]
+    with pytest.raises(CascadeError, match="c, d"):
+        judged({"a": 1.0, "b": 1.0, "d": 1.0}, baseline)
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+TINY = """
+name = "tiny"
+reference = "cascade"
+rounds = 1
+[data]
+cards = 500
+terminals = 500
+days = 10
+[backlog]
+seconds = 0.5
+[live]
+rate = 300.0
+seconds = 3.0
+warm_up_s = 1.0
+[[variant]]
+name = "cascade"
+client = "librdkafka"
+"""
+
+
+@pytest.mark.kafka
+@pytest.mark.triton
+@pytest.mark.slow
+def test_a_run_measures_from_topic_to_topic_and_nothing_is_missing(
+    tmp_path: Path, kafka_parts: Path, triton_parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    json, html = tmp_path / "report.json", tmp_path / "report.html"
+    command = ["bench", "pipeline", "--scenario", str(path), "--out", str(tmp_path / "out")]
+    assert main([*command, "--json", str(json), "--html", str(html)]) == 0
+    report = msgspec.json.decode(json.read_bytes(), type=PipelineReport)
+    (found,) = report.turns
+    assert found.transactions >= 8_000
+    assert found.per_second > 1_000
+    assert found.live is not None
+    assert found.live.missing == 0
+    assert sum(one.count for one in found.live.paths.values()) == pytest.approx(900, abs=60)
+    assert 0 < found.live.paths["screened"].p50_ms < found.live.paths["screened"].p99_ms
+    assert found.cpu_us.keys() == {"service", "triton", "broker"}
+    assert min(found.cpu_us.values()) > 0
+    assert "<svg" in html.read_text()
+    assert "cascade" in capsys.readouterr().out
+
+
+@pytest.mark.kafka
+@pytest.mark.triton
+@pytest.mark.slow
+@pytest.mark.skipif(not BASELINE.exists(), reason="there is no baseline yet")
+def test_no_ratio_fell_since_the_baseline(tmp_path: Path, kafka_parts: Path, triton_parts: Path) -> None:
+    assert read_baseline()
+    assert main(["bench", "smoke", "--out", str(tmp_path / "smoke")]) == 0
