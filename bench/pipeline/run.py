@@ -9,10 +9,12 @@ from pathlib import Path
 
 from bench.cluster import SHIPPED_BUNDLE, Endless, shipped_bundle_with, simulated, threshold_for
 from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory
+from bench.peers import Work, peer_named
 from bench.pipeline.report import PipelineReport, standings
 from bench.pipeline.scenario import Models, Scenario, Variant
 from bench.pipeline.turn import Service, Traffic, Turn, run_turn
 from cascade.bundle import Bundle, load_bundle
+from cascade.config import load_config
 from cascade.errors import CascadeError
 from cascade.ledger.machine import describe_machine
 from cascade.policy import RAW_MAX
@@ -41,9 +43,11 @@ def run_pipeline(scenario: Scenario, out: Path) -> PipelineReport:
             order = variants[round_ % len(variants) :] + variants[: round_ % len(variants)]
             for one in order:
                 progress("measure, by turns", len(turns) / (scenario.rounds * len(variants)))
-                bundle = bundles[one.models]
+                bundle, share = bundles[one.models], scenario.escalation_share
                 turns.append(
-                    run_turn(one, len(turns), round_, scenario, parts, traffic, bundle, _maker(one, parts, bundle))
+                    run_turn(
+                        one, len(turns), round_, scenario, parts, traffic, bundle, _maker(one, parts, bundle, share)
+                    )
                 )
         progress("measure, by turns", 1.0)
     return PipelineReport(
@@ -63,6 +67,8 @@ def _bundles(directory: Path, threshold: float) -> dict[Models, Bundle]:
 
 def _missing(variant: Variant) -> str | None:
     """Why a variant cannot run here; None where it can."""
+    if variant.peer is not None:
+        return peer_named(variant.peer).missing()
     if variant.client == "librdkafka":
         try:
             import confluent_kafka  # noqa: F401
@@ -71,6 +77,22 @@ def _missing(variant: Variant) -> str | None:
     return None
 
 
-def _maker(variant: Variant, parts: EmbeddedParts, bundle: Bundle) -> Callable[[Path], Service]:
-    del variant, parts, bundle
-    return ServiceProcess
+def _maker(variant: Variant, parts: EmbeddedParts, bundle: Bundle, share: float) -> Callable[[Path], Service]:
+    """Makes the variant's service for a configuration."""
+    if variant.peer is None:
+        return ServiceProcess
+    peer, triton = peer_named(variant.peer), parts.triton
+    if triton is None:
+        raise CascadeError(f"{variant.name}: needs a Triton")
+
+    def make(path: Path) -> Service:
+        kafka = load_config(path).kafka
+        return peer.run(
+            Work(
+                bootstrap=kafka.bootstrap, transactions=kafka.topics.transactions, decisions=kafka.topics.decisions,
+                group=kafka.group, bundle=bundle.directory, triton_grpc=triton.grpc_url,
+                triton_http=triton.http_url, out=path.with_suffix(""), escalate_share=share,
+            )
+        )  # fmt: skip
+
+    return make
