@@ -6,7 +6,7 @@ UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --
 # What starts no service, or does not care how fast it is, may share the machine; the others have it to themselves.
 UNTIMED := not (kafka or triton or cluster) or training
 
-.PHONY: demo test handbook fuzz simulate-faults chaos delivery soak bundle constraints clean
+.PHONY: demo test handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cascade demo --out build/demo
@@ -32,6 +32,15 @@ chaos: $(VENV)/.serve
 
 delivery: $(VENV)/.serve
 	$(BIN)/cascade delivery --out build/delivery --json build/delivery.json
+
+bench-smoke: $(VENV)/.dev
+	$(BIN)/cascade bench smoke --out build/smoke --json build/smoke.json
+
+bench: $(VENV)/.dev
+	$(BIN)/cascade bench screener --json build/screener.json
+	$(BIN)/cascade bench stages --json build/stages.json
+	$(BIN)/cascade bench features --json build/features.json
+	$(BIN)/cascade bench pipeline --out build/pipeline --json build/pipeline.json --html build/pipeline.html
 
 soak: $(VENV)/.serve
 	$(BIN)/cascade soak --minutes $(or $(MINUTES),10) --out build/soak --json build/soak.json
