@@ -19,7 +19,7 @@ from cascade.errors import CascadeError
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#6b6b6b", "#b8a200")
 STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 74rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 p.note, footer { color: #57606a; font-size: .9rem; }
 .wide { overflow-x: auto; }
@@ -201,13 +201,18 @@ def _percentiles(figure: Any, report: PipelineReport) -> None:
             medians = [float(np.median([curve[f"{share:g}"] for curve in curves])) for share in shares]
             axes.plot(nines, medians, marker="o", markersize=3, label=one.variant, color=_colour(report, one.variant))
         axes.axhline(limit, color="#57606a", linestyle="--", linewidth=1)
-        axes.annotate(f"p99 ≤ {limit:g} ms", (0.02, limit), color="#57606a", fontsize=8, va="bottom")
+        axes.annotate(f"p99 ≤ {limit:g} ms", (4.0, limit), color="#57606a", fontsize=8, va="bottom", ha="right")
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _plain_ms(axes)
         axes.set_xticks([0, 1, 2, 3, 4], ["0", "90", "99", "99.9", "99.99"])
         axes.set_xlabel(f"{path}: percentile")
     figure.axes[0].set_ylabel("ms (logarithmic)")
     figure.axes[0].legend(frameon=False, fontsize=8)
+
+
+def _plain_ms(axes: Any) -> None:
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: "")
 
 
 def _throughput(figure: Any, report: PipelineReport) -> None:
@@ -221,12 +226,12 @@ def _throughput(figure: Any, report: PipelineReport) -> None:
             )
             if points:
                 axes.plot(
-                    *zip(*points, strict=True), marker="o", markersize=4, linewidth=1, label=one.variant,
-                    color=_colour(report, one.variant),
+                    *zip(*points, strict=True), marker="o", markersize=4, label=one.variant,
+                    linewidth=1 if one.highest_rate is not None else 0, color=_colour(report, one.variant),
                 )  # fmt: skip
         axes.axhline(getattr(report.scenario.objectives, f"{path}_p99_ms"), color="#57606a", ls="--", linewidth=1)
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _plain_ms(axes)
         axes.set_xlabel(f"{path}: transactions a second")
     figure.axes[0].set_ylabel("p99, ms (logarithmic)")
     figure.axes[0].legend(frameon=False, fontsize=8)
