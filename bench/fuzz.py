@@ -40,7 +40,7 @@ from cascade.schema import Field, Schema, load_schema, out_of_limits
 from cascade.simulator import SimulatorSettings, simulate
 from streaming.clients import FetchedBatch
 from streaming.codecs import Codec, Reject, RejectReason, codec
-from streaming.codecs.messages import DETAIL_CHARACTERS_MAX
+from streaming.codecs.faults import DETAIL_CHARACTERS_MAX
 from streaming.dead_letters import DETAIL_BYTES_MAX, OVERHEAD_BYTES_MAX, DeadLetter, dead_letter
 from streaming.intake import Intake, take_in
 

@@ -20,7 +20,7 @@ import msgspec
 from cascade.errors import SettingError
 from cascade.schema import read_setting_file
 
-CodecName = Literal["json", "msgpack"]
+CodecName = Literal["json", "msgpack", "binary"]
 ClientName = Literal["kafka-python"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]

@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 
 from cascade.schema import Field
-from streaming.codecs.messages import NESTING_MAX, Fault, MessageCodec
+from streaming.codecs.faults import Fault
+from streaming.codecs.messages import NESTING_MAX, MessageCodec
 from streaming.codecs.protocol import RejectReason
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)

@@ -15,27 +15,26 @@ import numpy as np
 
 from cascade.columns import ColumnBatch
 from cascade.schema import Field
+from streaming.codecs.faults import Fault, reject, sift, size_fault
 from streaming.codecs.protocol import Decoded, Reject, RejectReason
 from streaming.codecs.rows import empty_batch, row_type, to_rows
 from streaming.codecs.validate import to_columns
 
-DETAIL_CHARACTERS_MAX = 200
 # Only unknown fields can nest. The bound is ours, so that whether a message is read never depends on how deep in the
 # interpreter's stack the decoder was called: a replay must take and leave the same messages.
 NESTING_MAX = 32
 
 # RecursionError: nesting deeper than the interpreter allows, far beyond NESTING_MAX
 MESSAGE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-Fault = tuple[RejectReason, str]
 _TOO_DEEP: Fault = (RejectReason.SYNTAX, f"nested deeper than {NESTING_MAX}")
 
 
 class RefusedMessageError(Exception):
     """A message that the library read, and that we refuse: its reason and detail."""
 
-    def __init__(self, reason: RejectReason, detail: str) -> None:
-        super().__init__(detail)
-        self.fault: Fault = (reason, detail)
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault[1])
+        self.fault = fault
 
 
 class _Library(Protocol):
@@ -73,9 +72,9 @@ class MessageCodec(ABC):
                 rows.append(self._read(value))
                 positions.append(index)
             except RefusedMessageError as refused:
-                rejects.append(_reject(index, refused.fault))
+                rejects.append(reject(index, refused.fault))
             except MESSAGE_ERRORS as error:
-                rejects.append(_reject(index, self._explain(value or b"", error)))
+                rejects.append(reject(index, self._explain(value or b"", error)))
         return _checked(self._fields, rows, positions, rejects)
 
     def encode(self, batch: ColumnBatch) -> list[bytes]:
@@ -84,20 +83,17 @@ class MessageCodec(ABC):
         return [encode(row) for row in to_rows(self._fields, batch, self._row)]
 
     def _read(self, value: bytes | None) -> msgspec.Struct:
-        if not value:
-            raise RefusedMessageError(RejectReason.EMPTY, "no bytes" if value is not None else "a tombstone")
-        if len(value) > self._message_bytes_max:
-            detail = f"{len(value)} bytes, at most {self._message_bytes_max}"
-            raise RefusedMessageError(RejectReason.OVERSIZED, detail)
+        if not value or len(value) > self._message_bytes_max:
+            raise RefusedMessageError(size_fault(value, self._message_bytes_max))
         row: msgspec.Struct = self._decode_row(value)
         if self._may_have_more(value):
             # raises UnicodeDecodeError for a key that is not UTF-8
             entries = self._decode_entries(value)
             keys, nesting = self._shape(value, entries)
             if keys != len(entries):
-                raise RefusedMessageError(RejectReason.REPEATED_KEY, "a key occurs twice")
+                raise RefusedMessageError((RejectReason.REPEATED_KEY, "a key occurs twice"))
             if nesting > NESTING_MAX:
-                raise RefusedMessageError(*_TOO_DEEP)
+                raise RefusedMessageError(_TOO_DEEP)
         return row
 
     @abstractmethod
@@ -136,14 +132,4 @@ def _checked(
     if not structs:
         return Decoded(empty_batch(fields), rows, rejects)
     batch, faults = to_columns(fields, structs)
-    if faults:
-        rejects.extend(_reject(positions[row], fault) for row, fault in faults.items())
-        good = np.ones(len(rows), np.bool_)
-        good[list(faults)] = False
-        batch, rows = batch.take(good), rows[good]
-    rejects.sort(key=lambda reject: reject.index)
-    return Decoded(batch, rows, rejects)
-
-
-def _reject(index: int, fault: Fault) -> Reject:
-    return Reject(index, fault[0], fault[1][:DETAIL_CHARACTERS_MAX])
+    return sift(batch, rows, faults, rejects)

@@ -13,11 +13,13 @@ from cascade.columns import ColumnBatch, Int64
 class RejectReason(StrEnum):
     """Why a message could not become a row; a closed set, for counters and for the dead-letter header.
 
-    FUTURE_EVENT is found where the time of append is known, by `too_far_ahead`; the others are a codec's.
+    FUTURE_EVENT is found where the time of append is known, by `too_far_ahead`; the others are a codec's. OTHER_SCHEMA:
+    the message says that it was written by a schema which cannot be read as ours, or is not known.
     """
 
     OVERSIZED = "oversized"
     EMPTY = "empty"
+    OTHER_SCHEMA = "other-schema"
     ENCODING = "encoding"
     SYNTAX = "syntax"
     TYPE = "type"
@@ -62,7 +64,10 @@ class Codec(Protocol):
     name: str
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
-        """Read a fetch; never raises for what is in a message."""
+        """Read a fetch; never raises for what is in a message.
+
+        Raises BrokerError where what is needed to read it cannot be had now (Avro's registry of schemas).
+        """
         ...
 
     def encode(self, batch: ColumnBatch) -> list[bytes]:

@@ -47,6 +47,12 @@ def time_to_ms(values: Array, unit: str) -> Array:
     return values // 1_000 if unit == "us" else values
 
 
+def time_from_ms(column: Array, unit: str) -> Array:
+    """Times int64 in ms to `unit`; the inverse of `time_to_ms`, but for what that rounds away."""
+    per_second = TIME_UNITS_PER_SECOND[unit]
+    return column // (1_000 // per_second) if per_second <= 1_000 else column * (per_second // 1_000)
+
+
 def seconds_limit() -> int:
     """The largest number of seconds whose milliseconds fit int64."""
     return INT64_MAX // 1_000
@@ -64,9 +70,7 @@ def _plain(column: Array, field: Field) -> list[Any]:
 
 
 def _times(column: Array, field: Field) -> list[Any]:
-    per_second = TIME_UNITS_PER_SECOND[field.unit]
-    scaled = column // (1_000 // per_second) if per_second <= 1_000 else column * (per_second // 1_000)
-    return list(scaled.tolist())
+    return list(time_from_ms(column, field.unit).tolist())
 
 
 def _strings(column: Array, field: Field) -> list[Any]:

@@ -1,4 +1,4 @@
-"""From decoded structs to columns, and which of the rows break a rule of the schema."""
+"""The rules of the schema: which rows break one, for structs that become columns here, and for columns."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from cascade.columns import Array, Bool, ColumnBatch, Int64
+from cascade.columns import Array, Bool, ColumnBatch, Float64, Int64
 from cascade.schema import INT64_MAX, Field, out_of_limits
+from streaming.codecs.faults import Fault, Faults, note
 from streaming.codecs.protocol import RejectReason
 from streaming.codecs.rows import seconds_limit, time_to_ms, wire_values
 
@@ -22,18 +23,15 @@ _UNSEEN = re.compile(
     "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 
-Faults = dict[int, tuple[RejectReason, str]]
-
 
 def to_columns(fields: dict[str, Field], rows: Sequence[msgspec.Struct]) -> tuple[ColumnBatch, Faults]:
     """Columns of all rows, and the first fault found in each row that may not be used, by row."""
     faults: Faults = {}
-    columns: dict[str, Array] = {}
-    for position, (name, field) in enumerate(fields.items()):
-        columns[name] = _column(name, field, rows, position, faults)
+    columns = {
+        name: _column(name, field, rows, position, faults) for position, (name, field) in enumerate(fields.items())
+    }
     batch = ColumnBatch(columns, len(rows))
-    for name, mask in out_of_limits(fields, batch).items():
-        _note(faults, mask, RejectReason.OUT_OF_LIMITS, f"{name}: outside {_limits_text(fields[name])}")
+    check_limits(fields, batch, faults)
     return batch, faults
 
 
@@ -44,40 +42,74 @@ def _column(name: str, field: Field, rows: Sequence[msgspec.Struct], position: i
         return _categories(name, field, list(wire_values(rows, position)), faults)
     if field.type == "float64":
         numbers = np.fromiter(wire_values(rows, position), np.float64, len(rows))
-        _note(faults, ~np.isfinite(numbers), RejectReason.NOT_FINITE, f"{name}: NaN or infinite")
+        check_finite(name, numbers, faults)
         return numbers
     whole = np.fromiter(wire_values(rows, position), np.int64, len(rows))
-    return _times(name, field, whole, faults) if field.type == "timestamp" else whole
-
-
-def _times(name: str, field: Field, times: Int64, faults: Faults) -> Array:
-    if field.unit == "s":
-        beyond = (times > seconds_limit()) | (times < -seconds_limit())
-        _note(faults, beyond, RejectReason.OUT_OF_LIMITS, f"{name}: beyond what milliseconds can count")
-        times = np.where(beyond, 0, times)
-    return time_to_ms(times, field.unit)
+    return times_in_ms(name, whole, field.unit, faults) if field.type == "timestamp" else whole
 
 
 def _strings(name: str, field: Field, texts: list[str], faults: Faults) -> Array:
     octets = [text.encode() for text in texts]
     lengths = np.fromiter(map(len, octets), np.int64, len(octets))
-    _note(faults, lengths > field.max_length, RejectReason.TOO_LONG, f"{name}: more than {field.max_length} bytes")
+    note(faults, lengths > field.max_length, *_too_long(name, field))
     if _UNSEEN.search("".join(texts)):
         unseen = np.fromiter((_UNSEEN.search(text) is not None for text in texts), np.bool_, len(texts))
-        _note(faults, unseen, RejectReason.OUT_OF_LIMITS, f"{name}: holds a control or invisible character")
+        note(faults, unseen, *_unseen(name))
     return np.array(octets, field.dtype)
 
 
 def _categories(name: str, field: Field, texts: list[str], faults: Faults) -> Array:
     positions = {value: position for position, value in enumerate(field.values)}
     column = np.fromiter((positions.get(text, -1) for text in texts), np.int64, len(texts))
-    _note(faults, column < 0, RejectReason.UNKNOWN_CATEGORY, f"{name}: none of the {len(field.values)} known values")
+    check_categories(name, field, column, faults)
     return column
 
 
-def _note(faults: Faults, mask: Bool, reason: RejectReason, detail: str) -> None:
-    for row in np.flatnonzero(mask).tolist():
-        faults.setdefault(row, (reason, detail))
+# --- the rules, for columns however they came about -------------------------------------------------------------------
+
+
+def check_limits(fields: dict[str, Field], batch: ColumnBatch, faults: Faults) -> None:
+    """Note numbers and times outside their limits: the last of the rules."""
+    for name, mask in out_of_limits(fields, batch).items():
+        note(faults, mask, RejectReason.OUT_OF_LIMITS, f"{name}: outside {_limits_text(fields[name])}")
+
+
+def check_finite(name: str, numbers: Float64, faults: Faults) -> None:
+    """Note NaN and infinities."""
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        note(faults, ~finite, RejectReason.NOT_FINITE, f"{name}: NaN or infinite")
+
+
+def times_in_ms(name: str, times: Int64, unit: str, faults: Faults) -> Array:
+    """Times in `unit` as ms; notes seconds that milliseconds cannot count."""
+    if unit == "s":
+        beyond = (times > seconds_limit()) | (times < -seconds_limit())
+        note(faults, beyond, RejectReason.OUT_OF_LIMITS, f"{name}: beyond what milliseconds can count")
+        times = np.where(beyond, 0, times)
+    return time_to_ms(times, unit)
+
+
+def check_categories(name: str, field: Field, column: Int64, faults: Faults) -> None:
+    """Note what is no position in the field's values."""
+    unknown = (column < 0) | (column >= len(field.values))
+    if unknown.any():
+        note(faults, unknown, RejectReason.UNKNOWN_CATEGORY, f"{name}: none of the {len(field.values)} known values")
+
+
+def check_text(name: str, field: Field, text: str) -> Fault | None:
+    """What is wrong with a text, if anything."""
+    if len(text.encode()) > field.max_length:
+        return _too_long(name, field)
+    return _unseen(name) if _UNSEEN.search(text) else None
+
+
+def _too_long(name: str, field: Field) -> Fault:
+    return RejectReason.TOO_LONG, f"{name}: more than {field.max_length} bytes"
+
+
+def _unseen(name: str) -> Fault:
+    return RejectReason.OUT_OF_LIMITS, f"{name}: holds a control or invisible character"
 
 
 def _limits_text(field: Field) -> str:

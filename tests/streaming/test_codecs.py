@@ -196,7 +196,8 @@ def test_each_fault_has_its_reason_and_spares_its_neighbours(name: str) -> None:
 
 def test_every_reason_is_tried() -> None:
     tried = {reason for name in CODECS for _, reason in bad_messages(name)}
-    assert tried == set(RejectReason) - {RejectReason.FUTURE_EVENT}
+    # these codecs' messages name their fields and no schema
+    assert tried == set(RejectReason) - {RejectReason.FUTURE_EVENT, RejectReason.OTHER_SCHEMA}
 
 
 @pytest.mark.parametrize("name", CODECS)

@@ -38,7 +38,7 @@ def columns(**changes: Any) -> DecisionColumns:
     return DecisionColumns(**plain | changes)
 
 
-@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize("codec", ["json", "msgpack", "binary"])
 def test_decisions_come_back_as_they_were(codec: Any) -> None:
     first, second = (decode_decision(message, codec) for message in encode_decisions(codec, columns()))
     assert (first.transaction_id, first.decision, first.stage, first.score) == (70, "approve", "deep", 0.25)
