@@ -182,16 +182,19 @@ class BreakerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[worker]`: the bounds of the loop.
+    """`[worker]`: how many workers, and the bounds of the loop.
 
-    `batch_rows_max`: rows of one micro-batch. `in_flight_max`: rows escalated and unanswered, beyond which
-    partitions pause. `in_flight_card_max`: of one card, beyond which the screener decides (`queue-full`), so that a
-    flood of one card leaves room for the others. `commit_interval_ms`: with at-least-once delivery;
-    `transaction_interval_ms`: with exactly-once, where decisions show only then. `drain_timeout_ms`: after SIGTERM;
-    `revoke_timeout_ms`: where a rebalance takes partitions away. `message_bytes_max`: larger messages go to the dead
-    letters, as do events that are more than `ahead_ms_max` ahead of their record's time.
+    `processes`: workers that `cascade run` starts side by side, in one consumer group; each has the bounds below, and
+    the limits of the features' state, for itself. `batch_rows_max`: rows of one micro-batch. `in_flight_max`: rows
+    escalated and unanswered, beyond which partitions pause. `in_flight_card_max`: of one card, beyond which the
+    screener decides (`queue-full`), so that a flood of one card leaves room for the others. `commit_interval_ms`: with
+    at-least-once delivery; `transaction_interval_ms`: with exactly-once, where decisions show only then.
+    `drain_timeout_ms`: after SIGTERM; `revoke_timeout_ms`: where a rebalance takes partitions away.
+    `message_bytes_max`: larger messages go to the dead letters, as do events that are more than `ahead_ms_max` ahead of
+    their record's time.
     """
 
+    processes: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     batch_rows_max: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 1_024
     in_flight_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 4_096
     in_flight_card_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 64

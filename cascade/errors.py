@@ -55,6 +55,10 @@ class ModelServerError(CascadeError):
     """Triton cannot be reached, does not serve the model, or answers with something else than promised."""
 
 
+class WorkerEndedError(CascadeError):
+    """One of several workers ended again and again, so that all of them were stopped."""
+
+
 class LocalPartError(CascadeError):
     """An embedded part (the local broker, the local Triton) is not installed or does not start."""
 

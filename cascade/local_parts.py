@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Self
 
@@ -36,6 +36,7 @@ _TAIL_LINES, _TAIL_LINE_CHARACTERS = 3, 240
 _TELLING = re.compile(r"error|exception|fatal|failed", re.IGNORECASE)
 _POLL_S = 0.05
 _LAUNCH_TIMEOUT_S = 30.0
+_STDERR = 2
 
 # Runs in the child, then becomes the part itself by exec, which keeps the death signal: the kernel kills the part
 # when its owner dies, however it dies (SIGKILL included, where no handler of ours could run). A preexec_fn would do
@@ -117,14 +118,15 @@ def install_lock(directory: Path) -> Iterator[None]:
 
 
 class OwnedProcess:
-    """One server process: its output in a log file, its life bounded by its owner's.
+    """One process of ours: its output in a log file, its life bounded by its owner's.
 
     It ends with `stop()` or `kill()`, when the interpreter exits, and when the owner is killed (Linux).
 
     `name` is for messages; `command[0]` is an absolute path; `environment` is the whole environment of the child.
+    `log` None: its output goes to our standard error.
     """
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, name: str, command: Sequence[str], log: Path | None, environment: Mapping[str, str]) -> None:
         self.name = name
         self.log = log
         self._command = list(command)
@@ -154,8 +156,9 @@ class OwnedProcess:
         """Start the process; raises LocalPartError where it cannot be started."""
         if self.running:
             return
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._log_start = self.log.stat().st_size if self.log.exists() else 0
+        if self.log is not None:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self._log_start = self.log.stat().st_size if self.log.exists() else 0
         launched = threading.Event()
         failure: list[OSError] = []
 
@@ -179,7 +182,7 @@ class OwnedProcess:
         atexit.register(self._stop_at_exit, os.getpid())
 
     def _launch(self) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as log:
+        with nullcontext(_STDERR) if self.log is None else self.log.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *self._command],
                 stdin=subprocess.DEVNULL,
@@ -190,16 +193,23 @@ class OwnedProcess:
                 start_new_session=True,
             )
 
-    def stop(self, grace_s: float = 15.0) -> None:
-        """Ask the process to end, and kill it and its helpers after `grace_s` seconds."""
-        process = self._process
+    @property
+    def exit_status(self) -> int | None:
+        """How it ended, negative for a signal; None while it runs, and before it was started."""
+        return None if self._process is None else self._process.poll()
+
+    def stop(self, grace_s: float = 15.0) -> bool:
+        """Ask the process to end, and kill it and its helpers after `grace_s` seconds: then False."""
+        process, in_time = self._process, True
         if process is not None and process.poll() is None:
             process.terminate()
             try:
                 process.wait(grace_s)
             except subprocess.TimeoutExpired:
+                in_time = False
                 self.kill()
         self._release()
+        return in_time
 
     def kill(self) -> None:
         """End the process and its helpers at once (SIGKILL)."""
@@ -222,6 +232,8 @@ class OwnedProcess:
 
     def log_tail(self) -> str:
         """What this run has logged last about a failure, else last of all, as one line."""
+        if self.log is None:
+            return "see above"
         try:
             with self.log.open("rb") as log:
                 log.seek(self._log_start)

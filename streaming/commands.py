@@ -26,8 +26,10 @@ from streaming.clients import make_consumer, make_producer
 from streaming.clients.topics import wait_for_broker
 from streaming.evaluation import Evaluation, Judged, ModelEvaluation, read_decisions
 from streaming.evaluation import evaluate as judge
+from streaming.place import Place
 from streaming.player import Player
 from streaming.service import check_topics, serve
+from streaming.supervisor import supervise
 
 # Beyond rounding: the stream's state was not the recorded data's.
 SCORE_DIFFERENCE_MAX = 1e-6
@@ -44,13 +46,21 @@ def run(
     json: Annotated[
         bool, typer.Option("--json", help="End with the ledger as one JSON line instead of a table.")
     ] = False,
+    worker: Annotated[int | None, typer.Option(hidden=True)] = None,
+    worker_directory: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the service: transactions and labels in, decisions and dead letters out, until SIGTERM.
 
     SIGTERM (or Ctrl-C) finishes what was taken, commits, and ends with the ledger. A second one ends at once; nothing
-    is lost then either, but some transactions will be decided again with the same decision id.
+    is lost then either, but some transactions will be decided again with the same decision id. With `worker.processes`
+    above 1 it starts so many workers, and health, metrics and ledger are of all of them.
     """
-    summary = serve(config, create_topics)
+    if worker is not None and worker_directory is not None:
+        place = Place(worker, worker_directory)
+        serve(place.settings(), place=place)
+        return
+    settings = load_config(config)
+    summary = supervise(settings, create_topics) if settings.worker.processes > 1 else serve(settings, create_topics)
     line = summary.to_json_line()
     if ledger is not None:
         ledger.parent.mkdir(parents=True, exist_ok=True)

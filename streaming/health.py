@@ -44,7 +44,7 @@ class HealthState:
     """
 
     def __init__(self, stall_s_max: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stall_s_max = stall_s_max
+        self.stall_s_max = stall_s_max
         self._clock = clock
         self._lock = threading.Lock()
         self._components: dict[str, Component] = {}
@@ -95,8 +95,8 @@ class HealthState:
         with self._lock:
             components, stalled_s = dict(self._components), self._clock() - self._progress_s
         reasons = [f"{name}: {part.text}" for name, part in components.items() if part.status == "failed"]
-        if stalled_s > self._stall_s_max:
-            reasons.append(f"loop: no progress for {stalled_s:.0f} s, at most {self._stall_s_max:.0f} s")
+        if stalled_s > self.stall_s_max:
+            reasons.append(f"loop: no progress for {stalled_s:.0f} s, at most {self.stall_s_max:.0f} s")
         return reasons
 
     def since(self, component: Component) -> float:

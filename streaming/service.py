@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import os
-import signal
 import sys
-import threading
-import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING
 
 import psutil
 import structlog
 
 from cascade.bundle import Bundle, load_bundle
-from cascade.config import Config, LogSettings, load_config
+from cascade.config import Config, LogSettings
 from cascade.engine import Engine
-from cascade.errors import BrokerError, ModelServerError
+from cascade.errors import BrokerError
 from cascade.ledger import (
+    CpuModelMeter,
     EnergySampler,
     LatencyObjective,
     Ledger,
@@ -34,10 +29,10 @@ from cascade.ledger import (
     find_meters,
     ledger_registry,
 )
-from cascade.protocols import DeepStage, SystemClock
+from cascade.protocols import DeepStage, EnergyMeter, SystemClock
 from stages.assembly import make_deep_stage, make_engine
 from streaming.clients import ConsumerClient, TopicSpec, make_consumer, make_producer
-from streaming.clients.topics import ensure_topics, missing_topics, wait_for_broker
+from streaming.clients.topics import ensure_topics, missing_topics
 from streaming.codecs import codec
 from streaming.dead_letters import OVERHEAD_BYTES_MAX
 from streaming.decisions import warm_up_encoder
@@ -45,17 +40,14 @@ from streaming.duplicates import FirstDecisions
 from streaming.files import FsspecFiles
 from streaming.health import HealthServer, HealthState
 from streaming.lag import LagWatch
+from streaming.place import Place
 from streaming.privacy import CardHasher
 from streaming.sessions import run_sessions
 from streaming.snapshots import SnapshotStore, fingerprint
+from streaming.waiting import await_broker, await_model, stop_signals
 from streaming.worker import Parts, Worker
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 log = structlog.get_logger()
-# One attempt; while it lasts the service says in health and log what it waits for, and then tries again.
-WAIT_ATTEMPT_S = 5.0
 # What a topic takes by default; a dead letter is its message and headers besides.
 KAFKA_MESSAGE_BYTES = 1_048_588
 # The loop and the clients' threads hand the interpreter to each other; Python's 5 ms a hand-over are a whole latency
@@ -69,35 +61,38 @@ GC_THRESHOLDS = (700, 5, 2)
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
-def serve(
-    config_path: Path, create_topics: int = 0, on_ready: Callable[[int | None], None] | None = None
-) -> LedgerSummary:
-    """Run the service of a configuration file until SIGTERM or SIGINT; returns the ledger's summary.
+def serve(config: Config, create_topics: int = 0, place: Place | None = None) -> LedgerSummary:
+    """Run one worker until SIGTERM or SIGINT; returns the ledger's summary.
 
-    `create_topics`: make missing topics with this many partitions (0: stop with a line that names them). `on_ready`
-    gets the port of health and metrics. Raises CascadeError, one line, for what the user can mend.
+    `create_topics`: make missing topics with this many partitions (0: stop with a line that names them). `place`: of
+    this worker among several, whose settings `config` then is. Raises CascadeError, one line, for what the user can
+    mend.
     """
-    config = load_config(config_path)
-    configure_log(config.log)
+    configure_log(config.log, None if place is None else place.number)
     bundle = load_bundle(Path(config.bundle.path))
     engine = make_engine(bundle)
     health = HealthState(config.health.stall_s_max)
-    with ExitStack() as stack, _stop_signals() as stopping:
+    with ExitStack() as stack, stop_signals() as stopping:
         for part in ("state", "broker", "deep model", "partitions"):
             health.waiting(part, "starting")
         deep = make_deep_stage(bundle, config.deep)
         stack.callback(deep.close)
-        meters = find_meters(_pids(config), config.energy.watts_per_core)
         ledger = Ledger(
-            meters=meters, service_level=service_level(config), watts_per_core=config.energy.watts_per_core,
-            bundle_version=bundle.version, screener=engine.screener_method,
-        )  # fmt: skip
-        stack.enter_context(EnergySampler(ledger.sample_energy))
+            meters=_meters(config, place),
+            service_level=service_level(config),
+            watts_per_core=config.energy.watts_per_core,
+            bundle_version=bundle.version,
+            screener=engine.screener_method,
+        )
+        if place is None:
+            stack.enter_context(EnergySampler(ledger.sample_energy))
+        else:
+            stack.enter_context(place.reporting(ledger))
         if config.health.enabled:
             server = HealthServer(health, ledger_registry(ledger), config.health.host, config.health.port)
             stack.callback(server.close)
-            if on_ready is not None:
-                on_ready(server.port)
+            if place is not None:
+                place.tell_port(server.port)
         clock = SystemClock()
         snapshots = _snapshot_store(config, bundle, clock, stack)
         hasher = CardHasher.from_settings(config.privacy, os.environ)
@@ -105,8 +100,8 @@ def serve(
         warm_up_encoder()
         FirstDecisions(config.duplicates).warm_up()
         health.ok("state")
-        _wait_for_broker(config, health, stopping)
-        _wait_for_model(deep, health, stopping, config.deep.start_wait_s_max)
+        await_broker(config, health, stopping)
+        await_model(deep, health, stopping, config.deep.start_wait_s_max)
         if stopping.is_set():
             return ledger.summary()
         check_topics(config, create_topics)
@@ -121,7 +116,7 @@ def serve(
 
         def make(session: ExitStack) -> Worker | None:
             # the first connections were waited for above
-            _wait_for_broker(config, health, stopping, config.kafka.lost_s_max)
+            await_broker(config, health, stopping, config.kafka.lost_s_max)
             if stopping.is_set():
                 return None
             parts = _connect(config, bundle, engine, deep, ledger, health, snapshots, hasher, clock, session)
@@ -254,8 +249,11 @@ def check_topics(config: Config, create_partitions: int) -> None:
         )
 
 
-def configure_log(settings: LogSettings) -> None:
-    """Log lines to standard error, as text or JSON; the libraries' own loggers only from warnings on."""
+def configure_log(settings: LogSettings, worker: int | None = None) -> None:
+    """Log lines to standard error, as text or JSON; the libraries' own loggers only from warnings on.
+
+    `worker`: its number among several, which each line then names.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     # kafka-python reports each reconnection attempt as an error with no more than the address
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
@@ -265,108 +263,33 @@ def configure_log(settings: LogSettings) -> None:
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper("iso"), renderer],
+        processors=[
+            *([] if worker is None else [_naming(worker)]),
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper("iso"),
+            renderer,
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
 
 
-class _StopRequested(Exception):
-    """The process was told to stop while it was waiting."""
+def _naming(worker: int) -> structlog.typing.Processor:
+    def name(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        del logger, method
+        return {**event, "worker": worker}
+
+    return name
 
 
-class _Stopping:
-    """Whether to stop; tells those who asked to hear of it."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self._listeners: list[Callable[[], None]] = []
-
-    def set(self) -> None:
-        self._event.set()
-        for listener in self._listeners:
-            listener()
-
-    def is_set(self) -> bool:
-        return self._event.is_set()
-
-    def wait(self, timeout_s: float) -> None:
-        self._event.wait(timeout_s)
-
-    def on_set(self, listener: Callable[[], None]) -> None:
-        self._listeners.append(listener)
-        if self.is_set():
-            listener()
+def _meters(config: Config, place: Place | None) -> list[EnergyMeter]:
+    """The service's meters; of several workers each meters itself, and what they share is their supervisor's."""
+    if place is None:
+        return find_meters(energy_pids(config), config.energy.watts_per_core)
+    return [CpuModelMeter([os.getpid()], config.energy.watts_per_core)]
 
 
-@contextmanager
-def _stop_signals() -> Iterator[_Stopping]:
-    """SIGTERM and SIGINT ask to stop; a second one ends the process at once."""
-    stopping = _Stopping()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        for one in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(one, signal.SIG_DFL)
-        stopping.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stopping
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stopping
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _wait_for_broker(config: Config, health: HealthState, stopping: _Stopping, patience_s: float = math.inf) -> None:
-    """Return once the broker answers, or when told to stop; raises BrokerError after `patience_s`, or if refused."""
-    give_up_s = time.monotonic() + patience_s
-
-    def report(text: str) -> None:
-        if stopping.is_set():
-            raise _StopRequested
-        health.progress()
-        health.waiting("broker", text)
-        log.warning(text)
-
-    while not stopping.is_set():
-        try:
-            wait_for_broker(config.kafka, WAIT_ATTEMPT_S, report, sleep=stopping.wait)
-        except _StopRequested:
-            return
-        except BrokerError as error:
-            if error.__cause__ is not None or time.monotonic() > give_up_s:
-                raise  # refused: waiting does not help; or waited for long enough
-            report(str(error))
-            continue
-        return
-
-
-def _wait_for_model(deep: DeepStage, health: HealthState, stopping: _Stopping, patience_s: float) -> None:
-    """Return once the model answers, when told to stop, or after `patience_s`: then the breaker finds it later.
-
-    Transactions without a decision are worse than decisions of the screener.
-    """
-    give_up_s = time.monotonic() + patience_s
-    while not stopping.is_set():
-        health.progress()
-        try:
-            deep.wait_ready(WAIT_ATTEMPT_S)
-        except ModelServerError as error:
-            health.waiting("deep model", str(error))
-            log.warning("waiting for the deep model", reason=str(error))
-            if time.monotonic() > give_up_s:
-                log.warning("starting without the deep model: the screener decides alone", waited_s=patience_s)
-                return
-            stopping.wait(1.0)
-            continue
-        health.ok("deep model")
-        return
-
-
-def _pids(config: Config) -> list[int]:
+def energy_pids(config: Config) -> list[int]:
     """The processes whose energy is the service's: this one, and a Triton on this machine."""
     host, _, port = config.deep.url.rpartition(":")
     if config.deep.backend != "triton" or host not in LOOPBACK:

@@ -3,7 +3,7 @@
 from cascade.ledger.account import Account, merge_accounts
 from cascade.ledger.energy import CpuModelMeter, EnergySampler, NvmlMeter, RaplMeter, find_meters
 from cascade.ledger.errors import MeterError
-from cascade.ledger.export import LedgerCollector, ledger_registry
+from cascade.ledger.export import LedgerCollector, energy_metrics, ledger_registry
 from cascade.ledger.figures import summarise
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.ledger import Ledger
@@ -32,6 +32,7 @@ __all__ = [
     "ServiceLevel",
     "Stage",
     "StageClock",
+    "energy_metrics",
     "find_meters",
     "ledger_registry",
     "merge_accounts",

@@ -42,7 +42,7 @@ class LedgerCollector(Collector):
         yield from _stages(counters)
         yield from _deep(counters)
         yield from _delivery(counters)
-        yield from _energy(self._ledger.sample_energy())
+        yield from energy_metrics(self._ledger.sample_energy())
         yield from _objectives(self._ledger.objectives(counters))
         yield GaugeMetricFamily(
             "cascade_start_time_seconds", "When the ledger began, since the epoch.", self._ledger.started.timestamp()
@@ -102,7 +102,8 @@ def _delivery(counters: Counters) -> Iterable[Metric]:
     )
 
 
-def _energy(states: Iterable[MeterState]) -> Iterable[Metric]:
+def energy_metrics(states: Iterable[MeterState]) -> Iterable[Metric]:
+    """Joules, and whether each meter answers."""
     joules = CounterMetricFamily("cascade_energy_joules", "Energy since the start.", labels=["meter", "kind"])
     working = GaugeMetricFamily("cascade_energy_meter_up", "1 where the meter answers.", labels=["meter"])
     for state in states:

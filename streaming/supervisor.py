@@ -1,0 +1,237 @@
+"""Several workers on one machine: processes of one consumer group under a supervisor, which is the service to others.
+
+The supervisor decides nothing. It checks what all workers need, makes topics, starts the workers, starts one again that
+has ended, passes on the signal to stop, and tells health, metrics and the ledger of all of them as of one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from cascade.bundle import load_bundle
+from cascade.config import Config
+from cascade.errors import DataError, SettingError, WorkerEndedError
+from cascade.ledger import (
+    Account,
+    EnergySampler,
+    Ledger,
+    LedgerSummary,
+    energy_metrics,
+    find_meters,
+    merge_accounts,
+    summarise,
+)
+from cascade.local_parts import OwnedProcess
+from streaming.health import HealthServer, HealthState
+from streaming.place import Place, write_settings
+from streaming.privacy import CardHasher
+from streaming.service import check_topics, configure_log, energy_pids, service_level
+from streaming.waiting import Stopping, await_broker, stop_signals
+from streaming.worker_health import ask_health, ask_metrics
+from streaming.worker_metrics import Groups, parse_metrics, workers_registry
+
+log = structlog.get_logger()
+# A worker that ends so often in a row, each time so soon, will not be mended by another start.
+SHORT_LIVES_MAX = 5
+SHORT_LIFE_S = 60.0
+PAUSE_S_FIRST, PAUSE_S_MAX = 0.5, 8.0
+WATCH_S = 0.2
+# A worker's health costs it about a millisecond of its interpreter.
+LOOK_S = 1.0
+# Beyond the time that a worker has to drain: it still closes its connections.
+CLOSING_S = 6.0
+# What is not one worker's own: the GPU, the processor package, Triton, and the supervisor.
+SHARED = "shared"
+
+
+def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
+    """Run `worker.processes` workers until SIGTERM or SIGINT; returns the summary of all their ledgers.
+
+    `create_topics` as for one. Raises CascadeError, one line, for what the user can mend, before any worker starts;
+    WorkerEndedError where one ends again and again.
+    """
+    configure_log(config.log)
+    bundle = load_bundle(Path(config.bundle.path))
+    CardHasher.from_settings(config.privacy, os.environ)
+    health = HealthState(config.health.stall_s_max)
+    with ExitStack() as stack, stop_signals() as stopping:
+        ledger = Ledger(
+            meters=find_meters(energy_pids(config), config.energy.watts_per_core),
+            service_level=service_level(config),
+            watts_per_core=config.energy.watts_per_core,
+            bundle_version=bundle.version,
+        )
+        stack.enter_context(EnergySampler(ledger.sample_energy))
+        directory = stack.enter_context(_directory())
+        write_settings(directory, config)
+        drain_s = config.worker.drain_timeout_ms / 1e3 + CLOSING_S
+        places = [Place(number, directory) for number in range(config.worker.processes)]
+        workers = [SupervisedWorker(place, _command(place), drain_s, health, stopping) for place in places]
+        if config.health.enabled:
+            registry = workers_registry(lambda: _metrics(workers, ledger))
+            server = HealthServer(health, registry, config.health.host, config.health.port)
+            stack.callback(server.close)
+        await_broker(config, health, stopping)
+        if not stopping.is_set():
+            check_topics(config, create_topics)
+            health.forget("broker")
+            log.info("starting workers", workers=len(workers))
+            run_workers(workers, health, stopping)
+        accounts = [account for worker in workers if (account := worker.account) is not None]
+        summary = summarise(merge_accounts([ledger.account(), *accounts]))
+    restarts = sum(worker.restarts for worker in workers)
+    log.info("stopped", workers=len(workers), restarts=restarts, transactions=summary.transactions)
+    return msgspec.structs.replace(summary, processes=len(workers), restarts=restarts)
+
+
+def run_workers(workers: Sequence[SupervisedWorker], health: HealthState, stopping: Stopping) -> None:
+    """Tend to all of them until it is time to stop and all have ended; raises what ended one of them for good."""
+    with ThreadPoolExecutor(len(workers), "supervise") as pool:
+        tending = [pool.submit(worker.tend) for worker in workers]
+        for one in tending:
+            # without one of them its partitions would be the others', who may not be able to carry them
+            one.add_done_callback(lambda _: stopping.set())
+        while wait(tending, WATCH_S).not_done:
+            health.progress()
+    for one in tending:
+        one.result()
+
+
+class SupervisedWorker:
+    """One worker, from its first process to its last.
+
+    `command` runs a process of it; `drain_s`: what that has to end by itself, once told to. `restarts`: times that it
+    ended without having been told to. `account`: of all its processes that have ended, None where they wrote none.
+    """
+
+    def __init__(
+        self, place: Place, command: Sequence[str], drain_s: float, health: HealthState, stopping: Stopping
+    ) -> None:
+        self.place = place
+        self.restarts = 0
+        self.account: Account | None = None
+        self._name = f"worker {place.number}"
+        # a process of its own session: Ctrl-C in a terminal is the supervisor's to pass on
+        self._process = OwnedProcess(self._name, command, None, os.environ)
+        self._drain_s = drain_s
+        self._health, self._stopping = health, stopping
+        health.waiting(self._name, "not started yet")
+
+    @property
+    def running(self) -> bool:
+        """Whether a process of it runs."""
+        return self._process.running
+
+    def tend(self) -> None:
+        """Keep it running until it is time to stop, then end it; raises WorkerEndedError where it will not run."""
+        short_lives, pause_s = 0, PAUSE_S_FIRST
+        while not self._stopping.is_set():
+            lived_s = self._live()
+            if self._stopping.is_set():
+                return
+            short_lives, pause_s = (short_lives + 1, pause_s) if lived_s < SHORT_LIFE_S else (0, PAUSE_S_FIRST)
+            ended = f"{self._name} ended with {_worded(self._process.exit_status)}"
+            if short_lives >= SHORT_LIVES_MAX:
+                raise WorkerEndedError(
+                    f"{ended}, for the {short_lives}th time in a row within {SHORT_LIFE_S:.0f} s of its start; its own"
+                    " lines above say why"
+                )
+            self.restarts += 1
+            log.error("a worker ended: it is started again", worker=self.place.number, ended=ended, pause_s=pause_s)
+            self._health.failed(self._name, f"{ended}; it is started again")
+            self._stopping.wait(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+    def _live(self) -> float:
+        """One process, from its start to its end; how long it ran, in seconds."""
+        self.place.clear()
+        started_s = time.monotonic()
+        try:
+            self._process.start()
+            self._health.waiting(self._name, "starting")
+            self._watch()
+            lived_s = time.monotonic() - started_s
+        finally:
+            # it has ended, or it is time to
+            if not self._process.stop(self._drain_s):
+                log.error("a worker did not end in time and was killed", worker=self.place.number)
+            self._keep_account()
+        return lived_s
+
+    def _watch(self) -> None:
+        looked_s = answered_s = time.monotonic()
+        while self._process.running and not self._stopping.is_set():
+            now_s = time.monotonic()
+            port = self.place.port()
+            if port is not None and (now_s - looked_s >= LOOK_S or self._health.waits(self._name)):
+                looked_s = now_s
+                if ask_health(port, self._name, self._health):
+                    answered_s = now_s
+                elif now_s - answered_s > self._health.stall_s_max:
+                    self._health.failed(self._name, f"no answer for {now_s - answered_s:.0f} s")
+            self._stopping.wait(WATCH_S)
+
+    def _keep_account(self) -> None:
+        try:
+            found = self.place.account()
+        except DataError as error:
+            log.warning("a worker's ledger is lost", worker=self.place.number, reason=str(error))
+            return
+        if found is not None:
+            self.account = found if self.account is None else merge_accounts([self.account, found])
+
+
+def _worded(status: int | None) -> str:
+    if status is None or status >= 0:
+        return f"status {status}"
+    return f"signal {-status}"
+
+
+def _command(place: Place) -> list[str]:
+    # a new interpreter, never a fork: threads and gRPC do not live through one
+    return [
+        sys.executable, "-m", "cascade", "run",
+        "--worker", str(place.number), "--worker-directory", str(place.directory),
+    ]  # fmt: skip
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    try:
+        held = tempfile.TemporaryDirectory(prefix="cascade-workers-")
+    except OSError as error:
+        raise SettingError(
+            "environment", "TMPDIR", os.environ.get("TMPDIR"), f"no directory for the workers' files ({error})",
+            "name one that can be written to",
+        ) from error  # fmt: skip
+    with held as name:
+        yield Path(name)
+
+
+def _metrics(workers: Sequence[SupervisedWorker], ledger: Ledger) -> Groups:
+    with ThreadPoolExecutor(min(len(workers), 8), "scrape") as pool:
+        texts = list(pool.map(lambda worker: ask_metrics(worker.place.port()), workers))
+    groups: dict[str, Iterable[Metric]] = {
+        str(worker.place.number): [*parse_metrics(text), *_state(worker)]
+        for worker, text in zip(workers, texts, strict=True)
+    }
+    return groups | {SHARED: list(energy_metrics(ledger.sample_energy()))}
+
+
+def _state(worker: SupervisedWorker) -> list[Metric]:
+    return [
+        GaugeMetricFamily("cascade_worker_up", "1 where the worker's process runs.", float(worker.running)),
+        CounterMetricFamily("cascade_worker_restarts", "Times that the worker ended untold.", worker.restarts),
+    ]

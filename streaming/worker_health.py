@@ -1,0 +1,65 @@
+"""What a supervisor asks its workers over HTTP."""
+
+from __future__ import annotations
+
+import http.client
+from typing import Literal
+
+import msgspec
+
+from streaming.health import HealthState
+
+TIMEOUT_S = 2.0
+
+
+class _Component(msgspec.Struct, frozen=True):
+    status: Literal["ok", "waiting", "failed"]
+    text: str
+
+
+class _Health(msgspec.Struct, frozen=True):
+    """The body of `/healthz`: why it should be restarted, and its parts."""
+
+    waiting_for: list[str]
+    components: dict[str, _Component]
+
+
+def ask_health(port: int, name: str, health: HealthState) -> bool:
+    """Take a worker's health over into `health`, as the component `name`; False where it does not answer.
+
+    One question, for readiness is in the answer about liveness as well.
+    """
+    body = _ask(port, "/healthz")
+    if body is None:
+        health.waiting(name, "no answer")
+        return False
+    try:
+        found = msgspec.json.decode(body, type=_Health)
+    except msgspec.MsgspecError as error:
+        health.waiting(name, f"an answer that cannot be read ({error})")
+        return False
+    waits = [f"{part}: {one.text or one.status}" for part, one in found.components.items() if one.status != "ok"]
+    if found.waiting_for:
+        health.failed(name, "; ".join(found.waiting_for))
+    elif waits or not found.components:
+        health.waiting(name, "; ".join(waits) or "starting")
+    else:
+        health.ok(name, "; ".join(f"{part}: {one.text}" for part, one in found.components.items() if one.text))
+    return True
+
+
+def ask_metrics(port: int | None) -> str:
+    """A worker's metrics; empty where it does not answer."""
+    body = None if port is None else _ask(port, "/metrics")
+    return "" if body is None else body.decode()
+
+
+def _ask(port: int, path: str) -> bytes | None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()

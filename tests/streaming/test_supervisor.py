@@ -1,0 +1,239 @@
+"""The supervisor of several workers, on stand-ins for their processes: who is started again, told, killed, given up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cascade.config import Config, KafkaSettings
+from cascade.errors import SettingError, WorkerEndedError
+from cascade.ledger import Ledger
+from streaming import supervisor
+from streaming.health import HealthState
+from streaming.place import Place, write_settings
+from streaming.supervisor import SupervisedWorker, run_workers
+from streaming.waiting import Stopping
+
+# Writes how often it was told to stop, and then stops.
+WILLING = """
+import signal, sys, time
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+open(sys.argv[1] + "/up", "a").write("x")
+while not told:
+    time.sleep(0.01)
+time.sleep(0.3)
+open(sys.argv[1] + "/told", "w").write(str(len(told)))
+"""
+STUBBORN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(sys.argv[1] + "/up", "a").write("x")
+time.sleep(60)
+"""
+BROKEN = "import sys; open(sys.argv[1] + '/up', 'a').write('x'); sys.exit(3)"
+
+
+class Run:
+    """`run_workers` in a thread."""
+
+    def __init__(self, directory: Path, programs: list[str], drain_s: float = 5.0) -> None:
+        self.health, self.stopping = HealthState(30.0), Stopping()
+        self.error: BaseException | None = None
+        self.directories = [directory / str(number) for number in range(len(programs))]
+        for one in self.directories:
+            one.mkdir()
+        self.workers = [
+            SupervisedWorker(
+                Place(number, directory), [sys.executable, "-S", "-c", program, str(self.directories[number])],
+                drain_s, self.health, self.stopping,
+            )
+            for number, program in enumerate(programs)
+        ]  # fmt: skip
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            run_workers(self.workers, self.health, self.stopping)
+        except BaseException as error:
+            self.error = error
+
+    def starts(self, number: int) -> int:
+        path = self.directories[number] / "up"
+        return len(path.read_text()) if path.exists() else 0
+
+    def pids(self) -> list[int]:
+        return [pid for worker in self.workers if (pid := worker._process.pid) is not None]
+
+    def ends_within(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def end(self) -> None:
+        self.stopping.set()
+        self._thread.join()
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "PAUSE_S_FIRST", 0.02)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    runs: list[Run] = []
+
+    def begin(*programs: str, drain_s: float = 5.0) -> Run:
+        runs.append(Run(tmp_path, list(programs), drain_s))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.end()
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    give_up_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < give_up_s
+        time.sleep(0.01)
+
+
+def test_told_to_stop_all_are_told_once_and_waited_for(start: Callable[..., Run]) -> None:
+    run = start(WILLING, WILLING)
+    wait_until(lambda: run.starts(0) == run.starts(1) == 1)
+    pids = run.pids()
+    assert len(pids) == 2
+    run.stopping.set()
+    assert run.ends_within(10)
+    assert run.error is None
+    assert [(one / "told").read_text() for one in run.directories] == ["1", "1"]
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert [worker.restarts for worker in run.workers] == [0, 0]
+
+
+def test_a_worker_that_is_killed_is_started_again_and_the_other_is_left_alone(start: Callable[..., Run]) -> None:
+    run = start(WILLING, WILLING)
+    wait_until(lambda: run.starts(0) == run.starts(1) == 1)
+    other = run.workers[1]._process.pid
+    os.kill(run.pids()[0], signal.SIGKILL)
+    wait_until(lambda: run.starts(0) == 2)
+    assert run.workers[1]._process.pid == other
+    assert [worker.restarts for worker in run.workers] == [1, 0]
+
+
+def test_health_says_which_worker_ended_and_how(start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "PAUSE_S_FIRST", 30.0)
+    run = start(WILLING, WILLING)
+    wait_until(lambda: run.starts(0) == run.starts(1) == 1)
+    assert run.health.not_alive() == []
+    os.kill(run.pids()[1], signal.SIGKILL)
+    wait_until(lambda: bool(run.health.not_alive()))
+    assert run.health.not_alive() == ["worker 1: worker 1 ended with signal 9; it is started again"]
+
+
+def test_a_worker_that_ends_at_each_start_ends_all_after_five_with_one_line(start: Callable[..., Run]) -> None:
+    run = start(WILLING, BROKEN)
+    assert run.ends_within(30)
+    assert isinstance(run.error, WorkerEndedError)
+    assert str(run.error).startswith("worker 1 ended with status 3, for the 5th time in a row within 60 s")
+    assert "\n" not in str(run.error)
+    assert run.starts(1) == 5
+    assert (run.directories[0] / "told").read_text() == "1", "the other is drained"
+
+
+def test_lives_that_were_long_enough_are_not_counted(
+    start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "SHORT_LIFE_S", 0.0)
+    run = start(BROKEN)
+    wait_until(lambda: run.starts(0) > 6)
+    assert run.error is None
+
+
+def test_a_worker_that_will_not_end_is_killed_when_its_time_is_over(start: Callable[..., Run]) -> None:
+    run = start(STUBBORN, WILLING, drain_s=1.0)
+    wait_until(lambda: run.starts(0) == run.starts(1) == 1)
+    pids = run.pids()
+    run.stopping.set()
+    assert run.ends_within(8)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert (run.directories[1] / "told").read_text() == "1"
+
+
+def test_workers_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    program = f"""
+import sys, threading
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from streaming.health import HealthState
+from streaming.place import Place
+from streaming.supervisor import SupervisedWorker, run_workers
+from streaming.waiting import Stopping
+health, stopping = HealthState(30.0), Stopping()
+command = [sys.executable, "-S", "-c", {STUBBORN!r}, {str(tmp_path / "0")!r}]
+worker = SupervisedWorker(Place(0, Path({str(tmp_path)!r})), command, 5.0, health, stopping)
+run_workers([worker], health, stopping)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        wait_until((tmp_path / "0" / "up").exists, 60.0)
+        (child,) = psutil.Process(parent.pid).children()
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+# --- a worker's place -------------------------------------------------------------------------------------------------
+
+
+def test_workers_have_names_and_health_of_their_own_and_otherwise_the_same_settings(tmp_path: Path) -> None:
+    config = Config(kafka=KafkaSettings(group="g", instance="pod-7"), delivery="exactly-once")
+    write_settings(tmp_path, config)
+    found = [Place(number, tmp_path).settings() for number in range(2)]
+    assert [one.kafka.instance for one in found] == ["pod-7-0", "pod-7-1"]
+    assert [(one.health.host, one.health.port) for one in found] == [("127.0.0.1", 0)] * 2
+    assert [(one.kafka.group, one.delivery) for one in found] == [("g", "exactly-once")] * 2
+
+
+def test_workers_without_names_stay_without(tmp_path: Path) -> None:
+    write_settings(tmp_path, Config())
+    assert Place(1, tmp_path).settings().kafka.instance == ""
+
+
+def test_a_worker_without_a_supervisor_says_so_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"settings\.json: .* set worker\.processes instead"):
+        Place(0, tmp_path).settings()
+
+
+def test_the_supervisor_reads_what_a_worker_tells_and_forgets_it_at_its_next_start(tmp_path: Path) -> None:
+    place, ledger = Place(0, tmp_path), Ledger()
+    assert (place.port(), place.account()) == (None, None)
+    place.tell_port(1234)
+    with place.reporting(ledger):
+        ledger.count_labels(3)
+    account = place.account()
+    assert account is not None
+    assert (place.port(), account.counters.labels) == (1234, 3)
+    place.clear()
+    assert (place.port(), place.account()) == (None, None)
+
+
+def test_a_killed_workers_account_was_written_while_it_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.place.REPORT_INTERVAL_S", 0.1)
+    place, ledger = Place(0, tmp_path), Ledger()
+    with place.reporting(ledger):
+        ledger.count_labels(3)
+        wait_until(lambda: (found := place.account()) is not None and found.counters.labels == 3, 5.0)

@@ -1,0 +1,128 @@
+"""Metrics and health of several workers: valid exposition, nothing lost, every sample with its worker."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from cascade.ledger import Ledger, ledger_registry
+from streaming.health import HealthServer, HealthState
+from streaming.worker_health import ask_health, ask_metrics
+from streaming.worker_metrics import parse_metrics, workers_registry
+
+
+def ledger_of(decisions: int) -> Ledger:
+    ledger = Ledger(bundle_version="b-1", screener='a "quoted"\nname')
+    ledger.record_decisions("screened", np.full(decisions, 0.003))
+    ledger.record_decisions("degraded", np.full(1, 0.03), cause="deadline")
+    return ledger
+
+
+def text_of(ledger: Ledger) -> str:
+    return generate_latest(ledger_registry(ledger)).decode()
+
+
+def merged_text(texts: dict[str, str]) -> str:
+    return generate_latest(
+        workers_registry(lambda: {worker: parse_metrics(text) for worker, text in texts.items()})
+    ).decode()
+
+
+def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_every_sample_of_every_worker_is_there_with_its_number_and_no_other() -> None:
+    texts = {"0": text_of(ledger_of(3)), "1": text_of(ledger_of(5))}
+    expected = {
+        (name, labels | {("worker", worker)}): value
+        for worker, text in texts.items()
+        for (name, labels), value in samples(text).items()
+    }
+    assert samples(merged_text(texts)) == expected
+    assert len(expected) > 100
+
+
+def test_help_and_type_of_a_family_stand_once_and_before_its_samples() -> None:
+    text = merged_text({"0": text_of(ledger_of(3)), "1": text_of(ledger_of(5))})
+    said = Counter(" ".join(line.split()[:3]) for line in text.splitlines() if line.startswith("#"))
+    assert said["# HELP cascade_decisions_total"] == said["# TYPE cascade_decisions_total"] == 1
+    assert set(said.values()) == {1}
+    one = text_of(ledger_of(3))
+    assert {line for line in text.splitlines() if line.startswith("# TYPE")} == {
+        line for line in one.splitlines() if line.startswith("# TYPE")
+    }
+
+
+def test_a_family_that_only_one_worker_has_is_kept() -> None:
+    found = samples(merged_text({"0": text_of(ledger_of(3)), "1": "# TYPE lonely gauge\nlonely 4.0\n", "2": ""}))
+    assert found["lonely", frozenset({("worker", "1")})] == 4.0
+
+
+def test_a_label_named_worker_of_a_workers_own_is_kept() -> None:
+    # none has one; if one ever does, its own meaning must not be lost silently
+    found = samples(merged_text({"0": '# TYPE odd gauge\nodd{worker="mine"} 1.0\n'}))
+    assert list(found) == [("odd", frozenset({("worker", "mine")}))]
+
+
+class Asked:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.state = HealthState(stall_s_max=30)
+        self.server = HealthServer(self.state, registry or CollectorRegistry(), "127.0.0.1", 0)
+
+    def told(self) -> HealthState:
+        """What a supervisor then says."""
+        health = HealthState(stall_s_max=30)
+        health.waiting("worker 1", "not started yet")
+        assert ask_health(self.server.port, "worker 1", health)
+        return health
+
+
+def test_a_workers_health_is_told_with_its_number() -> None:
+    asked = Asked()
+    with asked.server:
+        assert asked.told().not_ready() == ["worker 1: starting"]
+        asked.state.ok("partitions", "transactions-0")
+        asked.state.waiting("broker", "connecting")
+        asked.state.waiting("state", "")
+        assert asked.told().not_ready() == ["worker 1: broker: connecting; state: waiting"]
+        assert asked.told().not_alive() == []
+        asked.state.ok("broker")
+        asked.state.ok("state")
+        assert asked.told().not_ready() == []
+        assert asked.told().components()["worker 1"].text == "partitions: transactions-0"
+        asked.state.failed("lag", "transactions-0 stands still")
+        assert asked.told().not_alive() == ["worker 1: lag: transactions-0 stands still"]
+
+
+def test_a_worker_that_does_not_answer_is_not_ready() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        health = HealthState(stall_s_max=30)
+        assert not ask_health(listener.getsockname()[1], "worker 0", health)
+        assert health.not_ready() == ["worker 0: no answer"]
+        assert ask_metrics(listener.getsockname()[1]) == ask_metrics(None) == ""
+
+
+def test_metrics_are_asked_for() -> None:
+    asked = Asked(ledger_registry(ledger_of(2)))
+    with asked.server:
+        (family,) = [one for one in parse_metrics(ask_metrics(asked.server.port)) if one.name == "cascade_decisions"]
+    assert isinstance(family, Metric)
+    assert sum(sample.value for sample in family.samples) == 3
+
+
+@pytest.mark.parametrize("spoilt", ["{", "cascade_decisions_total{path=", "a b c d"])
+def test_what_is_no_exposition_is_refused(spoilt: str) -> None:
+    with pytest.raises(ValueError):
+        parse_metrics(spoilt)
