@@ -11,12 +11,13 @@ seconds. What they leave out, their own modules say. They write the messages of 
 
 from __future__ import annotations
 
+from bench.peers.java_peer import KafkaStreams
 from bench.peers.process import Peer, PeerProcess, Work
 from bench.peers.python_peers import PlainLoop, QuixStreams
 
 __all__ = ["PEERS", "Peer", "PeerProcess", "Work", "peer_named"]
 
-PEERS: tuple[Peer, ...] = (PlainLoop(), QuixStreams())
+PEERS: tuple[Peer, ...] = (PlainLoop(), QuixStreams(), KafkaStreams())
 
 
 def peer_named(name: str) -> Peer:

