@@ -21,7 +21,7 @@ from cascade.errors import SettingError
 from cascade.schema import read_setting_file
 
 CodecName = Literal["json", "msgpack", "binary"]
-ClientName = Literal["kafka-python"]
+ClientName = Literal["kafka-python", "librdkafka"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import overload
 
 from cascade.config import KafkaSettings
+from cascade.errors import SettingError
 from streaming.clients.protocol import (
     ConsumerClient,
     Delivery,
@@ -40,6 +43,11 @@ __all__ = [
 
 def make_consumer(kafka: KafkaSettings, group: str | None) -> ConsumerClient:
     """A consumer of `group` (usually `kafka.group`), or outside any; raises BrokerError where no broker answers."""
+    if kafka.client == "librdkafka":
+        with _installed():
+            from streaming.clients.rdkafka_consumer import RdkafkaConsumer
+
+        return RdkafkaConsumer(kafka, group)
     from streaming.clients.kafka_consumer import KafkaPythonConsumer
 
     return KafkaPythonConsumer(kafka, group)
@@ -60,6 +68,13 @@ def make_producer(
 
     One that was made before with the same transactional id is fenced when this returns, and its transaction resolved.
     """
+    if kafka.client == "librdkafka":
+        with _installed():
+            from streaming.clients.rdkafka_producer import RdkafkaProducer, RdkafkaTransactionalProducer
+
+        if transactional_id is None:
+            return RdkafkaProducer(kafka)
+        return RdkafkaTransactionalProducer(kafka, transactional_id)
     if transactional_id is None:
         from streaming.clients.kafka_producer import KafkaPythonProducer
 
@@ -67,3 +82,17 @@ def make_producer(
     from streaming.clients.kafka_transactions import KafkaPythonTransactionalProducer
 
     return KafkaPythonTransactionalProducer(kafka, transactional_id)
+
+
+@contextlib.contextmanager
+def _installed() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise SettingError(
+            "configuration",
+            "kafka.client",
+            "librdkafka",
+            f"is not installed ({error})",
+            "pip install 'cascade-fraud[fast]', or use kafka-python",
+        ) from error

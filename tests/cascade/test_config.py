@@ -62,7 +62,7 @@ def test_the_environment_overrides_the_bootstrap_address(tmp_path: Path) -> None
         ("[sla]\nscreened_p99_ms = nan", ["sla.screened_p99_ms"]),
         ("[sla]\ndegraded_share_max = 1.5", ["sla.degraded_share_max = 1.5", "use 0 to 1"]),
         ("[health]\nport = 70000", ["health.port = 70000", "0 to 65535"]),
-        ("[kafka]\nclient = 'librdkafka'", ["kafka.client = 'librdkafka'", 'use "kafka-python"']),
+        ("[kafka]\nclient = 'other'", ["kafka.client = 'other'", 'use "kafka-python" or "librdkafka"']),
         ("[deep]\nbackend = 'tensorflow'", ["deep.backend = 'tensorflow'", 'use "triton" or "onnxruntime"']),
         ("[kafka]\nbootstrap = 'nowhere'", ["kafka.bootstrap = 'nowhere'", "host:port"]),
         ("[kafka]\nbootstrap = ' , '", ["kafka.bootstrap", "host:port"]),

@@ -7,12 +7,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from cascade.config import KafkaSettings, SecuritySettings
+from cascade.config import ClientName, KafkaSettings, SecuritySettings
 from cascade.errors import BrokerError
 from streaming.clients import TopicSpec, ensure_topics, make_consumer, make_producer, wait_for_broker
 from streaming.local_broker import LocalBroker
@@ -36,6 +36,7 @@ class Secured:
     broker: LocalBroker
     ours: Authority
     theirs: Authority
+    client: ClientName = "kafka-python"
 
     def kafka(self, listener: str, host: str = "localhost", **security: str) -> KafkaSettings:
         """Settings for a listener, with the authority that has signed the broker's certificate."""
@@ -43,14 +44,20 @@ class Secured:
         if listener in SASL_LISTENERS:
             security = {"sasl_mechanism": SASL_LISTENERS[listener]} | security
         return KafkaSettings(
+            client=self.client,
             bootstrap=self.broker.secure_bootstrap(listener).replace("localhost", host),
             group=f"g-{uuid.uuid4().hex}",
             security=SecuritySettings(protocol=protocol, **({"ca_file": str(self.ours.ca_file)} | security)),  # type: ignore[arg-type]
         )
 
 
+@pytest.fixture(params=["kafka-python", "librdkafka"])
+def secured(secured_broker: Secured, request: pytest.FixtureRequest) -> Secured:
+    return replace(secured_broker, client=request.param)
+
+
 @pytest.fixture(scope="module")
-def secured(kafka_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+def secured_broker(kafka_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     directory = tmp_path_factory.mktemp("secured")
     ours, theirs = make_authority(directory / "ours"), make_authority(directory / "theirs")
     certificate, key = ours.issue("broker", ["localhost"])

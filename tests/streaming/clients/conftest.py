@@ -13,9 +13,9 @@ from streaming.clients import ConsumerClient, TopicSpec, ensure_topics, make_con
 from tests.conftest import Broker
 
 
-@pytest.fixture
-def kafka(broker: Broker) -> KafkaSettings:
-    return KafkaSettings(bootstrap=broker.bootstrap, group=f"g-{uuid.uuid4().hex}")
+@pytest.fixture(params=["kafka-python", "librdkafka"])
+def kafka(broker: Broker, request: pytest.FixtureRequest) -> KafkaSettings:
+    return KafkaSettings(bootstrap=broker.bootstrap, client=request.param, group=f"g-{uuid.uuid4().hex}")
 
 
 @pytest.fixture

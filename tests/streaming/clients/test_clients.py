@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import msgspec
@@ -28,6 +28,7 @@ from streaming.clients import (
 from streaming.clients.kafka_consumer import KafkaPythonConsumer
 from streaming.clients.kafka_producer import KafkaPythonProducer
 from streaming.clients.prompt_refusal import RefusalTellingClient
+from streaming.clients.rdkafka_producer import RdkafkaProducer
 from streaming.clients.settings import connection_settings
 from tests.streaming.clients.helpers import Events, fill, gather, ignore, poll_until, values
 
@@ -214,7 +215,8 @@ class NotUtf8(str):
 def test_a_header_name_that_is_not_utf8_does_not_stop_the_partition(
     kafka: KafkaSettings, topic: str, outsider: ConsumerClient
 ) -> None:
-    producer = make_producer(kafka)
+    # the other binding cannot send such a name, but has to live with one
+    producer = make_producer(msgspec.structs.replace(kafka, client="kafka-python"))
     producer.send(topic, b"k", b"before")
     producer.send(topic, b"k", b"hostile", [("fine", b"1"), (NotUtf8("abc"), b"\xff"), ("last", b"3")])
     producer.send(topic, b"k", b"after")
@@ -223,7 +225,8 @@ def test_a_header_name_that_is_not_utf8_does_not_stop_the_partition(
     outsider.assign(outsider.partitions_for(topic))
     (batch,) = gather(outsider, 3)
     assert batch.values == [b"before", b"hostile", b"after"]
-    assert list(batch.headers[1]) == [("fine", b"1"), ("a??", b"\xff"), ("last", b"3")]
+    hostile = {"kafka-python": "a??", "librdkafka": "?"}[kafka.client]
+    assert list(batch.headers[1]) == [("fine", b"1"), (hostile, b"\xff"), ("last", b"3")]
 
 
 def test_a_failed_delivery_surfaces_in_flush_and_stays(kafka: KafkaSettings) -> None:
@@ -231,7 +234,7 @@ def test_a_failed_delivery_surfaces_in_flush_and_stays(kafka: KafkaSettings) -> 
     ensure_topics(kafka, [TopicSpec(small, 1, settings={"max.message.bytes": "1000"})])
     producer = make_producer(kafka)
     delivery = producer.send(small, b"k", b"x" * 5_000)
-    with pytest.raises(BrokerError, match=r"not delivered.*MessageSizeTooLarge"):
+    with pytest.raises(BrokerError, match=r"not delivered.*(MessageSizeTooLarge|Message size too large)"):
         producer.flush(20)
     with pytest.raises(BrokerError, match="not delivered"):
         delivery.done()
@@ -244,18 +247,25 @@ def test_a_failed_delivery_surfaces_in_flush_and_stays(kafka: KafkaSettings) -> 
 def test_sending_to_a_missing_topic_is_one_line(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streaming.clients.kafka_producer.REQUEST_TIMEOUT_MS", 1_000)
     producer = make_producer(kafka)
-    with pytest.raises(BrokerError, match="sending to nowhere") as caught:
+
+    def send() -> None:
         producer.send("nowhere", b"k", b"v")
-    producer.close(5)
+        producer.flush(20)
+
+    with pytest.raises(BrokerError, match="to nowhere") as caught:
+        send()
+    with suppress(BrokerError):
+        producer.close(5)
     assert "\n" not in str(caught.value)
 
 
 def test_what_waits_to_be_delivered_is_bounded(kafka: KafkaSettings, topic: str) -> None:
-    producer = KafkaPythonProducer(kafka, undelivered_max=100)
+    made = {"kafka-python": KafkaPythonProducer, "librdkafka": RdkafkaProducer}[kafka.client]
+    producer = made(kafka, undelivered_max=100)
     most = 0
     for row in range(2_000):
         producer.send(topic, b"%d" % row, b"v" * 100)
-        most = max(most, len(producer._undelivered))
+        most = max(most, producer.undelivered())
     producer.flush(20)
     producer.close(5)
     assert most <= 100
@@ -363,7 +373,8 @@ def test_records_that_come_while_more_is_asked_for_are_given_at_once(kafka: Kafk
     topic = f"t-{uuid.uuid4().hex}"
     ensure_topics(kafka, [TopicSpec(topic, 1)])
     with closing(make_consumer(kafka, None)) as consumer:
-        assert isinstance(consumer, KafkaPythonConsumer)
+        if not isinstance(consumer, KafkaPythonConsumer):
+            pytest.skip("a fault of kafka-python's fetcher")
         consumer.assign([(topic, 0)])
         fetcher = consumer._consumer._fetcher
         assert consumer.poll(0.5, 100) == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
@@ -12,9 +13,16 @@ from kafka.admin import MemberToRemove
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.clients import ConsumerClient, Partition, make_consumer
+from tests.conftest import Broker
 from tests.streaming.clients.helpers import Events, fill, gather, ignore, poll_until
 
 pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def kafka(broker: Broker) -> KafkaSettings:
+    """Of kafka-python alone: it is that library's rebalances that are mended, and looked into, here."""
+    return KafkaSettings(bootstrap=broker.bootstrap, group=f"g-{uuid.uuid4().hex}")
 
 
 class Owners:

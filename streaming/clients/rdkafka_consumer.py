@@ -1,0 +1,345 @@
+"""The consumer on librdkafka (confluent-kafka)."""
+
+from __future__ import annotations
+
+import gc
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from cascade.config import KafkaSettings
+from cascade.errors import BrokerError
+from streaming.clients.protocol import FetchedBatch, GroupMember, Headers, Partition, PartitionsCallback
+from streaming.clients.rdkafka_settings import REQUEST_TIMEOUT_MS, Connection, connection_settings, vendor_error
+
+# As for kafka-python: a worker that was killed is missed after this long.
+SESSION_TIMEOUT_MS = 10_000
+HEARTBEAT_INTERVAL_MS = 2_000
+FETCH_WAIT_MS = 50
+FETCH_BYTES_MAX = 8 * 1024 * 1024
+# What is fetched ahead of the loop, over all partitions.
+QUEUED_KBYTES_MAX = 32 * 1024
+COMMITTED_TIMEOUT_S = 30.0
+# An assignment takes hold in librdkafka's own thread; a seek before then is refused.
+SEEK_TIMEOUT_S, SEEK_PAUSE_S = 5.0, 0.002
+REQUEST_S = REQUEST_TIMEOUT_MS / 1_000
+
+
+class RdkafkaConsumer:
+    """ConsumerClient on librdkafka; `group` None reads outside any group.
+
+    With `kafka.instance` it is a static member, as KafkaPythonConsumer is.
+    """
+
+    def __init__(self, kafka: KafkaSettings, group: str | None, bootstrap_timeout_s: float = 30.0) -> None:
+        self._kafka, self._group = kafka, group
+        self._connection = Connection(kafka)
+        self._admin: AdminClient | None = None
+        self._next: dict[Partition, int] = {}
+        self._callback_error: BaseException | None = None
+        settings = {
+            **connection_settings(kafka, "cascade-consumer", self._connection.told),
+            # without one there is no consumer; nothing is ever committed under this one
+            "group.id": group if group is not None else f"cascade-no-group-{uuid.uuid4().hex}",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            # behind the last record may stand marks of transactions, which only this tells
+            "enable.partition.eof": True,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": SESSION_TIMEOUT_MS,
+            "heartbeat.interval.ms": HEARTBEAT_INTERVAL_MS,
+            "fetch.min.bytes": 1,
+            "fetch.wait.max.ms": FETCH_WAIT_MS,
+            "fetch.max.bytes": FETCH_BYTES_MAX,
+            "fetch.queue.backoff.ms": 5,
+            "queued.max.messages.kbytes": QUEUED_KBYTES_MAX,
+        }
+        if group is not None and kafka.instance:
+            settings["group.instance.id"] = kafka.instance
+        with self._connection.translated("connecting"):
+            self._consumer = Consumer(settings)
+        try:
+            self._connection.wait(self._consumer, bootstrap_timeout_s)
+        except BaseException:
+            self._consumer.close()
+            raise
+
+    def subscribe(
+        self,
+        topics: Sequence[str],
+        on_assigned: PartitionsCallback,
+        on_revoked: PartitionsCallback,
+        on_lost: PartitionsCallback | None = None,
+    ) -> None:
+        """See ConsumerClient."""
+        for topic in topics:
+            self.partitions_for(topic)
+
+        def assigned(_: Any, partitions: list[TopicPartition]) -> None:
+            gained = sorted((one.topic, one.partition) for one in partitions)
+            if not gained:
+                return
+            starts = self._starts(gained)
+            self._consumer.incremental_assign(
+                [TopicPartition(topic, number, starts[(topic, number)]) for topic, number in gained]
+            )
+            self._next.update(starts)
+            self._call(on_assigned, gained)
+
+        def going(callback: PartitionsCallback) -> Any:
+            def gone(_: Any, partitions: list[TopicPartition]) -> None:
+                lost = sorted((one.topic, one.partition) for one in partitions)
+                if not lost:
+                    return
+                for partition in lost:
+                    self._next.pop(partition, None)
+                self._call(callback, lost)
+                self._consumer.incremental_unassign(_vendor(lost))
+
+            return gone
+
+        with self._connection.translated("subscribing"):
+            self._consumer.subscribe(
+                list(topics), on_assign=assigned, on_revoke=going(on_revoked), on_lost=going(on_lost or on_revoked)
+            )
+
+    def assign(self, partitions: Sequence[Partition]) -> None:
+        """See ConsumerClient."""
+        starts = self.beginning_offsets(partitions)
+        with self._connection.translated("assigning partitions"):
+            self._consumer.assign([TopicPartition(*partition, starts[partition]) for partition in partitions])
+        self._next = starts
+
+    def assignment(self) -> set[Partition]:
+        """See ConsumerClient."""
+        return set(self._next)
+
+    def poll(self, timeout_s: float, rows_max: int) -> list[FetchedBatch]:
+        """See ConsumerClient."""
+        give_up_s = time.monotonic() + timeout_s
+        while True:
+            with self._connection.translated("fetching"):
+                # asked for many, librdkafka waits for all of them or the whole time
+                first = self._consumer.consume(1, max(give_up_s - time.monotonic(), 0.0))
+                messages = first + self._consumer.consume(rows_max - 1, 0) if first and rows_max > 1 else first
+            self._raise_callback_error()
+            batches = self._taken(messages)
+            # all that came may be word that a partition's end was reached
+            if batches or not messages:
+                return batches
+
+    def _taken(self, messages: list[Message]) -> list[FetchedBatch]:
+        ends: list[Message] = []
+        # by truth: compared to anything, the binding's errors raise what comes out elsewhere
+        if any(map(Message.error, messages)):
+            ends = self._ends(messages)
+            messages = [message for message in messages if message.error() is None]
+        # what was fetched under an earlier assignment is another's
+        batches = [_fetched(one, found) for one, found in _by_partition(messages).items() if one in self._next]
+        for batch in batches:
+            self._next[batch.topic, batch.partition] = int(batch.offsets[-1]) + 1
+        for end in ends:
+            partition = (end.topic(), end.partition())
+            if partition in self._next:
+                self._next[partition] = max(self._next[partition], end.offset())
+        return batches
+
+    def _ends(self, messages: Iterable[Message]) -> list[Message]:
+        """Those that say that their partition's end was reached, and where that is; raises what others say."""
+        ends = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                continue
+            if error.code() == KafkaError._PARTITION_EOF:
+                ends.append(message)
+            elif error.fatal() or not error.retriable():
+                # the rest librdkafka tries again by itself
+                raise self._connection.error("fetching", error)
+        return ends
+
+    def pause(self, partitions: Iterable[Partition]) -> None:
+        """See ConsumerClient; a partition that was taken away is passed over."""
+        with self._connection.translated("pausing"):
+            self._consumer.pause(_vendor(one for one in partitions if one in self._next))
+
+    def resume(self, partitions: Iterable[Partition]) -> None:
+        """See ConsumerClient; a partition that was taken away is passed over."""
+        with self._connection.translated("resuming"):
+            self._consumer.resume(_vendor(one for one in partitions if one in self._next))
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        """See ConsumerClient."""
+        give_up_s = time.monotonic() + SEEK_TIMEOUT_S
+        while True:
+            try:
+                with self._connection.translated(f"seeking {partition[0]}-{partition[1]} to {offset}"):
+                    self._consumer.seek(TopicPartition(*partition, int(offset)))
+            except BrokerError as error:
+                told = vendor_error(error)
+                if told is None or told.code() != KafkaError._STATE or time.monotonic() > give_up_s:
+                    raise
+                time.sleep(SEEK_PAUSE_S)
+                continue
+            self._next[partition] = int(offset)
+            return
+
+    def position(self, partition: Partition) -> int:
+        """See ConsumerClient."""
+        if partition not in self._next:
+            raise BrokerError(f"Kafka at {self._kafka.bootstrap}: {partition[0]}-{partition[1]} is not assigned")
+        return self._next[partition]
+
+    def committed(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, str]]:
+        """See ConsumerClient."""
+        with self._connection.translated("asking for committed offsets"):
+            found = self._consumer.committed(_vendor(partitions), timeout=COMMITTED_TIMEOUT_S)
+        self._check(found, "asking for committed offsets")
+        return {(one.topic, one.partition): (one.offset, one.metadata or "") for one in found if one.offset >= 0}
+
+    def member(self) -> GroupMember:
+        """See ConsumerClient."""
+        with self._connection.translated("asking for the membership"):
+            # the broker would take it for a client outside the group's protocol, and check nothing
+            is_member = self._group is not None and bool(self._consumer.memberid())
+            return GroupMember(self._consumer.consumer_group_metadata() if is_member else None)
+
+    def commit(self, offsets: Mapping[Partition, tuple[int, str]]) -> None:
+        """See ConsumerClient; it may raise while the group rebalances, and can then be tried again."""
+        if not offsets:
+            return
+        wanted = [
+            TopicPartition(*partition, int(offset), metadata) for partition, (offset, metadata) in offsets.items()
+        ]
+        with self._connection.translated("committing offsets"):
+            kept = self._consumer.commit(offsets=wanted, asynchronous=False)
+        self._check(kept, "committing offsets")
+
+    def beginning_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """See ConsumerClient."""
+        return {one: self._watermarks(one, "asking for the first offsets")[0] for one in partitions}
+
+    def end_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """See ConsumerClient."""
+        return {one: self._watermarks(one, "asking for the end offsets")[1] for one in partitions}
+
+    def offsets_at(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
+        """See ConsumerClient."""
+        wanted = [TopicPartition(*partition, int(time_ms)) for partition in partitions]
+        with self._connection.translated("asking for the offsets of a time"):
+            found = self._consumer.offsets_for_times(wanted, timeout=REQUEST_S)
+        self._check(found, "asking for the offsets of a time")
+        beyond = [(one.topic, one.partition) for one in found if one.offset < 0]
+        ends = self.end_offsets(beyond)
+        return {(one.topic, one.partition): ends.get((one.topic, one.partition), one.offset) for one in found}
+
+    def partitions_for(self, topic: str) -> list[Partition]:
+        """See ConsumerClient."""
+        with self._connection.translated(f"asking for the partitions of {topic}"):
+            found = self._consumer.list_topics(topic, timeout=REQUEST_S).topics.get(topic)
+        if found is None or found.error is not None or not found.partitions:
+            raise BrokerError(
+                f"Kafka at {self._kafka.bootstrap}: no topic {topic}; create it, or name another in kafka.topics"
+            )
+        return [(topic, number) for number in sorted(found.partitions)]
+
+    def close(self) -> None:
+        """See ConsumerClient."""
+        with self._connection.translated("leaving the group"):
+            self._consumer.close()
+        self._raise_callback_error()
+
+    def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """Where gained partitions begin: what is committed now, without waiting for transactions under way."""
+        action = "asking for committed offsets"
+        if self._admin is None:
+            self._admin = AdminClient(connection_settings(self._kafka, "cascade-admin", self._connection.told))
+        asked = ConsumerGroupTopicPartitions(self._group, _vendor(partitions))
+        with self._connection.translated(action):
+            answer = self._admin.list_consumer_group_offsets([asked], require_stable=False, request_timeout=REQUEST_S)
+            found = answer[self._group].result().topic_partitions
+        self._check(found, action)
+        offsets = {(one.topic, one.partition): one.offset for one in found}
+        never = [partition for partition in partitions if offsets.get(partition, -1) < 0]
+        return offsets | self.beginning_offsets(never)
+
+    def _watermarks(self, partition: Partition, action: str) -> tuple[int, int]:
+        with self._connection.translated(action):
+            found = self._consumer.get_watermark_offsets(TopicPartition(*partition), timeout=REQUEST_S)
+        if found is None:
+            raise BrokerError(f"Kafka at {self._kafka.bootstrap}: {action}: no answer within {REQUEST_S:g} s")
+        return found[0], found[1]
+
+    def _call(self, callback: PartitionsCallback, partitions: list[Partition]) -> None:
+        """What a callback raises is kept for the caller of `poll` or `close`: librdkafka must finish the rebalance."""
+        try:
+            callback(partitions)
+        except BaseException as error:
+            self._callback_error = self._callback_error or error
+
+    def _raise_callback_error(self) -> None:
+        if self._callback_error is not None:
+            error, self._callback_error = self._callback_error, None
+            raise error
+
+    def _check(self, partitions: Iterable[TopicPartition] | None, action: str) -> None:
+        for one in partitions or ():
+            if one.error is not None:
+                raise self._connection.error(action, one.error)
+
+
+def _by_partition(messages: list[Message]) -> dict[Partition, list[Message]]:
+    """In the order of first appearance; they come in long runs of one partition."""
+    found: defaultdict[Partition, list[Message]] = defaultdict(list)
+    homes = zip(map(Message.topic, messages), map(Message.partition, messages), strict=True)
+    for home, run in groupby(zip(homes, messages, strict=True), itemgetter(0)):
+        found[home].extend(map(itemgetter(1), run))
+    return found
+
+
+def _fetched(partition: Partition, messages: list[Message]) -> FetchedBatch:
+    # a Python step for each record and field would cost more than librdkafka does for all of it
+    rows = len(messages)
+    return FetchedBatch(
+        topic=partition[0],
+        partition=partition[1],
+        offsets=np.fromiter(map(Message.offset, messages), np.int64, rows),
+        timestamps_ms=np.fromiter(map(itemgetter(1), map(Message.timestamp, messages)), np.int64, rows),
+        keys=list(map(Message.key, messages)),
+        values=list(map(Message.value, messages)),
+        headers=_headers(messages),
+    )
+
+
+def _headers(messages: list[Message]) -> list[Headers]:
+    try:
+        return [found or () for found in map(Message.headers, messages)]
+    except (SystemError, UnicodeDecodeError):
+        return [_lenient_headers(message) for message in messages]
+
+
+def _lenient_headers(message: Message) -> Headers:
+    """A record's headers where some name is not UTF-8; in its place stands a question mark.
+
+    The binding raises once for such a record, and keeps pairs with a hole for the name: reading it would crash the
+    interpreter. What a pair refers to says whether there is one, since the garbage collector has to live with holes.
+    """
+    try:
+        found = message.headers()
+    except (SystemError, UnicodeDecodeError):
+        found = message.headers()
+    return [(pair[0] if len(gc.get_referents(pair)) == 2 else "?", pair[1]) for pair in found or ()]
+
+
+def _vendor(partitions: Iterable[Partition]) -> list[TopicPartition]:
+    return [TopicPartition(*partition) for partition in partitions]

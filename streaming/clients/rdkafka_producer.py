@@ -1,0 +1,368 @@
+"""The producers on librdkafka (confluent-kafka).
+
+A record's fate is told in a callback of its own, run while this thread polls; that is half of what producing costs in
+Python, and the price of knowing when all records of one call are kept, whatever is sent after them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from cascade.config import KafkaSettings
+from cascade.errors import BrokerError, CommitUnknownError, ProducerFencedError, TransactionAbortedError
+from streaming.clients.protocol import Delivery, GroupMember, Headers, Partition
+from streaming.clients.rdkafka_settings import (
+    REQUEST_TIMEOUT_MS,
+    Connection,
+    connection_settings,
+    vendor_error,
+    worded,
+)
+
+# As for kafka-python, for the same reasons.
+DELIVERY_TIMEOUT_MS = 60_000
+LINGER_MS = 1
+MESSAGE_BYTES_MAX = 2 * 1024 * 1024
+UNDELIVERED_MAX = 50_000
+TRANSACTION_TIMEOUT_MS = 15_000
+INIT_TIMEOUT_S = 30.0
+COMMIT_TIMEOUT_S = TRANSACTION_TIMEOUT_MS / 1_000
+ABORT_TIMEOUT_S, UNDO_TIMEOUT_S = 5.0, 2.0
+# What was dropped is reported within milliseconds.
+ABANDON_TIMEOUT_S = 1.0
+_ROOM_PAUSE_S = 0.005
+# The binding's arguments are given by position, which costs a third less.
+_ANY_PARTITION, _NOW_MS = -1, 0
+
+
+class _Sent:
+    """Delivery of some records, counted as librdkafka reports them."""
+
+    __slots__ = ("_left", "_producer")
+
+    def __init__(self, producer: RdkafkaProducer, records: int) -> None:
+        self._producer, self._left = producer, records
+
+    def reported(self, error: KafkaError | None, message: Message) -> None:
+        """A record is delivered, or is not.
+
+        Nothing is called in here: after a fatal error the binding comes with an exception raised already, in which
+        every call fails.
+        """
+        self._left -= 1
+        producer = self._producer
+        # what an undone transaction held is dropped on purpose
+        if error is not None and producer.refused is None and not producer.undoing:
+            producer.refused = error, message
+
+    def done(self) -> bool:
+        self._producer.reap()
+        # a failure elsewhere is this one's too: nothing may be committed past it
+        self._producer.refuse_after_failure()
+        return not self._left
+
+
+class RdkafkaProducer:
+    """ProducerClient on librdkafka; a record of time 0 gets the present time."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        undelivered_max: int = UNDELIVERED_MAX,
+        bootstrap_timeout_s: float = 30.0,
+        vendor_settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._connection = Connection(kafka)
+        self._servers = kafka.bootstrap
+        self._undelivered_max = undelivered_max
+        self._failure: BrokerError | None = None
+        self.refused: tuple[KafkaError, Message] | None = None
+        self.undoing = False
+        with self._connection.translated("connecting"):
+            self._producer: Any = Producer(
+                {
+                    **connection_settings(kafka, "cascade-producer", self._connection.told),
+                    "acks": "all",
+                    "enable.idempotence": True,
+                    "linger.ms": LINGER_MS,
+                    "message.max.bytes": MESSAGE_BYTES_MAX,
+                    "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
+                    # where Java clients, and kafka-python, put the same key
+                    "partitioner": "murmur2_random",
+                    "queue.buffering.max.messages": 2 * UNDELIVERED_MAX,
+                    **(vendor_settings or {}),
+                }
+            )
+        try:
+            self._connection.wait(self._producer, bootstrap_timeout_s)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
+        timestamp_ms: int | None = None,
+    ) -> Delivery:
+        """See ProducerClient; a header without a value is sent with an empty one, as by the other client."""
+        self._make_room(1)
+        pairs = [(name, octets if octets is not None else b"") for name, octets in headers]
+        sent = _Sent(self, 1)
+        with self._sending(topic):
+            self._producer.produce(
+                topic, value, key, _ANY_PARTITION, sent.reported, None, timestamp_ms or _NOW_MS, pairs or None
+            )
+        return sent
+
+    def send_many(
+        self,
+        topic: str,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        timestamps_ms: Sequence[int] | None = None,
+    ) -> Delivery:
+        """See ProducerClient."""
+        self._make_room(len(values))
+        sent = _Sent(self, len(values))
+        reported = sent.reported
+        times = [_NOW_MS] * len(values) if timestamps_ms is None else timestamps_ms
+        with self._sending(topic):
+            # the binding's call for many takes no times, and half as long again; the method is in no variable, since
+            # that would keep librdkafka alive for as long as an error that is raised here
+            for key, value, time_ms in zip(keys, values, times, strict=True):
+                self._producer.produce(topic, value, key, _ANY_PARTITION, reported, None, time_ms)
+        return sent
+
+    def undelivered(self) -> int:
+        """See ProducerClient."""
+        if self._producer is None:
+            return 0
+        self.reap()
+        return len(self._producer)
+
+    def flush(self, timeout_s: float) -> None:
+        """See ProducerClient."""
+        self._check_usable()
+        with self._hearing():
+            self._flush(timeout_s)
+        self.refuse_after_failure()
+
+    def close(self, timeout_s: float) -> None:
+        """See ProducerClient; releases everything even where the flush fails."""
+        try:
+            if self._producer is not None or self._failure is not None:
+                self.flush(timeout_s)
+        finally:
+            self._abandon()
+
+    def reap(self) -> None:
+        """Hear what became of the records that were sent."""
+        if self._producer is not None:
+            with self._hearing():
+                self._producer.poll(0)
+
+    def refuse_after_failure(self) -> None:
+        """Raise the failure that ended this producer, if any did."""
+        if self._failure is None and self.refused is not None:
+            error, message = self.refused
+            action = f"a record was not delivered to {message.topic()}"
+            self._failure = self._ended(self._connection.error(action, error))
+        if self._failure is not None:
+            raise self._failure
+
+    def _check_usable(self) -> None:
+        self.refuse_after_failure()
+        if self._producer is None:
+            raise BrokerError(f"Kafka at {self._servers}: the producer is closed")
+
+    def _flush(self, timeout_s: float) -> None:
+        left = self._producer.flush(timeout_s)
+        # counted with the records are words of librdkafka's own that nobody has heard yet
+        if left and (left := len(self._producer)):
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records were not kept in {timeout_s:g} s"))
+
+    @contextlib.contextmanager
+    def _hearing(self) -> Iterator[None]:
+        """A fatal error is raised by whatever hears librdkafka next."""
+        try:
+            with self._connection.translated("waiting for deliveries"):
+                yield
+        except BrokerError as error:
+            told = vendor_error(error)
+            # only that they take longer says nothing yet of what they will come to
+            if told is None or told.code() != KafkaError._TIMED_OUT:
+                self._failure = self._failure or self._ended(error)
+                raise self._failure from error
+            raise
+
+    def _ended(self, error: BrokerError) -> BrokerError:
+        """What every further call raises."""
+        return error
+
+    def _abandon(self) -> None:
+        """Drop what is queued and end librdkafka's threads.
+
+        The binding's `close` would wait for an open transaction, with no limit of ours. Without it everything ends with
+        the last reference, and reports that nobody has heard hold one to us.
+        """
+        if self._producer is None:
+            return
+        self.undoing = True
+        with contextlib.suppress(KafkaException, RuntimeError, SystemError):
+            self._producer.purge()
+            self._producer.flush(ABANDON_TIMEOUT_S)
+        self._producer = None
+
+    def _sending(self, topic: str) -> contextlib.AbstractContextManager[None]:
+        return self._connection.translated(f"sending to {topic}")
+
+    def _make_room(self, records: int) -> None:
+        self._check_usable()
+        self.reap()
+        self.refuse_after_failure()
+        give_up_s = time.monotonic() + REQUEST_TIMEOUT_MS / 1_000
+        # a call with more records than the bound goes through once nothing else waits
+        while (waiting := len(self._producer)) and waiting + records > self._undelivered_max:
+            with self._hearing():
+                self._producer.poll(_ROOM_PAUSE_S)
+            self.refuse_after_failure()
+            if time.monotonic() > give_up_s:
+                raise BrokerError(
+                    f"Kafka at {self._servers}: {waiting} records wait to be delivered, at most "
+                    f"{self._undelivered_max}; the broker is slow or gone"
+                )
+
+
+class RdkafkaTransactionalProducer(RdkafkaProducer):
+    """TransactionalProducerClient on librdkafka."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        transactional_id: str,
+        undelivered_max: int = UNDELIVERED_MAX,
+        bootstrap_timeout_s: float = 30.0,
+    ) -> None:
+        settings = {
+            "transactional.id": transactional_id,
+            "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+            # what was not delivered within the transaction's time is not kept
+            "delivery.timeout.ms": TRANSACTION_TIMEOUT_MS,
+        }
+        self._open = False
+        super().__init__(kafka, undelivered_max, bootstrap_timeout_s, settings)
+        try:
+            with self._connection.translated(f"taking up the transactional id {transactional_id}"):
+                self._producer.init_transactions(INIT_TIMEOUT_S)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def begin(self) -> None:
+        """See TransactionalProducerClient."""
+        self._check_usable()
+        with self._final("beginning a transaction"):
+            self._producer.begin_transaction()
+        self._open = True
+
+    def commit(self, offsets: Mapping[Partition, tuple[int, str]], member: GroupMember) -> None:
+        """See TransactionalProducerClient."""
+        self._check_usable()
+        give_up_s = time.monotonic() + COMMIT_TIMEOUT_S
+        with self._final("delivering the records of a transaction"):
+            self._flush(COMMIT_TIMEOUT_S)
+        self.refuse_after_failure()
+        if offsets:
+            wanted = [TopicPartition(*one, int(offset), metadata) for one, (offset, metadata) in offsets.items()]
+            with self._final("adding offsets to a transaction"):
+                if member.vendor is None:
+                    raise BrokerError(
+                        f"Kafka at {self._servers}: committing: the consumer is not a member of its group any more"
+                    )
+                left_s = max(give_up_s - time.monotonic(), 0.1)
+                self._producer.send_offsets_to_transaction(wanted, member.vendor, left_s)
+        try:
+            with self._connection.translated("committing"):
+                self._producer.commit_transaction(COMMIT_TIMEOUT_S)
+        except BrokerError as error:
+            self._failure = self._after_commit(error)
+            # a commit that is tried again could hit what comes after
+            self._abandon()
+            raise self._failure from error
+        self._open = False
+
+    def abort(self) -> None:
+        """See TransactionalProducerClient; after a failure there is nothing left to undo."""
+        if self._failure is not None or not self._open:
+            return
+        try:
+            with self._connection.translated("undoing a transaction"):
+                self._undo(ABORT_TIMEOUT_S)
+        except BrokerError as error:
+            self._failure = error
+            self._abandon()
+            raise
+
+    def close(self, timeout_s: float) -> None:
+        """Undo what is open and release everything; a failure that was raised before is not raised again."""
+        self._undone(min(timeout_s, ABORT_TIMEOUT_S))
+        self._abandon()
+
+    def _undo(self, timeout_s: float) -> None:
+        """Returns when the reports of what was undone are heard, too."""
+        self._open = False
+        self.undoing = True
+        self._producer.abort_transaction(timeout_s)
+        self.undoing = False
+
+    def _undone(self, timeout_s: float) -> bool:
+        """Whether the transaction that was open could be undone."""
+        if self._open and self._producer is not None:
+            with contextlib.suppress(BrokerError), self._connection.translated("undoing a transaction"):
+                self._undo(timeout_s)
+                return True
+        return False
+
+    def _after_commit(self, error: BrokerError) -> BrokerError:
+        told = vendor_error(error)
+        if isinstance(error, ProducerFencedError):
+            return error
+        if told is not None and told.txn_requires_abort() and self._undone(UNDO_TIMEOUT_S):
+            return _nothing_kept(error)
+        said = worded(told) if told is not None else str(error)
+        return CommitUnknownError(
+            f"Kafka at {self._servers}: it is not known whether the transaction was committed: {said}"
+        )
+
+    def _sending(self, topic: str) -> contextlib.AbstractContextManager[None]:
+        return self._final(f"sending to {topic}")
+
+    @contextlib.contextmanager
+    def _final(self, action: str) -> Iterator[None]:
+        """What is raised within ends this producer, before anything was committed."""
+        try:
+            with self._connection.translated(action):
+                yield
+        except BrokerError as error:
+            self._failure = self._failure or self._ended(error)
+            raise self._failure from error
+
+    def _ended(self, error: BrokerError) -> BrokerError:
+        if isinstance(error, ProducerFencedError):
+            self._abandon()
+            return error
+        self._undone(UNDO_TIMEOUT_S)
+        self._abandon()
+        return _nothing_kept(error)
+
+
+def _nothing_kept(error: BrokerError) -> TransactionAbortedError:
+    return TransactionAbortedError(f"{error}; nothing of the transaction is kept")
