@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -34,6 +34,7 @@ from cascade.ledger import (
     summarise,
 )
 from cascade.local_parts import OwnedProcess
+from streaming.clients import make_consumer
 from streaming.health import HealthServer, HealthState
 from streaming.place import Place, write_settings
 from streaming.privacy import CardHasher
@@ -86,6 +87,7 @@ def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
         await_broker(config, health, stopping)
         if not stopping.is_set():
             check_topics(config, create_topics)
+            _check_partitions(config)
             health.forget("broker")
             log.info("starting workers", workers=len(workers))
             run_workers(workers, health, stopping)
@@ -191,6 +193,18 @@ class SupervisedWorker:
             return
         if found is not None:
             self.account = found if self.account is None else merge_accounts([self.account, found])
+
+
+def _check_partitions(config: Config) -> None:
+    """Raise SettingError where some worker would never get a partition, and never be ready."""
+    topic, processes = config.kafka.topics.transactions, config.worker.processes
+    with closing(make_consumer(config.kafka, None)) as consumer:
+        partitions = len(consumer.partitions_for(topic))
+    if partitions < processes:
+        raise SettingError(
+            "configuration", "worker.processes", processes, f"topic {topic} has {partitions} partitions",
+            "have at most one worker a partition, or more partitions",
+        )  # fmt: skip
 
 
 def _worded(status: int | None) -> str:

@@ -88,7 +88,7 @@ def _causes(summary: LedgerSummary) -> str | None:
         "late deep answers": summary.deep.late_answers,
         "hedged deep calls": summary.deep.hedged_calls,
         "gaps in the log": summary.offset_gaps,
-        "sessions begun again": max(summary.sessions - 1, 0),
+        "sessions begun again": max(summary.sessions - summary.processes, 0),
     }
     recovery = summary.recovery
     parts = [

@@ -1,0 +1,262 @@
+"""One service of two workers, on a real broker and a real Triton: as one to those who look at it; one is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.cluster import committed_of, ends_of, escalating_bundle, read_decisions, simulated
+from bench.embedded import EmbeddedParts, ServiceProcess, play_file, wait_for_decisions
+from cascade.bundle import Bundle, load_bundle
+from cascade.config import Config
+from cascade.frames import LabelledData
+from cascade.ledger import LedgerSummary
+from stages.assembly import deep_signature
+from stages.deep.local_triton import LocalTriton
+from stages.deep.repository import write_repository
+from tests.conftest import SHIPPED, Broker
+
+pytestmark = [pytest.mark.kafka, pytest.mark.triton, pytest.mark.slow]
+
+PARTITIONS = 4
+# A worker's account is written every second.
+ACCOUNTED_S = 1.5
+DRAIN_MS = 10_000
+READY_S_MAX = 60.0
+
+
+@pytest.fixture(scope="module")
+def data() -> LabelledData:
+    return simulated(load_bundle(SHIPPED).schema, cards=120, terminals=100, days=12, seed=5)
+
+
+@pytest.fixture(scope="module")
+def bundle(data: LabelledData, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return escalating_bundle(tmp_path_factory.mktemp("bundle") / "bundle", 0.05, data)
+
+
+@pytest.fixture(scope="module")
+def triton_server(
+    triton_parts: Path, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalTriton]:
+    out = tmp_path_factory.mktemp("triton") / "models"
+    repository = write_repository(bundle.directory / "deep.onnx", deep_signature(bundle), out, "cpu")
+    with LocalTriton(repository, parts_dir=triton_parts) as running:
+        yield running
+
+
+def ask(config: Config, path: str) -> tuple[int, str]:
+    url = f"http://{config.health.host}:{config.health.port}{path}"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = READY_S_MAX) -> None:
+    give_up_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < give_up_s, f"{what}: not within {timeout_s:g} s"
+        time.sleep(0.05)
+
+
+def partitions_of(config: Config) -> dict[str, set[int]]:
+    """What each worker says that it has, by `worker N`."""
+    components = json.loads(ask(config, "/readyz")[1])["components"]
+    return {
+        name: {int(one) for one in found[1].split(", ")}
+        if (found := re.search(r"partitions: ([\d, ]+)", part["text"]))
+        else set()
+        for name, part in components.items()
+    }
+
+
+def decided_by(metrics: str) -> Counter[str]:
+    """Decisions by worker."""
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families(metrics):
+        if family.name == "cascade_decisions":
+            for sample in family.samples:
+                found[sample.labels["worker"]] += int(sample.value)
+    return found
+
+
+def worker_pid(service: ServiceProcess, number: int) -> int:
+    assert service.pid is not None
+    (found,) = [
+        child.pid
+        for child in psutil.Process(service.pid).children()
+        if f"--worker {number} " in " ".join(child.cmdline())
+    ]
+    return found
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was seen of the service on its way."""
+
+    config: Config
+    sent: int
+    shares: dict[str, set[int]]
+    decided: Counter[str]
+    metrics: str
+    waiting: list[str]
+    not_alive: list[str]
+    pids: list[int]
+    ledger: LedgerSummary
+    stopped_after_s: float
+    left: list[int]
+    log: str
+    triton_pid: int | None
+
+
+@pytest.fixture(scope="module")
+def told(
+    broker: Broker, bundle: Bundle, data: LabelledData, triton_server: LocalTriton,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Told:  # fmt: skip
+    """Two workers decide half of the file; one is killed and comes back; they decide the rest; SIGTERM."""
+    parts = EmbeddedParts(tmp_path_factory.mktemp("service"), bundle, with_triton=False)
+    parts.bootstrap, parts.triton_url = broker.bootstrap, triton_server.grpc_url
+    name = uuid.uuid4().hex[:10]
+    topics = {topic: f"{topic.replace('_', '-')}-{name}" for topic in Config().kafka.topics.__struct_fields__}
+    settings: dict[str, Any] = {
+        "kafka": {"topics": topics, "group": f"group-{name}", "instance": "pair"},
+        "worker": {"processes": 2, "drain_timeout_ms": DRAIN_MS},
+        "deadline": {"start": "fetch", "budget_ms": 60_000},
+        "overload": {"raise_max": 0.0},
+        "terminals": {"share": True, "interval_s": 0.2},
+    }
+    path = parts.write_config(f"{name}.toml", settings, PARTITIONS)
+    rows, half = data.batch.rows, data.batch.rows // 2
+    with ServiceProcess(path) as service:
+        config = service.config
+        service.wait_ready()
+        wait_until(lambda: sorted(map(len, partitions_of(config).values())) == [2, 2], "shared")
+        shares = partitions_of(config)
+        play_file(config, data, slice(0, half), None, lambda _: None)
+        wait_for_decisions(service, half, lambda _: None)
+        metrics = ask(config, "/metrics")[1]
+        wait_until(lambda: committed_of(config) == ends_of(config, config.kafka.topics.transactions), "committed")
+        time.sleep(ACCOUNTED_S)
+        pids = [worker_pid(service, number) for number in range(2)]
+        os.kill(pids[1], signal.SIGKILL)
+        wait_until(lambda: ask(config, "/healthz")[0] == 503, "the kill is seen")
+        not_alive = json.loads(ask(config, "/healthz")[1])["waiting_for"]
+        wait_until(lambda: ask(config, "/healthz")[0] == 200, "started again")
+        waiting = json.loads(ask(config, "/readyz")[1])["waiting_for"]
+        wait_until(lambda: ask(config, "/readyz")[0] == 200, "ready again")
+        play_file(config, data, slice(half, rows), None, lambda _: None)
+        wait_for_decisions(service, rows, lambda _: None)
+        assert service.pid is not None
+        family = psutil.Process(service.pid).children(recursive=True)
+        asked_s = time.monotonic()
+        ledger = service.stop()
+        stopped_after_s = time.monotonic() - asked_s
+        left = [one.pid for one in family if one.is_running()]
+    return Told(
+        config, rows, shares, decided_by(metrics), metrics, waiting, not_alive, pids, ledger, stopped_after_s, left,
+        path.with_suffix(".log").read_text(), triton_server.pid,
+    )  # fmt: skip
+
+
+def test_every_transaction_is_decided_once(told: Told) -> None:
+    found = read_decisions(told.config)
+    assert sorted(found.transaction_id.tolist()) == list(range(told.sent))
+
+
+def test_the_partitions_are_shared_and_both_workers_decide(told: Told) -> None:
+    first, second = told.shares["worker 0"], told.shares["worker 1"]
+    assert first | second == set(range(PARTITIONS))
+    assert not first & second
+    assert set(told.decided) == {"0", "1"}
+    assert min(told.decided.values()) > told.sent // 2 // 10
+
+
+def test_metrics_are_of_both_and_of_what_they_share(told: Told) -> None:
+    assert sum(told.decided.values()) == told.sent // 2
+    families = {family.name: family for family in text_string_to_metric_families(told.metrics)}
+    assert told.metrics.count("# TYPE cascade_decisions_total ") == 1
+    meters = Counter(sample.labels["worker"] for sample in families["cascade_energy_joules"].samples)
+    assert meters["0"] == meters["1"] == 1, "a worker meters its own CPU, and nothing else"
+    assert meters["shared"] >= 1
+    up = {sample.labels["worker"]: sample.value for sample in families["cascade_worker_up"].samples}
+    assert up == {"0": 1.0, "1": 1.0}
+
+
+def test_a_killed_worker_is_named_and_comes_back(told: Told) -> None:
+    assert told.not_alive == ["worker 1: worker 1 ended with signal 9; it is started again"]
+    assert told.waiting
+    assert all(line.startswith("worker 1: ") for line in told.waiting)
+    assert told.ledger.restarts == 1
+    assert "worker=1" in told.log
+    assert "worker=0" in told.log
+
+
+def test_the_ledger_is_of_all_and_counts_what_was_decided(told: Told) -> None:
+    ledger = told.ledger
+    assert (ledger.transactions, ledger.processes) == (told.sent, 2)
+    assert ledger.degraded_share == 0
+    assert ledger.escalation_share is not None
+    assert 0.02 < ledger.escalation_share < 0.1
+    assert ledger.sessions == 3
+    all_of_them = ledger.paths["all"].latency
+    assert all_of_them is not None
+    assert all_of_them.count == told.sent
+
+
+def test_energy_counts_triton_once_and_every_worker(told: Told) -> None:
+    (cpu,) = [figure for figure in told.ledger.energy if figure.meter == "cpu-model"]
+    assert cpu.energy_j is not None
+    assert cpu.source.count(f"process {told.triton_pid} ") == 1
+    # the supervisor, a worker, and the other twice
+    assert cpu.source.count("this process") == 4
+
+
+def test_sigterm_ends_all_of_them_in_time(told: Told) -> None:
+    assert told.stopped_after_s < DRAIN_MS / 1e3
+    assert told.left == []
+    assert committed_of(told.config) == ends_of(told.config, told.config.kafka.topics.transactions)
+
+
+@pytest.mark.parametrize(
+    ("path", "processes", "said"),
+    [
+        ("nowhere", 2, "cascade run: nowhere"),
+        (str(SHIPPED), PARTITIONS + 1, "cascade run: configuration: worker.processes = 5: topic transactions-"),
+    ],
+)
+def test_a_mistake_is_one_line_and_no_worker_starts(
+    told: Told, tmp_path: Path, path: str, processes: int, said: str
+) -> None:
+    kafka = told.config.kafka
+    settings = {
+        "bundle": {"path": path}, "worker": {"processes": processes}, "health": {"port": 0}, "log": {"level": "error"},
+        "kafka": {"bootstrap": kafka.bootstrap, "topics": msgspec.to_builtins(kafka.topics)},
+    }  # fmt: skip
+    file = tmp_path / "cascade.toml"
+    file.write_bytes(msgspec.toml.encode(settings))
+    command = [sys.executable, "-m", "cascade", "run", "--config", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(said)
