@@ -171,25 +171,32 @@ def test_a_worker_that_will_not_end_is_killed_when_its_time_is_over(start: Calla
     assert (run.directories[1] / "told").read_text() == "1"
 
 
-def test_workers_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signals", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGTERM]], ids=["killed", "told twice"])
+def test_workers_die_with_a_supervisor_that_ends_at_once(tmp_path: Path, signals: list[signal.Signals]) -> None:
     (tmp_path / "0").mkdir()
     program = f"""
-import sys, threading
+import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from streaming.health import HealthState
 from streaming.place import Place
 from streaming.supervisor import SupervisedWorker, run_workers
-from streaming.waiting import Stopping
-health, stopping = HealthState(30.0), Stopping()
+from streaming.waiting import stop_signals
+health = HealthState(30.0)
 command = [sys.executable, "-S", "-c", {STUBBORN!r}, {str(tmp_path / "0")!r}]
-worker = SupervisedWorker(Place(0, Path({str(tmp_path)!r})), command, 5.0, health, stopping)
-run_workers([worker], health, stopping)
+with stop_signals() as stopping:
+    worker = SupervisedWorker(Place(0, Path({str(tmp_path)!r})), command, 50.0, health, stopping)
+    run_workers([worker], health, stopping)
 """
     parent = subprocess.Popen([sys.executable, "-c", program])
     try:
         wait_until((tmp_path / "0" / "up").exists, 60.0)
         (child,) = psutil.Process(parent.pid).children()
+        for one in signals:
+            assert parent.poll() is None
+            parent.send_signal(one)
+            time.sleep(0.5)
+        assert parent.wait(5.0) == -signals[-1]
     finally:
         parent.kill()
         parent.wait()
