@@ -1,7 +1,7 @@
 """JSON decisions from columns: the text of a whole micro-batch in one pass, no Python object a transaction.
 
-A row's text is constant pieces and, between them, words out of tables and numbers. Numbers have a fixed count of
-decimals, so that they are integers here: writing the shortest text of a double would cost more than all the rest.
+A row's text is constant pieces and, between them, words out of tables, integers, numbers of a fixed count of decimals
+(integers too), and tokens: what a library wrote that knows the shortest exact text of a double.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import numpy as np
 from cascade.columns import Array, Int64
 
 _COMPILE = {"cache": True, "nogil": True}
-# The most digits of an int64, with its sign.
-INTEGER_BYTES_MAX = 20
-_ZERO, _MINUS, _POINT = ord("0"), ord("-"), ord(".")
+# Of a number with its sign and point, and of the shortest text of a double.
+NUMBER_BYTES_MAX = 26
+# In an order: the next token.
+TOKEN = 1 << 20
+_ZERO, _MINUS, _POINT, _COMMA, _END = ord("0"), ord("-"), ord("."), ord(","), ord("]")
 _DIGITS_MAX = 20
 _POWERS = np.array([10**power for power in range(_DIGITS_MAX)], np.uint64)
 _HUNDRED = np.uint64(100)
@@ -37,21 +39,22 @@ class Words:
 
 
 def write_rows(
-    pieces: Words, words: Words, word_rows: Int64, numbers: Int64, decimals: Int64, order: Int64
+    pieces: Words, words: Words, word_rows: Int64, numbers: Int64, decimals: Int64, tokens: bytes, order: Int64
 ) -> list[bytes]:
     """The texts of the rows of `word_rows` and `numbers`.
 
     After each constant piece but the last comes what `order` int64 [pieces - 1] says: k ≥ 0 is column k of `numbers`
     (int64 [rows, columns]) with `decimals[k]` decimals, -1 - k the word that column k of `word_rows` (int64
-    [rows, columns], rows of `words`) names.
+    [rows, columns], rows of `words`) names, TOKEN the next of `tokens`, a JSON array without spaces.
     """
-    length_max = int(pieces.lengths.sum()) + len(order) * (max(INTEGER_BYTES_MAX, words.longest) + 2)
+    length_max = int(pieces.lengths.sum()) + len(order) * (max(NUMBER_BYTES_MAX, words.longest) + 2)
     rows = len(numbers)
     text = np.empty(rows * length_max, np.uint8)
     ends = np.empty(rows, np.int64)
     length = _write(
-        text, ends, pieces.octets, pieces.lengths, words.octets, words.lengths, word_rows, numbers, decimals, order
-    )
+        text, ends, pieces.octets, pieces.lengths, words.octets, words.lengths, word_rows, numbers, decimals,
+        np.frombuffer(tokens, np.uint8), order,
+    )  # fmt: skip
     joined = text[:length].tobytes()
     starts = [0, *ends[:-1].tolist()] if rows else []
     return [joined[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
@@ -102,14 +105,20 @@ def _put_number(text: Array, place: int, value: int, decimals: int) -> int:
 @numba.njit(**_COMPILE)  # type: ignore[untyped-decorator]
 def _write(
     text: Array, ends: Int64, pieces: Array, piece_lengths: Int64, words: Array, word_lengths: Int64,
-    word_rows: Int64, numbers: Int64, decimals: Int64, order: Int64,
+    word_rows: Int64, numbers: Int64, decimals: Int64, tokens: Array, order: Int64,
 ) -> int:  # fmt: skip
-    place = 0
+    place, token = 0, 1
     for row in range(len(ends)):
         place = _put(text, place, pieces[0], piece_lengths[0])
         for step in range(len(order)):
             column = order[step]
-            if column >= 0:
+            if column == TOKEN:
+                while tokens[token] != _COMMA and tokens[token] != _END:
+                    text[place] = tokens[token]
+                    place += 1
+                    token += 1
+                token += 1
+            elif column >= 0:
                 place = _put_number(text, place, numbers[row, column], decimals[column])
             else:
                 word = word_rows[row, -1 - column]

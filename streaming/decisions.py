@@ -13,14 +13,14 @@ import numpy as np
 from cascade.columns import Array, Float64, Int64
 from cascade.config import CodecName
 from cascade.policy import ACTIONS
-from streaming.decision_kernels import Words, write_rows
+from streaming.decision_kernels import TOKEN, Words, write_rows
 
 Verdict = Literal["approve", "review", "decline"]
 Stage = Literal["screener", "deep"]
 STAGES: tuple[Stage, ...] = ("screener", "deep")
 CAUSES = ("", "deadline", "breaker-open", "queue-full", "error")
-# JSON says scores with so many decimals, within 3e-16 of the double, and latencies to the microsecond.
-SCORE_DECIMALS, LATENCY_DECIMALS = 17, 3
+# JSON says latencies to the microsecond.
+LATENCY_DECIMALS = 3
 LATENCY_MS_MAX = 1e12
 
 
@@ -95,8 +95,9 @@ class DecisionColumns:
 
 _Format = Literal["json", "msgpack"]
 # A decision has texts without a fixed length and fields that may be absent, so it is no row of fixed size: JSON beside
-# binary transactions, as it is what is written fastest, and what everyone reads.
-_FORMATS: dict[CodecName, _Format] = {"json": "json", "msgpack": "msgpack", "binary": "json"}
+# binary transactions, as it is what is written fastest, and what everyone reads. JSON beside Avro's too: a registry
+# that must have our schema before a decision can be said would be one more thing that stops decisions.
+_FORMATS: dict[CodecName, _Format] = {"json": "json", "msgpack": "msgpack", "binary": "json", "avro": "json"}
 _Encoder = msgspec.json.Encoder | msgspec.msgpack.Encoder
 _Decoder = msgspec.json.Decoder[Decision] | msgspec.msgpack.Decoder[Decision]
 _ENCODERS: dict[_Format, _Encoder] = {"json": msgspec.json.Encoder(), "msgpack": msgspec.msgpack.Encoder()}
@@ -116,7 +117,10 @@ def decision_ids(topic: str, partition: int, offsets: Int64) -> list[str]:
 
 
 def encode_decisions(codec_name: CodecName, columns: DecisionColumns) -> list[bytes]:
-    """One message a row, in the format that goes with the codec; raises ValueError where the columns are of unequal length."""
+    """One message a row, in the format that goes with the codec.
+
+    Raises ValueError where the columns are of unequal length.
+    """
     rows = len(columns.offsets)
     if any(len(getattr(columns, name)) != rows for name in _COLUMNS):
         raise ValueError(f"columns of unequal length, {rows} offsets")
@@ -176,9 +180,9 @@ def _within(values: Float64, least: float, most: float) -> bool:
 
 
 # Columns of numbers and of words, in the order in which `_json_rows` stacks them.
-_TRANSACTION, _SCORE, _SCREENER_SCORE, _OFFSET, _FIRST, _EVENT_TIME, _DECISION_TIME, _QUEUE = range(8)
+_TRANSACTION, _OFFSET, _FIRST, _EVENT_TIME, _DECISION_TIME, _QUEUE = range(6)
 _ACTION_WORD, _STAGE_WORD, _CAUSE_WORD, _BUNDLE_WORD = (-1 - column for column in range(4))
-_DECIMALS = np.array([0, SCORE_DECIMALS, SCORE_DECIMALS, 0, 0, 0, 0, *[LATENCY_DECIMALS] * len(_LATENCIES)])
+_DECIMALS = np.array([0, 0, 0, 0, 0, *[LATENCY_DECIMALS] * len(_LATENCIES)])
 
 
 @lru_cache(maxsize=1_024)
@@ -191,8 +195,8 @@ def _layout(topic: str, partition: int, repeated: bool) -> tuple[Words, Array]:
         else [b',"duplicate":false,"first_decision_id":null']
     )
     parts: list[Any] = [
-        b'{"transaction_id":', _TRANSACTION, b',"decision":"', _ACTION_WORD, b'","score":', _SCORE, b',"stage":"',
-        _STAGE_WORD, b'","screener_score":', _SCREENER_SCORE, b',"bundle":', _BUNDLE_WORD, b',"degraded":', _CAUSE_WORD,
+        b'{"transaction_id":', _TRANSACTION, b',"decision":"', _ACTION_WORD, b'","score":', TOKEN, b',"stage":"',
+        _STAGE_WORD, b'","screener_score":', TOKEN, b',"bundle":', _BUNDLE_WORD, b',"degraded":', _CAUSE_WORD,
         b',"decision_id":"' + place, _OFFSET, b'"', *first, b',"event_time_ms":', _EVENT_TIME,
         b',"decision_time_ms":', _DECISION_TIME,
     ]  # fmt: skip
@@ -232,8 +236,6 @@ def _json_rows(columns: DecisionColumns) -> list[bytes]:
         words[:, 3] += np.array([bundles[name] for name in columns.bundles], np.int64)
     numbers = np.empty((rows, len(_DECIMALS)), np.int64)
     numbers[:, _TRANSACTION] = columns.transaction_ids
-    numbers[:, _SCORE] = np.rint(columns.scores * 10.0**SCORE_DECIMALS)
-    numbers[:, _SCREENER_SCORE] = np.rint(columns.screener_scores * 10.0**SCORE_DECIMALS)
     numbers[:, _OFFSET] = columns.offsets
     numbers[:, _FIRST] = columns.first_offsets
     numbers[:, _EVENT_TIME] = columns.event_times_ms
@@ -241,7 +243,8 @@ def _json_rows(columns: DecisionColumns) -> list[bytes]:
     for number, name in enumerate(_LATENCIES):
         numbers[:, _QUEUE + number] = np.rint(getattr(columns, name) * 10.0**LATENCY_DECIMALS)
     pieces, order = _layout(columns.topic, columns.partition, bool((columns.first_offsets >= 0).any()))
-    return write_rows(pieces, _words(tuple(bundles)), words, numbers, _DECIMALS, order)
+    scores = msgspec.json.encode(np.column_stack((columns.scores, columns.screener_scores)).ravel().tolist())
+    return write_rows(pieces, _words(tuple(bundles)), words, numbers, _DECIMALS, scores, order)
 
 
 def warm_up_encoder() -> None:

@@ -73,6 +73,15 @@ class LabelFollower:
             self.positions[partition] = offset
             self._consumer.seek(partition, offset)
 
+    def go_back(self, positions: Mapping[Partition, int]) -> None:
+        """Read from `positions` on, where a snapshot that was taken in stands, unless we are at an earlier place.
+
+        The state forgets frauds that are too old for the newest transaction. A partition that is taken in anew stands
+        at an older one: its snapshot brings those frauds again, and with them some that were taken back since.
+        """
+        here = self.positions.items()
+        self.rewind({one: min(offset, positions.get(one, 0)) for one, offset in here} if here else positions)
+
     def bury(self, ours: bool) -> None:
         """Whether unreadable labels are ours to bury: every worker reads all labels, one of them buries.
 

@@ -41,7 +41,6 @@ class _Restoring:
     name: str
     snapshot: Snapshot
     partitions: list[OwnedPartition]
-    labels: bool
     next: int = 0
 
 
@@ -63,7 +62,6 @@ class Recovery:
         self.owned: dict[Partition, OwnedPartition] = {}
         self._candidates: dict[Partition, list[str]] = {}
         self._restoring: _Restoring | None = None
-        self._labels_from_start = True
 
     @property
     def live(self) -> list[OwnedPartition]:
@@ -144,9 +142,8 @@ class Recovery:
                 self._look_for_snapshots(sharing)
                 return
         if snapshot is None:
-            if self._labels_from_start:
-                self._labels_from_start = False
-                self._labels.rewind()
+            # frauds that are too old for what was folded meanwhile are not for the first records of the log
+            self._labels.rewind()
             self._replay(waiting[0])
             return
         log.info(
@@ -154,28 +151,26 @@ class Recovery:
             partitions=[one.number for one in sharing],
             offsets=[snapshot.transactions[one.partition] for one in sharing],
         )
-        labels, self._labels_from_start = self._labels_from_start, False
-        if labels:
-            self._labels.rewind(snapshot.labels)
-        self._restoring = _Restoring(name, snapshot, sharing, labels)
+        self._restoring = _Restoring(name, snapshot, sharing)
 
     def _restore_slice(self, work: _Restoring) -> None:
         numbers = [one.number for one in work.partitions]
-        following: int | None = None
-        if numbers or work.labels:
-            try:
-                following = self._features.absorb(
-                    work.snapshot.arrays, numbers, labels=work.labels, first=work.next, count=SLICE_SLOTS
-                )
-                if following is None and numbers:
-                    self._first_decisions.absorb(self._trusted(work.snapshot, work.partitions), numbers)
-            except StateError as error:
-                self._give_up(work, error)
-                return
+        try:
+            # the frauds too, and to the end, even where the partitions were taken away meanwhile: labels are read on
+            # from where the snapshot stands
+            following = self._features.absorb(
+                work.snapshot.arrays, numbers, labels=True, first=work.next, count=SLICE_SLOTS
+            )
+            if following is None and numbers:
+                self._first_decisions.absorb(self._trusted(work.snapshot, work.partitions), numbers)
+        except StateError as error:
+            self._give_up(work, error)
+            return
         if following is not None:
             work.next = following
             return
         self._restoring = None
+        self._labels.go_back(work.snapshot.labels)
         for one in work.partitions:
             one.next = work.snapshot.transactions[one.partition]
             self._replay(one)
@@ -193,7 +188,9 @@ class Recovery:
         if self._snapshots is not None:
             self._snapshots.distrust(work.name, str(error))
         self._restoring = None
-        self._labels_from_start = self._labels_from_start or work.labels
+        if self._labels.positions:
+            # what of its frauds was taken in already may have been taken back since
+            self._labels.go_back(work.snapshot.labels)
         for one in work.partitions:
             self._features.forget(one.number)
             self._first_decisions.forget(one.number)
