@@ -8,6 +8,8 @@ import org.apache.kafka.clients.consumer.ConsumerConfig;
 import org.apache.kafka.clients.producer.ProducerConfig;
 import org.apache.kafka.common.serialization.Serde;
 import org.apache.kafka.common.serialization.Serdes;
+import org.apache.kafka.streams.CloseOptions;
+import org.apache.kafka.streams.CloseOptions.GroupMembershipOperation;
 import org.apache.kafka.streams.KafkaStreams;
 import org.apache.kafka.streams.StreamsConfig;
 import org.apache.kafka.streams.Topology;
@@ -40,7 +42,10 @@ public final class App {
                 ended.countDown();
                 return StreamThreadExceptionResponse.SHUTDOWN_CLIENT;
             });
-            Runtime.getRuntime().addShutdownHook(new Thread(() -> streams.close(Duration.ofSeconds(20))));
+            // the next start need not wait until the group misses this one
+            CloseOptions leave = CloseOptions.groupMembershipOperation(GroupMembershipOperation.LEAVE_GROUP);
+            leave.withTimeout(Duration.ofSeconds(20));
+            Runtime.getRuntime().addShutdownHook(new Thread(() -> streams.close(leave)));
             streams.start();
             ended.await();
             System.exit(failed[0] ? 1 : 0);
