@@ -15,7 +15,7 @@ from cascade.errors import CascadeError
 from cascade.features import FeatureEngine
 from cascade.protocols import SystemClock
 from streaming.clients import FetchedBatch
-from streaming.codecs import Codec, codec
+from streaming.codecs import Codec, topic_codec
 from streaming.codecs.rows import empty_batch
 from streaming.files import FsspecFiles
 from streaming.snapshots import SnapshotStore, fingerprint
@@ -95,10 +95,11 @@ class _Fold:
     def __init__(self, config: Config, bundle: Bundle) -> None:
         self._bundle = bundle
         schema, kafka = bundle.schema, config.kafka
-        bytes_max = config.worker.message_bytes_max
-        self._transactions = _read(config, kafka.topics.transactions, codec(kafka.codec, schema.fields, bytes_max))
+        topics, bytes_max = kafka.topics, config.worker.message_bytes_max
+        transactions = topic_codec(kafka, topics.transactions, schema.fields, bytes_max)
+        self._transactions = _read(config, topics.transactions, transactions)
         fields = schema.label_fields()
-        labels = _read(config, kafka.topics.labels, codec(kafka.codec, fields, bytes_max))
+        labels = _read(config, topics.labels, topic_codec(kafka, topics.labels, fields, bytes_max))
         # one partition, in order of time: as they were sent
         self._labels, self._label_offsets = labels.get(0, (empty_batch(fields), np.zeros(0, np.int64)))
         times = [batch[schema.roles.event_time] for batch, _ in self._transactions.values() if batch.rows]

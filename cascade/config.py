@@ -20,7 +20,7 @@ import msgspec
 from cascade.errors import SettingError
 from cascade.schema import read_setting_file
 
-CodecName = Literal["json", "msgpack", "binary"]
+CodecName = Literal["json", "msgpack", "binary", "avro"]
 ClientName = Literal["kafka-python", "librdkafka"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
@@ -112,6 +112,32 @@ class SecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return _secret_from_environment("kafka.security.key_password_env", self.key_password_env, environment)
 
 
+class SchemaRegistrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[kafka.schema_registry]`: where the codec `avro` finds the schemas that messages name; empty text means absent.
+
+    `url`: of a registry with Confluent's REST API; or `directory`, with a file `{number}.avsc` for each schema.
+    `ca_file` vouches for the registry, `certificate_file` and `key_file` (PEM) are the client's own. `username` goes
+    with `password_env`, an environment variable's name, or `password_file`, a file whose only line is the password.
+    """
+
+    url: OptionalText = ""
+    directory: OptionalText = ""
+    ca_file: OptionalText = ""
+    certificate_file: OptionalText = ""
+    key_file: OptionalText = ""
+    username: OptionalText = ""
+    password_env: OptionalText = ""
+    password_file: OptionalText = ""
+
+    def password(self, environment: Mapping[str, str] = os.environ) -> str | None:
+        """The password of `username`, read now, None where there is neither; raises SettingError where it is absent."""
+        if self.password_env:
+            return _secret_from_environment("kafka.schema_registry.password_env", self.password_env, environment)
+        if self.password_file:
+            return _secret_from_file("kafka.schema_registry.password_file", self.password_file)
+        return None
+
+
 class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[kafka]`: brokers (`host:port`, several separated by commas), client library, group, codec and topics.
 
@@ -130,6 +156,7 @@ class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lost_s_max: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 300.0
     topics: TopicSettings = TopicSettings()
     security: SecuritySettings = SecuritySettings()
+    schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
 
     @property
     def servers(self) -> list[str]:
@@ -480,6 +507,7 @@ def _check_kafka(kafka: KafkaSettings, origin: str, environment: Mapping[str, st
         if list(names.values()).count(topic) > 1:
             raise SettingError(origin, f"kafka.topics.{name}", topic, "names a topic twice", "give each its own")
     _check_security(kafka.security, origin, environment)
+    _check_schema_registry(kafka, origin, environment)
 
 
 def _check_security(security: SecuritySettings, origin: str, environment: Mapping[str, str]) -> None:
@@ -506,7 +534,7 @@ def _check_security(security: SecuritySettings, origin: str, environment: Mappin
     elif security.uses_sasl:
         if not security.username:
             raise SettingError(origin, f"{section}.username", None, "missing", f"{security.protocol} needs it")
-        _check_one_source(security, "password_env", "password_file", "the password", origin)
+        _check_one_source(security, section, "password_env", "password_file", "the password", origin)
     try:
         if security.uses_tokens and security.token_endpoint:
             security.client_secret(environment)
@@ -514,6 +542,40 @@ def _check_security(security: SecuritySettings, origin: str, environment: Mappin
         security.key_password(environment)
     except SettingError as error:
         raise SettingError(origin, error.key, error.value, error.problem, error.remedy) from error
+
+
+def _check_schema_registry(kafka: KafkaSettings, origin: str, environment: Mapping[str, str]) -> None:
+    registry, section = kafka.schema_registry, "kafka.schema_registry"
+    if kafka.codec != "avro":
+        if registry.url or registry.directory:
+            raise SettingError(
+                origin, "kafka.codec", kafka.codec, "leaves the source of schemas unused",
+                'use "avro", or remove url and directory of kafka.schema_registry',
+            )  # fmt: skip
+        return
+    _check_one_source(registry, section, "url", "directory", "schemas", origin)
+    _check_files(registry, section, origin)
+    if registry.directory and not Path(registry.directory).is_dir():
+        raise SettingError(origin, f"{section}.directory", registry.directory, "no such directory", "check the path")
+    secrets = bool(registry.username or registry.password_env or registry.password_file)
+    if registry.url and not _is_web_address(registry.url, plain=not secrets):
+        # not shown: there may be a password in it
+        raise SettingError(
+            origin, f"{section}.url", None, "not a URL, or holds a password, or would send one in the clear",
+            "write https://host:port; http only without a password, or for this machine itself",
+        )  # fmt: skip
+    if not registry.url.startswith("https:") and (registry.ca_file or registry.certificate_file):
+        raise SettingError(
+            origin, f"{section}.url", registry.url, "leaves the TLS files unused", "use https, or remove the files"
+        )
+    if secrets:
+        if not registry.username:
+            raise SettingError(origin, f"{section}.username", None, "missing", "a password belongs to it")
+        _check_one_source(registry, section, "password_env", "password_file", "the password", origin)
+        try:
+            registry.password(environment)
+        except SettingError as error:
+            raise SettingError(origin, error.key, error.value, error.problem, error.remedy) from error
 
 
 def _check_privacy(privacy: PrivacySettings, origin: str, environment: Mapping[str, str]) -> None:
@@ -528,12 +590,12 @@ def _check_tokens(security: SecuritySettings, origin: str) -> None:
     for key in ("username", "password_env", "password_file"):
         if getattr(security, key):
             raise SettingError(origin, f"{section}.{key}", None, "is not used with OAUTHBEARER", "remove it")
-    _check_one_source(security, "token_file", "token_endpoint", "the token", origin)
+    _check_one_source(security, section, "token_file", "token_endpoint", "the token", origin)
     if security.token_file:
         if not Path(security.token_file).is_file():
             raise SettingError(origin, f"{section}.token_file", security.token_file, "no such file", "check the path")
         return
-    if not _is_token_endpoint(security.token_endpoint):
+    if not _is_web_address(security.token_endpoint):
         # not shown: there may be a password in it
         raise SettingError(
             origin,
@@ -544,24 +606,27 @@ def _check_tokens(security: SecuritySettings, origin: str) -> None:
         )
     if not security.client_id:
         raise SettingError(origin, f"{section}.client_id", None, "missing", "token_endpoint needs it")
-    _check_one_source(security, "client_secret_env", "client_secret_file", "the client's secret", origin)
+    _check_one_source(security, section, "client_secret_env", "client_secret_file", "the client's secret", origin)
 
 
-def _is_token_endpoint(url: str) -> bool:
+def _is_web_address(url: str, plain: bool = False) -> bool:
+    """Whether it is a URL of https; of http for this machine, or for any where `plain`."""
     try:
         parts = urllib.parse.urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
         return False
-    allowed = ("https", "http") if host in ("localhost", "127.0.0.1", "::1") else ("https",)
+    allowed = ("https", "http") if plain or host in ("localhost", "127.0.0.1", "::1") else ("https",)
     return bool(host) and parts.scheme in allowed and "@" not in parts.netloc and url.isprintable() and " " not in url
 
 
-def _check_one_source(security: SecuritySettings, one: str, other: str, what: str, origin: str) -> None:
-    if bool(getattr(security, one)) == bool(getattr(security, other)):
+def _check_one_source(
+    settings: SecuritySettings | SchemaRegistrySettings, section: str, one: str, other: str, what: str, origin: str
+) -> None:
+    if bool(getattr(settings, one)) == bool(getattr(settings, other)):
         raise SettingError(
             origin,
-            f"kafka.security.{one}",
+            f"{section}.{one}",
             None,
             f"exactly one source of {what} is needed",
             f"set either {one} or {other}",
@@ -574,7 +639,7 @@ def _check_deep(deep: DeepSettings, origin: str) -> None:
         raise SettingError(origin, "deep.tls", False, "leaves the TLS files unused", "set it to true, or remove them")
 
 
-def _check_files(section: SecuritySettings | DeepSettings, name: str, origin: str) -> None:
+def _check_files(section: SecuritySettings | DeepSettings | SchemaRegistrySettings, name: str, origin: str) -> None:
     for key in ("ca_file", "certificate_file", "key_file"):
         file = getattr(section, key)
         if file and not Path(file).is_file():

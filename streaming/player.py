@@ -14,7 +14,7 @@ from cascade.frames import LabelledData
 from cascade.schema import Schema
 from stages.offline import labels_of
 from streaming.clients import ProducerClient
-from streaming.codecs import Codec, codec
+from streaming.codecs import Codec, topic_codec
 from streaming.decisions import message_keys
 
 Progress = Callable[[float], None]
@@ -56,11 +56,11 @@ class Player:
     @classmethod
     def from_config(cls, config: Config, schema: Schema, producer: ProducerClient) -> Player:
         """A player in the codec and to the topics of a configuration."""
-        name, bytes_max, topics = config.kafka.codec, config.worker.message_bytes_max, config.kafka.topics
+        bytes_max, topics = config.worker.message_bytes_max, config.kafka.topics
         return cls(
             schema,
-            codec(name, schema.fields, bytes_max),
-            codec(name, schema.label_fields(), bytes_max),
+            topic_codec(config.kafka, topics.transactions, schema.fields, bytes_max),
+            topic_codec(config.kafka, topics.labels, schema.label_fields(), bytes_max),
             producer,
             (topics.transactions, topics.labels),
         )

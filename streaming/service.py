@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ from cascade.protocols import DeepStage, EnergyMeter, SystemClock
 from stages.assembly import make_deep_stage, make_engine
 from streaming.clients import ConsumerClient, TopicSpec, make_consumer, make_producer
 from streaming.clients.topics import ensure_topics, missing_topics
-from streaming.codecs import codec
+from streaming.codecs import topic_codec
 from streaming.dead_letters import OVERHEAD_BYTES_MAX
 from streaming.decisions import warm_up_encoder
 from streaming.duplicates import FirstDecisions
@@ -54,6 +55,7 @@ KAFKA_MESSAGE_BYTES = 1_048_588
 # limit.
 THREAD_SWITCH_S = 0.0005
 CLOSE_S = 5.0
+TOPICS_S_MAX, TOPICS_PAUSE_S = 30.0, 1.0
 # The longest window and label delay that feature files have in practice, twice.
 SUMMARIES_RETENTION_MS = 90 * 86_400_000
 # Full collections come early and stay small: about a millisecond each, where the defaults let them grow to ten.
@@ -172,8 +174,8 @@ def _connect(
         bundle_version=bundle.version,
         engine=engine,
         deep=deep,
-        codec=codec(config.kafka.codec, bundle.schema.fields, bytes_max),
-        label_codec=codec(config.kafka.codec, bundle.schema.label_fields(), bytes_max),
+        codec=topic_codec(config.kafka, config.kafka.topics.transactions, bundle.schema.fields, bytes_max),
+        label_codec=topic_codec(config.kafka, config.kafka.topics.labels, bundle.schema.label_fields(), bytes_max),
         consumer=consumer(config.kafka.group),
         label_consumer=consumer(None),
         producer=producer,
@@ -236,7 +238,23 @@ def topic_specs(config: Config, partitions: int) -> list[TopicSpec]:
 
 
 def check_topics(config: Config, create_partitions: int) -> None:
-    """Make missing topics with this many partitions, or, where it is 0, raise BrokerError that names them."""
+    """Make missing topics with this many partitions, or, where it is 0, raise BrokerError that names them.
+
+    A node that goes away meanwhile, when the broker was reached already, is no reason to give up at once.
+    """
+    give_up_s = time.monotonic() + TOPICS_S_MAX
+    while True:
+        try:
+            _check_topics(config, create_partitions)
+            return
+        except BrokerError as error:
+            if not getattr(error.__cause__, "retriable", False) or time.monotonic() > give_up_s:
+                raise
+            log.warning("asking for the topics again", reason=str(error))
+            time.sleep(TOPICS_PAUSE_S)
+
+
+def _check_topics(config: Config, create_partitions: int) -> None:
     specs = topic_specs(config, max(create_partitions, 1))
     if create_partitions:
         ensure_topics(config.kafka, specs)

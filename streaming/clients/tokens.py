@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import base64
 import http.client
-import ipaddress
 import re
-import ssl
 import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from kafka.net.sasl.oauth import AbstractTokenProvider
@@ -24,6 +21,7 @@ from kafka.net.sasl.oauth import AbstractTokenProvider
 from cascade.config import SecuritySettings
 from cascade.errors import BrokerError
 from streaming.clients.secret import Secret
+from streaming.web import make_opener
 
 # Below the session timeout of the group (10 s), since no heartbeat is sent meanwhile.
 FETCH_TIMEOUT_S = 5.0
@@ -70,12 +68,6 @@ class _Refusal(msgspec.Struct):
     error: str = ""
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *arguments: Any) -> None:
-        """The credentials are for the endpoint that was named, and for no other."""
-        del arguments
-
-
 class ClientCredentialsToken(AbstractTokenProvider):  # type: ignore[misc]  # the vendor has no types
     """A token that the endpoint gives for id and secret; kept until shortly before it expires."""
 
@@ -85,13 +77,7 @@ class ClientCredentialsToken(AbstractTokenProvider):  # type: ignore[misc]  # th
         self._scope = security.scope
         pair = ":".join(urllib.parse.quote(one, safe="") for one in (security.client_id, security.client_secret()))
         self._credentials = Secret(base64.b64encode(pair.encode()).decode())
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
-        if self._endpoint.startswith("https:"):
-            context = ssl.create_default_context(cafile=security.ca_file or None)
-            handlers.append(urllib.request.HTTPSHandler(context=context))
-        if _is_loopback(self._endpoint):
-            handlers.append(urllib.request.ProxyHandler({}))
-        self._opener = urllib.request.build_opener(*handlers)
+        self._opener = make_opener(self._endpoint, security.ca_file)
         self._lock = threading.Lock()
         self._token, self._renew_s = Secret(""), 0.0
 
@@ -153,11 +139,3 @@ def make_token_provider(security: SecuritySettings) -> FileToken | ClientCredent
 def _is_token(text: str) -> bool:
     """Whether it has the characters of a bearer token (RFC 6750), and so no others that the protocol separates by."""
     return re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", text) is not None
-
-
-def _is_loopback(url: str) -> bool:
-    host = urllib.parse.urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -129,6 +129,43 @@ def test_settings_of_tokens_that_contradict_each_other_are_refused(
         assert part in line
 
 
+AVRO = "[kafka]\ncodec = 'avro'\n[kafka.schema_registry]\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("[kafka]\ncodec = 'avr'", ["kafka.codec = 'avr'", 'use "json" or "msgpack" or "binary" or "avro"']),
+        (AVRO, ["kafka.schema_registry.url", "exactly one source of schemas", "set either url or directory"]),
+        (AVRO + "url = 'http://a:1'\ndirectory = 'd'", ["kafka.schema_registry.url", "exactly one source"]),
+        (AVRO + "directory = '/nowhere'", ["kafka.schema_registry.directory = '/nowhere'", "no such directory"]),
+        (AVRO + "url = 'a:8081'", ["kafka.schema_registry.url", "write https://host:port"]),
+        (AVRO + "url = 'http://u:hunter2@a:8081'", ["kafka.schema_registry.url", "holds a password"]),
+        (AVRO + "url = 'http://a'\nusername = 'u'\npassword_env = 'S'", ["url", "would send one in the clear"]),
+        (AVRO + "url = 'https://a'\nusername = 'u'", ["password_env", "set either password_env or password_file"]),
+        (AVRO + "url = 'https://a'\npassword_env = 'S'", ["kafka.schema_registry.username", "missing"]),
+        (AVRO + "url = 'https://a'\nusername = 'u'\npassword_env = 'S'", ["password_env", "not set"]),
+        (AVRO + "url = 'https://a'\nca_file = '/nowhere'", ["kafka.schema_registry.ca_file", "no such file"]),
+        (AVRO + "url = 'http://a'\nca_file = 'pyproject.toml'", ["url", "leaves the TLS files unused"]),
+        (AVRO.replace("avro", "json") + "url = 'http://a:1'", ["kafka.codec = 'json'", "leaves the source of schemas"]),
+    ],
+)
+def test_settings_of_schemas_that_contradict_each_other_are_refused(
+    tmp_path: Path, content: str, parts: list[str]
+) -> None:
+    line = refusal(tmp_path, content)
+    assert "hunter2" not in line
+    for part in parts:
+        assert part in line
+
+
+def test_schemas_come_from_a_registry_or_a_directory(tmp_path: Path) -> None:
+    assert load(tmp_path, AVRO + "url = 'http://registry:8081'").kafka.schema_registry.password({}) is None
+    assert load(tmp_path, AVRO + f"directory = '{tmp_path}'").kafka.schema_registry.url == ""
+    content = AVRO + "url = 'https://registry'\nusername = 'u'\npassword_env = 'S'"
+    assert load(tmp_path, content, {"S": "secret"}).kafka.schema_registry.password({"S": "secret"}) == "secret"
+
+
 def test_tokens_need_no_user_name_and_http_is_for_this_machine_alone(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("t")

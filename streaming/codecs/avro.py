@@ -1,0 +1,251 @@
+"""Avro messages in the frame of a schema registry: an octet 0, the number of the writer's schema, the body."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cascade.columns import Array, Bool, ColumnBatch, Int64
+from cascade.errors import SettingError
+from cascade.schema import Field
+from streaming.codecs.avro_kernels import (
+    BAD_BOOLEAN,
+    BAD_LENGTH,
+    BAD_NUMBER,
+    CATEGORY,
+    CUT_SHORT,
+    IS_NULL,
+    NO_SUCH_BRANCH,
+    NO_SUCH_SYMBOL,
+    NUMBER,
+    TEXT,
+    TOO_MUCH,
+    WHOLE,
+    read_messages,
+)
+from streaming.codecs.avro_schemas import NAME, TARGETS, WriterSchema, parse_writer, schema_text
+from streaming.codecs.avro_writers import Schemas, Writers
+from streaming.codecs.faults import Fault, Faults, note, reject, sift, size_fault
+from streaming.codecs.protocol import Decoded, RejectReason
+from streaming.codecs.rows import empty_batch, time_from_ms
+from streaming.codecs.texts import DoubtfulTexts
+from streaming.codecs.validate import check_categories, check_finite, check_limits, times_in_ms
+
+MAGIC, HEAD_BYTES = 0, 5
+_NO_FRAME: Fault = (RejectReason.SYNTAX, "not in the frame of a schema registry: an octet 0 and the schema's number")
+_FAULTS: dict[int, Fault] = {
+    CUT_SHORT: (RejectReason.SYNTAX, "the message ends within it"),
+    BAD_NUMBER: (RejectReason.SYNTAX, "a whole number of more bits than its type"),
+    BAD_LENGTH: (RejectReason.SYNTAX, "a length is negative, or reaches beyond the message"),
+    NO_SUCH_BRANCH: (RejectReason.SYNTAX, "no such branch of a union"),
+    NO_SUCH_SYMBOL: (RejectReason.SYNTAX, "no such symbol of an enum"),
+    BAD_BOOLEAN: (RejectReason.SYNTAX, "a boolean neither 0 nor 1"),
+    TOO_MUCH: (RejectReason.SYNTAX, "more follows after it, the last of its schema"),
+    IS_NULL: (RejectReason.TYPE, "null"),
+}
+
+
+class AvroCodec:
+    """Codec for Avro (specification 1.12) as Confluent's serializers frame it.
+
+    `schemas`: where schemas are found by their number. A writer's schema may have more fields than ours, in any order;
+    its types are promoted to ours as the specification says, and an enum is read as its symbol's text. Null is refused
+    where we need a value. Our own schema is found or registered with the first `encode`.
+
+    Raises SettingError where a field's name is none in Avro. `decode` raises BrokerError where a schema that was not
+    met before cannot be had now: the message may be good, so it is neither a row nor a reject.
+    """
+
+    name = "avro"
+
+    def __init__(self, fields: dict[str, Field], message_bytes_max: int, schemas: Schemas) -> None:
+        for name in fields:
+            if not NAME.fullmatch(name):
+                raise SettingError("schema", f"fields.{name}", None, "is no name in Avro", "use letters, digits and _")
+        self._fields = fields
+        self._bytes_max = message_bytes_max
+        self._schemas = schemas
+        self._writers = Writers(schemas, fields)
+        self._columns = _Columns(fields)
+        self._head: bytes | None = None
+        # compiles the kernel now, and not with the first message
+        none = np.zeros(0, np.int64)
+        ours = parse_writer(schema_text(fields), fields)
+        self._columns.read(np.zeros(0, np.uint8), none, none, [(ours, none)], {})
+
+    def decode(self, values: Sequence[bytes | None]) -> Decoded:
+        """Read a fetch; raises BrokerError where a writer's schema cannot be had now."""
+        most, rejects = self._bytes_max, []
+        kept = [value for value in values if value and len(value) <= most]
+        rows = np.arange(len(values))
+        if len(kept) < len(values):
+            fits = np.fromiter((bool(value) and len(value or b"") <= most for value in values), np.bool_, len(values))
+            rejects = [reject(index, size_fault(values[index], most)) for index in np.flatnonzero(~fits).tolist()]
+            rows = rows[fits]
+        if not kept:
+            return Decoded(empty_batch(self._fields), rows, rejects)
+        octets = np.frombuffer(b"".join(kept), np.uint8)
+        lengths = np.fromiter(map(len, kept), np.int64, len(kept))
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        faults: Faults = {}
+        framed = (octets[starts] == MAGIC) & (lengths >= HEAD_BYTES)
+        if not framed.all():
+            note(faults, ~framed, *_NO_FRAME)
+        by_writer = self._by_writer(octets, starts, framed, faults)
+        batch = self._columns.read(octets, starts + HEAD_BYTES, ends, by_writer, faults)
+        return sift(batch, rows, faults, rejects)
+
+    def encode(self, batch: ColumnBatch) -> list[bytes]:
+        """One record a row, by our own schema; raises BrokerError where it cannot be registered."""
+        if self._head is None:
+            number = self._schemas.register(schema_text(self._fields))
+            self._head = bytes([MAGIC]) + number.to_bytes(4, "big")
+        head = self._head
+        columns = [_spelled(field, batch[name]) for name, field in self._fields.items()]
+        return [head + b"".join(parts) for parts in zip(*columns, strict=True)]
+
+    def _by_writer(
+        self, octets: Array, starts: Int64, framed: Bool, faults: Faults
+    ) -> list[tuple[WriterSchema, Int64]]:
+        """The rows of each writer's schema; notes those whose schema cannot be read as ours."""
+        rows = np.flatnonzero(framed)
+        places = starts[rows]
+        numbers = np.zeros(len(rows), np.int64)
+        for octet in range(1, HEAD_BYTES):
+            numbers = numbers << 8 | octets[places + octet]
+        found = []
+        for number in np.unique(numbers).tolist():
+            of_writer = rows[numbers == number]
+            writer = self._writers.find(number)
+            if isinstance(writer, WriterSchema):
+                found.append((writer, of_writer))
+            else:
+                for row in of_writer.tolist():
+                    faults.setdefault(row, writer)
+        return found
+
+
+class _Columns:
+    """The columns of some fields, by what the kernel reads them into, and what it needs to know of them."""
+
+    def __init__(self, fields: dict[str, Field]) -> None:
+        self.fields = fields
+        self.of: dict[int, list[str]] = {kind: [] for kind in (WHOLE, NUMBER, TEXT, CATEGORY)}
+        for name, field in fields.items():
+            self.of[TARGETS[field.type]].append(name)
+        self.widths = np.array([fields[name].max_length for name in self.of[TEXT]], np.int64)
+        values = [[value.encode() for value in fields[name].values] for name in self.of[CATEGORY]]
+        flat = [word for words in values for word in words]
+        self.word_bounds = np.cumsum([0, *map(len, values)])
+        self.word_lengths = np.array([len(word) for word in flat], np.int64)
+        self.words = np.zeros((len(flat), max([1, *map(len, flat)])), np.uint8)
+        for row, word in enumerate(flat):
+            self.words[row, : len(word)] = np.frombuffer(word, np.uint8)
+
+    def read(
+        self, octets: Array, starts: Int64, ends: Int64, by_writer: list[tuple[WriterSchema, Int64]], faults: Faults
+    ) -> ColumnBatch:
+        """Columns of all rows; notes the faults of those that a writer has written."""
+        rows, texts = len(starts), len(self.widths)
+        wholes = np.zeros((len(self.of[WHOLE]), rows), np.int64)
+        numbers = np.zeros((len(self.of[NUMBER]), rows))
+        categories = np.zeros((len(self.of[CATEGORY]), rows), np.int64)
+        flat = np.zeros(rows * int(self.widths.sum()), np.uint8)
+        places, lengths = np.zeros((texts, rows), np.int64), np.zeros((texts, rows), np.int64)
+        doubtful, broken = np.zeros((texts, rows), np.bool_), np.zeros(rows, np.bool_)
+        wrong, wrong_step = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+        for writer, of_writer in by_writer:
+            read_messages(
+                octets, starts, ends, of_writer, writer.steps, writer.branches, writer.symbols, self.words,
+                self.word_lengths, self.word_bounds, self.widths, wholes, numbers, flat, places, lengths, doubtful,
+                categories, broken, wrong, wrong_step,
+            )  # fmt: skip
+            _note_wrong(writer, of_writer, wrong, wrong_step, faults)
+        if broken.any():
+            note(faults, broken, RejectReason.ENCODING, "a text is not UTF-8")
+        columns = dict(zip(self.of[WHOLE], wholes, strict=True)) | dict(zip(self.of[NUMBER], numbers, strict=True))
+        columns |= dict(zip(self.of[CATEGORY], categories, strict=True))
+        columns |= self._texts(flat, rows)
+        odd = {
+            name: _doubtful(name, self.fields[name], octets, rows_of, place, length)
+            for name, rows_of, place, length in zip(self.of[TEXT], doubtful, places, lengths, strict=True)
+        }
+        return self._checked(columns, odd, by_writer, faults)
+
+    def _texts(self, flat: Array, rows: int) -> dict[str, Array]:
+        ends = np.cumsum(self.widths * rows)
+        pieces = [flat[end - width * rows : end] for end, width in zip(ends, self.widths, strict=True)]
+        return {name: piece.view(self.fields[name].dtype) for name, piece in zip(self.of[TEXT], pieces, strict=True)}
+
+    def _checked(
+        self, columns: dict[str, Array], odd: dict[str, DoubtfulTexts],
+        by_writer: list[tuple[WriterSchema, Int64]], faults: Faults,
+    ) -> ColumnBatch:  # fmt: skip
+        """The rules in the order of `validate.to_columns`, so that a row has the same fault in every codec."""
+        for texts in odd.values():
+            texts.note_broken(faults)
+        for name, field in self.fields.items():
+            if field.type == "string":
+                odd[name].note_rest(faults)
+            elif field.type == "float64":
+                check_finite(name, columns[name], faults)
+            elif field.type == "timestamp":
+                _times_in_ms(name, columns[name], by_writer, faults)
+            elif field.type == "category":
+                check_categories(name, field, columns[name], faults)
+        batch = ColumnBatch({name: columns[name] for name in self.fields}, len(next(iter(columns.values()))))
+        check_limits(self.fields, batch, faults)
+        return batch
+
+
+def _note_wrong(writer: WriterSchema, rows: Int64, wrong: Int64, wrong_step: Int64, faults: Faults) -> None:
+    for row in rows[wrong[rows] != 0].tolist():
+        reason, detail = _FAULTS[int(wrong[row])]
+        faults.setdefault(row, (reason, f"{writer.names[wrong_step[row]]}: {detail}"))
+
+
+def _times_in_ms(name: str, column: Int64, by_writer: list[tuple[WriterSchema, Int64]], faults: Faults) -> None:
+    """Each writer may count in another unit."""
+    for writer, rows in by_writer:
+        of_writer: Faults = {}
+        column[rows] = times_in_ms(name, column[rows], writer.units[name], of_writer)
+        for row, fault in of_writer.items():
+            faults.setdefault(int(rows[row]), fault)
+
+
+def _doubtful(name: str, field: Field, octets: Array, odd: Bool, places: Int64, lengths: Int64) -> DoubtfulTexts:
+    def whole(row: int) -> bytes:
+        return octets[places[row] : places[row] + lengths[row]].tobytes()
+
+    return DoubtfulTexts(name, field, np.flatnonzero(odd).tolist(), whole)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _spelled(field: Field, column: Array) -> list[bytes]:
+    """The values of a column as our own schema has them."""
+    if field.type == "float64":
+        octets = column.astype("<f8").tobytes()
+        return [octets[place : place + 8] for place in range(0, len(octets), 8)]
+    if field.type == "string":
+        return [_number(len(text)) + text for text in column.tolist()]
+    if field.type == "category":
+        words = [_number(len(value.encode())) + value.encode() for value in field.values]
+        return [words[position] for position in column.tolist()]
+    if field.type == "timestamp":
+        column = time_from_ms(column, field.unit)
+    return [_number(value) for value in column.tolist()]
+
+
+def _number(value: int) -> bytes:
+    """A whole number in zigzag, seven bits an octet, the lowest first."""
+    left = value << 1 ^ value >> 63
+    octets = bytearray()
+    while left > 0x7F:
+        octets.append(left & 0x7F | 0x80)
+        left >>= 7
+    octets.append(left)
+    return bytes(octets)

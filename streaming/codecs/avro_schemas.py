@@ -1,0 +1,256 @@
+"""Schemas of Avro (specification 1.12): ours from the fields, and a writer's as steps that the kernel takes.
+
+A writer's schema is a record of numbers, texts, enums, fixed octets and unions of these. Where one of its fields is
+none of ours it is stepped over. Arrays, maps and records in records are refused: an array of nulls has as many elements
+as its writer says in no octet at all, so what a message costs would not be bounded by its length.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from cascade.columns import Int64
+from cascade.schema import Field, FieldType
+from streaming.codecs.avro_kernels import (
+    BOOLEAN,
+    BYTES,
+    CATEGORY,
+    DOUBLE,
+    ENUM,
+    FIXED,
+    FLOAT,
+    INT,
+    LONG,
+    NULL,
+    NUMBER,
+    SKIP,
+    TEXT,
+    WHOLE,
+)
+from streaming.codecs.faults import Fault
+from streaming.codecs.protocol import RejectReason
+
+# Far more than a transaction has. Parsing what is larger would hold up the loop.
+SCHEMA_BYTES_MAX = 256 * 1024
+FIELDS_MAX = 1_000
+BRANCHES_MAX = 32
+_WRAPPINGS_MAX = 4
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_PRIMITIVES = {
+    "null": NULL, "boolean": BOOLEAN, "int": INT, "long": LONG, "float": FLOAT, "double": DOUBLE, "bytes": BYTES,
+    "string": BYTES,
+}  # fmt: skip
+# What each type of ours is read into, and from which of the writer's (the specification's promotions; an enum's symbols
+# are texts to us).
+TARGETS: dict[FieldType, int] = {
+    "int64": WHOLE, "timestamp": WHOLE, "float64": NUMBER, "string": TEXT, "category": CATEGORY
+}  # fmt: skip
+_READ_FROM = {
+    WHOLE: {INT, LONG}, NUMBER: {INT, LONG, FLOAT, DOUBLE}, TEXT: {BYTES}, CATEGORY: {BYTES, ENUM}
+}  # fmt: skip
+TimeUnit = Literal["s", "ms", "us"]
+_UNITS = {"timestamp-millis": "ms", "timestamp-micros": "us"}
+
+
+class SchemaRefusedError(Exception):
+    """A writer's schema that cannot be read as ours: the fault of every message that it has written."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(detail)
+        self.fault: Fault = (reason, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class WriterSchema:
+    """How to read what one writer has written.
+
+    `steps` int64 [writer's fields, 5]: 1 for a union; the first of its `branches` and the one after the last; SKIP or
+    what it is read into; the place of our field among those read into the same. `branches` int64 [branches, 3]: what it
+    is; size of FIXED or number of symbols of ENUM; where in `symbols` those begin. `symbols` int64: the category of
+    each symbol, -1 for none. `names`: the writer's fields. `units`: of our timestamps, by name.
+    """
+
+    names: tuple[str, ...]
+    steps: Int64
+    branches: Int64
+    symbols: Int64
+    units: Mapping[str, str]
+
+
+def schema_text(fields: Mapping[str, Field]) -> str:
+    """The schema by which our own messages are written: categories as strings, times with their logical type."""
+    return msgspec.json.encode(
+        {
+            "type": "record",
+            "name": "row",
+            "namespace": "cascade",
+            "fields": [{"name": one, "type": _type(field)} for one, field in fields.items()],
+        }
+    ).decode()
+
+
+def _type(field: Field) -> object:
+    if field.type == "timestamp":
+        logical = {unit: name for name, unit in _UNITS.items()}.get(field.unit)
+        return {"type": "long", "logicalType": logical} if logical else "long"
+    return {"int64": "long", "float64": "double", "string": "string", "category": "string"}[field.type]
+
+
+def parse_writer(text: str, fields: Mapping[str, Field]) -> WriterSchema:
+    """A writer's schema as steps towards our fields; raises SchemaRefusedError."""
+    if len(text) > SCHEMA_BYTES_MAX:
+        raise _refused(f"its schema has more than {SCHEMA_BYTES_MAX} bytes")
+    try:
+        schema = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise _refused("its schema is not JSON") from error
+    if not isinstance(schema, dict) or schema.get("type") != "record" or not isinstance(schema.get("fields"), list):
+        raise _refused("its schema is no record")
+    written = schema["fields"]
+    names = [_text_of(one, "name") if isinstance(one, dict) else "" for one in written]
+    if len(names) > FIELDS_MAX or not all(map(NAME.fullmatch, names)):
+        raise _refused(f"its schema has more than {FIELDS_MAX} fields, or one without a proper name")
+    if len(set(names)) < len(names):
+        raise _refused("its schema has two fields of one name")
+    for name in fields:
+        if name not in names:
+            raise SchemaRefusedError(RejectReason.MISSING_FIELD, f"{name}: not in its writer's schema")
+    places = _places(fields)
+    steps = _Steps(tuple(names), _Names(_text_of(schema, "namespace")))
+    for name, one in zip(names, written, strict=True):
+        steps.add(name, one.get("type"), fields.get(name), places.get(name, -1))
+    return steps.finished()
+
+
+def _places(fields: Mapping[str, Field]) -> dict[str, int]:
+    """The place of each field among those that are read into the same kind of column."""
+    counts = dict.fromkeys(_READ_FROM, 0)
+    places = {}
+    for name, one in fields.items():
+        places[name] = counts[TARGETS[one.type]]
+        counts[TARGETS[one.type]] += 1
+    return places
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """One type: what it is, its size or symbols, and its logical type."""
+
+    kind: int
+    size: int = 0
+    symbols: tuple[str, ...] = ()
+    logical: str = ""
+
+
+@dataclass(slots=True)
+class _Names:
+    """The named types met so far: a later field may refer to them."""
+
+    namespace: str
+    known: dict[str, _Branch] = field(default_factory=dict)
+
+    def add(self, schema: dict[str, Any], branch: _Branch) -> None:
+        name, namespace = _text_of(schema, "name"), _text_of(schema, "namespace") or self.namespace
+        full = name if "." in name or not namespace else f"{namespace}.{name}"
+        if not name or full in self.known:
+            raise _refused("its schema has a type without a name, or two of one name")
+        self.known[full] = branch
+
+    def find(self, name: str) -> _Branch | None:
+        full = name if "." in name or not self.namespace else f"{self.namespace}.{name}"
+        return self.known.get(full) or self.known.get(name)
+
+
+class _Steps:
+    """The steps of a writer's schema, field by field."""
+
+    def __init__(self, fields: tuple[str, ...], names: _Names) -> None:
+        self._fields = fields
+        self._names = names
+        self._steps: list[tuple[int, int, int, int, int]] = []
+        self._branches: list[tuple[int, int, int]] = []
+        self._symbols: list[int] = []
+        self._units: dict[str, str] = {}
+
+    def add(self, name: str, schema: object, ours: Field | None, place: int) -> None:
+        union = isinstance(schema, list)
+        types = schema if isinstance(schema, list) else [schema]
+        if not 1 <= len(types) <= BRANCHES_MAX:
+            raise _refused(f"{name}: its union has no branch, or more than {BRANCHES_MAX}")
+        branches = [self._branch(name, one) for one in types]
+        if ours is not None:
+            self._check(name, ours, [one for one in branches if one.kind != NULL])
+        first = len(self._branches)
+        self._branches += [self._coded(one, ours) for one in branches]
+        target = SKIP if ours is None else TARGETS[ours.type]
+        self._steps.append((int(union), first, len(self._branches), target, place))
+
+    def finished(self) -> WriterSchema:
+        return WriterSchema(
+            self._fields, np.array(self._steps, np.int64).reshape(-1, 5),
+            np.array(self._branches, np.int64).reshape(-1, 3), np.array(self._symbols, np.int64), self._units,
+        )  # fmt: skip
+
+    def _branch(self, name: str, schema: object) -> _Branch:
+        for _ in range(_WRAPPINGS_MAX):
+            if isinstance(schema, str):
+                found = _Branch(_PRIMITIVES[schema]) if schema in _PRIMITIVES else self._names.find(schema)
+                if found is not None:
+                    return found
+            if not isinstance(schema, dict):
+                break
+            kind = schema.get("type")
+            if isinstance(kind, str) and kind in _PRIMITIVES:
+                return _Branch(_PRIMITIVES[kind], logical=_text_of(schema, "logicalType"))
+            if kind in ("enum", "fixed"):
+                return self._named(name, schema)
+            schema = kind
+        raise _refused(f"{name}: neither a number, a text, an enum, fixed octets, nor a union of these")
+
+    def _named(self, name: str, schema: dict[str, Any]) -> _Branch:
+        symbols, size = schema.get("symbols", []), schema.get("size", 0)
+        if schema["type"] == "enum":
+            if not isinstance(symbols, list) or not symbols or not all(isinstance(one, str) for one in symbols):
+                raise _refused(f"{name}: an enum without symbols")
+            branch = _Branch(ENUM, len(symbols), tuple(symbols))
+        else:
+            if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= 2**31:
+                raise _refused(f"{name}: fixed octets without a size")
+            branch = _Branch(FIXED, size, logical=_text_of(schema, "logicalType"))
+        self._names.add(schema, branch)
+        return branch
+
+    def _check(self, name: str, ours: Field, branches: list[_Branch]) -> None:
+        logical = {one.logical for one in branches}
+        fits = {one.kind for one in branches} <= _READ_FROM[TARGETS[ours.type]] and bool(branches)
+        if ours.type == "timestamp":
+            # the writer's own word on the unit counts; a unit that is not ours to read would be read wrong
+            fits = fits and len(logical) == 1 and logical <= {"", *_UNITS}
+            self._units[name] = _UNITS.get(next(iter(logical), ""), ours.unit)
+        elif TARGETS[ours.type] == TEXT:
+            # a decimal's octets, say, are no text
+            fits = fits and logical <= {"", "uuid"}
+        if not fits:
+            raise SchemaRefusedError(RejectReason.TYPE, f"{name}: its writer's type cannot be read as {ours.type}")
+
+    def _coded(self, branch: _Branch, ours: Field | None) -> tuple[int, int, int]:
+        first = len(self._symbols)
+        if branch.kind == ENUM and ours is not None:
+            values = {value: position for position, value in enumerate(ours.values)}
+            self._symbols += [values.get(symbol, -1) for symbol in branch.symbols]
+        return branch.kind, branch.size, first
+
+
+def _text_of(schema: dict[str, Any], key: str) -> str:
+    value = schema.get(key, "")
+    return value if isinstance(value, str) else ""
+
+
+def _refused(detail: str) -> SchemaRefusedError:
+    return SchemaRefusedError(RejectReason.OTHER_SCHEMA, detail)
