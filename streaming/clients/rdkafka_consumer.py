@@ -12,8 +12,15 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    Message,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
@@ -42,7 +49,7 @@ class RdkafkaConsumer:
     def __init__(self, kafka: KafkaSettings, group: str | None, bootstrap_timeout_s: float = 30.0) -> None:
         self._kafka, self._group = kafka, group
         self._connection = Connection(kafka)
-        self._admin: AdminClient | None = None
+        self._asking: AdminClient | None = None
         self._next: dict[Partition, int] = {}
         self._callback_error: BaseException | None = None
         settings = {
@@ -227,21 +234,16 @@ class RdkafkaConsumer:
 
     def beginning_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """See ConsumerClient."""
-        return {one: self._watermarks(one, "asking for the first offsets")[0] for one in partitions}
+        return self._offsets_of(partitions, OffsetSpec.earliest(), "asking for the first offsets")
 
     def end_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """See ConsumerClient."""
-        return {one: self._watermarks(one, "asking for the end offsets")[1] for one in partitions}
+        return self._offsets_of(partitions, OffsetSpec.latest(), "asking for the end offsets")
 
     def offsets_at(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
         """See ConsumerClient."""
-        wanted = [TopicPartition(*partition, int(time_ms)) for partition in partitions]
-        with self._connection.translated("asking for the offsets of a time"):
-            found = self._consumer.offsets_for_times(wanted, timeout=REQUEST_S)
-        self._check(found, "asking for the offsets of a time")
-        beyond = [(one.topic, one.partition) for one in found if one.offset < 0]
-        ends = self.end_offsets(beyond)
-        return {(one.topic, one.partition): ends.get((one.topic, one.partition), one.offset) for one in found}
+        found = self._offsets_of(partitions, OffsetSpec.for_timestamp(int(time_ms)), "asking for the offsets of a time")
+        return found | self.end_offsets(one for one, offset in found.items() if offset < 0)
 
     def partitions_for(self, topic: str) -> list[Partition]:
         """See ConsumerClient."""
@@ -257,28 +259,36 @@ class RdkafkaConsumer:
         """See ConsumerClient."""
         with self._connection.translated("leaving the group"):
             self._consumer.close()
+        self._asking = None
         self._raise_callback_error()
 
     def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Where gained partitions begin: what is committed now, without waiting for transactions under way."""
         action = "asking for committed offsets"
-        if self._admin is None:
-            self._admin = AdminClient(connection_settings(self._kafka, "cascade-admin", self._connection.told))
         asked = ConsumerGroupTopicPartitions(self._group, _vendor(partitions))
         with self._connection.translated(action):
-            answer = self._admin.list_consumer_group_offsets([asked], require_stable=False, request_timeout=REQUEST_S)
+            answer = self._admin().list_consumer_group_offsets([asked], require_stable=False, request_timeout=REQUEST_S)
             found = answer[self._group].result().topic_partitions
         self._check(found, action)
         offsets = {(one.topic, one.partition): one.offset for one in found}
         never = [partition for partition in partitions if offsets.get(partition, -1) < 0]
         return offsets | self.beginning_offsets(never)
 
-    def _watermarks(self, partition: Partition, action: str) -> tuple[int, int]:
+    def _offsets_of(self, partitions: Iterable[Partition], spec: OffsetSpec, action: str) -> dict[Partition, int]:
+        wanted = dict.fromkeys(_vendor(partitions), spec)
+        if not wanted:
+            return {}
         with self._connection.translated(action):
-            found = self._consumer.get_watermark_offsets(TopicPartition(*partition), timeout=REQUEST_S)
-        if found is None:
-            raise BrokerError(f"Kafka at {self._kafka.bootstrap}: {action}: no answer within {REQUEST_S:g} s")
-        return found[0], found[1]
+            asked = self._admin().list_offsets(
+                wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REQUEST_S
+            )
+            return {(one.topic, one.partition): answer.result().offset for one, answer in asked.items()}
+
+    def _admin(self) -> AdminClient:
+        """A connection of its own for questions: on the consumer's they wait behind its fetches, 50 ms each."""
+        if self._asking is None:
+            self._asking = AdminClient(connection_settings(self._kafka, "cascade-admin", self._connection.told))
+        return self._asking
 
     def _call(self, callback: PartitionsCallback, partitions: list[Partition]) -> None:
         """What a callback raises is kept for the caller of `poll` or `close`: librdkafka must finish the rebalance."""

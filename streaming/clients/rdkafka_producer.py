@@ -54,10 +54,12 @@ class _Sent:
         Nothing is called in here: after a fatal error the binding comes with an exception raised already, in which
         every call fails.
         """
-        self._left -= 1
-        producer = self._producer
+        if error is None:
+            self._left -= 1
+            return
         # what an undone transaction held is dropped on purpose
-        if error is not None and producer.refused is None and not producer.undoing:
+        producer = self._producer
+        if producer.refused is None and not producer.undoing:
             producer.refused = error, message
 
     def done(self) -> bool:

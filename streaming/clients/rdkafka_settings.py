@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError, ProducerFencedError
+from streaming.clients.secret import Secret
 from streaming.clients.tokens import RENEW_BEFORE_S, UNSTATED_LIFE_S, make_token_provider
 
 # How long one request may take before it is tried again elsewhere.
@@ -51,7 +52,7 @@ def _security(kafka: KafkaSettings) -> dict[str, Any]:
             "ssl.ca.location": security.ca_file,
             "ssl.certificate.location": security.certificate_file,
             "ssl.key.location": security.key_file or security.certificate_file,
-            "ssl.key.password": security.key_password() or "",
+            "ssl.key.password": Secret(security.key_password() or ""),
         }
         settings |= {name: value for name, value in files.items() if value}
     if security.uses_tokens:
@@ -68,7 +69,7 @@ def _security(kafka: KafkaSettings) -> dict[str, Any]:
         settings |= {
             "sasl.mechanisms": security.sasl_mechanism,
             "sasl.username": security.username,
-            "sasl.password": security.password() or "",
+            "sasl.password": Secret(security.password() or ""),
         }
     return settings
 

@@ -28,11 +28,16 @@ from streaming.clients import (
 from streaming.clients.kafka_consumer import KafkaPythonConsumer
 from streaming.clients.kafka_producer import KafkaPythonProducer
 from streaming.clients.prompt_refusal import RefusalTellingClient
+from streaming.clients.rdkafka_consumer import RdkafkaConsumer
 from streaming.clients.rdkafka_producer import RdkafkaProducer
+from streaming.clients.rdkafka_settings import connection_settings as rdkafka_settings
 from streaming.clients.settings import connection_settings
 from tests.streaming.clients.helpers import Events, fill, gather, ignore, poll_until, values
 
 pytestmark = pytest.mark.kafka
+# what these look at or put faults into is that library's own
+kafka_python_only = pytest.mark.parametrize("kafka", ["kafka-python"], indirect=True)
+librdkafka_only = pytest.mark.parametrize("kafka", ["librdkafka"], indirect=True)
 
 
 def test_records_come_back_as_they_were_sent(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
@@ -50,6 +55,18 @@ def test_records_come_back_as_they_were_sent(kafka: KafkaSettings, topic: str, o
     assert list(batch.headers[0]) == [("h", b"1"), ("h", b"2"), ("é", b"")]
     assert batch.timestamps_ms[0] == 1_530_000_000_123
     assert batch.offsets.tolist() == [0, 1]
+
+
+def test_many_records_have_their_own_times(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+    producer = make_producer(kafka)
+    delivery = producer.send_many(topic, [b"k"] * 3, [b"0", None, b""], [3_000, 1_000, 2_000])
+    producer.flush(20)
+    assert delivery.done()
+    producer.close(5)
+    outsider.assign(outsider.partitions_for(topic))
+    (batch,) = gather(outsider, 3)
+    assert batch.values == [b"0", None, b""]
+    assert batch.timestamps_ms.tolist() == [3_000, 1_000, 2_000]
 
 
 def test_a_key_stays_in_one_partition_and_in_order(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
@@ -219,14 +236,17 @@ def test_a_header_name_that_is_not_utf8_does_not_stop_the_partition(
     producer = make_producer(msgspec.structs.replace(kafka, client="kafka-python"))
     producer.send(topic, b"k", b"before")
     producer.send(topic, b"k", b"hostile", [("fine", b"1"), (NotUtf8("abc"), b"\xff"), ("last", b"3")])
-    producer.send(topic, b"k", b"after")
+    producer.send(topic, b"k", b"more", [(NotUtf8("abc"), b""), (NotUtf8("abc"), b"2")])
+    producer.send(topic, b"k", b"after", [("fine", b"4")])
     producer.flush(20)
     producer.close(5)
     outsider.assign(outsider.partitions_for(topic))
-    (batch,) = gather(outsider, 3)
-    assert batch.values == [b"before", b"hostile", b"after"]
+    (batch,) = gather(outsider, 4)
+    assert batch.values == [b"before", b"hostile", b"more", b"after"]
     hostile = {"kafka-python": "a??", "librdkafka": "?"}[kafka.client]
     assert list(batch.headers[1]) == [("fine", b"1"), (hostile, b"\xff"), ("last", b"3")]
+    assert list(batch.headers[2]) == [(hostile, b""), (hostile, b"2")]
+    assert (list(batch.headers[0]), list(batch.headers[3])) == ([], [("fine", b"4")])
 
 
 def test_a_failed_delivery_surfaces_in_flush_and_stays(kafka: KafkaSettings) -> None:
@@ -271,6 +291,37 @@ def test_what_waits_to_be_delivered_is_bounded(kafka: KafkaSettings, topic: str)
     assert most <= 100
 
 
+@librdkafka_only
+def test_records_that_do_not_go_end_the_wait_for_room(
+    kafka: KafkaSettings, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.clients.rdkafka_producer.REQUEST_TIMEOUT_MS", 300)
+    producer = RdkafkaProducer(kafka, undelivered_max=1, vendor_settings={"linger.ms": 30_000})
+    delivery = producer.send(topic, b"k", b"v")
+    with pytest.raises(BrokerError, match="1 records wait to be delivered"):
+        producer.send(topic, b"k", b"v")
+    with pytest.raises(BrokerError, match="1 records were not kept"):
+        producer.close(0)
+    with pytest.raises(BrokerError, match="closed"):
+        producer.send(topic, b"k", b"v")
+    assert not delivery.done()
+
+
+@librdkafka_only
+def test_ends_are_told_at_once_while_a_fetch_waits(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+    # on the connection of the fetches an answer takes as long as they do, 50 ms, and again for each partition
+    partitions = outsider.partitions_for(topic)
+    outsider.assign(partitions)
+    assert outsider.poll(0.2, 10) == []
+    took_s = []
+    for _ in range(11):
+        started_s = time.monotonic()
+        outsider.end_offsets(partitions)
+        took_s.append(time.monotonic() - started_s)
+    assert sorted(took_s)[5] < 0.03
+
+
+@kafka_python_only
 def test_a_silent_broker_ends_the_wait_for_room(
     kafka: KafkaSettings, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,9 +383,12 @@ def test_the_wait_backs_off_with_jitter_and_ends_when_the_broker_is_there(kafka:
 
 def test_an_unreachable_broker_is_one_line_for_clients_too() -> None:
     nowhere = KafkaSettings(bootstrap="127.0.0.1:1")
-    for make in (KafkaPythonConsumer, KafkaPythonProducer):
+    for make in (
+        lambda: KafkaPythonConsumer(nowhere, None, 0.5), lambda: KafkaPythonProducer(nowhere, bootstrap_timeout_s=0.5),
+        lambda: RdkafkaConsumer(nowhere, None, 0.5), lambda: RdkafkaProducer(nowhere, bootstrap_timeout_s=0.5),
+    ):  # fmt: skip
         with pytest.raises(BrokerError, match=r"Kafka at 127\.0\.0\.1:1: connecting") as caught:
-            make(nowhere, **{"bootstrap_timeout_s": 0.5} | ({"group": None} if make is KafkaPythonConsumer else {}))  # type: ignore[arg-type]
+            make()
         assert "\n" not in str(caught.value)
 
 
@@ -355,6 +409,15 @@ def test_security_settings_reach_the_vendor_and_passwords_do_not_show(monkeypatc
         "sasl_plain_password": "hunter2",
     }  # fmt: skip
     assert "hunter" not in repr(settings)
+    settings = rdkafka_settings(KafkaSettings(bootstrap="a:1,b:2", security=security), "id", lambda error: None)
+    assert {name: setting for name, setting in settings.items() if name.startswith(("bootstrap", "s"))} == {
+        "bootstrap.servers": "a:1,b:2", "security.protocol": "SASL_SSL",
+        "ssl.ca.location": "ca.pem", "ssl.certificate.location": "me.pem", "ssl.key.location": "key.pem",
+        "ssl.key.password": "hunter3", "sasl.mechanisms": "SCRAM-SHA-256", "sasl.username": "cascade",
+        "sasl.password": "hunter2", "socket.keepalive.enable": True, "socket.nagle.disable": True,
+        "socket.timeout.ms": 15_000,
+    }  # fmt: skip
+    assert "hunter" not in repr(settings)
 
 
 def test_keys_and_values_do_not_reach_the_log(
@@ -369,12 +432,12 @@ def test_keys_and_values_do_not_reach_the_log(
     assert "4000123412341234" not in caplog.text
 
 
+@kafka_python_only
 def test_records_that_come_while_more_is_asked_for_are_given_at_once(kafka: KafkaSettings) -> None:
     topic = f"t-{uuid.uuid4().hex}"
     ensure_topics(kafka, [TopicSpec(topic, 1)])
     with closing(make_consumer(kafka, None)) as consumer:
-        if not isinstance(consumer, KafkaPythonConsumer):
-            pytest.skip("a fault of kafka-python's fetcher")
+        assert isinstance(consumer, KafkaPythonConsumer)
         consumer.assign([(topic, 0)])
         fetcher = consumer._consumer._fetcher
         assert consumer.poll(0.5, 100) == []
@@ -407,8 +470,10 @@ def test_some_of_the_addresses_may_be_down(kafka: KafkaSettings, topic: str) -> 
         silent, closed = mute.getsockname()[1], gone.getsockname()[1]
         gone.close()
         both = msgspec.structs.replace(kafka, bootstrap=f"127.0.0.1:{closed},127.0.0.1:{silent},{kafka.bootstrap}")
-        wait_for_broker(both, 30, lambda line: None)
-        assert ensure_topics(both, [TopicSpec(topic)]) == []
+        if kafka.client == "kafka-python":
+            # which serves for these with either
+            wait_for_broker(both, 30, lambda line: None)
+            assert ensure_topics(both, [TopicSpec(topic)]) == []
         fill(both, topic, 1)
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -381,16 +383,37 @@ def test_what_waits_to_be_delivered_is_bounded_in_a_transaction_too(
     assert len(visible(kafka, out)) == 1_000
 
 
-@kafka_python_only
+def running_threads() -> Counter[str]:
+    """Threads by name, those of librdkafka among them."""
+    names = Counter(thread.name for thread in threading.enumerate())
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            name = (task / "comm").read_text().strip()
+            names[name] += name.startswith("rdk:")
+    return names
+
+
 def test_no_thread_is_left_where_the_id_cannot_be_taken_up(
     kafka: KafkaSettings, transactional_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = set(threading.enumerate())
-    monkeypatch.setattr("streaming.clients.kafka_transactions.INIT_TIMEOUT_S", 0.0)
+    before = running_threads()
+    for module in ("kafka_transactions", "rdkafka_producer"):
+        monkeypatch.setattr(f"streaming.clients.{module}.INIT_TIMEOUT_S", 0.0)
     with pytest.raises(BrokerError, match="taking up the transactional id") as caught:
         make_producer(kafka, transactional_id)
     assert "\n" not in str(caught.value)
-    assert set(threading.enumerate()) <= before
+    assert running_threads() <= before
+
+
+def test_closing_leaves_no_thread(kafka: KafkaSettings, out: str, transactional_id: str) -> None:
+    before = running_threads()
+    producer = make_producer(kafka, transactional_id)
+    producer.begin()
+    delivery = producer.send(out, b"k", b"undone")
+    assert running_threads() > before
+    producer.close(5)
+    assert running_threads() <= before
+    del delivery
 
 
 def test_offsets_of_a_time(kafka: KafkaSettings, outsider: ConsumerClient) -> None:
