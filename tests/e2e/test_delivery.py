@@ -48,14 +48,14 @@ def with_settings(path: Path, **changes: dict[str, object] | str) -> Path:
     return other
 
 
-@pytest.fixture(scope="module")
-def killed(new_config: ConfigMaker, data: LabelledData) -> Config:
+@pytest.fixture(scope="module", params=["kafka-python", "librdkafka"])
+def killed(new_config: ConfigMaker, data: LabelledData, request: pytest.FixtureRequest) -> Config:
     """A service with exactly-once delivery that was killed four times in mid-stream, and then finished."""
     rows = 4_000
     # transactions of several batches: most of the time one is open with decisions in it
     worker = {"batch_rows_max": 10, "transaction_interval_ms": 60}
     path = with_settings(new_config(BACKLOG | IN_PROCESS | {"worker": worker}), delivery="exactly-once",
-                         kafka={"instance": "only"})  # fmt: skip
+                         kafka={"instance": "only", "client": request.param})  # fmt: skip
     config = load_config(path)
     play_file(config, data, slice(0, rows), None, lambda _: None)
     topic = config.kafka.topics.decisions

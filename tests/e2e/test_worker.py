@@ -432,13 +432,22 @@ def decided_offsets(config: Config) -> set[int]:
 
 
 @pytest.mark.triton
+@pytest.mark.parametrize("client", ["kafka-python", "librdkafka"])
 def test_a_worker_that_is_killed_loses_no_transaction(
-    new_config: ConfigMaker, triton_server: LocalTriton, data: LabelledData, offline: OfflineScores, bundle: Bundle
+    new_config: ConfigMaker,
+    triton_server: LocalTriton,
+    data: LabelledData,
+    offline: OfflineScores,
+    bundle: Bundle,
+    client: str,
 ) -> None:
     rows = 4_000
     # small batches and frequent commits: each kill falls between the commit and the decisions of several batches
     settings = BACKLOG | {"worker": {"batch_rows_max": 20, "commit_interval_ms": 20}}
     path = new_config(settings, triton_server)
+    content = msgspec.toml.decode(path.read_bytes())
+    content["kafka"]["client"] = client
+    path.write_bytes(msgspec.toml.encode(content))
     config = load_config(path)
     play_file(config, data, slice(0, rows), None, lambda _: None)
     topic = config.kafka.topics.decisions
