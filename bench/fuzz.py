@@ -6,14 +6,16 @@ these two, whatever the number of processes.
 
 from __future__ import annotations
 
+import hashlib
 import json as json_module
 import math
 import multiprocessing
 import re
+import struct
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from multiprocessing.process import BaseProcess
@@ -30,7 +32,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.hostile import Maker, Message, dearest
+from bench.hostile import Maker, Message, dearest, lone_codec
 from cascade.columns import ColumnBatch, Int64
 from cascade.config import CodecName, WorkerSettings
 from cascade.frames import frame_to_batch
@@ -39,7 +41,7 @@ from cascade.progress import Steps
 from cascade.schema import Field, Schema, load_schema, out_of_limits
 from cascade.simulator import SimulatorSettings, simulate
 from streaming.clients import FetchedBatch
-from streaming.codecs import Codec, Reject, RejectReason, codec
+from streaming.codecs import Codec, Reject, RejectReason
 from streaming.codecs.faults import DETAIL_CHARACTERS_MAX
 from streaming.dead_letters import DETAIL_BYTES_MAX, OVERHEAD_BYTES_MAX, DeadLetter, dead_letter
 from streaming.intake import Intake, take_in
@@ -147,7 +149,7 @@ class Tally:
 
 
 def make_targets() -> list[Target]:
-    """Both codecs, each with the simulator's schema and with one whose card and terminal are texts."""
+    """Each codec, with the simulator's schema and with one whose card and terminal are texts."""
     schema = load_schema(Path(str(files("cascade") / "schemas" / "simulator.toml")))
     rows = frame_to_batch(simulate(SimulatorSettings(cards=40, terminals=40, days=2)), schema, "simulated")
     rows = rows.take(np.arange(VALID_ROWS))
@@ -157,10 +159,14 @@ def make_targets() -> list[Target]:
     with_texts = msgspec.structs.replace(schema, fields=schema.fields | dict.fromkeys(keys, text))
     named = numbered | {name: numbered[name].astype(text.dtype) for name in keys}
     appended_ms = int(rows[schema.roles.event_time].max()) + 1_000
-    names: tuple[CodecName, ...] = ("json", "msgpack")
+    names: tuple[CodecName, ...] = ("json", "msgpack", "binary", "avro")
     return [
         Target(
-            name, one, ColumnBatch(columns, rows.rows), codec(name, one.fields, SETTINGS.message_bytes_max), appended_ms
+            name,
+            one,
+            ColumnBatch(columns, rows.rows),
+            lone_codec(name, one.fields, SETTINGS.message_bytes_max),
+            appended_ms,
         )
         for name in names
         for one, columns in ((schema, numbered), (with_texts, named))
@@ -277,7 +283,7 @@ def _compare(target: Target, values: list[Message], intake: Intake) -> int:
         index = int(intake.offsets[row])
         try:
             found = PARSERS[target.name](values[index] or b"", target.fields)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, IndexError, struct.error) as error:
             raise BrokenPromiseError(f"accepted, but another parser refuses it: {error!r}", index) from error
         for name, one in target.fields.items():
             got = intake.batch[name][row]
@@ -306,10 +312,64 @@ def _parse_msgpack(message: bytes, fields: Iterable[str]) -> dict[str, Any]:
     return {name: msgspec.msgpack.decode(entries[name]) for name in fields}
 
 
-PARSERS: dict[CodecName, Callable[[bytes, Iterable[str]], dict[str, Any]]] = {
-    "json": _parse_json,
-    "msgpack": _parse_msgpack,
-}
+def _parse_binary(message: bytes, fields: Mapping[str, Field]) -> dict[str, Any]:
+    """As docs/messages.md says, octet by octet; raises ValueError for another head or length."""
+    layout: list[list[Any]] = []
+    for name, one in fields.items():
+        more = {"string": [one.max_length], "category": [one.values], "timestamp": [one.unit]}.get(one.type, [])
+        layout.append([name, one.type, *more])
+    text = json_module.dumps(layout, separators=(",", ":"))
+    if message[:8] != b"\xca\x01" + hashlib.sha256(text.encode()).digest()[:6]:
+        raise ValueError("another head")
+    place, found = 8, {}
+    for name, one in fields.items():
+        size = one.max_length if one.type == "string" else 1 if one.type == "category" else 8
+        octets = message[place : place + size]
+        place += size
+        found[name] = (
+            octets.rstrip(b"\0").decode() if one.type == "string"
+            else one.values[octets[0]] if one.type == "category"
+            else struct.unpack("<d" if one.type == "float64" else "<q", octets)[0]
+        )  # fmt: skip
+    if place != len(message):
+        raise ValueError("another length")
+    return found
+
+
+def _parse_avro(message: bytes, fields: Mapping[str, Field]) -> dict[str, Any]:
+    """As the specification says, octet by octet; raises ValueError or IndexError for what it does not allow."""
+    if message[:5] != b"\0\0\0\0\1":
+        raise ValueError("another head")
+    place, found = 5, {}
+
+    def number() -> int:
+        nonlocal place
+        shown, shift = 0, 0
+        while True:
+            octet = message[place]
+            shown, shift, place = shown | (octet & 0x7F) << shift, shift + 7, place + 1
+            if octet < 0x80:
+                break
+        if shown >= 2**64:
+            raise ValueError("more than 64 bits")
+        return -(shown // 2) - 1 if shown & 1 else shown // 2
+
+    for name, one in fields.items():
+        if one.type in ("int64", "timestamp"):
+            found[name] = number()
+            continue
+        size = 8 if one.type == "float64" else number()
+        octets = message[place : place + size]
+        place += size
+        found[name] = struct.unpack("<d", octets)[0] if one.type == "float64" else octets.decode()
+    if place != len(message):
+        raise ValueError("another length")
+    return found
+
+
+PARSERS: dict[CodecName, Callable[[bytes, Mapping[str, Field]], dict[str, Any]]] = {
+    "json": _parse_json, "msgpack": _parse_msgpack, "binary": _parse_binary, "avro": _parse_avro,
+}  # fmt: skip
 
 
 def find_violation(target: Target, values: list[Message], seed: int, number: int, tally: Tally) -> Violation | None:

@@ -6,6 +6,7 @@ Each kind of mutation is a function of a `Maker` to one message; `KINDS` says ho
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from random import Random
@@ -15,9 +16,14 @@ import msgspec
 from cascade.columns import ColumnBatch
 from cascade.config import CodecName
 from cascade.schema import Field
-from streaming.codecs import codec
+from streaming.codecs import Codec, codec
+from streaming.codecs.avro import HEAD_BYTES as AVRO_HEAD_BYTES
+from streaming.codecs.avro_schemas import schema_text
+from streaming.codecs.binary import HEAD_BYTES as BINARY_HEAD_BYTES
 
 Message = bytes | None
+# Codecs whose messages are a head and the values of the fields in their order, without names.
+HEADS: dict[CodecName, int] = {"binary": BINARY_HEAD_BYTES, "avro": AVRO_HEAD_BYTES}
 
 INT_EXTREMES = (
     0, -1, 1, 127, 128, 255, 256, 2**31 - 1, 2**31, -(2**31) - 1, 2**32, 2**53 - 1, 2**53 + 1, 2**63 - 1, -(2**63),
@@ -63,6 +69,15 @@ RAW_VALUES: dict[CodecName, tuple[bytes, ...]] = {
         b"\xc9\x7f\xff\xff\xff\x01",
         b"\xdc\x00\x00", b"\xde\x00\x00", b"\x81\x81\x01\x01\x01", b"\x82\xa1a\x01\xa1a\x02", b"",
     ),
+    "binary": (
+        b"\xff" * 8, bytes(7) + b"\x80", bytes(6) + b"\xf0\x7f", bytes(6) + b"\xf0\xff",
+        b"\x01" + bytes(5) + b"\xf8\x7f", b"\xff" * 24, b"a\x00b", b"\x00a", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"x" * 23 + b"\xc3", b"",
+    ),
+    "avro": (
+        b"\xff" * 9 + b"\x01", b"\xff" * 9 + b"\x02", b"\xff" * 10, b"\x80" * 40, b"\x80\x00", b"\x81\x80\x80\x00",
+        b"\xfe\xff\xff\xff\x0f", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01chip", b"\x02\xff", b"\x04\xc0\xaf",
+        b"\x06\xed\xa0\x80", b"\x08\xf4\x90\x80\x80", b"\x06a\x00b", b"\x04\x00a", bytes(6) + b"\xf0\x7f", b"",
+    ),
 }  # fmt: skip
 RAW_KEYS: dict[CodecName, tuple[bytes, ...]] = {
     "json": (
@@ -76,6 +91,9 @@ RAW_KEYS: dict[CodecName, tuple[bytes, ...]] = {
         b"\xa0",
         b"\xa1\xff", b"\x01", b"\xc0", b"\x90", b"\x80", b"\xcb" + bytes(8), b"\xd4\x05x", b"\xdb\xff\xff\xff\xff",
     ),
+    # no keys: what stands between two values
+    "binary": (b"\x00", b"\xff", bytes(8), b"\xca\x01"),
+    "avro": (b"\x00", b"\xff", b"\x80", bytes(5)),
 }  # fmt: skip
 # Whole messages that have broken parsers.
 CORPUS: dict[CodecName, tuple[Message, ...]] = {
@@ -98,7 +116,37 @@ CORPUS: dict[CodecName, tuple[Message, ...]] = {
         b"\x8f" + b"\xa0\xc0" * 15,
         b"\xd6\xff\xff\xff\xff\xff", b"\x00\x00\x00\x00\x01\x02", b"\x1f\x8b\x08\x00\x00\x00\x00\x00",
     ),
+    "binary": (
+        None, b"", b"\x00", b"\xca", b"\xca\x01", b"\xca\x02" + bytes(47), b"\xca\x01" + bytes(47), b"\xca" * 49,
+        bytes(49), bytes(60_000), b"{}", b'{"amount":1}', b"\x00\x00\x00\x00\x01\x02", b"\x1f\x8b\x08\x00\x00\x00\x00\x00",
+    ),
+    "avro": (
+        None, b"", b"\x00", b"\x00\x00\x00\x00\x01", b"\x00\x00\x00\x00\x02\x02", b"\x00\x7f\xff\xff\xff\x02",
+        b"\x00\xff\xff\xff\xff\x02", b"\x00\x80\x00\x00\x00", b"\x00\x00\x00\x00\x01" + b"\x80" * 60_000, bytes(60_000),
+        b"\x00\x00\x00\x00\x01" + b"\xff" * 60_000, b"Obj\x01\x04", b"\xc3\x01" + bytes(20), b"{}", b'{"amount":1}',
+    ),
 }  # fmt: skip
+
+
+class HeldSchemas:
+    """A registry of schemas that holds ours alone, as number 1."""
+
+    def __init__(self, fields: dict[str, Field]) -> None:
+        self._text = schema_text(fields)
+
+    def text(self, number: int) -> str | None:
+        """Ours; there is no other."""
+        return self._text if number == 1 else None
+
+    def register(self, text: str) -> int:
+        """It is there already."""
+        del text
+        return 1
+
+
+def lone_codec(name: CodecName, fields: dict[str, Field], message_bytes_max: int) -> Codec:
+    """The codec, with a registry of its own where it needs one."""
+    return codec(name, fields, message_bytes_max, HeldSchemas(fields) if name == "avro" else None)
 
 
 class Maker:
@@ -112,16 +160,25 @@ class Maker:
     ) -> None:
         self.name = name
         self.chance = chance
-        self.valid = codec(name, fields, message_bytes_max).encode(batch)
+        self.valid = lone_codec(name, fields, message_bytes_max).encode(batch)
         self.bytes_max = message_bytes_max
-        library = msgspec.json if name == "json" else msgspec.msgpack
-        self.spell: Callable[[object], bytes] = library.Encoder().encode
-        self.keys = [self.spell(field) for field in fields]
-        decoded = [library.decode(message) for message in self.valid]
-        self.rows = [[self.spell(value) for value in row.values()] for row in decoded]
+        self.spell: Callable[[object], bytes] = SPELLERS[name]
+        if name in HEADS:
+            self.head = self.valid[0][: HEADS[name]]
+            self.keys = [b""] * len(fields)
+            columns = [
+                [one[HEADS[name] :] for one in lone_codec(name, {field: kind}, message_bytes_max).encode(batch)]
+                for field, kind in fields.items()
+            ]
+            self.rows = [list(row) for row in zip(*columns, strict=True)]
+        else:
+            library = msgspec.json if name == "json" else msgspec.msgpack
+            self.keys = [self.spell(field) for field in fields]
+            decoded = [library.decode(message) for message in self.valid]
+            self.rows = [[self.spell(value) for value in row.values()] for row in decoded]
         self.extremes = [*RAW_VALUES[name], *map(self.spell, (*INT_EXTREMES, *FLOAT_EXTREMES, *TEXT_EXTREMES))]
         self.extremes += [self.spell(value) for value in OTHER_TYPES]
-        if name == "msgpack":
+        if name != "json":
             self.extremes += [self.spell(value) for value in (math.nan, math.inf, -math.inf)]
         self.other_keys = [*RAW_KEYS[name], *map(self.spell, ("new", "a:b", "x" * 300, "é"))]
         self.tokens = [
@@ -170,17 +227,54 @@ class Maker:
         """The message of spelled keys and values."""
         if self.name == "json":
             return b"{" + b",".join([key + b":" + value for key, value in entries]) + b"}"
+        if self.name in HEADS:
+            return self.head + b"".join([key + value for key, value in entries])
         count = len(entries)
         header = bytes([0x80 | count]) if count < 16 else b"\xde" + count.to_bytes(2, "big")
         return header + b"".join([key + value for key, value in entries])
 
+    def instead_of(self, old: bytes, new: bytes) -> bytes:
+        """A value to stand where another stood: where values have a fixed size, cut or padded to it."""
+        return new[: len(old)].ljust(len(old), b"\0") if self.name == "binary" else new
+
     def nested(self, depth: int) -> bytes:
-        """A value of containers in containers, not always closed."""
+        """A value of containers in containers, not always closed; there are none where fields have no names."""
+        if self.name in HEADS:
+            return b"\x02" * depth
         if self.name == "msgpack":
             return self.one_of((b"\x91", b"\x81\xa1a")) * depth + b"\xc0"
         if self.chance.random() < 0.5:
             return b"[" * depth + b"]" * (depth - (self.chance.random() < 0.1))
         return b'{"a":' * depth + b"1" + b"}" * depth
+
+
+def _spell_binary(value: object) -> bytes:
+    """Eight octets of a number, those of a text; nothing of what has no place in a row."""
+    if isinstance(value, int):
+        return (value & 2**64 - 1).to_bytes(8, "little")
+    if isinstance(value, float):
+        return struct.pack("<d", value)
+    return value.encode() if isinstance(value, str) else b""
+
+
+def _spell_avro(value: object) -> bytes:
+    if isinstance(value, float):
+        return struct.pack("<d", value)
+    if isinstance(value, str):
+        return _spell_avro(len(value.encode())) + value.encode()
+    if not isinstance(value, int):
+        return b"\0"
+    left, octets = (value << 1 if value >= 0 else -2 * value - 1), b""
+    while left > 0x7F:
+        octets += bytes([left & 0x7F | 0x80])
+        left >>= 7
+    return octets + bytes([left])
+
+
+SPELLERS: dict[CodecName, Callable[[object], bytes]] = {
+    "json": msgspec.json.Encoder().encode, "msgpack": msgspec.msgpack.Encoder().encode, "binary": _spell_binary,
+    "avro": _spell_avro,
+}  # fmt: skip
 
 
 def _untouched(make: Maker) -> Message:
@@ -225,7 +319,8 @@ def _token_put_in(make: Maker) -> Message:
 
 def _value_extreme(make: Maker) -> Message:
     entries = make.entries()
-    entries[make.below(len(entries))][1] = make.one_of(make.extremes)
+    entry = entries[make.below(len(entries))]
+    entry[1] = make.instead_of(entry[1], make.one_of(make.extremes))
     return make.join(entries)
 
 
@@ -291,8 +386,16 @@ def _oversized(make: Maker) -> Message:
 
 
 def dearest(make: Maker) -> bytes:
-    """A valid message as long as one may be, of what is dearest to read: many keys, containers, escapes, digits."""
+    """A message as long as one may be, of what is dearest to read: many keys, containers, escapes, digits.
+
+    Where fields have no names: texts that are more than ASCII, in every field.
+    """
     entries, room = make.entries(), make.bytes_max - 1_000
+    if make.name in HEADS:
+        text = "é" * (room // 2 if make.below(2) else 12)
+        place = make.below(len(entries))
+        entries[place][1] = make.instead_of(entries[place][1], make.spell(text))
+        return make.join(entries)
     kind, new = make.below(6), make.spell("new")
     if kind == 0:
         entries += [[make.spell(f"k{number}"), make.spell(number)] for number in range(room // 14)]

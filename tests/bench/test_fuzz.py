@@ -76,11 +76,11 @@ def test_batches_hold_at_least_what_was_asked_for(targets: list[Target]) -> None
 
 
 def test_each_codec_and_schema_has_its_turn_with_dear_batches_too(targets: list[Target]) -> None:
-    dear = [target_of(targets, number) for number in range(0, 4 * DEAR_BATCH_EVERY, DEAR_BATCH_EVERY)]
+    dear = [target_of(targets, number) for number in range(0, 8 * DEAR_BATCH_EVERY, DEAR_BATCH_EVERY)]
     assert {id(one) for one in dear} == {id(one) for one in targets}
 
 
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("place", range(8))
 def test_every_kind_of_mutation_and_the_whole_corpus_are_within_the_promises(targets: list[Target], place: int) -> None:
     target, seen = targets[place], Tally()
     maker = Maker(target.name, target.fields, target.valid, bench.fuzz.SETTINGS.message_bytes_max, Random(7))
@@ -182,7 +182,7 @@ FAULTS: dict[str, tuple[Callable[[Decoded, Sequence[Message]], Decoded], str, bo
 
 
 @pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("place", [0, 2, 4, 6])
 def test_a_codec_that_breaks_a_promise_is_found(targets: list[Target], place: int, name: str) -> None:
     spoil, what, by_the_mark = FAULTS[name]
     target = targets[place]
