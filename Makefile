@@ -3,8 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt
 
-# What starts no service, or does not care how fast it is, may share the machine; the others have it to themselves.
-UNTIMED := not (kafka or triton or cluster) or training
+# What starts no service and trains nothing may share the machine; the others have it to themselves.
+UNTIMED := not (kafka or triton or cluster or training)
 
 .PHONY: demo test handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
 
