@@ -316,7 +316,10 @@ def _parse_binary(message: bytes, fields: Mapping[str, Field]) -> dict[str, Any]
     """As docs/messages.md says, octet by octet; raises ValueError for another head or length."""
     layout: list[list[Any]] = []
     for name, one in fields.items():
-        more = {"string": [one.max_length], "category": [one.values], "timestamp": [one.unit]}.get(one.type, [])
+        of_type: dict[str, list[Any]] = {
+            "string": [one.max_length], "category": [one.values], "timestamp": [one.unit],
+        }  # fmt: skip
+        more = of_type.get(one.type, [])
         layout.append([name, one.type, *more])
     text = json_module.dumps(layout, separators=(",", ":"))
     if message[:8] != b"\xca\x01" + hashlib.sha256(text.encode()).digest()[:6]:
@@ -340,7 +343,8 @@ def _parse_avro(message: bytes, fields: Mapping[str, Field]) -> dict[str, Any]:
     """As the specification says, octet by octet; raises ValueError or IndexError for what it does not allow."""
     if message[:5] != b"\0\0\0\0\1":
         raise ValueError("another head")
-    place, found = 5, {}
+    place = 5
+    found: dict[str, Any] = {}
 
     def number() -> int:
         nonlocal place

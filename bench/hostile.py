@@ -71,7 +71,8 @@ RAW_VALUES: dict[CodecName, tuple[bytes, ...]] = {
     ),
     "binary": (
         b"\xff" * 8, bytes(7) + b"\x80", bytes(6) + b"\xf0\x7f", bytes(6) + b"\xf0\xff",
-        b"\x01" + bytes(5) + b"\xf8\x7f", b"\xff" * 24, b"a\x00b", b"\x00a", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"x" * 23 + b"\xc3", b"",
+        b"\x01" + bytes(5) + b"\xf8\x7f", b"\xff" * 24, b"a\x00b", b"\x00a", b"\xc0\xaf", b"\xed\xa0\x80",
+        b"\xf4\x90\x80\x80", b"x" * 23 + b"\xc3", b"",
     ),
     "avro": (
         b"\xff" * 9 + b"\x01", b"\xff" * 9 + b"\x02", b"\xff" * 10, b"\x80" * 40, b"\x80\x00", b"\x81\x80\x80\x00",
@@ -118,7 +119,8 @@ CORPUS: dict[CodecName, tuple[Message, ...]] = {
     ),
     "binary": (
         None, b"", b"\x00", b"\xca", b"\xca\x01", b"\xca\x02" + bytes(47), b"\xca\x01" + bytes(47), b"\xca" * 49,
-        bytes(49), bytes(60_000), b"{}", b'{"amount":1}', b"\x00\x00\x00\x00\x01\x02", b"\x1f\x8b\x08\x00\x00\x00\x00\x00",
+        bytes(49), bytes(60_000), b"{}", b'{"amount":1}', b"\x00\x00\x00\x00\x01\x02",
+        b"\x1f\x8b\x08\x00\x00\x00\x00\x00",
     ),
     "avro": (
         None, b"", b"\x00", b"\x00\x00\x00\x00\x01", b"\x00\x00\x00\x00\x02\x02", b"\x00\x7f\xff\xff\xff\x02",
