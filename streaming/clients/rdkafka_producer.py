@@ -7,8 +7,9 @@ Python, and the price of knowing when all records of one call are kept, whatever
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -33,6 +34,8 @@ TRANSACTION_TIMEOUT_MS = 15_000
 INIT_TIMEOUT_S = 30.0
 COMMIT_TIMEOUT_S = TRANSACTION_TIMEOUT_MS / 1_000
 ABORT_TIMEOUT_S, UNDO_TIMEOUT_S = 5.0, 2.0
+# librdkafka is given so much more than the limit that it was told.
+GRACE_S = 1.0
 # What was dropped is reported within milliseconds.
 ABANDON_TIMEOUT_S = 1.0
 _ROOM_PAUSE_S = 0.005
@@ -263,7 +266,7 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
         super().__init__(kafka, undelivered_max, bootstrap_timeout_s, settings)
         try:
             with self._connection.translated(f"taking up the transactional id {transactional_id}"):
-                self._producer.init_transactions(INIT_TIMEOUT_S)
+                _within(INIT_TIMEOUT_S, self._producer.init_transactions)
         except BaseException:
             self._abandon()
             raise
@@ -290,10 +293,10 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
                         f"Kafka at {self._servers}: committing: the consumer is not a member of its group any more"
                     )
                 left_s = max(give_up_s - time.monotonic(), 0.1)
-                self._producer.send_offsets_to_transaction(wanted, member.vendor, left_s)
+                _within(left_s, self._producer.send_offsets_to_transaction, wanted, member.vendor)
         try:
             with self._connection.translated("committing"):
-                self._producer.commit_transaction(COMMIT_TIMEOUT_S)
+                _within(COMMIT_TIMEOUT_S, self._producer.commit_transaction)
         except BrokerError as error:
             self._failure = self._after_commit(error)
             # a commit that is tried again could hit what comes after
@@ -322,7 +325,7 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
         """Returns when the reports of what was undone are heard, too."""
         self._open = False
         self.undoing = True
-        self._producer.abort_transaction(timeout_s)
+        _within(timeout_s, self._producer.abort_transaction)
         self.undoing = False
 
     def _undone(self, timeout_s: float) -> bool:
@@ -368,3 +371,31 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
 
 def _nothing_kept(error: BrokerError) -> TransactionAbortedError:
     return TransactionAbortedError(f"{error}; nothing of the transaction is kept")
+
+
+def _within(timeout_s: float, call: Callable[..., object], *arguments: object) -> None:
+    """Make a call that takes a time limit last, and leave it alone in its thread where it does not keep it.
+
+    Sending offsets to a coordinator whose node was killed has been seen to take minutes, whatever the limit.
+    """
+    outcome: list[BaseException | None] = []
+    thread = threading.Thread(
+        target=_make, args=(outcome, call, *arguments, timeout_s), name="cascade-transaction", daemon=True
+    )
+    # librdkafka ends with the last reference: an error that is kept must not hold one
+    del call
+    thread.start()
+    thread.join(timeout_s + GRACE_S)
+    if not outcome:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no answer within {timeout_s:.3g} s"))
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def _make(outcome: list[BaseException | None], call: Callable[..., object], *arguments: object) -> None:
+    try:
+        call(*arguments)
+    except BaseException as error:
+        outcome.append(error.with_traceback(None))
+    else:
+        outcome.append(None)

@@ -37,6 +37,7 @@ from tests.streaming.clients.helpers import fill, ignore, poll_until, values
 pytestmark = pytest.mark.kafka
 # what these look at or put faults into is that library's own
 kafka_python_only = pytest.mark.parametrize("kafka", ["kafka-python"], indirect=True)
+librdkafka_only = pytest.mark.parametrize("kafka", ["librdkafka"], indirect=True)
 PRODUCERS = {"kafka-python": KafkaPythonTransactionalProducer, "librdkafka": RdkafkaTransactionalProducer}
 
 
@@ -352,6 +353,48 @@ def test_with_librdkafka_too_an_unanswered_commit_is_unknown_and_final(
             second.close(5)
         assert found in ({("in", 0): (1, "first")}, {})
         assert visible(kafka, "out") == ([b"once or never"] if found else []) + [b"second"]
+
+
+class Stuck:
+    """A fault put in, as seen when a coordinator's node was killed: offsets are never sent, whatever the limit."""
+
+    def __init__(self, vendor: Any) -> None:
+        self._vendor, self.end = vendor, threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vendor, name)
+
+    def __len__(self) -> int:
+        return len(self._vendor)
+
+    def send_offsets_to_transaction(self, *_: object) -> None:
+        self.end.wait(60)
+
+
+@librdkafka_only
+def test_a_vendor_that_keeps_no_limit_is_left_behind(
+    kafka: KafkaSettings,
+    topic: str,
+    out: str,
+    member: ConsumerClient,
+    transactional_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    producer = make_producer(kafka, transactional_id)
+    producer.begin()
+    producer.send(out, b"k", b"undone")
+    producer.flush(10)
+    monkeypatch.setattr("streaming.clients.rdkafka_producer.COMMIT_TIMEOUT_S", 0.5)
+    stuck = producer._producer = Stuck(producer._producer)  # type: ignore[attr-defined]
+    started_s = time.monotonic()
+    with pytest.raises(TransactionAbortedError, match="no answer within"):
+        producer.commit({(topic, 0): (1, "")}, member.member())
+    producer.close(5)
+    assert time.monotonic() - started_s < 8
+    stuck.end.set()
+    make_producer(kafka, transactional_id).close(5)
+    assert visible(kafka, out) == []
+    assert committed(kafka, (topic, 0)) is None
 
 
 def test_sending_outside_a_transaction_is_refused(out: str, producer: TransactionalProducerClient) -> None:
