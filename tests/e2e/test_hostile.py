@@ -210,9 +210,7 @@ def outcomes(config: Config, bundle: Bundle, sent: Read) -> dict[tuple[int, int]
     return expected
 
 
-@pytest.mark.parametrize(
-    ("codec_name", "delivery"), [("json", "exactly-once"), ("msgpack", "at-least-once"), ("binary", "exactly-once")]
-)
+@pytest.mark.parametrize(("codec_name", "delivery"), [("json", "exactly-once"), ("msgpack", "at-least-once")])
 def test_each_hostile_message_is_a_dead_letter_with_its_reason_and_each_good_one_is_decided(
     start: Callable[..., ServiceProcess], bundle: Bundle, codec_name: CodecName, delivery: str
 ) -> None:
