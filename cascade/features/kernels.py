@@ -44,6 +44,7 @@ from cascade.features.state import (
 )
 
 NO_PRECEDING_SECONDS = -1.0
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Columns of the scratch aggregates
 ROWS, FRAUD_ROWS, SUMS = range(3)
 
@@ -272,7 +273,8 @@ def _write_columns(ops: Int64, aggregates: Float64, values: Float64, seconds_sin
                     result = fraud_rows
                 elif labelled > 0.0:  # fraud_rate
                     result = fraud_rows / labelled
-        out[column] = result
+        # a ratio to amounts of next to nothing has no float32; an infinity would stay in the card's sequence for good
+        out[column] = min(max(result, -FLOAT32_MAX), FLOAT32_MAX)
 
 
 # --- sequences --------------------------------------------------------------------------------------------------

@@ -239,3 +239,12 @@ def test_names_and_shapes_say_what_comes_out() -> None:
     features, sequence = play(engine, [Item("row", row_of("int64", 1, START_MS))])
     assert (features.dtype, sequence.dtype) == (np.float32, np.float32)
     assert features.shape == (1, engine.width)
+
+
+def test_a_ratio_to_amounts_of_next_to_nothing_is_the_largest_finite_number() -> None:
+    played = Played()
+    played.row(0, 1e-300)
+    row = played.row(1_000, 50.0)
+    assert row["card_amount_ratio_to_mean_10s"] == np.finfo(np.float32).max
+    assert np.isfinite(list(row.values())).all()
+    assert np.isfinite(played.sequence).all()
