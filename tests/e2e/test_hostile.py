@@ -210,7 +210,9 @@ def outcomes(config: Config, bundle: Bundle, sent: Read) -> dict[tuple[int, int]
     return expected
 
 
-@pytest.mark.parametrize(("codec_name", "delivery"), [("json", "exactly-once"), ("msgpack", "at-least-once")])
+@pytest.mark.parametrize(
+    ("codec_name", "delivery"), [("json", "exactly-once"), ("msgpack", "at-least-once"), ("binary", "exactly-once")]
+)
 def test_each_hostile_message_is_a_dead_letter_with_its_reason_and_each_good_one_is_decided(
     start: Callable[..., ServiceProcess], bundle: Bundle, codec_name: CodecName, delivery: str
 ) -> None:
@@ -251,7 +253,8 @@ def test_each_hostile_message_is_a_dead_letter_with_its_reason_and_each_good_one
     assert found == expected
     good = [int(one.transaction_id) - GOOD_IDS_FROM for one in decisions if int(one.transaction_id) >= GOOD_IDS_FROM]
     assert set(range(MUTATED // GOOD_EVERY)) <= set(good)
-    assert len(set(counts)) > 10, "hardly a reason was met"
+    # a fixed row can lack no field, repeat no key, and have no value of another type
+    assert len(set(counts)) > (8 if codec_name == "binary" else 10), "hardly a reason was met"
     assert sum(ledger.dead_letters.values()) == len(letters)
     assert ledger.dead_letters == {reason: count for reason, count in counts.items() if reason != "decided"}
 
