@@ -3,9 +3,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt
 
-# What starts no service and trains nothing may share the machine; the others have it to themselves.
-UNTIMED := not (kafka or triton or cluster or training)
-
 .PHONY: demo test handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
 
 demo: $(VENV)/.serve
@@ -15,8 +12,8 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 -m '$(UNTIMED)'
-	$(BIN)/pytest -m 'not ($(UNTIMED))'
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not alone' tests/e2e tests
+	$(BIN)/pytest -m alone
 
 handbook: $(VENV)/.dev
 	$(BIN)/cascade handbook --data $(or $(DATA),../shared/data/handbook.parquet) --out build/handbook

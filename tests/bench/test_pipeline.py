@@ -216,6 +216,7 @@ def test_a_run_measures_from_topic_to_topic_and_nothing_is_missing(
 @pytest.mark.triton
 @pytest.mark.slow
 @pytest.mark.skipif(not BASELINE.exists(), reason="there is no baseline yet")
+@pytest.mark.alone
 def test_no_ratio_fell_since_the_baseline(tmp_path: Path, kafka_parts: Path, triton_parts: Path) -> None:
     assert read_baseline()
     assert main(["bench", "smoke", "--out", str(tmp_path / "smoke")]) == 0

@@ -180,14 +180,23 @@ class Stream:
     load: SteadyLoad
     follower: Follower
     bundle: Bundle
+    ends: dict[int, int] = field(default_factory=dict)
     checked: Check | None = None
     ledgers: list[LedgerSummary] = field(default_factory=list)
 
     def recovers(self, what: str) -> None:
         """Every partition gets decisions of what is appended from now on."""
-        watch = self.follower.watch(ends_of(self.config, self.config.kafka.topics.transactions))
+        wait_until(self._ask_for_ends, f"{self.config.delivery}: an answer of the broker after {what}")
+        watch = self.follower.watch(self.ends)
         wait_until(lambda: watch.done, f"{self.config.delivery}: decisions after {what}")
         self.load.check()
+
+    def _ask_for_ends(self) -> bool:
+        try:
+            self.ends = ends_of(self.config, self.config.kafka.topics.transactions)
+        except BrokerError:
+            return False
+        return True
 
     def finish(self) -> Check:
         """End the load, wait for the last decision, stop the workers, and read it all."""

@@ -289,6 +289,7 @@ class Flood:
     drained_s: float
 
 
+@pytest.mark.alone
 def test_a_card_that_floods_its_partition_does_not_starve_the_others(
     start: Callable[..., ServiceProcess], bundle: Bundle
 ) -> None:

@@ -72,10 +72,10 @@ def ask(config: Config, path: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = READY_S_MAX) -> None:
-    give_up_s = time.monotonic() + timeout_s
+def wait_until(holds: Callable[[], bool], what: str, found: Callable[[], object] = lambda: "") -> None:
+    give_up_s = time.monotonic() + READY_S_MAX
     while not holds():
-        assert time.monotonic() < give_up_s, f"{what}: not within {timeout_s:g} s"
+        assert time.monotonic() < give_up_s, f"{what}: not within {READY_S_MAX:g} s {found()}"
         time.sleep(0.05)
 
 
@@ -88,6 +88,11 @@ def partitions_of(config: Config) -> dict[str, set[int]]:
         else set()
         for name, part in components.items()
     }
+
+
+def shared_out(config: Config, shares: dict[str, set[int]]) -> bool:
+    shares.update(partitions_of(config))
+    return sorted(map(len, shares.values())) == [2, 2]
 
 
 def decided_by(metrics: str) -> Counter[str]:
@@ -151,8 +156,8 @@ def told(
     with ServiceProcess(path) as service:
         config = service.config
         service.wait_ready()
-        wait_until(lambda: sorted(map(len, partitions_of(config).values())) == [2, 2], "shared")
-        shares = partitions_of(config)
+        shares: dict[str, set[int]] = {}
+        wait_until(lambda: shared_out(config, shares), "shared", lambda: shares)
         play_file(config, data, slice(0, half), None, lambda _: None)
         wait_for_decisions(service, half, lambda _: None)
         # a decision is counted once the broker has confirmed it, which is after others can read it

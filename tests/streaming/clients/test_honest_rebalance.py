@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 import msgspec
 import pytest
 from kafka import KafkaAdminClient
-from kafka.admin import MemberToRemove
+from kafka.admin import MemberToRemove, NewPartitions
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
@@ -227,3 +227,23 @@ def test_closing_under_a_name_does_not_leave_the_group(kafka: KafkaSettings, top
         while time.monotonic() < deadline_s:
             other.poll(0.2, 10)
         assert events.seen == seen
+
+
+def test_a_join_whose_reason_is_gone_before_the_next_poll_is_still_taken_up(kafka: KafkaSettings, topic: str) -> None:
+    """The leader rejoins because its topic has grown; the join itself, over between two polls, ends that reason."""
+    with closing(make_consumer(kafka, kafka.group)) as consumer:
+        consumer.subscribe([topic], ignore, ignore)
+        poll_until([consumer], lambda: len(consumer.assignment()) == 2)
+        with closing(KafkaAdminClient(bootstrap_servers=kafka.servers)) as admin:
+            admin.create_partitions({topic: NewPartitions(3)})
+        vendor = consumer._consumer  # type: ignore[attr-defined]
+        deadline_s = time.monotonic() + 20
+        while len(consumer.assignment()) < 3:
+            assert time.monotonic() < deadline_s, "the join was begun and never taken up"
+            vendor._coordinator._cluster.request_update()
+            time.sleep(0.3)
+            consumer.poll(0.0, 1)
+        beats_from_s = time.monotonic()
+        while vendor._coordinator.heartbeat.last_receive < beats_from_s:
+            assert time.monotonic() < beats_from_s + 10, "no heartbeat after the join"
+            consumer.poll(0.1, 1)
