@@ -114,7 +114,8 @@ def _ratios(turns: Sequence[Turn], reference: Sequence[Turn]) -> dict[str, Sprea
     pairs = [(turn, beside[turn.round]) for turn in turns if turn.round in beside]
     found: dict[str, list[float]] = {
         "per_second": [one.per_second / other.per_second for one, other in pairs],
-        "cpu_us": [work_us(one) / work_us(other) for one, other in pairs],
+        # the system counts CPU time in steps: a very short turn may have none
+        "cpu_us": [work_us(one) / work_us(other) for one, other in pairs if work_us(other)],
     }
     for one, other in pairs:
         if one.live is not None and other.live is not None:

@@ -44,9 +44,9 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Backlog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Full speed: transactions that are there already, so many that they take a variant about `seconds`.
+    """Full speed: transactions that are there already, so many that they take a variant about `seconds`; twice.
 
-    The first `warm_up_share` of them are not counted.
+    The first time is for compilers and caches. The second counts, without the first `warm_up_share` of it.
     """
 
     seconds: Positive = 6.0

@@ -82,8 +82,9 @@ class Connection:
         self._last: KafkaError | None = None
 
     def told(self, error: KafkaError) -> None:
-        """For `error_cb`."""
-        self._last = error
+        """For `error_cb`; "all brokers are down", which follows a refusal, does not hide it."""
+        if self._last is None or not _is_refusal(self._last):
+            self._last = error
 
     def wait(self, client: Any, timeout_s: float) -> None:
         """Return once a broker has answered; raises BrokerError after `timeout_s`, at once where it refuses us."""
@@ -93,9 +94,10 @@ class Connection:
                 client.list_topics("", timeout=min(1.0, timeout_s))
                 return
             except KafkaException as error:
-                problem = self._last or error.args[0]
-            if hasattr(client, "poll") and self._last is None:
+                asked = error.args[0]
+            if hasattr(client, "poll"):
                 client.poll(0)
+            problem = self._last or asked
             if _is_refusal(problem) or time.monotonic() > give_up_s:
                 raise self.error("connecting", problem)
 

@@ -69,10 +69,10 @@ class AvroCodec:
         self._writers = Writers(schemas, fields)
         self._columns = _Columns(fields)
         self._head: bytes | None = None
-        # compiles the kernel now, and not with the first message
+        # compiles the kernel now, and not with the first message; for octets that cannot be written to, as theirs
         none = np.zeros(0, np.int64)
         ours = parse_writer(schema_text(fields), fields)
-        self._columns.read(np.zeros(0, np.uint8), none, none, [(ours, none)], {})
+        self._columns.read(np.frombuffer(b"-", np.uint8), none, none, [(ours, none)], {})
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """Read a fetch; raises BrokerError where a writer's schema cannot be had now."""

@@ -190,6 +190,7 @@ client = "librdkafka"
 @pytest.mark.kafka
 @pytest.mark.triton
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_run_measures_from_topic_to_topic_and_nothing_is_missing(
     tmp_path: Path, kafka_parts: Path, triton_parts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

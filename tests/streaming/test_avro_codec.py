@@ -6,6 +6,8 @@ import io
 import math
 import random
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -399,6 +401,20 @@ def test_the_dearest_fetch_is_read_in_some_milliseconds() -> None:
         started_s = time.thread_time()
         codec_.decode([value] * count)
         assert time.thread_time() - started_s < 0.25
+
+
+def test_the_kernel_is_compiled_before_the_first_message() -> None:
+    """A process of its own: here other tests have compiled it already."""
+    program = """
+from streaming.codecs.avro import AvroCodec
+from streaming.codecs.avro_kernels import read_messages
+from tests.streaming.test_avro_codec import FIELDS, GOOD, Held, PLAIN, PLAIN_NUMBER, record, written
+codec = AvroCodec(FIELDS, 65_536, Held({PLAIN_NUMBER: record(PLAIN)}))
+compiled = list(read_messages.signatures)
+assert codec.decode([written(PLAIN, GOOD)]).batch.rows == 1
+assert list(read_messages.signatures) == compiled != []
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 # --- properties -------------------------------------------------------------------------------------------------------
