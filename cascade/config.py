@@ -353,6 +353,18 @@ class EnergySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     watts_per_core: Annotated[float, msgspec.Meta(gt=0, le=1_000)] = 7.0
 
 
+class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[ledger]`: where the ledger is kept on disk; an empty `directory` keeps none.
+
+    A line every `interval_s`; a file is followed by another beyond `file_mb_max`, and the newest `files_max` stay.
+    """
+
+    directory: OptionalText = ""
+    interval_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 60.0
+    file_mb_max: Annotated[float, msgspec.Meta(gt=0, le=4_096)] = 32.0
+    files_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
+
+
 class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[health]`: the address of `/healthz`, `/readyz` and `/metrics`; port 0 takes a free one.
 
@@ -398,6 +410,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     privacy: PrivacySettings = PrivacySettings()
     sla: SlaSettings = SlaSettings()
     energy: EnergySettings = EnergySettings()
+    ledger: LedgerSettings = LedgerSettings()
     health: HealthSettings = HealthSettings()
     log: LogSettings = LogSettings()
 

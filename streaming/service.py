@@ -40,6 +40,7 @@ from streaming.decisions import warm_up_encoder
 from streaming.duplicates import FirstDecisions
 from streaming.files import FsspecFiles
 from streaming.health import HealthServer, HealthState
+from streaming.journal import journal_kept
 from streaming.lag import LagWatch
 from streaming.place import Place
 from streaming.privacy import CardHasher
@@ -88,6 +89,7 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
         )
         if place is None:
             stack.enter_context(EnergySampler(ledger.sample_energy))
+            stack.enter_context(journal_kept(config.ledger, ledger.account))
         else:
             stack.enter_context(place.reporting(ledger))
         if config.health.enabled:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -36,6 +37,7 @@ from cascade.ledger import (
 from cascade.local_parts import OwnedProcess
 from streaming.clients import make_consumer
 from streaming.health import HealthServer, HealthState
+from streaming.journal import journal_kept
 from streaming.place import Place, write_settings
 from streaming.privacy import CardHasher
 from streaming.service import check_topics, configure_log, energy_pids, service_level
@@ -80,6 +82,12 @@ def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
         drain_s = config.worker.drain_timeout_ms / 1e3 + CLOSING_S
         places = [Place(number, directory) for number in range(config.worker.processes)]
         workers = [SupervisedWorker(place, _command(place), drain_s, health, stopping) for place in places]
+
+        def account() -> Account:
+            of_workers = [found for worker in workers if (found := worker.account()) is not None]
+            return merge_accounts([ledger.account(), *of_workers])
+
+        stack.enter_context(journal_kept(config.ledger, account))
         if config.health.enabled:
             registry = workers_registry(lambda: _metrics(workers, ledger))
             server = HealthServer(health, registry, config.health.host, config.health.port)
@@ -91,8 +99,7 @@ def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
             health.forget("broker")
             log.info("starting workers", workers=len(workers))
             run_workers(workers, health, stopping)
-        accounts = [account for worker in workers if (account := worker.account) is not None]
-        summary = summarise(merge_accounts([ledger.account(), *accounts]))
+        summary = summarise(account())
     restarts = sum(worker.restarts for worker in workers)
     log.info("stopped", workers=len(workers), restarts=restarts, transactions=summary.transactions)
     return msgspec.structs.replace(summary, processes=len(workers), restarts=restarts)
@@ -115,7 +122,7 @@ class SupervisedWorker:
     """One worker, from its first process to its last.
 
     `command` runs a process of it; `drain_s`: what that has to end by itself, once told to. `restarts`: times that it
-    ended without having been told to. `account`: of all its processes that have ended, None where they wrote none.
+    ended without having been told to.
     """
 
     def __init__(
@@ -123,7 +130,8 @@ class SupervisedWorker:
     ) -> None:
         self.place = place
         self.restarts = 0
-        self.account: Account | None = None
+        self._ended: Account | None = None
+        self._accounting = threading.Lock()
         self._name = f"worker {place.number}"
         # a process of its own session: Ctrl-C in a terminal is the supervisor's to pass on
         self._process = OwnedProcess(self._name, command, None, os.environ)
@@ -135,6 +143,11 @@ class SupervisedWorker:
     def running(self) -> bool:
         """Whether a process of it runs."""
         return self._process.running
+
+    def account(self) -> Account | None:
+        """Of all its processes, the one that runs included, up to a second ago; None where they wrote none."""
+        with self._accounting:
+            return _both(self._ended, self._written())
 
     def tend(self) -> None:
         """Keep it running until it is time to stop, then end it; raises WorkerEndedError where it will not run."""
@@ -186,13 +199,22 @@ class SupervisedWorker:
             self._stopping.wait(WATCH_S)
 
     def _keep_account(self) -> None:
+        """The process has ended: its account becomes a part of the worker's, and is in no file any more."""
+        with self._accounting:
+            self._ended = _both(self._ended, self._written())
+            self.place.clear()
+
+    def _written(self) -> Account | None:
         try:
-            found = self.place.account()
+            return self.place.account()
         except DataError as error:
             log.warning("a worker's ledger is lost", worker=self.place.number, reason=str(error))
-            return
-        if found is not None:
-            self.account = found if self.account is None else merge_accounts([self.account, found])
+            return None
+
+
+def _both(one: Account | None, other: Account | None) -> Account | None:
+    found = [account for account in (one, other) if account is not None]
+    return merge_accounts(found) if found else None
 
 
 def _check_partitions(config: Config) -> None:

@@ -5,6 +5,7 @@ from cascade.ledger.energy import CpuModelMeter, EnergySampler, NvmlMeter, RaplM
 from cascade.ledger.errors import MeterError
 from cascade.ledger.export import LedgerCollector, energy_metrics, ledger_registry
 from cascade.ledger.figures import summarise
+from cascade.ledger.journal import Journal, Life, merged_between, read_journal
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.ledger import Ledger
 from cascade.ledger.render import render
@@ -17,11 +18,13 @@ __all__ = [
     "Account",
     "CpuModelMeter",
     "EnergySampler",
+    "Journal",
     "LatencyHistogram",
     "LatencyObjective",
     "Ledger",
     "LedgerCollector",
     "LedgerSummary",
+    "Life",
     "MeterError",
     "ModelQuality",
     "NvmlMeter",
@@ -36,6 +39,8 @@ __all__ = [
     "find_meters",
     "ledger_registry",
     "merge_accounts",
+    "merged_between",
+    "read_journal",
     "render",
     "summarise",
 ]

@@ -50,6 +50,13 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
         more = self.meters - len(self.sources)
         return "; ".join(self.sources) + (f"; and {more} more" if self.sources and more else "")
 
+    def since(self, earlier: MeterState | None) -> MeterState:
+        """The joules after an earlier word of the same meter; of all where that gave none."""
+        if self.energy_j is None or earlier is None or earlier.energy_j is None:
+            return self
+        sources = tuple(f"a part of {source}" for source in self.sources)
+        return msgspec.structs.replace(self, energy_j=self.energy_j - earlier.energy_j, sources=sources)
+
     def merged(self, other: MeterState) -> MeterState:
         """Both together."""
         known = self.energy_j is not None and other.energy_j is not None
@@ -83,6 +90,18 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     def to_json(self) -> bytes:
         """One line of JSON, without a line end."""
         return msgspec.json.encode(self, enc_hook=_encode)
+
+    def since(self, earlier: Account) -> Account:
+        """What came after `earlier`, an account of the same ledger; raises DataError where it is none."""
+        if earlier.started != self.started or earlier.ended > self.ended:
+            raise DataError("ledger accounts: not an earlier and a later one of the same ledger")
+        before = {(state.meter, state.kind): state for state in earlier.meters}
+        return msgspec.structs.replace(
+            self,
+            started=earlier.ended,
+            counters=self.counters.since(earlier.counters),
+            meters=tuple(state.since(before.get((state.meter, state.kind))) for state in self.meters),
+        )
 
     @classmethod
     def from_json(cls, line: bytes) -> Account:

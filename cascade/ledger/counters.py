@@ -83,10 +83,40 @@ class Counters:
         self.escalation_raised = max(self.escalation_raised, other.escalation_raised)
         self.escalation_raised_max = max(self.escalation_raised_max, other.escalation_raised_max)
 
+    def since(self, earlier: Counters) -> Counters:
+        """What was counted after `earlier`, a copy of these counters at an earlier time.
+
+        The threshold's rise is the one at the end; its highest is exact where it is a new one, else at least so high.
+        Raises DataError where `earlier` has counted what these have not.
+        """
+        raised = max(earlier.escalation_raised, self.escalation_raised)
+        highest = self.escalation_raised_max if self.escalation_raised_max > earlier.escalation_raised_max else raised
+        return Counters(
+            paths={path: histogram.since(earlier.paths[path]) for path, histogram in self.paths.items()},
+            stages={stage: histogram.since(earlier.stages[stage]) for stage, histogram in self.stages.items()},
+            stage_cpu_s={stage: seconds - earlier.stage_cpu_s[stage] for stage, seconds in self.stage_cpu_s.items()},
+            deep_calls=self.deep_calls.since(earlier.deep_calls),
+            degraded_by_cause=_grown(self.degraded_by_cause, earlier.degraded_by_cause),
+            dead_letters=_grown(self.dead_letters, earlier.dead_letters),
+            deep_rows=self.deep_rows - earlier.deep_rows,
+            labels=self.labels - earlier.labels,
+            late_answers=self.late_answers - earlier.late_answers,
+            recoveries=self.recoveries.since(earlier.recoveries),
+            sessions=self.sessions - earlier.sessions,
+            offset_gaps=self.offset_gaps - earlier.offset_gaps,
+            hedged_calls=self.hedged_calls - earlier.hedged_calls,
+            escalation_raised=self.escalation_raised,
+            escalation_raised_max=highest,
+        )
+
     @property
     def decisions(self) -> int:
         """Decisions on all paths."""
         return sum(histogram.count for histogram in self.paths.values())
+
+
+def _grown(counts: dict[str, int], earlier: dict[str, int]) -> dict[str, int]:
+    return {label: count - before for label, count in counts.items() if count > (before := earlier.get(label, 0))}
 
 
 def add(counts: dict[str, int], label: str, count: int) -> None:

@@ -103,6 +103,24 @@ class LatencyHistogram:
         self.max_s = max(self.max_s, other.max_s)
         self.clamped += other.clamped
 
+    def since(self, earlier: LatencyHistogram) -> LatencyHistogram:
+        """What was counted after `earlier`, a copy of this histogram at an earlier time.
+
+        The maximum is exact where it is a new one, else the end of the highest bucket that has grown. Raises DataError
+        where `earlier` has counted what this one has not.
+        """
+        grown = LatencyHistogram()
+        grown._counts = self._counts - earlier._counts
+        if (grown._counts < 0).any():
+            raise DataError("latency histogram: the earlier one has counts that the later one lacks")
+        grown.count = self.count - earlier.count
+        grown.clamped = self.clamped - earlier.clamped
+        if grown.count:
+            grown.sum_s = max(self.sum_s - earlier.sum_s, 0.0)
+            highest = float(_bounds()[int(np.flatnonzero(grown._counts)[-1]) + 1])
+            grown.max_s = self.max_s if self.max_s > earlier.max_s else min(highest, self.max_s)
+        return grown
+
     def copy(self) -> LatencyHistogram:
         """An independent copy."""
         twin = LatencyHistogram()

@@ -28,7 +28,7 @@ from bench.embedded import EmbeddedParts, ServiceProcess, play_file, wait_for_de
 from cascade.bundle import Bundle, load_bundle
 from cascade.config import Config
 from cascade.frames import LabelledData
-from cascade.ledger import LedgerSummary
+from cascade.ledger import LedgerSummary, read_journal, summarise
 from stages.assembly import deep_signature
 from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
@@ -150,6 +150,7 @@ def told(
         "deadline": {"start": "fetch", "budget_ms": 60_000},
         "overload": {"raise_max": 0.0},
         "terminals": {"share": True, "interval_s": 0.2},
+        "ledger": {"directory": str(tmp_path_factory.mktemp("kept")), "interval_s": 1.0},
     }
     path = parts.write_config(f"{name}.toml", settings, PARTITIONS)
     rows, half = data.batch.rows, data.batch.rows // 2
@@ -237,6 +238,16 @@ def test_energy_counts_triton_once_and_every_worker(told: Told) -> None:
     assert cpu.source.count(f"process {told.triton_pid} ") == 1
     # the supervisor, a worker, and the other twice
     assert cpu.source.count("this process") == 4
+
+
+def test_the_ledger_on_disk_is_of_all_of_them_too(told: Told) -> None:
+    (life,) = read_journal([Path(told.config.ledger.directory)])
+    kept = summarise(life.accounts[-1])
+    assert kept.paths == told.ledger.paths
+    assert kept.sessions == told.ledger.sessions
+    counts = [account.counters.decisions for account in life.accounts]
+    assert counts == sorted(counts), "an account of a worker that was killed was counted twice for a while"
+    assert any(0 < count < told.sent for count in counts)
 
 
 def test_sigterm_ends_all_of_them_in_time(told: Told) -> None:

@@ -1,0 +1,138 @@
+"""`cascade ledger`: what services have kept on disk, put together."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cascade.errors import DataError
+from cascade.ledger.figures import summarise
+from cascade.ledger.journal import Life, merged_between, read_journal
+from cascade.ledger.render import render
+from cascade.ledger.summary import LedgerSummary
+
+INTERVALS_MAX = 10_000
+
+app = typer.Typer(
+    no_args_is_help=True, help="Ledgers that services have kept on disk, as section ledger of the configuration says."
+)
+
+Paths = Annotated[list[Path], typer.Argument(help="Directories of services, or files from them.", exists=True)]
+From = Annotated[
+    str | None, typer.Option("--from", help="From the last line up to this time: 2026-11-25T08:00, in UTC.")
+]
+Until = Annotated[str | None, typer.Option("--until", help="Up to the last line up to this time.")]
+
+
+@app.command()
+def merge(
+    paths: Paths,
+    start: From = None,
+    until: Until = None,
+    json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of tables.")] = False,
+) -> None:
+    """One ledger of all services, workers and restarts: counts and latencies as if one had seen everything."""
+    lives = read_journal(paths)
+    found = merged_between(lives, _moment("--from", start), _moment("--until", until))
+    if found is None:
+        raise DataError("no account between these times: each service writes a line every ledger.interval_s")
+    summary = summarise(found)
+    if json:
+        sys.stdout.buffer.write(summary.to_json_line() + b"\n")
+        return
+    console = Console()
+    render(summary, console)
+    console.print(_told(lives), highlight=False)
+
+
+@app.command()
+def intervals(
+    paths: Paths,
+    seconds: Annotated[
+        float, typer.Option(min=1.0, help="Length of an interval, at least that of the lines.")
+    ] = 3_600.0,
+    start: From = None,
+    until: Until = None,
+    json: Annotated[bool, typer.Option("--json", help="One line of JSON an interval instead of a table.")] = False,
+) -> None:
+    """The same, interval by interval: decisions, escalation, latency and energy over time."""
+    lives = read_journal(paths)
+    first = _moment("--from", start) or min(life.accounts[0].started for life in lives)
+    last = _moment("--until", until) or max(life.accounts[-1].ended for life in lives)
+    summaries = interval_summaries(lives, first, last, seconds)
+    if json:
+        sys.stdout.buffer.writelines(summary.to_json_line() + b"\n" for summary in summaries)
+        return
+    console = Console()
+    console.print()
+    console.print(_table(summaries))
+    console.print(_told(lives), highlight=False)
+
+
+def interval_summaries(lives: list[Life], first: datetime, last: datetime, seconds: float) -> list[LedgerSummary]:
+    """A summary for each interval of `seconds` from `first` on in which there were accounts, up to `last`.
+
+    What a line tells belongs to the interval in which it was written. Raises DataError for too many intervals.
+    """
+    step = timedelta(seconds=seconds)
+    count = max(-((first - last) // step), 0)
+    if count > INTERVALS_MAX:
+        raise DataError(f"{count:,} intervals of {seconds:g} s, at most {INTERVALS_MAX:,} are told: take longer ones")
+    found = (merged_between(lives, first + number * step, first + (number + 1) * step) for number in range(count))
+    return [summarise(account) for account in found if account is not None]
+
+
+def _moment(option: str, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise DataError(f"{option} {text}: not a time; write it as 2026-11-25T08:00") from error
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _told(lives: list[Life]) -> str:
+    torn = sum(life.torn for life in lives)
+    lines = sum(len(life.accounts) for life in lives)
+    return f"\n {lines:,} lines of {len(lives):,} {'life' if len(lives) == 1 else 'lives'}" + (
+        f"; {torn} cut off by a crash, passed over" if torn else ""
+    )
+
+
+def _table(summaries: list[LedgerSummary]) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 0, 0, 1))
+    names = ("until, UTC", "decisions", "/s", "esc. %", "degr. %", "scr. ms", "esc. ms", "meas. mJ", "mod. mJ")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in summaries:
+        joules = {total.kind: total.per_transaction_mj for total in one.energy_totals}
+        table.add_row(
+            f"{one.ended.astimezone(UTC):%m-%d %H:%M:%S}", f"{one.transactions:,}", f"{one.per_second:,.0f}",
+            _percent(one.escalation_share), _percent(one.degraded_share), _p99_ms(one, "screened"),
+            _p99_ms(one, "escalated"), _figure(joules.get("measured")), _figure(joules.get("modelled")),
+        )  # fmt: skip
+    table.caption = "p99 by path, append to decision; energy a transaction, measured and modelled"
+    table.caption_justify = "left"
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return _figure(None if share is None else 100 * share)
+
+
+def _p99_ms(summary: LedgerSummary, path: str) -> str:
+    latency = summary.paths[path].latency
+    return _figure(None if latency is None else latency.p99_ms)
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
