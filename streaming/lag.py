@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from cascade.errors import BrokerError
 from streaming.clients import ConsumerClient, Partition
@@ -51,6 +54,8 @@ class LagWatch:
         self._moved: dict[Partition, tuple[int, float]] = {}
         self._failed: set[Partition] = set()
         self._told: set[Partition] = set()
+        # replaced as a whole, so other threads may read it
+        self._lags: dict[Partition, int] = {}
         self._away_since_s: float | None = None
         self._consumer: ConsumerClient | None = None
         self._stop = threading.Event()
@@ -59,6 +64,10 @@ class LagWatch:
     def start(self) -> None:
         """Begin to watch."""
         self._thread.start()
+
+    def lags(self) -> dict[Partition, int]:
+        """Records that wait, by partition that is ours; any thread may ask."""
+        return self._lags
 
     def close(self) -> None:
         """Stop watching and release the connection."""
@@ -77,6 +86,7 @@ class LagWatch:
         self._told = set(positions)
         if not positions:
             self._away_since_s = None
+            self._lags = {}
             return
         asked_s = self._clock()
         try:
@@ -91,8 +101,9 @@ class LagWatch:
             self._away_since_s = None
             self._health.ok("broker")
         now_s = self._clock()
+        self._lags = {one: max(ends.get(one, position) - position, 0) for one, position in positions.items()}
         for partition, position in positions.items():
-            self._judge(partition, position, ends.get(partition, position) - position, now_s)
+            self._judge(partition, position, self._lags[partition], now_s)
 
     def _is_away(self, reason: str, asked_s: float) -> None:
         # what the broker's absence cost is not held against the loop
@@ -107,10 +118,10 @@ class LagWatch:
     def _judge(self, partition: Partition, position: int, lag: int, now_s: float) -> None:
         name = _name(partition)
         before, since_s = self._moved.get(partition, (-1, now_s))
-        if lag <= 0 or position != before:
+        if not lag or position != before:
             self._moved[partition] = (position, now_s)
             self._failed.discard(partition)
-            self._health.ok(name, f"lag {max(lag, 0):,}")
+            self._health.ok(name, f"lag {lag:,}")
         elif now_s - since_s > self._stall_s_max:
             text = f"{lag:,} records wait and none was taken for {now_s - since_s:.0f} s"
             if partition not in self._failed:
@@ -129,6 +140,23 @@ class LagWatch:
                 consumer.close()
             except BrokerError as error:
                 log.debug("the watch's connection", problem=str(error))
+
+
+class LagCollector(Collector):
+    """The lag of each partition as a metric, as `lags` gives it."""
+
+    def __init__(self, lags: Callable[[], Mapping[Partition, int]]) -> None:
+        self._lags = lags
+
+    def collect(self) -> Iterable[Metric]:
+        """The family, at this moment."""
+        family = GaugeMetricFamily(
+            "cascade_partition_lag_records", "Records that wait, of the partitions that are ours.",
+            labels=["topic", "partition"],
+        )  # fmt: skip
+        for (topic, number), lag in self._lags().items():
+            family.add_metric([topic, str(number)], lag)
+        yield family
 
 
 def _name(partition: Partition) -> str:

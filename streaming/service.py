@@ -41,7 +41,7 @@ from streaming.duplicates import FirstDecisions
 from streaming.files import FsspecFiles
 from streaming.health import HealthServer, HealthState
 from streaming.journal import journal_kept
-from streaming.lag import LagWatch
+from streaming.lag import LagCollector, LagWatch
 from streaming.place import Place
 from streaming.privacy import CardHasher
 from streaming.sessions import run_sessions
@@ -92,17 +92,16 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
             stack.enter_context(journal_kept(config.ledger, ledger.account))
         else:
             stack.enter_context(place.reporting(ledger))
+        registry = ledger_registry(ledger)
         if config.health.enabled:
-            server = HealthServer(health, ledger_registry(ledger), config.health.host, config.health.port)
+            server = HealthServer(health, registry, config.health.host, config.health.port)
             stack.callback(server.close)
             if place is not None:
                 place.tell_port(server.port)
         clock = SystemClock()
         snapshots = _snapshot_store(config, bundle, clock, stack)
         hasher = CardHasher.from_settings(config.privacy, os.environ)
-        engine.warm_up()
-        warm_up_encoder()
-        FirstDecisions(config.duplicates).warm_up()
+        _compile_kernels(engine, config)
         health.ok("state")
         await_broker(config, health, stopping)
         await_model(deep, health, stopping, config.deep.start_wait_s_max)
@@ -115,6 +114,7 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
             lambda: make_consumer(config.kafka, None), lambda: running[-1].positions if running else {}, health,
             config.health.stall_s_max, lambda reason: running[-1].lose(reason) if running else None,
         )  # fmt: skip
+        registry.register(LagCollector(watch.lags))
         watch.start()
         stack.callback(watch.close)
 
@@ -139,6 +139,13 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
         summary = ledger.summary()
     log.info("stopped", transactions=summary.transactions)
     return summary
+
+
+def _compile_kernels(engine: Engine, config: Config) -> None:
+    """Now, and not with the first transaction."""
+    engine.warm_up()
+    warm_up_encoder()
+    FirstDecisions(config.duplicates).warm_up()
 
 
 def _snapshot_store(config: Config, bundle: Bundle, clock: SystemClock, stack: ExitStack) -> SnapshotStore | None:

@@ -16,7 +16,7 @@ from cascade.ledger.account import MeterState
 from cascade.ledger.counters import Counters
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.ledger import Ledger
-from cascade.ledger.sla import ObjectiveResult
+from cascade.ledger.sla import ObjectiveEvents, ObjectiveResult
 
 # Seconds, from a stage's tens of microseconds to a deadline missed by far; 5 ms and 20 ms are default objectives.
 BUCKETS_S: Final = (
@@ -44,6 +44,7 @@ class LedgerCollector(Collector):
         yield from _delivery(counters)
         yield from energy_metrics(self._ledger.sample_energy())
         yield from _objectives(self._ledger.objectives(counters))
+        yield from _events(self._ledger.objective_events(counters))
         yield GaugeMetricFamily(
             "cascade_start_time_seconds", "When the ledger began, since the epoch.", self._ledger.started.timestamp()
         )
@@ -128,6 +129,18 @@ def _objectives(results: Iterable[ObjectiveResult]) -> Iterable[Metric]:
                 use.add_metric([result.name], result.value / result.limit)
     yield met
     yield use
+
+
+def _events(counts: Iterable[ObjectiveEvents]) -> Iterable[Metric]:
+    """For burn rates: breaches over events, over the budget."""
+    events = CounterMetricFamily("cascade_objective_events", "Decisions an objective is about.", labels=["objective"])
+    breaches = CounterMetricFamily("cascade_objective_breaches", "Those of them that broke it.", labels=["objective"])
+    budget = GaugeMetricFamily("cascade_objective_budget_ratio", "The share that may break it.", labels=["objective"])
+    for one in counts:
+        events.add_metric([one.name], one.events)
+        breaches.add_metric([one.name], one.breaches)
+        budget.add_metric([one.name], one.budget)
+    yield from (events, breaches, budget)
 
 
 def _counter(name: str, text: str, label: str, values: Iterable[tuple[str, float]]) -> CounterMetricFamily:

@@ -13,7 +13,7 @@ from cascade.ledger.account import Account, MeterState
 from cascade.ledger.counters import Counters, add
 from cascade.ledger.figures import objectives, summarise
 from cascade.ledger.machine import Machine, describe_machine
-from cascade.ledger.sla import ObjectiveResult, Path, ServiceLevel
+from cascade.ledger.sla import ObjectiveEvents, ObjectiveResult, Path, ServiceLevel, count_events
 from cascade.ledger.stage_clock import Stage
 from cascade.ledger.summary import LedgerSummary, QualityComparison
 from cascade.protocols import EnergyMeter, EnergyReading
@@ -163,6 +163,11 @@ class Ledger:
     def objectives(self, counters: Counters) -> tuple[ObjectiveResult, ...]:
         """The service level against the given counts."""
         return objectives(self._service_level, counters)
+
+    def objective_events(self, counters: Counters) -> tuple[ObjectiveEvents, ...]:
+        """The service level as counts of events and breaches."""
+        degraded = counters.paths["degraded"].count
+        return count_events(self._service_level, counters.paths, decisions=counters.decisions, degraded=degraded)
 
     def account(self) -> Account:
         """All that is known up to now, in a form that merges with the accounts of other ledgers."""

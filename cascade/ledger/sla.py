@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
+import numpy as np
 
 from cascade.errors import SettingError
 from cascade.ledger.latency import LatencyHistogram
 
+DEGRADED_SHARE: Final = "degraded share"
 Path = Literal["screened", "escalated", "degraded", "duplicate"]
 Status = Literal["met", "missed", "no data"]
 
@@ -62,6 +64,38 @@ class ObjectiveResult(msgspec.Struct, frozen=True, kw_only=True):
         return self.status == "met"
 
 
+class ObjectiveEvents(msgspec.Struct, frozen=True, kw_only=True):
+    """An objective as counts, for error budgets and burn rates: of `events`, `breaches` broke it.
+
+    `budget`: the share that may. A latency in the histogram's bucket that the limit cuts counts as a breach.
+    """
+
+    name: str
+    events: int
+    breaches: int
+    budget: float
+
+
+def count_events(
+    level: ServiceLevel, latency: Mapping[Path, LatencyHistogram], *, decisions: int, degraded: int
+) -> tuple[ObjectiveEvents, ...]:
+    """Each objective's counts; arguments as of `evaluate`."""
+    counts = []
+    for objective in level.latency:
+        histogram = latency.get(objective.path, LatencyHistogram())
+        within = int(histogram.counts_up_to(np.array([objective.limit_ms / 1e3]))[0])
+        counts.append(
+            ObjectiveEvents(
+                name=_latency_name(objective), events=histogram.count, breaches=histogram.count - within,
+                budget=1.0 - objective.quantile,
+            )
+        )  # fmt: skip
+    counts.append(
+        ObjectiveEvents(name=DEGRADED_SHARE, events=decisions, breaches=degraded, budget=level.degraded_share_max)
+    )
+    return tuple(counts)
+
+
 def evaluate(
     level: ServiceLevel, latency: Mapping[Path, LatencyHistogram], *, decisions: int, degraded: int
 ) -> tuple[ObjectiveResult, ...]:
@@ -70,11 +104,14 @@ def evaluate(
     for objective in level.latency:
         histogram = latency.get(objective.path)
         value = 1e3 * histogram.quantile(objective.quantile) if histogram is not None and histogram.count else None
-        name = f"p{100 * objective.quantile:g} of {objective.path}"
-        results.append(_result(name, "ms", objective.limit_ms, value))
+        results.append(_result(_latency_name(objective), "ms", objective.limit_ms, value))
     share = degraded / decisions if decisions else None
-    results.append(_result("degraded share", "share", level.degraded_share_max, share))
+    results.append(_result(DEGRADED_SHARE, "share", level.degraded_share_max, share))
     return tuple(results)
+
+
+def _latency_name(objective: LatencyObjective) -> str:
+    return f"p{100 * objective.quantile:g} of {objective.path}"
 
 
 def _result(name: str, unit: Literal["ms", "share"], limit: float, value: float | None) -> ObjectiveResult:

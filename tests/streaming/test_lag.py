@@ -10,7 +10,7 @@ import pytest
 from cascade.errors import BrokerError
 from streaming.clients import Partition
 from streaming.health import HealthState
-from streaming.lag import LagWatch
+from streaming.lag import LagCollector, LagWatch
 
 HERE: Partition = ("transactions", 0)
 THERE: Partition = ("transactions", 1)
@@ -136,3 +136,18 @@ def test_it_watches_by_itself_until_closed(scene: Scene) -> None:
     watch.close()
     assert scene.health.components()["partition transactions-0"].text == "lag 3"
     assert scene.broker.closed == 1
+
+
+def test_the_lag_of_what_is_ours_is_a_metric(scene: Scene) -> None:
+    def told() -> dict[str, float]:
+        (family,) = LagCollector(scene.watch.lags).collect()
+        return {sample.labels["partition"]: sample.value for sample in family.samples}
+
+    assert told() == {}
+    there = ("transactions", 1)
+    scene.at(0, {HERE: 7, there: 9}, {HERE: 107, there: 9})
+    assert told() == {"0": 100.0, "1": 0.0}
+    scene.at(5, {there: 9}, {there: 12})
+    assert told() == {"1": 3.0}
+    scene.at(10, {}, {})
+    assert told() == {}

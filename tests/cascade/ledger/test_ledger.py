@@ -247,6 +247,13 @@ def test_exposition_parses_and_agrees_with_the_counters() -> None:
     assert samples["cascade_energy_joules_total", (("kind", "measured"), ("meter", "gpu0"))] == 0.0
     assert samples["cascade_objective_met", (("objective", "p99 of screened"),)] == 1.0
     assert samples["cascade_objective_met", (("objective", "degraded share"),)] == 0.0
+    objective = (("objective", "degraded share"),)
+    assert samples["cascade_objective_events_total", objective] == 1_000
+    assert (
+        samples["cascade_objective_breaches_total", objective]
+        == samples["cascade_decisions_total", (("path", "degraded"),)]
+    )
+    assert samples["cascade_objective_budget_ratio", objective] == 0.001
     build = ("bundle_version", "b-1"), ("screener", "walk"), ("version", cascade.__version__)
     assert samples["cascade_build_info", build] == 1.0
 

@@ -6,7 +6,7 @@ import pytest
 
 from cascade.errors import SettingError
 from cascade.ledger.latency import LatencyHistogram
-from cascade.ledger.sla import LatencyObjective, ObjectiveResult, ServiceLevel, evaluate
+from cascade.ledger.sla import LatencyObjective, ObjectiveEvents, ObjectiveResult, ServiceLevel, count_events, evaluate
 
 
 def _result(values_s: np.ndarray, decisions: int, degraded: int) -> dict[str, ObjectiveResult]:
@@ -52,3 +52,15 @@ def test_service_level_is_read_from_toml_and_checked() -> None:
         LatencyObjective(path="screened", limit_ms=0.0)
     with pytest.raises(SettingError, match="degraded_share_max"):
         ServiceLevel(degraded_share_max=1.5)
+
+
+def test_objectives_as_counts_of_events_and_breaches() -> None:
+    histogram = LatencyHistogram()
+    histogram.record(np.array([0.001] * 95 + [0.0051] * 2 + [0.1] * 3))
+    screened, escalated, degraded = count_events(ServiceLevel(), {"screened": histogram}, decisions=200, degraded=7)
+    assert (screened.name, screened.events, screened.breaches) == ("p99 of screened", 100, 5)
+    assert screened.budget == pytest.approx(0.01)
+    assert (escalated.events, escalated.breaches) == (0, 0)
+    assert degraded == ObjectiveEvents(name="degraded share", events=200, breaches=7, budget=0.001)
+    results = evaluate(ServiceLevel(), {"screened": histogram}, decisions=200, degraded=7)
+    assert [one.name for one in results] == [one.name for one in (screened, escalated, degraded)]
