@@ -25,6 +25,7 @@ COMMANDS = {
     "repository": Command("stages.commands", "Write the Triton model repository of a bundle."),
     "replay": Command("streaming.commands", "Play a data file into Kafka."),
     "evaluate": Command("streaming.commands", "Judge the decisions topic by the truth."),
+    "top": Command("streaming.top", "Watch a running service in the terminal."),
     "ledger": Command("cascade.ledger.commands", "Put together what services have kept on disk.", group=True),
     "doctor": Command("streaming.doctor", "Check broker, topics, Triton, model, bundle, clocks and limits."),
     "handbook": Command("bench.handbook", "Reproduce the figures on the Fraud Detection Handbook's data."),

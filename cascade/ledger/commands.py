@@ -20,7 +20,11 @@ from cascade.ledger.summary import LedgerSummary
 INTERVALS_MAX = 10_000
 
 app = typer.Typer(
-    no_args_is_help=True, help="Ledgers that services have kept on disk, as section ledger of the configuration says."
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Ledgers that services have kept on disk, as [ledger] of the configuration says.",
 )
 
 Paths = Annotated[list[Path], typer.Argument(help="Directories of services, or files from them.", exists=True)]
