@@ -353,6 +353,22 @@ class EnergySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     watts_per_core: Annotated[float, msgspec.Meta(gt=0, le=1_000)] = 7.0
 
 
+class CarbonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[carbon]`: what turns joules into gCO2e; without a region or a file there is no carbon in the ledger.
+
+    `file`: intensities by the hour instead of the region's yearly average; `kind` says what they are. `embodied_kg`: of
+    the hardware's making, of which `reserved_share` is this service's, over `life_years`.
+    """
+
+    region: OptionalText = ""
+    file: OptionalText = ""
+    kind: Literal["average", "marginal"] = "average"
+    pue: Annotated[float, msgspec.Meta(ge=1, le=5)] = 1.54
+    embodied_kg: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
+    reserved_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    life_years: Annotated[float, msgspec.Meta(gt=0, le=50)] = 4.0
+
+
 class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[ledger]`: where the ledger is kept on disk; an empty `directory` keeps none.
 
@@ -410,6 +426,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     privacy: PrivacySettings = PrivacySettings()
     sla: SlaSettings = SlaSettings()
     energy: EnergySettings = EnergySettings()
+    carbon: CarbonSettings = CarbonSettings()
     ledger: LedgerSettings = LedgerSettings()
     health: HealthSettings = HealthSettings()
     log: LogSettings = LogSettings()

@@ -29,6 +29,7 @@ from cascade.ledger import (
     ServiceLevel,
     find_meters,
     ledger_registry,
+    make_carbon,
 )
 from cascade.protocols import DeepStage, EnergyMeter, SystemClock
 from stages.assembly import make_deep_stage, make_engine
@@ -85,6 +86,7 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
             service_level=service_level(config),
             watts_per_core=config.energy.watts_per_core,
             bundle_version=bundle.version,
+            carbon=make_carbon(config.carbon, embodied=place is None),
             screener=engine.screener_method,
         )
         if place is None:

@@ -31,6 +31,7 @@ from cascade.ledger import (
     LedgerSummary,
     energy_metrics,
     find_meters,
+    make_carbon,
     merge_accounts,
     summarise,
 )
@@ -75,6 +76,7 @@ def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
             service_level=service_level(config),
             watts_per_core=config.energy.watts_per_core,
             bundle_version=bundle.version,
+            carbon=make_carbon(config.carbon),
         )
         stack.enter_context(EnergySampler(ledger.sample_energy))
         directory = stack.enter_context(_directory())

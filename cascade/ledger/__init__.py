@@ -1,6 +1,7 @@
 """What every decision took: latency, energy, and whether the service level is met."""
 
 from cascade.ledger.account import Account, merge_accounts
+from cascade.ledger.carbon import Carbon, make_carbon
 from cascade.ledger.energy import CpuModelMeter, EnergySampler, NvmlMeter, RaplMeter, find_meters
 from cascade.ledger.errors import MeterError
 from cascade.ledger.export import LedgerCollector, energy_metrics, ledger_registry
@@ -16,6 +17,7 @@ from cascade.ledger.summary import LedgerSummary, ModelQuality, QualityCompariso
 __all__ = [
     "STAGES",
     "Account",
+    "Carbon",
     "CpuModelMeter",
     "EnergySampler",
     "Journal",
@@ -38,6 +40,7 @@ __all__ = [
     "energy_metrics",
     "find_meters",
     "ledger_registry",
+    "make_carbon",
     "merge_accounts",
     "merged_between",
     "read_journal",

@@ -29,6 +29,7 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
 
     `kind` stays known where a meter that once worked is lost, so that its kind's total is known to lack it. Merged, it
     is `meters` of them: their sum, the first `SOURCES_MAX` of their sources in order, and no sum where one was lost.
+    `carbon_g`: of these joules, where carbon is accounted and the grid's intensity was known all the time.
     """
 
     meter: str
@@ -37,12 +38,18 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
     energy_j: float | None
     problem: str | None
     meters: int = 1
+    carbon_g: float | None = None
 
     @classmethod
-    def of(cls, meter: str, kind: EnergyKind | None, source: str, energy_j: float | None, problem: str | None) -> Self:
+    def of(
+        cls, meter: str, kind: EnergyKind | None, source: str, energy_j: float | None, problem: str | None,
+        carbon_g: float | None = None,
+    ) -> Self:  # fmt: skip
         """The state of a single meter; `source` is empty where it has none."""
         sources = (source,) if source else ()
-        return cls(meter=meter, kind=kind, sources=sources, energy_j=energy_j, problem=problem)
+        return cls(
+            meter=meter, kind=kind, sources=sources, energy_j=energy_j, problem=problem, carbon_g=carbon_g
+        )  # fmt: skip
 
     @property
     def source(self) -> str:
@@ -55,7 +62,10 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
         if self.energy_j is None or earlier is None or earlier.energy_j is None:
             return self
         sources = tuple(f"a part of {source}" for source in self.sources)
-        return msgspec.structs.replace(self, energy_j=self.energy_j - earlier.energy_j, sources=sources)
+        carbon_g = None if self.carbon_g is None else self.carbon_g - (earlier.carbon_g or 0.0)
+        return msgspec.structs.replace(
+            self, energy_j=self.energy_j - earlier.energy_j, sources=sources, carbon_g=carbon_g
+        )
 
     def merged(self, other: MeterState) -> MeterState:
         """Both together."""
@@ -67,13 +77,15 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
             energy_j=(self.energy_j or 0.0) + (other.energy_j or 0.0) if known else None,
             problem=min(filter(None, (self.problem, other.problem)), default=None),
             meters=self.meters + other.meters,
+            carbon_g=_sum_if_known(self.carbon_g, other.carbon_g),
         )
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a ledger knows from `started` to `ended`; of several, merged, from the first to the last.
 
-    `bundle_versions`, `screeners`, `machines`: each that occurs, in order.
+    `bundle_versions`, `screeners`, `machines`: each that occurs, in order. `carbon_bases`: by which inputs carbon was
+    accounted, each that occurs; `embodied_g`: of the hardware's making, None where no carbon is accounted.
     """
 
     format: int = ACCOUNT_FORMAT
@@ -86,6 +98,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     bundle_versions: tuple[str, ...]
     screeners: tuple[str, ...]
     machines: tuple[Machine, ...]
+    carbon_bases: tuple[str, ...] = ()
+    embodied_g: float | None = None
 
     def to_json(self) -> bytes:
         """One line of JSON, without a line end."""
@@ -101,6 +115,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
             started=earlier.ended,
             counters=self.counters.since(earlier.counters),
             meters=tuple(state.since(before.get((state.meter, state.kind))) for state in self.meters),
+            embodied_g=None if self.embodied_g is None else self.embodied_g - (earlier.embodied_g or 0.0),
         )
 
     @classmethod
@@ -143,7 +158,13 @@ def _merged(one: Account, other: Account) -> Account:
         bundle_versions=tuple(sorted({*one.bundle_versions, *other.bundle_versions})),
         screeners=tuple(sorted({*one.screeners, *other.screeners})),
         machines=_in_order(one.machines + other.machines),
+        carbon_bases=tuple(sorted({*one.carbon_bases, *other.carbon_bases})),
+        embodied_g=_sum_if_known(one.embodied_g, other.embodied_g),
     )
+
+
+def _sum_if_known(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
 
 
 def _merged_meters(states: Iterable[MeterState]) -> tuple[MeterState, ...]:

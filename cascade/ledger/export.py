@@ -104,14 +104,18 @@ def _delivery(counters: Counters) -> Iterable[Metric]:
 
 
 def energy_metrics(states: Iterable[MeterState]) -> Iterable[Metric]:
-    """Joules, and whether each meter answers."""
+    """Joules, grams of CO2e where they are accounted, and whether each meter answers."""
     joules = CounterMetricFamily("cascade_energy_joules", "Energy since the start.", labels=["meter", "kind"])
     working = GaugeMetricFamily("cascade_energy_meter_up", "1 where the meter answers.", labels=["meter"])
+    grams = CounterMetricFamily("cascade_carbon_grams", "CO2e of the energy since the start.", labels=["meter", "kind"])
     for state in states:
         working.add_metric([state.meter], float(state.energy_j is not None))
         if state.energy_j is not None and state.kind is not None:
             joules.add_metric([state.meter, state.kind], state.energy_j)
+            if state.carbon_g is not None:
+                grams.add_metric([state.meter, state.kind], state.carbon_g)
     yield joules
+    yield grams
     yield working
 
 

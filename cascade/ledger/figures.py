@@ -10,6 +10,8 @@ from cascade.ledger.counters import Counters
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.sla import ObjectiveResult, ServiceLevel, evaluate
 from cascade.ledger.summary import (
+    CarbonFigures,
+    CarbonTotal,
     DeepCallFigures,
     EnergyFigure,
     EnergyTotal,
@@ -60,6 +62,7 @@ def summarise(account: Account, quality: QualityComparison | None = None) -> Led
         watts_per_core=account.watts_per_core,
         energy=figures,
         energy_totals=_energy_totals(figures, decisions),
+        carbon=_carbon_figures(account, decisions),
         objectives=objectives(account.service_level, counters),
         machine=account.machines[0],
         other_machines=account.machines[1:],
@@ -134,3 +137,29 @@ def _energy_totals(figures: Sequence[EnergyFigure], decisions: int) -> tuple[Ene
             )
         )
     return tuple(totals)
+
+
+def _carbon_figures(account: Account, decisions: int) -> CarbonFigures | None:
+    """Grams by kind of energy; None where no carbon is accounted."""
+    if not account.carbon_bases:
+        return None
+    totals = []
+    for kind in get_args(EnergyKind):
+        found = [state.carbon_g for state in account.meters if state.kind == kind]
+        if found:
+            known = [grams for grams in found if grams is not None]
+            grams = sum(known) if len(known) == len(found) else None
+            totals.append(CarbonTotal(kind=kind, operational_g=grams, per_million_g=_per_million(grams, decisions)))
+    alone = totals[0].operational_g if len(totals) == 1 else None
+    known_all = alone is not None and account.embodied_g is not None
+    return CarbonFigures(
+        bases=account.carbon_bases,
+        totals=tuple(totals),
+        embodied_g=account.embodied_g,
+        embodied_per_million_g=_per_million(account.embodied_g, decisions),
+        sci_g_per_million=_per_million((alone or 0.0) + (account.embodied_g or 0.0), decisions) if known_all else None,
+    )
+
+
+def _per_million(grams: float | None, decisions: int) -> float | None:
+    return None if grams is None else _per(1e6 * grams, decisions)

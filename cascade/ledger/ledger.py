@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from cascade.columns import Float64
 from cascade.errors import CascadeError
 from cascade.ledger.account import Account, MeterState
+from cascade.ledger.carbon import Carbon
 from cascade.ledger.counters import Counters, add
 from cascade.ledger.figures import objectives, summarise
 from cascade.ledger.machine import Machine, describe_machine
@@ -20,11 +21,16 @@ from cascade.protocols import EnergyMeter, EnergyReading
 
 
 class _MeterAccount:
-    """One meter's joules from the ledger's beginning, or from its first answer where that came later."""
+    """One meter's joules from the ledger's beginning, or from its first answer where that came later.
 
-    def __init__(self, meter: EnergyMeter) -> None:
-        self._meter = meter
+    Their carbon is added up answer by answer, since the grid's intensity changes; unknown once, it stays unknown.
+    """
+
+    def __init__(self, meter: EnergyMeter, carbon: Carbon | None) -> None:
+        self._meter, self._carbon = meter, carbon
         self._first: EnergyReading | None = None
+        self._told_j = 0.0
+        self._carbon_g: float | None = None if carbon is None else 0.0
 
     def state(self) -> MeterState:
         try:
@@ -34,7 +40,14 @@ class _MeterAccount:
             return MeterState.of(self._meter.name, kind, "", None, str(error))
         self._first = self._first or reading
         energy_j = reading.energy_j - self._first.energy_j
-        return MeterState.of(self._meter.name, reading.kind, reading.source, energy_j, None)
+        self._add_carbon(energy_j - self._told_j)
+        self._told_j = energy_j
+        return MeterState.of(self._meter.name, reading.kind, reading.source, energy_j, None, self._carbon_g)
+
+    def _add_carbon(self, energy_j: float) -> None:
+        if self._carbon is not None and self._carbon_g is not None:
+            grams = self._carbon.operational_g(energy_j, datetime.now(UTC))
+            self._carbon_g = None if grams is None else self._carbon_g + grams
 
 
 class Ledger:
@@ -44,7 +57,7 @@ class Ledger:
     take), another the meters, so that a slow counter never holds up the worker. Energy counts from the ledger's
     construction, whenever the meters were made; keep them sampled with an EnergySampler over `sample_energy`.
     `watts_per_core` prices the CPU seconds of stages. `bundle_version` and `screener` (how it scores) may be set anew
-    when a bundle is swapped. `clock`: seconds, never going back.
+    when a bundle is swapped. `carbon` turns joules into gCO2e. `clock`: seconds, never going back.
 
     >>> import numpy as np
     >>> ledger = Ledger()
@@ -62,9 +75,11 @@ class Ledger:
         watts_per_core: float | None = None,
         bundle_version: str = "",
         screener: str = "",
+        carbon: Carbon | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._meters = tuple(_MeterAccount(meter) for meter in meters)
+        self._meters = tuple(_MeterAccount(meter, carbon) for meter in meters)
+        self._carbon = carbon
         self._service_level = ServiceLevel() if service_level is None else service_level
         self._watts_per_core = watts_per_core
         self.bundle_version = bundle_version
@@ -182,6 +197,8 @@ class Ledger:
             bundle_versions=(self.bundle_version,) if self.bundle_version else (),
             screeners=(self.screener,) if self.screener else (),
             machines=(self._machine,),
+            carbon_bases=() if self._carbon is None else self._carbon.bases,
+            embodied_g=None if self._carbon is None else self._carbon.embodied_g(elapsed_s),
         )
 
     def summary(self, quality: QualityComparison | None = None) -> LedgerSummary:

@@ -13,7 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from cascade.ledger.sla import ObjectiveResult, Status
-from cascade.ledger.summary import EnergyFigure, LatencyFigures, LedgerSummary, ModelQuality, QualityComparison
+from cascade.ledger.summary import (
+    CarbonFigures,
+    EnergyFigure,
+    LatencyFigures,
+    LedgerSummary,
+    ModelQuality,
+    QualityComparison,
+)
 
 _ABSENT: Final = "–"
 _DECIMALS_MAX: Final = 6
@@ -31,6 +38,8 @@ def render(summary: LedgerSummary, console: Console) -> None:
     if stages.row_count:
         console.print(stages)
     console.print(_energy(summary) if summary.energy else _no_meters())
+    if summary.carbon is not None:
+        console.print(_carbon(summary.carbon))
     if summary.quality is not None:
         console.print(_quality(summary.quality))
     console.print(_footer(summary))
@@ -165,6 +174,19 @@ def _energy(summary: LedgerSummary) -> Table:
         cells = (_number(total.energy_j), _number(total.per_transaction_mj))
         source = Text(" + ".join(total.meters))
         table.add_row(f"all {total.kind}", *cells, _kind(total.kind), source, style="bold")
+    return table
+
+
+def _carbon(carbon: CarbonFigures) -> Table:
+    inputs = "\n".join(carbon.bases)
+    table = _table("Carbon", "CO2e", "g", "g a million", caption=f"{inputs}\n((E · I) + M) per R, ISO/IEC 21031:2024")
+    table.add_column("kind", no_wrap=True)
+    for total in carbon.totals:
+        table.add_row("operational", _number(total.operational_g), _number(total.per_million_g), _kind(total.kind))
+    table.add_row("embodied", _number(carbon.embodied_g), _number(carbon.embodied_per_million_g), "stated")
+    if carbon.sci_g_per_million is not None:
+        table.add_section()
+        table.add_row("SCI", "", _number(carbon.sci_g_per_million), _kind(carbon.totals[0].kind), style="bold")
     return table
 
 

@@ -99,6 +99,28 @@ class EnergyTotal(msgspec.Struct, frozen=True, kw_only=True):
     per_transaction_mj: float | None
 
 
+class CarbonTotal(msgspec.Struct, frozen=True, kw_only=True):
+    """Grams of CO2e of the energy of one kind; None where a meter of it was lost, or the grid's intensity unknown."""
+
+    kind: EnergyKind
+    operational_g: float | None
+    per_million_g: float | None
+
+
+class CarbonFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Carbon after ISO/IEC 21031; `bases`: the inputs. `embodied_g`: of the hardware's making, for the time.
+
+    `sci_g_per_million`: operational and embodied for a million decisions, where all energy is of one kind; a sum of
+    measured and modelled grams is not told.
+    """
+
+    bases: tuple[str, ...]
+    totals: tuple[CarbonTotal, ...]
+    embodied_g: float | None
+    embodied_per_million_g: float | None
+    sci_g_per_million: float | None
+
+
 class ModelQuality(msgspec.Struct, frozen=True, kw_only=True):
     """How well one way of deciding did. Counts are at the comparison's `alert_rule`; None where not evaluated."""
 
@@ -160,6 +182,7 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     watts_per_core: float | None
     energy: tuple[EnergyFigure, ...]
     energy_totals: tuple[EnergyTotal, ...]
+    carbon: CarbonFigures | None = None
     objectives: tuple[ObjectiveResult, ...]
     machine: Machine
     other_machines: tuple[Machine, ...] = ()

@@ -150,6 +150,7 @@ def told(
         "deadline": {"start": "fetch", "budget_ms": 60_000},
         "overload": {"raise_max": 0.0},
         "terminals": {"share": True, "interval_s": 0.2},
+        "carbon": {"region": "DEU", "embodied_kg": 100.0},
         "ledger": {"directory": str(tmp_path_factory.mktemp("kept")), "interval_s": 1.0},
     }
     path = parts.write_config(f"{name}.toml", settings, PARTITIONS)
@@ -236,6 +237,10 @@ def test_energy_counts_triton_once_and_every_worker(told: Told) -> None:
     (cpu,) = [figure for figure in told.ledger.energy if figure.meter == "cpu-model"]
     assert cpu.energy_j is not None
     assert cpu.source.count(f"process {told.triton_pid} ") == 1
+    carbon = told.ledger.carbon
+    assert carbon is not None
+    assert len(carbon.bases) == 2
+    assert carbon.sci_g_per_million is not None
     # the supervisor, a worker, and the other twice
     assert cpu.source.count("this process") == 4
 
