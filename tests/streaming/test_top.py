@@ -16,7 +16,8 @@ from cascade.ledger import Ledger, ledger_registry
 from cascade.protocols import EnergyReading
 from streaming.health import HealthServer, HealthState
 from streaming.lag import LagCollector
-from streaming.top import Frame, Scrape, UnreachableError, quantile_ms, render_frame, scrape
+from streaming.scrape import Frame, Scrape, UnreachableError, quantile_ms, scrape
+from streaming.top import render_frame
 from streaming.worker_metrics import parse_metrics, workers_registry
 
 

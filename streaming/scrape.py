@@ -1,0 +1,185 @@
+"""A service's metrics endpoint, asked now and then, and what happened between two answers."""
+
+from __future__ import annotations
+
+import math
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from cascade.errors import CascadeError
+
+DEFAULT_URL = "http://127.0.0.1:9464"
+ANSWER_S_MAX = 5.0
+ANSWER_BYTES_MAX = 16 << 20
+PATHS = ("screened", "escalated", "degraded", "duplicate")
+
+
+class UnreachableError(CascadeError):
+    """The service gave no metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """All samples at a moment (seconds since the epoch): name, labels, value."""
+
+    at_s: float
+    samples: tuple[tuple[str, Mapping[str, str], float], ...]
+
+    @classmethod
+    def of(cls, text: str, at_s: float) -> Scrape:
+        """From a text exposition; raises UnreachableError where it is none of ours."""
+        try:
+            families = list(text_string_to_metric_families(text))
+        except ValueError as error:
+            raise UnreachableError(f"no metrics in the answer ({error})") from error
+        samples = tuple((one.name, one.labels, float(one.value)) for family in families for one in family.samples)
+        if not any(name == "cascade_decisions_total" for name, _, _ in samples):
+            raise UnreachableError("these are not the metrics of a Cascade service")
+        return cls(at_s, samples)
+
+    def by(self, name: str, *labels: str) -> dict[tuple[str, ...], float]:
+        """The samples of a name, added up by the values of these labels."""
+        found: dict[tuple[str, ...], float] = {}
+        for sample, given, value in self.samples:
+            if sample == name:
+                key = tuple(given.get(label, "") for label in labels)
+                found[key] = found.get(key, 0.0) + value
+        return found
+
+    def total(self, name: str) -> float:
+        """All samples of a name, added up."""
+        return self.by(name).get((), 0.0)
+
+    @property
+    def started_s(self) -> float:
+        """When the service began; its workers' first, where it has several."""
+        return min(
+            (value for name, _, value in self.samples if name == "cascade_start_time_seconds"), default=self.at_s
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PathFrame:
+    """A decision path: decisions a second, and percentiles in ms, NaN where nothing was decided."""
+
+    path: str
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What happened in `seconds`. Shares in 0..1, NaN without decisions.
+
+    `burn` by objective: the share of breaches over the one that may be. `watts` and `mj_per_decision` by kind.
+    `lost_meters`: those that give no reading. `workers`: (running, all), None where the service is one process.
+    """
+
+    seconds: float
+    per_second: float
+    escalated_share: float
+    degraded_share: float
+    paths: tuple[PathFrame, ...]
+    burn: dict[str, float]
+    watts: dict[str, float]
+    mj_per_decision: dict[str, float]
+    lost_meters: tuple[str, ...]
+    lag: float
+    dead_letters: float
+    workers: tuple[int, int] | None
+
+    @classmethod
+    def between(cls, before: Scrape | None, now: Scrape) -> Frame:
+        """From two scrapes of one service; from its beginning where there is no earlier one, or it began anew."""
+        if before is not None and (before.started_s != now.started_s or before.at_s >= now.at_s):
+            before = None
+        seconds = max(now.at_s - (now.started_s if before is None else before.at_s), 1e-3)
+
+        def grown(name: str, *labels: str) -> dict[tuple[str, ...], float]:
+            earlier = {} if before is None else before.by(name, *labels)
+            return {key: max(value - earlier.get(key, 0.0), 0.0) for key, value in now.by(name, *labels).items()}
+
+        decided = {path: count for (path,), count in grown("cascade_decisions_total", "path").items()}
+        all_of_them = sum(decided.values())
+        share = _over(1.0, all_of_them)
+        buckets = grown("cascade_decision_latency_seconds_bucket", "path", "le")
+        joules = {kind: value for (kind,), value in grown("cascade_energy_joules_total", "kind").items()}
+        breaches = grown("cascade_objective_breaches_total", "objective")
+        events = grown("cascade_objective_events_total", "objective")
+        budgets = {
+            given["objective"]: value for name, given, value in now.samples if name == "cascade_objective_budget_ratio"
+        }
+        up = [value for name, _, value in now.samples if name == "cascade_worker_up"]
+        return cls(
+            seconds=seconds,
+            per_second=all_of_them / seconds,
+            escalated_share=share * (decided.get("escalated", 0.0) + decided.get("degraded", 0.0)),
+            degraded_share=share * decided.get("degraded", 0.0),
+            paths=tuple(_path(path, decided[path] / seconds, buckets) for path in PATHS if path in decided),
+            burn={
+                name: _over(_over(breaches.get((name,), 0.0), events.get((name,), 0.0)), budget)
+                for name, budget in budgets.items()
+            },
+            watts={kind: value / seconds for kind, value in joules.items()},
+            mj_per_decision={kind: 1e3 * value * share for kind, value in joules.items()},
+            lost_meters=tuple(sorted({meter for (meter,), value in _least_up(now).items() if not value})),
+            lag=now.total("cascade_partition_lag_records"),
+            dead_letters=sum(grown("cascade_dead_letters_total").values()),
+            workers=(round(sum(up)), len(up)) if up else None,
+        )
+
+
+def quantile_ms(buckets: Mapping[float, float], q: float) -> float:
+    """The quantile of cumulative buckets (limit in seconds: count up to it), linear within a bucket; NaN if empty.
+
+    As PromQL's `histogram_quantile`: beyond the highest limit that limit is told.
+    """
+    limits = sorted(buckets)
+    total = buckets[limits[-1]] if limits else 0.0
+    if not total:
+        return math.nan
+    rank, low, below = q * total, 0.0, 0.0
+    for limit in limits:
+        if buckets[limit] >= rank and buckets[limit] > below:
+            if math.isinf(limit):
+                return 1e3 * low
+            return 1e3 * (low + (limit - low) * (rank - below) / (buckets[limit] - below))
+        low, below = limit, buckets[limit]
+    return 1e3 * low
+
+
+def scrape(base: str, clock: Callable[[], float] = time.time) -> Scrape:
+    """Ask the service; raises UnreachableError, one line, where it gives no metrics."""
+    if not base.startswith(("http://", "https://")):
+        raise UnreachableError(f"{base}: not an address; write it as {DEFAULT_URL}")
+    try:
+        with urllib.request.urlopen(f"{base.rstrip('/')}/metrics", timeout=ANSWER_S_MAX) as answer:  # noqa: S310 - checked
+            text = answer.read(ANSWER_BYTES_MAX).decode("utf-8", "replace")
+    except (OSError, urllib.error.URLError, ValueError) as error:
+        raise UnreachableError(f"{base}: no answer ({error}); is the service running, and health.enabled?") from error
+    return Scrape.of(text, clock())
+
+
+def _least_up(now: Scrape) -> dict[tuple[str, ...], float]:
+    found: dict[tuple[str, ...], float] = {}
+    for name, given, value in now.samples:
+        if name == "cascade_energy_meter_up":
+            key = (given["meter"],)
+            found[key] = min(found.get(key, 1.0), value)
+    return found
+
+
+def _path(path: str, per_second: float, buckets: Mapping[tuple[str, ...], float]) -> PathFrame:
+    own = {float(limit): count for (of, limit), count in buckets.items() if of == path}
+    return PathFrame(path, per_second, *(quantile_ms(own, q) for q in (0.5, 0.99, 0.999)))
+
+
+def _over(value: float, by: float) -> float:
+    return value / by if by else math.nan
