@@ -1,7 +1,8 @@
-"""The alert rules: Prometheus' own tool takes and tests them, and they ask for metrics that there are."""
+"""Alert rules and dashboard: Prometheus' own tool takes and tests the rules; both ask for metrics that there are."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 from prometheus_client import generate_latest
 
-from cascade.ledger import Ledger, ledger_registry
+from cascade.config import CarbonSettings
+from cascade.ledger import Ledger, energy_metrics, ledger_registry, make_carbon
+from cascade.ledger.account import MeterState
 from streaming.lag import LagCollector
 
 RULES = Path(__file__).parents[2] / "k8s" / "prometheus" / "cascade-rules.yaml"
+DASHBOARD = RULES.parents[1] / "grafana" / "cascade.json"
 TESTS = Path(__file__).parent / "cascade-rules-test.yaml"
 PROMTOOL = shutil.which("promtool")
 
@@ -28,13 +32,34 @@ def test_each_alert_fires_where_it_should_and_not_elsewhere(tmp_path: Path) -> N
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_rules_ask_for_metrics_that_there_are() -> None:
-    ledger = Ledger()
+@pytest.fixture(scope="module")
+def told() -> set[str]:
+    """The names that a service tells Prometheus."""
+    ledger = Ledger(carbon=make_carbon(CarbonSettings(region="DEU")))
     ledger.record_decisions("degraded", np.array([0.1]), cause="deadline")
+    ledger.record_stage("features", 0.1, 0.1, 1)
+    ledger.add_deep_call(1, 0.1)
     ledger.count_dead_letters("syntax", 1)
+    meters = [
+        MeterState.of("nvml", "measured", "counter", 1.0, None, 1.0),
+    ]
     registry = ledger_registry(ledger)
     registry.register(LagCollector(lambda: {("transactions", 0): 3}))
     there = set(re.findall(r"^(\w+)(?:{| )", generate_latest(registry).decode(), re.MULTILINE))
-    there |= {"cascade_worker_up", "cascade_energy_meter_up"}  # of a supervisor, and of meters
-    asked = set(re.findall(r"\bcascade_\w+", RULES.read_text())) - {"cascade_objective_"}
-    assert asked <= there
+    there |= {sample.name for family in energy_metrics(meters) for sample in family.samples}
+    return there | {"cascade_worker_up"}  # a supervisor's
+
+
+def test_the_rules_ask_for_metrics_that_there_are(told: set[str]) -> None:
+    text = re.sub("^#.*$", "", RULES.read_text(), flags=re.MULTILINE)
+    assert set(re.findall(r"\bcascade_\w+", text)) <= told
+
+
+def test_each_panel_of_the_dashboard_asks_for_metrics_that_there_are(told: set[str]) -> None:
+    panels = [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
+    assert len(panels) > 10
+    for panel in panels:
+        for target in panel["targets"]:
+            asked = set(re.findall(r"\bcascade_\w+", target["expr"]))
+            assert asked, panel["title"]
+            assert asked <= told, panel["title"]
