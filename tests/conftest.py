@@ -132,11 +132,19 @@ def tiny_deep_model(tmp_path_factory: pytest.TempPathFactory) -> TinyDeepModel:
 
 
 @pytest.fixture(scope="session")
-def triton(
+def tiny_triton(
     triton_parts: Path, tiny_deep_model: TinyDeepModel, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalTriton]:
-    """A running Triton that serves the tiny model."""
+    """A Triton that serves the tiny model."""
     out = tmp_path_factory.mktemp("triton") / "models"
     repository = write_repository(tiny_deep_model.path, tiny_deep_model.signature, out, "cpu")
     with LocalTriton(repository, parts_dir=triton_parts) as running:
         yield running
+
+
+@pytest.fixture
+def triton(tiny_triton: LocalTriton) -> LocalTriton:
+    """A running Triton that serves the tiny model; started again where it has crashed (decision 0003)."""
+    if tiny_triton.pid is None:
+        tiny_triton.start()
+    return tiny_triton
