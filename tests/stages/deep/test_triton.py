@@ -23,7 +23,7 @@ from tests.conftest import TinyDeepModel
 
 # Triton 2.51 can crash where a connection closes at the moment of an answer (decision 0003): a test that met this is
 # run again, once, on a new one. No other failure is.
-pytestmark = [pytest.mark.triton, pytest.mark.flaky(reruns=1, only_rerun=["Socket closed", "Connection refused"])]
+pytestmark = [pytest.mark.triton, pytest.mark.flaky(reruns=1, only_rerun=["Stream removed", "Connection refused"])]
 
 
 def reference(model: TinyDeepModel, inputs: DeepInputs) -> Float64:
