@@ -37,7 +37,9 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
     `per_second` and `cpu_us` (service and model server, a transaction) at full speed; `p50_ms`, `p99_ms`, `p999_ms` by
     path, as they arrive at `live_rate`; `stages_us` of the service by stage. `ratios` to the reference, round by round:
-    `per_second`, `cpu_us`, and `p99_ms` by path where both have it. What was not measured is absent or None.
+    `per_second`, `cpu_us`, and `p99_ms` by path where both have it. `whole_degraded_share`: the
+    most of any turn, full speed included; a service that degrades does less work than was asked for. What was not
+    measured is absent or None.
     """
 
     variant: str
@@ -56,6 +58,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     behind_ms_p99: float | None
     highest_rate: Spread | None
     ratios: dict[str, Spread]
+    whole_degraded_share: float | None = None
 
 
 class PipelineReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +72,8 @@ class PipelineReport(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_s: float
 
 
+# Of all decisions; so much less work changes a figure by less than its spread.
+LESS_WORK_SHARE = 0.002
 PATHS_SHOWN = ("screened", "escalated")
 
 
@@ -106,6 +111,7 @@ def _standing(variant: Variant, turns: Sequence[Turn], reference: Sequence[Turn]
         behind_ms_p99=max((live.load.behind_ms_p99 for live in lives), default=None),
         highest_rate=Spread.of(highest),
         ratios=_ratios(turns, reference),
+        whole_degraded_share=max((one.degraded_share for one in turns if one.degraded_share is not None), default=None),
     )
 
 
@@ -166,11 +172,11 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 def _speed_table(report: PipelineReport) -> Table:
     reference = report.scenario.reference
-    table = _table("Full speed, a backlog", ["tx/s", "×", "CPU µs/tx", "×"])
+    table = _table("Full speed, a backlog", ["tx/s", "×", "CPU µs/tx", "×", ""])
     for one in report.standings:
         table.add_row(
             one.variant, f"{one.per_second.median:,.0f}", ratio_text(one, "per_second", reference),
-            f"{one.cpu_us.median:,.1f}", ratio_text(one, "cpu_us", reference),
+            f"{one.cpu_us.median:,.1f}", ratio_text(one, "cpu_us", reference), less_work_text(one),
         )  # fmt: skip
     return table
 
@@ -186,6 +192,12 @@ def _latency_table(report: PipelineReport) -> Table:
         ]
         table.add_row(one.variant, f"{one.live_rate:,.0f}", *cells, _remarks(one))
     return table
+
+
+def less_work_text(one: Standing) -> str:
+    """Where a variant degraded at full speed, so that its figures are not of the whole work; else empty."""
+    share = one.whole_degraded_share or 0.0
+    return f"NOT the whole work: {share:.1%} degraded" if share > LESS_WORK_SHARE else ""
 
 
 def _remarks(one: Standing) -> str:

@@ -114,7 +114,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """What one turn showed.
 
     `per_second`: decisions a second on the backlog; `cpu_us`: CPU time a transaction there, µs, by process (`service`,
-    `triton`, `broker`); `stages_us`: the service's by stage over its whole life, where it keeps a ledger.
+    `triton`, `broker`). Where the service keeps a ledger, over its whole life: `stages_us`, its CPU time by stage, and
+    `degraded_share`, of what should have been asked of the deep model and was not.
     `highest_rate`: the highest that met the objectives, with `tried` the runs that found it; None where not asked for.
     """
 
@@ -127,6 +128,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     live: LiveFigures | None
     highest_rate: float | None
     tried: list[LiveFigures]
+    degraded_share: float | None = None
 
 
 @dataclass(slots=True)
@@ -194,6 +196,7 @@ class _Turn:
             variant=self._variant.name, round=round_, transactions=transactions, per_second=per_second, cpu_us=cpu_us,
             stages_us={name: one.cpu_us_per_transaction or 0.0 for name, one in stages.items()},
             live=live, highest_rate=highest, tried=tried,
+            degraded_share=None if ledger is None else ledger.degraded_share,
         )  # fmt: skip
 
     # --- full speed ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from bench.load import LoadReport, Plan, departures
 from bench.pipeline.page import make_page
-from bench.pipeline.report import PipelineReport, standings
+from bench.pipeline.report import PipelineReport, less_work_text, standings
 from bench.pipeline.scenario import SCENARIOS, Objectives, Scenario, Variant, load_scenario
 from bench.pipeline.turn import LiveFigures, PathLatency, Turn
 from bench.smoke import BASELINE, judged, read_baseline
@@ -142,6 +142,17 @@ def test_objectives_are_met_only_without_missing_and_degraded_decisions() -> Non
     assert not live(5.1).meets(wanted)
     assert not live(5.0, degraded=0.002).meets(wanted)
     assert not live(5.0, missing=1).meets(wanted)
+
+
+def test_a_variant_that_degraded_at_full_speed_is_told_to_have_done_less_work() -> None:
+    turns = [TURNS[0], msgspec.structs.replace(TURNS[1], degraded_share=0.4), TURNS[2], TURNS[3]]
+    a, b = standings(SCENARIO, turns)
+    assert less_work_text(a) == ""
+    assert less_work_text(b) == "NOT the whole work: 40.0% degraded"
+    report = PipelineReport(
+        scenario=SCENARIO, standings=[a, b], turns=turns, skipped={}, machine=describe_machine(), elapsed_s=1.0
+    )
+    assert less_work_text(b) in make_page(report)
 
 
 def test_the_page_is_whole_in_itself_and_escapes_what_it_is_given() -> None:
