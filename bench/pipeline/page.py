@@ -16,7 +16,7 @@ from bench.pipeline.turn import Turn
 from cascade.errors import CascadeError
 
 # Distinct for the colour-blind too (Okabe and Ito, 2008).
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#6b6b6b", "#b8a200")
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#6b6b6b", "#b8a200", "#000000", "#7a3b9e")
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 74rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
@@ -166,6 +166,8 @@ def _colour(report: PipelineReport, name: str) -> str:
 
 
 def _bars(figure: Any, report: PipelineReport) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     left, right = figure.subplots(1, 2, sharey=True)
     names = [one.variant for one in report.standings][::-1]
     shown = report.standings[::-1]
@@ -180,6 +182,9 @@ def _bars(figure: Any, report: PipelineReport) -> None:
         axes.set_xlabel(title)
     left.xaxis.set_major_formatter(lambda value, _: f"{value / 1e3:g} k" if value else "0")
     right.set_xscale("log")
+    right.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    right.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _lives(report: PipelineReport, name: str) -> list[Turn]:
