@@ -129,7 +129,11 @@ class Frame:
             },
             watts={kind: value / seconds for kind, value in joules.items()},
             mj_per_decision={kind: 1e3 * value * share for kind, value in joules.items()},
-            lost_meters=tuple(sorted({meter for (meter,), value in _least_up(now).items() if not value})),
+            lost_meters=tuple(
+                sorted(
+                    {given["meter"] for name, given, up in now.samples if name == "cascade_energy_meter_up" and not up}
+                )
+            ),
             lag=now.total("cascade_partition_lag_records"),
             dead_letters=sum(grown("cascade_dead_letters_total").values()),
             workers=(round(sum(up)), len(up)) if up else None,
@@ -165,15 +169,6 @@ def scrape(base: str, clock: Callable[[], float] = time.time) -> Scrape:
     except (OSError, urllib.error.URLError, ValueError) as error:
         raise UnreachableError(f"{base}: no answer ({error}); is the service running, and health.enabled?") from error
     return Scrape.of(text, clock())
-
-
-def _least_up(now: Scrape) -> dict[tuple[str, ...], float]:
-    found: dict[tuple[str, ...], float] = {}
-    for name, given, value in now.samples:
-        if name == "cascade_energy_meter_up":
-            key = (given["meter"],)
-            found[key] = min(found.get(key, 1.0), value)
-    return found
 
 
 def _path(path: str, per_second: float, buckets: Mapping[tuple[str, ...], float]) -> PathFrame:

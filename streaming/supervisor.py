@@ -173,7 +173,6 @@ class SupervisedWorker:
 
     def _live(self) -> float:
         """One process, from its start to its end; how long it ran, in seconds."""
-        self.place.clear()
         started_s = time.monotonic()
         try:
             self._process.start()

@@ -5,7 +5,7 @@ A summary holds quantiles, and quantiles of several ledgers cannot be put togeth
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import reduce
 from typing import Any, Final, Self
@@ -77,7 +77,7 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
             energy_j=(self.energy_j or 0.0) + (other.energy_j or 0.0) if known else None,
             problem=min(filter(None, (self.problem, other.problem)), default=None),
             meters=self.meters + other.meters,
-            carbon_g=_sum_if_known(self.carbon_g, other.carbon_g),
+            carbon_g=sum_if_known((self.carbon_g, other.carbon_g)),
         )
 
 
@@ -159,12 +159,14 @@ def _merged(one: Account, other: Account) -> Account:
         screeners=tuple(sorted({*one.screeners, *other.screeners})),
         machines=_in_order(one.machines + other.machines),
         carbon_bases=tuple(sorted({*one.carbon_bases, *other.carbon_bases})),
-        embodied_g=_sum_if_known(one.embodied_g, other.embodied_g),
+        embodied_g=sum_if_known((one.embodied_g, other.embodied_g)),
     )
 
 
-def _sum_if_known(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
+def sum_if_known(values: Sequence[float | None]) -> float | None:
+    """Their sum; None where one of them is not known, never a part of it."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _merged_meters(states: Iterable[MeterState]) -> tuple[MeterState, ...]:

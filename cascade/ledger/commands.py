@@ -14,7 +14,7 @@ from rich.table import Table
 from cascade.errors import DataError
 from cascade.ledger.figures import summarise
 from cascade.ledger.journal import Life, merged_between, read_journal
-from cascade.ledger.render import render
+from cascade.ledger.render import number_text, render
 from cascade.ledger.summary import LedgerSummary
 
 INTERVALS_MAX = 10_000
@@ -120,7 +120,7 @@ def _table(summaries: list[LedgerSummary]) -> Table:
         table.add_row(
             f"{one.ended.astimezone(UTC):%m-%d %H:%M:%S}", f"{one.transactions:,}", f"{one.per_second:,.0f}",
             _percent(one.escalation_share), _percent(one.degraded_share), _p99_ms(one, "screened"),
-            _p99_ms(one, "escalated"), _figure(joules.get("measured")), _figure(joules.get("modelled")),
+            _p99_ms(one, "escalated"), number_text(joules.get("measured")), number_text(joules.get("modelled")),
         )  # fmt: skip
     table.caption = "p99 by path, append to decision; energy a transaction, measured and modelled"
     table.caption_justify = "left"
@@ -128,15 +128,9 @@ def _table(summaries: list[LedgerSummary]) -> Table:
 
 
 def _percent(share: float | None) -> str:
-    return _figure(None if share is None else 100 * share)
+    return number_text(share, 100.0)
 
 
 def _p99_ms(summary: LedgerSummary, path: str) -> str:
     latency = summary.paths[path].latency
-    return _figure(None if latency is None else latency.p99_ms)
-
-
-def _figure(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return number_text(None if latency is None else latency.p99_ms)

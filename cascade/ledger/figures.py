@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from cascade.ledger.account import Account, MeterState
+from cascade.ledger.account import Account, MeterState, sum_if_known
 from cascade.ledger.counters import Counters
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.sla import ObjectiveResult, ServiceLevel, evaluate
@@ -126,8 +126,7 @@ def _energy_totals(figures: Sequence[EnergyFigure], decisions: int) -> tuple[Ene
         members = [figure for figure in figures if figure.kind == kind]
         if not members:
             continue
-        known = [figure.energy_j for figure in members if figure.energy_j is not None]
-        joules = sum(known) if len(known) == len(members) else None
+        joules = sum_if_known([figure.energy_j for figure in members])
         totals.append(
             EnergyTotal(
                 kind=kind,
@@ -147,17 +146,16 @@ def _carbon_figures(account: Account, decisions: int) -> CarbonFigures | None:
     for kind in get_args(EnergyKind):
         found = [state.carbon_g for state in account.meters if state.kind == kind]
         if found:
-            known = [grams for grams in found if grams is not None]
-            grams = sum(known) if len(known) == len(found) else None
+            grams = sum_if_known(found)
             totals.append(CarbonTotal(kind=kind, operational_g=grams, per_million_g=_per_million(grams, decisions)))
     alone = totals[0].operational_g if len(totals) == 1 else None
-    known_all = alone is not None and account.embodied_g is not None
+    whole = sum_if_known((alone, account.embodied_g))
     return CarbonFigures(
         bases=account.carbon_bases,
         totals=tuple(totals),
         embodied_g=account.embodied_g,
         embodied_per_million_g=_per_million(account.embodied_g, decisions),
-        sci_g_per_million=_per_million((alone or 0.0) + (account.embodied_g or 0.0), decisions) if known_all else None,
+        sci_g_per_million=_per_million(whole, decisions),
     )
 
 

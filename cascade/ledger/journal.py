@@ -60,10 +60,11 @@ class Journal:
 
     def write(self) -> None:
         """Add a line and have it on the disk; raises OSError where that fails, and begins a new file the next time."""
-        line = self._account().to_json() + b"\n"
+        account = self._account()
+        line = account.to_json() + b"\n"
         with self._writing:
             try:
-                file = self._file if self._file is not None else self._next_file()
+                file = self._file if self._file is not None else self._next_file(account.started)
                 if file.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
@@ -82,8 +83,8 @@ class Journal:
             self._end_file()
             self._lock.close()
 
-    def _next_file(self) -> FileIO:
-        self._life = self._life or f"{self._account().started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+    def _next_file(self, started: datetime) -> FileIO:
+        self._life = self._life or f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
         path = self._directory / f"{self._life}-{self._number:06}{SUFFIX}"
         self._number += 1
         # unbuffered: a line is one write
@@ -111,13 +112,15 @@ class Life:
 
         Both are moments with a time zone, or None for the beginning and the end.
         """
-        ends = [account.ended for account in self.accounts]
-        last = len(ends) if end is None else bisect_right(ends, end)
-        first = 0 if start is None else bisect_right(ends, start)
+        last = len(self.accounts) if end is None else self._told_up_to(end)
+        first = 0 if start is None else self._told_up_to(start)
         if not last or last <= first:
             return None
         found = self.accounts[last - 1]
         return found if not first else found.since(self.accounts[first - 1])
+
+    def _told_up_to(self, moment: datetime) -> int:
+        return bisect_right(self.accounts, moment, key=lambda account: account.ended)
 
 
 def read_journal(paths: Iterable[Path]) -> list[Life]:

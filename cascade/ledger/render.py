@@ -87,7 +87,7 @@ def _decisions(summary: LedgerSummary) -> Table:
             continue
         if name == "all":
             table.add_section()
-        cells = (f"{path.decisions:,}", _number(path.share, 100.0), *_latency(path.latency))
+        cells = (f"{path.decisions:,}", number_text(path.share, 100.0), *_latency(path.latency))
         table.add_row(name, *cells, style="bold" if name == "all" else "")
     return table
 
@@ -125,8 +125,8 @@ def _objectives(objectives: Sequence[ObjectiveResult]) -> Table:
         scale, unit = (100.0, "%") if objective.unit == "share" else (1.0, objective.unit)
         table.add_row(
             objective.name,
-            _number(objective.value, scale),
-            _number(objective.limit, scale),
+            number_text(objective.value, scale),
+            number_text(objective.limit, scale),
             unit,
             _ABSENT if objective.margin is None else f"{100 * objective.margin:+.0f}",
             Text(objective.status, style=_STATUS_STYLE[objective.status]),
@@ -153,7 +153,7 @@ def _stages(summary: LedgerSummary) -> Table:
         # waiting, and the model server's work, take none of the worker's own CPU
         cpu = (_ABSENT, _ABSENT)
         if stage.cpu_s:
-            cpu = (_number(stage.cpu_us_per_transaction), _number(stage.modelled_mj_per_transaction))
+            cpu = (number_text(stage.cpu_us_per_transaction), number_text(stage.modelled_mj_per_transaction))
         table.add_row(name, *_latency(stage.latency), *cpu)
     return table
 
@@ -164,14 +164,14 @@ def _energy(summary: LedgerSummary) -> Table:
     table.add_column("source", overflow="fold", ratio=1)
     for figure in summary.energy:
         table.add_row(
-            figure.meter, _number(figure.energy_j), _number(figure.per_transaction_mj), _kind(figure.kind),
+            figure.meter, number_text(figure.energy_j), number_text(figure.per_transaction_mj), _kind(figure.kind),
             _source(figure),
         )  # fmt: skip
     sums = [total for total in summary.energy_totals if len(total.meters) > 1]
     if sums:
         table.add_section()
     for total in sums:
-        cells = (_number(total.energy_j), _number(total.per_transaction_mj))
+        cells = (number_text(total.energy_j), number_text(total.per_transaction_mj))
         source = Text(" + ".join(total.meters))
         table.add_row(f"all {total.kind}", *cells, _kind(total.kind), source, style="bold")
     return table
@@ -182,11 +182,13 @@ def _carbon(carbon: CarbonFigures) -> Table:
     table = _table("Carbon", "CO2e", "g", "g a million", caption=f"{inputs}\n((E · I) + M) per R, ISO/IEC 21031:2024")
     table.add_column("kind", no_wrap=True)
     for total in carbon.totals:
-        table.add_row("operational", _number(total.operational_g), _number(total.per_million_g), _kind(total.kind))
-    table.add_row("embodied", _number(carbon.embodied_g), _number(carbon.embodied_per_million_g), "stated")
+        table.add_row(
+            "operational", number_text(total.operational_g), number_text(total.per_million_g), _kind(total.kind)
+        )
+    table.add_row("embodied", number_text(carbon.embodied_g), number_text(carbon.embodied_per_million_g), "stated")
     if carbon.sci_g_per_million is not None:
         table.add_section()
-        table.add_row("SCI", "", _number(carbon.sci_g_per_million), _kind(carbon.totals[0].kind), style="bold")
+        table.add_row("SCI", "", number_text(carbon.sci_g_per_million), _kind(carbon.totals[0].kind), style="bold")
     return table
 
 
@@ -241,10 +243,15 @@ def _processes(summary: LedgerSummary) -> str:
 def _latency(figures: LatencyFigures | None) -> tuple[str, str, str, str]:
     if figures is None:
         return (_ABSENT,) * 4
-    return (_number(figures.p50_ms), _number(figures.p99_ms), _number(figures.p999_ms), _number(figures.max_ms))
+    return (
+        number_text(figures.p50_ms),
+        number_text(figures.p99_ms),
+        number_text(figures.p999_ms),
+        number_text(figures.max_ms),
+    )
 
 
-def _number(value: float | None, scale: float = 1.0) -> str:
+def number_text(value: float | None, scale: float = 1.0) -> str:
     """Three significant digits, no exponents: what a histogram within 1 % can claim."""
     if value is None:
         return _ABSENT
@@ -256,7 +263,7 @@ def _number(value: float | None, scale: float = 1.0) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return _ABSENT if share is None else f"{_number(share, 100.0)} %"
+    return _ABSENT if share is None else f"{number_text(share, 100.0)} %"
 
 
 def _duration(seconds: float) -> str:
