@@ -35,6 +35,8 @@ PILOT_ROWS = 10_000
 PILOT_S_MAX = 120.0
 FILL_ROWS = 20_000
 SAMPLE_S = 0.02
+# A backlog that was over before it could be timed is followed by one of so many times its length.
+LONGER = 4
 # Without a new decision for so long, a turn is over.
 STALL_S = 20.0
 # After the last departure; what has no decision by then is counted as missing.
@@ -210,21 +212,33 @@ class _Turn:
 
     def _backlog(self, pilot_rate: float) -> tuple[int, float, dict[str, float]]:
         """Transactions, decisions a second and CPU µs each, of a backlog laid down while the service is held."""
-        wanted, before = self._scenario.backlog, self._sent
+        wanted = self._scenario.backlog
         rows = int(min(wanted.transactions_max, max(pilot_rate * wanted.seconds, PILOT_ROWS)))
+        while (measured := self._backlog_of(rows)) is None:
+            if rows == wanted.transactions_max:
+                raise CascadeError(f"{self._variant.name}: decided {rows:,} transactions before they could be timed")
+            rows = min(LONGER * rows, wanted.transactions_max)
+        return measured
+
+    def _backlog_of(self, rows: int) -> tuple[int, float, dict[str, float]] | None:
+        """What `_backlog` returns; None where all was over between two looks."""
+        before = self._sent
         # encoded beforehand: a group misses members that are held for longer than its session
         self._traffic.messages(self._variant.codec, self._sent, self._sent + rows)
-        with self._held():
-            self._fill(rows)
         with closing(make_consumer(self._eyes.kafka, None)) as consumer:
-            first = before + int(rows * wanted.warm_up_share)
+            self._watch(consumer, before, STALL_S)  # connected before the service goes on
+            with self._held():
+                self._fill(rows)
+            first = before + int(rows * self._scenario.backlog.warm_up_share)
             started_s, started = self._watch(consumer, first, STALL_S)[-1]
             cpu_before = self._cpu_s()
             ended_s, ended = self._watch(consumer, self._sent, STALL_S)[-1]
             cpu_after = self._cpu_s()
-        count = ended - started
-        if ended < self._sent or not count:
+        if ended < self._sent:
             raise CascadeError(f"{self._variant.name}: {ended:,} of {self._sent:,} decisions, and no more")
+        count = ended - started
+        if not count:
+            return None
         cpu_us = {name: 1e6 * (cpu_after[name] - cpu_before[name]) / count for name in cpu_before}
         return count, count / (ended_s - started_s), cpu_us
 
