@@ -14,7 +14,8 @@ from numba import njit
 
 from cascade.columns import Array, Bool, Float32, Float64, Int64
 from cascade.features.chains import drop_oldest, home, insert, make_room, put, take_out, touch, trim
-from cascade.features.prefetch import begin
+from cascade.features.lending import lent
+from cascade.features.prefetch import CURSORS, begin
 from cascade.features.state import (
     BLOCK,
     COUNT,
@@ -50,66 +51,75 @@ ROWS, FRAUD_ROWS, SUMS = range(3)
 
 
 @njit(cache=True)
-def _is_new_tag(seen: Int64, code: int, generation: int) -> bool:
+def _is_new_tag(seen: Int64, tag: int, code: int, generation: int) -> bool:
     """Whether the row's scan meets the tag for the first time; remembers it."""
-    mask = len(seen) - 1
+    mask = seen.shape[1] - 1
     place = home(code, mask)
-    while seen[place, 1] == generation:
-        if seen[place, 0] == code:
+    while seen[tag, place, 1] == generation:
+        if seen[tag, place, 0] == code:
             return False
         place = (place + 1) & mask
-    seen[place, 0], seen[place, 1] = code, generation
+    seen[tag, place, 0], seen[tag, place, 1] = code, generation
     return True
 
 
 @njit(cache=True)
-def _keep(aggregates: Float64, edge: int) -> None:
-    """Keep the running aggregates as those at `edge`; a loop: numba's slice assignment is slower."""
-    running = len(aggregates) - 1
-    for column in range(aggregates.shape[1]):
-        aggregates[edge, column] = aggregates[running, column]
+def _copy_block(
+    events: Int64, event_values: Float64, block: int, low: int, high: int, time_ms: int, count: int, ages: Int64,
+    stored: Float64, stored_tags: Int64,
+) -> None:  # fmt: skip
+    """Lay a whole block side by side, from `count` on; with unsigned places, which need no look at their sign."""
+    row, first, newest = np.uint64(block), np.uint64(count), np.uint64(high - 1)
+    length = np.uint64(high - low)
+    column = np.uint64(TIMES) + newest
+    for place in range(length):
+        ages[first + place] = time_ms - events[row, column - place]
+    column = np.uint64(VALUES) + newest
+    for value in range(np.uint64(len(stored))):
+        for place in range(length):
+            stored[value, first + place] = event_values[row, column - place]
+        column += np.uint64(BLOCK)
+    for tag in range(np.uint64(len(stored_tags))):
+        for place in range(length):
+            stored_tags[tag, first + place] = events[row, column - place]
+        column += np.uint64(BLOCK)
 
 
 @njit(cache=True)
-def _scan(
+def _gather(
     events: Int64,
     event_values: Float64,
     event_sources: Array,
     hidden: Bool | None,
     own_source: int,
-    edges: Int64,
-    aggregates: Float64,
-    seen: Int64,
+    age_ms_max: int,
     newest: int,
     time_ms: int,
-    values: Float64,
-    tags: Int64,
-    generation: int,
-) -> float:
-    """Read the aggregates at each edge, from the row itself back to the oldest event.
+    ages: Int64,
+    stored: Float64,
+    stored_tags: Int64,
+) -> tuple[int, float]:
+    """Lay the events that the row sees and that are younger than `age_ms_max` side by side, the newest first.
 
-    Sums are of the earlier rows alone. The variance is taken from differences to the row's own value, which keeps it
-    exact where values are alike.
-    `event_values` is `events` as float64, `event_sources` as uint16. Returns the age in seconds of the
-    event before this one.
+    `event_values` is `events` as float64, `event_sources` as uint16. Returns how many there are, and the age in seconds
+    of the event before this one, however old.
     """
-    value_count, tag_count, running = len(values), len(tags), len(edges)
-    differences, squares = SUMS + value_count, SUMS + 2 * value_count
-    maxima, distinct = SUMS + 3 * value_count, SUMS + 4 * value_count
-    now = aggregates[running]
-    for column in range(len(now)):
-        now[column] = 0.0
-    now[ROWS] = 1.0
-    for value in range(value_count):
-        now[maxima + value] = values[value]
-    for tag in range(tag_count):
-        _is_new_tag(seen[tag], tags[tag], generation)
-        now[distinct + tag] = 1.0
+    value_count, tag_count = len(stored), len(stored_tags)
     seconds_since_last = NO_PRECEDING_SECONDS
-    edge = 0
+    count = 0
     block = newest
     while block:
-        for place in range(events[block, HIGH] - 1, events[block, LOW] - 1, -1):
+        low, high = events[block, LOW], events[block, HIGH]
+        if hidden is None:
+            youngest_ms = time_ms - events[block, TIMES + high - 1]
+            if youngest_ms >= 0 and time_ms - events[block, TIMES + low] < age_ms_max:
+                if seconds_since_last < 0.0:
+                    seconds_since_last = youngest_ms / 1000.0
+                _copy_block(events, event_values, block, low, high, time_ms, count, ages, stored, stored_tags)
+                count += high - low
+                block = events[block, OLDER]
+                continue
+        for place in range(high - 1, low - 1, -1):
             age_ms = time_ms - events[block, TIMES + place]
             if age_ms < 0:
                 continue
@@ -117,29 +127,76 @@ def _scan(
                 source = event_sources[block, SOURCES + place]
                 if source != own_source and hidden[source]:
                     continue
-            while edge < running and age_ms >= edges[edge]:
-                _keep(aggregates, edge)
-                edge += 1
             if seconds_since_last < 0.0:
                 seconds_since_last = age_ms / 1000.0
-            if edge == running:
-                return seconds_since_last
-            now[ROWS] += 1.0
+            if age_ms >= age_ms_max:
+                return count, seconds_since_last
+            ages[count] = age_ms
             for value in range(value_count):
-                stored = event_values[block, VALUES + BLOCK * value + place]
-                difference = stored - values[value]
-                now[SUMS + value] += stored
-                now[differences + value] += difference
-                now[squares + value] += difference * difference
-                now[maxima + value] = max(now[maxima + value], stored)
+                stored[value, count] = event_values[block, VALUES + BLOCK * value + place]
             for tag in range(tag_count):
-                if _is_new_tag(seen[tag], events[block, VALUES + BLOCK * (value_count + tag) + place], generation):
-                    now[distinct + tag] += 1.0
+                stored_tags[tag, count] = events[block, VALUES + BLOCK * (value_count + tag) + place]
+            count += 1
         block = events[block, OLDER]
-    while edge < running:
-        _keep(aggregates, edge)
-        edge += 1
-    return seconds_since_last
+    return count, seconds_since_last
+
+
+@njit(cache=True)
+def _aggregate(
+    edges: Int64,
+    aggregates: Float64,
+    seen: Int64,
+    count: int,
+    ages: Int64,
+    stored: Float64,
+    stored_tags: Int64,
+    row: int,
+    values: Float64,
+    tags: Int64,
+    generation: int,
+) -> None:
+    """Aggregates at each edge of the row itself and the `count` events before it, from the row back to the oldest.
+
+    Sums are of the earlier rows alone. The variance is taken from differences to the row's own value, which keeps it
+    exact where values are alike. Running totals are locals, so that they stay in registers, and are added to one event
+    after another, so that they do not depend on how events lie in blocks.
+    """
+    value_count, tag_count = values.shape[1], tags.shape[1]
+    differences, squares = SUMS + value_count, SUMS + 2 * value_count
+    maxima, distinct = SUMS + 3 * value_count, SUMS + 4 * value_count
+    until = 0
+    for edge in range(len(edges)):
+        while until < count and ages[until] < edges[edge]:
+            until += 1
+        aggregates[edge, ROWS] = until + 1.0
+    for value in range(value_count):
+        own = values[row, value]
+        total, difference_total, square_total, largest = 0.0, 0.0, 0.0, own
+        place = 0
+        for edge in range(len(edges)):
+            until = int(aggregates[edge, ROWS]) - 1
+            while place < until:
+                one = stored[value, place]
+                difference = one - own
+                total += one
+                difference_total += difference
+                square_total += difference * difference
+                largest = max(largest, one)
+                place += 1
+            aggregates[edge, SUMS + value] = total
+            aggregates[edge, differences + value] = difference_total
+            aggregates[edge, squares + value] = square_total
+            aggregates[edge, maxima + value] = largest
+    for tag in range(tag_count):
+        _is_new_tag(seen, tag, tags[row, tag], generation)
+        different, place = 1.0, 0
+        for edge in range(len(edges)):
+            until = int(aggregates[edge, ROWS]) - 1
+            while place < until:
+                if _is_new_tag(seen, tag, stored_tags[tag, place], generation):
+                    different += 1.0
+                place += 1
+            aggregates[edge, distinct + tag] = different
 
 
 @njit(cache=True)
@@ -153,6 +210,7 @@ def _scan_remotes(
     aggregates: Float64,
     newest: int,
     time_ms: int,
+    row: int,
     values: Float64,
     seconds_since_last: float,
 ) -> tuple[float, int]:
@@ -161,7 +219,7 @@ def _scan_remotes(
     Returns the age in seconds of the last event before this one, and the earliest time that a remote reaches back to
     (`time_ms` where none counts).
     """
-    value_count = len(values)
+    value_count = values.shape[1]
     differences, squares, maxima = SUMS + value_count, SUMS + 2 * value_count, SUMS + 3 * value_count
     earliest_ms = time_ms
     block = newest
@@ -183,9 +241,9 @@ def _scan_remotes(
                 for value in range(value_count):
                     first = VALUES + BLOCK * (REMOTE_VALUES + value) + place
                     total = remote_values[block, first]
-                    offset = total / count - values[value]
+                    offset = total / count - values[row, value]
                     at_edge[SUMS + value] += total
-                    at_edge[differences + value] += total - count * values[value]
+                    at_edge[differences + value] += total - count * values[row, value]
                     at_edge[squares + value] += (
                         remote_values[block, first + BLOCK * value_count] + count * offset * offset
                     )
@@ -234,9 +292,15 @@ def _scan_frauds(
 
 
 @njit(cache=True)
-def _write_columns(ops: Int64, aggregates: Float64, values: Float64, seconds_since_last: float, out: Float32) -> None:
-    """Turn the aggregates at the edges into the key's columns of the feature vector."""
-    value_count = len(values)
+def _write_columns(
+    ops: Int64, aggregates: Float64, row: int, values: Float64, seconds_since_last: float, first_column: int,
+    features: Float32,
+) -> None:  # fmt: skip
+    """Turn the aggregates at the edges into the key's columns of the feature vector.
+
+    Rows are given by number: a slice of an array costs two atomic counts of references.
+    """
+    value_count = values.shape[1]
     differences, squares = SUMS + value_count, SUMS + 2 * value_count
     maxima, distinct = SUMS + 3 * value_count, SUMS + 4 * value_count
     for column in range(len(ops)):
@@ -250,9 +314,9 @@ def _write_columns(ops: Int64, aggregates: Float64, values: Float64, seconds_sin
             if function == 0:  # count
                 result = rows
             elif function == 1:  # sum
-                result = values[value] + aggregates[far, SUMS + value]
+                result = values[row, value] + aggregates[far, SUMS + value]
             elif function == 2:  # mean
-                result = (values[value] + aggregates[far, SUMS + value]) / rows
+                result = (values[row, value] + aggregates[far, SUMS + value]) / rows
             elif function == 3:  # max
                 result = aggregates[far, maxima + value]
             elif function == 4:  # std, of the population
@@ -261,7 +325,7 @@ def _write_columns(ops: Int64, aggregates: Float64, values: Float64, seconds_sin
             elif function == 5:  # ratio_to_mean, of the earlier ones
                 result = 1.0
                 if aggregates[far, SUMS + value] > 0.0:
-                    result = values[value] * (rows - 1.0) / aggregates[far, SUMS + value]
+                    result = values[row, value] * (rows - 1.0) / aggregates[far, SUMS + value]
             elif function == 6:  # distinct
                 result = aggregates[far, distinct + tag]
             else:
@@ -274,7 +338,7 @@ def _write_columns(ops: Int64, aggregates: Float64, values: Float64, seconds_sin
                 elif labelled > 0.0:  # fraud_rate
                     result = fraud_rows / labelled
         # a ratio to amounts of next to nothing has no float32; an infinity would stay in the card's sequence for good
-        out[column] = min(max(result, -FLOAT32_MAX), FLOAT32_MAX)
+        features[row, first_column + column] = min(max(result, -FLOAT32_MAX), FLOAT32_MAX)
 
 
 # --- sequences --------------------------------------------------------------------------------------------------
@@ -289,12 +353,13 @@ def step(
     slot: int,
     time_ms: int,
     source: int,
+    row: int,
     features: Float32,
     out: Float32,
 ) -> None:
     """Write the row's sequence (oldest first, the row last) and put the row among the key's last transactions.
 
-    `out` float32 [length, 2 + fields] is zero where there is nothing.
+    `out` float32 [rows, length, 2 + fields] is zero where there is nothing.
     """
     length = step_times.shape[1]
     count = slots[slot, STEPS]
@@ -304,14 +369,14 @@ def step(
     first = max(0, place - (length - 1))
     target = length - 1 - (place - first)
     for step in range(first, place):
-        out[target, 0] = 1.0
-        out[target, 1] = (time_ms - step_times[slot, step]) / 1000.0
+        out[row, target, 0] = 1.0
+        out[row, target, 1] = (time_ms - step_times[slot, step]) / 1000.0
         for field in range(len(columns)):
-            out[target, 2 + field] = step_values[slot, step, field]
+            out[row, target, 2 + field] = step_values[slot, step, field]
         target += 1
-    out[target, 0] = 1.0
+    out[row, target, 0] = 1.0
     for field in range(len(columns)):
-        out[target, 2 + field] = features[columns[field]]
+        out[row, target, 2 + field] = features[row, columns[field]]
 
     if count == length:
         if place == 0:
@@ -330,7 +395,7 @@ def step(
     slots[slot, STEP_SOURCE] = source
     step_times[slot, place] = time_ms
     for field in range(len(columns)):
-        step_values[slot, place, field] = features[columns[field]]
+        step_values[slot, place, field] = features[row, columns[field]]
 
 
 # --- entry points -----------------------------------------------------------------------------------------------
@@ -356,6 +421,9 @@ def update(
     has_sequence: bool,
     aggregates: Float64,
     seen: Int64,
+    ages: Int64,
+    stored: Float64,
+    stored_tags: Int64,
     hidden: Bool | None,
     keys: Int64,
     times: Int64,
@@ -373,6 +441,11 @@ def update(
     [rows, tags]; written: `features` float32 [rows, columns] from `first_column` on, and `sequence` float32 [rows,
     length, width] where the key has the sequence.
     """
+    table, slots, counters, events = lent(table), lent(slots), lent(counters), lent(events)
+    frauds, remotes, step_times, step_values = lent(frauds), lent(remotes), lent(step_times), lent(step_values)
+    edges, ops, sequence_columns, aggregates = lent(edges), lent(ops), lent(sequence_columns), lent(aggregates)
+    seen, ages, stored, stored_tags = lent(seen), lent(ages), lent(stored), lent(stored_tags)
+    keys, values, tags, features, sequence = lent(keys), lent(values), lent(tags), lent(features), lent(sequence)
     event_values = events.view(np.float64)
     event_sources = events.view(np.uint16)
     remote_values = remotes.view(np.float64)
@@ -380,8 +453,10 @@ def update(
     value_count, tag_count = values.shape[1], tags.shape[1]
     event = np.zeros(value_count + tag_count, np.int64)
     event_as_float = event.view(np.float64)
+    cursors = np.zeros(CURSORS, np.int64)
+    age_ms_max = edges[-1] if len(edges) else 0
     for row in range(len(keys)):
-        begin(row, table, slots, events, frauds, step_times, step_values, has_labels, has_sequence, keys)
+        begin(row, table, slots, events, frauds, step_times, step_values, has_labels, has_sequence, keys, cursors)
         time_ms = times[row]
         slot = touch(table, slots, counters, events, frauds, remotes, keys[row])
         latest_ms, oldest_ms = time_ms, time_ms
@@ -395,21 +470,11 @@ def update(
         if oldest:
             oldest_ms = events[oldest, TIMES + events[oldest, LOW]]
         counters[GENERATION] += 1
-        seconds_since_last = _scan(
-            events,
-            event_values,
-            event_sources,
-            hidden,
-            sources[row],
-            edges,
-            aggregates,
-            seen,
-            newest,
-            time_ms,
-            values[row],
-            tags[row],
-            counters[GENERATION],
-        )
+        count, seconds_since_last = _gather(
+            events, event_values, event_sources, hidden, sources[row], age_ms_max, newest, time_ms, ages, stored,
+            stored_tags,
+        )  # fmt: skip
+        _aggregate(edges, aggregates, seen, count, ages, stored, stored_tags, row, values, tags, counters[GENERATION])
         oldest_seen_ms = oldest_ms
         if hidden is not None:
             if has_labels:
@@ -426,14 +491,15 @@ def update(
                     aggregates,
                     slots[slot, REMOTES + NEWEST],
                     time_ms,
-                    values[row],
+                    row,
+                    values,
                     seconds_since_last,
                 )
                 oldest_seen_ms = min(oldest_seen_ms, earliest_ms)
         if has_labels:
             trim(slots, counters, frauds, slot, FRAUDS, FRAUD_POOL, kept_after_ms)
             _scan_frauds(frauds, edges, aggregates, slots[slot, FRAUDS + NEWEST], time_ms, oldest_seen_ms)
-        _write_columns(ops, aggregates, values[row], seconds_since_last, features[row, first_column:])
+        _write_columns(ops, aggregates, row, values, seconds_since_last, first_column, features)
         if has_sequence:
             step(
                 slots,
@@ -443,8 +509,9 @@ def update(
                 slot,
                 time_ms,
                 sources[row],
-                features[row],
-                sequence[row],
+                row,
+                features,
+                sequence,
             )
 
         keep = time_ms > kept_after_ms

@@ -33,8 +33,11 @@ from cascade.features.state import (
     VALUES,
 )
 
-# So many rows ahead: the place in the index, the slot, the newest block with neighbours and steps, and two older ones.
-INDEX_AHEAD, SLOT_AHEAD, BLOCK_AHEAD, OLDER_AHEAD, OLDEST_AHEAD = 20, 15, 10, 6, 3
+# So many rows ahead: the place in the index, the slot, and the newest block with neighbours and steps. From there on a
+# row's chain is followed by a block a row.
+INDEX_AHEAD, SLOT_AHEAD, BLOCK_AHEAD = 14, 11, 8
+# Places for the rows that are on their way; a power of two.
+CURSORS = 8
 _LINE_BYTES = 64
 _BYTE, _INT32 = ir.IntType(8), ir.IntType(32)
 # llvm.prefetch: for reading, to be kept in all caches, data
@@ -59,12 +62,16 @@ def _hint(typing: Any, array: Any, row: Any, column: Any) -> Any:
     return types.none(array, types.intp, types.intp), generate
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def begin(
     row: int, table: Array, slots: Int64, events: Int64, frauds: Int64, step_times: Int64, step_values: Float32,
-    has_labels: bool, has_sequence: bool, keys: Int64,
+    has_labels: bool, has_sequence: bool, keys: Int64, cursors: Int64,
 ) -> None:  # fmt: skip
-    """Ask for what the rows after `row` will need, each step as soon as the one before has come."""
+    """Ask for what the rows after `row` will need, each step as soon as the one before has come.
+
+    `cursors` int64 [CURSORS]: how far each row's chain was followed; zeros before the first row. A block that went to
+    another chain meanwhile leads astray, to hints in vain.
+    """
     rows, mask = len(keys), len(table) - 1
     ahead = row + INDEX_AHEAD
     if ahead < rows:
@@ -92,13 +99,12 @@ def begin(
                 _hint(step_times, slot, line // 8)
             for line in range(0, step_values.shape[1] * step_values.shape[2] * 4, _LINE_BYTES):
                 _hint(step_values, slot, line // 4)
-    for distance in (OLDER_AHEAD, OLDEST_AHEAD):
-        ahead = row + distance
-        if ahead < rows:
-            slot = table[home(keys[ahead], mask)]
-            older = events[slots[slot, EVENTS + NEWEST], OLDER]
-            if distance == OLDEST_AHEAD:
-                older = events[older, OLDER]
-            _hint(events, older, 0)
-            _hint(events, older, TIMES + 2)
-            _hint(events, older, VALUES + 2)
+        cursors[ahead & (CURSORS - 1)] = newest
+    for ahead in range(row + 1, min(row + BLOCK_AHEAD, rows)):
+        block = cursors[ahead & (CURSORS - 1)]
+        if block:
+            block = events[block, OLDER]
+            cursors[ahead & (CURSORS - 1)] = block
+            _hint(events, block, 0)
+            _hint(events, block, TIMES + 2)
+            _hint(events, block, VALUES + 2)

@@ -101,13 +101,17 @@ class Program(NamedTuple):
 class Scratch(NamedTuple):
     """Working memory of a row.
 
-    `aggregates` float64 [edges + 1, 2 + 4 · values + tags]: at each edge, and in the last place the running ones:
-    count, frauds, then by value sums, differences, squared differences and maxima, then distinct by tag.
-    `seen` int64 [tags, 2^k, 2]: a small hash set per tag (tag, generation) for `distinct`.
+    `aggregates` float64 [edges, 2 + 4 · values + tags]: at each edge count, frauds, then by value sums, differences,
+    squared differences and maxima, then distinct by tag. `seen` int64 [tags, 2^k, 2]: a small hash set per tag (tag,
+    generation) for `distinct`. What a row sees of its key, newest first: `ages` int64 [events] in ms, `stored` float64
+    [values, events], `stored_tags` int64 [tags, events].
     """
 
     aggregates: Float64
     seen: Int64
+    ages: Int64
+    stored: Float64
+    stored_tags: Int64
 
 
 def block_width(columns: int) -> int:
@@ -181,5 +185,11 @@ def make_program(plan: Plan, key: str, values: list[str], tags: list[str]) -> Pr
 
 def make_scratch(program: Program, values: int, tags: int) -> Scratch:
     """Working memory for `program`."""
-    table = 1 << (2 * program.events_per_key_max + 1).bit_length()
-    return Scratch(np.zeros((len(program.edges) + 1, 2 + 4 * values + tags)), np.zeros((tags, table, 2), np.int64))
+    events = program.events_per_key_max
+    return Scratch(
+        aggregates=np.zeros((len(program.edges), 2 + 4 * values + tags)),
+        seen=np.zeros((tags, 1 << (2 * events + 1).bit_length(), 2), np.int64),
+        ages=np.zeros(events, np.int64),
+        stored=np.zeros((values, events)),
+        stored_tags=np.zeros((tags, events), np.int64),
+    )

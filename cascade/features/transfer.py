@@ -266,7 +266,8 @@ def absorb(  # noqa: PLR0912
     event = np.zeros((from_events.shape[1] - VALUES) // BLOCK, np.int64)
     fraud = np.zeros(1, np.int64)
     step_columns = np.arange(step_values.shape[2])
-    unread = np.zeros((step_times.shape[1], 2 + step_values.shape[2]), np.float32)
+    length = step_times.shape[1]
+    unread = np.zeros((length, length, 2 + step_values.shape[2]), np.float32)
     for slot in range(first, end):
         steps = from_slots[slot, STEPS] if has_sequence else 0
         fits = _chain_fits(from_slots, from_events, slot, EVENTS) and 0 <= steps <= from_step_times.shape[1]
@@ -313,8 +314,10 @@ def absorb(  # noqa: PLR0912
                 block = from_events[block, NEWER]
         for number in range(steps):
             time_ms, source = from_step_times[slot, number], from_slots[slot, STEP_SOURCE]
-            features = from_step_values[slot, number]
-            step(slots, step_times, step_values, step_columns, mine, time_ms, source, features, unread)
+            step(
+                slots, step_times, step_values, step_columns, mine, time_ms, source, number, from_step_values[slot],
+                unread,
+            )  # fmt: skip
         if told:
             block = from_slots[slot, FRAUDS + OLDEST]
             while block:
