@@ -58,7 +58,7 @@ class ScreenerReport(msgspec.Struct, frozen=True, kw_only=True):
     """What `cascade bench screener` saw.
 
     `load_s`: seconds to read each model and lay it out. `compile_s`: until the kernels were ready, once a process: from
-    numba's cache, or compiled. `missing`: methods that are not installed here. `vectors`: what the processor has.
+    numba's cache, or compiled. `missing`: methods that are not installed, or do not run with what is. `vectors`: what the processor has.
     """
 
     timings: list[Timing]
@@ -111,7 +111,7 @@ def _models(chance: np.random.Generator, seed: int) -> Iterator[tuple[str, str]]
 
 @contextmanager
 def _methods(text: str, compiled: CompiledScreener) -> Iterator[tuple[dict[str, Score], set[str]]]:
-    """Every method for a model, LightGBM's predict first, and the names of those that are not installed."""
+    """Every method for a model, LightGBM's predict first, and those that are not installed or do not run here."""
     booster = lightgbm.Booster(model_str=text)
     methods: dict[str, Score] = {
         "lightgbm": lambda rows: booster.predict(rows, raw_score=True, num_threads=1),
@@ -130,6 +130,9 @@ def _methods(text: str, compiled: CompiledScreener) -> Iterator[tuple[dict[str, 
                 methods[name] = make()
             except ImportError:
                 missing.add(name)
+            except AttributeError as error:
+                # lleaves calls what newer releases of llvmlite, which numba needs, do not have any more
+                missing.add(f"{name} ({error})")
         yield methods, missing
 
 
