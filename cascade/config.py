@@ -346,11 +346,18 @@ class SlaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EnergySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[energy]`: the figure behind modelled joules: CPU seconds × `watts_per_core`, where no counter exists."""
+    """`[energy]`: the figures behind modelled joules: CPU seconds × `watts_per_core`, where no counter exists.
+
+    `processor`: a row of the table of processors (docs/energy.md), whose watts a hardware thread are then used instead.
+    `idle_watts_per_core`, `gpu_idle_watts`: drawn by each reserved core, and each GPU, without work; 0 for not stated.
+    """
 
     # 225 W of thermal design power over the 32 hardware threads of a mid-range server CPU, rounded: a stated figure,
     # to be replaced by the operator's own; ratios between runs do not depend on it
     watts_per_core: Annotated[float, msgspec.Meta(gt=0, le=1_000)] = 7.0
+    processor: OptionalText = ""
+    idle_watts_per_core: Annotated[float, msgspec.Meta(ge=0, le=1_000)] = 0.0
+    gpu_idle_watts: Annotated[float, msgspec.Meta(ge=0, le=2_000)] = 0.0
 
 
 class CarbonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

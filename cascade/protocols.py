@@ -117,12 +117,16 @@ class EnergyReading:
     """Energy that a meter has counted since it was started.
 
     `energy_j`: joules. `kind`: measured by a hardware counter, or modelled from CPU time. `source`: the counter or
-    the model with its inputs, for the ledger's reader.
+    the model with its inputs, for the ledger's reader. `uncertainty`: by how much of itself the figure may be off, as
+    the counter's maker states it; None where nobody does. `check_j`: the same joules by another way, where there is
+    one.
     """
 
     energy_j: float
     kind: EnergyKind
     source: str
+    uncertainty: float | None = None
+    check_j: float | None = None
 
 
 class EnergyMeter(Protocol):

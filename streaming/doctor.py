@@ -19,7 +19,7 @@ from rich.console import Console
 from cascade.bundle import Bundle, load_bundle
 from cascade.config import Config, load_config
 from cascade.errors import BrokerError, CascadeError
-from cascade.ledger import find_meters
+from cascade.ledger import find_meters, watts_per_core
 from cascade.protocols import DeepInputs
 from stages.assembly import deep_signature, make_deep_stage, make_engine
 from stages.deep import local_triton
@@ -263,7 +263,7 @@ def _deep_model(found: Examination) -> tuple[Status, str]:
 def _energy(found: Examination) -> tuple[Status, str]:
     if found.config is None:
         return "warning", "not checked: the configuration comes first"
-    readings = [meter.read() for meter in find_meters([os.getpid()], found.config.energy.watts_per_core)]
+    readings = [meter.read() for meter in find_meters([os.getpid()], watts_per_core(found.config.energy))]
     kinds = {reading.kind for reading in readings}
     told = "; ".join(f"{reading.kind}: {reading.source}" for reading in readings)
     if kinds == {"modelled"}:

@@ -30,6 +30,7 @@ from cascade.ledger import (
     find_meters,
     ledger_registry,
     make_carbon,
+    watts_per_core,
 )
 from cascade.protocols import DeepStage, EnergyMeter, SystemClock
 from stages.assembly import make_deep_stage, make_engine
@@ -84,7 +85,8 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
         ledger = Ledger(
             meters=_meters(config, place),
             service_level=service_level(config),
-            watts_per_core=config.energy.watts_per_core,
+            watts_per_core=watts_per_core(config.energy),
+            gpu_idle_watts=config.energy.gpu_idle_watts or None,
             bundle_version=bundle.version,
             carbon=make_carbon(config.carbon, embodied=place is None),
             screener=engine.screener_method,
@@ -314,8 +316,15 @@ def _naming(worker: int) -> structlog.typing.Processor:
 def _meters(config: Config, place: Place | None) -> list[EnergyMeter]:
     """The service's meters; of several workers each meters itself, and what they share is their supervisor's."""
     if place is None:
-        return find_meters(energy_pids(config), config.energy.watts_per_core)
-    return [CpuModelMeter([os.getpid()], config.energy.watts_per_core)]
+        return service_meters(config)
+    return [CpuModelMeter([os.getpid()], watts_per_core(config.energy))]
+
+
+def service_meters(config: Config) -> list[EnergyMeter]:
+    """The meters of this process and of the Triton on this machine."""
+    return find_meters(
+        energy_pids(config), watts_per_core(config.energy), idle_watts_per_core=config.energy.idle_watts_per_core
+    )
 
 
 def energy_pids(config: Config) -> list[int]:

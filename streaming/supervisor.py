@@ -30,10 +30,10 @@ from cascade.ledger import (
     Ledger,
     LedgerSummary,
     energy_metrics,
-    find_meters,
     make_carbon,
     merge_accounts,
     summarise,
+    watts_per_core,
 )
 from cascade.local_parts import OwnedProcess
 from streaming.clients import make_consumer
@@ -41,7 +41,7 @@ from streaming.health import HealthServer, HealthState
 from streaming.journal import journal_kept
 from streaming.place import Place, write_settings
 from streaming.privacy import CardHasher
-from streaming.service import check_topics, configure_log, energy_pids, service_level
+from streaming.service import check_topics, configure_log, service_level, service_meters
 from streaming.waiting import Stopping, await_broker, stop_signals
 from streaming.worker_health import ask_health, ask_metrics
 from streaming.worker_metrics import Groups, parse_metrics, workers_registry
@@ -72,9 +72,10 @@ def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
     health = HealthState(config.health.stall_s_max)
     with ExitStack() as stack, stop_signals() as stopping:
         ledger = Ledger(
-            meters=find_meters(energy_pids(config), config.energy.watts_per_core),
+            meters=service_meters(config),
             service_level=service_level(config),
-            watts_per_core=config.energy.watts_per_core,
+            watts_per_core=watts_per_core(config.energy),
+            gpu_idle_watts=config.energy.gpu_idle_watts or None,
             bundle_version=bundle.version,
             carbon=make_carbon(config.carbon),
         )

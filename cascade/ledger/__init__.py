@@ -1,8 +1,17 @@
 """What every decision took: latency, energy, and whether the service level is met."""
 
 from cascade.ledger.account import Account, merge_accounts
+from cascade.ledger.attribution import Books, Entry, MixedEnergyError, attribute
 from cascade.ledger.carbon import Carbon, make_carbon
-from cascade.ledger.energy import CpuModelMeter, EnergySampler, NvmlMeter, RaplMeter, find_meters
+from cascade.ledger.energy import (
+    CpuIdleMeter,
+    CpuModelMeter,
+    EnergySampler,
+    NvmlMeter,
+    RaplMeter,
+    find_meters,
+    watts_per_core,
+)
 from cascade.ledger.errors import MeterError
 from cascade.ledger.export import LedgerCollector, energy_metrics, ledger_registry
 from cascade.ledger.figures import summarise
@@ -17,9 +26,12 @@ from cascade.ledger.summary import LedgerSummary, ModelQuality, QualityCompariso
 __all__ = [
     "STAGES",
     "Account",
+    "Books",
     "Carbon",
+    "CpuIdleMeter",
     "CpuModelMeter",
     "EnergySampler",
+    "Entry",
     "Journal",
     "LatencyHistogram",
     "LatencyObjective",
@@ -28,6 +40,7 @@ __all__ = [
     "LedgerSummary",
     "Life",
     "MeterError",
+    "MixedEnergyError",
     "ModelQuality",
     "NvmlMeter",
     "ObjectiveResult",
@@ -37,6 +50,7 @@ __all__ = [
     "ServiceLevel",
     "Stage",
     "StageClock",
+    "attribute",
     "energy_metrics",
     "find_meters",
     "ledger_registry",
@@ -46,4 +60,5 @@ __all__ = [
     "read_journal",
     "render",
     "summarise",
+    "watts_per_core",
 ]

@@ -30,6 +30,7 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
     `kind` stays known where a meter that once worked is lost, so that its kind's total is known to lack it. Merged, it
     is `meters` of them: their sum, the first `SOURCES_MAX` of their sources in order, and no sum where one was lost.
     `carbon_g`: of these joules, where carbon is accounted and the grid's intensity was known all the time.
+    `uncertainty` and `check_j`: as an EnergyReading has them.
     """
 
     meter: str
@@ -39,16 +40,19 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None
     meters: int = 1
     carbon_g: float | None = None
+    uncertainty: float | None = None
+    check_j: float | None = None
 
     @classmethod
     def of(
         cls, meter: str, kind: EnergyKind | None, source: str, energy_j: float | None, problem: str | None,
-        carbon_g: float | None = None,
+        carbon_g: float | None = None, uncertainty: float | None = None, check_j: float | None = None,
     ) -> Self:  # fmt: skip
         """The state of a single meter; `source` is empty where it has none."""
         sources = (source,) if source else ()
         return cls(
-            meter=meter, kind=kind, sources=sources, energy_j=energy_j, problem=problem, carbon_g=carbon_g
+            meter=meter, kind=kind, sources=sources, energy_j=energy_j, problem=problem, carbon_g=carbon_g,
+            uncertainty=uncertainty, check_j=check_j,
         )  # fmt: skip
 
     @property
@@ -64,7 +68,11 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
         sources = tuple(f"a part of {source}" for source in self.sources)
         carbon_g = None if self.carbon_g is None else self.carbon_g - (earlier.carbon_g or 0.0)
         return msgspec.structs.replace(
-            self, energy_j=self.energy_j - earlier.energy_j, sources=sources, carbon_g=carbon_g
+            self,
+            energy_j=self.energy_j - earlier.energy_j,
+            sources=sources,
+            carbon_g=carbon_g,
+            check_j=None if self.check_j is None or earlier.check_j is None else self.check_j - earlier.check_j,
         )
 
     def merged(self, other: MeterState) -> MeterState:
@@ -78,6 +86,8 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
             problem=min(filter(None, (self.problem, other.problem)), default=None),
             meters=self.meters + other.meters,
             carbon_g=sum_if_known((self.carbon_g, other.carbon_g)),
+            uncertainty=_max_if_known((self.uncertainty, other.uncertainty)),
+            check_j=sum_if_known((self.check_j, other.check_j)),
         )
 
 
@@ -100,6 +110,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     machines: tuple[Machine, ...]
     carbon_bases: tuple[str, ...] = ()
     embodied_g: float | None = None
+    gpu_idle_watts: float | None = None
 
     def to_json(self) -> bytes:
         """One line of JSON, without a line end."""
@@ -144,8 +155,8 @@ def merge_accounts(accounts: Iterable[Account]) -> Account:
 
 
 def _merged(one: Account, other: Account) -> Account:
-    if (one.service_level, one.watts_per_core) != (other.service_level, other.watts_per_core):
-        raise DataError("ledger accounts: kept under different service levels or watts_per_core; merge like with like")
+    if _terms(one) != _terms(other):
+        raise DataError("ledger accounts: kept under different service levels or stated watts; merge like with like")
     counters = one.counters.copy()
     counters.merge(other.counters)
     return Account(
@@ -160,13 +171,25 @@ def _merged(one: Account, other: Account) -> Account:
         machines=_in_order(one.machines + other.machines),
         carbon_bases=tuple(sorted({*one.carbon_bases, *other.carbon_bases})),
         embodied_g=sum_if_known((one.embodied_g, other.embodied_g)),
+        gpu_idle_watts=one.gpu_idle_watts,
     )
+
+
+def _terms(account: Account) -> tuple[object, ...]:
+    """What two accounts must have alike to be put together."""
+    return account.service_level, account.watts_per_core, account.gpu_idle_watts
 
 
 def sum_if_known(values: Sequence[float | None]) -> float | None:
     """Their sum; None where one of them is not known, never a part of it."""
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
+
+
+def _max_if_known(values: Sequence[float | None]) -> float | None:
+    """The largest; None where one of them is not known."""
+    known = [value for value in values if value is not None]
+    return max(known) if len(known) == len(values) else None
 
 
 def _merged_meters(states: Iterable[MeterState]) -> tuple[MeterState, ...]:

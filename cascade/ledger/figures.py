@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from cascade.ledger.account import Account, MeterState, sum_if_known
+from cascade.ledger.attribution import attribute
 from cascade.ledger.counters import Counters
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.sla import ObjectiveResult, ServiceLevel, evaluate
@@ -62,6 +63,7 @@ def summarise(account: Account, quality: QualityComparison | None = None) -> Led
         watts_per_core=account.watts_per_core,
         energy=figures,
         energy_totals=_energy_totals(figures, decisions),
+        books=attribute(account) if account.meters else None,
         carbon=_carbon_figures(account, decisions),
         objectives=objectives(account.service_level, counters),
         machine=account.machines[0],

@@ -42,7 +42,10 @@ class _MeterAccount:
         energy_j = reading.energy_j - self._first.energy_j
         self._add_carbon(energy_j - self._told_j)
         self._told_j = energy_j
-        return MeterState.of(self._meter.name, reading.kind, reading.source, energy_j, None, self._carbon_g)
+        check_j = None if reading.check_j is None else reading.check_j - (self._first.check_j or 0.0)
+        return MeterState.of(
+            self._meter.name, reading.kind, reading.source, energy_j, None, self._carbon_g, reading.uncertainty, check_j
+        )
 
     def _add_carbon(self, energy_j: float) -> None:
         if self._carbon is not None and self._carbon_g is not None:
@@ -56,8 +59,9 @@ class Ledger:
     Any thread may call any method: one lock guards the counts (held for microseconds, and for the copy that readers
     take), another the meters, so that a slow counter never holds up the worker. Energy counts from the ledger's
     construction, whenever the meters were made; keep them sampled with an EnergySampler over `sample_energy`.
-    `watts_per_core` prices the CPU seconds of stages. `bundle_version` and `screener` (how it scores) may be set anew
-    when a bundle is swapped. `carbon` turns joules into gCO2e. `clock`: seconds, never going back.
+    `watts_per_core` prices the CPU seconds of stages; `gpu_idle_watts` is what a GPU draws without work, where stated.
+    `bundle_version` and `screener` (how it scores) may be set anew when a bundle is swapped. `carbon` turns joules into
+    gCO2e. `clock`: seconds, never going back.
 
     >>> import numpy as np
     >>> ledger = Ledger()
@@ -73,6 +77,7 @@ class Ledger:
         meters: Sequence[EnergyMeter] = (),
         service_level: ServiceLevel | None = None,
         watts_per_core: float | None = None,
+        gpu_idle_watts: float | None = None,
         bundle_version: str = "",
         screener: str = "",
         carbon: Carbon | None = None,
@@ -82,6 +87,7 @@ class Ledger:
         self._carbon = carbon
         self._service_level = ServiceLevel() if service_level is None else service_level
         self._watts_per_core = watts_per_core
+        self._gpu_idle_watts = gpu_idle_watts
         self.bundle_version = bundle_version
         self.screener = screener
         self._clock = clock
@@ -199,6 +205,7 @@ class Ledger:
             machines=(self._machine,),
             carbon_bases=() if self._carbon is None else self._carbon.bases,
             embodied_g=None if self._carbon is None else self._carbon.embodied_g(elapsed_s),
+            gpu_idle_watts=self._gpu_idle_watts,
         )
 
     def summary(self, quality: QualityComparison | None = None) -> LedgerSummary:

@@ -12,6 +12,8 @@ from cascade.protocols import EnergyReading
 
 _Result = TypeVar("_Result")
 _MIG_ENABLED: Final = 1
+# NVML API reference, nvmlDeviceGetPowerUsage: within 5 % of the current draw.
+UNCERTAINTY: Final = 0.05
 
 
 class NvmlLibrary(Protocol):
@@ -68,9 +70,10 @@ class NvmlMeter:
     """Energy of one whole GPU, by UUID.
 
     A MIG device has no counter of its own: its parent's is read, which covers all slices, and the source says so.
-    The counter `nvmlDeviceGetTotalEnergyConsumption` (mJ, Volta and newer) steps about every 100 ms. A GPU without it
-    is metered by `nvmlDeviceGetPowerUsage` (mW), integrated by the trapezoid rule between reads: read it at least once
-    a second. Raises MeterError where the GPU has neither.
+    The counter `nvmlDeviceGetTotalEnergyConsumption` (mJ, Volta and newer) steps about every 100 ms. Beside it
+    `nvmlDeviceGetPowerUsage` (mW) is integrated by the trapezoid rule between reads, at least one a second: a check of
+    the counter, and the meter itself where the GPU has no counter. The uncertainty is what NVML's documentation states
+    of power. Raises MeterError where the GPU has neither.
     """
 
     def __init__(
@@ -86,21 +89,31 @@ class NvmlMeter:
         self._energy_j = 0.0
         self._samples = 1
         self._last_mj = self._optional(nvml.nvmlDeviceGetTotalEnergyConsumption)
-        if self._last_mj is None:
-            self._last_mw = self._call(nvml.nvmlDeviceGetPowerUsage, self._handle)
-            self._last_s = self._first_s = clock()
+        self._integrated_j = 0.0
+        self._last_mw = (
+            self._call(nvml.nvmlDeviceGetPowerUsage, self._handle)
+            if self._last_mj is None
+            else self._optional(nvml.nvmlDeviceGetPowerUsage)
+        )
+        self._last_s = self._first_s = clock()
 
     def read(self) -> EnergyReading:
         """Joules since the meter was made; raises MeterError, then and ever after, where the counter is lost."""
         if self._lost is not None:
             raise self._lost
         try:
-            source = self._integrate_power() if self._last_mj is None else self._read_counter(self._last_mj)
+            power = None if self._last_mw is None else self._integrate_power(self._last_mw)
+            if self._last_mj is None:
+                self._energy_j, check_j = self._integrated_j, None
+                source = power or ""
+            else:
+                source = self._read_counter(self._last_mj)
+                check_j = None if power is None else self._integrated_j
         except MeterError as error:
             # what was used meanwhile is unknown, so the meter must not come back with a smaller sum
             self._lost = error
             raise
-        return EnergyReading(self._energy_j, "measured", f"{source} of {self._about}")
+        return EnergyReading(self._energy_j, "measured", f"{source} of {self._about}", UNCERTAINTY, check_j)
 
     def _read_counter(self, last_mj: int) -> str:
         now_mj = self._call(self._nvml.nvmlDeviceGetTotalEnergyConsumption, self._handle)
@@ -110,10 +123,18 @@ class NvmlMeter:
         self._last_mj = now_mj
         return "NVML total energy"
 
-    def _integrate_power(self) -> str:
-        now_mw = self._call(self._nvml.nvmlDeviceGetPowerUsage, self._handle)
+    def _integrate_power(self, last_mw: int) -> str | None:
+        """Where the joules come from; None where power, as a check only, cannot be read any more."""
+        now_mw = (
+            self._call(self._nvml.nvmlDeviceGetPowerUsage, self._handle)
+            if self._last_mj is None
+            else self._optional(self._nvml.nvmlDeviceGetPowerUsage)
+        )
+        if now_mw is None:
+            self._last_mw = None
+            return None
         now_s = self._clock()
-        self._energy_j += 0.5 * (self._last_mw + now_mw) / 1e3 * (now_s - self._last_s)
+        self._integrated_j += 0.5 * (last_mw + now_mw) / 1e3 * (now_s - self._last_s)
         self._last_mw, self._last_s = now_mw, now_s
         self._samples += 1
         return f"NVML power integrated over {self._samples} samples in {now_s - self._first_s:.1f} s"

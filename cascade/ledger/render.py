@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from cascade.ledger.attribution import Books
 from cascade.ledger.sla import ObjectiveResult, Status
 from cascade.ledger.summary import (
     CarbonFigures,
@@ -38,6 +39,8 @@ def render(summary: LedgerSummary, console: Console) -> None:
     if stages.row_count:
         console.print(stages)
     console.print(_energy(summary) if summary.energy else _no_meters())
+    if summary.books is not None and summary.books.entries:
+        console.print(_books(summary.books, summary))
     if summary.carbon is not None:
         console.print(_carbon(summary.carbon))
     if summary.quality is not None:
@@ -175,6 +178,42 @@ def _energy(summary: LedgerSummary) -> Table:
         source = Text(" + ".join(total.meters))
         table.add_row(f"all {total.kind}", *cells, _kind(total.kind), source, style="bold")
     return table
+
+
+def _books(books: Books, summary: LedgerSummary) -> Table:
+    """Both sides of every meter: what it was spent on, and how the page closes."""
+    table = _table("Energy by who used it", "line", "J", "% of kind", "mJ/tx", caption=_books_notes(books, summary))
+    table.add_column("kind", no_wrap=True)
+    for kind in dict.fromkeys(entry.kind for entry in books.entries):
+        lines = books.by_line(kind)
+        whole_j = sum(lines.values())
+        for line, energy_j in lines.items():
+            per_tx = 1e3 * energy_j / summary.transactions if summary.transactions else None
+            cells = (number_text(energy_j), number_text(energy_j / whole_j if whole_j else None, 100.0))
+            table.add_row(line, *cells, number_text(per_tx), _kind(kind))
+    return table
+
+
+def _books_notes(books: Books, summary: LedgerSummary) -> str:
+    costs = ", ".join(f"{one.path} {number_text(one.mj_per_decision)} mJ ({one.kind})" for one in books.paths)
+    closed = ", ".join(
+        f"{one.meter} {number_text(one.residual_share, 100.0)} %"
+        + ("" if one.check_share is None else f" (power integrated {one.check_share:+.2%})")
+        for one in books.closings
+    )
+    caught = next((one for one in summary.quality.models if one.frauds_caught), None) if summary.quality else None
+    per_fraud = ", ".join(
+        f"{number_text(total.energy_j / caught.frauds_caught)} J ({total.kind})"
+        for total in summary.energy_totals
+        if caught is not None and total.energy_j is not None
+    )
+    notes = [
+        f"a decision, without idle: {costs}" if costs else "",
+        f"a fraud caught by {caught.name}: {per_fraud}" if caught is not None and per_fraud else "",
+        f"residual: {closed}" if closed else "",
+        "" if books.idle_stated else "idle power is not stated, so it is within these lines where a meter has it",
+    ]
+    return "\n".join(note for note in notes if note)
 
 
 def _carbon(carbon: CarbonFigures) -> Table:

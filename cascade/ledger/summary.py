@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from cascade.errors import DataError
+from cascade.ledger.attribution import Books
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.machine import Machine
 from cascade.ledger.sla import ObjectiveResult
@@ -155,7 +156,7 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     first included. `offset_gaps`: stretches without records in the log. `escalation_raised_max`: how far overload has
     raised the escalation threshold, log-odds. `screener`: how the screener scored. `processes`: workers of one service
     side by side; `restarts`: times that one of them ended unexpectedly, whose last second is then in no figure.
-    `other_machines`: beside `machine`, where ledgers of several were merged.
+    `books`: the joules by who used them. `other_machines`: beside `machine`, where ledgers of several were merged.
     """
 
     format: int = SUMMARY_FORMAT
@@ -182,6 +183,7 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     watts_per_core: float | None
     energy: tuple[EnergyFigure, ...]
     energy_totals: tuple[EnergyTotal, ...]
+    books: Books | None = None
     carbon: CarbonFigures | None = None
     objectives: tuple[ObjectiveResult, ...]
     machine: Machine

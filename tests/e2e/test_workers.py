@@ -234,9 +234,11 @@ def test_the_ledger_is_of_all_and_counts_what_was_decided(told: Told) -> None:
 
 
 def test_energy_counts_triton_once_and_every_worker(told: Told) -> None:
-    (cpu,) = [figure for figure in told.ledger.energy if figure.meter == "cpu-model"]
+    (cpu,) = [figure for figure in told.ledger.energy if figure.meter == "cpu-worker"]
+    (deep,) = [figure for figure in told.ledger.energy if figure.meter == "cpu-deep"]
     assert cpu.energy_j is not None
-    assert cpu.source.count(f"process {told.triton_pid} ") == 1
+    assert deep.energy_j
+    assert deep.source.count(f"process {told.triton_pid} ") == 1
     carbon = told.ledger.carbon
     assert carbon is not None
     assert len(carbon.bases) == 2

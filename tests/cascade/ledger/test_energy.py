@@ -9,7 +9,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cascade.ledger import CpuModelMeter, EnergySampler, MeterError, RaplMeter, find_meters
+from cascade.config import EnergySettings
+from cascade.errors import SettingError
+from cascade.ledger import (
+    CpuIdleMeter,
+    CpuModelMeter,
+    EnergySampler,
+    MeterError,
+    RaplMeter,
+    find_meters,
+    watts_per_core,
+)
 from cascade.ledger.nvml import NvmlMeter, nvml_meters
 from cascade.ledger.recorded_nvml import RecordedGpu, RecordedNvml
 
@@ -216,10 +226,47 @@ def test_cpu_model_refuses_nonsense() -> None:
 
 def test_only_present_hardware_becomes_a_meter(tmp_path: Path) -> None:
     without = find_meters([os.getpid()], 5.0, nvml=RecordedNvml([]), powercap=tmp_path)
-    assert [meter.name for meter in without] == ["cpu-model"]
+    assert [meter.name for meter in without] == ["cpu-worker"]
     _zone(tmp_path, "intel-rapl:0", "package-0", 1)
     present = find_meters([os.getpid()], 5.0, nvml=RecordedNvml([_gpu(), _gpu(uuid="GPU-2")]), powercap=tmp_path)
-    assert [meter.name for meter in present] == ["gpu0", "gpu1", "rapl", "cpu-model"]
+    assert [meter.name for meter in present] == ["gpu0", "gpu1", "rapl", "cpu-worker"]
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        apart = find_meters(
+            [os.getpid(), child.pid], 5.0, idle_watts_per_core=2.0, nvml=RecordedNvml([]), powercap=tmp_path / "none"
+        )
+        assert [meter.name for meter in apart] == ["cpu-worker", "cpu-deep", "cpu-idle"]
+    finally:
+        child.communicate(b"\n", timeout=30)
+
+
+def test_reserved_cores_draw_their_idle_power_whatever_is_done() -> None:
+    clock = ManualClock()
+    meter = CpuIdleMeter(2.0, 4, clock)
+    clock.now_s += 10.0
+    reading = meter.read()
+    assert (reading.energy_j, reading.kind) == (80.0, "modelled")
+    assert "4 reserved cores" in reading.source
+
+
+def test_watts_come_from_the_table_of_processors_or_are_stated() -> None:
+    assert watts_per_core(EnergySettings(watts_per_core=3.0)) == 3.0
+    assert watts_per_core(EnergySettings(watts_per_core=3.0, processor="epyc-7763")) == pytest.approx(280 / 128)
+    with pytest.raises(SettingError, match=r"energy\.processor.*pentium.*epyc-7763"):
+        watts_per_core(EnergySettings(processor="pentium"))
+
+
+def test_nvml_checks_the_counter_by_integrated_power_and_says_its_uncertainty() -> None:
+    clock = ManualClock()
+    steady = _gpu(energy_mj=(0, 100_000, 200_000, 300_000), power_mw=(98_000, 98_000, 98_000, 98_000))
+    (meter,) = nvml_meters(RecordedNvml([steady], clock), clock)
+    clock.now_s += 3.0
+    reading = meter.read()
+    assert reading.energy_j == pytest.approx(300.0)
+    assert reading.check_j == pytest.approx(294.0)
+    assert reading.uncertainty == 0.05
+    (alone,) = nvml_meters(RecordedNvml([_gpu(power_mw=None)], clock), clock)
+    assert alone.read().check_j is None
 
 
 def test_this_machine_has_at_least_the_model() -> None:
