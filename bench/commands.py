@@ -9,6 +9,7 @@ import msgspec
 import typer
 from rich.console import Console
 
+from bench.attribution import AttributionReport, attribution_errors, show_attribution
 from bench.cluster import write_json
 from bench.features import run_features, show_features
 from bench.pipeline.page import check_plots, make_page
@@ -99,6 +100,18 @@ def features(
     if json is not None:
         write_json(json, report)
     show_features(report, Console())
+
+
+@app.command()
+def attribution(
+    seed: Annotated[int, typer.Option(help="Of the simulated devices.")] = 1,
+    json: Annotated[Path | None, typer.Option(help="Also write the errors to this file.")] = None,
+) -> None:
+    """How well joules of MIG slices are attributed, on synthetic devices whose truth is known."""
+    errors = attribution_errors(seed)
+    if json is not None:
+        write_json(json, AttributionReport(errors=errors, seed=seed))
+    show_attribution(errors, Console())
 
 
 @app.command()

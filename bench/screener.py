@@ -58,7 +58,8 @@ class ScreenerReport(msgspec.Struct, frozen=True, kw_only=True):
     """What `cascade bench screener` saw.
 
     `load_s`: seconds to read each model and lay it out. `compile_s`: until the kernels were ready, once a process: from
-    numba's cache, or compiled. `missing`: methods that are not installed, or do not run with what is. `vectors`: what the processor has.
+    numba's cache, or compiled. `missing`: methods that are not installed, or do not run with what is.
+    `vectors`: what the processor has.
     """
 
     timings: list[Timing]

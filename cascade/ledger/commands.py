@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +16,7 @@ from cascade.errors import DataError
 from cascade.ledger.figures import summarise
 from cascade.ledger.journal import Life, merged_between, read_journal
 from cascade.ledger.render import number_text, render
+from cascade.ledger.slices import METHODS, SliceBooks, attribute_windows, read_trace
 from cascade.ledger.summary import LedgerSummary
 
 INTERVALS_MAX = 10_000
@@ -77,6 +79,51 @@ def intervals(
     console.print()
     console.print(_table(summaries))
     console.print(_told(lives), highlight=False)
+
+
+@app.command()
+def slices(
+    trace: Annotated[Path, typer.Argument(help="JSON lines, a window of a device each; see docs/energy.md.")],
+    method: Annotated[
+        str, typer.Option(help=f"How joules are shared: {', '.join(METHODS)}; the last two for comparison.")
+    ] = METHODS[0],
+    json: Annotated[bool, typer.Option("--json", help="One line of JSON a device instead of tables.")] = False,
+) -> None:
+    """Joules of GPUs cut into MIG slices, by slice, from a recorded trace; the rows add up to the device's counter."""
+    if method not in METHODS:
+        raise DataError(f"--method {method}: use one of {', '.join(METHODS)}")
+    try:
+        content = trace.read_bytes()
+    except OSError as error:
+        raise DataError(f"{trace}: cannot be read ({error.strerror})") from error
+    found = attribute_windows(read_trace(content, str(trace)), method)
+    if json:
+        sys.stdout.buffer.writelines(msgspec.json.encode(books) + b"\n" for books in found)
+        return
+    console = Console()
+    for books in found:
+        console.print(f"\n{books.device}: {books.energy_j:,.1f} J in {books.seconds:,.0f} s", highlight=False)
+        console.print(_slices_table(books))
+        console.print(_slices_note(books), highlight=False, style="dim")
+
+
+def _slices_table(books: SliceBooks) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("line", no_wrap=True)
+    for name in ("idle J", "dynamic J", "J", "%"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in books.rows:
+        share = row.energy_j / books.energy_j if books.energy_j else None
+        joules = (row.idle_j, row.dynamic_j, row.energy_j)
+        table.add_row(row.name, *map(number_text, joules), _percent(share))
+    return table
+
+
+def _slices_note(books: SliceBooks) -> str:
+    told = f"attributed from the device's counter; residual {abs(books.residual_share):.2%}"
+    if books.check_j is None or not books.energy_j:
+        return told
+    return f"{told}; power integrated {books.check_j / books.energy_j - 1:+.2%}"
 
 
 def interval_summaries(lives: list[Life], first: datetime, last: datetime, seconds: float) -> list[LedgerSummary]:
