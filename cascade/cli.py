@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": Command("streaming.commands", "Judge the decisions topic by the truth."),
     "top": Command("streaming.top", "Watch a running service in the terminal."),
     "ledger": Command("cascade.ledger.commands", "Put together what services have kept on disk.", group=True),
+    "report": Command("cascade.report.commands", "What services have kept, as a page for manager and auditor."),
     "doctor": Command("streaming.doctor", "Check broker, topics, Triton, model, bundle, clocks and limits."),
     "handbook": Command("bench.handbook", "Reproduce the figures on the Fraud Detection Handbook's data."),
     "simulate-faults": Command("bench.faults.commands", "Drive the worker through seeded faults; an oracle judges."),

@@ -32,6 +32,8 @@ DEEP: Final = "deep answers"
 WASTED: Final = "deep answers that decided nothing"
 UNDIVIDED: Final = "machine, not divided"
 RESIDUAL: Final = "residual"
+# Of a meter's joules: what adding up float64 leaves.
+ROUNDING: Final = 1e-12
 Path = Literal["screened", "escalated"]
 
 
@@ -129,6 +131,8 @@ def attribute(account: Account) -> Books:
         page = _page(state, state.energy_j, state.kind, account)
         explained_j = sum(entry.energy_j for entry in page)
         residual_j = state.energy_j - explained_j
+        if abs(residual_j) <= ROUNDING * state.energy_j:
+            residual_j = 0.0
         idle_stated |= any(entry.line == IDLE for entry in page)
         entries += [entry for entry in page if entry.energy_j]
         if residual_j:

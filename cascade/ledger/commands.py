@@ -45,7 +45,7 @@ def merge(
 ) -> None:
     """One ledger of all services, workers and restarts: counts and latencies as if one had seen everything."""
     lives = read_journal(paths)
-    found = merged_between(lives, _moment("--from", start), _moment("--until", until))
+    found = merged_between(lives, moment("--from", start), moment("--until", until))
     if found is None:
         raise DataError("no account between these times: each service writes a line every ledger.interval_s")
     summary = summarise(found)
@@ -69,8 +69,8 @@ def intervals(
 ) -> None:
     """The same, interval by interval: decisions, escalation, latency and energy over time."""
     lives = read_journal(paths)
-    first = _moment("--from", start) or min(life.accounts[0].started for life in lives)
-    last = _moment("--until", until) or max(life.accounts[-1].ended for life in lives)
+    first = moment("--from", start) or min(life.accounts[0].started for life in lives)
+    last = moment("--until", until) or max(life.accounts[-1].ended for life in lives)
     summaries = interval_summaries(lives, first, last, seconds)
     if json:
         sys.stdout.buffer.writelines(summary.to_json_line() + b"\n" for summary in summaries)
@@ -139,7 +139,8 @@ def interval_summaries(lives: list[Life], first: datetime, last: datetime, secon
     return [summarise(account) for account in found if account is not None]
 
 
-def _moment(option: str, text: str | None) -> datetime | None:
+def moment(option: str, text: str | None) -> datetime | None:
+    """A time that an option gives, with a time zone; raises DataError for anything else."""
     if text is None:
         return None
     try:

@@ -1,0 +1,76 @@
+"""What the report's page shows, gathered from a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cascade.errors import DataError
+from cascade.ledger.account import Account
+from cascade.ledger.figures import summarise
+from cascade.ledger.journal import Life, merged_between
+from cascade.ledger.sla import ObjectiveEvents, count_events
+from cascade.ledger.summary import LedgerSummary
+
+# Points of a plot over time: more cannot be told apart.
+POINTS_MAX = 96
+# Shares of the decisions at which a latency curve is drawn.
+CURVE = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An interval of the report: its figures, and what all since the report's start have left of each budget."""
+
+    at: datetime
+    summary: LedgerSummary
+    budget_left: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Everything from the journal. `interval_s`: of `points`; `events`: each objective's, over the whole span."""
+
+    account: Account
+    summary: LedgerSummary
+    events: tuple[ObjectiveEvents, ...]
+    points: Sequence[Point]
+    interval_s: float
+    lives: Sequence[Life]
+
+
+def gather(lives: Sequence[Life], start: datetime | None, end: datetime | None) -> Figures:
+    """The figures between two moments; raises DataError where there is nothing."""
+    account = merged_between(lives, start, end)
+    if account is None:
+        raise DataError("no account between these times: each service writes a line every ledger.interval_s")
+    first = account.started if start is None else start
+    span = account.ended - first
+    count = max(min(POINTS_MAX, max(len(life.accounts) for life in lives)), 1)
+    points, told = [], None
+    for number in range(count):
+        until = account.ended if number == count - 1 else first + span * (number + 1) / count
+        part = merged_between(lives, first + span * number / count if number else start, until)
+        if part is None:
+            continue
+        told = merged_between(lives, start, until) or told
+        points.append(Point(part.ended, summarise(part), budgets_left(account_events(told or part))))
+    return Figures(
+        account, summarise(account), account_events(account), points, span.total_seconds() / count, list(lives)
+    )
+
+
+def account_events(account: Account) -> tuple[ObjectiveEvents, ...]:
+    """Each objective's events and breaches."""
+    paths = account.counters.paths
+    degraded = paths["degraded"].count
+    return count_events(account.service_level, paths, decisions=account.counters.decisions, degraded=degraded)
+
+
+def budgets_left(events: Sequence[ObjectiveEvents]) -> dict[str, float]:
+    """By objective: 1 − breaches / (events · budget); negative where more broke it than may. Without events 1."""
+    return {
+        one.name: 1.0 - one.breaches / (one.events * one.budget) if one.events and one.budget else 1.0 - one.breaches
+        for one in events
+    }
