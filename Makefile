@@ -53,7 +53,7 @@ $(BIN)/uv:
 
 $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/uv
 	@echo "setting up $(VENV) (packages, Apache Kafka, Triton)"
-	$(UV) --editable '.[local]'
+	$(UV) --editable '.[local,report]'
 	$(BIN)/cascade local install
 	@touch $@
 

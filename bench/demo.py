@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import date
 from importlib.resources import files
@@ -12,12 +13,17 @@ import msgspec
 import typer
 from rich.console import Console
 
-from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory, play_file, wait_for_decisions
+from bench.embedded import EmbeddedParts, ServiceProcess, Settings, fresh_directory, play_file, wait_for_decisions
 from cascade.bundle import load_bundle
 from cascade.config import load_config
 from cascade.frames import read_labelled
-from cascade.ledger import LedgerSummary, render
+from cascade.ledger import LedgerSummary, read_journal, render
 from cascade.progress import Steps
+from cascade.report.business import Assumptions
+from cascade.report.figures import gather
+from cascade.report.page import make_page
+from cascade.report.plots import PlotsMissingError
+from cascade.report.words import words
 from cascade.simulator import SimulatorSettings, simulate
 from streaming.commands import evaluate_topic, show_counts
 from streaming.evaluation import Evaluation
@@ -28,6 +34,8 @@ SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
 SIMULATION = SimulatorSettings(cards=3_000, terminals=6_000, days=46, start=date(2025, 6, 1), seed=2)
 # One, so that the transactions of a terminal keep their order and the figures can be held against offline scores.
 PARTITIONS = 1
+# The live part's ledger on disk, the page that is made of it, and the grid whose average makes grams of its joules.
+JOURNAL, REPORT, REGION = "journal", "report.html", "DEU"
 
 
 class DemoLedger(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +90,7 @@ def demo(
                 {"deadline": {"start": "fetch", "budget_ms": 1_000}, "labels": {"alignment": "exact"}},
                 PARTITIONS,
             )
-            live_path = parts.write_config("live.toml", {}, PARTITIONS)
+            live_path = parts.write_config("live.toml", _kept(directory / JOURNAL), PARTITIONS)
             play_file(
                 load_config(backlog_path),
                 data,
@@ -119,10 +127,26 @@ def demo(
         evaluation=evaluation,
     )
     (directory / "ledger.json").write_bytes(msgspec.json.encode(ledger) + b"\n")
+    try:
+        write_report(directory / JOURNAL, directory / REPORT)
+    except PlotsMissingError as error:
+        print(f"cascade demo: no page: {error}", file=sys.stderr)
     if json:
         print(msgspec.json.encode(ledger).decode())
     else:
         show(ledger, Console(), time.monotonic() - started_s, directory)
+
+
+def _kept(journal: Path) -> Settings:
+    """Settings of the live part: its ledger on disk, and its carbon by a country's average."""
+    return {"ledger": {"directory": str(journal), "interval_s": 2.0}, "carbon": {"region": REGION}}
+
+
+def write_report(journal: Path, out: Path) -> None:
+    """The live part's journal as a page."""
+    figures = gather(read_journal([journal]), None, None)
+    command = f"cascade report {journal.name}"
+    out.write_text(make_page(figures, Assumptions(region=REGION), words("en"), command), encoding="utf-8")
 
 
 def show(ledger: DemoLedger, console: Console, elapsed_s: float, directory: Path) -> None:
@@ -136,7 +160,7 @@ def show(ledger: DemoLedger, console: Console, elapsed_s: float, directory: Path
         f"\nAs they arrive: {ledger.live.transactions:,} transactions, {ledger.live_per_second:,.0f} a second,"
         f" {_energy(ledger.live)}."
         f"\nService level {'met' if ledger.sla_met else 'NOT met'} as they arrive. {elapsed_s:.0f} s in all;"
-        f" every figure: {directory / 'ledger.json'}",
+        f" every figure: {directory / 'ledger.json'}, as a page: {directory / REPORT}",
         highlight=False,
     )
 

@@ -95,15 +95,18 @@ class EmbeddedParts:
 
 
 class ServiceProcess:
-    """`cascade run` in a process of its own, which ends with ours; its ledger is read when it stops."""
+    """`cascade run` in a process of its own, which ends with ours; its ledger is read when it stops.
 
-    def __init__(self, config_path: Path) -> None:
+    `module`: run instead of `cascade`, with the same arguments.
+    """
+
+    def __init__(self, config_path: Path, module: str = "cascade") -> None:
         self.config: Config = load_config(config_path)
         self._ledger_path = config_path.with_suffix(".ledger.json")
         command = [
             sys.executable,
             "-m",
-            "cascade",
+            module,
             "run",
             "--config",
             str(config_path),

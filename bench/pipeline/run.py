@@ -80,7 +80,8 @@ def _missing(variant: Variant) -> str | None:
 def _maker(variant: Variant, parts: EmbeddedParts, bundle: Bundle, share: float) -> Callable[[Path], Service]:
     """Makes the variant's service for a configuration."""
     if variant.peer is None:
-        return ServiceProcess
+        module = "bench.silent" if variant.ledger == "off" else "cascade"
+        return lambda path: ServiceProcess(path, module)
     peer, triton = peer_named(variant.peer), parts.triton
     if triton is None:
         raise CascadeError(f"{variant.name}: needs a Triton")

@@ -23,6 +23,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """A service to be measured: Cascade with these settings, or, where `peer` is given, that application.
 
     `models`: which of them decide; deep-only escalates every transaction. `live`: also measured as transactions arrive.
+    `ledger`: full also keeps carbon, and a line on the disk every second; off keeps nothing (`bench.silent`).
     """
 
     name: str
@@ -33,6 +34,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     processes: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     peer: PeerName | None = None
     live: bool = True
+    ledger: Literal["on", "full", "off"] = "on"
 
 
 class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

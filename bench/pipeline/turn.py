@@ -158,10 +158,11 @@ def run_turn(
     bundle: Bundle, make_service: Callable[[Path], Service],
 ) -> Turn:  # fmt: skip
     """Measure a variant once. Raises CascadeError where its service ends or stands still."""
-    name = f"turn-{number}"
-    path = parts.write_config(f"{name}.toml", _settings(variant, number, bundle), scenario.partitions)
+    name, journal = f"turn-{number}", parts.directory / f"turn-{number}-journal"
+    path = parts.write_config(f"{name}.toml", _settings(variant, number, bundle, journal), scenario.partitions)
     # load and observer are the same for all: the quicker client
-    eyes = parts.write_config(f"{name}-eyes.toml", _settings(variant, number, bundle, eyes=True), scenario.partitions)
+    at = _settings(variant, number, bundle, journal, eyes=True)
+    eyes = parts.write_config(f"{name}-eyes.toml", at, scenario.partitions)
     turn = _Turn(variant, scenario, parts, traffic, load_config(eyes), eyes, make_service(path))
     return turn.run(round_)
 
@@ -402,7 +403,7 @@ def _path_latency(latency_s: Float64) -> PathLatency | None:
     )  # fmt: skip
 
 
-def _settings(variant: Variant, number: int, bundle: Bundle, eyes: bool = False) -> Settings:
+def _settings(variant: Variant, number: int, bundle: Bundle, journal: Path, eyes: bool = False) -> Settings:
     """A turn's configuration; `eyes`: of load and observer, which read and write the same topics."""
     names = {one: f"turn-{number}-{one}" for one in ("transactions", "labels", "decisions", "dead_letters")}
     settings: dict[str, Any] = dict(DEEP_ONLY_SETTINGS if variant.models == "deep-only" else CASCADE_SETTINGS)
@@ -413,6 +414,9 @@ def _settings(variant: Variant, number: int, bundle: Bundle, eyes: bool = False)
     }  # fmt: skip
     if variant.backend == "onnxruntime":
         settings["deep"] = {"backend": "onnxruntime"}
+    if variant.ledger == "full":
+        settings["ledger"] = {"directory": str(journal), "interval_s": 1.0}
+        settings["carbon"] = {"region": "DEU"}
     if variant.processes > 1:
         settings["worker"] = settings.get("worker", {}) | {"processes": variant.processes}
         settings["terminals"] = {"share": True}
