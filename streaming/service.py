@@ -90,6 +90,7 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
             bundle_version=bundle.version,
             carbon=make_carbon(config.carbon, embodied=place is None),
             screener=engine.screener_method,
+            deep_backend=config.deep.backend,
         )
         if place is None:
             stack.enter_context(EnergySampler(ledger.sample_energy))

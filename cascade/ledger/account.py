@@ -94,8 +94,9 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
 class Account(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a ledger knows from `started` to `ended`; of several, merged, from the first to the last.
 
-    `bundle_versions`, `screeners`, `machines`: each that occurs, in order. `carbon_bases`: by which inputs carbon was
-    accounted, each that occurs; `embodied_g`: of the hardware's making, None where no carbon is accounted.
+    `bundle_versions`, `screeners`, `deep_backends`, `machines`: each that occurs, in order. `carbon_bases`: by which
+    inputs carbon was accounted, each that occurs; `embodied_g`: of the hardware's making, None where no carbon is
+    accounted.
     """
 
     format: int = ACCOUNT_FORMAT
@@ -111,6 +112,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     carbon_bases: tuple[str, ...] = ()
     embodied_g: float | None = None
     gpu_idle_watts: float | None = None
+    deep_backends: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """One line of JSON, without a line end."""
@@ -172,6 +174,7 @@ def _merged(one: Account, other: Account) -> Account:
         carbon_bases=tuple(sorted({*one.carbon_bases, *other.carbon_bases})),
         embodied_g=sum_if_known((one.embodied_g, other.embodied_g)),
         gpu_idle_watts=one.gpu_idle_watts,
+        deep_backends=tuple(sorted({*one.deep_backends, *other.deep_backends})),
     )
 
 

@@ -38,6 +38,7 @@ def summarise(account: Account, quality: QualityComparison | None = None) -> Led
         elapsed_s=elapsed_s,
         bundle_version=", ".join(account.bundle_versions),
         screener=", ".join(account.screeners),
+        deep_backend=", ".join(account.deep_backends),
         transactions=decisions,
         per_second=decisions / elapsed_s if elapsed_s > 0 else 0.0,
         paths=_path_figures(counters),

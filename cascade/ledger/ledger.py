@@ -60,8 +60,8 @@ class Ledger:
     take), another the meters, so that a slow counter never holds up the worker. Energy counts from the ledger's
     construction, whenever the meters were made; keep them sampled with an EnergySampler over `sample_energy`.
     `watts_per_core` prices the CPU seconds of stages; `gpu_idle_watts` is what a GPU draws without work, where stated.
-    `bundle_version` and `screener` (how it scores) may be set anew when a bundle is swapped. `carbon` turns joules into
-    gCO2e. `clock`: seconds, never going back.
+    `bundle_version` and `screener` (how it scores) may be set anew when a bundle is swapped. `deep_backend`: what runs
+    the deep model, as deep.backend names it. `carbon` turns joules into gCO2e. `clock`: seconds, never going back.
 
     >>> import numpy as np
     >>> ledger = Ledger()
@@ -80,6 +80,7 @@ class Ledger:
         gpu_idle_watts: float | None = None,
         bundle_version: str = "",
         screener: str = "",
+        deep_backend: str = "",
         carbon: Carbon | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -90,6 +91,7 @@ class Ledger:
         self._gpu_idle_watts = gpu_idle_watts
         self.bundle_version = bundle_version
         self.screener = screener
+        self._deep_backend = deep_backend
         self._clock = clock
         self._machine: Machine = describe_machine()
         self._counters = Counters.empty()
@@ -202,6 +204,7 @@ class Ledger:
             watts_per_core=self._watts_per_core,
             bundle_versions=(self.bundle_version,) if self.bundle_version else (),
             screeners=(self.screener,) if self.screener else (),
+            deep_backends=(self._deep_backend,) if self._deep_backend else (),
             machines=(self._machine,),
             carbon_bases=() if self._carbon is None else self._carbon.bases,
             embodied_g=None if self._carbon is None else self._carbon.embodied_g(elapsed_s),

@@ -154,9 +154,10 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     and got their first decision again, the hit rate of the idempotency cache. `recovery`: from the assignment of a
     partition to its first decision, one value a partition. `sessions`: times that connections were made anew, the
     first included. `offset_gaps`: stretches without records in the log. `escalation_raised_max`: how far overload has
-    raised the escalation threshold, log-odds. `screener`: how the screener scored. `processes`: workers of one service
-    side by side; `restarts`: times that one of them ended unexpectedly, whose last second is then in no figure.
-    `books`: the joules by who used them. `other_machines`: beside `machine`, where ledgers of several were merged.
+    raised the escalation threshold, log-odds. `screener`: how the screener scored; `deep_backend`: what ran the deep model.
+    `processes`: workers of one service side by side; `restarts`: times that one of them ended unexpectedly, whose last
+    second is then in no figure. `books`: the joules by who used them. `other_machines`: beside `machine`, where ledgers
+    of several were merged.
     """
 
     format: int = SUMMARY_FORMAT
@@ -165,6 +166,7 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_s: float
     bundle_version: str
     screener: str = ""
+    deep_backend: str = ""
     transactions: int
     per_second: float
     paths: dict[str, PathFigures]
