@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cascade.errors import DataError
+from cascade.ledger.burn import burn_rates
 from cascade.ledger.figures import summarise
 from cascade.ledger.journal import Life, merged_between, read_journal
 from cascade.ledger.render import number_text, render
@@ -43,12 +44,16 @@ def merge(
     until: Until = None,
     json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of tables.")] = False,
 ) -> None:
-    """One ledger of all services, workers and restarts: counts and latencies as if one had seen everything."""
+    """One ledger of all services, workers and restarts: counts and latencies as if one had seen everything.
+
+    Error budgets burn over windows that end with the last line: 5 and 30 minutes, 1 and 6 hours, 3 days.
+    """
     lives = read_journal(paths)
     found = merged_between(lives, moment("--from", start), moment("--until", until))
     if found is None:
         raise DataError("no account between these times: each service writes a line every ledger.interval_s")
-    summary = summarise(found)
+    burn = burn_rates(lives, moment("--from", start), moment("--until", until))
+    summary = msgspec.structs.replace(summarise(found), burn=burn)
     if json:
         sys.stdout.buffer.write(summary.to_json_line() + b"\n")
         return

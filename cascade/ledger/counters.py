@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, get_args
 
 from cascade.ledger.latency import LatencyHistogram
-from cascade.ledger.sla import Path
+from cascade.ledger.sla import ObjectiveEvents, Path, ServiceLevel, count_events
 from cascade.ledger.stage_clock import STAGES, Stage
 
 PATHS: Final[tuple[Path, ...]] = get_args(Path)
@@ -113,6 +113,10 @@ class Counters:
     def decisions(self) -> int:
         """Decisions on all paths."""
         return sum(histogram.count for histogram in self.paths.values())
+
+    def objective_events(self, level: ServiceLevel) -> tuple[ObjectiveEvents, ...]:
+        """The service level as counts of events and breaches."""
+        return count_events(level, self.paths, decisions=self.decisions, degraded=self.paths["degraded"].count)
 
 
 def _grown(counts: dict[str, int], earlier: dict[str, int]) -> dict[str, int]:

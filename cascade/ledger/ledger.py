@@ -14,7 +14,7 @@ from cascade.ledger.carbon import Carbon
 from cascade.ledger.counters import Counters, add
 from cascade.ledger.figures import objectives, summarise
 from cascade.ledger.machine import Machine, describe_machine
-from cascade.ledger.sla import ObjectiveEvents, ObjectiveResult, Path, ServiceLevel, count_events
+from cascade.ledger.sla import ObjectiveEvents, ObjectiveResult, Path, ServiceLevel
 from cascade.ledger.stage_clock import Stage
 from cascade.ledger.summary import LedgerSummary, QualityComparison
 from cascade.protocols import EnergyMeter, EnergyReading
@@ -189,8 +189,7 @@ class Ledger:
 
     def objective_events(self, counters: Counters) -> tuple[ObjectiveEvents, ...]:
         """The service level as counts of events and breaches."""
-        degraded = counters.paths["degraded"].count
-        return count_events(self._service_level, counters.paths, decisions=counters.decisions, degraded=degraded)
+        return counters.objective_events(self._service_level)
 
     def account(self) -> Account:
         """All that is known up to now, in a form that merges with the accounts of other ledgers."""

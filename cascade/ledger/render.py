@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cascade.ledger.attribution import Books
+from cascade.ledger.burn import ALARMS, WINDOWS_S, BurnStatus, ObjectiveBurn
 from cascade.ledger.sla import ObjectiveResult, Status
 from cascade.ledger.summary import (
     CarbonFigures,
@@ -26,6 +27,9 @@ from cascade.ledger.summary import (
 _ABSENT: Final = "–"
 _DECIMALS_MAX: Final = 6
 _STATUS_STYLE: Final[dict[Status, str]] = {"met": "bold green", "missed": "bold red", "no data": "yellow"}
+_BURN_STYLE: Final[dict[BurnStatus, str]] = {
+    "within": "bold green", "ticket": "bold yellow", "page": "bold red", "no data": "yellow"
+}  # fmt: skip
 _KIND_STYLE: Final = {"measured": "green", "modelled": "yellow"}
 
 
@@ -35,6 +39,8 @@ def render(summary: LedgerSummary, console: Console) -> None:
     console.print(_headline(summary))
     console.print(_decisions(summary))
     console.print(_objectives(summary.objectives))
+    if summary.burn:
+        console.print(_burn(summary.burn))
     stages = _stages(summary)
     if stages.row_count:
         console.print(stages)
@@ -134,6 +140,24 @@ def _objectives(objectives: Sequence[ObjectiveResult]) -> Table:
             _ABSENT if objective.margin is None else f"{100 * objective.margin:+.0f}",
             Text(objective.status, style=_STATUS_STYLE[objective.status]),
         )
+    return table
+
+
+def _burn(objectives: Sequence[ObjectiveBurn]) -> Table:
+    rules = ", ".join(f"{one.severity} above {one.factor:g} over {one.long} and {one.short}" for one in ALARMS)
+    partial = {rate.window: rate.covered_s for rate in objectives[0].rates if rate.covered_s < rate.window_s}
+    short = ", ".join(f"{window} {_duration(covered_s)}" for window, covered_s in partial.items())
+    table = _table(
+        "Error budgets, and how fast they burn: 1 uses a budget up exactly",
+        "objective", "left %", *WINDOWS_S, "status",
+        caption=f"{rules}" + (f"\nthe journal reaches back less far: {short}" if short else ""),
+    )  # fmt: skip
+    for one in objectives:
+        rates = {rate.window: rate.rate for rate in one.rates}
+        table.add_row(
+            one.name, number_text(one.budget_left, 100.0), *(number_text(rates.get(window)) for window in WINDOWS_S),
+            Text(one.status, style=_BURN_STYLE[one.status]),
+        )  # fmt: skip
     return table
 
 

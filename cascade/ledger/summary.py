@@ -9,6 +9,7 @@ import msgspec
 
 from cascade.errors import DataError
 from cascade.ledger.attribution import Books
+from cascade.ledger.burn import ObjectiveBurn
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.machine import Machine
 from cascade.ledger.sla import ObjectiveResult
@@ -156,8 +157,8 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     first included. `offset_gaps`: stretches without records in the log. `escalation_raised_max`: how far overload has
     raised the escalation threshold, log-odds. `screener`: how the screener scored; `deep_backend`: what ran the deep model.
     `processes`: workers of one service side by side; `restarts`: times that one of them ended unexpectedly, whose last
-    second is then in no figure. `books`: the joules by who used them. `other_machines`: beside `machine`, where ledgers
-    of several were merged.
+    second is then in no figure. `burn`: error budgets over time, of a journal only. `books`: the joules by who used
+    them. `other_machines`: beside `machine`, where ledgers of several were merged.
     """
 
     format: int = SUMMARY_FORMAT
@@ -188,6 +189,7 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     books: Books | None = None
     carbon: CarbonFigures | None = None
     objectives: tuple[ObjectiveResult, ...]
+    burn: tuple[ObjectiveBurn, ...] = ()
     machine: Machine
     other_machines: tuple[Machine, ...] = ()
     processes: int = 1

@@ -10,7 +10,7 @@ from cascade.errors import DataError
 from cascade.ledger.account import Account
 from cascade.ledger.figures import summarise
 from cascade.ledger.journal import Life, merged_between
-from cascade.ledger.sla import ObjectiveEvents, count_events
+from cascade.ledger.sla import ObjectiveEvents
 from cascade.ledger.summary import LedgerSummary
 
 # Points of a plot over time: more cannot be told apart.
@@ -63,9 +63,7 @@ def gather(lives: Sequence[Life], start: datetime | None, end: datetime | None) 
 
 def account_events(account: Account) -> tuple[ObjectiveEvents, ...]:
     """Each objective's events and breaches."""
-    paths = account.counters.paths
-    degraded = paths["degraded"].count
-    return count_events(account.service_level, paths, decisions=account.counters.decisions, degraded=degraded)
+    return account.counters.objective_events(account.service_level)
 
 
 def budgets_left(events: Sequence[ObjectiveEvents]) -> dict[str, float]:
