@@ -116,6 +116,20 @@ def decision_ids(topic: str, partition: int, offsets: Int64) -> list[str]:
     return [f"{topic}-{partition}-{offset}" for offset in offsets.tolist()]
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where transactions lie in the log, a row each: `source` int64 is the row's position in `partitions`."""
+
+    partitions: Sequence[tuple[str, int]]
+    source: Int64
+    offsets: Int64
+
+    def ids(self, rows: Int64) -> list[str]:
+        """`decision_ids` of some of the rows, int64 [some]."""
+        named = ((*self.partitions[self.source[row]], self.offsets[row : row + 1]) for row in rows.tolist())
+        return [decision_ids(topic, partition, offset)[0] for topic, partition, offset in named]
+
+
 def encode_decisions(codec_name: CodecName, columns: DecisionColumns) -> list[bytes]:
     """One message a row, in the format that goes with the codec.
 

@@ -14,12 +14,14 @@ from types import TracebackType
 from typing import Any, Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from cascade.errors import SettingError
 
 ComponentStatus = Literal["ok", "waiting", "failed"]
 # a probe that does not finish its request holds a thread no longer than this
 _REQUEST_TIMEOUT_S = 5.0
+OPENMETRICS = "application/openmetrics-text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +167,10 @@ class _Answer:
 
 
 def _handler(state: HealthState, registry: CollectorRegistry) -> type[BaseHTTPRequestHandler]:
-    routes: dict[str, Callable[[], _Answer]] = {
-        "/healthz": lambda: _report(state, state.not_alive()),
-        "/readyz": lambda: _report(state, state.not_ready()),
-        "/metrics": lambda: _Answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(registry)),
+    routes: dict[str, Callable[[str], _Answer]] = {
+        "/healthz": lambda _: _report(state, state.not_alive()),
+        "/readyz": lambda _: _report(state, state.not_ready()),
+        "/metrics": lambda accept: _metrics(registry, accept),
     }
 
     class Handler(BaseHTTPRequestHandler):
@@ -183,7 +185,7 @@ def _handler(state: HealthState, registry: CollectorRegistry) -> type[BaseHTTPRe
             if route is None:
                 self.send_error(HTTPStatus.NOT_FOUND)
                 return
-            answer = route()
+            answer = route(self.headers.get("Accept", ""))
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.content_type)
             self.send_header("Content-Length", str(len(answer.body)))
@@ -194,6 +196,33 @@ def _handler(state: HealthState, registry: CollectorRegistry) -> type[BaseHTTPRe
             """A probe a second is not worth a line."""
 
     return Handler
+
+
+def _metrics(registry: CollectorRegistry, accept: str) -> _Answer:
+    """OpenMetrics 1.0, which has exemplars, where it is asked for at least as much as text; else the classic text."""
+    asked = _qualities(accept)
+    if asked.get(OPENMETRICS, 0.0) > 0.0 and asked[OPENMETRICS] >= asked.get("text/plain", 0.0):
+        return _Answer(HTTPStatus.OK, openmetrics.CONTENT_TYPE_LATEST, _openmetrics_text(registry))
+    return _Answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(registry))
+
+
+def _openmetrics_text(registry: CollectorRegistry) -> bytes:
+    text: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+    return text
+
+
+def _qualities(accept: str) -> dict[str, float]:
+    """How much each media type is wanted, 0 to 1 (RFC 9110, 12.5.1); a range that cannot be read is passed over."""
+    found: dict[str, float] = {}
+    for media_range in accept.split(","):
+        kind, *parameters = (part.strip().lower() for part in media_range.split(";"))
+        given = dict(part.split("=", 1) for part in parameters if "=" in part)
+        try:
+            quality = float(given.get("q", "1"))
+        except ValueError:
+            continue
+        found[kind] = max(found.get(kind, 0.0), quality)
+    return found
 
 
 def _report(state: HealthState, reasons: list[str]) -> _Answer:

@@ -28,6 +28,7 @@ from streaming.clients import (
     ProducerClient,
     TransactionalProducerClient,
 )
+from streaming.decisions import Places
 from streaming.health import HealthState
 
 log = structlog.get_logger()
@@ -44,12 +45,14 @@ class Sent:
     """Decisions (or a dead letter) on their way: `offsets` of their records by partition, and what the ledger is told.
 
     `start_ms` float64: from when each one's latency counts, ms since the epoch. `path` is empty for a dead letter.
+    `places`: where each one's transaction lies, in the same order; None for a dead letter.
     """
 
     offsets: dict[Partition, Int64]
     start_ms: Float64
     path: Path | Literal[""]
     cause: str | None
+    places: Places | None = None
 
 
 class Outbox(Protocol):

@@ -15,7 +15,7 @@ from cascade.schema import Roles
 from streaming.clients import FetchedBatch, Partition
 from streaming.codecs import Reject
 from streaming.dead_letters import HEADER_PREFIX, dead_letter
-from streaming.decisions import CAUSES, STAGES, DecisionColumns, encode_decisions, message_keys
+from streaming.decisions import CAUSES, STAGES, DecisionColumns, Places, encode_decisions, message_keys
 from streaming.duplicates import FirstColumns, FirstDecisions
 from streaming.escalations import Outcome
 from streaming.in_flight import Rows
@@ -126,8 +126,9 @@ class Publisher:
                 cards = rows.batch[self._roles.card][chosen]
                 keys += message_keys(cards) if self._hasher is None else self._hasher.text(cards)
                 offsets[topic, partition] = columns.offsets
+            places = Places(rows.partitions, rows.source, rows.offsets)
             self._outbox.send_many(
-                self._config.kafka.topics.decisions, keys, messages, Sent(offsets, rows.start_ms, path, cause)
+                self._config.kafka.topics.decisions, keys, messages, Sent(offsets, rows.start_ms, path, cause, places)
             )
         self._ledger.record_stage("produce", self._stage_clock.wall_s, self._stage_clock.cpu_s, len(rows))
         return int(now_ms)

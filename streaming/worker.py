@@ -191,6 +191,7 @@ class Worker:
         self._health.progress()
         accepted = [part for part in map(self._accept, fetched) if part is not None]
         if accepted:
+            self._compare_clocks(accepted)
             self._handle(accepted)
         elif self._config.labels.alignment == "arrival":
             self._ledger.count_labels(self._labels.catch_up())
@@ -276,6 +277,17 @@ class Worker:
             one.take(accepted.batch.offsets)
         return accepted.batch
 
+    def _compare_clocks(self, fetched: Sequence[FetchedBatch]) -> None:
+        """Tell the ledger how long the newest record has waited, before anything is done with it."""
+        now_ms = self._clock.time() * 1e3
+        newest_ms = max((int(one.timestamps_ms.max()) for one in fetched if len(one.timestamps_ms)), default=-1)
+        if newest_ms < 0:
+            return  # without stamps
+        early = 0
+        if newest_ms > now_ms:
+            early = sum(int(np.count_nonzero(one.timestamps_ms > now_ms)) for one in fetched)
+        self._ledger.record_arrival((now_ms - newest_ms) / 1e3, early)
+
     def _handle(self, fetched: Sequence[FetchedBatch]) -> None:
         decided = {partition: one.decided for partition, one in self._recovery.owned.items()}
         with self._stage_clock:
@@ -319,7 +331,7 @@ class Worker:
         """(start_ms, queue_ms) float64 [rows]: from when each row's deadline counts, and how long it has waited."""
         now_ms = self._clock.time() * 1e3
         from_append = self._config.deadline.start == "append"
-        # a broker's clock ahead of ours must not make a negative wait
+        # a broker's clock ahead of ours must not make a negative wait; the ledger is told of it when the record comes
         start_ms = np.minimum(intake.appended_ms, now_ms) if from_append else np.full(intake.batch.rows, now_ms)
         return start_ms, now_ms - start_ms
 
@@ -368,7 +380,8 @@ class Worker:
     def _kept(self, sent: Sent) -> None:
         if sent.path:
             latency_s = np.maximum(self._clock.time() * 1e3 - sent.start_ms, 0.0) / 1e3
-            self._ledger.record_decisions(sent.path, latency_s, sent.cause)
+            ids = None if sent.places is None else sent.places.ids
+            self._ledger.record_decisions(sent.path, latency_s, sent.cause, ids)
 
     # --- partitions and state -----------------------------------------------------------------------------------
 

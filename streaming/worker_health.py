@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import http.client
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
-from streaming.health import HealthState
+from streaming.health import OPENMETRICS, HealthState
 
 TIMEOUT_S = 2.0
 
@@ -49,15 +50,15 @@ def ask_health(port: int, name: str, health: HealthState) -> bool:
 
 
 def ask_metrics(port: int | None) -> str:
-    """A worker's metrics; empty where it does not answer."""
-    body = None if port is None else _ask(port, "/metrics")
+    """A worker's metrics in OpenMetrics, which has exemplars; empty where it does not answer."""
+    body = None if port is None else _ask(port, "/metrics", {"Accept": OPENMETRICS})
     return "" if body is None else body.decode()
 
 
-def _ask(port: int, path: str) -> bytes | None:
+def _ask(port: int, path: str, headers: Mapping[str, str] | None = None) -> bytes | None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=headers or {})
         return connection.getresponse().read()
     except (OSError, http.client.HTTPException):
         return None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
@@ -15,7 +16,9 @@ Groups = Mapping[str, Iterable[Metric]]
 
 
 def parse_metrics(text: str) -> list[Metric]:
-    """The families of a text exposition; raises ValueError where it is none."""
+    """The families of an exposition, OpenMetrics or the classic text; raises ValueError where it is neither."""
+    if text.endswith("# EOF\n"):
+        return list(openmetrics.text_string_to_metric_families(text))  # type: ignore[no-untyped-call]
     return list(text_string_to_metric_families(text))
 
 

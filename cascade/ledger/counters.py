@@ -18,7 +18,11 @@ OTHER_LABEL: Final = "other"
 
 @dataclass(slots=True)
 class Counters:
-    """The ledger's counts; a copy is consistent within itself."""
+    """The ledger's counts; a copy is consistent within itself.
+
+    `early_records`: stamped ahead of the worker's clock. `least_wait_s`: of a record in the last ten minutes, as
+    `LeastWait` has it: the lowest and the highest of all ledgers that are in here; None where no record came.
+    """
 
     paths: dict[Path, LatencyHistogram]
     stages: dict[Stage, LatencyHistogram]
@@ -35,6 +39,8 @@ class Counters:
     hedged_calls: int = 0
     escalation_raised: float = 0.0
     escalation_raised_max: float = 0.0
+    early_records: int = 0
+    least_wait_s: tuple[float, float] | None = None
 
     @classmethod
     def empty(cls) -> Counters:
@@ -62,7 +68,10 @@ class Counters:
         )
 
     def merge(self, other: Counters) -> None:
-        """Add all that `other` has counted; of how far overload raised the threshold, the larger stays."""
+        """Add all that `other` has counted; of how far overload raised the threshold, the larger stays.
+
+        Each worker has a clock of its own: of the least waits, the lowest and the highest stay.
+        """
         for path, histogram in other.paths.items():
             self.paths[path].merge(histogram)
         for stage, histogram in other.stages.items():
@@ -82,11 +91,16 @@ class Counters:
         self.hedged_calls += other.hedged_calls
         self.escalation_raised = max(self.escalation_raised, other.escalation_raised)
         self.escalation_raised_max = max(self.escalation_raised_max, other.escalation_raised_max)
+        self.early_records += other.early_records
+        waits = [one for one in (self.least_wait_s, other.least_wait_s) if one is not None]
+        if waits:
+            self.least_wait_s = (min(low for low, _ in waits), max(high for _, high in waits))
 
     def since(self, earlier: Counters) -> Counters:
         """What was counted after `earlier`, a copy of these counters at an earlier time.
 
-        The threshold's rise is the one at the end; its highest is exact where it is a new one, else at least so high.
+        The threshold's rise and the least wait are those at the end; the rise's highest is exact where it is a new one,
+        else at least so high.
         Raises DataError where `earlier` has counted what these have not.
         """
         raised = max(earlier.escalation_raised, self.escalation_raised)
@@ -107,6 +121,8 @@ class Counters:
             hedged_calls=self.hedged_calls - earlier.hedged_calls,
             escalation_raised=self.escalation_raised,
             escalation_raised_max=highest,
+            early_records=self.early_records - earlier.early_records,
+            least_wait_s=self.least_wait_s,
         )
 
     @property

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 import cascade
 from cascade.ledger.account import MeterState
 from cascade.ledger.counters import Counters
+from cascade.ledger.exemplars import BUCKETS_S, EXEMPLAR_LABEL, LatencyExemplar
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.ledger import Ledger
 from cascade.ledger.sla import ObjectiveEvents, ObjectiveResult
 
-# Seconds, from a stage's tens of microseconds to a deadline missed by far; 5 ms and 20 ms are default objectives.
-BUCKETS_S: Final = (
-    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5,
-    1.0, 2.5, 10.0,
-)  # fmt: skip
+_Buckets = list[tuple[str, float] | tuple[str, float, Exemplar]]
 
 
 class LedgerCollector(Collector):
     """Metrics of one ledger, a consistent copy for each scrape, which also samples the energy meters.
 
     Histogram counts come from the ledger's finer buckets: one that a limit cuts is counted above it, so a count is at
-    most 1.6 % of the limit's neighbourhood too low, and never too high.
+    most 1.6 % of the limit's neighbourhood too low, and never too high. The latency of decisions has exemplars, which
+    OpenMetrics shows: for each bucket a recent decision in it.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -38,10 +36,11 @@ class LedgerCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """All families, at this moment."""
         counters = self._ledger.counters()
-        yield from _decisions(counters)
+        yield from _decisions(counters, self._ledger)
         yield from _stages(counters)
         yield from _deep(counters)
         yield from _delivery(counters)
+        yield from _clock(counters)
         yield from energy_metrics(self._ledger.sample_energy())
         yield from _objectives(self._ledger.objectives(counters))
         yield from _events(self._ledger.objective_events(counters))
@@ -62,11 +61,14 @@ def ledger_registry(ledger: Ledger) -> CollectorRegistry:
     return registry
 
 
-def _decisions(counters: Counters) -> Iterable[Metric]:
+def _decisions(counters: Counters, ledger: Ledger) -> Iterable[Metric]:
     yield _counter(
         "cascade_decisions", "Decisions.", "path", ((path, held.count) for path, held in counters.paths.items())
     )
-    yield _histogram("cascade_decision_latency_seconds", "From append to decision.", "path", counters.paths.items())
+    latency = HistogramMetricFamily("cascade_decision_latency_seconds", "From append to decision.", labels=["path"])
+    for path, held in counters.paths.items():
+        latency.add_metric([path], _buckets(held, ledger.exemplars(path)), held.sum_s)
+    yield latency
     yield _counter("cascade_degraded", "Degraded decisions.", "cause", counters.degraded_by_cause.items())
     yield _counter("cascade_dead_letters", "Records that could not be read.", "reason", counters.dead_letters.items())
     yield CounterMetricFamily("cascade_labels", "Labels that arrived.", counters.labels)
@@ -101,6 +103,20 @@ def _delivery(counters: Counters) -> Iterable[Metric]:
         "How far overload has raised the escalation threshold.",
         counters.escalation_raised,
     )
+
+
+def _clock(counters: Counters) -> Iterable[Metric]:
+    yield CounterMetricFamily(
+        "cascade_early_records", "Records stamped ahead of the worker's clock.", counters.early_records
+    )
+    bound = GaugeMetricFamily(
+        "cascade_clock_skew_bound_seconds",
+        "Least wait of a record in ten minutes, by its stamp: the worker's clock is ahead of the one that stamps"
+        " records (the broker's, with LogAppendTime) by at most this; below zero, it is behind by at least as much.",
+    )
+    if counters.least_wait_s is not None:
+        bound.add_metric([], counters.least_wait_s[0])
+    yield bound
 
 
 def energy_metrics(states: Iterable[MeterState]) -> Iterable[Metric]:
@@ -163,7 +179,16 @@ def _histogram(
     return family
 
 
-def _buckets(histogram: LatencyHistogram) -> list[tuple[str, float]]:
-    counts = histogram.counts_up_to(np.array(BUCKETS_S))
-    bounded = [(str(limit), float(count)) for limit, count in zip(BUCKETS_S, counts, strict=True)]
-    return [*bounded, ("+Inf", float(histogram.count))]
+def _buckets(histogram: LatencyHistogram, exemplars: Sequence[LatencyExemplar | None] = ()) -> _Buckets:
+    counts = [*histogram.counts_up_to(np.array(BUCKETS_S)).tolist(), histogram.count]
+    named = zip([*map(str, BUCKETS_S), "+Inf"], map(float, counts), strict=True)
+    if not exemplars:
+        return list(named)
+    return [
+        (limit, count) if one is None else (limit, count, _exemplar(one))
+        for (limit, count), one in zip(named, exemplars, strict=True)
+    ]
+
+
+def _exemplar(one: LatencyExemplar) -> Exemplar:
+    return Exemplar({EXEMPLAR_LABEL: one.decision_id}, one.latency_s, one.at_s)

@@ -13,6 +13,7 @@ from cascade.ledger.sla import ObjectiveResult, ServiceLevel, evaluate
 from cascade.ledger.summary import (
     CarbonFigures,
     CarbonTotal,
+    ClockFigures,
     DeepCallFigures,
     EnergyFigure,
     EnergyTotal,
@@ -67,6 +68,7 @@ def summarise(account: Account, quality: QualityComparison | None = None) -> Led
         books=attribute(account) if account.meters else None,
         carbon=_carbon_figures(account, decisions),
         objectives=objectives(account.service_level, counters),
+        clock=_clock_figures(counters),
         machine=account.machines[0],
         other_machines=account.machines[1:],
         quality=quality,
@@ -109,6 +111,15 @@ def _stage_figures(counters: Counters, watts_per_core: float | None) -> dict[str
             modelled_mj_per_transaction=None if modelled_j is None else _per(1e3 * modelled_j, counters.decisions),
         )
     return figures
+
+
+def _clock_figures(counters: Counters) -> ClockFigures | None:
+    if counters.least_wait_s is None:
+        return None
+    low_s, high_s = counters.least_wait_s
+    return ClockFigures(
+        least_wait_ms=1e3 * low_s, least_wait_ms_highest=1e3 * high_s, early_records=counters.early_records
+    )
 
 
 def _energy_figure(state: MeterState, decisions: int) -> EnergyFigure:

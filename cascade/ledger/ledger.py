@@ -11,7 +11,9 @@ from cascade.columns import Float64
 from cascade.errors import CascadeError
 from cascade.ledger.account import Account, MeterState
 from cascade.ledger.carbon import Carbon
+from cascade.ledger.clock_skew import LeastWait
 from cascade.ledger.counters import Counters, add
+from cascade.ledger.exemplars import Exemplars, Ids, LatencyExemplar
 from cascade.ledger.figures import objectives, summarise
 from cascade.ledger.machine import Machine, describe_machine
 from cascade.ledger.sla import ObjectiveEvents, ObjectiveResult, Path, ServiceLevel
@@ -95,6 +97,8 @@ class Ledger:
         self._clock = clock
         self._machine: Machine = describe_machine()
         self._counters = Counters.empty()
+        self._waits = LeastWait(clock)
+        self._exemplars = Exemplars()
         self._counting = threading.Lock()
         self._metering = threading.Lock()
         self.started = datetime.now(UTC)
@@ -112,10 +116,22 @@ class Ledger:
         with self._counting:
             self._counters.stages["queue"].record(values_s)
 
-    def record_decisions(self, path: Path, latency_s: Float64, cause: str | None = None) -> None:
+    def record_arrival(self, least_wait_s: float, early: int = 0) -> None:
+        """Of records fetched together: the least seconds that one had waited, and how many were stamped ahead of now.
+
+        Both by the worker's clock against the records' stamps, so the wait is negative where that clock is behind.
+        """
+        with self._counting:
+            self._waits.record(least_wait_s)
+            self._counters.early_records += early
+
+    def record_decisions(
+        self, path: Path, latency_s: Float64, cause: str | None = None, ids: Ids | None = None
+    ) -> None:
         """Decisions on `path`, with the seconds from append to decision, float64 [rows].
 
-        `cause` belongs to `degraded`, and only there; raises ValueError otherwise.
+        `cause` belongs to `degraded`, and only there; raises ValueError otherwise. `ids` gives the decision ids of rows
+        int64 [some], which become exemplars; it is asked for one row a bucket at most.
         """
         if (cause is not None) != (path == "degraded"):
             raise ValueError(
@@ -125,6 +141,8 @@ class Ledger:
             self._counters.paths[path].record(latency_s)
             if cause is not None:
                 add(self._counters.degraded_by_cause, cause, len(latency_s))
+        if ids is not None:
+            self._exemplars.record(path, latency_s, ids, time.time())
 
     def count_dead_letters(self, reason: str, count: int) -> None:
         """`count` records could not be read, for `reason` (a short fixed word, never data)."""
@@ -176,7 +194,14 @@ class Ledger:
     def counters(self) -> Counters:
         """A copy of all counts, consistent within itself."""
         with self._counting:
-            return self._counters.copy()
+            copy = self._counters.copy()
+            least_s = self._waits.least_s
+        copy.least_wait_s = None if least_s is None else (least_s, least_s)
+        return copy
+
+    def exemplars(self, path: Path) -> list[LatencyExemplar | None]:
+        """A recent decision for each of the exported buckets, see `Exemplars.of`."""
+        return self._exemplars.of(path)
 
     def sample_energy(self) -> tuple[MeterState, ...]:
         """Read every meter; one that fails stays in the list with its problem and without a reading."""

@@ -17,6 +17,7 @@ from cascade.ledger.burn import ALARMS, WINDOWS_S, BurnStatus, ObjectiveBurn
 from cascade.ledger.sla import ObjectiveResult, Status
 from cascade.ledger.summary import (
     CarbonFigures,
+    ClockFigures,
     EnergyFigure,
     LatencyFigures,
     LedgerSummary,
@@ -30,6 +31,8 @@ _STATUS_STYLE: Final[dict[Status, str]] = {"met": "bold green", "missed": "bold 
 _BURN_STYLE: Final[dict[BurnStatus, str]] = {
     "within": "bold green", "ticket": "bold yellow", "page": "bold red", "no data": "yellow"
 }  # fmt: skip
+# Kafka's stamps are whole milliseconds.
+_SKEW_SHOWN_MS: Final = 1.0
 _KIND_STYLE: Final = {"measured": "green", "modelled": "yellow"}
 
 
@@ -116,11 +119,27 @@ def _causes(summary: LedgerSummary) -> str | None:
         ""
         if not summary.escalation_raised_max
         else f"overload raised the escalation threshold by up to {summary.escalation_raised_max:.1f} log-odds",
+        _clock(summary.clock),
         ""
         if recovery is None
         else f"state of {recovery.count} partitions rebuilt, each within {recovery.max_ms / 1e3:.1f} s",
     ]
     return "\n".join(part for part in parts if part) or None
+
+
+def _clock(clock: ClockFigures | None) -> str:
+    """What the waits say of the worker's clock; empty where that is within what the stamps can tell."""
+    if clock is None:
+        return ""
+    low_ms, high_ms = clock.least_wait_ms, clock.least_wait_ms_highest
+    said = []
+    if low_ms < -_SKEW_SHOWN_MS:
+        said.append(f"behind by at least {number_text(-low_ms)} ms")
+    if high_ms > _SKEW_SHOWN_MS:
+        said.append(f"ahead by at most {number_text(high_ms)} ms")
+    if clock.early_records:
+        said.append(f"{clock.early_records:,} records came before their time")
+    return f"the worker's clock against the records' stamps: {', '.join(said)}" if said else ""
 
 
 def _listing(title: str, counts: Mapping[str, int], total: int = 0) -> str:

@@ -81,6 +81,19 @@ class DeepCallFigures(msgspec.Struct, frozen=True, kw_only=True):
     hedged_calls: int
 
 
+class ClockFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The worker's clock against the one that stamps records, by their least wait in the last ten minutes.
+
+    The worker's clock is ahead by at most `least_wait_ms`; where that is negative, behind by at least as much. Of
+    several workers it is the lowest, `least_wait_ms_highest` the highest. `early_records`: stamped ahead of the
+    worker's clock.
+    """
+
+    least_wait_ms: float
+    least_wait_ms_highest: float
+    early_records: int
+
+
 class EnergyFigure(msgspec.Struct, frozen=True, kw_only=True):
     """One meter's figure. Where its counter was lost, `energy_j` is None (never 0) and `problem` says why."""
 
@@ -157,8 +170,9 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     first included. `offset_gaps`: stretches without records in the log. `escalation_raised_max`: how far overload has
     raised the escalation threshold, log-odds. `screener`: how the screener scored; `deep_backend`: what ran the deep model.
     `processes`: workers of one service side by side; `restarts`: times that one of them ended unexpectedly, whose last
-    second is then in no figure. `burn`: error budgets over time, of a journal only. `books`: the joules by who used
-    them. `other_machines`: beside `machine`, where ledgers of several were merged.
+    second is then in no figure. `burn`: error budgets over time, of a journal only. `clock`: None where no
+    record came in the last ten minutes. `books`: the joules by who used them. `other_machines`: beside `machine`, where
+    ledgers of several were merged.
     """
 
     format: int = SUMMARY_FORMAT
@@ -190,6 +204,7 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     carbon: CarbonFigures | None = None
     objectives: tuple[ObjectiveResult, ...]
     burn: tuple[ObjectiveBurn, ...] = ()
+    clock: ClockFigures | None = None
     machine: Machine
     other_machines: tuple[Machine, ...] = ()
     processes: int = 1

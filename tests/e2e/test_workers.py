@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.cluster import committed_of, ends_of, escalating_bundle, read_decisions, simulated
@@ -32,6 +33,7 @@ from cascade.ledger import LedgerSummary, read_journal, summarise
 from stages.assembly import deep_signature
 from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
+from streaming.health import OPENMETRICS
 from tests.conftest import SHIPPED, Broker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.triton, pytest.mark.slow]
@@ -63,10 +65,10 @@ def triton_server(
         yield running
 
 
-def ask(config: Config, path: str) -> tuple[int, str]:
+def ask(config: Config, path: str, accept: str = "*/*") -> tuple[int, str]:
     url = f"http://{config.health.host}:{config.health.port}{path}"
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept}), timeout=5) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -105,6 +107,16 @@ def decided_by(metrics: str) -> Counter[str]:
     return found
 
 
+def exemplars_in(metrics: str) -> dict[str, str]:
+    """Workers by the decision ids that they show."""
+    return {
+        sample.exemplar.labels["decision_id"]: sample.labels["worker"]
+        for family in openmetrics.text_string_to_metric_families(metrics)
+        for sample in family.samples
+        if sample.exemplar
+    }
+
+
 def worker_pid(service: ServiceProcess, number: int) -> int:
     assert service.pid is not None
     (found,) = [
@@ -124,6 +136,7 @@ class Told:
     shares: dict[str, set[int]]
     decided: Counter[str]
     metrics: str
+    exemplars: dict[str, str]
     waiting: list[str]
     not_alive: list[str]
     pids: list[int]
@@ -165,6 +178,7 @@ def told(
         # a decision is counted once the broker has confirmed it, which is after others can read it
         wait_until(lambda: sum(decided_by(ask(config, "/metrics")[1]).values()) >= half, "counted")
         metrics = ask(config, "/metrics")[1]
+        exemplars = exemplars_in(ask(config, "/metrics", OPENMETRICS)[1])
         wait_until(lambda: committed_of(config) == ends_of(config, config.kafka.topics.transactions), "committed")
         time.sleep(ACCOUNTED_S)
         pids = [worker_pid(service, number) for number in range(2)]
@@ -183,8 +197,8 @@ def told(
         stopped_after_s = time.monotonic() - asked_s
         left = [one.pid for one in family if one.is_running()]
     return Told(
-        config, rows, shares, decided_by(metrics), metrics, waiting, not_alive, pids, ledger, stopped_after_s, left,
-        path.with_suffix(".log").read_text(), triton_server.pid,
+        config, rows, shares, decided_by(metrics), metrics, exemplars, waiting, not_alive, pids, ledger,
+        stopped_after_s, left, path.with_suffix(".log").read_text(), triton_server.pid,
     )  # fmt: skip
 
 
@@ -210,6 +224,16 @@ def test_metrics_are_of_both_and_of_what_they_share(told: Told) -> None:
     assert meters["shared"] >= 1
     up = {sample.labels["worker"]: sample.value for sample in families["cascade_worker_up"].samples}
     assert up == {"0": 1.0, "1": 1.0}
+
+
+def test_exemplars_name_transactions_that_their_worker_decided(told: Told) -> None:
+    shares = {worker.removeprefix("worker "): numbers for worker, numbers in told.shares.items()}
+    assert set(told.exemplars.values()) == {"0", "1"}
+    ends = ends_of(told.config, told.config.kafka.topics.transactions)
+    for decision_id, worker in told.exemplars.items():
+        partition, offset = map(int, decision_id.rsplit("-", 2)[1:])
+        assert partition in shares[worker]
+        assert 0 <= offset < ends[partition]
 
 
 def test_a_killed_worker_is_named_and_comes_back(told: Told) -> None:

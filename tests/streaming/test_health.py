@@ -39,6 +39,47 @@ def server(state: HealthState) -> Iterator[HealthServer]:
         yield server
 
 
+def content_type(server: HealthServer, accept: str) -> tuple[str, str]:
+    """(content type, body) of /metrics."""
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=5)
+    try:
+        connection.request("GET", "/metrics", headers={"Accept": accept} if accept else {})
+        answer = connection.getresponse()
+        return answer.headers["Content-Type"], answer.read().decode()
+    finally:
+        connection.close()
+
+
+# what Prometheus 2.5x and 3 send, and others
+OPENMETRICS_ASKED = (
+    "application/openmetrics-text",
+    "application/openmetrics-text;version=1.0.0;q=0.75,application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=0.0.4;q=0.25,*/*;q=0.1",
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,*/*;q=0.2",
+    "text/plain, Application/OpenMetrics-Text ; q=1.0",
+)
+TEXT_ASKED = (
+    "", "*/*", "text/plain", "application/json", "application/openmetrics-text;q=0", "application/openmetrics-text;q=x",
+    "text/plain;q=0.9,application/openmetrics-text;q=0.1", ",;,=;q",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("accept", OPENMETRICS_ASKED)
+def test_metrics_are_openmetrics_where_that_is_asked_for(server: HealthServer, accept: str) -> None:
+    kind, body = content_type(server, accept)
+    assert kind == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    assert body.endswith("decisions_total 3.0\n# EOF\n") or body.endswith("# EOF\n")
+
+
+@pytest.mark.parametrize("accept", TEXT_ASKED)
+def test_metrics_are_the_classic_text_else(server: HealthServer, accept: str) -> None:
+    kind, body = content_type(server, accept)
+    assert kind == "text/plain; version=1.0.0; charset=utf-8"
+    assert "decisions_total 3.0" in body
+    assert "# EOF" not in body
+
+
 def ask(server: HealthServer, path: str, method: str = "GET") -> tuple[int, str]:
     connection = http.client.HTTPConnection(server.host, server.port, timeout=5)
     try:

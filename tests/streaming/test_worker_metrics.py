@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 from prometheus_client.parser import text_string_to_metric_families
 
 from cascade.ledger import Ledger, ledger_registry
+from streaming.decisions import Places
 from streaming.health import HealthServer, HealthState
 from streaming.worker_health import ask_health, ask_metrics
 from streaming.worker_metrics import parse_metrics, workers_registry
@@ -120,6 +123,34 @@ def test_metrics_are_asked_for() -> None:
         (family,) = [one for one in parse_metrics(ask_metrics(asked.server.port)) if one.name == "cascade_decisions"]
     assert isinstance(family, Metric)
     assert sum(sample.value for sample in family.samples) == 3
+
+
+def test_exemplars_of_workers_are_kept_and_the_classic_text_of_them_stays_the_same() -> None:
+    ledgers = {"0": ledger_of(3), "1": ledger_of(5)}
+    for worker, ledger in ledgers.items():
+        ledger.record_decisions(
+            "escalated", np.array([0.015]), None, Places([("t", int(worker))], np.zeros(1, np.int64), np.arange(1)).ids
+        )
+    asked = {worker: Asked(ledger_registry(ledger)) for worker, ledger in ledgers.items()}
+    texts = {worker: ask_metrics(one.server.port) for worker, one in asked.items()}
+    for one in asked.values():
+        one.server.close()
+    assert all(text.endswith("# EOF\n") for text in texts.values())
+    registry = workers_registry(lambda: {worker: parse_metrics(text) for worker, text in texts.items()})
+    merged = openmetrics.text_string_to_metric_families(openmetrics_text(registry).decode())
+    shown = {
+        (one.labels["worker"], one.labels["le"]): one.exemplar.labels["decision_id"]
+        for family in merged
+        for one in family.samples
+        if one.exemplar
+    }
+    assert shown == {("0", "0.02"): "t-0-0", ("1", "0.02"): "t-1-0"}
+    classic = {worker: text_of(ledger) for worker, ledger in ledgers.items()}
+    through_openmetrics, through_text = samples(generate_latest(registry).decode()), samples(merged_text(classic))
+    assert through_openmetrics.keys() == through_text.keys()
+    changing = {"cascade_stage_cpu_seconds_total", "cascade_energy_joules_total"}
+    same = {key: value for key, value in through_text.items() if key[0] not in changing}
+    assert {key: through_openmetrics[key] for key in same} == same
 
 
 @pytest.mark.parametrize("spoilt", ["{", "cascade_decisions_total{path=", "a b c d"])

@@ -1,0 +1,139 @@
+"""The least wait: what it bounds, how long it is believed, and how it stands in accounts, metrics and the table."""
+
+from __future__ import annotations
+
+import io
+
+import msgspec
+import numpy as np
+import pytest
+from prometheus_client import generate_latest
+from rich.console import Console
+
+from cascade.ledger import Account, Ledger, ledger_registry, merge_accounts, render, summarise
+from cascade.ledger.clock_skew import WINDOW_S, WINDOWS, LeastWait
+from cascade.ledger.counters import Counters
+
+
+class Clock:
+    now_s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(clock: Clock) -> Ledger:
+    return Ledger(clock=clock)
+
+
+def test_the_least_wait_is_never_below_the_offset_and_reaches_it_with_a_record_without_delay(clock: Clock) -> None:
+    rng = np.random.default_rng(1)
+    for offset_s in (-0.040, 0.0, 0.250):
+        waits, delays_s = LeastWait(clock), rng.exponential(0.005, 1_000)
+        for delay_s in delays_s.tolist():
+            waits.record(delay_s + offset_s)
+            clock.now_s += 0.5
+        assert waits.least_s == pytest.approx(offset_s + float(delays_s.min()))
+        assert waits.least_s is not None
+        assert offset_s <= waits.least_s < offset_s + 0.001
+
+
+def test_a_clock_that_was_set_right_is_believed_after_ten_minutes(clock: Clock) -> None:
+    waits, clock.now_s = LeastWait(clock), 0.0
+    waits.record(-5.0)
+    for _ in range(1, WINDOWS):
+        clock.now_s += WINDOW_S
+        waits.record(0.002)
+        assert waits.least_s == -5.0
+    clock.now_s += WINDOW_S
+    waits.record(0.002)
+    assert waits.least_s == 0.002
+    clock.now_s += WINDOWS * WINDOW_S
+    assert waits.least_s is None
+
+
+def test_its_memory_is_bounded(clock: Clock) -> None:
+    waits = LeastWait(clock)
+    for _ in range(10_000):
+        clock.now_s += WINDOW_S
+        waits.record(0.001)
+    assert len(waits._windows) == WINDOWS
+
+
+def test_merged_workers_keep_the_lowest_and_the_highest_and_add_what_came_early() -> None:
+    accounts = []
+    for wait_s, early in ((-0.003, 7), (0.004, 0), (None, 0)):
+        ledger = Ledger()
+        if wait_s is not None:
+            ledger.record_arrival(wait_s, early)
+        accounts.append(ledger.account())
+    clock = summarise(merge_accounts(accounts)).clock
+    assert clock is not None
+    assert (clock.least_wait_ms, clock.least_wait_ms_highest, clock.early_records) == (-3.0, 4.0, 7)
+
+
+def test_a_part_of_an_account_has_the_wait_at_its_end_and_its_own_early_records(ledger: Ledger, clock: Clock) -> None:
+    ledger.record_arrival(-0.010, 3)
+    before = ledger.account()
+    clock.now_s += WINDOWS * WINDOW_S
+    ledger.record_arrival(0.002, 0)
+    ledger.record_arrival(-0.001, 1)
+    part = ledger.account().since(before).counters
+    assert (part.early_records, part.least_wait_s) == (1, (-0.001, -0.001))
+
+
+def test_it_is_read_as_written_and_lines_of_earlier_releases_are_read_still(ledger: Ledger) -> None:
+    ledger.record_arrival(-0.010, 3)
+    line = ledger.account().to_json()
+    assert Account.from_json(line).counters.least_wait_s == (-0.010, -0.010)
+    earlier = msgspec.json.decode(line)
+    for name in ("early_records", "least_wait_s"):
+        del earlier["counters"][name]
+    counters = Account.from_json(msgspec.json.encode(earlier)).counters
+    assert (counters.early_records, counters.least_wait_s) == (0, None)
+    counters.merge(Counters.empty())
+    assert counters.least_wait_s is None
+
+
+def metrics(ledger: Ledger) -> str:
+    return generate_latest(ledger_registry(ledger)).decode()
+
+
+def test_the_gauge_is_there_once_a_record_came(ledger: Ledger) -> None:
+    assert "\ncascade_clock_skew_bound_seconds " not in metrics(ledger)
+    ledger.record_arrival(-0.25, 2)
+    assert "\ncascade_clock_skew_bound_seconds -0.25\n" in metrics(ledger)
+    assert "\ncascade_early_records_total 2.0\n" in metrics(ledger)
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "early", "said"),
+    [
+        (0.0009, 0, None),
+        (-0.0009, 0, None),
+        (0.0042, 0, "the worker's clock against the records' stamps: ahead by at most 4.20 ms"),
+        (
+            -0.030, 5,
+            "the worker's clock against the records' stamps: behind by at least 30.0 ms, 5 records came before their"
+            " time",
+        ),
+    ],
+)  # fmt: skip
+def test_the_table_tells_it_beyond_a_millisecond(ledger: Ledger, wait_s: float, early: int, said: str | None) -> None:
+    ledger.record_decisions("screened", np.full(5, 0.001))
+    ledger.record_arrival(wait_s, early)
+    out = io.StringIO()
+    render(ledger.summary(), Console(file=out, width=200))
+    shown = " ".join(out.getvalue().split())
+    assert ("the worker's clock" in shown) == (said is not None)
+    assert said is None or said in shown
+
+
+def test_a_ledger_that_saw_no_record_tells_nothing(ledger: Ledger) -> None:
+    assert ledger.summary().clock is None

@@ -1,0 +1,114 @@
+"""Exemplars: of each bucket a recent decision that is in it, in OpenMetrics alone, and as many as buckets."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from cascade.ledger import Ledger, ledger_registry
+from cascade.ledger.exemplars import BUCKETS_S, ID_CHARACTERS_MAX, Exemplars
+from streaming.decisions import Places, decision_ids
+
+NAME = "cascade_decision_latency_seconds"
+
+
+def places(rows: int, topic: str = "transactions") -> Places:
+    partitions = [(topic, 3), (topic, 0)]
+    return Places(partitions, np.arange(rows) % 2, 1_000 + np.arange(rows))
+
+
+def buckets_of(ledger: Ledger, path: str = "screened") -> list[Sample]:
+    text = generate_openmetrics(ledger_registry(ledger)).decode()
+    (family,) = [one for one in text_string_to_metric_families(text) if one.name == NAME]
+    return [one for one in family.samples if one.name == f"{NAME}_bucket" and one.labels["path"] == path]
+
+
+def test_each_bucket_shows_the_last_decision_that_fell_into_it() -> None:
+    rng = np.random.default_rng(1)
+    ledger = Ledger()
+    latency_s = rng.lognormal(-5.0, 2.0, 500)
+    for start in range(0, 500, 100):
+        part = slice(start, start + 100)
+        found = places(500)
+        ledger.record_decisions(
+            "screened", latency_s[part], None, Places(found.partitions, found.source[part], found.offsets[part]).ids
+        )
+    last: dict[int, int] = {}
+    for row, latency in enumerate(latency_s.tolist()):
+        last[next((n for n, limit in enumerate(BUCKETS_S) if latency <= limit), len(BUCKETS_S))] = row
+    assert len(last) > 8
+    low_s = 0.0
+    for number, sample in enumerate(buckets_of(ledger)):
+        high_s = float(sample.labels["le"])
+        if number not in last:
+            assert sample.exemplar is None
+        else:
+            row = last[number]
+            assert sample.exemplar is not None
+            partition = ("transactions", (3, 0)[row % 2])
+            assert sample.exemplar.labels == {"decision_id": f"transactions-{partition[1]}-{1_000 + row}"}
+            assert sample.exemplar.value == latency_s[row]
+            assert low_s < sample.exemplar.value <= high_s
+            assert sample.exemplar.timestamp is not None
+            assert float(sample.exemplar.timestamp) == pytest.approx(time.time(), abs=60)
+        low_s = high_s
+    assert math.isinf(low_s)
+
+
+def test_ids_are_those_of_the_decisions() -> None:
+    found = places(6)
+    whole = [decision_ids(*found.partitions[row % 2], found.offsets[row : row + 1])[0] for row in range(6)]
+    assert found.ids(np.array([4, 1])) == [whole[4], whole[1]]
+
+
+def test_paths_have_their_own_and_duplicates_too() -> None:
+    ledger = Ledger()
+    ledger.record_decisions("screened", np.array([0.003]), None, places(1).ids)
+    ledger.record_decisions("degraded", np.array([0.003]), "deadline", places(1, "other").ids)
+    ledger.record_decisions("duplicate", np.array([0.003]))
+    shown = {
+        path: [one.exemplar.labels["decision_id"] for one in buckets_of(ledger, path) if one.exemplar]
+        for path in ("screened", "escalated", "degraded", "duplicate")
+    }
+    assert shown == {
+        "screened": ["transactions-3-1000"], "escalated": [], "degraded": ["other-3-1000"], "duplicate": []
+    }  # fmt: skip
+
+
+def test_the_classic_text_has_none_and_is_what_it_was() -> None:
+    with_ids, without = Ledger(), Ledger()
+    with_ids.started = without.started
+    with_ids.record_decisions("screened", np.array([0.003, 2.0]), None, places(2).ids)
+    without.record_decisions("screened", np.array([0.003, 2.0]))
+    assert generate_latest(ledger_registry(with_ids)) == generate_latest(ledger_registry(without))
+    assert b"decision_id" not in generate_latest(ledger_registry(with_ids))
+
+
+def test_an_id_that_openmetrics_has_no_room_for_is_left_out() -> None:
+    exemplars, names = Exemplars(), ["x" * ID_CHARACTERS_MAX, "x" * (ID_CHARACTERS_MAX + 1)]
+    exemplars.record("screened", np.array([0.003, 0.3]), lambda rows: [names[row] for row in rows], 1.0)
+    assert [one.decision_id for one in exemplars.of("screened") if one] == names[:1]
+    ledger = Ledger()
+    ledger.record_decisions("screened", np.array([0.003]), None, places(1, "t" * 249).ids)
+    assert all(one.exemplar is None for one in buckets_of(ledger))
+
+
+def test_only_one_row_a_bucket_is_named_however_large_the_batch() -> None:
+    asked: list[int] = []
+
+    def ids(rows: np.ndarray) -> list[str]:
+        asked.append(len(rows))
+        return [f"t-0-{row}" for row in rows]
+
+    ledger = Ledger()
+    for _ in range(50):
+        ledger.record_decisions("screened", np.geomspace(1e-6, 100.0, 10_000), None, ids)
+    assert asked == [len(BUCKETS_S) + 1] * 50
+    assert len(ledger.exemplars("screened")) == len(BUCKETS_S) + 1
