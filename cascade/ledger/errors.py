@@ -1,4 +1,4 @@
-"""The ledger's own error: a meter that cannot be read."""
+"""The ledger's own errors: a meter that cannot be read, a comparison that would be a guess."""
 
 from __future__ import annotations
 
@@ -11,3 +11,7 @@ class MeterError(CascadeError):
     def __init__(self, meter: str, problem: str, remedy: str) -> None:
         self.meter, self.problem, self.remedy = meter, problem, remedy
         super().__init__(f"{meter}: {problem}; {remedy}")
+
+
+class CounterfactualError(CascadeError):
+    """What deep-only would have cost was not measured for this service; says why, and the remedy."""

@@ -10,6 +10,7 @@ import msgspec
 from cascade.errors import DataError
 from cascade.ledger.attribution import Books
 from cascade.ledger.burn import ObjectiveBurn
+from cascade.ledger.deep_cost import Estimate
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.machine import Machine
 from cascade.ledger.sla import ObjectiveResult
@@ -160,6 +161,61 @@ class QualityComparison(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelQuality, ...]
 
 
+class DeepOnly(msgspec.Struct, frozen=True, kw_only=True):
+    """Deep-only in calls of `rows_per_call` transactions, J; `ratio`: how many times the cascade's joules.
+
+    `saving_j`, `saving_share` (of deep-only's joules): negative where deep-only costs less. `break_even_share`: of
+    transactions that are escalated, at which both cost the same; None where the cascade asked the deep model nothing.
+    """
+
+    rows_per_call: float
+    energy_j: Estimate
+    ratio: Estimate
+    saving_j: Estimate
+    saving_share: Estimate
+    break_even_share: Estimate | None
+
+
+class EnergyComparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Cascade against deep-only by the meters of one kind, J.
+
+    `cascade_j`: by the ledger. `screener_j`: its screener's part. `own_deep_j`: its deep calls' part, where the model
+    server's is metered and the client's priced by the call; `own_deep_priced_j`: both priced, as a check. `shared_j`:
+    what is left, which deep-only needs as well. `filled`: calls as full as the stream fills them in time; `as_called`:
+    as full as the cascade's own; None where it made none.
+    """
+
+    kind: EnergyKind
+    meters: tuple[str, ...]
+    cascade_j: float
+    screener_j: float
+    own_deep_j: Estimate
+    own_deep_priced_j: Estimate | None
+    shared_j: Estimate
+    filled: DeepOnly
+    as_called: DeepOnly | None
+
+
+class Counterfactual(msgspec.Struct, frozen=True, kw_only=True):
+    """What the same stream would have cost with every transaction through the deep model; see ledger/counterfactual.py.
+
+    `transactions`: through the models, so without duplicates; `asked`: of them, the deep model was asked. `per_second`
+    and `limit_ms` (the escalated path's; None where there is none) say how full a call gets in time. `undivided`:
+    meters of the whole machine, which are not compared. The rest tells by what the cost of a call was measured.
+    """
+
+    transactions: int
+    asked: int
+    per_second: float
+    limit_ms: float | None
+    comparisons: tuple[EnergyComparison, ...]
+    undivided: tuple[str, ...]
+    measured_at: datetime
+    server: str
+    rounds: int
+    method: str
+
+
 class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a ledger knows at `ended`. Shares are in 0..1 of all decisions; None where there are none.
 
@@ -168,11 +224,12 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     and got their first decision again, the hit rate of the idempotency cache. `recovery`: from the assignment of a
     partition to its first decision, one value a partition. `sessions`: times that connections were made anew, the
     first included. `offset_gaps`: stretches without records in the log. `escalation_raised_max`: how far overload has
-    raised the escalation threshold, log-odds. `screener`: how the screener scored; `deep_backend`: what ran the deep model.
+    raised the escalation threshold, log-odds. `screener`: how it scored; `deep_backend`: what ran the deep model.
     `processes`: workers of one service side by side; `restarts`: times that one of them ended unexpectedly, whose last
     second is then in no figure. `burn`: error budgets over time, of a journal only. `clock`: None where no
     record came in the last ten minutes. `books`: the joules by who used them. `other_machines`: beside `machine`, where
     ledgers of several were merged.
+    `counterfactual`: deep-only, where its cost was measured and given.
     """
 
     format: int = SUMMARY_FORMAT
@@ -210,6 +267,7 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     processes: int = 1
     restarts: int = 0
     quality: QualityComparison | None = None
+    counterfactual: Counterfactual | None = None
 
     def to_json_line(self) -> bytes:
         """One line of JSON, without a line end."""
