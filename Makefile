@@ -58,7 +58,7 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/uv
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
-	$(UV) --editable '.[local,train,dev,fast,report]'
+	$(UV) --editable '.[local,train,dev,fast,otel,report]'
 	@touch $@
 
 constraints: | $(BIN)/uv

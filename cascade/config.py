@@ -31,6 +31,7 @@ TopicName = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 _SECRET_BYTES_MAX = 4096
 # A shorter key could be found by trying all of them on a card that is known.
 HASH_KEY_CHARACTERS_MIN = 16
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -388,6 +389,42 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
 
 
+class OtelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[otel]`: the ledger's metrics to an OpenTelemetry collector; without an endpoint none are sent.
+
+    `endpoint`: the whole URL of OTLP over HTTP, `http://127.0.0.1:4318/v1/metrics`, which `ca_file` (PEM) vouches for.
+    `headers_env` names an environment variable, `headers_file` a file whose only line is the headers, in the form of
+    OTEL_EXPORTER_OTLP_HEADERS: `name=value`, several separated by commas, values percent-encoded.
+    """
+
+    endpoint: OptionalText = ""
+    interval_s: Annotated[float, msgspec.Meta(ge=1, le=3_600)] = 60.0
+    headers_env: OptionalText = ""
+    headers_file: OptionalText = ""
+    ca_file: OptionalText = ""
+
+    def headers(self, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+        """The headers by name, read now; raises SettingError where they are named but absent, or cannot be read."""
+        if self.headers_env:
+            name, text = "headers_env", _secret_from_environment("otel.headers_env", self.headers_env, environment)
+        elif self.headers_file:
+            name, text = "headers_file", _secret_from_file("otel.headers_file", self.headers_file)
+        else:
+            return {}
+        found = {}
+        for pair in text.split(","):
+            key, _, value = (part.strip() for part in pair.partition("="))
+            value = urllib.parse.unquote(value)
+            if not (_HEADER_NAME.fullmatch(key) and value and value.isascii() and value.isprintable()):
+                # not shown: they are secrets
+                raise SettingError(
+                    "configuration", f"otel.{name}", None, "these are no headers",
+                    "write name=value, several separated by commas, what is special in a value percent-encoded",
+                )  # fmt: skip
+            found[key] = value
+        return found
+
+
 class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[health]`: the address of `/healthz`, `/readyz` and `/metrics`; port 0 takes a free one.
 
@@ -435,6 +472,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     energy: EnergySettings = EnergySettings()
     carbon: CarbonSettings = CarbonSettings()
     ledger: LedgerSettings = LedgerSettings()
+    otel: OtelSettings = OtelSettings()
     health: HealthSettings = HealthSettings()
     log: LogSettings = LogSettings()
 
@@ -457,6 +495,7 @@ def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Conf
     _check_kafka(config.kafka, origin, environment)
     _check_deep(config.deep, origin)
     _check_privacy(config.privacy, origin, environment)
+    _check_otel(config.otel, origin, environment)
     return config
 
 
@@ -613,6 +652,34 @@ def _check_schema_registry(kafka: KafkaSettings, origin: str, environment: Mappi
             registry.password(environment)
         except SettingError as error:
             raise SettingError(origin, error.key, error.value, error.problem, error.remedy) from error
+
+
+def _check_otel(otel: OtelSettings, origin: str, environment: Mapping[str, str]) -> None:
+    secrets = bool(otel.headers_env or otel.headers_file)
+    if not otel.endpoint:
+        if secrets or otel.ca_file:
+            raise SettingError(origin, "otel.endpoint", None, "missing", "headers and ca_file belong to it")
+        return
+    if not _is_web_address(otel.endpoint, plain=not secrets):
+        # not shown: there may be a password in it
+        raise SettingError(
+            origin, "otel.endpoint", None, "not a URL, or holds a password, or would send headers in the clear",
+            "write https://host:4318/v1/metrics; http only without headers, or for this machine itself",
+        )  # fmt: skip
+    if otel.ca_file and not Path(otel.ca_file).is_file():
+        raise SettingError(origin, "otel.ca_file", otel.ca_file, "no such file", "check the path")
+    if otel.ca_file and not otel.endpoint.startswith("https:"):
+        raise SettingError(
+            origin, "otel.endpoint", otel.endpoint, "leaves ca_file unused", "use https, or remove the file"
+        )
+    if otel.headers_env and otel.headers_file:
+        raise SettingError(
+            origin, "otel.headers_env", None, "one source of the headers is enough", "set headers_env or headers_file"
+        )
+    try:
+        otel.headers(environment)
+    except SettingError as error:
+        raise SettingError(origin, error.key, error.value, error.problem, error.remedy) from error
 
 
 def _check_privacy(privacy: PrivacySettings, origin: str, environment: Mapping[str, str]) -> None:

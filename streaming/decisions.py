@@ -113,7 +113,11 @@ def decision_ids(topic: str, partition: int, offsets: Int64) -> list[str]:
     A record that is decided again after a crash gets the same id, whichever bundle decides by then, so that a
     consumer can drop the repeat.
     """
-    return [f"{topic}-{partition}-{offset}" for offset in offsets.tolist()]
+    return [_decision_id(topic, partition, offset) for offset in offsets.tolist()]
+
+
+def _decision_id(topic: str, partition: int, offset: int) -> str:
+    return f"{topic}-{partition}-{offset}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +130,8 @@ class Places:
 
     def ids(self, rows: Int64) -> list[str]:
         """`decision_ids` of some of the rows, int64 [some]."""
-        named = ((*self.partitions[self.source[row]], self.offsets[row : row + 1]) for row in rows.tolist())
-        return [decision_ids(topic, partition, offset)[0] for topic, partition, offset in named]
+        places = zip(self.source[rows].tolist(), self.offsets[rows].tolist(), strict=True)
+        return [_decision_id(*self.partitions[source], offset) for source, offset in places]
 
 
 def encode_decisions(codec_name: CodecName, columns: DecisionColumns) -> list[bytes]:

@@ -44,6 +44,7 @@ from streaming.files import FsspecFiles
 from streaming.health import HealthServer, HealthState
 from streaming.journal import journal_kept
 from streaming.lag import LagCollector, LagWatch
+from streaming.otel import otel_exported
 from streaming.place import Place
 from streaming.privacy import CardHasher
 from streaming.sessions import run_sessions
@@ -92,12 +93,13 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
             screener=engine.screener_method,
             deep_backend=config.deep.backend,
         )
+        registry = ledger_registry(ledger)
         if place is None:
             stack.enter_context(EnergySampler(ledger.sample_energy))
             stack.enter_context(journal_kept(config.ledger, ledger.account))
+            stack.enter_context(otel_exported(config, registry.collect, ledger.started.timestamp()))
         else:
             stack.enter_context(place.reporting(ledger))
-        registry = ledger_registry(ledger)
         if config.health.enabled:
             server = HealthServer(health, registry, config.health.host, config.health.port)
             stack.callback(server.close)

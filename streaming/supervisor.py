@@ -39,6 +39,7 @@ from cascade.local_parts import OwnedProcess
 from streaming.clients import make_consumer
 from streaming.health import HealthServer, HealthState
 from streaming.journal import journal_kept
+from streaming.otel import otel_exported
 from streaming.place import Place, write_settings
 from streaming.privacy import CardHasher
 from streaming.service import check_topics, configure_log, service_level, service_meters
@@ -91,8 +92,9 @@ def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
             return merge_accounts([ledger.account(), *of_workers])
 
         stack.enter_context(journal_kept(config.ledger, account))
+        registry = workers_registry(lambda: _metrics(workers, ledger))
+        stack.enter_context(otel_exported(config, registry.collect, ledger.started.timestamp()))
         if config.health.enabled:
-            registry = workers_registry(lambda: _metrics(workers, ledger))
             server = HealthServer(health, registry, config.health.host, config.health.port)
             stack.callback(server.close)
         await_broker(config, health, stopping)

@@ -17,6 +17,7 @@ BUCKETS_S: Final = (
     1.0, 2.5, 10.0,
 )  # fmt: skip
 _LIMITS_S: Final = np.array(BUCKETS_S)
+_NO_ROW: Final = np.full(len(BUCKETS_S) + 1, -1)
 EXEMPLAR_LABEL: Final = "decision_id"
 # OpenMetrics 1.0, "Exemplars": the labels of one have at most 128 characters. Ids of topics with very long names do
 # not fit, and then there are no exemplars.
@@ -49,12 +50,13 @@ class Exemplars:
 
     def record(self, path: Path, latency_s: Float64, ids: Ids, at_s: float) -> None:
         """Decisions of a batch, seconds from append to decision float64 [rows]; `ids` names some of its rows."""
-        buckets = np.searchsorted(_LIMITS_S, latency_s)
-        last = np.full(len(BUCKETS_S) + 1, -1)
-        last[buckets] = np.arange(len(latency_s))
-        rows = last[last >= 0]
+        # of rows in the same bucket the last one stays
+        last = _NO_ROW.copy()
+        last[_LIMITS_S.searchsorted(latency_s)] = np.arange(len(latency_s))
+        (buckets,) = (last >= 0).nonzero()
+        rows = last[buckets]
         held = self._held[path]
-        for bucket, latency, name in zip(buckets[rows].tolist(), latency_s[rows].tolist(), ids(rows), strict=True):
+        for bucket, latency, name in zip(buckets.tolist(), latency_s[rows].tolist(), ids(rows), strict=True):
             if len(name) <= ID_CHARACTERS_MAX:
                 held[bucket] = LatencyExemplar(name, latency, at_s)
 

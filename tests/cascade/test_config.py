@@ -166,6 +166,44 @@ def test_schemas_come_from_a_registry_or_a_directory(tmp_path: Path) -> None:
     assert load(tmp_path, content, {"S": "secret"}).kafka.schema_registry.password({"S": "secret"}) == "secret"
 
 
+OTEL = "[otel]\nendpoint = 'https://collector:4318/v1/metrics'\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("[otel]\ninterval_s = 0.5", ["otel.interval_s = 0.5", "use 1 to 3600"]),
+        ("[otel]\nca_file = 'ca.pem'", ["otel.endpoint", "missing"]),
+        ("[otel]\nheaders_env = 'H'", ["otel.endpoint", "missing"]),
+        ("[otel]\nendpoint = 'collector:4318'", ["otel.endpoint", "not a URL", "write https://host:4318/v1/metrics"]),
+        ("[otel]\nendpoint = 'https://u:hunter2@collector/'", ["otel.endpoint", "holds a password"]),
+        (OTEL.replace("https", "http") + "headers_env = 'H'", ["otel.endpoint", "headers in the clear"]),
+        (OTEL.replace("https", "http") + "ca_file = 'pyproject.toml'", ["otel.endpoint", "leaves ca_file unused"]),
+        (OTEL + "ca_file = '/nowhere'", ["otel.ca_file = '/nowhere'", "no such file"]),
+        (OTEL + "headers_env = 'H'\nheaders_file = 'f'", ["otel.headers_env", "one source"]),
+        (OTEL + "headers_env = 'ABSENT'", ["otel.headers_env", "not set"]),
+        (OTEL + "headers_env = 'BAD'", ["otel.headers_env", "these are no headers", "name=value"]),
+        (OTEL + "headers_env = 'SPLIT'", ["otel.headers_env", "these are no headers"]),
+        (OTEL + "headers_file = '/nowhere'", ["otel.headers_file", "cannot be read"]),
+    ],
+)
+def test_settings_of_a_collector_that_contradict_each_other_are_refused(
+    tmp_path: Path, content: str, parts: list[str]
+) -> None:
+    line = refusal(tmp_path, content, {"H": "a=b", "BAD": "hunter2", "SPLIT": "a=hunter2%0d%0ax: y"})
+    assert "hunter2" not in line
+    for part in parts:
+        assert part in line
+
+
+def test_a_collector_may_be_anywhere_without_headers_and_here_with_them(tmp_path: Path) -> None:
+    assert load(tmp_path, OTEL.replace("https", "http")).otel.headers({}) == {}
+    here = OTEL.replace("https://collector", "http://127.0.0.1") + "headers_env = 'H'"
+    loaded = load(tmp_path, here, {"H": "a=b%2Cc, d = e"})
+    assert loaded.otel.headers({"H": "a=b%2Cc, d = e"}) == {"a": "b,c", "d": "e"}
+    assert "b,c" not in repr(loaded)
+
+
 def test_tokens_need_no_user_name_and_http_is_for_this_machine_alone(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("t")

@@ -14,6 +14,7 @@ import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
 from streaming.health import OPENMETRICS
 from tests.conftest import SHIPPED, Broker
+from tests.otlp_receiver import OtlpReceiver, attributes
 
 pytestmark = [pytest.mark.kafka, pytest.mark.triton, pytest.mark.slow]
 
@@ -107,6 +109,15 @@ def decided_by(metrics: str) -> Counter[str]:
     return found
 
 
+def decided_by_collected(receiver: OtlpReceiver) -> dict[str, int]:
+    """Decisions by worker, as the collector had them last."""
+    found: Counter[str] = Counter()
+    if receiver.taken and "cascade.decisions" in receiver.metrics:
+        for point in receiver.metrics["cascade.decisions"].sum.data_points:
+            found[attributes(point)["cascade.worker.id"]] += point.as_int
+    return dict(found)
+
+
 def exemplars_in(metrics: str) -> dict[str, str]:
     """Workers by the decision ids that they show."""
     return {
@@ -137,6 +148,7 @@ class Told:
     decided: Counter[str]
     metrics: str
     exemplars: dict[str, str]
+    collected: dict[str, int]
     waiting: list[str]
     not_alive: list[str]
     pids: list[int]
@@ -157,7 +169,9 @@ def told(
     parts.bootstrap, parts.triton_url = broker.bootstrap, triton_server.grpc_url
     name = uuid.uuid4().hex[:10]
     topics = {topic: f"{topic.replace('_', '-')}-{name}" for topic in Config().kafka.topics.__struct_fields__}
+    receiver = OtlpReceiver()
     settings: dict[str, Any] = {
+        "otel": {"endpoint": receiver.url, "interval_s": 1.0},
         "kafka": {"topics": topics, "group": f"group-{name}", "instance": "pair"},
         "worker": {"processes": 2, "drain_timeout_ms": DRAIN_MS},
         "deadline": {"start": "fetch", "budget_ms": 60_000},
@@ -168,7 +182,7 @@ def told(
     }
     path = parts.write_config(f"{name}.toml", settings, PARTITIONS)
     rows, half = data.batch.rows, data.batch.rows // 2
-    with ServiceProcess(path) as service:
+    with ServiceProcess(path) as service, closing(receiver):
         config = service.config
         service.wait_ready()
         shares: dict[str, set[int]] = {}
@@ -179,6 +193,8 @@ def told(
         wait_until(lambda: sum(decided_by(ask(config, "/metrics")[1]).values()) >= half, "counted")
         metrics = ask(config, "/metrics")[1]
         exemplars = exemplars_in(ask(config, "/metrics", OPENMETRICS)[1])
+        wait_until(lambda: sum(decided_by_collected(receiver).values()) >= half, "collected")
+        collected = decided_by_collected(receiver)
         wait_until(lambda: committed_of(config) == ends_of(config, config.kafka.topics.transactions), "committed")
         time.sleep(ACCOUNTED_S)
         pids = [worker_pid(service, number) for number in range(2)]
@@ -197,8 +213,8 @@ def told(
         stopped_after_s = time.monotonic() - asked_s
         left = [one.pid for one in family if one.is_running()]
     return Told(
-        config, rows, shares, decided_by(metrics), metrics, exemplars, waiting, not_alive, pids, ledger,
-        stopped_after_s, left, path.with_suffix(".log").read_text(), triton_server.pid,
+        config, rows, shares, decided_by(metrics), metrics, exemplars, collected, waiting, not_alive, pids,
+        ledger, stopped_after_s, left, path.with_suffix(".log").read_text(), triton_server.pid,
     )  # fmt: skip
 
 
@@ -224,6 +240,10 @@ def test_metrics_are_of_both_and_of_what_they_share(told: Told) -> None:
     assert meters["shared"] >= 1
     up = {sample.labels["worker"]: sample.value for sample in families["cascade_worker_up"].samples}
     assert up == {"0": 1.0, "1": 1.0}
+
+
+def test_an_opentelemetry_collector_has_the_same_of_both(told: Told) -> None:
+    assert told.collected == dict(told.decided)
 
 
 def test_exemplars_name_transactions_that_their_worker_decided(told: Told) -> None:
