@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import msgspec
 import typer
 from rich.console import Console
 
 from bench.attribution import AttributionReport, attribution_errors, show_attribution
-from bench.cluster import write_json
+from bench.cluster import SHIPPED_BUNDLE, write_json
+from bench.deep_calls import ROWS, configured, embedded, run_deep_calls, show_deep_calls
+from bench.embedded import fresh_directory
 from bench.features import run_features, show_features
 from bench.pipeline.page import check_plots, make_page
 from bench.pipeline.report import show as show_pipeline
@@ -19,7 +21,9 @@ from bench.pipeline.scenario import load_scenario
 from bench.screener import run_screener, show
 from bench.smoke import run_smoke, show_smoke
 from bench.stages import run_stages, show_stages
+from cascade.config import EnergySettings, load_config
 from cascade.errors import CascadeError
+from cascade.ledger.deep_cost import Backend
 
 app = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
@@ -112,6 +116,55 @@ def attribution(
     if json is not None:
         write_json(json, AttributionReport(errors=errors, seed=seed))
     show_attribution(errors, Console())
+
+
+@app.command("deep-calls")
+def deep_calls(
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Measure the deep model that a service of this configuration calls, on this machine."),
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Without --config: a bundle instead of the shipped one.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Without --config: triton (an embedded one, the default) or onnxruntime.")
+    ] = None,
+    watts: Annotated[
+        float | None, typer.Option("--watts-per-core", min=0.001, max=1_000, help="Without --config: of a busy core.")
+    ] = None,
+    rows: Annotated[list[int] | None, typer.Option(help="Transactions of a call; once for each.")] = None,
+    rounds: Annotated[int, typer.Option(min=5, max=1_000, help="Rounds in which the sizes take turns.")] = 15,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.2, max=600, help="Of each turn; 2, with a GPU 5 or more.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the inputs.")] = 1,
+    out: Annotated[Path, typer.Option(help="Directory for logs and data; emptied first.")] = Path("build/deep-calls"),
+    json: Annotated[
+        Path | None, typer.Option(help="Write the cost here, for --deep-cost; GPUs' counters beside it.")
+    ] = None,
+) -> None:
+    """What a deep call costs by its rows, in CPU time and joules, idle apart: what deep-only is computed from."""
+    if config is not None:
+        if given := [name for name, value in (("--bundle", bundle), ("--backend", backend), ("--watts-per-core", watts))
+                     if value is not None]:  # fmt: skip
+            raise CascadeError(f"{', '.join(given)} beside --config: the configuration says it; leave one of them out")
+        report = run_deep_calls(configured(load_config(config)), rows or ROWS, rounds, seconds, seed)
+    else:
+        wanted = EnergySettings().watts_per_core if watts is None else watts
+        with embedded(bundle or SHIPPED_BUNDLE, _backend(backend), wanted, fresh_directory(out)) as served:
+            report = run_deep_calls(served, rows or ROWS, rounds, seconds, seed)
+    if json is not None:
+        write_json(json, report.cost)
+        if report.trace:
+            json.with_suffix(".nvml.json").write_bytes(msgspec.json.encode(report.trace) + b"\n")
+    show_deep_calls(report.cost, Console())
+
+
+def _backend(text: str | None) -> Backend:
+    for backend in get_args(Backend):
+        if text in (None, backend):
+            found: Backend = backend
+            return found
+    raise CascadeError(f"--backend {text}: use {' or '.join(get_args(Backend))}")
 
 
 @app.command()

@@ -14,6 +14,8 @@ from rich.table import Table
 
 from cascade.errors import DataError
 from cascade.ledger.burn import burn_rates
+from cascade.ledger.counterfactual import deep_only
+from cascade.ledger.deep_cost import DeepCost
 from cascade.ledger.figures import summarise
 from cascade.ledger.journal import Life, merged_between, read_journal
 from cascade.ledger.render import number_text, render
@@ -42,6 +44,10 @@ def merge(
     paths: Paths,
     start: From = None,
     until: Until = None,
+    deep_cost: Annotated[
+        Path | None,
+        typer.Option(help="What `cascade bench deep-calls` wrote on the service's machine: adds deep-only."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of tables.")] = False,
 ) -> None:
     """One ledger of all services, workers and restarts: counts and latencies as if one had seen everything.
@@ -54,6 +60,9 @@ def merge(
         raise DataError("no account between these times: each service writes a line every ledger.interval_s")
     burn = burn_rates(lives, moment("--from", start), moment("--until", until))
     summary = msgspec.structs.replace(summarise(found), burn=burn)
+    if deep_cost is not None:
+        counterfactual = deep_only(summary, DeepCost.read(deep_cost))
+        summary = msgspec.structs.replace(summary, counterfactual=counterfactual)
     if json:
         sys.stdout.buffer.write(summary.to_json_line() + b"\n")
         return

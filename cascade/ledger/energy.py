@@ -150,7 +150,7 @@ def find_meters(
     instead of the module `pynvml`. Hardware that is absent or may not be read is left out. Raises as CpuModelMeter
     does.
     """
-    meters: list[EnergyMeter] = list(nvml_meters(_pynvml() if nvml is None else nvml))
+    meters: list[EnergyMeter] = list(nvml_meters(nvml_library() if nvml is None else nvml))
     with suppress(MeterError):  # usual: root only, masked in containers, absent in virtual machines
         meters.append(RaplMeter(powercap))
     own = [pid for pid in pids if pid == os.getpid()]
@@ -164,7 +164,8 @@ def find_meters(
     return meters
 
 
-def _pynvml() -> NvmlLibrary:
+def nvml_library() -> NvmlLibrary:
+    """The module `pynvml`, loaded where it is wanted."""
     import pynvml
 
     library: NvmlLibrary = pynvml

@@ -14,10 +14,13 @@ from rich.text import Text
 
 from cascade.ledger.attribution import Books
 from cascade.ledger.burn import ALARMS, WINDOWS_S, BurnStatus, ObjectiveBurn
+from cascade.ledger.deep_cost import Estimate
 from cascade.ledger.sla import ObjectiveResult, Status
 from cascade.ledger.summary import (
     CarbonFigures,
     ClockFigures,
+    Counterfactual,
+    EnergyComparison,
     EnergyFigure,
     LatencyFigures,
     LedgerSummary,
@@ -52,6 +55,8 @@ def render(summary: LedgerSummary, console: Console) -> None:
         console.print(_books(summary.books, summary))
     if summary.carbon is not None:
         console.print(_carbon(summary.carbon))
+    if summary.counterfactual is not None:
+        console.print(_deep_only(summary.counterfactual))
     if summary.quality is not None:
         console.print(_quality(summary.quality))
     console.print(_footer(summary))
@@ -272,6 +277,62 @@ def _carbon(carbon: CarbonFigures) -> Table:
         table.add_section()
         table.add_row("SCI", "", number_text(carbon.sci_g_per_million), _kind(carbon.totals[0].kind), style="bold")
     return table
+
+
+def _deep_only(found: Counterfactual) -> Table:
+    """Cascade beside deep-only, by kind: in calls as full as arrive in time, and in calls like the cascade's own."""
+    table = _table(
+        f"Deep-only for the same {found.transactions:,} transactions",
+        "deep calls of", "cascade J", "deep-only J", "×", "saved %", "break-even %",
+        caption=_deep_only_notes(found),
+    )  # fmt: skip
+    table.add_column("kind", no_wrap=True)
+    for one in found.comparisons:
+        for other in filter(None, (one.filled, one.as_called)):
+            even = other.break_even_share
+            table.add_row(
+                f"{number_text(other.rows_per_call)}", number_text(one.cascade_j), _interval(other.energy_j),
+                number_text(other.ratio.value), _interval(other.saving_share, 100.0),
+                _ABSENT if even is None else number_text(even.value, 100.0), _kind(one.kind),
+            )  # fmt: skip
+    return table
+
+
+def _deep_only_notes(found: Counterfactual) -> str:
+    limit = "" if found.limit_ms is None else f" within {found.limit_ms:g} ms"
+    notes = [_verdict(one) for one in found.comparisons]
+    notes += [
+        f"first row: calls as full as {found.per_second:,.0f}/s fill them{limit}; second: like the cascade's own",
+        f"break-even: share escalated at which both cost the same; now {_percent(found.asked / found.transactions)}",
+        *(_own_calls(one) for one in found.comparisons),
+        "whole services: fetching, decoding, features, producing and idle are on both sides; no screener in deep-only",
+        f"a deep call as measured {found.measured_at:%Y-%m-%d %H:%M} UTC on {found.server}: {found.method}",
+    ]
+    if found.undivided:
+        notes.append(f"not compared, since of the whole machine: {', '.join(found.undivided)}")
+    return "\n".join(note for note in notes if note)
+
+
+def _verdict(one: EnergyComparison) -> str:
+    """What the kinder comparison says, in words."""
+    share = one.filled.saving_share
+    if share.high < 0:
+        return f"deep-only would have cost LESS ({one.kind})"
+    if share.low <= 0:
+        return f"no difference is shown: the interval holds zero ({one.kind})"
+    return f"the cascade saves {number_text(share.low, 100.0)} to {number_text(share.high, 100.0)} % ({one.kind})"
+
+
+def _own_calls(one: EnergyComparison) -> str:
+    if one.own_deep_priced_j is None:
+        return ""
+    metered, priced = number_text(one.own_deep_j.value), number_text(one.own_deep_priced_j.value)
+    return f"the cascade's own deep calls: {metered} J by its meters, {priced} J by the cost of a call ({one.kind})"
+
+
+def _interval(estimate: Estimate, scale: float = 1.0) -> str:
+    ends = f"{number_text(estimate.low, scale)}–{number_text(estimate.high, scale)}"
+    return f"{number_text(estimate.value, scale)} ({ends})"
 
 
 def _kind(kind: str | None) -> Text:

@@ -1,0 +1,331 @@
+"""What a call to the deep model costs, by the number of its rows: the measurement behind the counterfactual.
+
+Calls are made one at a time, as fast as answers come. In every round each number of rows has its turn of some seconds,
+and so has idleness: the server stands ready without a call. Of the round's turns the idle joules of the same round are
+taken off. The order of the turns moves on by one each round, so that no size always follows the same one.
+
+The inputs are random: a recurrent network does the same work whatever it is told. FP16 is not measured, because no
+repository offers it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.gpu_trace import GpuTrace
+from cascade.bundle import Bundle, load_bundle
+from cascade.config import BundleSettings, Config, DeepSettings, EnergySettings
+from cascade.errors import CascadeError, ModelServerError
+from cascade.ledger import EnergySampler, watts_per_core
+from cascade.ledger.deep_cost import (
+    CONFIDENCE,
+    RESAMPLES,
+    Backend,
+    CallCost,
+    CostMeter,
+    DeepCost,
+    Estimate,
+    median_estimate,
+)
+from cascade.ledger.energy import DEEP_METER, IDLE_METER, WORKER_METER, nvml_library
+from cascade.ledger.machine import describe_machine
+from cascade.ledger.recorded_nvml import RecordedGpu
+from cascade.progress import Steps
+from cascade.protocols import DeepInputs, DeepStage, EnergyMeter, EnergyReading
+from stages.assembly import deep_signature, make_deep_stage
+from stages.deep.in_process import OnnxDeepStage
+from stages.deep.local_triton import TRITON_VERSION, LocalTriton
+from stages.deep.repository import write_repository
+from stages.deep.signature import BATCH_ROWS_MAX, DeepSignature
+from streaming.service import energy_pids, service_meters
+
+ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ROUNDS_MIN: Final = 5
+ROUND_S: Final = 2.0
+# NVML's counter steps about every tenth of a second.
+ROUND_S_GPU: Final = 5.0
+# Different inputs of each size, so that no cache of the server's could answer.
+_INPUTS: Final = 8
+_WARM_UP_CALLS: Final = 20
+_TIMEOUT_S: Final = 30.0
+_READY_S: Final = 60.0
+# Log-odds by which server and ONNX Runtime may differ.
+_SCORES_DIFFER_MAX: Final = 1e-3
+_SAMPLE_S: Final = 0.1
+
+
+class DeepCallsReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `cascade bench deep-calls` saw; `trace`: counters of the GPUs over the run, none where there is no GPU."""
+
+    cost: DeepCost
+    trace: tuple[RecordedGpu, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn: `calls` (0: idle) in `wall_s`, with the joules of each meter in it."""
+
+    calls: int
+    wall_s: float
+    energy_j: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A deep model that answers: what it is, and the meters of all who work at a call."""
+
+    config: Config
+    bundle: Bundle
+    server: str
+
+
+@contextmanager
+def embedded(bundle_path: Path, backend: Backend, watts: float, directory: Path) -> Iterator[Served]:
+    """A bundle's model on a Triton of its own (in this process for `onnxruntime`), for as long as the context lasts."""
+    bundle = load_bundle(bundle_path)
+    settings = Config(
+        bundle=BundleSettings(path=str(bundle_path)), deep=DeepSettings(backend=backend),
+        energy=EnergySettings(watts_per_core=watts),
+    )  # fmt: skip
+    if backend == "onnxruntime":
+        yield Served(settings, bundle, _in_process(settings))
+        return
+    onnx = bundle.directory / "deep.onnx"
+    repository = write_repository(onnx, deep_signature(bundle), directory / "models", "cpu")
+    with LocalTriton(repository, log_dir=directory) as triton:
+        found = msgspec.structs.replace(settings, deep=DeepSettings(url=triton.grpc_url))
+        yield Served(found, bundle, f"the embedded Triton {TRITON_VERSION}, CPU")
+
+
+def configured(config: Config) -> Served:
+    """The deep model of a configuration, which must run on this machine; raises ModelServerError where it does not."""
+    bundle = load_bundle(Path(config.bundle.path))
+    if config.deep.backend == "onnxruntime":
+        return Served(config, bundle, _in_process(config))
+    if energy_pids(config) == [os.getpid()]:
+        raise ModelServerError(
+            f"deep.url = {config.deep.url}: no process of this machine listens there, so its joules cannot be read; "
+            "run this beside the model server"
+        )
+    return Served(config, bundle, f"the Triton at {config.deep.url}")
+
+
+def _in_process(config: Config) -> str:
+    return f"ONNX Runtime in process, {config.deep.threads} threads"
+
+
+def run_deep_calls(
+    served: Served, rows: Sequence[int], rounds: int, round_s: float | None, seed: int
+) -> DeepCallsReport:
+    """Measure; raises CascadeError for settings out of range, or where the model answers something else than it should.
+
+    `round_s`: seconds of each turn; None: 2, with a GPU 5.
+    """
+    sizes = tuple(sorted(set(rows)))
+    _check(sizes, rounds)
+    signature = deep_signature(served.bundle)
+    inputs = {size: [_inputs(signature, size, seed + number) for number in range(_INPUTS)] for size in sizes}
+    stage = make_deep_stage(served.bundle, served.config.deep)
+    try:
+        stage.wait_ready(_READY_S)
+        _check_scores(stage, served.bundle, inputs[sizes[-1]][0])
+        meters = [one for one in service_meters(served.config) if one.name != IDLE_METER]
+        trace = GpuTrace(nvml_library())
+        turn_s = round_s or (ROUND_S_GPU if trace.gpus else ROUND_S)
+        if trace.gpus and turn_s < ROUND_S_GPU:
+            raise CascadeError(
+                f"--seconds {turn_s:g}: a GPU's energy counter steps every 0.1 s; use {ROUND_S_GPU:g} or more"
+            )
+        with Steps() as progress:
+            turns = _Bench(stage, meters, inputs, turn_s, trace).run(rounds, progress)
+        readings = {meter.name: meter.read() for meter in meters}
+    finally:
+        stage.close()
+    return DeepCallsReport(cost=_cost(served, turns, readings, rounds, turn_s), trace=trace.recorded())
+
+
+def _check(sizes: Sequence[int], rounds: int) -> None:
+    wrong = [size for size in sizes if not 1 <= size <= BATCH_ROWS_MAX]
+    if wrong or not sizes:
+        raise CascadeError(f"--rows {', '.join(map(str, wrong)) or 'none'}: use sizes of 1 to {BATCH_ROWS_MAX}")
+    if sizes[0] != 1:
+        raise CascadeError(
+            f"--rows {sizes[0]} as the smallest: measure 1 as well, most calls of a quiet stream have it"
+        )
+    if rounds < ROUNDS_MIN:
+        raise CascadeError(f"--rounds {rounds}: an interval wants {ROUNDS_MIN} or more")
+
+
+def _inputs(signature: DeepSignature, rows: int, seed: int) -> DeepInputs:
+    chance = np.random.default_rng(seed)
+    return DeepInputs(
+        sequence=chance.standard_normal(
+            (rows, signature.sequence_length, signature.sequence_width), dtype=np.float32
+        ),
+        features=chance.standard_normal((rows, signature.features), dtype=np.float32),
+    )  # fmt: skip
+
+
+def _check_scores(stage: DeepStage, bundle: Bundle, inputs: DeepInputs) -> None:
+    """What is timed must be the bundle's model."""
+    reference = OnnxDeepStage(bundle.directory / "deep.onnx", deep_signature(bundle))
+    try:
+        wanted = reference.submit(inputs, _TIMEOUT_S).result()
+    finally:
+        reference.close()
+    apart = float(np.abs(stage.submit(inputs, _TIMEOUT_S).result() - wanted).max())
+    if apart > _SCORES_DIFFER_MAX:
+        raise CascadeError(f"the server's scores differ from the bundle's model by up to {apart:.2g}; serve that model")
+
+
+class _Bench:
+    """Turns of calls and of idleness, with every meter read before and after."""
+
+    def __init__(
+        self, stage: DeepStage, meters: Sequence[EnergyMeter], inputs: dict[int, list[DeepInputs]], turn_s: float,
+        trace: GpuTrace,
+    ) -> None:  # fmt: skip
+        self._stage, self._meters, self._inputs, self._turn_s, self._trace = stage, meters, inputs, turn_s, trace
+        # Counters that step, wrap or are integrated over time; the others are read at the ends of a turn only, since
+        # reading them takes CPU time of the client.
+        self._counters = [meter for meter in meters if meter.read().kind == "measured"]
+        self._metering = threading.Lock()
+
+    def run(self, rounds: int, progress: Callable[[str, float], None]) -> dict[int, list[Turn]]:
+        """By rows, a turn a round; 0 rows: idle."""
+        for batches in self._inputs.values():
+            for number in range(_WARM_UP_CALLS):
+                self._stage.submit(batches[number % _INPUTS], _TIMEOUT_S).result()
+        sizes = [0, *self._inputs]
+        turns: dict[int, list[Turn]] = {size: [] for size in sizes}
+        with EnergySampler(self._sample, _SAMPLE_S) if self._counters else nullcontext():
+            for number in range(rounds):
+                first = number % len(sizes)
+                for place, size in enumerate([*sizes[first:], *sizes[:first]]):
+                    progress("measure, by turns", (number + place / len(sizes)) / rounds)
+                    turns[size].append(self._turn(size))
+        progress("measure, by turns", 1.0)
+        return turns
+
+    def _turn(self, size: int) -> Turn:
+        before = self._read_j()
+        started_s = time.monotonic()
+        calls = 0
+        if size:
+            batches = self._inputs[size]
+            while time.monotonic() - started_s < self._turn_s:
+                self._stage.submit(batches[calls % _INPUTS], _TIMEOUT_S).result()
+                calls += 1
+        else:
+            time.sleep(self._turn_s)
+        wall_s = time.monotonic() - started_s
+        after = self._read_j()
+        return Turn(calls, wall_s, {name: after[name] - joules for name, joules in before.items()})
+
+    def _read_j(self) -> dict[str, float]:
+        with self._metering:
+            return {meter.name: meter.read().energy_j for meter in self._meters}
+
+    def _sample(self) -> None:
+        with self._metering:
+            for meter in self._counters:
+                meter.read()
+            self._trace.sample()
+
+
+def _cost(
+    served: Served, turns: dict[int, list[Turn]], readings: dict[str, EnergyReading], rounds: int, turn_s: float
+) -> DeepCost:
+    idle = turns[0]
+    watts = watts_per_core(served.config.energy)
+    return DeepCost(
+        measured_at=datetime.now(UTC),
+        bundle_version=served.bundle.version,
+        model_sha256=served.bundle.manifest.files["deep.onnx"].sha256,
+        backend=served.config.deep.backend,
+        server=served.server,
+        machine=describe_machine(),
+        watts_per_core=watts,
+        rounds=rounds,
+        round_s=turn_s,
+        method=(
+            f"one call at a time, by turns of {turn_s:g} s in {rounds} rounds, less the same round's idle; medians, "
+            f"{CONFIDENCE:.0%} percentile bootstrap over rounds ({RESAMPLES:,} resamples)"
+        ),
+        meters=tuple(
+            CostMeter(
+                meter=name, kind=reading.kind, source=reading.source,
+                idle_w=median_estimate([one.energy_j[name] / one.wall_s for one in idle]),
+            )
+            for name, reading in readings.items()
+        ),
+        calls=tuple(call_cost(rows, turns[rows], idle, watts) for rows in turns if rows),
+    )  # fmt: skip
+
+
+def call_cost(rows: int, turns: Sequence[Turn], idle: Sequence[Turn], watts: float) -> CallCost:
+    """One size's turns, each beside the idle turn of its round; `watts`: of a busy core, behind modelled joules."""
+    energy_mj = {
+        name: median_estimate([1e3 * _above_idle_j(name, *pair) for pair in zip(turns, idle, strict=True)])
+        for name in turns[0].energy_j
+    }
+
+    def cpu_ms(name: str) -> list[float]:
+        return [1e3 * _above_idle_j(name, *pair) / watts for pair in zip(turns, idle, strict=True)]
+
+    return CallCost(
+        rows=rows,
+        calls=sum(turn.calls for turn in turns),
+        wall_ms=median_estimate([1e3 * turn.wall_s / turn.calls for turn in turns]),
+        client_cpu_ms=median_estimate(cpu_ms(WORKER_METER)),
+        server_cpu_ms=median_estimate(cpu_ms(DEEP_METER)) if DEEP_METER in energy_mj else None,
+        energy_mj=energy_mj,
+    )
+
+
+def _above_idle_j(name: str, turn: Turn, idle: Turn) -> float:
+    """Joules a call by a meter, less what it tells in the same time without calls."""
+    return (turn.energy_j[name] - idle.energy_j[name] / idle.wall_s * turn.wall_s) / turn.calls
+
+
+def show_deep_calls(cost: DeepCost, console: Console) -> None:
+    """Print the table."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), show_edge=False)
+    counters = [meter.meter for meter in cost.meters if meter.kind == "measured"]
+    for name in ("rows", "wall ms", "server CPU ms", "client CPU ms", "µs/row", "mJ/row*", *counters):
+        table.add_column(name, justify="right", no_wrap=True)
+    for call in cost.calls:
+        cpu_ms = [one for one in (call.server_cpu_ms, call.client_cpu_ms) if one is not None]
+        per_row_us = 1e3 * sum(one.value for one in cpu_ms) / call.rows
+        table.add_row(
+            f"{call.rows}", f"{call.wall_ms.value:.2f}",
+            "–" if call.server_cpu_ms is None else _interval(call.server_cpu_ms), _interval(call.client_cpu_ms),
+            f"{per_row_us:,.1f}", f"{per_row_us * cost.watts_per_core / 1e3:.3f}",
+            *(f"{_interval(call.energy_mj[name])} mJ" for name in counters),
+        )  # fmt: skip
+    idle = ", ".join(f"{one.meter} {one.idle_w.value:.3g} W ({one.kind})" for one in cost.meters)
+    console.print()
+    console.print(table)
+    console.print(
+        f"\n {cost.server}; bundle {cost.bundle_version}\n {cost.method}\n without calls: {idle}\n"
+        f" * modelled: CPU seconds of both × {cost.watts_per_core:g} W per busy core (stated)\n {cost.machine.text}",
+        highlight=False,
+    )
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} ({estimate.low:.3f}–{estimate.high:.3f})"

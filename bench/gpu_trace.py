@@ -1,0 +1,71 @@
+"""Counters of all GPUs over a run, kept in the form that `RecordedNvml` plays back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from cascade.ledger.nvml import NvmlLibrary
+from cascade.ledger.recorded_nvml import RecordedGpu
+
+# Ten a second for three hours: what comes after is not kept.
+SAMPLES_MAX: Final = 108_000
+
+
+class GpuTrace:
+    """Reads every GPU's energy and power when told to; `gpus` is 0 where there is no driver.
+
+    A counter that cannot be read at any sample is left out of that GPU's trace as a whole.
+    """
+
+    def __init__(self, nvml: NvmlLibrary, clock: Callable[[], float] = time.monotonic) -> None:
+        self._nvml, self._clock = nvml, clock
+        self._handles = _handles(nvml)
+        self._start_s = clock()
+        self._time_s: list[float] = []
+        self._energy_mj: list[list[int | None]] = [[] for _ in self._handles]
+        self._power_mw: list[list[int | None]] = [[] for _ in self._handles]
+
+    @property
+    def gpus(self) -> int:
+        """How many there are."""
+        return len(self._handles)
+
+    def sample(self) -> None:
+        """One reading of each; nothing beyond `SAMPLES_MAX` of them."""
+        if not self._handles or len(self._time_s) >= SAMPLES_MAX:
+            return
+        self._time_s.append(self._clock() - self._start_s)
+        for handle, energy, power in zip(self._handles, self._energy_mj, self._power_mw, strict=True):
+            energy.append(self._read(self._nvml.nvmlDeviceGetTotalEnergyConsumption, handle))
+            power.append(self._read(self._nvml.nvmlDeviceGetPowerUsage, handle))
+
+    def _read(self, counter: Callable[[Any], int], handle: Any) -> int | None:
+        try:
+            return counter(handle)
+        except self._nvml.NVMLError:
+            return None
+
+    def recorded(self) -> tuple[RecordedGpu, ...]:
+        """The trace of each GPU."""
+        return tuple(
+            RecordedGpu(
+                uuid=self._nvml.nvmlDeviceGetUUID(handle), name=self._nvml.nvmlDeviceGetName(handle),
+                time_s=tuple(self._time_s), energy_mj=_complete(energy), power_mw=_complete(power),
+            )
+            for handle, energy, power in zip(self._handles, self._energy_mj, self._power_mw, strict=True)
+        )  # fmt: skip
+
+
+def _handles(nvml: NvmlLibrary) -> list[Any]:
+    try:
+        nvml.nvmlInit()
+        return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    except nvml.NVMLError:
+        return []
+
+
+def _complete(values: list[int | None]) -> tuple[int, ...] | None:
+    known = tuple(value for value in values if value is not None)
+    return known if known and len(known) == len(values) else None
