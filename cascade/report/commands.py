@@ -11,6 +11,8 @@ import typer
 
 from cascade.errors import DataError, SettingError
 from cascade.ledger.commands import From, Paths, Until, moment
+from cascade.ledger.counterfactual import deep_only
+from cascade.ledger.deep_cost import DeepCost
 from cascade.ledger.journal import read_journal
 from cascade.report.business import Assumptions
 from cascade.report.figures import gather
@@ -38,6 +40,10 @@ def report(
     currency: Annotated[str, typer.Option(help="Of the price.")] = DEFAULTS.currency,
     region: Annotated[str, typer.Option(help="ISO 3166-1 alpha-3: its grid's average.")] = DEFAULTS.region,
     pue: Annotated[float, typer.Option(help="Of the data centre.")] = DEFAULTS.pue,
+    deep_cost: Annotated[
+        Path | None,
+        typer.Option(help="What `cascade bench deep-calls` wrote on the service's machine: adds the saving."),
+    ] = None,
 ) -> None:
     """One self-contained page (it prints, too) of what services have kept on disk, as [ledger] says.
 
@@ -47,7 +53,8 @@ def report(
     given = _assumptions(volume, price, currency, region, pue)
     figures = gather(read_journal(paths), moment("--from", start), moment("--until", until))
     command = shlex.join(["cascade", "report", *(path.name for path in paths)])
-    page = make_page(figures, given, language, command)
+    counterfactual = None if deep_cost is None else deep_only(figures.summary, DeepCost.read(deep_cost))
+    page = make_page(figures, given, language, command, counterfactual)
     try:
         out.write_text(page, encoding="utf-8")
     except OSError as error:

@@ -11,23 +11,25 @@ from cascade.ledger.attribution import Books
 from cascade.ledger.carbon import JOULES_PER_KWH
 from cascade.ledger.render import number_text
 from cascade.ledger.sla import ObjectiveResult
-from cascade.ledger.summary import LedgerSummary
+from cascade.ledger.summary import Counterfactual, EnergyComparison, LedgerSummary
 from cascade.protocols import EnergyKind
 from cascade.report import plots
-from cascade.report.business import Assumptions, energy_text, mass_text, swings, years
+from cascade.report.business import Assumptions, energy_text, mass_text, swings, year, years
 from cascade.report.figures import Figures, budgets_left
 from cascade.report.words import Words
 
 
-def make_page(figures: Figures, given: Assumptions, words: Words, command: str, saved: str | None = None) -> str:
-    """The page. `saved`: the saving against deep-only in a line, where it was measured; `command`: what made it."""
+def make_page(
+    figures: Figures, given: Assumptions, words: Words, command: str, counterfactual: Counterfactual | None = None
+) -> str:
+    """The page. `counterfactual`: the same stream by deep-only, where that was measured; `command`: what made it."""
     summary = figures.summary
     sections = [
         _section("h_latency", words, _note("latency_note", words), _latency(summary, words),
                  plots.latency(figures, words), _objectives(figures, words)),
         _section("h_energy", words, *_energy(figures, words)),
         _section("h_time", words, *_time(figures, words)),
-        _section("h_business", words, *_business(summary, given, words, saved), page=True),
+        _section("h_business", words, *_business(summary, given, words, counterfactual), page=True),
         _section("h_sheet", words, *_sheet(figures, given, words), page=True),
         _section("h_method", words, *_method(figures, words), page=True),
     ]  # fmt: skip
@@ -39,7 +41,7 @@ def make_page(figures: Figures, given: Assumptions, words: Words, command: str, 
     )
     body = (
         f"<h1>{escape(words('title'))}</h1><p class=note>{escape(_span(figures, words))}</p>"
-        f"{_tiles(summary, words, saved)}{''.join(sections)}<footer><p>{escape(footer)}</p></footer>"
+        f"{_tiles(summary, words, counterfactual)}{''.join(sections)}<footer><p>{escape(footer)}</p></footer>"
     )
     return f"<!doctype html>\n<html lang={words.language}><head>{head}</head><body>{body}</body></html>\n"
 
@@ -55,7 +57,7 @@ def _span(figures: Figures, words: Words) -> str:
     )  # fmt: skip
 
 
-def _tiles(summary: LedgerSummary, words: Words, saved: str | None) -> str:
+def _tiles(summary: LedgerSummary, words: Words, counterfactual: Counterfactual | None) -> str:
     light = summary.paths["screened"].share
     tiles = [_tile(_percent(light), words("tile_light"))]
     for total in summary.energy_totals:
@@ -65,14 +67,21 @@ def _tiles(summary: LedgerSummary, words: Words, saved: str | None) -> str:
         for grams in summary.carbon.totals:
             text = f"{escape(words('tile_carbon'))} {_kind(grams.kind, words)}"
             tiles.append(_tile(number_text(grams.per_million_g), text))
-    if saved is None:
+    if counterfactual is None:
         tiles.append(_tile(words("not_measured"), f"{words('tile_saved')}: {words('tile_saved_none')}", small=True))
     else:
-        tiles.append(_tile(saved, words("tile_saved"), small=True))
+        for one in counterfactual.comparisons:
+            tiles.append(_tile(_saved(one), f"{words('tile_saved')} {_kind(one.kind, words)}", small=True))
     met = all(one.met for one in summary.objectives)
     status = "met" if met else "missed"
     tiles.append(_tile(f"<span class={status}>{words(f'sla_{status}')}</span>", words("tile_sla")))
     return f"<div class=tiles>{''.join(tiles)}</div>"
+
+
+def _saved(one: EnergyComparison) -> str:
+    """The share of deep-only's joules that the cascade saves, with its interval; negative where it saves none."""
+    share = one.filled.saving_share
+    return f"{share.value:.0%} ({share.low:.0%} … {share.high:.0%})"
 
 
 def _tile(value: str, text: str, small: bool = False) -> str:
@@ -178,7 +187,9 @@ def _time(figures: Figures, words: Words) -> Iterable[str]:
 # --- business and sheet -----------------------------------------------------------------------------------------------
 
 
-def _business(summary: LedgerSummary, given: Assumptions, words: Words, saved: str | None) -> Iterable[str]:
+def _business(
+    summary: LedgerSummary, given: Assumptions, words: Words, counterfactual: Counterfactual | None
+) -> Iterable[str]:
     note = words(
         "business_note", volume=f"{given.volume:,.0f}", region=given.region_name, year=given.year,
         g_per_kwh=f"{given.g_per_kwh:g}", price=f"{given.price:g}", currency=given.currency, pue=f"{given.pue:g}",
@@ -188,16 +199,20 @@ def _business(summary: LedgerSummary, given: Assumptions, words: Words, saved: s
     if not found:
         yield _note("no_energy", words)
         return
-    head = [words("col_kind"), words("col_kwh"), words("col_money", currency=given.currency), words("col_tonnes")]
+    told = [(words("row_cascade"), one) for one in found]
+    if counterfactual is not None:
+        for comparison in counterfactual.comparisons:
+            joules = comparison.filled.energy_j.value / counterfactual.transactions
+            told.append((words("row_deep_only"), year(comparison.kind, joules, given)))
+    rows = [
+        [escape(name), _kind(one.kind, words), energy_text(one.kwh), number_text(one.money), mass_text(one.t_co2e)]
+        for name, one in told
+    ]
+    names = ("col_service", "col_kind", "col_kwh")
     yield _table(
-        head,
-        [
-            [_kind(one.kind, words), energy_text(one.kwh), number_text(one.money), mass_text(one.t_co2e)]
-            for one in found
-        ],
+        [*(words(name) for name in names), words("col_money", currency=given.currency), words("col_tonnes")], rows
     )
-    told = saved or f"{words('not_measured')}; {words('tile_saved_none')}"
-    yield f"<p>{escape(words('saving', saving=told))}</p>"
+    yield _counterfactual(counterfactual, words)
     yield f"<h3>{escape(words('h_sensitivity'))}</h3>"
     yield _note("sensitivity_note", words)
     for one in found:
@@ -205,6 +220,24 @@ def _business(summary: LedgerSummary, given: Assumptions, words: Words, saved: s
         yield f"<p>{_kind(one.kind, words)}</p>"
         yield plots.sensitivity(money, one.money, words("col_money", currency=given.currency), words)
         yield plots.sensitivity(tonnes, one.t_co2e, words("plot_tonnes"), words)
+
+
+def _counterfactual(found: Counterfactual | None, words: Words) -> str:
+    """How deep-only was counted, and where it would cost the same."""
+    if found is None:
+        return f"<p class=note>{escape(words('tile_saved'))}: {escape(words('tile_saved_none'))}</p>"
+    lines = []
+    for one in found.comparisons:
+        even = one.filled.break_even_share
+        values = {
+            "kind": words(f"kind_{one.kind}"), "saving": _saved(one),
+            "ratio": f"{one.filled.ratio.value:.2f} ({one.filled.ratio.low:.2f} … {one.filled.ratio.high:.2f})",
+            "rows": f"{one.filled.rows_per_call:g}",
+            "even": "–" if even is None else f"{even.value:.1%} ({even.low:.1%} … {even.high:.1%})",
+        }  # fmt: skip
+        lines.append(f"<p>{escape(words('saving', **values))}</p>")
+    measured = words("saving_measured", at=f"{found.measured_at:%Y-%m-%d %H:%M}", server=found.server)
+    return "".join(lines) + f"<p class=note>{escape(measured)}</p>"
 
 
 def _sheet(figures: Figures, given: Assumptions, words: Words) -> Iterable[str]:
@@ -230,8 +263,8 @@ def _sheet(figures: Figures, given: Assumptions, words: Words) -> Iterable[str]:
             grams = number_text(carbon.sci_g_per_million)
             rows.append([words("sheet_sci"), words("sheet_sci_value", grams=grams, kind=kind)])
     for one in years(summary, given):
-        year = f"{energy_text(one.kwh)}, {mass_text(one.t_co2e)} CO2e ({words(f'kind_{one.kind}')})"
-        rows.append([words("sheet_year"), year])
+        told = f"{energy_text(one.kwh)}, {mass_text(one.t_co2e)} CO2e ({words(f'kind_{one.kind}')})"
+        rows.append([words("sheet_year"), told])
     measured = {state.uncertainty for state in figures.account.meters if state.kind == "measured"}
     if measured:
         value = ", ".join("–" if one is None else f"±{one:.0%}" for one in sorted(measured, key=str))
