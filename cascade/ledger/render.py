@@ -283,15 +283,16 @@ def _deep_only(found: Counterfactual) -> Table:
     """Cascade beside deep-only, by kind: in calls as full as arrive in time, and in calls like the cascade's own."""
     table = _table(
         f"Deep-only for the same {found.transactions:,} transactions",
-        "deep calls of", "cascade J", "deep-only J", "×", "saved %", "break-even %",
+        "service", "J", "×", "saved %", "even at %",
         caption=_deep_only_notes(found),
     )  # fmt: skip
     table.add_column("kind", no_wrap=True)
     for one in found.comparisons:
+        table.add_row("cascade", number_text(one.cascade_j), "1", _ABSENT, _ABSENT, _kind(one.kind))
         for other in filter(None, (one.filled, one.as_called)):
             even = other.break_even_share
             table.add_row(
-                f"{number_text(other.rows_per_call)}", number_text(one.cascade_j), _interval(other.energy_j),
+                f"deep-only, {number_text(other.rows_per_call)} each", number_text(other.energy_j.value),
                 number_text(other.ratio.value), _interval(other.saving_share, 100.0),
                 _ABSENT if even is None else number_text(even.value, 100.0), _kind(one.kind),
             )  # fmt: skip
@@ -302,11 +303,12 @@ def _deep_only_notes(found: Counterfactual) -> str:
     limit = "" if found.limit_ms is None else f" within {found.limit_ms:g} ms"
     notes = [_verdict(one) for one in found.comparisons]
     notes += [
-        f"first row: calls as full as {found.per_second:,.0f}/s fill them{limit}; second: like the cascade's own",
-        f"break-even: share escalated at which both cost the same; now {_percent(found.asked / found.transactions)}",
+        f"each: transactions a call; first as {found.per_second:,.0f}/s fill it{limit}, second as the cascade's own",
+        f"even at: share escalated at which both cost the same; it was {_percent(found.asked / found.transactions)}",
         *(_own_calls(one) for one in found.comparisons),
-        "whole services: fetching, decoding, features, producing and idle are on both sides; no screener in deep-only",
-        f"a deep call as measured {found.measured_at:%Y-%m-%d %H:%M} UTC on {found.server}: {found.method}",
+        "both with fetching, decoding, features, producing and idle; deep-only without the screener",
+        f"cost of a deep call measured {found.measured_at:%Y-%m-%d %H:%M} UTC on {found.server}:",
+        found.method,
     ]
     if found.undivided:
         notes.append(f"not compared, since of the whole machine: {', '.join(found.undivided)}")
@@ -327,11 +329,11 @@ def _own_calls(one: EnergyComparison) -> str:
     if one.own_deep_priced_j is None:
         return ""
     metered, priced = number_text(one.own_deep_j.value), number_text(one.own_deep_priced_j.value)
-    return f"the cascade's own deep calls: {metered} J by its meters, {priced} J by the cost of a call ({one.kind})"
+    return f"the cascade's own deep calls: {metered} J by its meters, {priced} J at a call's cost ({one.kind})"
 
 
 def _interval(estimate: Estimate, scale: float = 1.0) -> str:
-    ends = f"{number_text(estimate.low, scale)}–{number_text(estimate.high, scale)}"
+    ends = f"{number_text(estimate.low, scale)} to {number_text(estimate.high, scale)}"
     return f"{number_text(estimate.value, scale)} ({ends})"
 
 

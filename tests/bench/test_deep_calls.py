@@ -1,0 +1,178 @@
+"""The cost of a deep call: the arithmetic by hand, a GPU's trace there and back, and a short real run."""
+
+from __future__ import annotations
+
+import io
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bench.cluster import SHIPPED_BUNDLE
+from bench.deep_calls import Turn, call_cost, configured, embedded, run_deep_calls, show_deep_calls
+from bench.gpu_trace import GpuTrace
+from cascade.cli import main
+from cascade.config import BundleSettings, Config, DeepSettings
+from cascade.errors import CascadeError, ModelServerError
+from cascade.ledger.deep_cost import DeepCost
+from cascade.ledger.nvml import nvml_meters
+from cascade.ledger.recorded_nvml import RecordedGpu, RecordedNvml
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def test_a_calls_joules_are_those_above_the_idle_turn_of_the_same_round() -> None:
+    turns = [Turn(100, 2.0, {"cpu-worker": 1.0, "cpu-deep": 3.0, "gpu0": 130.0})] * 5
+    idle = [Turn(0, 4.0, {"cpu-worker": 0.0, "cpu-deep": 2.0, "gpu0": 240.0})] * 5
+    found = call_cost(8, turns, idle, 10.0)
+    assert (found.rows, found.calls, found.wall_ms.value) == (8, 500, pytest.approx(20.0))
+    assert {name: one.value for name, one in found.energy_mj.items()} == pytest.approx(
+        {"cpu-worker": 10.0, "cpu-deep": 20.0, "gpu0": 100.0}
+    )
+    assert found.client_cpu_ms.value == pytest.approx(1.0)
+    assert found.server_cpu_ms is not None
+    assert found.server_cpu_ms.value == pytest.approx(2.0)
+
+
+def test_without_a_server_there_is_no_figure_of_one() -> None:
+    turn = Turn(10, 1.0, {"cpu-worker": 1.0})
+    assert call_cost(1, [turn] * 5, [Turn(0, 1.0, {"cpu-worker": 0.0})] * 5, 10.0).server_cpu_ms is None
+
+
+def test_a_drift_that_idle_shares_is_taken_off_and_the_interval_holds_the_truth() -> None:
+    chance = np.random.default_rng(3)
+    held = 0
+    for _ in range(100):
+        drift_w = 50.0 + 10.0 * np.arange(15)
+        calls = [Turn(100, 2.0, {"cpu-worker": 2.0 * watts + 5.0 + chance.normal(0, 0.5)}) for watts in drift_w]
+        idle = [Turn(0, 2.0, {"cpu-worker": 2.0 * watts}) for watts in drift_w]
+        found = call_cost(1, calls, idle, 10.0).energy_mj["cpu-worker"]
+        held += found.low <= 50.0 <= found.high
+    assert held >= 88
+
+
+# --- a GPU's trace ----------------------------------------------------------------------------------------------------
+
+
+class ManualClock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_trace_plays_back_what_was_recorded() -> None:
+    clock = ManualClock()
+    gpu = RecordedGpu(
+        uuid="GPU-1", name="NVIDIA H100", time_s=(0.0, 1.0, 2.0, 3.0), energy_mj=(0, 90_000, 250_000, 300_000),
+        power_mw=(90_000, 160_000, 50_000, 50_000),
+    )  # fmt: skip
+    trace = GpuTrace(RecordedNvml([gpu, msgspec.structs.replace(gpu, uuid="GPU-2", power_mw=None)], clock), clock)
+    assert trace.gpus == 2
+    for second in range(4):
+        clock.now_s = float(second)
+        trace.sample()
+    first, second_gpu = trace.recorded()
+    assert first == gpu
+    assert second_gpu.power_mw is None
+    content = msgspec.json.encode(trace.recorded())
+    (meter, _) = nvml_meters(RecordedNvml.from_json(content, clock), clock)
+    clock.now_s += 3.0
+    assert meter.read().energy_j == pytest.approx(300.0)
+
+
+def test_without_a_driver_there_is_nothing_to_record() -> None:
+    trace = GpuTrace(RecordedNvml([]))
+    trace.sample()
+    assert trace.gpus == 0
+    assert trace.recorded() == ()
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--rows", "8"], "measure 1 as well"),
+        (["--rows", "1", "--rows", "257"], "--rows 257: use sizes of 1 to 256"),
+        (["--backend", "tensorrt"], "use triton or onnxruntime"),
+        (["--config", "absent.toml", "--backend", "triton"], "--backend beside --config"),
+        (["--bundle", "absent"], "cascade train"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_a_line(
+    arguments: list[str], reason: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["bench", "deep-calls", "--out", str(tmp_path / "out"), *arguments])
+    told = capfd.readouterr().err
+    assert status == 1
+    assert reason in told
+    assert "Traceback" not in told
+
+
+def test_a_model_server_elsewhere_is_not_measured_from_here() -> None:
+    elsewhere = Config(bundle=BundleSettings(path=str(SHIPPED_BUNDLE)), deep=DeepSettings(url="triton.example:8001"))
+    with pytest.raises(ModelServerError, match="no process of this machine listens there"):
+        configured(elsewhere)
+
+
+def test_an_interval_wants_rounds(tmp_path: Path) -> None:
+    with (
+        embedded(SHIPPED_BUNDLE, "onnxruntime", 7.0, tmp_path) as served,
+        pytest.raises(CascadeError, match="--rounds 4: an interval wants 5 or more"),
+    ):
+        run_deep_calls(served, [1, 8], 4, 0.2, 1)
+
+
+# --- real runs --------------------------------------------------------------------------------------------------------
+
+
+def check(cost: DeepCost, rows: tuple[int, ...]) -> None:
+    assert cost.rows == rows
+    per_row_ms = [
+        (call.client_cpu_ms.value + (0.0 if call.server_cpu_ms is None else call.server_cpu_ms.value)) / call.rows
+        for call in cost.calls
+    ]
+    assert all(later < earlier for earlier, later in pairwise(per_row_ms)), per_row_ms
+    assert per_row_ms[-1] < per_row_ms[0] / 4
+    for call in cost.calls:
+        modelled_j = sum(call.energy_mj[name].value for name in ("cpu-worker", "cpu-deep") if name in call.energy_mj)
+        assert math.isclose(modelled_j, 7.0 * per_row_ms[rows.index(call.rows)] * call.rows, rel_tol=1e-6)
+        assert call.calls >= 5
+    # a server that waits does next to nothing
+    assert all(abs(meter.idle_w.value) < 0.5 for meter in cost.meters if meter.kind == "modelled")
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+@pytest.mark.alone
+@pytest.mark.flaky(reruns=1, only_rerun=["Stream removed", "Connection refused"])
+def test_on_a_real_triton_a_row_costs_less_the_fuller_the_call(triton_parts: Path, tmp_path: Path) -> None:
+    del triton_parts
+    path = tmp_path / "cost.json"
+    arguments = ["--rows", "1", "--rows", "8", "--rows", "64", "--rounds", "5", "--seconds", "0.5"]
+    assert main(["bench", "deep-calls", *arguments, "--out", str(tmp_path / "out"), "--json", str(path)]) == 0
+    cost = DeepCost.read(path)
+    check(cost, (1, 8, 64))
+    assert (cost.backend, cost.bundle_version) == ("triton", "simulator-850594a868f3")
+    assert {meter.meter for meter in cost.meters} >= {"cpu-worker", "cpu-deep"}
+    console = Console(file=io.StringIO(), width=80, record=True)
+    show_deep_calls(cost, console)
+    text = console.export_text()
+    assert "the embedded Triton" in text
+    assert "…" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_in_process_the_client_has_all_of_it(tmp_path: Path) -> None:
+    with embedded(SHIPPED_BUNDLE, "onnxruntime", 7.0, tmp_path) as served:
+        report = run_deep_calls(served, [64, 8, 1, 8], 5, 0.3, 1)
+    check(report.cost, (1, 8, 64))
+    assert all(call.server_cpu_ms is None for call in report.cost.calls)
+    assert [meter.meter for meter in report.cost.meters if meter.kind == "modelled"] == ["cpu-worker"]
