@@ -14,6 +14,7 @@ from bench.cluster import SHIPPED_BUNDLE, write_json
 from bench.deep_calls import ROWS, configured, embedded, run_deep_calls, show_deep_calls
 from bench.embedded import fresh_directory
 from bench.features import run_features, show_features
+from bench.ledger_cost import run_ledger_cost, show_ledger_cost
 from bench.pipeline.page import check_plots, make_page
 from bench.pipeline.report import show as show_pipeline
 from bench.pipeline.run import run_pipeline
@@ -165,6 +166,19 @@ def _backend(text: str | None) -> Backend:
             found: Backend = backend
             return found
     raise CascadeError(f"--backend {text}: use {' or '.join(get_args(Backend))}")
+
+
+@app.command()
+def ledger(
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds by turns.")] = 9,
+    seed: Annotated[int, typer.Option(help="Of the data.")] = 1,
+    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+) -> None:
+    """What the ledger costs a micro-batch, beside what the worker does with it, and what it costs each second."""
+    report = run_ledger_cost(rounds, seed)
+    if json is not None:
+        write_json(json, report)
+    show_ledger_cost(report, Console())
 
 
 @app.command()
