@@ -130,8 +130,9 @@ class Places:
 
     def ids(self, rows: Int64) -> list[str]:
         """`decision_ids` of some of the rows, int64 [some]."""
-        places = zip(self.source[rows].tolist(), self.offsets[rows].tolist(), strict=True)
-        return [_decision_id(*self.partitions[source], offset) for source, offset in places]
+        offsets = self.offsets[rows].tolist()
+        places = (self.partitions[source] for source in self.source[rows].tolist())
+        return [_decision_id(topic, number, offset) for (topic, number), offset in zip(places, offsets, strict=True)]
 
 
 def encode_decisions(codec_name: CodecName, columns: DecisionColumns) -> list[bytes]:
