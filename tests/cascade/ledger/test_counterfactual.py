@@ -208,6 +208,9 @@ def test_ends_of_the_saving_are_the_measured_ends_each_at_its_worse_side() -> No
     assert one.filled.energy_j.high == pytest.approx(
         385.0 + (client_of_1 * 4.0 + 10_000 * 6.0) * 1.1e-3 - 50 / 3 * 7.0 * 0.9e-3
     )
+    assert one.filled.energy_j.low == pytest.approx(
+        385.0 + (client_of_1 * 4.0 + 10_000 * 6.0) * 0.9e-3 - 50 / 3 * 7.0 * 1.1e-3
+    )
     assert one.filled.energy_j.low < one.filled.energy_j.value < one.filled.energy_j.high
     assert one.filled.saving_share.low < one.filled.saving_share.value < one.filled.saving_share.high
     even = one.filled.break_even_share
