@@ -6,8 +6,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -21,6 +21,7 @@ from cascade.errors import SettingError
 ComponentStatus = Literal["ok", "waiting", "failed"]
 # a probe that does not finish its request holds a thread no longer than this
 _REQUEST_TIMEOUT_S = 5.0
+ALWAYS_SENT = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 OPENMETRICS = "application/openmetrics-text"
 
 
@@ -123,15 +124,22 @@ class _Server(ThreadingHTTPServer):
 
 
 class HealthServer:
-    """Serves a HealthState and a metrics registry in a thread of its own, until closed; a context manager.
+    """Serves a HealthState, a metrics registry and `more` in a thread of its own, until closed; a context manager.
 
     `port` 0 takes a free one; the attribute `port` says which. Raises SettingError where the address cannot be had.
     """
 
-    def __init__(self, state: HealthState, registry: CollectorRegistry, host: str, port: int) -> None:
-        handler = _handler(state, registry)
+    def __init__(
+        self, state: HealthState, registry: CollectorRegistry, host: str, port: int,
+        more: Mapping[str, Route] | None = None,
+    ) -> None:  # fmt: skip
+        routes: dict[str, Route] = {
+            "/healthz": lambda _: _report(state, state.not_alive()),
+            "/readyz": lambda _: _report(state, state.not_ready()),
+            "/metrics": lambda request: _metrics(registry, request.accept),
+        }
         try:
-            self._server = _Server((host, port), handler)
+            self._server = _Server((host, port), _handler(routes | dict(more or {})))
         except (OSError, OverflowError) as error:
             raise SettingError(
                 "configuration",
@@ -160,18 +168,28 @@ class HealthServer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
+    """What is sent back."""
+
     status: HTTPStatus
     content_type: str
     body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def _handler(state: HealthState, registry: CollectorRegistry) -> type[BaseHTTPRequestHandler]:
-    routes: dict[str, Callable[[str], _Answer]] = {
-        "/healthz": lambda _: _report(state, state.not_alive()),
-        "/readyz": lambda _: _report(state, state.not_ready()),
-        "/metrics": lambda accept: _metrics(registry, accept),
-    }
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an answer may depend on: the query, and two headers, empty where they are not sent."""
+
+    query: str
+    accept: str
+    accept_language: str
+
+
+Route = Callable[[Request], Answer]
+
+
+def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         """GET only: the base class answers other methods with 501."""
@@ -181,14 +199,18 @@ def _handler(state: HealthState, registry: CollectorRegistry) -> type[BaseHTTPRe
         sys_version = ""
 
         def do_GET(self) -> None:
-            route = routes.get(self.path.partition("?")[0])
+            path, _, query = self.path.partition("?")
+            route = routes.get(path)
             if route is None:
                 self.send_error(HTTPStatus.NOT_FOUND)
                 return
-            answer = route(self.headers.get("Accept", ""))
+            header = self.headers.get
+            answer = route(Request(query, header("Accept", ""), header("Accept-Language", "")))
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.content_type)
             self.send_header("Content-Length", str(len(answer.body)))
+            for name, value in ALWAYS_SENT.items() | answer.headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(answer.body)
 
@@ -198,12 +220,12 @@ def _handler(state: HealthState, registry: CollectorRegistry) -> type[BaseHTTPRe
     return Handler
 
 
-def _metrics(registry: CollectorRegistry, accept: str) -> _Answer:
+def _metrics(registry: CollectorRegistry, accept: str) -> Answer:
     """OpenMetrics 1.0, which has exemplars, where it is asked for at least as much as text; else the classic text."""
     asked = _qualities(accept)
     if asked.get(OPENMETRICS, 0.0) > 0.0 and asked[OPENMETRICS] >= asked.get("text/plain", 0.0):
-        return _Answer(HTTPStatus.OK, openmetrics.CONTENT_TYPE_LATEST, _openmetrics_text(registry))
-    return _Answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(registry))
+        return Answer(HTTPStatus.OK, openmetrics.CONTENT_TYPE_LATEST, _openmetrics_text(registry))
+    return Answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(registry))
 
 
 def _openmetrics_text(registry: CollectorRegistry) -> bytes:
@@ -225,11 +247,11 @@ def _qualities(accept: str) -> dict[str, float]:
     return found
 
 
-def _report(state: HealthState, reasons: list[str]) -> _Answer:
+def _report(state: HealthState, reasons: list[str]) -> Answer:
     components = {
         name: {"status": part.status, "text": part.text, "for_s": round(state.since(part), 3)}
         for name, part in state.components().items()
     }
     body = json.dumps({"ok": not reasons, "waiting_for": reasons, "components": components}).encode()
     status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
-    return _Answer(status, "application/json", body)
+    return Answer(status, "application/json", body)

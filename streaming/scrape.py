@@ -79,6 +79,7 @@ class Frame:
     """What happened in `seconds`. Shares in 0..1, NaN without decisions.
 
     `burn` by objective: the share of breaches over the one that may be. `watts` and `mj_per_decision` by kind.
+    `carbon_g_per_million` by kind, empty where no carbon is accounted. `limits_ms` of the latency objectives by name.
     `lost_meters`: those that give no reading. `workers`: (running, all), None where the service is one process.
     """
 
@@ -90,6 +91,8 @@ class Frame:
     burn: dict[str, float]
     watts: dict[str, float]
     mj_per_decision: dict[str, float]
+    carbon_g_per_million: dict[str, float]
+    limits_ms: dict[str, float]
     lost_meters: tuple[str, ...]
     lag: float
     dead_letters: float
@@ -111,6 +114,12 @@ class Frame:
         share = _over(1.0, all_of_them)
         buckets = grown("cascade_decision_latency_seconds_bucket", "path", "le")
         joules = {kind: value for (kind,), value in grown("cascade_energy_joules_total", "kind").items()}
+        grams = {kind: value for (kind,), value in grown("cascade_carbon_grams_total", "kind").items()}
+        limits_ms = {
+            given["objective"]: 1e3 * value
+            for name, given, value in now.samples
+            if name == "cascade_objective_limit_seconds"
+        }
         breaches = grown("cascade_objective_breaches_total", "objective")
         events = grown("cascade_objective_events_total", "objective")
         budgets = {
@@ -129,6 +138,8 @@ class Frame:
             },
             watts={kind: value / seconds for kind, value in joules.items()},
             mj_per_decision={kind: 1e3 * value * share for kind, value in joules.items()},
+            carbon_g_per_million={kind: 1e6 * value * share for kind, value in grams.items()},
+            limits_ms=limits_ms,
             lost_meters=tuple(
                 sorted(
                     {given["meter"] for name, given, up in now.samples if name == "cascade_energy_meter_up" and not up}

@@ -44,6 +44,7 @@ from streaming.files import FsspecFiles
 from streaming.health import HealthServer, HealthState
 from streaming.journal import journal_kept
 from streaming.lag import LagCollector, LagWatch
+from streaming.live import live_routes
 from streaming.otel import otel_exported
 from streaming.place import Place
 from streaming.privacy import CardHasher
@@ -101,7 +102,9 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
         else:
             stack.enter_context(place.reporting(ledger))
         if config.health.enabled:
-            server = HealthServer(health, registry, config.health.host, config.health.port)
+            server = HealthServer(
+                health, registry, config.health.host, config.health.port, live_routes(registry, health)
+            )
             stack.callback(server.close)
             if place is not None:
                 place.tell_port(server.port)

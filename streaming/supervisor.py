@@ -39,6 +39,7 @@ from cascade.local_parts import OwnedProcess
 from streaming.clients import make_consumer
 from streaming.health import HealthServer, HealthState
 from streaming.journal import journal_kept
+from streaming.live import live_routes
 from streaming.otel import otel_exported
 from streaming.place import Place, write_settings
 from streaming.privacy import CardHasher
@@ -95,7 +96,9 @@ def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
         registry = workers_registry(lambda: _metrics(workers, ledger))
         stack.enter_context(otel_exported(config, registry.collect, ledger.started.timestamp()))
         if config.health.enabled:
-            server = HealthServer(health, registry, config.health.host, config.health.port)
+            server = HealthServer(
+                health, registry, config.health.host, config.health.port, live_routes(registry, health)
+            )
             stack.callback(server.close)
         await_broker(config, health, stopping)
         if not stopping.is_set():

@@ -142,13 +142,19 @@ def _objectives(results: Iterable[ObjectiveResult]) -> Iterable[Metric]:
     use = GaugeMetricFamily(
         "cascade_objective_used_ratio", "Value over limit; absent without data.", labels=["objective"]
     )
+    limit = GaugeMetricFamily(
+        "cascade_objective_limit_seconds", "The limit of a latency objective.", labels=["objective"]
+    )
     for result in results:
+        if result.unit == "ms":
+            limit.add_metric([result.name], result.limit / 1e3)
         if result.value is not None:
             met.add_metric([result.name], float(result.met))
             if result.limit:
                 use.add_metric([result.name], result.value / result.limit)
     yield met
     yield use
+    yield limit
 
 
 def _events(counts: Iterable[ObjectiveEvents]) -> Iterable[Metric]:
