@@ -58,6 +58,7 @@ NAMES: Final[dict[str, tuple[str, str]]] = {
     "cascade_carbon_grams": ("cascade.meter.carbon", "g"),
     "cascade_energy_meter_up": ("cascade.meter.up", "1"),
     "cascade_objective_met": ("cascade.objective.met", "1"),
+    "cascade_objective_limit_seconds": ("cascade.objective.limit", "s"),
     "cascade_objective_used_ratio": ("cascade.objective.used", "1"),
     "cascade_objective_events": ("cascade.objective.events", "{decision}"),
     "cascade_objective_breaches": ("cascade.objective.breaches", "{decision}"),

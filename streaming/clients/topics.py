@@ -25,7 +25,8 @@ BACKOFF_MAX_S = 5.0
 # share of a pause that chance takes away, so that workers that lost the same broker do not come back as one
 JITTER_SHARE = 0.5
 PROBE_TIMEOUT_S = 2.0
-ATTEMPT_TIMEOUT_S = 10.0
+# A server that says nothing costs an attempt five of them before the next is asked.
+ATTEMPT_TIMEOUT_S = 20.0
 
 
 def wait_for_broker(
