@@ -6,9 +6,11 @@ import math
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from cascade.errors import CascadeError
@@ -37,6 +39,15 @@ class Scrape:
             families = list(text_string_to_metric_families(text))
         except ValueError as error:
             raise UnreachableError(f"no metrics in the answer ({error})") from error
+        return cls._from(families, at_s)
+
+    @classmethod
+    def read(cls, registry: CollectorRegistry, at_s: float) -> Scrape:
+        """The same from the registry itself, without a text between: 0.5 ms where the text takes 15."""
+        return cls._from(registry.collect(), at_s)
+
+    @classmethod
+    def _from(cls, families: Iterable[Metric], at_s: float) -> Scrape:
         samples = tuple((one.name, one.labels, float(one.value)) for family in families for one in family.samples)
         if not any(name == "cascade_decisions_total" for name, _, _ in samples):
             raise UnreachableError("these are not the metrics of a Cascade service")
@@ -78,9 +89,11 @@ class PathFrame:
 class Frame:
     """What happened in `seconds`. Shares in 0..1, NaN without decisions.
 
-    `burn` by objective: the share of breaches over the one that may be. `watts` and `mj_per_decision` by kind.
-    `carbon_g_per_million` by kind, empty where no carbon is accounted. `limits_ms` of the latency objectives by name.
-    `lost_meters`: those that give no reading. `workers`: (running, all), None where the service is one process.
+    `budgets` by objective: the share of decisions that may break it; `burn`: the share that did, over that one.
+    `watts` and `mj_per_decision` by kind, of the meters that were read at both ends. `carbon_g_per_million` by kind,
+    empty where no carbon is accounted. `limits_ms` of the latency objectives by name. `lost_meters`: those that give no
+    reading. `lag` in records, NaN where it is not known. `workers`: (running, all), None where the service is one
+    process.
     """
 
     seconds: float
@@ -88,6 +101,7 @@ class Frame:
     escalated_share: float
     degraded_share: float
     paths: tuple[PathFrame, ...]
+    budgets: dict[str, float]
     burn: dict[str, float]
     watts: dict[str, float]
     mj_per_decision: dict[str, float]
@@ -113,8 +127,8 @@ class Frame:
         all_of_them = sum(decided.values())
         share = _over(1.0, all_of_them)
         buckets = grown("cascade_decision_latency_seconds_bucket", "path", "le")
-        joules = {kind: value for (kind,), value in grown("cascade_energy_joules_total", "kind").items()}
-        grams = {kind: value for (kind,), value in grown("cascade_carbon_grams_total", "kind").items()}
+        joules = _grown_by_kind("cascade_energy_joules_total", before, now)
+        grams = _grown_by_kind("cascade_carbon_grams_total", before, now)
         limits_ms = {
             given["objective"]: 1e3 * value
             for name, given, value in now.samples
@@ -132,6 +146,7 @@ class Frame:
             escalated_share=share * (decided.get("escalated", 0.0) + decided.get("degraded", 0.0)),
             degraded_share=share * decided.get("degraded", 0.0),
             paths=tuple(_path(path, decided[path] / seconds, buckets) for path in PATHS if path in decided),
+            budgets=budgets,
             burn={
                 name: _over(_over(breaches.get((name,), 0.0), events.get((name,), 0.0)), budget)
                 for name, budget in budgets.items()
@@ -145,7 +160,7 @@ class Frame:
                     {given["meter"] for name, given, up in now.samples if name == "cascade_energy_meter_up" and not up}
                 )
             ),
-            lag=now.total("cascade_partition_lag_records"),
+            lag=now.by("cascade_partition_lag_records").get((), math.nan),
             dead_letters=sum(grown("cascade_dead_letters_total").values()),
             workers=(round(sum(up)), len(up)) if up else None,
         )
@@ -185,6 +200,18 @@ def scrape(base: str, clock: Callable[[], float] = time.time) -> Scrape:
 def _path(path: str, per_second: float, buckets: Mapping[tuple[str, ...], float]) -> PathFrame:
     own = {float(limit): count for (of, limit), count in buckets.items() if of == path}
     return PathFrame(path, per_second, *(quantile_ms(own, q) for q in (0.5, 0.99, 0.999)))
+
+
+def _grown_by_kind(name: str, before: Scrape | None, now: Scrape) -> dict[str, float]:
+    """What the meters of each kind have added; one that is lost, or back since, does not count, rather than as 0."""
+    labels = ("worker", "meter", "kind")
+    earlier = None if before is None else before.by(name, *labels)
+    grown: dict[str, float] = {}
+    for key, value in now.by(name, *labels).items():
+        if earlier is None or key in earlier:
+            since = value if earlier is None else max(value - earlier[key], 0.0)
+            grown[key[-1]] = grown.get(key[-1], 0.0) + since
+    return grown
 
 
 def _over(value: float, by: float) -> float:

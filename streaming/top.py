@@ -96,7 +96,7 @@ def _headline(frame: Frame, where: str) -> Text:
 
 
 def _state(frame: Frame) -> Text:
-    line = Text(f"{frame.lag:,.0f} transactions wait", style="" if frame.lag < 1_000 else "yellow")
+    line = Text(f"{_count(frame.lag)} transactions wait", style="yellow" if frame.lag >= 1_000 else "")
     if frame.dead_letters:
         line.append(f"  {frame.dead_letters:,.0f} dead letters", style="yellow")
     if frame.workers is not None:
@@ -148,6 +148,10 @@ def _percent(share: float) -> str:
 
 def _figure(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _count(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:,.0f}"
 
 
 def _duration(seconds: float) -> str:

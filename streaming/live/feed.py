@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from streaming.health import HealthState
 from streaming.scrape import Frame, Scrape, UnreachableError
@@ -17,6 +17,9 @@ from streaming.scrape import Frame, Scrape, UnreachableError
 INTERVAL_S: Final = 2.0
 # Five minutes of frames.
 FRAMES_MAX: Final = 150
+# The window begins at one of the scrapes that are kept whole, one each half minute: some 60 kB for a worker.
+MARK_S: Final = 30.0
+MARKS_MAX: Final = 11
 # After such a pause in watching a frame would be of a time that nobody has seen the beginning of.
 GAP_S_MAX: Final = 15.0
 
@@ -24,33 +27,40 @@ GAP_S_MAX: Final = 15.0
 class LiveFeed:
     """Answers what has happened since a frame that the asker has; any thread may ask, and all share the samples.
 
-    `clock`: seconds since the epoch.
+    A frame is of two seconds. The window is one frame of all that was watched without a pause, up to about five
+    minutes: of two seconds a percentile of rare decisions says little, and a budget less. `clock`: seconds since the
+    epoch.
     """
 
     def __init__(self, registry: CollectorRegistry, state: HealthState, clock: Callable[[], float] = time.time) -> None:
         self._registry, self._state, self._clock = registry, state, clock
         self._lock = threading.Lock()
         self._last: Scrape | None = None
-        self._frames: deque[tuple[int, float, Frame]] = deque(maxlen=FRAMES_MAX)
+        self._marks: deque[Scrape] = deque(maxlen=MARKS_MAX)
+        self._window: Frame | None = None
+        # encoded once, not for each who asks
+        self._frames: deque[tuple[int, msgspec.Raw]] = deque(maxlen=FRAMES_MAX)
         self._number = 0
 
     def since(self, number: int) -> bytes:
-        """JSON: the frames after that number (0: all that are kept), and how the service's parts are now."""
+        """JSON: the frames after that number (0: all that are kept), the window, and how the service's parts are now.
+
+        A figure that is not known is null. `newest` is the last frame's number; it falls where the service began anew.
+        """
         with self._lock:
             self._sample()
-            frames = [
-                {"number": place, "at_s": at_s, **msgspec.to_builtins(frame)}
-                for place, at_s, frame in self._frames
-                if place > number
-            ]
+            newest, window = self._number, self._window
+            frames = [frame for place, frame in self._frames if place > number]
         parts = self._state.components()
         answer: dict[str, Any] = {
             "at_s": self._clock(),
-            "interval_s": INTERVAL_S,
+            "newest": newest,
+            "failing": self._state.not_alive(),
             "ready": not self._state.not_ready(),
             "components": [
                 {"name": name, "status": part.status, "text": part.text} for name, part in sorted(parts.items())
             ],
+            "window": window,
             "frames": frames,
         }
         return msgspec.json.encode(answer)
@@ -61,10 +71,28 @@ class LiveFeed:
         if self._last is not None and 0.0 <= now_s - self._last.at_s < 0.9 * INTERVAL_S:
             return
         try:
-            now = Scrape.of(generate_latest(self._registry).decode(), now_s)
+            now = Scrape.read(self._registry, now_s)
         except UnreachableError:  # no metrics yet: the service is starting
             return
         before, self._last = self._last, now
-        if before is not None and 0.0 < now_s - before.at_s <= GAP_S_MAX:
-            self._number += 1
-            self._frames.append((self._number, now_s, Frame.between(before, now)))
+        if before is None or not _follows(before, now):
+            self._marks.clear()
+            self._marks.append(now)
+            self._window = None
+            return
+        frame = Frame.between(before, now)
+        self._window = Frame.between(self._marks[0], now)
+        if now_s - self._marks[-1].at_s >= MARK_S:
+            self._marks.append(now)
+        self._number += 1
+        self._frames.append((self._number, _encoded(self._number, now_s, frame)))
+
+
+def _follows(before: Scrape, now: Scrape) -> bool:
+    """Whether what came between is worth a frame: somebody watched, and no worker began anew or went."""
+    began = [one.by("cascade_start_time_seconds", "worker") for one in (before, now)]
+    return 0.0 < now.at_s - before.at_s <= GAP_S_MAX and began[0] == began[1]
+
+
+def _encoded(number: int, at_s: float, frame: Frame) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode({"number": number, "at_s": at_s, **msgspec.to_builtins(frame)}))
