@@ -426,7 +426,7 @@ class OtelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[health]`: the address of `/healthz`, `/readyz` and `/metrics`; port 0 takes a free one.
+    """`[health]`: the address of `/` (the live page), `/healthz`, `/readyz` and `/metrics`; port 0 takes a free one.
 
     `stall_s_max`: a loop that has not gone round for this long, or a partition with lag of which no record was taken
     for this long, fails `/healthz`. A rebalance (5 s) and a commit (15 s) must fit.

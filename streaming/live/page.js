@@ -155,7 +155,7 @@
         return made("td", `${high ? "▲ " : ""}${number(one[field])}`, high ? "bad" : undefined);
       }),
     ]);
-    place("paths", table([say("path"), "/s", ...Object.keys(QUANTILES).map((quantile) => `${quantile} ms`)], paths));
+    place("paths", table([say("path"), "/s", ...Object.keys(QUANTILES)], paths));
     const objectives = Object.entries(frame.burn).map(([name, burn]) => {
       const state = !known(burn) ? "no_data" : burn <= 1 ? "within" : "over";
       const look = { within: "good", over: "bad" }[state];
