@@ -14,6 +14,9 @@ from bench.cluster import escalating_bundle, simulated
 from bench.embedded import EmbeddedParts, ServiceProcess, play_file
 from cascade.bundle import load_bundle
 from cascade.config import load_config
+from cascade.ledger import Ledger, ledger_registry
+from streaming.health import HealthServer, HealthState
+from streaming.live import live_routes
 from tests.browser import CHROMIUM, Browser
 
 SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
@@ -131,3 +134,22 @@ def test_a_service_that_is_gone_is_said_and_its_figures_are_not_shown_as_now(url
         )
         browser.wait_for("document.getElementById('status').innerText === 'ready'")
         assert browser.evaluate("document.getElementById('figures').className") == ""
+
+
+def test_a_service_that_began_anew_is_drawn_from_its_beginning(tmp_path: Path) -> None:
+    def serve(port: int) -> HealthServer:
+        registry, state = ledger_registry(Ledger()), HealthState(60.0)
+        state.ok("broker")
+        return HealthServer(state, registry, "127.0.0.1", port, live_routes(registry, state))
+
+    points = "(document.querySelector('svg path')?.getAttribute('d').split('L').length ?? 0)"
+    first = serve(0)
+    with Browser(tmp_path / "profile", *PHONE) as browser:
+        browser.open(f"http://127.0.0.1:{first.port}/")
+        browser.wait_for(f"{points} > 4")
+        first.close()
+        with serve(first.port):
+            # its numbers begin at 1 again: a page that waits for higher ones would stand still here
+            browser.wait_for(f"{points} > 0 && {points} < 4")
+            browser.wait_for(f"{points} > 3")
+            assert browser.evaluate("document.getElementById('status').innerText") == "ready"
