@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bench.attribution import AttributionReport, attribution_errors, show_attribution
 from bench.cluster import SHIPPED_BUNDLE, write_json
-from bench.deep_calls import ROWS, configured, embedded, run_deep_calls, show_deep_calls
+from bench.deep_calls import ROWS, checked_sizes, configured, embedded, run_deep_calls, show_deep_calls
 from bench.embedded import fresh_directory
 from bench.features import run_features, show_features
 from bench.ledger_cost import run_ledger_cost, show_ledger_cost
@@ -144,15 +144,16 @@ def deep_calls(
     ] = None,
 ) -> None:
     """What a deep call costs by its rows, in CPU time and joules, idle apart: what deep-only is computed from."""
+    sizes = checked_sizes(rows or ROWS, rounds)
     if config is not None:
         if given := [name for name, value in (("--bundle", bundle), ("--backend", backend), ("--watts-per-core", watts))
                      if value is not None]:  # fmt: skip
             raise CascadeError(f"{', '.join(given)} beside --config: the configuration says it; leave one of them out")
-        report = run_deep_calls(configured(load_config(config)), rows or ROWS, rounds, seconds, seed)
+        report = run_deep_calls(configured(load_config(config)), sizes, rounds, seconds, seed)
     else:
         wanted = EnergySettings().watts_per_core if watts is None else watts
         with embedded(bundle or SHIPPED_BUNDLE, _backend(backend), wanted, fresh_directory(out)) as served:
-            report = run_deep_calls(served, rows or ROWS, rounds, seconds, seed)
+            report = run_deep_calls(served, sizes, rounds, seconds, seed)
     if json is not None:
         write_json(json, report.cost)
         if report.trace:

@@ -135,8 +135,7 @@ def run_deep_calls(
 
     `round_s`: seconds of each turn; None: 2, with a GPU 5.
     """
-    sizes = tuple(sorted(set(rows)))
-    _check(sizes, rounds)
+    sizes = checked_sizes(rows, rounds)
     signature = deep_signature(served.bundle)
     inputs = {size: [_inputs(signature, size, seed + number) for number in range(_INPUTS)] for size in sizes}
     stage = make_deep_stage(served.bundle, served.config.deep)
@@ -158,7 +157,9 @@ def run_deep_calls(
     return DeepCallsReport(cost=_cost(served, turns, readings, rounds, turn_s), trace=trace.recorded())
 
 
-def _check(sizes: Sequence[int], rounds: int) -> None:
+def checked_sizes(rows: Sequence[int], rounds: int) -> tuple[int, ...]:
+    """The sizes, rising; raises CascadeError where they or the rounds are out of range."""
+    sizes = tuple(sorted(set(rows)))
     wrong = [size for size in sizes if not 1 <= size <= BATCH_ROWS_MAX]
     if wrong or not sizes:
         raise CascadeError(f"--rows {', '.join(map(str, wrong)) or 'none'}: use sizes of 1 to {BATCH_ROWS_MAX}")
@@ -168,6 +169,7 @@ def _check(sizes: Sequence[int], rounds: int) -> None:
         )
     if rounds < ROUNDS_MIN:
         raise CascadeError(f"--rounds {rounds}: an interval wants {ROUNDS_MIN} or more")
+    return sizes
 
 
 def _inputs(signature: DeepSignature, rows: int, seed: int) -> DeepInputs:
