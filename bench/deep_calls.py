@@ -125,7 +125,7 @@ def configured(config: Config) -> Served:
 
 
 def _in_process(config: Config) -> str:
-    return f"ONNX Runtime in process, {config.deep.threads} threads"
+    return f"ONNX Runtime in process, threads: {config.deep.threads}"
 
 
 def run_deep_calls(
