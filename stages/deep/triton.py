@@ -254,7 +254,18 @@ class TritonDeepStage:
         await self._check_model()
         probe_deadline = max(deadline, time.monotonic() + _PROBE_TIMEOUT_S)
         for client in self._clients():
-            await self._ask(client, probe_inputs(self._signature), probe_deadline - time.monotonic())
+            await self._probe_until(client, probe_deadline)
+
+    async def _probe_until(self, client: Any, deadline: float) -> None:
+        """Have one row answered; a queue that refuses it, since the model is slow at first or busy, is asked again."""
+        while True:
+            try:
+                await self._ask(client, probe_inputs(self._signature), deadline - time.monotonic())
+                return
+            except DeepStageError as error:
+                if error.cause not in ("deadline", "queue-full") or time.monotonic() + _RETRY_S_MAX >= deadline:
+                    raise
+            await asyncio.sleep(_RETRY_S_MAX * random.SystemRandom().uniform(0.5, 1.0))
 
     async def _check_model(self) -> None:
         """Compare names, types and shapes of the served model, and its batch size, with what is promised."""

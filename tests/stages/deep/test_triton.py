@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -155,6 +156,25 @@ def test_a_server_that_stops_is_an_error_and_is_used_again_when_it_is_back(
         stage.wait_ready(10)
         assert len(stage.submit(tiny_deep_model.inputs(2), 5).result()) == 2
         stage.close()
+
+
+def test_a_model_that_is_busy_at_the_start_is_asked_again(
+    triton_parts: Path, slow_deep_model: TinyDeepModel, tmp_path: Path
+) -> None:
+    limits = ServingLimits(queue_requests_max=1, queue_timeout_us=20_000)
+    repository = write_repository(slow_deep_model.path, slow_deep_model.signature, tmp_path / "models", "cpu", limits)
+    with (
+        LocalTriton(repository, parts_dir=triton_parts) as server,
+        closing(TritonDeepStage(server.grpc_url, slow_deep_model.signature)) as first,
+        closing(TritonDeepStage(server.grpc_url, slow_deep_model.signature)) as second,
+    ):
+        first.wait_ready(30)
+        futures = [first.submit(slow_deep_model.inputs(256), 8) for _ in range(3)]
+        second.wait_ready(30)
+        assert len(second.submit(slow_deep_model.inputs(1), 8).result(10)) == 1
+        refused = [error for error in (one.exception(20) for one in futures) if error is not None]
+    assert all(isinstance(error, DeepStageError) for error in refused)
+    assert refused  # the queue was full or too slow meanwhile
 
 
 def test_a_full_queue_is_queue_full_and_a_request_that_waits_too_long_is_deadline(
