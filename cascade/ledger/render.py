@@ -249,7 +249,9 @@ def _books_notes(books: Books, summary: LedgerSummary) -> str:
         + ("" if one.check_share is None else f" (power integrated {one.check_share:+.2%})")
         for one in books.closings
     )
-    caught = next((one for one in summary.quality.models if one.frauds_caught), None) if summary.quality else None
+    # joules of these transactions over frauds of others would say nothing
+    quality = summary.quality if summary.quality and summary.quality.transactions == summary.transactions else None
+    caught = next((one for one in quality.models if one.frauds_caught), None) if quality else None
     per_fraud = ", ".join(
         f"{number_text(total.energy_j / caught.frauds_caught)} J ({total.kind})"
         for total in summary.energy_totals

@@ -176,7 +176,9 @@ def _meters(figures: Figures, books: Books, words: Words) -> str:
 
 
 def _time(figures: Figures, words: Words) -> Iterable[str]:
-    yield f"<p class=note>{escape(words('time_note', minutes=number_text(figures.interval_s / 60)))}</p>"
+    seconds = figures.interval_s
+    every = f"{number_text(seconds)} s" if seconds < 120 else f"{number_text(seconds / 60)} min"
+    yield f"<p class=note>{escape(words('time_note', every=every))}</p>"
     if figures.summary.energy_totals:
         yield plots.energy_over_time(figures, words)
     yield plots.escalated_over_time(figures, words)
