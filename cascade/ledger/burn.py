@@ -107,21 +107,15 @@ def _events(account: Account) -> tuple[ObjectiveEvents, ...]:
 def _rate(window: str, part: Account, counts: ObjectiveEvents, end: datetime) -> BurnRate:
     return BurnRate(
         window=window, window_s=WINDOWS_S[window], covered_s=(end - part.started).total_seconds(),
-        events=counts.events, breaches=counts.breaches, rate=_burn(counts),
+        events=counts.events, breaches=counts.breaches, rate=counts.burn,
     )  # fmt: skip
 
 
 def _objective(counts: ObjectiveEvents, rates: tuple[BurnRate, ...]) -> ObjectiveBurn:
-    burnt = _burn(counts)
     return ObjectiveBurn(
         name=counts.name, budget=counts.budget, events=counts.events, breaches=counts.breaches,
-        budget_left=None if burnt is None else 1.0 - burnt, rates=rates, status=_status(counts, rates),
+        budget_left=counts.budget_left, rates=rates, status=_status(counts, rates),
     )  # fmt: skip
-
-
-def _burn(counts: ObjectiveEvents) -> float | None:
-    allowed = counts.budget * counts.events
-    return counts.breaches / allowed if allowed else None
 
 
 def _status(counts: ObjectiveEvents, rates: tuple[BurnRate, ...]) -> BurnStatus:

@@ -90,11 +90,7 @@ class NvmlMeter:
         self._samples = 1
         self._last_mj = self._optional(nvml.nvmlDeviceGetTotalEnergyConsumption)
         self._integrated_j = 0.0
-        self._last_mw = (
-            self._call(nvml.nvmlDeviceGetPowerUsage, self._handle)
-            if self._last_mj is None
-            else self._optional(nvml.nvmlDeviceGetPowerUsage)
-        )
+        self._last_mw = self._power_mw()
         self._last_s = self._first_s = clock()
 
     def read(self) -> EnergyReading:
@@ -125,11 +121,7 @@ class NvmlMeter:
 
     def _integrate_power(self, last_mw: int) -> str | None:
         """Where the joules come from; None where power, as a check only, cannot be read any more."""
-        now_mw = (
-            self._call(self._nvml.nvmlDeviceGetPowerUsage, self._handle)
-            if self._last_mj is None
-            else self._optional(self._nvml.nvmlDeviceGetPowerUsage)
-        )
+        now_mw = self._power_mw()
         if now_mw is None:
             self._last_mw = None
             return None
@@ -138,6 +130,11 @@ class NvmlMeter:
         self._last_mw, self._last_s = now_mw, now_s
         self._samples += 1
         return f"NVML power integrated over {self._samples} samples in {now_s - self._first_s:.1f} s"
+
+    def _power_mw(self) -> int | None:
+        """The power now; as a check only, None where it cannot be read."""
+        read = self._nvml.nvmlDeviceGetPowerUsage
+        return self._call(read, self._handle) if self._last_mj is None else self._optional(read)
 
     def _physical(self, handle: Any) -> Any:
         with suppress(self._nvml.NVMLError):  # drivers before MIG do not know the question

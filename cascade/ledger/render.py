@@ -67,8 +67,8 @@ def _headline(summary: LedgerSummary) -> Padding:
     line = Text.assemble(
         (f"{summary.transactions:,}", "bold"), " decisions in ", (_duration(summary.elapsed_s), "bold"), gap,
         (f"{summary.per_second:,.0f}", "bold"), "/s", gap,
-        (_percent(summary.escalation_share), "bold"), " escalated", gap,
-        (_percent(summary.degraded_share), "bold"), " degraded",
+        (percent_text(summary.escalation_share), "bold"), " escalated", gap,
+        (percent_text(summary.degraded_share), "bold"), " degraded",
     )  # fmt: skip
     return Padding(line, (0, 1))
 
@@ -148,7 +148,9 @@ def _clock(clock: ClockFigures | None) -> str:
 
 
 def _listing(title: str, counts: Mapping[str, int], total: int = 0) -> str:
-    shown = (f"{name} {count:,}" + (f" ({_percent(count / total)})" if total else "") for name, count in counts.items())
+    shown = (
+        f"{name} {count:,}" + (f" ({percent_text(count / total)})" if total else "") for name, count in counts.items()
+    )
     return f"{title}: {', '.join(shown)}" if counts else ""
 
 
@@ -306,7 +308,8 @@ def _deep_only_notes(found: Counterfactual) -> str:
     notes = [_verdict(one) for one in found.comparisons]
     notes += [
         f"each: transactions a call; first as {found.per_second:,.0f}/s fill it{limit}, second as the cascade's own",
-        f"even at: share escalated at which both cost the same; it was {_percent(found.asked / found.transactions)}",
+        "even at: share escalated at which both cost the same; it was"
+        f" {percent_text(found.asked / found.transactions)}",
         *(_own_calls(one) for one in found.comparisons),
         "both with fetching, decoding, features, producing and idle; deep-only without the screener",
         f"cost of a deep call measured {found.measured_at:%Y-%m-%d %H:%M} UTC on {found.server}:",
@@ -409,7 +412,8 @@ def number_text(value: float | None, scale: float = 1.0) -> str:
     return f"{scaled:,.{min(max(decimals, 0), _DECIMALS_MAX)}f}"
 
 
-def _percent(share: float | None) -> str:
+def percent_text(share: float | None) -> str:
+    """A share in 0..1 as per cent, as `number_text` writes it."""
     return _ABSENT if share is None else f"{number_text(share, 100.0)} %"
 
 

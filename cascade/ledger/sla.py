@@ -75,6 +75,18 @@ class ObjectiveEvents(msgspec.Struct, frozen=True, kw_only=True):
     breaches: int
     budget: float
 
+    @property
+    def burn(self) -> float | None:
+        """The share of breaches over the budget: 1 uses it up exactly. None without events or without a budget."""
+        allowed = self.budget * self.events
+        return self.breaches / allowed if allowed else None
+
+    @property
+    def budget_left(self) -> float | None:
+        """The share of the budget that was not used, negative where more was; None as `burn`."""
+        burn = self.burn
+        return None if burn is None else 1.0 - burn
+
 
 def count_events(
     level: ServiceLevel, latency: Mapping[Path, LatencyHistogram], *, decisions: int, degraded: int

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from cascade.errors import DataError
 from cascade.ledger.account import Account
+from cascade.ledger.counters import Counters
 from cascade.ledger.figures import summarise
 from cascade.ledger.journal import Life, merged_between
 from cascade.ledger.sla import ObjectiveEvents
@@ -48,27 +49,18 @@ def gather(lives: Sequence[Life], start: datetime | None, end: datetime | None) 
     first = account.started if start is None else start
     span = account.ended - first
     count = max(min(POINTS_MAX, max(len(life.accounts) for life in lives)), 1)
-    points, told = [], None
+    points, told = [], Counters.empty()
     for number in range(count):
         until = account.ended if number == count - 1 else first + span * (number + 1) / count
         part = merged_between(lives, first + span * number / count if number else start, until)
         if part is None:
             continue
-        told = merged_between(lives, start, until) or told
-        points.append(Point(part.ended, summarise(part), budgets_left(account_events(told or part))))
-    return Figures(
-        account, summarise(account), account_events(account), points, span.total_seconds() / count, list(lives)
-    )
-
-
-def account_events(account: Account) -> tuple[ObjectiveEvents, ...]:
-    """Each objective's events and breaches."""
-    return account.counters.objective_events(account.service_level)
+        told.merge(part.counters)
+        points.append(Point(part.ended, summarise(part), budgets_left(told.objective_events(part.service_level))))
+    events = account.counters.objective_events(account.service_level)
+    return Figures(account, summarise(account), events, points, span.total_seconds() / count, list(lives))
 
 
 def budgets_left(events: Sequence[ObjectiveEvents]) -> dict[str, float]:
-    """By objective: 1 − breaches / (events · budget); negative where more broke it than may. Without events 1."""
-    return {
-        one.name: 1.0 - one.breaches / (one.events * one.budget) if one.events and one.budget else 1.0 - one.breaches
-        for one in events
-    }
+    """By objective, as its `budget_left`; where that is not known, 1 less its breaches: all, without events."""
+    return {one.name: 1.0 - one.breaches if one.budget_left is None else one.budget_left for one in events}

@@ -9,7 +9,7 @@ from importlib.resources import files
 import cascade
 from cascade.ledger.attribution import Books
 from cascade.ledger.carbon import JOULES_PER_KWH
-from cascade.ledger.render import number_text
+from cascade.ledger.render import number_text, percent_text
 from cascade.ledger.sla import ObjectiveResult
 from cascade.ledger.summary import Counterfactual, EnergyComparison, LedgerSummary
 from cascade.protocols import EnergyKind
@@ -59,7 +59,7 @@ def _span(figures: Figures, words: Words) -> str:
 
 def _tiles(summary: LedgerSummary, words: Words, counterfactual: Counterfactual | None) -> str:
     light = summary.paths["screened"].share
-    tiles = [_tile(_percent(light), words("tile_light"))]
+    tiles = [_tile(percent_text(light), words("tile_light"))]
     for total in summary.energy_totals:
         per_million = None if total.per_transaction_mj is None else 1e3 * total.per_transaction_mj
         tiles.append(_tile(number_text(per_million), f"{escape(words('tile_energy'))} {_kind(total.kind, words)}"))
@@ -100,7 +100,7 @@ def _latency(summary: LedgerSummary, words: Words) -> str:
         cells = ["–"] * 4 if held is None else [
             number_text(value) for value in (held.p50_ms, held.p99_ms, held.p999_ms, held.max_ms)
         ]  # fmt: skip
-        rows.append([escape(words(f"path_{name}")), f"{path.decisions:,}", _percent(path.share), *cells])
+        rows.append([escape(words(f"path_{name}")), f"{path.decisions:,}", percent_text(path.share), *cells])
     head = [words("col_path"), words("col_decisions"), words("col_share"), "p50 ms", "p99 ms", "p99.9 ms", "max ms"]
     return _table(head, rows)
 
@@ -114,7 +114,7 @@ def _objectives(figures: Figures, words: Words) -> str:
         rows.append(
             [
                 escape(plots.objective_text(one.name, words)), value, number_text(one.limit, scale) + unit,
-                _status(one, words), _percent(left[one.name]),
+                _status(one, words), percent_text(left[one.name]),
             ]
         )  # fmt: skip
     names = ("col_objective", "col_value", "col_limit", "col_status", "col_budget")
@@ -165,7 +165,7 @@ def _meters(figures: Figures, books: Books, words: Words) -> str:
         rows.append(
             [
                 escape(state.meter), "–" if state.kind is None else _kind(state.kind, words),
-                number_text(state.energy_j), "–" if closing is None else _percent(closing.residual_share),
+                number_text(state.energy_j), "–" if closing is None else percent_text(closing.residual_share),
                 "–" if check is None else f"{check:+.2%}",
                 "–" if state.uncertainty is None else f"±{state.uncertainty:.0%}",
                 f"<td class=text>{escape(state.problem or state.source)}",
@@ -306,10 +306,6 @@ def _note(name: str, words: Words) -> str:
 
 def _kind(kind: EnergyKind, words: Words) -> str:
     return f'<span class="kind {kind}">{escape(words(f"kind_{kind}"))}</span>'
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{number_text(share, 100.0)} %"
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
