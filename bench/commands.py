@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import msgspec
 import typer
@@ -22,9 +22,10 @@ from bench.pipeline.scenario import load_scenario
 from bench.screener import run_screener, show
 from bench.smoke import run_smoke, show_smoke
 from bench.stages import run_stages, show_stages
-from cascade.config import EnergySettings, load_config
+from cascade.config import DeepSettings, EnergySettings, load_config
 from cascade.errors import CascadeError
-from cascade.ledger.deep_cost import Backend
+from cascade.ledger.deep_cost import Backend, Precision
+from stages.deep.in_process import Device
 
 app = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
@@ -129,6 +130,11 @@ def deep_calls(
     backend: Annotated[
         str | None, typer.Option(help="Without --config: triton (an embedded one, the default) or onnxruntime.")
     ] = None,
+    device: Annotated[str | None, typer.Option(help="With --backend onnxruntime: cpu (the default) or cuda.")] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="fp32 (the default) or, on a GPU, fp16; once for each, by turns."),
+    ] = None,
     watts: Annotated[
         float | None, typer.Option("--watts-per-core", min=0.001, max=1_000, help="Without --config: of a busy core.")
     ] = None,
@@ -146,27 +152,34 @@ def deep_calls(
     """What a deep call costs by its rows, in CPU time and joules, idle apart: what deep-only is computed from."""
     sizes = checked_sizes(rows or ROWS, rounds)
     if config is not None:
-        if given := [name for name, value in (("--bundle", bundle), ("--backend", backend), ("--watts-per-core", watts))
-                     if value is not None]:  # fmt: skip
+        alone = {
+            "--bundle": bundle, "--backend": backend, "--device": device, "--precision": precision,
+            "--watts-per-core": watts,
+        }  # fmt: skip
+        if given := [name for name, value in alone.items() if value is not None]:
             raise CascadeError(f"{', '.join(given)} beside --config: the configuration says it; leave one of them out")
         report = run_deep_calls(configured(load_config(config)), sizes, rounds, seconds, seed)
     else:
         wanted = EnergySettings().watts_per_core if watts is None else watts
-        with embedded(bundle or SHIPPED_BUNDLE, _backend(backend), wanted, fresh_directory(out)) as served:
+        deep = DeepSettings(backend=_one_of("backend", backend, Backend), device=_one_of("device", device, Device))
+        precisions = [_one_of("precision", one, Precision) for one in precision or ["fp32"]]
+        with embedded(bundle or SHIPPED_BUNDLE, deep, precisions, wanted, fresh_directory(out)) as served:
             report = run_deep_calls(served, sizes, rounds, seconds, seed)
-    if json is not None:
-        write_json(json, report.cost)
-        if report.trace:
-            json.with_suffix(".nvml.json").write_bytes(msgspec.json.encode(report.trace) + b"\n")
-    show_deep_calls(report.cost, Console())
+    for cost in report.costs:
+        if json is not None:
+            write_json(json if cost.precision == "fp32" else json.with_suffix(f".{cost.precision}.json"), cost)
+        show_deep_calls(cost, Console())
+    if json is not None and report.trace:
+        json.with_suffix(".nvml.json").write_bytes(msgspec.json.encode(report.trace) + b"\n")
+        json.with_suffix(".turns.json").write_bytes(msgspec.json.encode(report.turns) + b"\n")
 
 
-def _backend(text: str | None) -> Backend:
-    for backend in get_args(Backend):
-        if text in (None, backend):
-            found: Backend = backend
-            return found
-    raise CascadeError(f"--backend {text}: use {' or '.join(get_args(Backend))}")
+def _one_of(option: str, text: str | None, choices: Any) -> Any:
+    """The text, or the first choice where it is None; raises CascadeError where it is none of the choices."""
+    known = get_args(choices)
+    if text is None or text in known:
+        return text or known[0]
+    raise CascadeError(f"--{option} {text}: use {' or '.join(known)}")
 
 
 @app.command()

@@ -1,24 +1,25 @@
 """What a call to the deep model costs, by the number of its rows: the measurement behind the counterfactual.
 
 Calls are made one at a time, as fast as answers come. In every round each number of rows has its turn of some seconds,
-and so has idleness: the server stands ready without a call. Of the round's turns the idle joules of the same round are
-taken off. The order of the turns moves on by one each round, so that no size always follows the same one.
+in each precision, and so has idleness: the server stands ready without a call. Of the round's turns the idle joules of
+the same round are taken off. The order of the turns moves on by one each round, so that none always follows the same.
 
-The inputs are random: a recurrent network does the same work whatever it is told. FP16 is not measured, because no
-repository offers it.
+The inputs are random: a recurrent network does the same work whatever it is told. FP16 is measured on a GPU in process;
+no repository of the server's offers it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.gpu_trace import GpuTrace
+from bench.half_precision import write_half
 from cascade.bundle import Bundle, load_bundle
 from cascade.config import BundleSettings, Config, DeepSettings, EnergySettings
 from cascade.errors import CascadeError, ModelServerError
@@ -34,11 +36,11 @@ from cascade.ledger import EnergySampler, watts_per_core
 from cascade.ledger.deep_cost import (
     CONFIDENCE,
     RESAMPLES,
-    Backend,
     CallCost,
     CostMeter,
     DeepCost,
     Estimate,
+    Precision,
     median_estimate,
 )
 from cascade.ledger.energy import DEEP_METER, IDLE_METER, WORKER_METER, nvml_library
@@ -63,69 +65,99 @@ _INPUTS: Final = 8
 _WARM_UP_CALLS: Final = 20
 _TIMEOUT_S: Final = 30.0
 _READY_S: Final = 60.0
-# Log-odds by which server and ONNX Runtime may differ.
-_SCORES_DIFFER_MAX: Final = 1e-3
+# Log-odds by which server and ONNX Runtime on the CPU may differ.
+_SCORES_DIFFER_MAX: Final[dict[Precision, float]] = {"fp32": 1e-3, "fp16": 0.1}
 _SAMPLE_S: Final = 0.1
 
 
-class DeepCallsReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `cascade bench deep-calls` saw; `trace`: counters of the GPUs over the run, none where there is no GPU."""
+class Load(NamedTuple):
+    """What a turn does: calls of `rows` in a precision."""
 
-    cost: DeepCost
-    trace: tuple[RecordedGpu, ...]
+    precision: Precision
+    rows: int
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A turn: `calls` (0: idle) in `wall_s`, with the joules of each meter in it."""
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn of `load` (None: idle) from `start_s`: `calls` in `wall_s`, with the joules of each meter in it."""
 
+    load: Load | None
+    start_s: float
     calls: int
     wall_s: float
     energy_j: dict[str, float]
 
 
+class DeepCallsReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `cascade bench deep-calls` saw, a cost for each precision.
+
+    `trace`: counters of the GPUs over the run, none where there is no GPU; `turns` are on its clock.
+    """
+
+    costs: tuple[DeepCost, ...]
+    turns: tuple[Turn, ...]
+    trace: tuple[RecordedGpu, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A deep model that answers: what it is, and the meters of all who work at a call."""
+    """A deep model that answers, by precision the file that it is; `server` is what answers, in words."""
 
     config: Config
     bundle: Bundle
     server: str
+    models: dict[Precision, Path]
 
 
 @contextmanager
-def embedded(bundle_path: Path, backend: Backend, watts: float, directory: Path) -> Iterator[Served]:
-    """A bundle's model on a Triton of its own (in this process for `onnxruntime`), for as long as the context lasts."""
+def embedded(
+    bundle_path: Path, deep: DeepSettings, precisions: Sequence[Precision], watts: float, directory: Path
+) -> Iterator[Served]:
+    """A bundle's model on a Triton of its own (in this process for `onnxruntime`), for as long as the context lasts.
+
+    Raises CascadeError where FP16 is wanted anywhere but on a GPU in process.
+    """
+    if "fp16" in precisions and (deep.backend, deep.device) != ("onnxruntime", "cuda"):
+        raise CascadeError("--precision fp16: measured in process on a GPU; add --backend onnxruntime --device cuda")
+    if deep.backend == "triton" and deep.device != "cpu":
+        raise CascadeError(f"--device {deep.device}: the embedded Triton has no GPU; add --backend onnxruntime")
     bundle = load_bundle(bundle_path)
     settings = Config(
-        bundle=BundleSettings(path=str(bundle_path)), deep=DeepSettings(backend=backend),
-        energy=EnergySettings(watts_per_core=watts),
-    )  # fmt: skip
-    if backend == "onnxruntime":
-        yield Served(settings, bundle, _in_process(settings))
-        return
+        bundle=BundleSettings(path=str(bundle_path)), deep=deep, energy=EnergySettings(watts_per_core=watts)
+    )
     onnx = bundle.directory / "deep.onnx"
+    if deep.backend == "onnxruntime":
+        models = {one: onnx if one == "fp32" else write_half(onnx, directory / "half.onnx") for one in precisions}
+        yield Served(settings, bundle, _in_process(settings), models)
+        return
     repository = write_repository(onnx, deep_signature(bundle), directory / "models", "cpu")
     with LocalTriton(repository, log_dir=directory) as triton:
         found = msgspec.structs.replace(settings, deep=DeepSettings(url=triton.grpc_url))
-        yield Served(found, bundle, f"the embedded Triton {TRITON_VERSION}, CPU")
+        yield Served(found, bundle, f"the embedded Triton {TRITON_VERSION}, CPU", {"fp32": onnx})
 
 
 def configured(config: Config) -> Served:
     """The deep model of a configuration, which must run on this machine; raises ModelServerError where it does not."""
     bundle = load_bundle(Path(config.bundle.path))
+    models: dict[Precision, Path] = {"fp32": bundle.directory / "deep.onnx"}
     if config.deep.backend == "onnxruntime":
-        return Served(config, bundle, _in_process(config))
+        return Served(config, bundle, _in_process(config), models)
     if energy_pids(config) == [os.getpid()]:
         raise ModelServerError(
             f"deep.url = {config.deep.url}: no process of this machine listens there, so its joules cannot be read; "
             "run this beside the model server"
         )
-    return Served(config, bundle, f"the Triton at {config.deep.url}")
+    return Served(config, bundle, f"the Triton at {config.deep.url}", models)
 
 
 def _in_process(config: Config) -> str:
-    return f"ONNX Runtime in process, threads: {config.deep.threads}"
+    return f"ONNX Runtime in process, {config.deep.device}, threads: {config.deep.threads}"
+
+
+def _stage(served: Served, precision: Precision) -> DeepStage:
+    deep = served.config.deep
+    if precision == "fp32":
+        return make_deep_stage(served.bundle, deep)
+    return OnnxDeepStage(served.models[precision], deep_signature(served.bundle), deep.threads, device=deep.device)
 
 
 def run_deep_calls(
@@ -138,10 +170,12 @@ def run_deep_calls(
     sizes = checked_sizes(rows, rounds)
     signature = deep_signature(served.bundle)
     inputs = {size: [_inputs(signature, size, seed + number) for number in range(_INPUTS)] for size in sizes}
-    stage = make_deep_stage(served.bundle, served.config.deep)
-    try:
-        stage.wait_ready(_READY_S)
-        _check_scores(stage, served.bundle, inputs[sizes[-1]][0])
+    with ExitStack() as stack:
+        stages = {one: stack.enter_context(closing(_stage(served, one))) for one in served.models}
+        apart = {}
+        for precision, stage in stages.items():
+            stage.wait_ready(_READY_S)
+            apart[precision] = _scores_apart(stage, served.bundle, inputs[sizes[-1]][0], precision)
         meters = [one for one in service_meters(served.config) if one.name != IDLE_METER]
         trace = GpuTrace(nvml_library())
         turn_s = round_s or (ROUND_S_GPU if trace.gpus else ROUND_S)
@@ -150,11 +184,10 @@ def run_deep_calls(
                 f"--seconds {turn_s:g}: a GPU's energy counter steps every 0.1 s; use {ROUND_S_GPU:g} or more"
             )
         with Steps() as progress:
-            turns = _Bench(stage, meters, inputs, turn_s, trace).run(rounds, progress)
+            turns = _Bench(stages, meters, inputs, turn_s, trace).run(rounds, progress)
         readings = {meter.name: meter.read() for meter in meters}
-    finally:
-        stage.close()
-    return DeepCallsReport(cost=_cost(served, turns, readings, rounds, turn_s), trace=trace.recorded())
+    costs = tuple(_cost(served, one, turns, readings, rounds, turn_s, apart[one]) for one in stages)
+    return DeepCallsReport(costs=costs, turns=tuple(turns), trace=trace.recorded())
 
 
 def checked_sizes(rows: Sequence[int], rounds: int) -> tuple[int, ...]:
@@ -182,61 +215,65 @@ def _inputs(signature: DeepSignature, rows: int, seed: int) -> DeepInputs:
     )  # fmt: skip
 
 
-def _check_scores(stage: DeepStage, bundle: Bundle, inputs: DeepInputs) -> None:
-    """What is timed must be the bundle's model."""
-    reference = OnnxDeepStage(bundle.directory / "deep.onnx", deep_signature(bundle))
-    try:
+def _scores_apart(stage: DeepStage, bundle: Bundle, inputs: DeepInputs, precision: Precision) -> float:
+    """By how much log-odds differ at most from the bundle's model, which is what must be timed."""
+    with closing(OnnxDeepStage(bundle.directory / "deep.onnx", deep_signature(bundle))) as reference:
         wanted = reference.submit(inputs, _TIMEOUT_S).result()
-    finally:
-        reference.close()
     apart = float(np.abs(stage.submit(inputs, _TIMEOUT_S).result() - wanted).max())
-    if apart > _SCORES_DIFFER_MAX:
+    if apart > _SCORES_DIFFER_MAX[precision]:
         raise CascadeError(f"the server's scores differ from the bundle's model by up to {apart:.2g}; serve that model")
+    return apart
 
 
 class _Bench:
     """Turns of calls and of idleness, with every meter read before and after."""
 
     def __init__(
-        self, stage: DeepStage, meters: Sequence[EnergyMeter], inputs: dict[int, list[DeepInputs]], turn_s: float,
-        trace: GpuTrace,
+        self, stages: dict[Precision, DeepStage], meters: Sequence[EnergyMeter], inputs: dict[int, list[DeepInputs]],
+        turn_s: float, trace: GpuTrace,
     ) -> None:  # fmt: skip
-        self._stage, self._meters, self._inputs, self._turn_s, self._trace = stage, meters, inputs, turn_s, trace
+        self._stages, self._meters, self._inputs, self._turn_s, self._trace = stages, meters, inputs, turn_s, trace
         # Counters that step, wrap or are integrated over time; the others are read at the ends of a turn only, since
         # reading them takes CPU time of the client.
         self._counters = [meter for meter in meters if meter.read().kind == "measured"]
         self._metering = threading.Lock()
 
-    def run(self, rounds: int, progress: Callable[[str, float], None]) -> dict[int, list[Turn]]:
-        """By rows, a turn a round; 0 rows: idle."""
-        for batches in self._inputs.values():
-            for number in range(_WARM_UP_CALLS):
-                self._stage.submit(batches[number % _INPUTS], _TIMEOUT_S).result()
-        sizes = [0, *self._inputs]
-        turns: dict[int, list[Turn]] = {size: [] for size in sizes}
+    def run(self, rounds: int, progress: Callable[[str, float], None]) -> list[Turn]:
+        """Each load and idleness, a turn a round."""
+        loads = [Load(precision, rows) for precision in self._stages for rows in self._inputs]
+        for number in range(_WARM_UP_CALLS):
+            for busy in loads:
+                self._call(busy, number)
+        order: list[Load | None] = [None, *loads]
+        turns: list[Turn] = []
         with EnergySampler(self._sample, _SAMPLE_S) if self._counters else nullcontext():
             for number in range(rounds):
-                first = number % len(sizes)
-                for place, size in enumerate([*sizes[first:], *sizes[:first]]):
-                    progress("measure, by turns", (number + place / len(sizes)) / rounds)
-                    turns[size].append(self._turn(size))
+                first = number % len(order)
+                for place, load in enumerate([*order[first:], *order[:first]]):
+                    progress("measure, by turns", (number + place / len(order)) / rounds)
+                    turns.append(self._turn(load))
         progress("measure, by turns", 1.0)
         return turns
 
-    def _turn(self, size: int) -> Turn:
+    def _call(self, load: Load, number: int) -> None:
+        self._stages[load.precision].submit(self._inputs[load.rows][number % _INPUTS], _TIMEOUT_S).result()
+
+    def _turn(self, load: Load | None) -> Turn:
         before = self._read_j()
         started_s = time.monotonic()
         calls = 0
-        if size:
-            batches = self._inputs[size]
-            while time.monotonic() - started_s < self._turn_s:
-                self._stage.submit(batches[calls % _INPUTS], _TIMEOUT_S).result()
-                calls += 1
-        else:
+        if load is None:
             time.sleep(self._turn_s)
+        else:
+            while time.monotonic() - started_s < self._turn_s:
+                self._call(load, calls)
+                calls += 1
         wall_s = time.monotonic() - started_s
         after = self._read_j()
-        return Turn(calls, wall_s, {name: after[name] - joules for name, joules in before.items()})
+        return Turn(
+            load=load, start_s=started_s - self._trace.start_s, calls=calls, wall_s=wall_s,
+            energy_j={name: after[name] - joules for name, joules in before.items()},
+        )  # fmt: skip
 
     def _read_j(self) -> dict[str, float]:
         with self._metering:
@@ -250,16 +287,20 @@ class _Bench:
 
 
 def _cost(
-    served: Served, turns: dict[int, list[Turn]], readings: dict[str, EnergyReading], rounds: int, turn_s: float
-) -> DeepCost:
-    idle = turns[0]
+    served: Served, precision: Precision, turns: Sequence[Turn], readings: dict[str, EnergyReading], rounds: int,
+    turn_s: float, apart: float,
+) -> DeepCost:  # fmt: skip
     watts = watts_per_core(served.config.energy)
+    idle = _of(turns, None)
+    rows = sorted({turn.load.rows for turn in turns if turn.load is not None})
     return DeepCost(
         measured_at=datetime.now(UTC),
         bundle_version=served.bundle.version,
-        model_sha256=served.bundle.manifest.files["deep.onnx"].sha256,
+        model_sha256=hashlib.sha256(served.models[precision].read_bytes()).hexdigest(),
         backend=served.config.deep.backend,
         server=served.server,
+        precision=precision,
+        scores_apart=apart,
         machine=describe_machine(),
         watts_per_core=watts,
         rounds=rounds,
@@ -275,8 +316,12 @@ def _cost(
             )
             for name, reading in readings.items()
         ),
-        calls=tuple(call_cost(rows, turns[rows], idle, watts) for rows in turns if rows),
+        calls=tuple(call_cost(size, _of(turns, Load(precision, size)), idle, watts) for size in rows),
     )  # fmt: skip
+
+
+def _of(turns: Sequence[Turn], load: Load | None) -> list[Turn]:
+    return [turn for turn in turns if turn.load == load]
 
 
 def call_cost(rows: int, turns: Sequence[Turn], idle: Sequence[Turn], watts: float) -> CallCost:
@@ -305,7 +350,7 @@ def _above_idle_j(name: str, turn: Turn, idle: Turn) -> float:
 
 
 def show_deep_calls(cost: DeepCost, console: Console) -> None:
-    """Print the table."""
+    """Print the table of a precision."""
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), show_edge=False)
     counters = [meter.meter for meter in cost.meters if meter.kind == "measured"]
     for name in ("rows", "wall ms", "server CPU ms", "client CPU ms", "µs/row", "mJ/row*", *counters):
@@ -323,7 +368,8 @@ def show_deep_calls(cost: DeepCost, console: Console) -> None:
     console.print()
     console.print(table)
     console.print(
-        f"\n {cost.server}; bundle {cost.bundle_version}\n {cost.method}\n without calls: {idle}\n"
+        f"\n {cost.server}; {cost.precision.upper()}; bundle {cost.bundle_version}\n"
+        f" {cost.method}\n without calls: {idle}\n"
         f" * modelled: CPU seconds of both × {cost.watts_per_core:g} W per busy core (stated)\n {cost.machine.text}",
         highlight=False,
     )

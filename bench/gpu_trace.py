@@ -14,7 +14,7 @@ SAMPLES_MAX: Final = 108_000
 
 
 class GpuTrace:
-    """Reads every GPU's energy and power when told to; `gpus` is 0 where there is no driver.
+    """Reads every GPU's energy and power when told to; `gpus` is 0 where there is no driver. `start_s`: its time 0.
 
     A counter that cannot be read at any sample is left out of that GPU's trace as a whole.
     """
@@ -22,7 +22,7 @@ class GpuTrace:
     def __init__(self, nvml: NvmlLibrary, clock: Callable[[], float] = time.monotonic) -> None:
         self._nvml, self._clock = nvml, clock
         self._handles = _handles(nvml)
-        self._start_s = clock()
+        self.start_s: Final = clock()
         self._time_s: list[float] = []
         self._energy_mj: list[list[int | None]] = [[] for _ in self._handles]
         self._power_mw: list[list[int | None]] = [[] for _ in self._handles]
@@ -36,7 +36,7 @@ class GpuTrace:
         """One reading of each; nothing beyond `SAMPLES_MAX` of them."""
         if not self._handles or len(self._time_s) >= SAMPLES_MAX:
             return
-        self._time_s.append(self._clock() - self._start_s)
+        self._time_s.append(self._clock() - self.start_s)
         for handle, energy, power in zip(self._handles, self._energy_mj, self._power_mw, strict=True):
             energy.append(self._read(self._nvml.nvmlDeviceGetTotalEnergyConsumption, handle))
             power.append(self._read(self._nvml.nvmlDeviceGetPowerUsage, handle))

@@ -168,9 +168,10 @@ class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[deep]`: where the deep model runs; `url` (`host:port` of gRPC), `tls` and its files belong to Triton.
 
-    `threads`: CPU threads of ONNX Runtime in process. `hedge_ms`: ask Triton a second time where no answer came after
-    so long, and take the first answer; 0 never does. `start_wait_s_max`: the start waits so long for the model;
-    then the screener decides what is escalated until it is there.
+    `threads`: CPU threads of ONNX Runtime in process; `device`: where it computes (`cuda`: a GPU). `hedge_ms`: ask
+    Triton a second time where no answer came after so long, and take the first answer; 0 never does.
+    `start_wait_s_max`: the start waits so long for the model; then the screener decides what is escalated until it is
+    there.
     """
 
     backend: Literal["triton", "onnxruntime"] = "triton"
@@ -181,6 +182,7 @@ class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     certificate_file: OptionalText = ""
     key_file: OptionalText = ""
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    device: Literal["cpu", "cuda"] = "cpu"
     hedge_ms: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 0.0
     start_wait_s_max: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
 

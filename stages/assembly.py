@@ -57,7 +57,7 @@ def make_deep_stage(bundle: Bundle, settings: DeepSettings) -> DeepStage:
     if settings.backend == "onnxruntime":
         from stages.deep.in_process import OnnxDeepStage
 
-        return OnnxDeepStage(bundle.directory / "deep.onnx", signature, settings.threads)
+        return OnnxDeepStage(bundle.directory / "deep.onnx", signature, settings.threads, device=settings.device)
     from stages.deep.triton import GrpcOptions, TritonDeepStage
 
     def path(text: str) -> Path | None:

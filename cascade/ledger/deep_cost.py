@@ -28,6 +28,7 @@ RESAMPLES: Final = 10_000
 _SEED: Final = 1
 
 Backend = Literal["triton", "onnxruntime"]
+Precision = Literal["fp32", "fp16"]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -85,7 +86,8 @@ class CallCost(msgspec.Struct, frozen=True, kw_only=True):
 class DeepCost(msgspec.Struct, frozen=True, kw_only=True):
     """The table of calls, `rows` rising, and all that it holds for.
 
-    `model_sha256`: of deep.onnx. `server`: what answered, in words. `watts_per_core`: behind modelled joules.
+    `model_sha256`: of deep.onnx, or of what `precision` made of it. `server`: what answered, in words. `scores_apart`:
+    largest difference from the FP32 model on the CPU, as log-odds. `watts_per_core`: behind modelled joules.
     `round_s`: seconds that each number of rows had in each of `rounds`. `method`: how the figures were made.
     """
 
@@ -95,6 +97,8 @@ class DeepCost(msgspec.Struct, frozen=True, kw_only=True):
     model_sha256: str
     backend: Backend
     server: str
+    precision: Precision = "fp32"
+    scores_apart: float | None = None
     machine: Machine
     watts_per_core: Positive
     rounds: Annotated[int, msgspec.Meta(ge=1)]

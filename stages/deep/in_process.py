@@ -1,4 +1,4 @@
-"""The deep stage without a model server: ONNX Runtime on the CPU, in a thread of this process."""
+"""The deep stage without a model server: ONNX Runtime on the CPU or on a GPU, in a thread of this process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from cascade.columns import Float64
-from cascade.errors import BundleError, DeepStageError, ModelServerError
+from cascade.errors import BundleError, DeepStageError, ModelServerError, SettingError
 from cascade.protocols import DeepInputs
 from stages.deep.answers import checked_scores, probe_inputs
 from stages.deep.loop_thread import LoopThread
@@ -21,21 +21,28 @@ from stages.deep.signature import BATCH_ROWS_MAX, DeepSignature
 # Calls that wait for the thread; beyond it the screener decides, which is better than an answer that comes too late.
 QUEUE_CALLS_MAX = 64
 
+Device = Literal["cpu", "cuda"]
+_PROVIDERS: Final[dict[Device, str]] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# FP32 is what was trained and what the CPU computes; TF32 would round the factors to 10 bits of mantissa.
+_OPTIONS: Final[dict[Device, dict[str, str]]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+
 
 class OnnxDeepStage:
     """A deep stage (see `cascade.protocols.DeepStage`) that runs the ONNX file itself.
 
-    `threads`: CPU threads of one run. One call runs at a time, `queue_calls_max` wait. Raises BundleError where the
-    file is not the model that `signature` promises.
+    `threads`: CPU threads of one run. One call runs at a time, `queue_calls_max` wait. `device`: `cuda` is the GPU that
+    CUDA shows first, and wants onnxruntime-gpu. Raises BundleError where the file is not the model that `signature`
+    promises, SettingError where the device cannot be used.
     """
 
     def __init__(
-        self, onnx_path: Path, signature: DeepSignature, threads: int = 1, queue_calls_max: int = QUEUE_CALLS_MAX
-    ) -> None:
+        self, onnx_path: Path, signature: DeepSignature, threads: int = 1, queue_calls_max: int = QUEUE_CALLS_MAX,
+        device: Device = "cpu",
+    ) -> None:  # fmt: skip
         self.hedged = 0
         self.late_answers = 0
         self._signature = signature
-        self._session = _open_session(Path(onnx_path), threads)
+        self._session = _open_session(Path(onnx_path), threads, device)
         _check_session(self._session, signature, Path(onnx_path))
         self._places = threading.BoundedSemaphore(1 + queue_calls_max)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="deep model")
@@ -94,18 +101,33 @@ class OnnxDeepStage:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _open_session(path: Path, threads: int) -> Any:
+def _open_session(path: Path, threads: int, device: Device) -> Any:
     import onnxruntime
 
+    provider = _PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        raise SettingError(
+            "configuration", "deep.device", device, f"this ONNX Runtime has no {provider}",
+            "install onnxruntime-gpu in place of onnxruntime, or use cpu",
+        )  # fmt: skip
+    if device == "cuda":
+        # CUDA and cuDNN of NVIDIA's packages, where they are installed; else the system's are found by themselves.
+        onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # A thread that spins while it waits burns the very energy that the service saves.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, _OPTIONS[device])])
     except Exception as error:
         raise BundleError(f"{path}: cannot be loaded as an ONNX model ({' '.join(str(error).split())})") from error
+    if provider not in session.get_providers():  # it went on with the CPU, and only said so
+        raise SettingError(
+            "configuration", "deep.device", device, f"{provider} does not start",
+            "check nvidia-smi, and that CUDA and cuDNN are those that this onnxruntime-gpu wants",
+        )  # fmt: skip
+    return session
 
 
 def _check_session(session: Any, signature: DeepSignature, path: Path) -> None:

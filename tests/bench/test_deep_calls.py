@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from bench.cluster import SHIPPED_BUNDLE
-from bench.deep_calls import Turn, call_cost, configured, embedded, run_deep_calls, show_deep_calls
+from bench.deep_calls import Load, Turn, call_cost, configured, embedded, run_deep_calls, show_deep_calls
 from bench.gpu_trace import GpuTrace
 from cascade.cli import main
 from cascade.config import BundleSettings, Config, DeepSettings
@@ -22,12 +22,18 @@ from cascade.ledger.deep_cost import DeepCost
 from cascade.ledger.nvml import nvml_meters
 from cascade.ledger.recorded_nvml import RecordedGpu, RecordedNvml
 
+IN_PROCESS = DeepSettings(backend="onnxruntime")
+
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
+def turn(calls: int, wall_s: float, energy_j: dict[str, float]) -> Turn:
+    return Turn(load=Load("fp32", 8) if calls else None, start_s=0.0, calls=calls, wall_s=wall_s, energy_j=energy_j)
+
+
 def test_a_calls_joules_are_those_above_the_idle_turn_of_the_same_round() -> None:
-    turns = [Turn(100, 2.0, {"cpu-worker": 1.0, "cpu-deep": 3.0, "gpu0": 130.0})] * 5
-    idle = [Turn(0, 4.0, {"cpu-worker": 0.0, "cpu-deep": 2.0, "gpu0": 240.0})] * 5
+    turns = [turn(100, 2.0, {"cpu-worker": 1.0, "cpu-deep": 3.0, "gpu0": 130.0})] * 5
+    idle = [turn(0, 4.0, {"cpu-worker": 0.0, "cpu-deep": 2.0, "gpu0": 240.0})] * 5
     found = call_cost(8, turns, idle, 10.0)
     assert (found.rows, found.calls, found.wall_ms.value) == (8, 500, pytest.approx(20.0))
     assert {name: one.value for name, one in found.energy_mj.items()} == pytest.approx(
@@ -39,8 +45,8 @@ def test_a_calls_joules_are_those_above_the_idle_turn_of_the_same_round() -> Non
 
 
 def test_without_a_server_there_is_no_figure_of_one() -> None:
-    turn = Turn(10, 1.0, {"cpu-worker": 1.0})
-    assert call_cost(1, [turn] * 5, [Turn(0, 1.0, {"cpu-worker": 0.0})] * 5, 10.0).server_cpu_ms is None
+    busy = turn(10, 1.0, {"cpu-worker": 1.0})
+    assert call_cost(1, [busy] * 5, [turn(0, 1.0, {"cpu-worker": 0.0})] * 5, 10.0).server_cpu_ms is None
 
 
 def test_a_drift_that_idle_shares_is_taken_off_and_the_interval_holds_the_truth() -> None:
@@ -48,8 +54,8 @@ def test_a_drift_that_idle_shares_is_taken_off_and_the_interval_holds_the_truth(
     held = 0
     for _ in range(100):
         drift_w = 50.0 + 10.0 * np.arange(15)
-        calls = [Turn(100, 2.0, {"cpu-worker": 2.0 * watts + 5.0 + chance.normal(0, 0.5)}) for watts in drift_w]
-        idle = [Turn(0, 2.0, {"cpu-worker": 2.0 * watts}) for watts in drift_w]
+        calls = [turn(100, 2.0, {"cpu-worker": 2.0 * watts + 5.0 + chance.normal(0, 0.5)}) for watts in drift_w]
+        idle = [turn(0, 2.0, {"cpu-worker": 2.0 * watts}) for watts in drift_w]
         found = call_cost(1, calls, idle, 10.0).energy_mj["cpu-worker"]
         held += found.low <= 50.0 <= found.high
     assert held >= 88
@@ -101,6 +107,11 @@ def test_without_a_driver_there_is_nothing_to_record() -> None:
         (["--rows", "8"], "measure 1 as well"),
         (["--rows", "1", "--rows", "257"], "--rows 257: use sizes of 1 to 256"),
         (["--backend", "tensorrt"], "use triton or onnxruntime"),
+        (["--device", "tpu"], "use cpu or cuda"),
+        (["--device", "cuda"], "the embedded Triton has no GPU"),
+        (["--precision", "fp8"], "use fp32 or fp16"),
+        (["--precision", "fp16"], "add --backend onnxruntime --device cuda"),
+        (["--config", "absent.toml", "--precision", "fp32"], "--precision beside --config"),
         (["--config", "absent.toml", "--backend", "triton"], "--backend beside --config"),
         (["--bundle", "absent"], "cascade train"),
     ],
@@ -123,7 +134,7 @@ def test_a_model_server_elsewhere_is_not_measured_from_here() -> None:
 
 def test_an_interval_wants_rounds(tmp_path: Path) -> None:
     with (
-        embedded(SHIPPED_BUNDLE, "onnxruntime", 7.0, tmp_path) as served,
+        embedded(SHIPPED_BUNDLE, IN_PROCESS, ["fp32"], 7.0, tmp_path) as served,
         pytest.raises(CascadeError, match="--rounds 4: an interval wants 5 or more"),
     ):
         run_deep_calls(served, [1, 8], 4, 0.2, 1)
@@ -171,8 +182,10 @@ def test_on_a_real_triton_a_row_costs_less_the_fuller_the_call(triton_parts: Pat
 @pytest.mark.slow
 @pytest.mark.alone
 def test_in_process_the_client_has_all_of_it(tmp_path: Path) -> None:
-    with embedded(SHIPPED_BUNDLE, "onnxruntime", 7.0, tmp_path) as served:
+    with embedded(SHIPPED_BUNDLE, IN_PROCESS, ["fp32"], 7.0, tmp_path) as served:
         report = run_deep_calls(served, [64, 8, 1, 8], 5, 0.3, 1)
-    check(report.cost, (1, 8, 64))
-    assert all(call.server_cpu_ms is None for call in report.cost.calls)
-    assert [meter.meter for meter in report.cost.meters if meter.kind == "modelled"] == ["cpu-worker"]
+    (cost,) = report.costs
+    check(cost, (1, 8, 64))
+    assert cost.scores_apart == 0.0
+    assert all(call.server_cpu_ms is None for call in cost.calls)
+    assert [meter.meter for meter in cost.meters if meter.kind == "modelled"] == ["cpu-worker"]

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from cascade.errors import BundleError, DeepStageError
+from cascade.errors import BundleError, DeepStageError, SettingError
 from stages.deep.in_process import OnnxDeepStage
 from tests.conftest import TinyDeepModel
 
@@ -93,3 +93,8 @@ def test_close_leaves_no_thread(tiny_deep_model: TinyDeepModel) -> None:
     error = stage.submit(tiny_deep_model.inputs(1), 1).exception()
     assert isinstance(error, DeepStageError)
     assert set(threading.enumerate()) - before == set()
+
+
+def test_a_device_that_is_not_there_is_said_in_a_line(tiny_deep_model: TinyDeepModel) -> None:
+    with pytest.raises(SettingError, match=r"^configuration: deep.device = 'cuda': .*; .*$"):
+        OnnxDeepStage(tiny_deep_model.path, tiny_deep_model.signature, device="cuda")
