@@ -517,18 +517,26 @@ def test_a_killed_worker_goes_on_from_its_snapshot_and_scores_as_if_nothing_had_
     state = {"snapshots": str(snapshots), "interval_s": 0.1}
     path = new_config(BACKLOG | {"deep": {"backend": "onnxruntime"}, "state": state})
     config = load_config(path)
+    keep = config.state.keep
+
+    def whole() -> list[Path]:
+        return sorted(snapshots.glob("*.snapshot"))
+
     told = ""
     for first in range(0, rows, 1_000):
         play_file(config, data, slice(first, first + 1_000), None, lambda _: None)
         with ServiceProcess(path) as service:
             wait_for_decisions(service, first + 1_000, lambda _: None)
             wait_until(lambda: committed(config) == first + 1_000, "the commit", 30)  # noqa: B023
-            time.sleep(0.5)
+            newest = whole()[-1:]
+            # before that as many more may be kept, of offsets that were ahead of the commit
+            wait_until(lambda: whole()[-1:] > newest and 2 <= len(whole()) <= keep, "only the newest", 30)  # noqa: B023
             service.kill()
         told = path.with_suffix(".log").read_text()
         assert ("taking in a snapshot" in told) == (first > 0)
-        files = sorted(snapshots.glob("*.snapshot"))
-        assert 1 <= len(files) <= config.state.keep
+        files = whole()
+        # one more: the kill may fall between the writing of a new one and the removal of an old one
+        assert 2 <= len(files) <= keep + 1
         # the newest is torn, as by a full disk: the one before will do
         files[-1].write_bytes(files[-1].read_bytes()[:-100])
     assert "snapshot passed over" in told
@@ -583,13 +591,16 @@ def outages(new_config: ConfigMaker, triton_parts: Path, triton_server: LocalTri
         finally:
             os.kill(triton_server.pid, signal.SIGCONT)
         play("thawed", 150)
+        # else the breaker is open still, and few are tried
+        wait_until(lambda: health(config, "/readyz")[0] == 200, "the thawed model is used again")
         triton_server.kill()
         try:
             play("gone", 450)
             gone_health = health(config, "/readyz")
         finally:
             triton_server.start()
-        play("reconnecting", 900)
+        play("reconnecting", 300)
+        wait_until(lambda: health(config, "/readyz")[0] == 200, "the model that is back is used again")
         play("back", 300)
         back_health = health(config, "/readyz")
         service.stop()
@@ -632,8 +643,10 @@ def test_screened_decisions_do_not_wait_for_a_frozen_triton(outages: Outages) ->
 @pytest.mark.triton
 def test_without_a_triton_the_screener_decides_at_once_and_says_so(outages: Outages) -> None:
     found = causes(outages.gone)
-    assert found["error"] >= 5
+    # how many come before the breaker opens is the breaker's affair: one failed call may hold many
+    assert found["error"] > 0
     assert set(found) <= {"error", "deadline", "breaker-open"}
+    assert all(one.stage == "screener" and one.score == one.screener_score for one in outages.gone if one.degraded)
     quick = [one.latency_ms.total for one in outages.gone if one.degraded_cause == "error"]
     assert np.median(quick) < BUDGET_MS
 
