@@ -165,11 +165,12 @@ def deep_calls(
         precisions = [_one_of("precision", one, Precision) for one in precision or ["fp32"]]
         with embedded(bundle or SHIPPED_BUNDLE, deep, precisions, wanted, fresh_directory(out)) as served:
             report = run_deep_calls(served, sizes, rounds, seconds, seed)
+    show_deep_calls(report, Console())
+    if json is None:
+        return
     for cost in report.costs:
-        if json is not None:
-            write_json(json if cost.precision == "fp32" else json.with_suffix(f".{cost.precision}.json"), cost)
-        show_deep_calls(cost, Console())
-    if json is not None and report.trace:
+        write_json(json if cost.precision == "fp32" else json.with_suffix(f".{cost.precision}.json"), cost)
+    if report.trace:
         json.with_suffix(".nvml.json").write_bytes(msgspec.json.encode(report.trace) + b"\n")
         json.with_suffix(".turns.json").write_bytes(msgspec.json.encode(report.turns) + b"\n")
 

@@ -27,7 +27,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.gpu_trace import GpuTrace
+from bench.gpu_trace import GpuTrace, power_j
 from bench.half_precision import write_half
 from cascade.bundle import Bundle, load_bundle
 from cascade.config import BundleSettings, Config, DeepSettings, EnergySettings
@@ -326,10 +326,7 @@ def _of(turns: Sequence[Turn], load: Load | None) -> list[Turn]:
 
 def call_cost(rows: int, turns: Sequence[Turn], idle: Sequence[Turn], watts: float) -> CallCost:
     """One size's turns, each beside the idle turn of its round; `watts`: of a busy core, behind modelled joules."""
-    energy_mj = {
-        name: median_estimate([1e3 * _above_idle_j(name, *pair) for pair in zip(turns, idle, strict=True)])
-        for name in turns[0].energy_j
-    }
+    energy_mj = {name: _energy_mj(name, turns, idle) for name in turns[0].energy_j}
 
     def cpu_ms(name: str) -> list[float]:
         return [1e3 * _above_idle_j(name, *pair) / watts for pair in zip(turns, idle, strict=True)]
@@ -344,35 +341,74 @@ def call_cost(rows: int, turns: Sequence[Turn], idle: Sequence[Turn], watts: flo
     )
 
 
+def _energy_mj(name: str, turns: Sequence[Turn], idle: Sequence[Turn]) -> Estimate:
+    return median_estimate([1e3 * _above_idle_j(name, *pair) for pair in zip(turns, idle, strict=True)])
+
+
 def _above_idle_j(name: str, turn: Turn, idle: Turn) -> float:
     """Joules a call by a meter, less what it tells in the same time without calls."""
     return (turn.energy_j[name] - idle.energy_j[name] / idle.wall_s * turn.wall_s) / turn.calls
 
 
-def show_deep_calls(cost: DeepCost, console: Console) -> None:
-    """Print the table of a precision."""
+def by_power(report: DeepCallsReport, precision: Precision) -> dict[str, dict[int, Estimate]]:
+    """Joules a call of each GPU, mJ, by rows, from its integrated power: a check of the counter, and finer than it.
+
+    Empty for a GPU without power in its trace.
+    """
+    found: dict[str, dict[int, Estimate]] = {}
+    for number, gpu in enumerate(report.trace):
+        name = f"gpu{number}"
+        turns = [
+            msgspec.structs.replace(turn, energy_j={name: joules})
+            for turn in report.turns
+            if (joules := power_j(gpu, turn.start_s, turn.start_s + turn.wall_s)) is not None
+        ]
+        found[name] = {
+            rows: _energy_mj(name, _of(turns, Load(precision, rows)), _of(turns, None))
+            for rows in sorted({turn.load.rows for turn in turns if turn.load is not None})
+        }
+    return found
+
+
+def show_deep_calls(report: DeepCallsReport, console: Console) -> None:
+    """Print a table for each precision."""
+    for cost in report.costs:
+        _show_cost(cost, by_power(report, cost.precision), console)
+
+
+def _show_cost(cost: DeepCost, checks: dict[str, dict[int, Estimate]], console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), show_edge=False)
     counters = [meter.meter for meter in cost.meters if meter.kind == "measured"]
-    for name in ("rows", "wall ms", "server CPU ms", "client CPU ms", "µs/row", "mJ/row*", *counters):
+    server = any(call.server_cpu_ms is not None for call in cost.calls)
+    columns = ("rows", "wall ms", *(["server CPU ms"] if server else []), "client CPU ms", "µs/row", "mJ/row*")
+    for name in (*columns, *(f"{name} mJ" for name in counters)):
         table.add_column(name, justify="right", no_wrap=True)
     for call in cost.calls:
         cpu_ms = [one for one in (call.server_cpu_ms, call.client_cpu_ms) if one is not None]
         per_row_us = 1e3 * sum(one.value for one in cpu_ms) / call.rows
         table.add_row(
-            f"{call.rows}", f"{call.wall_ms.value:.2f}",
-            "–" if call.server_cpu_ms is None else _interval(call.server_cpu_ms), _interval(call.client_cpu_ms),
-            f"{per_row_us:,.1f}", f"{per_row_us * cost.watts_per_core / 1e3:.3f}",
-            *(f"{_interval(call.energy_mj[name])} mJ" for name in counters),
+            f"{call.rows}", f"{call.wall_ms.value:.2f}", *(_interval(one) for one in cpu_ms),
+            f"{per_row_us:,.3g}" if per_row_us < 100 else f"{per_row_us:,.0f}",
+            f"{per_row_us * cost.watts_per_core / 1e3:.3f}",
+            *(_interval(call.energy_mj[name]) for name in counters),
         )  # fmt: skip
     idle = ", ".join(f"{one.meter} {one.idle_w.value:.3g} W ({one.kind})" for one in cost.meters)
     console.print()
     console.print(table)
-    console.print(
-        f"\n {cost.server}; {cost.precision.upper()}; bundle {cost.bundle_version}\n"
-        f" {cost.method}\n without calls: {idle}\n"
-        f" * modelled: CPU seconds of both × {cost.watts_per_core:g} W per busy core (stated)\n {cost.machine.text}",
-        highlight=False,
-    )
+    checked = [
+        f"{name} by its power, integrated, mJ: " + ", ".join(f"{rows}: {_interval(mj)}" for rows, mj in by.items())
+        for name, by in checks.items()
+        if by
+    ]
+    lines = [
+        f"{cost.server}; {cost.precision.upper()}; bundle {cost.bundle_version}",
+        cost.method,
+        f"without calls: {idle}",
+        f"* modelled: CPU seconds of both × {cost.watts_per_core:g} W per busy core (stated)",
+        *checked,
+        cost.machine.text,
+    ]
+    console.print("\n" + "\n".join(f" {line}" for line in lines), highlight=False)
 
 
 def _interval(estimate: Estimate) -> str:

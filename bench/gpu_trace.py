@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import numpy as np
+
 from cascade.ledger.nvml import NvmlLibrary
 from cascade.ledger.recorded_nvml import RecordedGpu
 
@@ -56,6 +58,19 @@ class GpuTrace:
             )
             for handle, energy, power in zip(self._handles, self._energy_mj, self._power_mw, strict=True)
         )  # fmt: skip
+
+
+def power_j(gpu: RecordedGpu, start_s: float, stop_s: float) -> float | None:
+    """Joules of a trace between two of its times: power by the trapezoid rule; None where power was not recorded.
+
+    The energy counter steps by the joules of a tenth of a second; over a turn of a few seconds this is the finer of
+    the two, and independent of it.
+    """
+    if gpu.power_mw is None or len(gpu.time_s) < 2:
+        return None
+    time_s, power_w = np.asarray(gpu.time_s), np.asarray(gpu.power_mw) / 1e3
+    energy_j = np.concatenate([[0.0], np.cumsum(0.5 * (power_w[1:] + power_w[:-1]) * np.diff(time_s))])
+    return float(np.interp(stop_s, time_s, energy_j) - np.interp(start_s, time_s, energy_j))
 
 
 def _handles(nvml: NvmlLibrary) -> list[Any]:

@@ -18,6 +18,7 @@ _PACKAGES: Final = (
     "numba",
     "lightgbm",
     "onnxruntime",
+    "onnxruntime-gpu",
     "tritonclient",
     "kafka-python",
     "confluent-kafka",

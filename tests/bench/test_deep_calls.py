@@ -13,7 +13,17 @@ import pytest
 from rich.console import Console
 
 from bench.cluster import SHIPPED_BUNDLE
-from bench.deep_calls import Load, Turn, call_cost, configured, embedded, run_deep_calls, show_deep_calls
+from bench.deep_calls import (
+    DeepCallsReport,
+    Load,
+    Turn,
+    by_power,
+    call_cost,
+    configured,
+    embedded,
+    run_deep_calls,
+    show_deep_calls,
+)
 from bench.gpu_trace import GpuTrace
 from cascade.cli import main
 from cascade.config import BundleSettings, Config, DeepSettings
@@ -98,6 +108,66 @@ def test_without_a_driver_there_is_nothing_to_record() -> None:
     assert trace.recorded() == ()
 
 
+# --- a real GPU's trace -----------------------------------------------------------------------------------------------
+
+# NVIDIA H200, FP32 and FP16 by turns: `cascade bench deep-calls --backend onnxruntime --device cuda --precision fp32
+# --precision fp16 --rows 1 --rows 8 --rows 64 --rounds 8`, as it was written, less the card's UUID and kernel's build.
+H200 = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="module")
+def h200() -> DeepCallsReport:
+    return DeepCallsReport(
+        costs=(DeepCost.read(H200 / "h200.json"), DeepCost.read(H200 / "h200.fp16.json")),
+        turns=msgspec.json.decode((H200 / "h200.turns.json").read_bytes(), type=tuple[Turn, ...]),
+        trace=msgspec.json.decode((H200 / "h200.nvml.json").read_bytes(), type=tuple[RecordedGpu, ...]),
+    )
+
+
+def test_a_real_counter_and_its_integrated_power_agree(h200: DeepCallsReport) -> None:
+    clock = ManualClock()
+    (meter,) = nvml_meters(RecordedNvml(h200.trace, clock), clock)
+    for time_s in h200.trace[0].time_s:
+        clock.now_s = time_s
+        reading = meter.read()
+    assert (reading.kind, reading.source) == ("measured", f"NVML total energy of NVIDIA H200 ({meter.uuid})")
+    assert reading.energy_j == pytest.approx(34_769.5, abs=0.1)
+    assert reading.check_j == pytest.approx(reading.energy_j, rel=0.002)
+
+
+def test_the_joules_a_call_of_a_real_gpu_follow_from_its_turns(h200: DeepCallsReport) -> None:
+    idle = [one for one in h200.turns if one.load is None]
+    for cost in h200.costs:
+        for call in cost.calls:
+            turns = [one for one in h200.turns if one.load == (cost.precision, call.rows)]
+            assert call_cost(call.rows, turns, idle, cost.watts_per_core) == call
+
+
+def test_a_real_gpus_power_gives_the_counters_joules_a_call_within_its_step(h200: DeepCallsReport) -> None:
+    for cost in h200.costs:
+        (checks,) = by_power(h200, cost.precision).values()
+        for call in cost.calls:
+            counted, checked = call.energy_mj["gpu0"], checks[call.rows]
+            assert checked.value == pytest.approx(counted.value, abs=0.35)
+            assert checked.high - checked.low < 2.0
+    full, half = (cost.calls[-1].energy_mj["gpu0"] for cost in h200.costs)
+    assert half.high < full.low  # 64 rows: FP16 takes less
+
+
+def test_on_a_whole_gpu_idle_is_nearly_everything(h200: DeepCallsReport) -> None:
+    cost = h200.costs[0]
+    (gpu,) = (one for one in cost.meters if one.meter == "gpu0")
+    for call in cost.calls:
+        idle_mj = gpu.idle_w.value * call.wall_ms.value
+        assert call.energy_mj["gpu0"].value < 0.03 * idle_mj
+    console = Console(file=io.StringIO(), width=80, record=True)
+    show_deep_calls(h200, console)
+    text = console.export_text()
+    assert "gpu0 123 W (measured)" in text
+    assert "gpu0 by its power, integrated, mJ: 1: 0.277" in text
+    assert "…" not in text
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -173,7 +243,7 @@ def test_on_a_real_triton_a_row_costs_less_the_fuller_the_call(triton_parts: Pat
     assert (cost.backend, cost.bundle_version) == ("triton", "simulator-850594a868f3")
     assert {meter.meter for meter in cost.meters} >= {"cpu-worker", "cpu-deep"}
     console = Console(file=io.StringIO(), width=80, record=True)
-    show_deep_calls(cost, console)
+    show_deep_calls(DeepCallsReport(costs=(cost,), turns=(), trace=()), console)
     text = console.export_text()
     assert "the embedded Triton" in text
     assert "…" not in text
