@@ -69,6 +69,11 @@ def echo(through: socket.socket, octets: bytes) -> float:
     return time.monotonic() - started_s
 
 
+def quickest_echo(through: socket.socket, octets: bytes, tries: int = 4) -> float:
+    """A busy machine delays one or another; a fault delays each."""
+    return min(echo(through, octets) for _ in range(tries))
+
+
 def test_bytes_pass_unchanged_both_ways_and_the_end_of_one_side_is_told(proxy: Proxy) -> None:
     sent = bytes(range(256)) * 4_000
     with connect(proxy) as through:
@@ -109,19 +114,19 @@ def test_a_paused_proxy_accepts_and_passes_nothing_and_then_loses_nothing(proxy:
 def test_a_delay_counts_each_way_and_does_not_lower_the_rate(proxy: Proxy) -> None:
     with connect(proxy) as through:
         proxy.delay(0.1)
-        assert 0.2 <= echo(through, b"hello") < 0.5
+        assert 0.2 <= quickest_echo(through, b"hello") < 0.5
         # ten chunks, each a tenth of a second later, and not one after the other
-        assert 0.2 <= echo(through, b"x" * 10 * CHUNK_BYTES) < 0.8
+        assert 0.2 <= quickest_echo(through, b"x" * 10 * CHUNK_BYTES) < 0.8
         proxy.delay(0.0)
-        assert echo(through, b"hello") < 0.1
+        assert quickest_echo(through, b"hello") < 0.1
 
 
 def test_a_limit_slows_each_direction_to_its_rate(proxy: Proxy) -> None:
     with connect(proxy) as through:
         proxy.limit(100_000)
-        assert 0.4 <= echo(through, b"x" * 50_000) < 1.5
+        assert 0.4 <= quickest_echo(through, b"x" * 50_000, 2) < 1.5
         proxy.limit(0)
-        assert echo(through, b"x" * 50_000) < 0.2
+        assert quickest_echo(through, b"x" * 50_000) < 0.2
 
 
 def test_refused_means_that_nobody_listens_until_it_accepts_again(proxy: Proxy) -> None:

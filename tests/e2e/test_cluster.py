@@ -466,7 +466,7 @@ def test_a_second_sigterm_ends_a_drain_that_cannot_end_at_once(
         time.sleep(2.0)
         assert service.poll() is None, "the drain ended although nothing was acknowledged"
         service.terminate()
-        service.wait(timeout=2.0)
+        service.wait(timeout=20.0)
     finally:
         service.kill()
         cluster.each(Proxy.heal)

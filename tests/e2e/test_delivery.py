@@ -26,14 +26,13 @@ from tests.e2e.test_worker import (  # the fixtures are used by name
     data,
     decided_offsets,
     decisions_in,
-    impatience,
     new_config,
     offline,
     read_all,
     wait_until,
 )
 
-__all__ = ["bundle", "data", "impatience", "new_config", "offline"]
+__all__ = ["bundle", "data", "new_config", "offline"]
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 IN_PROCESS = {"deep": {"backend": "onnxruntime"}}
 

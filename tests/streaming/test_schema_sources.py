@@ -129,14 +129,14 @@ def test_silence_and_a_trickle_have_an_end(registry: Registry, monkeypatch: pyte
     monkeypatch.setattr(streaming.codecs.schema_sources, "ASK_TIMEOUT_S", 0.2)
 
     def silent(_: bytes) -> Answer:
-        time.sleep(0.5)
+        time.sleep(60.0)
         return 200, b"{}"
 
     registry.answers["/schemas/ids/7"] = silent
     started_s = time.monotonic()
     with pytest.raises(BrokerError, match="timed out"):
         source(registry).text(7)
-    assert time.monotonic() - started_s < 0.2 * TRIES + 1.0
+    assert time.monotonic() - started_s < 30.0
 
     class Trickle:
         def read1(self, _: int) -> bytes:

