@@ -22,7 +22,8 @@ class Screened:
     """A micro-batch after the screener, a row per transaction.
 
     `raw` float64: the screener's log-odds; `probability` float64: calibrated; `escalate` bool: rows for the deep
-    model. `features` float32 [rows, width], `sequence` float32 [rows, length, sequence width].
+    model. `features` float32 [rows, width], `sequence` float32 [rows, length, sequence width]: the engine's own memory,
+    which its next batch is written to.
     """
 
     raw: Float64
@@ -32,7 +33,7 @@ class Screened:
     sequence: Float32
 
     def deep_inputs(self, rows: Array) -> DeepInputs:
-        """The deep model's inputs for some rows (positions or a mask)."""
+        """The deep model's inputs for some rows (positions or a mask), copied."""
         return deep_inputs(self.features[rows], self.sequence[rows], self.raw[rows])
 
 
@@ -52,21 +53,26 @@ class Engine:
         self.policy = policy
         self.clocks = EngineClocks()
         self._screener = screener
+        self._buffers = features.buffers()
 
     @property
     def screener_method(self) -> str:
         """How the screener scores; see Screener."""
         return self._screener.method
 
-    def warm_up(self) -> None:
-        """Compile the kernels and touch the models, so that the first transactions do not pay for it."""
+    def warm_up(self, batch_rows_max: int = 0) -> None:
+        """Compile the kernels, touch the models, and make room for micro-batches of up to so many rows.
+
+        So the first transactions do not pay for it.
+        """
+        self._buffers.make_room(batch_rows_max)
         self.features.warm_up()
         self._screener.warm_up()
 
     def fold(self, batch: ColumnBatch, sources: Int64 | None = None) -> None:
         """Take rows into the state that need no decision any more; `sources` as for FeatureEngine.update."""
         with self.clocks.features:
-            self.features.update(batch, sources)
+            self.features.update(batch, sources, self._buffers)
 
     def fold_labels(self, labels: ColumnBatch) -> None:
         """Take labels into the state."""
@@ -78,7 +84,7 @@ class Engine:
         `sources` as for FeatureEngine.update; `raised`: log-odds on top of the escalation threshold (Policy.escalate).
         """
         with self.clocks.features:
-            computed = self.features.update(batch, sources)
+            computed = self.features.update(batch, sources, self._buffers)
         with self.clocks.screener:
             raw = self._screener.score(computed.features)
             probability = self.policy.screener.probability(raw)

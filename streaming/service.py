@@ -153,7 +153,7 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
 
 def _compile_kernels(engine: Engine, config: Config) -> None:
     """Now, and not with the first transaction."""
-    engine.warm_up()
+    engine.warm_up(config.worker.batch_rows_max)
     warm_up_encoder()
     FirstDecisions(config.duplicates).warm_up()
 

@@ -1,6 +1,7 @@
 """Exact sliding-window features, point in time, over bounded state."""
 
-from cascade.features.engine import FeatureBatch, FeatureEngine, KeyStatistics
+from cascade.features.buffers import FeatureBatch, FeatureBuffers
+from cascade.features.engine import FeatureEngine, KeyStatistics
 from cascade.features.spec import FeatureSpec, load_spec, parse_spec
 from cascade.features.state import SOURCES_MAX, STATE_LAYOUT
 from cascade.features.summaries import Summaries
@@ -9,6 +10,7 @@ __all__ = [
     "SOURCES_MAX",
     "STATE_LAYOUT",
     "FeatureBatch",
+    "FeatureBuffers",
     "FeatureEngine",
     "FeatureSpec",
     "KeyStatistics",

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cascade.columns import Array, ColumnBatch, Float32, Float64, Int64
+from cascade.columns import Array, ColumnBatch, Float64, Int64
 from cascade.errors import StateError
+from cascade.features.buffers import FeatureBatch, FeatureBuffers
 from cascade.features.key_part import KeyPart
 from cascade.features.spec import DAY_MS, FeatureSpec, Plan, StatelessColumn, resolve
 from cascade.features.state import EVICTIONS, KEYS, LATE, SOURCES_MAX, TOO_LATE, is_shared
@@ -22,16 +23,6 @@ NIGHT_ENDS_HOUR = 6
 ABSORBED_KEYS = 1_000
 # 1970-01-01 was a Thursday: shifts day numbers so that Monday is 0.
 EPOCH_WEEKDAY = 3
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureBatch:
-    """`features` float32 [rows, width] in the order of `FeatureEngine.names`; `sequence` float32
-    [rows, length, sequence width]: steps from oldest to the row itself, in front zero rows where there are fewer.
-    """
-
-    features: Float32
-    sequence: Float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +66,27 @@ class FeatureEngine:
         """Forget everything; which sources are hidden stays."""
         self._parts = [KeyPart(self.plan, key) for key in self.plan.keys]
 
-    def update(self, batch: ColumnBatch, sources: Int64 | None = None) -> FeatureBatch:
+    def buffers(self) -> FeatureBuffers:
+        """What `update` can write one batch after another to."""
+        return FeatureBuffers(self.width, self.sequence_shape)
+
+    def update(
+        self, batch: ColumnBatch, sources: Int64 | None = None, buffers: FeatureBuffers | None = None
+    ) -> FeatureBatch:
         """Fold the rows, in their order, and give their features and sequences.
 
-        `sources` int64 [rows]: the source of each row, 0 ≤ source < SOURCES_MAX; None where all are of source 0. Raises
-        ValueError, having folded nothing, where one is out of range.
+        `sources` int64 [rows]: the source of each row, 0 ≤ source < SOURCES_MAX; None where all are of source 0. What
+        is given lies in `buffers`, and holds until they are written to again; None: in memory of its own. Raises
+        ValueError, having folded nothing, where a source is out of range.
         """
         sources = np.zeros(batch.rows, np.int64) if sources is None else _checked_sources(sources, batch.rows)
-        features = np.empty((batch.rows, self.width), np.float32)
-        sequence = np.zeros((batch.rows, *self.sequence_shape), np.float32)
+        found = (self.buffers() if buffers is None else buffers).of(batch.rows)
         times = batch[self.schema.roles.event_time]
         for position, column in enumerate(self.plan.stateless):
-            features[:, position] = _stateless(column, batch, times)
+            found.features[:, position] = _stateless(column, batch, times)
         for part in self._parts:
-            part.update(batch, times, sources, self._hidden if self._any_hidden else None, features, sequence)
-        return FeatureBatch(features, sequence)
+            part.update(batch, times, sources, self._hidden if self._any_hidden else None, found)
+        return found
 
     def update_labels(self, labels: ColumnBatch) -> None:
         """Fold labels: the schema's `label_fields`. They show from `label.delay` after the transaction on."""
@@ -214,7 +211,7 @@ class FeatureEngine:
         self.update_labels(labels)
         for part in self._parts:
             for hidden in (None, self._hidden):
-                part.update(rows, none, none, hidden, found.features, found.sequence)
+                part.update(rows, none, none, hidden, found)
             part.warm_up()
         for key in self.shared_keys:
             self.fold_summaries(key, self.summarise(key, none, none, none, 1))

@@ -359,7 +359,7 @@ def step(
 ) -> None:
     """Write the row's sequence (oldest first, the row last) and put the row among the key's last transactions.
 
-    `out` float32 [rows, length, 2 + fields] is zero where there is nothing.
+    `out` float32 [rows, length, 2 + fields] becomes zero where there is nothing.
     """
     length = step_times.shape[1]
     count = slots[slot, STEPS]
@@ -368,6 +368,9 @@ def step(
         place -= 1
     first = max(0, place - (length - 1))
     target = length - 1 - (place - first)
+    for empty in range(target):
+        for field in range(2 + len(columns)):
+            out[row, empty, field] = 0.0
     for step in range(first, place):
         out[row, target, 0] = 1.0
         out[row, target, 1] = (time_ms - step_times[slot, step]) / 1000.0
@@ -375,6 +378,7 @@ def step(
             out[row, target, 2 + field] = step_values[slot, step, field]
         target += 1
     out[row, target, 0] = 1.0
+    out[row, target, 1] = 0.0
     for field in range(len(columns)):
         out[row, target, 2 + field] = features[row, columns[field]]
 

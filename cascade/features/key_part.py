@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cascade.columns import Array, Bool, ColumnBatch, Float32, Int64
+from cascade.columns import Array, Bool, ColumnBatch, Int64
 from cascade.errors import StateError
 from cascade.features import digest, kernels, sharing, transfer
+from cascade.features.buffers import FeatureBatch
 from cascade.features.spec import Plan
 from cascade.features.state import (
     BLOCKS_USED,
@@ -46,10 +47,9 @@ class KeyPart:
         times: Int64,
         sources: Int64,
         hidden: Bool | None,
-        features: Float32,
-        sequence: Float32,
+        out: FeatureBatch,
     ) -> None:
-        """Fold rows, and write their columns of `features`, and `sequence` where the key has it."""
+        """Fold rows, and write their columns of the features, and the sequences where the key has them."""
         values = _matrix([batch[name].astype(np.float64, copy=False) for name in self.values], batch.rows, np.float64)
         tags = _matrix([key_codes(batch[name]) for name in self.tags], batch.rows, np.int64)
         kernels.update(
@@ -62,8 +62,8 @@ class KeyPart:
             sources,
             values,
             tags,
-            features,
-            sequence,
+            out.features,
+            out.sequence,
         )
 
     def update_labels(self, keys: Int64, times: Int64, identities: Int64, labels: Int64) -> None:

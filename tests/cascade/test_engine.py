@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,19 +54,18 @@ def tell_labels(engine: Engine, data: LabelledData, start_ms: float, until_ms: f
     engine.fold_labels(labels_of(data.take(rows), schema.label.field))
 
 
-def in_micro_batches(engine: Engine, data: LabelledData, sizes: Iterator[int]) -> list[Screened]:
+def in_micro_batches(engine: Engine, data: LabelledData, sizes: Iterator[int]) -> Iterator[Screened]:
     times = data.batch[engine.features.schema.roles.event_time]
-    screened, start, told_ms = [], 0, -np.inf
+    start, told_ms = 0, -np.inf
     while start < data.batch.rows:
         rows = np.arange(start, min(start + next(sizes), data.batch.rows))
         tell_labels(engine, data, told_ms, float(times[rows[-1]]))
         told_ms = float(times[rows[-1]])
-        screened.append(engine.screen(data.batch.take(rows)))
+        yield engine.screen(data.batch.take(rows))
         start = int(rows[-1]) + 1
-    return screened
 
 
-def raw_of(screened: list[Screened]) -> Float64:
+def raw_of(screened: Iterable[Screened]) -> Float64:
     return np.concatenate([one.raw for one in screened])
 
 
@@ -75,11 +74,16 @@ def test_scores_do_not_depend_on_the_size_of_a_micro_batch(
     bundle: Bundle, data: LabelledData, deep: DeepStage, offline: OfflineScores, rows_max: int
 ) -> None:
     chance = np.random.default_rng(rows_max)
-    screened = in_micro_batches(make_engine(bundle), data, iter(lambda: int(chance.integers(1, rows_max + 1)), None))
-    np.testing.assert_array_equal(raw_of(screened), offline.screener_raw)
-    escalated = np.flatnonzero(np.concatenate([one.escalate for one in screened]))
+    raw, escalate, answers = [], [], []
+    sizes = iter(lambda: int(chance.integers(1, rows_max + 1)), None)
+    for one in in_micro_batches(make_engine(bundle), data, sizes):
+        raw.append(one.raw)
+        escalate.append(one.escalate)
+        if one.escalate.any():
+            answers.append(deep.submit(one.deep_inputs(one.escalate), 60).result())
+    np.testing.assert_array_equal(np.concatenate(raw), offline.screener_raw)
+    escalated = np.flatnonzero(np.concatenate(escalate))
     assert 5 < len(escalated) < data.batch.rows
-    answers = [deep.submit(one.deep_inputs(one.escalate), 60).result() for one in screened if one.escalate.any()]
     np.testing.assert_allclose(np.concatenate(answers), offline.deep_raw[escalated], atol=DEEP_DIFFERENCE_MAX, rtol=0)
 
 
@@ -99,7 +103,7 @@ def test_labels_that_come_before_their_transactions_change_no_score(
 def test_labels_told_twice_change_no_score(bundle: Bundle, data: LabelledData, offline: OfflineScores) -> None:
     engine = make_engine(bundle)
     half = data.batch.rows // 2
-    in_micro_batches(engine, data.take(np.arange(half)), iter(lambda: 500, None))
+    raw_of(in_micro_batches(engine, data.take(np.arange(half)), iter(lambda: 500, None)))
     middle_ms = float(data.batch["event_time"][half - 1])
     tell_labels(engine, data, -np.inf, middle_ms)
     tell_labels(engine, data, middle_ms, np.inf)

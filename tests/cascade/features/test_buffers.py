@@ -1,0 +1,66 @@
+"""Batches written over one another in the same memory: nothing of one shows in the next, and none is asked for."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from bench.cluster import SHIPPED_BUNDLE, simulated
+from cascade.bundle import load_bundle
+from cascade.features import FeatureEngine
+from stages.assembly import make_engine
+
+from .streams import KEY_KINDS, KeyKind, batch_of, pieces, random_moves, schema_of, spec_of, stream
+
+ROWS = 1_000
+
+
+@pytest.mark.parametrize("kind", KEY_KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_what_was_there_before_does_not_show(kind: KeyKind, seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    items = stream(kind, random_moves(seed, 400, keys=9))
+    reused, fresh = (FeatureEngine(spec_of(keys_max=7), schema_of(kind)) for _ in range(2))
+    buffers = reused.buffers()
+    for what, rows in pieces(items, set(chance.integers(0, len(items), 60).tolist())):
+        if what == "label":
+            for engine in (reused, fresh):
+                engine.update_labels(batch_of(engine.schema.label_fields(), rows))
+            continue
+        batch = batch_of(fresh.schema.fields, rows)
+        found, expected = reused.update(batch, None, buffers), fresh.update(batch)
+        np.testing.assert_array_equal(found.features, expected.features)
+        np.testing.assert_array_equal(found.sequence, expected.sequence)
+        found.features.fill(np.nan)
+        found.sequence.fill(np.nan)
+
+
+def test_a_batch_larger_than_any_before_has_room_and_smaller_ones_keep_it() -> None:
+    buffers = FeatureEngine(spec_of(), schema_of("int64")).buffers()
+    buffers.make_room(8)
+    first = buffers.of(5)
+    assert first.features.shape[0] == first.sequence.shape[0] == 5
+    assert np.shares_memory(buffers.of(8).sequence, first.sequence)
+    larger = buffers.of(9)
+    assert larger.features.shape[0] == larger.sequence.shape[0] == 9
+    assert np.shares_memory(buffers.of(3).features, larger.features)
+
+
+def test_a_warm_engine_asks_for_no_memory_for_features_and_sequences() -> None:
+    bundle = load_bundle(SHIPPED_BUNDLE)
+    engine = make_engine(bundle)
+    engine.warm_up(ROWS)
+    data = simulated(bundle.schema, 500, 500, 5, seed=1).batch
+    batches = [data.take(np.arange(ROWS) + ROWS * number) for number in range(3)]
+    engine.screen(batches[0])
+    tracemalloc.start()
+    try:
+        for batch in batches[1:]:
+            engine.screen(batch)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # features take 120 bytes a row, sequences 448
+    assert peak_bytes < 100 * ROWS
