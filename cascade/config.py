@@ -221,7 +221,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at-least-once delivery; `transaction_interval_ms`: with exactly-once, where decisions show only then.
     `drain_timeout_ms`: after SIGTERM; `revoke_timeout_ms`: where a rebalance takes partitions away.
     `message_bytes_max`: larger messages go to the dead letters, as do events that are more than `ahead_ms_max` ahead of
-    their record's time.
+    their record's time. `lock_memory`: what a worker has touched stays in memory, its feature state above all; that
+    has to be allowed.
     """
 
     processes: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
@@ -237,6 +238,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     poll_timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     message_bytes_max: Annotated[int, msgspec.Meta(ge=64, le=1_048_576)] = 65_536
     ahead_ms_max: Annotated[int, msgspec.Meta(ge=0, le=31_536_000_000)] = 3_600_000
+    lock_memory: bool = False
 
 
 class LabelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -29,6 +29,7 @@ from streaming.clients import make_consumer, make_producer
 from streaming.clients.topics import missing_topics, wait_for_broker
 from streaming.dead_letters import HEADER_PREFIX
 from streaming.files import FsspecFiles
+from streaming.locked_memory import REMEDY, locking_problem
 from streaming.service import topic_specs
 from streaming.snapshots import SUFFIX
 
@@ -276,6 +277,8 @@ def _limits(found: Examination) -> tuple[Status, str]:
     free = shutil.disk_usage(Path.cwd()).free
     if files < OPEN_FILES_MIN:
         return "failed", f"{files} open files are allowed; raise it to {OPEN_FILES_MIN} (ulimit -n)"
+    if found.config is not None and found.config.worker.lock_memory and (problem := locking_problem()):
+        return "failed", f"worker.lock_memory: {problem}; {REMEDY}"
     if free < FREE_BYTES_MIN:
         return "warning", f"{free / 1e9:.1f} GB of disk are left in {Path.cwd()}"
     return "ok", f"{files:,} open files, {free / 1e9:.0f} GB of disk"

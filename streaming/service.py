@@ -45,6 +45,7 @@ from streaming.health import HealthServer, HealthState
 from streaming.journal import journal_kept
 from streaming.lag import LagCollector, LagWatch
 from streaming.live import live_routes
+from streaming.locked_memory import lock_memory
 from streaming.otel import otel_exported
 from streaming.place import Place
 from streaming.privacy import CardHasher
@@ -75,7 +76,7 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
     this worker among several, whose settings `config` then is. Raises CascadeError, one line, for what the user can
     mend.
     """
-    configure_log(config.log, None if place is None else place.number)
+    _set_up_process(config, place)
     bundle = load_bundle(Path(config.bundle.path))
     engine = make_engine(bundle)
     health = HealthState(config.health.stall_s_max)
@@ -149,6 +150,12 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
         summary = ledger.summary()
     log.info("stopped", transactions=summary.transactions)
     return summary
+
+
+def _set_up_process(config: Config, place: Place | None) -> None:
+    configure_log(config.log, None if place is None else place.number)
+    if config.worker.lock_memory:
+        lock_memory()
 
 
 def _compile_kernels(engine: Engine, config: Config) -> None:

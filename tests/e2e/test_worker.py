@@ -38,6 +38,7 @@ from stages.deep.repository import write_repository
 from stages.offline import OfflineScores, score_offline
 from streaming.clients import Partition, make_consumer, make_producer
 from streaming.decisions import Decision, decode_decision
+from streaming.locked_memory import locking_problem
 from tests.conftest import Broker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
@@ -288,7 +289,7 @@ def test_stopping_commits_all_and_a_new_start_repeats_nothing_and_goes_on_with_t
 def test_in_process_the_stream_gives_the_same_scores(
     new_config: ConfigMaker, data: LabelledData, offline: OfflineScores, bundle: Bundle
 ) -> None:
-    settings = BACKLOG | {"deep": {"backend": "onnxruntime"}}
+    settings = BACKLOG | {"deep": {"backend": "onnxruntime"}, "worker": {"lock_memory": not locking_problem()}}
     run = over_a_backlog(new_config(settings), data, slice(0, 3_000))
     assert sorted(run.by_transaction) == list(range(3_000))
     assert len(run.decisions) == 3_000
