@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from bench.cluster import origin
-from bench.pipeline.report import PipelineReport, Spread, Standing, less_work_text, ratio_text
+from bench.pipeline.report import PipelineReport, Spread, Standing, faults_text, less_work_text, ratio_text
 from bench.pipeline.turn import Turn
 from cascade.errors import CascadeError
 
@@ -102,13 +102,14 @@ def _speed(report: PipelineReport) -> str:
                 one.variant, one.client, f"{one.per_second.median:,.0f}", _range(one.per_second),
                 ratio_text(one, "per_second", reference), f"{one.cpu_us.median:,.1f}",
                 ratio_text(one, "cpu_us", reference), _of(one, "service"), _of(one, "triton"), _of(one, "broker"),
-                less_work_text(one),
+                faults_text(one), less_work_text(one),
             ],
         )
         for one in report.standings
     ]  # fmt: skip
     header = [
-        "variant", "client", "tx/s", "least–largest", "×", "CPU µs/tx", "×", "service", "Triton", "(broker)", "",
+        "variant", "client", "tx/s", "least–largest", "×", "CPU µs/tx", "×", "service", "Triton", "(broker)",
+        "faults/1,000", "",
     ]  # fmt: skip
     return _rows(header, rows)
 

@@ -35,11 +35,11 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """A variant over all rounds.
 
-    `per_second` and `cpu_us` (service and model server, a transaction) at full speed; `p50_ms`, `p99_ms`, `p999_ms` by
-    path, as they arrive at `live_rate`; `stages_us` of the service by stage. `ratios` to the reference, round by round:
-    `per_second`, `cpu_us`, and `p99_ms` by path where both have it. `whole_degraded_share`: the
-    most of any turn, full speed included; a service that degrades does less work than was asked for. What was not
-    measured is absent or None.
+    `per_second`, `cpu_us` (service and model server, a transaction) and `page_faults_per_1000` (service) at full speed;
+    `p50_ms`, `p99_ms`, `p999_ms` by path, as they arrive at `live_rate`; `stages_us` of the service by stage. `ratios`
+    to the reference, round by round: `per_second`, `cpu_us`, and `p99_ms` by path where both have it.
+    `whole_degraded_share`: the most of any turn, full speed included; a service that degrades does less work than was
+    asked for. What was not measured is absent or None.
     """
 
     variant: str
@@ -59,6 +59,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     highest_rate: Spread | None
     ratios: dict[str, Spread]
     whole_degraded_share: float | None = None
+    page_faults_per_1000: Spread | None = None
 
 
 class PipelineReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +113,9 @@ def _standing(variant: Variant, turns: Sequence[Turn], reference: Sequence[Turn]
         highest_rate=Spread.of(highest),
         ratios=_ratios(turns, reference),
         whole_degraded_share=max((one.degraded_share for one in turns if one.degraded_share is not None), default=None),
+        page_faults_per_1000=Spread.of(
+            [one.page_faults_per_1000 for one in turns if one.page_faults_per_1000 is not None]
+        ),
     )
 
 
@@ -172,11 +176,11 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 def _speed_table(report: PipelineReport) -> Table:
     reference = report.scenario.reference
-    table = _table("Full speed, a backlog", ["tx/s", "×", "CPU µs/tx", "×", ""])
+    table = _table("Full speed, a backlog", ["tx/s", "×", "CPU µs/tx", "×", "faults/1000", ""])
     for one in report.standings:
         table.add_row(
             one.variant, f"{one.per_second.median:,.0f}", ratio_text(one, "per_second", reference),
-            f"{one.cpu_us.median:,.1f}", ratio_text(one, "cpu_us", reference), less_work_text(one),
+            f"{one.cpu_us.median:,.1f}", ratio_text(one, "cpu_us", reference), faults_text(one), less_work_text(one),
         )  # fmt: skip
     return table
 
@@ -192,6 +196,11 @@ def _latency_table(report: PipelineReport) -> Table:
         ]
         table.add_row(one.variant, f"{one.live_rate:,.0f}", *cells, _remarks(one))
     return table
+
+
+def faults_text(one: Standing) -> str:
+    """Page faults of the service for 1,000 transactions."""
+    return "" if one.page_faults_per_1000 is None else f"{one.page_faults_per_1000.median:,.1f}"
 
 
 def less_work_text(one: Standing) -> str:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
-import psutil
 
 from bench.cluster import Endless
 from bench.embedded import EmbeddedParts, Settings, records_in
 from bench.load import Load, LoadReport, Plan, departures
 from bench.observer import DEEP, DEGRADED, SCREENED, Observer, Seen
+from bench.pipeline.processes import Held, cpu_s_of, page_faults_of
 from bench.pipeline.scenario import Live, Objectives, Scenario, Variant
 from cascade.bundle import Bundle
 from cascade.columns import Float64, Int64
@@ -116,8 +116,9 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """What one turn showed.
 
     `per_second`: decisions a second on the backlog; `cpu_us`: CPU time a transaction there, µs, by process (`service`,
-    `triton`, `broker`). Where the service keeps a ledger, over its whole life: `stages_us`, its CPU time by stage, and
-    `degraded_share`, of what should have been asked of the deep model and was not.
+    `triton`, `broker`); `page_faults_per_1000` transactions there, of the service. Where the service keeps a ledger,
+    over its whole life: `stages_us`, its CPU time by stage, and `degraded_share`, of what should have been asked of the
+    deep model and was not.
     `highest_rate`: the highest that met the objectives, with `tried` the runs that found it; None where not asked for.
     """
 
@@ -131,6 +132,16 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     highest_rate: float | None
     tried: list[LiveFigures]
     degraded_share: float | None = None
+    page_faults_per_1000: float | None = None
+
+
+class _Backlog(NamedTuple):
+    """Decided at full speed; see Turn."""
+
+    transactions: int
+    per_second: float
+    cpu_us: dict[str, float]
+    page_faults_per_1000: float
 
 
 @dataclass(slots=True)
@@ -183,20 +194,21 @@ class _Turn:
             self._service.wait_ready()
             self._fill(PILOT_ROWS)
             # a JVM compiles what it has seen often: the first backlog is not counted
-            _, warm_rate, _ = self._backlog(self._pilot())
-            transactions, per_second, cpu_us = self._backlog(warm_rate)
+            warm = self._backlog(self._pilot())
+            found = self._backlog(warm.per_second)
             live: LiveFigures | None = None
             highest, tried = None, list[LiveFigures]()
             wanted = self._scenario.live
             if wanted is not None and self._variant.live:
-                rate = wanted.rate or min(wanted.share * per_second, wanted.rate_max)
+                rate = wanted.rate or min(wanted.share * found.per_second, wanted.rate_max)
                 live = self._live(wanted, rate, wanted.seconds, wanted.warm_up_s)
-                highest, tried = self._highest(wanted, per_second)
+                highest, tried = self._highest(wanted, found.per_second)
         finally:
             ledger = self._service.stop()
         stages = {} if ledger is None else ledger.stages
         return Turn(
-            variant=self._variant.name, round=round_, transactions=transactions, per_second=per_second, cpu_us=cpu_us,
+            variant=self._variant.name, round=round_, transactions=found.transactions, per_second=found.per_second,
+            cpu_us=found.cpu_us, page_faults_per_1000=found.page_faults_per_1000,
             stages_us={name: one.cpu_us_per_transaction or 0.0 for name, one in stages.items()},
             live=live, highest_rate=highest, tried=tried,
             degraded_share=None if ledger is None else ledger.degraded_share,
@@ -211,8 +223,8 @@ class _Turn:
         started = next((one for one in seen if one[1] > 0), seen[-1])
         return max(seen[-1][1] - started[1], 1) / max(seen[-1][0] - started[0], SAMPLE_S)
 
-    def _backlog(self, pilot_rate: float) -> tuple[int, float, dict[str, float]]:
-        """Transactions, decisions a second and CPU µs each, of a backlog laid down while the service is held."""
+    def _backlog(self, pilot_rate: float) -> _Backlog:
+        """A backlog laid down while the service is held."""
         wanted = self._scenario.backlog
         rows = int(min(wanted.transactions_max, max(pilot_rate * wanted.seconds, PILOT_ROWS)))
         while (measured := self._backlog_of(rows)) is None:
@@ -221,27 +233,27 @@ class _Turn:
             rows = min(LONGER * rows, wanted.transactions_max)
         return measured
 
-    def _backlog_of(self, rows: int) -> tuple[int, float, dict[str, float]] | None:
-        """What `_backlog` returns; None where all was over between two looks."""
+    def _backlog_of(self, rows: int) -> _Backlog | None:
+        """None where all was over between two looks."""
         before = self._sent
         # encoded beforehand: a group misses members that are held for longer than its session
         self._traffic.messages(self._variant.codec, self._sent, self._sent + rows)
         with closing(make_consumer(self._eyes.kafka, None)) as consumer:
             self._watch(consumer, before, STALL_S)  # connected before the service goes on
-            with self._held():
+            with Held(self._service.pid):
                 self._fill(rows)
             first = before + int(rows * self._scenario.backlog.warm_up_share)
             started_s, started = self._watch(consumer, first, STALL_S)[-1]
-            cpu_before = self._cpu_s()
+            cpu_before, faults_before = self._cpu_s(), page_faults_of([self._service.pid])
             ended_s, ended = self._watch(consumer, self._sent, STALL_S)[-1]
-            cpu_after = self._cpu_s()
+            cpu_after, faults_after = self._cpu_s(), page_faults_of([self._service.pid])
         if ended < self._sent:
             raise CascadeError(f"{self._variant.name}: {ended:,} of {self._sent:,} decisions, and no more")
         count = ended - started
         if not count:
             return None
         cpu_us = {name: 1e6 * (cpu_after[name] - cpu_before[name]) / count for name in cpu_before}
-        return count, count / (ended_s - started_s), cpu_us
+        return _Backlog(count, count / (ended_s - started_s), cpu_us, 1e3 * (faults_after - faults_before) / count)
 
     def _watch(self, consumer: Any, until: int, stall_s: float) -> list[tuple[float, int]]:
         """(time, decisions) now and then, until there are so many, or no more come."""
@@ -271,16 +283,13 @@ class _Turn:
             producer.close(60.0)
         self._sent += rows
 
-    def _held(self) -> _Held:
-        return _Held(self._service.pid)
-
     def _cpu_s(self) -> dict[str, float]:
         triton, broker = self._parts.triton, self._parts.broker
-        found = {"service": _cpu_s_of([self._service.pid])}
+        found = {"service": cpu_s_of([self._service.pid])}
         if triton is not None and self._variant.backend == "triton":
-            found["triton"] = _cpu_s_of([triton.pid])
+            found["triton"] = cpu_s_of([triton.pid])
         if broker is not None:
-            found["broker"] = _cpu_s_of(broker.pids)
+            found["broker"] = cpu_s_of(broker.pids)
         return found
 
     # --- as they arrive -----------------------------------------------------------------------------------------------
@@ -354,41 +363,6 @@ class _Turn:
             latency_s.append((seen.seen_s[chosen][inside] - start_s - due_s)[kept])
             paths.append(seen.path[chosen][inside][kept])
         return np.concatenate(latency_s), np.concatenate(paths)
-
-
-class _Held:
-    """Keeps a process and its children from running, for less than a group's session: a context manager."""
-
-    def __init__(self, pid: int | None) -> None:
-        self._processes = _family([pid])
-
-    def __enter__(self) -> None:
-        for one in self._processes:
-            one.suspend()
-
-    def __exit__(self, *_: object) -> None:
-        for one in self._processes:
-            with suppress(psutil.NoSuchProcess):
-                one.resume()
-
-
-def _family(pids: Sequence[int | None]) -> list[psutil.Process]:
-    found = []
-    for pid in pids:
-        if pid is not None:
-            with suppress(psutil.NoSuchProcess):
-                parent = psutil.Process(pid)
-                found += [parent, *parent.children(recursive=True)]
-    return found
-
-
-def _cpu_s_of(pids: Sequence[int | None]) -> float:
-    total = 0.0
-    for process in _family(pids):
-        with suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            total += times.user + times.system
-    return total
 
 
 def _path_latency(latency_s: Float64) -> PathLatency | None:

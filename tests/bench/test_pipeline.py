@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -11,7 +13,8 @@ import pytest
 
 from bench.load import LoadReport, Plan, departures
 from bench.pipeline.page import make_page
-from bench.pipeline.report import PipelineReport, less_work_text, standings
+from bench.pipeline.processes import page_faults_of
+from bench.pipeline.report import PipelineReport, Spread, less_work_text, standings
 from bench.pipeline.scenario import SCENARIOS, Objectives, Scenario, Variant, load_scenario
 from bench.pipeline.turn import LiveFigures, PathLatency, Turn
 from bench.smoke import BASELINE, judged, read_baseline
@@ -115,7 +118,7 @@ def turn(variant: str, round_: int, per_second: float, us: float, p99_ms: float)
     return Turn(
         variant=variant, round=round_, transactions=1_000, per_second=per_second,
         cpu_us={"service": us, "triton": 1.0, "broker": 50.0}, stages_us={"decode": 1.0, "features": 2.0},
-        live=live(p99_ms), highest_rate=None, tried=[],
+        live=live(p99_ms), highest_rate=None, tried=[], page_faults_per_1000=us / 2,
     )  # fmt: skip
 
 
@@ -134,6 +137,37 @@ def test_ratios_are_of_the_same_round_and_the_brokers_time_is_nobodys() -> None:
     assert b.ratios["cpu_us"].median == 0.5
     assert b.ratios["p99_ms_screened"].median == 0.25
     assert (a.per_second.median, a.cpu_us.median, a.p99_ms["escalated"]) == (1_500, 10.0, 12.0)
+    assert a.page_faults_per_1000 == Spread(median=4.5, least=4.5, largest=9.5)
+
+
+TOUCH = """
+import mmap, sys
+memory = mmap.mmap(-1, 32 << 20)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+print("begun", flush=True)
+sys.stdin.readline()
+for start in range(0, 32 << 20, 4096):
+    memory[start] = 1
+print("touched", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_page_faults_of_a_process_and_its_children_are_counted() -> None:
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {TOUCH!r}])"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "begun\n"
+        before = page_faults_of([parent.pid])
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+        assert parent.stdout.readline() == "touched\n"
+        found = page_faults_of([parent.pid]) - before
+        parent.communicate("\n")
+    assert (32 << 20) // 4096 <= found < (64 << 20) // 4096
+    assert page_faults_of([parent.pid, None]) == 0
 
 
 def test_objectives_are_met_only_without_missing_and_degraded_decisions() -> None:
@@ -220,6 +254,9 @@ def test_a_run_measures_from_topic_to_topic_and_nothing_is_missing(
     assert 0 < found.live.paths["screened"].p50_ms < found.live.paths["screened"].p99_ms
     assert found.cpu_us.keys() == {"service", "triton", "broker"}
     assert min(found.cpu_us.values()) > 0
+    # a page a transaction would be memory asked for anew for each
+    assert found.page_faults_per_1000 is not None
+    assert 0 <= found.page_faults_per_1000 < 1_000
     assert "<svg" in html.read_text()
     assert "cascade" in capsys.readouterr().out
 
