@@ -154,6 +154,9 @@ def show(report: PipelineReport, console: Console) -> None:
     if any(one.live_rate is not None for one in report.standings):
         console.print()
         console.print(_latency_table(report))
+        remarks = [f" {one.variant}: {told}" for one in report.standings if (told := _remarks(one))]
+        if remarks:
+            console.print("\n".join(["", *remarks]), highlight=False)
     for name, reason in report.skipped.items():
         console.print(f" {name}: not run, {reason}", highlight=False)
     scenario = report.scenario
@@ -186,15 +189,15 @@ def _speed_table(report: PipelineReport) -> Table:
 
 
 def _latency_table(report: PipelineReport) -> Table:
-    table = _table("As they arrive: departure to visible decision, p50 / p99 / p99.9 in ms", ["tx/s", *PATHS_SHOWN, ""])
+    table = _table("As they arrive: departure to visible decision, p50 / p99 / p99.9 in ms", ["tx/s", *PATHS_SHOWN])
     for one in report.standings:
         if one.live_rate is None:
             continue
         cells = [
-            f"{one.p50_ms[path]:.1f} / {one.p99_ms[path]:.1f} / {one.p999_ms[path]:.1f}" if path in one.p50_ms else ""
+            " / ".join(f"{ms[path]:.3g}" for ms in (one.p50_ms, one.p99_ms, one.p999_ms)) if path in one.p50_ms else ""
             for path in PATHS_SHOWN
         ]
-        table.add_row(one.variant, f"{one.live_rate:,.0f}", *cells, _remarks(one))
+        table.add_row(one.variant, f"{one.live_rate:,.0f}", *cells)
     return table
 
 
@@ -216,7 +219,8 @@ def _remarks(one: Standing) -> str:
     if one.missing:
         told.append(f"{one.missing} missing")
     if one.highest_rate is not None:
-        told.append(f"SLA up to {one.highest_rate.median:,.0f}/s")
+        rate = one.highest_rate.median
+        told.append(f"meets the objectives up to {rate:,.0f}/s" if rate else "meets the objectives at no rate tried")
     return ", ".join(told)
 
 
