@@ -55,7 +55,7 @@ class _Sent:
         """A record is delivered, or is not.
 
         Nothing is called in here: after a fatal error the binding comes with an exception raised already, in which
-        every call fails.
+        every call fails (see Connection.translated).
         """
         if error is None:
             self._left -= 1
@@ -198,7 +198,7 @@ class RdkafkaProducer:
     def _hearing(self) -> Iterator[None]:
         """A fatal error is raised by whatever hears librdkafka next."""
         try:
-            with self._connection.translated("waiting for deliveries"):
+            with self._translated("waiting for deliveries"):
                 yield
         except BrokerError as error:
             told = vendor_error(error)
@@ -226,8 +226,15 @@ class RdkafkaProducer:
             self._producer.flush(ABANDON_TIMEOUT_S)
         self._producer = None
 
+    def _translated(self, action: str) -> contextlib.AbstractContextManager[None]:
+        return self._connection.translated(action, self._fatal)
+
+    def _fatal(self) -> KafkaException | None:
+        """The fatal error that librdkafka is in; the binding has no call that asks for it outside transactions."""
+        return None
+
     def _sending(self, topic: str) -> contextlib.AbstractContextManager[None]:
-        return self._connection.translated(f"sending to {topic}")
+        return self._translated(f"sending to {topic}")
 
     def _make_room(self, records: int) -> None:
         self._check_usable()
@@ -265,7 +272,7 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
         self._open = False
         super().__init__(kafka, undelivered_max, bootstrap_timeout_s, settings)
         try:
-            with self._connection.translated(f"taking up the transactional id {transactional_id}"):
+            with self._translated(f"taking up the transactional id {transactional_id}"):
                 _within(INIT_TIMEOUT_S, self._producer.init_transactions)
         except BaseException:
             self._abandon()
@@ -295,7 +302,7 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
                 left_s = max(give_up_s - time.monotonic(), 0.1)
                 _within(left_s, self._producer.send_offsets_to_transaction, wanted, member.vendor)
         try:
-            with self._connection.translated("committing"):
+            with self._translated("committing"):
                 _within(COMMIT_TIMEOUT_S, self._producer.commit_transaction)
         except BrokerError as error:
             self._failure = self._after_commit(error)
@@ -309,7 +316,7 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
         if self._failure is not None or not self._open:
             return
         try:
-            with self._connection.translated("undoing a transaction"):
+            with self._translated("undoing a transaction"):
                 self._undo(ABORT_TIMEOUT_S)
         except BrokerError as error:
             self._failure = error
@@ -331,7 +338,7 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
     def _undone(self, timeout_s: float) -> bool:
         """Whether the transaction that was open could be undone."""
         if self._open and self._producer is not None:
-            with contextlib.suppress(BrokerError), self._connection.translated("undoing a transaction"):
+            with contextlib.suppress(BrokerError), self._translated("undoing a transaction"):
                 self._undo(timeout_s)
                 return True
         return False
@@ -347,6 +354,15 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
             f"Kafka at {self._servers}: it is not known whether the transaction was committed: {said}"
         )
 
+    def _fatal(self) -> KafkaException | None:
+        # after a fatal error every call for a transaction is refused with it
+        try:
+            self._producer.begin_transaction()
+        except KafkaException as error:
+            if error.args[0].fatal():
+                return error.with_traceback(None)
+        return None
+
     def _sending(self, topic: str) -> contextlib.AbstractContextManager[None]:
         return self._final(f"sending to {topic}")
 
@@ -354,7 +370,7 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
     def _final(self, action: str) -> Iterator[None]:
         """What is raised within ends this producer, before anything was committed."""
         try:
-            with self._connection.translated(action):
+            with self._translated(action):
                 yield
         except BrokerError as error:
             self._failure = self._failure or self._ended(error)

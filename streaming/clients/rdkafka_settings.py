@@ -102,19 +102,24 @@ class Connection:
                 raise self.error("connecting", problem)
 
     @contextlib.contextmanager
-    def translated(self, action: str) -> Iterator[None]:
-        """What librdkafka raises within comes out as a BrokerError, with its error as the cause."""
+    def translated(self, action: str, fatal: Callable[[], KafkaException | None] = lambda: None) -> Iterator[None]:
+        """What librdkafka raises within comes out as a BrokerError, with its error as the cause.
+
+        A fatal error is raised by the binding before it calls back, and with an exception raised already a callback may
+        run in vain, or drop the exception where the interpreter looks up an attribute. `fatal` asks for it again.
+        """
         try:
             yield
         except KafkaException as error:
             raise self.error(action, error.args[0]) from error
         except SystemError as error:
-            # a callback of ours met an exception of the binding's that was raised already
             cause = error.__cause__
             while cause is not None and not isinstance(cause, KafkaException):
                 cause = cause.__cause__
             if cause is None:
-                raise
+                cause = fatal()
+            if cause is None:
+                raise BrokerError(f"Kafka at {self.servers}: {action}: librdkafka failed without a reason") from error
             raise self.error(action, cause.args[0]) from cause
         except (RuntimeError, BufferError, ValueError, TypeError) as error:
             raise BrokerError(f"Kafka at {self.servers}: {action}: {' '.join(str(error).split())}") from error

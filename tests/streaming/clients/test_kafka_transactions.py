@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from kafka import TopicPartition
@@ -175,6 +176,29 @@ def test_a_second_producer_of_the_same_id_fences_the_first_for_good(
     second.close(5)
     assert visible(kafka, out) == [b"of the successor"]
     assert committed(kafka, (topic, 0)) == (2, "successor")
+
+
+@librdkafka_only
+@pytest.mark.parametrize("hear", [lambda one: one.flush(10), lambda one: one.commit({}, None)])
+def test_a_fenced_producer_says_so_where_the_exception_of_its_binding_is_lost(
+    kafka: KafkaSettings, out: str, transactional_id: str, hear: Callable[[Any], None]
+) -> None:
+    first = make_producer(kafka, transactional_id)
+    first.begin()
+    first.send(out, b"k", b"of the zombie")
+    first.flush(10)
+    second = make_producer(kafka, transactional_id)
+    first.send(out, b"k", b"more of the zombie")
+    # an attribute that is not found in the cache of types is looked up as if no exception were raised, and drops it
+    sys._clear_type_cache()
+    with pytest.raises(ProducerFencedError):
+        hear(first)
+    first.close(5)
+    second.begin()
+    second.send(out, b"k", b"of the successor")
+    second.commit({}, cast(GroupMember, None))
+    second.close(5)
+    assert visible(kafka, out) == [b"of the successor"]
 
 
 @kafka_python_only
