@@ -6,12 +6,13 @@ environment variable or the file that holds them, and they are read when a clien
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
 import tomllib
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -503,6 +504,17 @@ def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Conf
     return config
 
 
+@contextlib.contextmanager
+def told_of(path: object) -> Iterator[None]:
+    """What is found wrong by a part that has the settings and not their file is raised with the file's name."""
+    try:
+        yield
+    except SettingError as error:
+        if error.file != "configuration":
+            raise
+        raise SettingError(path, error.key, error.value, error.problem, error.remedy) from error
+
+
 def _parse_toml(octets: bytes, origin: str) -> dict[str, Any]:
     try:
         return tomllib.loads(octets.decode())
@@ -615,13 +627,11 @@ def _check_security(security: SecuritySettings, origin: str, environment: Mappin
         if not security.username:
             raise SettingError(origin, f"{section}.username", None, "missing", f"{security.protocol} needs it")
         _check_one_source(security, section, "password_env", "password_file", "the password", origin)
-    try:
+    with told_of(origin):
         if security.uses_tokens and security.token_endpoint:
             security.client_secret(environment)
         security.password(environment)
         security.key_password(environment)
-    except SettingError as error:
-        raise SettingError(origin, error.key, error.value, error.problem, error.remedy) from error
 
 
 def _check_schema_registry(kafka: KafkaSettings, origin: str, environment: Mapping[str, str]) -> None:
@@ -652,10 +662,8 @@ def _check_schema_registry(kafka: KafkaSettings, origin: str, environment: Mappi
         if not registry.username:
             raise SettingError(origin, f"{section}.username", None, "missing", "a password belongs to it")
         _check_one_source(registry, section, "password_env", "password_file", "the password", origin)
-        try:
+        with told_of(origin):
             registry.password(environment)
-        except SettingError as error:
-            raise SettingError(origin, error.key, error.value, error.problem, error.remedy) from error
 
 
 def _check_otel(otel: OtelSettings, origin: str, environment: Mapping[str, str]) -> None:
@@ -680,17 +688,13 @@ def _check_otel(otel: OtelSettings, origin: str, environment: Mapping[str, str])
         raise SettingError(
             origin, "otel.headers_env", None, "one source of the headers is enough", "set headers_env or headers_file"
         )
-    try:
+    with told_of(origin):
         otel.headers(environment)
-    except SettingError as error:
-        raise SettingError(origin, error.key, error.value, error.problem, error.remedy) from error
 
 
 def _check_privacy(privacy: PrivacySettings, origin: str, environment: Mapping[str, str]) -> None:
-    try:
+    with told_of(origin):
         privacy.key(environment)
-    except SettingError as error:
-        raise SettingError(origin, error.key, error.value, error.problem, error.remedy) from error
 
 
 def _check_tokens(security: SecuritySettings, origin: str) -> None:

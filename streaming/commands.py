@@ -15,7 +15,7 @@ from rich.table import Table
 
 from cascade.bundle import load_bundle
 from cascade.columns import Bool
-from cascade.config import Config, DeepSettings, load_config
+from cascade.config import Config, DeepSettings, load_config, told_of
 from cascade.features import FeatureEngine
 from cascade.frames import LabelledData, read_labelled
 from cascade.ledger import render
@@ -60,7 +60,9 @@ def run(
         serve(place.settings(), place=place)
         return
     settings = load_config(config)
-    summary = supervise(settings, create_topics) if settings.worker.processes > 1 else serve(settings, create_topics)
+    with told_of(config):
+        several = settings.worker.processes > 1
+        summary = supervise(settings, create_topics) if several else serve(settings, create_topics)
     line = summary.to_json_line()
     if ledger is not None:
         ledger.parent.mkdir(parents=True, exist_ok=True)

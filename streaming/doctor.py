@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from cascade.bundle import Bundle, load_bundle
-from cascade.config import Config, load_config
+from cascade.config import Config, load_config, told_of
 from cascade.errors import BrokerError, CascadeError
 from cascade.ledger import find_meters, watts_per_core
 from cascade.protocols import DeepInputs
@@ -27,6 +27,7 @@ from stages.deep.answers import probe_inputs
 from streaming import local_broker
 from streaming.clients import make_consumer, make_producer
 from streaming.clients.topics import missing_topics, wait_for_broker
+from streaming.codecs.schema_sources import make_schemas
 from streaming.dead_letters import HEADER_PREFIX
 from streaming.files import FsspecFiles
 from streaming.locked_memory import REMEDY, locking_problem
@@ -41,6 +42,8 @@ CLOCK_SKEW_MS_MAX = 100.0
 OPEN_FILES_MIN = 1_024
 FREE_BYTES_MIN = 1 << 30
 PROBE_TIMEOUT_S = 10.0
+# Asked for to see whether a registry answers; none has so many.
+SCHEMA_NUMBER_MAX = 2**31 - 1
 # A time that no broker would stamp: where it comes back, the topic keeps its producers' times.
 UNSTAMPED_MS = 1
 
@@ -73,7 +76,7 @@ def doctor(
     config: Annotated[Path, typer.Option(help="Configuration file of the service.")] = Path("cascade.toml"),
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Check configuration, bundle, broker, topics, clocks, Triton, model, energy meters and limits.
+    """Check configuration, bundle, broker, topics, schemas, clocks, Triton, model, energy meters and limits.
 
     Exit status 0 where the service can run, 1 where a line has failed.
     """
@@ -100,6 +103,7 @@ def examine(config_path: Path) -> Iterator[Finding]:
         "bundle": _bundle,
         "broker": _broker,
         "topics": _topics,
+        "messages": _messages,
         "clock": _clock,
         "delivery": _delivery,
         "state": _state,
@@ -110,7 +114,8 @@ def examine(config_path: Path) -> Iterator[Finding]:
     }
     for name, check in checks.items():
         try:
-            status, text = check(found)
+            with told_of(config_path):
+                status, text = check(found)
         except CascadeError as error:
             status, text = "failed", str(error)
         yield Finding(name, status, text)
@@ -155,6 +160,19 @@ def _topics(found: Examination) -> tuple[Status, str]:
     finally:
         consumer.close()
     return "ok", ", ".join(f"{name} ({count})" for name, count in partitions.items())
+
+
+def _messages(found: Examination) -> tuple[Status, str]:
+    """Avro needs its schemas: the registry must answer, and know this user."""
+    if found.config is None:
+        return "warning", "not checked: the configuration comes first"
+    kafka = found.config.kafka
+    if kafka.codec != "avro":
+        return "ok", f"{kafka.codec}, without a schema registry"
+    make_schemas(kafka.schema_registry, kafka.topics.decisions).text(SCHEMA_NUMBER_MAX)
+    if kafka.schema_registry.directory:
+        return "ok", f"avro, schemas in {kafka.schema_registry.directory}"
+    return "ok", f"avro, the schema registry at {kafka.schema_registry.url} answers"
 
 
 def _clock(found: Examination) -> tuple[Status, str]:

@@ -21,6 +21,8 @@ from streaming.health import HealthState
 log = structlog.get_logger()
 # One attempt; while it lasts the service says in health and log what it waits for, and then tries again.
 WAIT_ATTEMPT_S = 5.0
+# Health hears of every attempt, the log of the first one and then ever less often.
+LOG_PAUSE_FIRST_S, LOG_PAUSE_MAX_S = 2.0, 30.0
 
 
 class _StopRequested(Exception):
@@ -78,14 +80,18 @@ def stop_signals() -> Iterator[Stopping]:
 
 def await_broker(config: Config, health: HealthState, stopping: Stopping, patience_s: float = math.inf) -> None:
     """Return once the broker answers, or when told to stop; raises BrokerError after `patience_s`, or if refused."""
-    give_up_s = time.monotonic() + patience_s
+    log_s = time.monotonic()
+    give_up_s, pause_s = log_s + patience_s, LOG_PAUSE_FIRST_S
 
     def report(text: str) -> None:
+        nonlocal log_s, pause_s
         if stopping.is_set():
             raise _StopRequested
         health.progress()
         health.waiting("broker", text)
-        log.warning(text)
+        if time.monotonic() >= log_s:
+            log.warning(text)
+            log_s, pause_s = time.monotonic() + pause_s, min(2 * pause_s, LOG_PAUSE_MAX_S)
 
     while not stopping.is_set():
         try:

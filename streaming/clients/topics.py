@@ -53,7 +53,7 @@ def wait_for_broker(
                 f"no Kafka broker at {kafka.bootstrap} after {timeout_s:g} s ({problem}); "
                 "start it, or set kafka.bootstrap or KAFKA_BOOTSTRAP to one that runs"
             )
-        report(f"waiting for Kafka at {kafka.bootstrap}, {left_s:.0f} s left: {problem}")
+        report(f"waiting for Kafka at {kafka.bootstrap}: {problem}")
         sleep(min(pause_s * (1 - JITTER_SHARE * chance()), left_s))
         pause_s = min(2 * pause_s, BACKOFF_MAX_S)
 

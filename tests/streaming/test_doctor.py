@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from typer.testing import CliRunner
 from cascade.config import load_config
 from cascade.local_parts import free_ports
 from streaming.clients import TopicSpec, ensure_topics
-from streaming.doctor import Finding, app, examine
+from streaming.doctor import SCHEMA_NUMBER_MAX, Finding, app, examine
 from streaming.service import topic_specs
+from tests.streaming.registry import Registry
 
 BUNDLE = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 ConfigMaker = Callable[..., Path]
@@ -90,6 +92,26 @@ def test_a_dead_broker_and_a_dead_triton_fail_by_name(new_config: ConfigMaker, m
     said = CliRunner().invoke(app, ["doctor", "--config", str(path)])
     assert said.exit_code == 1
     assert "Traceback" not in said.output
+
+
+def test_a_registry_that_is_away_or_refuses_fails_by_name(new_config: ConfigMaker) -> None:
+    with closing(Registry()) as registry:
+        path = new_config(kafka={"codec": "avro", "schema_registry": {"url": registry.url}})
+        here = findings(path)["messages"]
+        registry.answers[f"/schemas/ids/{SCHEMA_NUMBER_MAX}"] = lambda _: (401, b"{}")
+        refused = findings(path)["messages"]
+    away = findings(path)["messages"]
+    assert here == Finding("messages", "ok", f"avro, the schema registry at {registry.url} answers")
+    assert refused.status == away.status == "failed"
+    assert "kafka.schema_registry" in refused.text
+    assert registry.url in away.text
+
+
+def test_a_setting_that_a_part_finds_wrong_is_told_with_its_file(new_config: ConfigMaker) -> None:
+    path = new_config(energy={"processor": "none such"})
+    energy = findings(path)["energy"]
+    assert energy.status == "failed"
+    assert energy.text.startswith(f"{path}: energy.processor = 'none such': not in the table; use one of ")
 
 
 def test_a_missing_bundle_is_told_once(new_config: ConfigMaker, tmp_path: Path) -> None:
