@@ -345,9 +345,7 @@ class Decided:
     """Decisions as they lie in the log, a row each, by partition and offset.
 
     `partition`, `offset` int64: of the transaction that it is about. `screened` bool: decided by the screener, and not
-    in the bundle's band: one that is may have been escalated by a worker that was killed, and then decided by the
-    screener of another whose threshold overload had raised. `duplicate` bool: a first decision, said again. `degraded`
-    bool.
+    in the deep model's place. `duplicate` bool: a first decision, said again. `degraded` bool.
     """
 
     partition: Int64
@@ -365,8 +363,9 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     `sent`: transactions that the load knows of; `transactions`: in the log. `lost`: sent but not in the log, or in the
     log without a decision. `twice`: transactions with more than one decision; `repeats`: decisions beyond the first.
     `strays`: decisions of no transaction, or under a wrong id. `order_violations`: screened decisions that come after
-    one of a later transaction of the same card. `escalated_behind`: escalated ones that do so; that is by design, since
-    screened transactions wait for none of them. `degraded_share`: of the decisions.
+    one of a later transaction of the same card, for readers who keep first decisions and for those who keep last ones.
+    `escalated_behind`: escalated ones that do so; that is by design, since screened transactions wait for none of them.
+    `degraded_share`: of the decisions.
     """
 
     sent: int
@@ -386,7 +385,9 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 def check(logged: Logged, decided: Decided, sent: int) -> Check:
     """Hold the decisions against the transactions; transaction ids are 0 to `sent`.
 
-    Order is judged by the first decision of each transaction: a repeat, under the same id, is dropped by whoever reads.
+    Order is judged by the first and by the last decision of each transaction. With at-least-once delivery, what a lost
+    worker had sent and not committed is decided again: there one that it had escalated may be screened the next time,
+    behind the first decisions of later ones and before their repeats.
     """
     codes = _codes(logged.partition, logged.offset)
     answers = _codes(decided.partition, decided.offset)
@@ -399,11 +400,14 @@ def check(logged: Logged, decided: Decided, sent: int) -> Check:
     right[known] = identities[place[known]] == decided.transaction_id[known]
     counts = np.bincount(place[known], minlength=len(codes))
     missing = np.setdiff1d(np.arange(sent), logged.transaction_id, assume_unique=False)
-    _, first = np.unique(answers, return_index=True)
-    first = np.sort(first)
+    first = np.sort(np.unique(answers, return_index=True)[1])
+    last = np.sort(len(answers) - 1 - np.unique(answers[::-1], return_index=True)[1])
     screened = decided.screened & ~decided.duplicate
     behind = _behind(decided.card[first], decided.offset[first])
-    within = first[screened[first]]
+    of_first, of_last = (
+        answers[within[_behind(decided.card[within], decided.offset[within])]]
+        for within in (first[screened[first]], last[screened[last]])
+    )
     return Check(
         sent=sent,
         transactions=len(codes),
@@ -413,7 +417,7 @@ def check(logged: Logged, decided: Decided, sent: int) -> Check:
         repeats=int((counts - 1).clip(0).sum()),
         strays=int((~right).sum()),
         duplicates=int(decided.duplicate.sum()),
-        order_violations=int(_behind(decided.card[within], decided.offset[within]).sum()),
+        order_violations=len(np.intersect1d(of_first, of_last)),
         escalated=int((~decided.screened).sum()),
         escalated_behind=int(behind[~screened[first]].sum()),
         degraded_share=float(decided.degraded.mean()) if len(answers) else 0.0,
@@ -459,7 +463,6 @@ def read_decisions(config: Config) -> Decided:
     integers: list[list[tuple[int, int, int, int]]] = []
     flags: list[list[tuple[bool, bool, bool]]] = []
     known: dict[int, int] = {}
-    policy = load_bundle(Path(config.bundle.path)).policy
 
     def take(one: FetchedBatch) -> None:
         decisions = [decode_decision(value or b"", config.kafka.codec) for value in one.values]
@@ -473,12 +476,8 @@ def read_decisions(config: Config) -> Decided:
                 for each, card in zip(decisions, cards, strict=True)
             ]
         )
-        escalated = policy.escalates(np.array([each.screener_score for each in decisions]))
         flags.append(
-            [
-                (each.stage == "screener" and not each.degraded and not in_band, each.duplicate, each.degraded)
-                for each, in_band in zip(decisions, escalated.tolist(), strict=True)
-            ]
+            [(each.stage == "screener" and not each.degraded, each.duplicate, each.degraded) for each in decisions]
         )
 
     read_topic(config, config.kafka.topics.decisions, take)

@@ -83,13 +83,6 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         return in_band(raw, self.escalation_threshold + raised, self.escalation_ceiling)
 
-    def escalates(self, probability: Float64) -> Bool:
-        """`escalate` of the screener's calibrated probabilities float64 [rows], as decisions carry them."""
-        ends = np.array([self.escalation_threshold, self.escalation_ceiling])
-        with np.errstate(over="ignore"):  # RAW_MAX
-            threshold, ceiling = self.screener.probability(ends)
-        return in_band(probability, threshold, ceiling)
-
     def actions(self, probability: Float64) -> NDArray[np.int64]:
         """Positions in ACTIONS, int64 [rows], of calibrated probabilities float64 [rows]."""
         return (probability >= self.review_from).astype(np.int64) + (probability >= self.decline_from)

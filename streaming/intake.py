@@ -28,7 +28,8 @@ class Intake:
 
     `source` int64 [rows]: position of the row's partition in `partitions`. `offsets` int64 [rows]. `appended_ms`
     float64 [rows]: the record's time, ms since the epoch. `undecided` bool [rows]: False for records that had their
-    decision before a restart and are read only to rebuild the state.
+    decision before a restart and are read only to rebuild the state. `held` bool [rows]: True for records that had
+    none yet when later ones of their partition had theirs: they were escalated.
     """
 
     batch: ColumnBatch
@@ -37,6 +38,7 @@ class Intake:
     offsets: Int64
     appended_ms: Float64
     undecided: Bool
+    held: Bool
     rejected: list[Rejected]
 
     @property
@@ -52,7 +54,7 @@ class Intake:
         """Some of the rows, by positions or mask, and nothing that could not be read."""
         return Intake(
             self.batch.take(index), self.partitions, self.source[index], self.offsets[index],
-            self.appended_ms[index], self.undecided[index], [],
+            self.appended_ms[index], self.undecided[index], self.held[index], [],
         )  # fmt: skip
 
 
@@ -69,7 +71,8 @@ def take_in(
     with the latest event time of its partition up to it. An event that is more than `ahead_ms_max` ahead of its
     record's time is refused.
     """
-    batches, sources, offsets, appended, order_keys, undecided, rejected = [], [], [], [], [], [], []
+    batches, sources, offsets, appended, order_keys = [], [], [], [], []
+    undecided, held, rejected = [], [], []
     partitions = [(one.topic, one.partition) for one in fetched]
     for position, one in enumerate(fetched):
         decoded = codec.decode(one.values)
@@ -85,8 +88,10 @@ def take_in(
         offsets.append(one.offsets[rows])
         appended.append(one.timestamps_ms[rows].astype(np.float64))
         order_keys.append(np.maximum.accumulate(batch[event_time]))
-        known = decided.get(partitions[position], NOTHING_DECIDED).mask(one.offsets)
+        before = decided.get(partitions[position], NOTHING_DECIDED)
+        known = before.mask(one.offsets)
         undecided.append(~known[rows])
+        held.append(before.held(one.offsets)[rows])
         fresh = [reject for reject in rejects if not known[reject.index]]
         if fresh:
             rejected.append(Rejected(one, fresh))
@@ -102,6 +107,7 @@ def take_in(
         offsets=offset[order],
         appended_ms=np.concatenate(appended)[order],
         undecided=np.concatenate(undecided)[order],
+        held=np.concatenate(held)[order],
         rejected=rejected,
     )
 

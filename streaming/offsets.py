@@ -36,6 +36,8 @@ class Decided:
     >>> decided = Decided.from_commit(7, Decided(7, np.array([8, 9, 12])).metadata())
     >>> decided.mask(np.arange(5, 14)).tolist()
     [True, True, False, True, True, False, False, True, False]
+    >>> decided.held(np.arange(5, 14)).tolist()
+    [False, False, True, False, False, True, True, False, False]
     """
 
     until: int = 0
@@ -52,6 +54,13 @@ class Decided:
         if not len(self.ahead) or not len(offsets) or offsets[0] > self.ahead[-1]:
             return below
         return below | np.isin(offsets, self.ahead)
+
+    def held(self, offsets: Int64) -> Bool:
+        """Which of the offsets (ascending) had no decision yet when some beyond them had theirs, bool [rows]."""
+        if not len(self.ahead) or not len(offsets) or offsets[0] > self.ahead[-1]:
+            return np.zeros(len(offsets), bool)
+        below: Bool = offsets < self.ahead[-1]
+        return below & ~self.mask(offsets)
 
     def metadata(self) -> str:
         """The offsets ahead as text of at most METADATA_BYTES_MAX bytes; those that find no room are left out.

@@ -297,12 +297,13 @@ class Worker:
             if self._parts.hasher is not None:
                 intake = intake.with_batch(self._parts.hasher.hashed(intake.batch, self._roles.card))
         decode_s, decode_cpu_s = self._stage_clock.wall_s, self._stage_clock.cpu_s
+        self._ledger.count_labels(self._labels.catch_up())
+        if intake.batch.rows:
+            self._take(self._set_repeats_apart(intake), decode_s, decode_cpu_s)
         for rejected in intake.rejected:
             self._publisher.reject(rejected.fetched, rejected.rejects)
-        self._ledger.count_labels(self._labels.catch_up())
-        if not intake.batch.rows:
-            return
-        intake = self._set_repeats_apart(intake)
+
+    def _take(self, intake: Intake, decode_s: float, decode_cpu_s: float) -> None:
         if self._terminals is not None:
             self._terminals.note(intake.batch, intake.numbers)
         if intake.undecided.any():
@@ -346,13 +347,16 @@ class Worker:
             intake.partitions, intake.source, intake.offsets, intake.batch, start_ms, queue_ms, screened.probability,
             features.wall_s * 1e3, screener.wall_s * 1e3,
         )  # fmt: skip
-        escalated = np.flatnonzero(screened.escalate & intake.undecided)
-        if len(escalated):
-            # sent before the others are decided: the model works while the loop encodes
-            for outcome in self._escalations.send(rows.take(escalated), screened.deep_inputs(escalated)):
-                self._publisher.decide(outcome)
-        certain = np.flatnonzero(~screened.escalate & intake.undecided)
-        self._publisher.decide(by_screener(rows.take(certain), None))
+        # What a lost worker had escalated stays so, though its score may be another now (other partitions' records came
+        # between otherwise): decided by the screener, it would show behind later ones of its card.
+        escalate = screened.escalate | intake.held
+        escalated = np.flatnonzero(escalate & intake.undecided)
+        # sent before the others are decided: the model works while the loop encodes
+        sent = self._escalations.send(rows.take(escalated), screened.deep_inputs(escalated)) if len(escalated) else []
+        # These first, and dead letters last: what is acknowledged ahead of a record then tells that it was escalated.
+        self._publisher.decide(by_screener(rows.take(np.flatnonzero(~escalate & intake.undecided)), None))
+        for outcome in sent:
+            self._publisher.decide(outcome)
 
     def _fold_labels(self, labels: ColumnBatch) -> None:
         hasher = self._parts.hasher

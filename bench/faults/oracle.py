@@ -228,23 +228,23 @@ class Oracle:
                     yield f"{name}: escalated {escalated}, must be {expected.escalated}"
 
     def _order_breaches(self, said: Mapping[str, list[Said]]) -> Iterator[str]:
-        """Of a card, what the screener was sure of shows in the order of the log.
+        """Of a card, what shows as sure of the screener shows in the order of the log.
 
-        Only where a record's path does not depend on what other partitions or the load were like at that moment: else
-        it may be escalated once and screened the next time.
+        With at-least-once delivery what a lost session had sent and not committed is decided again, and there may be
+        escalated once and screened the next time: either the first decisions are in order, or the last ones.
         """
-        if self._options.terminals or self._options.config.overload.raise_max > 0:
-            return
-        by_card: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
+        by_card: dict[tuple[str, int], list[tuple[int, int, int]]] = defaultdict(list)
         for name, expected in self._each():
-            found = said.get(name)
-            if found and expected.first < 0 and not expected.escalated:
-                stem, _, offset = name.rpartition("-")
-                by_card[stem, expected.card].append((found[0].record.offset, int(offset)))
-        for (stem, card), places in by_card.items():
-            offsets = [offset for _, offset in sorted(places)]
-            if offsets != sorted(offsets):
-                yield f"card {card} of {stem}: decided in the order {offsets}"
+            stem, _, offset = name.rpartition("-")
+            found = said.get(name, [])
+            if found and all(is_screened(one.decision) for one in found):
+                places = (found[0].record.offset, found[-1].record.offset)
+                by_card[stem, expected.card].append((*places, int(offset)))
+        for (stem, card), rows in by_card.items():
+            firsts = [offset for _, _, offset in sorted(rows)]
+            lasts = [offset for _, offset in sorted((last, offset) for _, last, offset in rows)]
+            if firsts != sorted(firsts) and lasts != sorted(lasts):
+                yield f"card {card} of {stem}: decided in the order {firsts}"
 
     def _letter_breaches(self) -> Iterator[str]:
         buried: dict[tuple[Partition, int], int] = defaultdict(int)
@@ -285,6 +285,11 @@ class Oracle:
             if commit.offset < commit.before and (self._exactly or not late):
                 yield f"{commit.partition}: the commit moved back from {commit.before} to {commit.offset}"
             newest[commit.partition] = max(newest[commit.partition], commit.asked)
+
+
+def is_screened(decision: Decision) -> bool:
+    """Whether the screener was sure: a first decision, which was neither escalated nor meant to be."""
+    return decision.stage == "screener" and not decision.degraded and not decision.duplicate
 
 
 def committed(group: Group, partition: Partition, exactly: bool) -> tuple[int, str]:

@@ -70,7 +70,8 @@ def make_producer(
     """
     if kafka.client == "librdkafka":
         with _installed():
-            from streaming.clients.rdkafka_producer import RdkafkaProducer, RdkafkaTransactionalProducer
+            from streaming.clients.rdkafka_producer import RdkafkaProducer
+            from streaming.clients.rdkafka_transactions import RdkafkaTransactionalProducer
 
         if transactional_id is None:
             return RdkafkaProducer(kafka)

@@ -94,6 +94,14 @@ def test_a_repeat_does_not_count_as_out_of_order() -> None:
     assert wrong(check(logged(), again, SENT)) == {"twice": 2, "repeats": 2}
 
 
+def test_one_behind_first_decisions_that_are_said_again_after_it_is_in_order_and_else_is_not() -> None:
+    # 0 was escalated and its worker lost; 1 and 3 of its card were decided, and not committed
+    later = rows(decided(), [1, 3, 0, 1, 3, 2, 4, 5, 6, 7])
+    assert wrong(check(logged(), later, SENT)) == {"twice": 2, "repeats": 2}
+    committed = rows(decided(), [1, 3, 0, 2, 4, 5, 6, 7])
+    assert wrong(check(logged(), committed, SENT)) == {"order_violations": 1}
+
+
 def test_a_topic_without_decisions_has_lost_everything() -> None:
     assert wrong(check(logged(), rows(decided(), []), SENT)) == {"lost": 8}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -172,9 +171,3 @@ def test_numbers_that_are_no_policy_are_refused(changes: dict[str, object], rule
 def test_a_raised_threshold_sends_fewer_from_below_and_none_from_above(raised: float, rows: list[int]) -> None:
     raw = np.array([1.9, 2.0, 2.5, 3.0, 60.0])
     assert np.flatnonzero(POLICY.escalate(raw, raised)).tolist() == rows
-
-
-def test_what_is_escalated_is_told_by_the_probability_as_well() -> None:
-    raw = np.array([1.9, 2.0, 2.5, 3.0, 20.0])
-    for policy in (POLICY, msgspec.structs.replace(POLICY, escalation_ceiling=RAW_MAX)):
-        assert policy.escalates(policy.screener.probability(raw)).tolist() == policy.escalate(raw).tolist()

@@ -24,13 +24,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.cluster import escalating_bundle
+from bench.cluster import escalating_bundle, shipped_bundle_with
 from bench.embedded import EmbeddedParts, ServiceProcess, play_file, records_in, wait_for_decisions
 from cascade.bundle import Bundle, load_bundle
 from cascade.config import Config, DeepSettings, load_config
 from cascade.frames import LabelledData, frame_to_batch
 from cascade.ledger import LedgerSummary
 from cascade.local_parts import free_ports
+from cascade.policy import RAW_MAX
 from cascade.simulator import SimulatorSettings, simulate
 from stages.assembly import deep_signature, make_deep_stage, make_engine, make_screener
 from stages.deep.local_triton import LocalTriton
@@ -500,6 +501,54 @@ def test_what_was_decided_ahead_of_a_waiting_transaction_is_not_decided_again(
     decisions = decisions_in(config)
     assert sorted(int(one.transaction_id) for one in decisions) == list(range(rows))
     check_scores(decisions, offline, bundle)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
+def test_what_a_killed_worker_had_escalated_stays_so_whatever_its_score_is_now(
+    new_config: ConfigMaker, triton_server: LocalTriton, data: LabelledData, offline: OfflineScores, bundle: Bundle,
+    tmp_path: Path, delivery: str,
+) -> None:  # fmt: skip
+    rows, more = 400, 100
+    shared = {"deadline": {"start": "fetch", "budget_ms": 60_000}, "labels": {"alignment": "exact"}}
+    path = new_config(shared | {"delivery": delivery}, triton_server)
+    settings = msgspec.toml.decode(path.read_bytes())
+    # an open transaction of the killed worker is ended by the next start, and not by its timeout
+    settings["kafka"]["instance"] = "worker-0"
+    path.write_bytes(msgspec.toml.encode(settings))
+    config = load_config(path)
+    escalated = bundle.policy.escalate(offline.screener_raw[:rows])
+    assert triton_server.pid is not None
+    with ServiceProcess(path) as service:
+        service.wait_ready()
+        os.kill(triton_server.pid, signal.SIGSTOP)
+        try:
+            play_file(config, data, slice(0, rows), None, lambda _: None)
+            wait_until(lambda: len(decided_offsets(config)) == int((~escalated).sum()), "what the screener decides")
+            wait_until(lambda: committed(config) == np.flatnonzero(escalated)[0], "the commit")
+            time.sleep(2 * config.worker.commit_interval_ms / 1e3)
+            service.kill()
+        finally:
+            os.kill(triton_server.pid, signal.SIGCONT)
+    # every score lies below the threshold now; a rebuilt state moves some of them there
+    certain = shipped_bundle_with(tmp_path / "certain", "certain", RAW_MAX, {})
+    settings["bundle"]["path"] = str(certain.directory)
+    path.write_bytes(msgspec.toml.encode(settings))
+    with ServiceProcess(path) as service:
+        service.wait_ready()
+        play_file(config, data, slice(rows, rows + more), None, lambda _: None)
+        wait_until(lambda: len(decided_offsets(config)) == rows + more, "all decided")
+        service.stop()
+    decisions = decisions_in(config)
+    assert sorted(int(one.transaction_id) for one in decisions) == list(range(rows + more))
+    # the last of them has nothing decided beyond it: that it waited is not known
+    held = np.flatnonzero(escalated & (np.arange(rows) < np.flatnonzero(~escalated)[-1]))
+    assert len(held) > 10
+    by_deep = {int(one.transaction_id) for one in decisions if one.stage == "deep"}
+    assert by_deep == set(held.tolist())
+    screened = np.array([int(one.transaction_id) for one in decisions if one.stage == "screener"])
+    cards = data.batch["card_id"][screened]
+    assert all((np.diff(screened[cards == card]) > 0).all() for card in np.unique(cards))
 
 
 def test_a_killed_worker_goes_on_from_its_snapshot_and_scores_as_if_nothing_had_happened(

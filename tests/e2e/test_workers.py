@@ -319,8 +319,8 @@ def test_sigterm_ends_all_of_them_in_time(told: Told) -> None:
 @pytest.mark.parametrize(
     ("path", "processes", "said"),
     [
-        ("nowhere", 2, "cascade run: nowhere"),
-        (str(SHIPPED), PARTITIONS + 1, "cascade run: configuration: worker.processes = 5: topic transactions-"),
+        ("nowhere", 2, "nowhere"),
+        (str(SHIPPED), PARTITIONS + 1, "{file}: worker.processes = 5: topic transactions-"),
     ],
 )
 def test_a_mistake_is_one_line_and_no_worker_starts(
@@ -337,4 +337,4 @@ def test_a_mistake_is_one_line_and_no_worker_starts(
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
-    assert line.startswith(said)
+    assert line.startswith(f"cascade run: {said.format(file=file)}")

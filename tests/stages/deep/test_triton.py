@@ -161,7 +161,7 @@ def test_a_server_that_stops_is_an_error_and_is_used_again_when_it_is_back(
 def test_a_model_that_is_busy_at_the_start_is_asked_again(
     triton_parts: Path, slow_deep_model: TinyDeepModel, tmp_path: Path
 ) -> None:
-    limits = ServingLimits(queue_requests_max=1, queue_timeout_us=20_000)
+    limits = ServingLimits(queue_requests_max=1, queue_timeout_us=500_000)
     repository = write_repository(slow_deep_model.path, slow_deep_model.signature, tmp_path / "models", "cpu", limits)
     with (
         LocalTriton(repository, parts_dir=triton_parts) as server,

@@ -31,7 +31,7 @@ from streaming.clients import (
     make_producer,
 )
 from streaming.clients.kafka_transactions import KafkaPythonTransactionalProducer
-from streaming.clients.rdkafka_producer import RdkafkaTransactionalProducer
+from streaming.clients.rdkafka_transactions import RdkafkaTransactionalProducer
 from streaming.local_broker import LocalBroker
 from tests.streaming.clients.helpers import fill, ignore, poll_until, values
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.kafka
 kafka_python_only = pytest.mark.parametrize("kafka", ["kafka-python"], indirect=True)
 librdkafka_only = pytest.mark.parametrize("kafka", ["librdkafka"], indirect=True)
 # Waits of the clients for an answer, made far longer than a busy machine takes: what ends within AT_ONCE_S kept none.
-WAITS = [f"{module}.{wait}" for module in ("kafka_transactions", "rdkafka_producer") for wait in ("ABORT", "UNDO")]
+WAITS = [f"{module}.{wait}" for module in ("kafka_transactions", "rdkafka_transactions") for wait in ("ABORT", "UNDO")]
 AT_ONCE_S = 20.0
 PRODUCERS = {"kafka-python": KafkaPythonTransactionalProducer, "librdkafka": RdkafkaTransactionalProducer}
 
@@ -363,7 +363,7 @@ class Unanswered:
 def test_with_librdkafka_too_an_unanswered_commit_is_unknown_and_final(
     kafka_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streaming.clients.rdkafka_producer.COMMIT_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("streaming.clients.rdkafka_transactions.COMMIT_TIMEOUT_S", 2.0)
     with LocalBroker(tmp_path, parts_dir=kafka_parts) as broker:
         kafka = KafkaSettings(bootstrap=broker.bootstrap, group="g", client="librdkafka")
         ensure_topics(kafka, [TopicSpec("in", 1), TopicSpec("out", 1)])
@@ -419,7 +419,7 @@ def test_a_vendor_that_keeps_no_limit_is_left_behind(
     producer.begin()
     producer.send(out, b"k", b"undone")
     producer.flush(10)
-    monkeypatch.setattr("streaming.clients.rdkafka_producer.COMMIT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("streaming.clients.rdkafka_transactions.COMMIT_TIMEOUT_S", 0.5)
     stuck = producer._producer = Stuck(producer._producer)  # type: ignore[attr-defined]
     started_s = time.monotonic()
     with pytest.raises(TransactionAbortedError, match="no answer within"):
@@ -475,7 +475,7 @@ def test_no_thread_is_left_where_the_id_cannot_be_taken_up(
     kafka: KafkaSettings, transactional_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = running_threads()
-    for module in ("kafka_transactions", "rdkafka_producer"):
+    for module in ("kafka_transactions", "rdkafka_transactions"):
         monkeypatch.setattr(f"streaming.clients.{module}.INIT_TIMEOUT_S", 0.0)
     with pytest.raises(BrokerError, match="taking up the transactional id") as caught:
         make_producer(kafka, transactional_id)
