@@ -38,6 +38,9 @@ COMMITTED_TIMEOUT_S = 30.0
 # An assignment takes hold in librdkafka's own thread; a seek before then is refused.
 SEEK_TIMEOUT_S, SEEK_PAUSE_S = 5.0, 0.002
 REQUEST_S = REQUEST_TIMEOUT_MS / 1_000
+# Giving partitions back needs no broker; what is fetched already stands before it in the queue, and is dropped.
+GIVE_BACK_S, GIVE_BACK_PAUSE_S = 10.0, 0.005
+ROWS_DROPPED_AT_ONCE = 10_000
 
 
 class RdkafkaConsumer:
@@ -52,6 +55,7 @@ class RdkafkaConsumer:
         self._asking: AdminClient | None = None
         self._next: dict[Partition, int] = {}
         self._callback_error: BaseException | None = None
+        self._subscribed = self._closing = False
         settings = {
             **connection_settings(kafka, "cascade-consumer", self._connection.told),
             # without one there is no consumer; nothing is ever committed under this one
@@ -94,8 +98,8 @@ class RdkafkaConsumer:
 
         def assigned(_: Any, partitions: list[TopicPartition]) -> None:
             gained = sorted((one.topic, one.partition) for one in partitions)
-            if not gained:
-                return
+            if not gained or self._closing:
+                return  # the binding takes them, and they are given back next
             starts = self._starts(gained)
             self._consumer.incremental_assign(
                 [TopicPartition(topic, number, starts[(topic, number)]) for topic, number in gained]
@@ -105,13 +109,14 @@ class RdkafkaConsumer:
 
         def going(callback: PartitionsCallback) -> Any:
             def gone(_: Any, partitions: list[TopicPartition]) -> None:
-                lost = sorted((one.topic, one.partition) for one in partitions)
-                if not lost:
+                if not partitions:
                     return
+                lost = sorted(self._next.keys() & {(one.topic, one.partition) for one in partitions})
                 for partition in lost:
-                    self._next.pop(partition, None)
-                self._call(callback, lost)
-                self._consumer.incremental_unassign(_vendor(lost))
+                    del self._next[partition]
+                if lost:
+                    self._call(callback, lost)
+                self._consumer.incremental_unassign(partitions)
 
             return gone
 
@@ -119,6 +124,7 @@ class RdkafkaConsumer:
             self._consumer.subscribe(
                 list(topics), on_assign=assigned, on_revoke=going(on_revoked), on_lost=going(on_lost or on_revoked)
             )
+        self._subscribed = True
 
     def assign(self, partitions: Sequence[Partition]) -> None:
         """See ConsumerClient."""
@@ -257,10 +263,30 @@ class RdkafkaConsumer:
 
     def close(self) -> None:
         """See ConsumerClient."""
-        with self._connection.translated("leaving the group"):
-            self._consumer.close()
+        try:
+            with self._connection.translated("leaving the group"):
+                self._give_back()
+        finally:
+            with self._connection.translated("leaving the group"):
+                self._consumer.close()
         self._asking = None
         self._raise_callback_error()
+
+    def _give_back(self) -> None:
+        """End the membership, partitions given back first.
+
+        The vendor's `close` with an assignment that was not taken yet has the group left before the partitions are
+        given back: commits then fail, or the call, with the interpreter's lock, waits without end (librdkafka 4884).
+        """
+        if not self._subscribed:
+            return
+        self._closing = True
+        self._consumer.unsubscribe()
+        give_up_s = time.monotonic() + GIVE_BACK_S
+        while True:
+            self._consumer.consume(ROWS_DROPPED_AT_ONCE, GIVE_BACK_PAUSE_S)
+            if not self._consumer.assignment() or time.monotonic() > give_up_s:
+                return
 
     def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Where gained partitions begin: what is committed now, without waiting for transactions under way."""
