@@ -39,11 +39,12 @@ class Proxy:
 
     `pause` lets connections be made and passes nothing; `delay` (seconds) and `limit` (bytes a second, 0: none) hold
     for each direction of each connection; `cut` resets all connections; `refuse` does so and makes no new ones until
-    `accept`. `heal` ends all of it.
+    `accept`. `heal` ends all of it. `made` counts the connections there ever were.
     """
 
     def __init__(self, target_host: str, target_port: int) -> None:
         self.port = free_ports(1)[0]
+        self.made = 0
         self.delay_s = 0.0
         self.limit_bytes_per_s = 0.0
         self._target = target_host, target_port
@@ -161,6 +162,7 @@ class Proxy:
             return
         pair = _Pair(writer, target_writer)
         self._pairs.add(pair)
+        self.made += 1
         try:
             async with asyncio.TaskGroup() as directions:
                 directions.create_task(self._carry(reader, target_writer))

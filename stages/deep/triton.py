@@ -24,6 +24,8 @@ from stages.deep.signature import BATCH_ROWS_MAX, MODEL_NAME, DeepSignature
 _MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 # gRPC's own limit is two minutes: a Triton that is back would stay unused that long.
 _RECONNECT_MS_FIRST, _RECONNECT_MS_MAX = 100, 2_000
+# How long a connection may take; gRPC calls it the least pause (issue 33423 of grpc/grpc). A refused one tells at once.
+_CONNECT_MS_MAX = 2_000
 _RETRY_S_FIRST, _RETRY_S_MAX = 0.05, 1.0
 _PROBE_TIMEOUT_S = 5.0
 # A call that nobody waits for any more is not cancelled, but left to end by itself for so long. Cancelling it as its
@@ -63,7 +65,7 @@ class GrpcOptions:
             ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
             ("grpc.keepalive_timeout_ms", int(self.keepalive_timeout_s * 1000)),
             ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS_FIRST),
-            ("grpc.min_reconnect_backoff_ms", _RECONNECT_MS_FIRST),
+            ("grpc.min_reconnect_backoff_ms", _CONNECT_MS_MAX),
             ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS_MAX),
             ("grpc.use_local_subchannel_pool", 1),
         ]

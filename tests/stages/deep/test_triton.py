@@ -21,6 +21,7 @@ from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import ServingLimits, write_repository
 from stages.deep.triton import GrpcOptions, TritonDeepStage
 from tests.conftest import TinyDeepModel
+from tests.proxy import Proxy
 
 # Triton 2.51 can crash where a connection closes at the moment of an answer (decision 0003): a test that met this is
 # run again, once, on a new one. No other failure is.
@@ -156,6 +157,15 @@ def test_a_server_that_stops_is_an_error_and_is_used_again_when_it_is_back(
         stage.wait_ready(10)
         assert len(stage.submit(tiny_deep_model.inputs(2), 5).result()) == 2
         stage.close()
+
+
+def test_a_connection_that_takes_its_time_is_not_given_up(triton: LocalTriton, tiny_deep_model: TinyDeepModel) -> None:
+    host, _, port = triton.grpc_url.partition(":")
+    with Proxy(host, int(port)) as far:
+        far.delay(0.3)
+        with closing(TritonDeepStage(f"127.0.0.1:{far.port}", tiny_deep_model.signature)) as stage:
+            stage.wait_ready(30)
+            assert far.made == 1
 
 
 def test_a_model_that_is_busy_at_the_start_is_asked_again(
