@@ -24,6 +24,7 @@ from streaming.clients.parked_records import give_parked_records
 from streaming.clients.prompt_fetch import look_again_before_sleeping
 from streaming.clients.protocol import FetchedBatch, GroupMember, Partition, PartitionsCallback
 from streaming.clients.settings import connection_settings
+from streaming.clients.static_members import end_unfinished_membership
 from streaming.clients.steady_join import keep_finished_joins
 
 # A worker that was killed is missed after this long, and its partitions stand still until then. The broker accepts
@@ -104,7 +105,7 @@ class KafkaPythonConsumer:
 
     def __init__(self, kafka: KafkaSettings, group: str | None, bootstrap_timeout_s: float = 30.0) -> None:
         self._servers = kafka.bootstrap
-        self._group = group
+        self._kafka, self._group = kafka, group
         self._listener: _Listener | None = None
         self._unreadable: BrokerError | None = None
         with self._translated("connecting"):
@@ -141,6 +142,9 @@ class KafkaPythonConsumer:
         on_lost: PartitionsCallback | None = None,
     ) -> None:
         """See ConsumerClient."""
+        # a group that is joined before the topics are known assigns nothing, and then rebalances
+        wanted = [partition for topic in topics for partition in self.partitions_for(topic)]
+        end_unfinished_membership(self._kafka, self._group, wanted)
 
         def assigned(partitions: list[Partition]) -> None:
             self._seek_to_beginning(self._never_committed(partitions))
@@ -149,9 +153,6 @@ class KafkaPythonConsumer:
         self._listener = _Listener(self._consumer._net, assigned, on_revoked, on_lost or on_revoked)
         with self._translated("subscribing"):
             self._consumer.subscribe(list(topics), listener=self._listener)
-        for topic in topics:
-            # a group that is joined before the topics are known assigns nothing, and then rebalances
-            self.partitions_for(topic)
 
     def assign(self, partitions: Sequence[Partition]) -> None:
         """See ConsumerClient."""

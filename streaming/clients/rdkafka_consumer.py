@@ -26,6 +26,7 @@ from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.clients.protocol import FetchedBatch, GroupMember, Headers, Partition, PartitionsCallback
 from streaming.clients.rdkafka_settings import REQUEST_TIMEOUT_MS, Connection, connection_settings, vendor_error
+from streaming.clients.static_members import end_unfinished_membership
 
 # As for kafka-python: a worker that was killed is missed after this long.
 SESSION_TIMEOUT_MS = 10_000
@@ -93,8 +94,8 @@ class RdkafkaConsumer:
         on_lost: PartitionsCallback | None = None,
     ) -> None:
         """See ConsumerClient."""
-        for topic in topics:
-            self.partitions_for(topic)
+        wanted = [partition for topic in topics for partition in self.partitions_for(topic)]
+        end_unfinished_membership(self._kafka, self._group, wanted)
 
         def assigned(_: Any, partitions: list[TopicPartition]) -> None:
             gained = sorted((one.topic, one.partition) for one in partitions)

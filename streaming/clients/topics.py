@@ -6,18 +6,16 @@ import contextlib
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from kafka import KafkaAdminClient
 from kafka.errors import TopicAlreadyExistsError
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
-from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS, translated
+from streaming.clients.admin import ATTEMPT_TIMEOUT_S, admin_client
+from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS
 from streaming.clients.prompt_refusal import is_refusal
 from streaming.clients.protocol import TopicSpec
-from streaming.clients.settings import connection_settings
 from streaming.clients.tokens import TokenRefusedError, make_token_provider
 
 BACKOFF_FIRST_S = 0.2
@@ -25,8 +23,6 @@ BACKOFF_MAX_S = 5.0
 # share of a pause that chance takes away, so that workers that lost the same broker do not come back as one
 JITTER_SHARE = 0.5
 PROBE_TIMEOUT_S = 2.0
-# A server that says nothing costs an attempt five of them before the next is asked.
-ATTEMPT_TIMEOUT_S = 20.0
 
 
 def wait_for_broker(
@@ -72,7 +68,7 @@ def ensure_topics(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> list[str
         for topic in topics
         if topic.name in missing
     }
-    with _admin(kafka, ATTEMPT_TIMEOUT_S) as admin:
+    with admin_client(kafka, "asking about topics", ATTEMPT_TIMEOUT_S) as admin:
         # another worker may have made them in the meantime
         with contextlib.suppress(TopicAlreadyExistsError):
             admin.create_topics(wanted)
@@ -82,24 +78,9 @@ def ensure_topics(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> list[str
 
 def missing_topics(kafka: KafkaSettings, names: Sequence[str]) -> list[str]:
     """Those of the names that are no topic, in the same order; raises BrokerError where no broker answers."""
-    with _admin(kafka, ATTEMPT_TIMEOUT_S) as admin:
+    with admin_client(kafka, "asking about topics", ATTEMPT_TIMEOUT_S) as admin:
         known = set(admin.list_topics())
     return [name for name in names if name not in known]
-
-
-@contextlib.contextmanager
-def _admin(kafka: KafkaSettings, timeout_s: float) -> Iterator[Any]:
-    with (
-        translated("asking about topics", kafka.bootstrap),
-        contextlib.closing(
-            KafkaAdminClient(
-                **connection_settings(kafka, "cascade-admin"),
-                bootstrap_timeout_ms=int(timeout_s * 1_000),
-                request_timeout_ms=REQUEST_TIMEOUT_MS,
-            )
-        ) as admin,
-    ):
-        yield admin
 
 
 def _problem(kafka: KafkaSettings, timeout_s: float) -> str | None:
@@ -115,7 +96,7 @@ def _problem(kafka: KafkaSettings, timeout_s: float) -> str | None:
     except BrokerError as error:
         return str(error)
     try:
-        with _admin(kafka, min(ATTEMPT_TIMEOUT_S, timeout_s)) as admin:
+        with admin_client(kafka, "asking about topics", min(ATTEMPT_TIMEOUT_S, timeout_s)) as admin:
             admin.list_topics()
     except BrokerError as error:
         if is_refusal(error.__cause__):
