@@ -15,13 +15,12 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
-from importlib.resources import files
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from cascade.bundle import Bundle, load_bundle, write_bundle
+from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle, write_bundle
 from cascade.columns import Array, Bool, ColumnBatch, Int64
 from cascade.config import Config
 from cascade.errors import BrokerError, CascadeError
@@ -40,7 +39,6 @@ from streaming.codecs import codec
 from streaming.decisions import decode_decision, message_keys
 from streaming.local_broker import KAFKA_VERSION
 
-SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
 EVENTS_LIMIT, EVENTS_PER_KEY_MAX = re.compile(rb"(events_per_key_max = )\d[\d_]*"), 16_384
 # A load sends so often; a tick's transactions leave together.
 LOAD_TICK_S = 0.01

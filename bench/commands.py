@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from bench.attribution import AttributionReport, attribution_errors, show_attribution
-from bench.cluster import SHIPPED_BUNDLE, write_json
+from bench.cluster import write_json
 from bench.deep_calls import ROWS, checked_sizes, configured, embedded, run_deep_calls, show_deep_calls
 from bench.embedded import fresh_directory
 from bench.features import run_features, show_features
@@ -22,6 +22,7 @@ from bench.pipeline.scenario import load_scenario
 from bench.screener import run_screener, show
 from bench.smoke import run_smoke, show_smoke
 from bench.stages import run_stages, show_stages
+from cascade.bundle import SHIPPED_BUNDLE
 from cascade.config import DeepSettings, EnergySettings, load_config
 from cascade.errors import CascadeError
 from cascade.ledger.deep_cost import Backend, Precision

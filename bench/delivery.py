@@ -21,10 +21,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.cluster import SHIPPED_BUNDLE, SteadyLoad, ends_of, origin, read_transactions, simulated, write_json
+from bench.cluster import SteadyLoad, ends_of, origin, read_transactions, simulated, write_json
 from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory, play_file, wait_for_decisions
 from bench.observer import Observer, Seen
-from cascade.bundle import Bundle, load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.columns import Float64
 from cascade.config import Config, load_config
 from cascade.errors import CascadeError

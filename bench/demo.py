@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from datetime import date
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,7 @@ import typer
 from rich.console import Console
 
 from bench.embedded import EmbeddedParts, ServiceProcess, Settings, fresh_directory, play_file, wait_for_decisions
-from cascade.bundle import load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.config import load_config
 from cascade.frames import read_labelled
 from cascade.ledger import LedgerSummary, read_journal, render
@@ -29,7 +28,6 @@ from streaming.commands import evaluate_topic, show_counts
 from streaming.evaluation import Evaluation
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
 # Another world than the one that the shipped bundle was trained on (seed 1), and later.
 SIMULATION = SimulatorSettings(cards=3_000, terminals=6_000, days=46, start=date(2025, 6, 1), seed=2)
 # One, so that the transactions of a terminal keep their order and the figures can be held against offline scores.

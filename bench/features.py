@@ -15,8 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.cluster import SHIPPED_BUNDLE
-from cascade.bundle import Bundle, load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.columns import ColumnBatch
 from cascade.features import FeatureEngine
 from cascade.features.spec import DAY_MS, FeatureSpec

@@ -20,9 +20,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.cluster import SHIPPED_BUNDLE, simulated
+from bench.cluster import simulated
 from bench.stages import CARDS, DAYS, TERMINALS
-from cascade.bundle import load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import Float64
 from cascade.config import CarbonSettings
 from cascade.ledger import CpuModelMeter, Journal, Ledger, StageClock, ledger_registry, make_carbon

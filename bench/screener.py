@@ -23,8 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.cluster import SHIPPED_BUNDLE
-from cascade.bundle import load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import Float32, Float64, Int64
 from cascade.errors import CascadeError
 from cascade.ledger.machine import Machine, describe_machine

@@ -15,8 +15,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from bench.demo import SHIPPED_BUNDLE
-from cascade.bundle import load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import ColumnBatch
 from cascade.ledger.machine import describe_machine
 from cascade.protocols import SystemClock

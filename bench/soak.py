@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.cluster import (
-    SHIPPED_BUNDLE,
     SteadyLoad,
     escalating_bundle,
     origin,
@@ -30,7 +29,7 @@ from bench.cluster import (
     write_json,
 )
 from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory
-from cascade.bundle import load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import Float64
 from cascade.errors import CascadeError
 from cascade.ledger.machine import Machine, describe_machine

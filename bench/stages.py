@@ -19,8 +19,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.cluster import SHIPPED_BUNDLE, origin, simulated
-from cascade.bundle import Bundle, load_bundle
+from bench.cluster import origin, simulated
+from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.columns import ColumnBatch
 from cascade.config import DuplicateSettings
 from cascade.ledger.machine import Machine, describe_machine

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import msgspec
@@ -30,6 +31,7 @@ from cascade.schema import Schema, parse_schema
 
 BUNDLE_FORMAT = 1
 MANIFEST = "manifest.json"
+SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
 FILES = ("schema.toml", "features.toml", "screener.txt", "deep.onnx", "deep.json", "policy.json", "report.json")
 # A screener of 1,000 trees is 5 MB, a deep model of a million weights 4 MB: past this it is something else.
 FILE_BYTES_MAX = 256 * 1024 * 1024

@@ -535,10 +535,11 @@ def _explain(origin: str, content: dict[str, Any], text: str) -> SettingError:
     if unknown is not None:
         section = unknown[2] or ""
         known = _known_keys(section)
-        near = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.0)[0]
+        near = difflib.get_close_matches(unknown[1], known, n=1)
         key = f"{section}.{unknown[1]}" if section else unknown[1]
         # the value is not shown: it may be a secret that was put here by mistake
-        return SettingError(origin, key, None, "unknown key", f"did you mean {near}? known: {', '.join(known)}")
+        hint = f"did you mean {near[0]}? " if near else ""
+        return SettingError(origin, key, None, "unknown key", f"{hint}known: {', '.join(known)}")
     problem = _PROBLEM.fullmatch(text)
     if problem is None:
         return SettingError(origin, "file", None, text, "see docs/cascade.example.toml")

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.cluster import SHIPPED_BUNDLE, Endless, shipped_bundle_with, simulated, threshold_for
+from bench.cluster import Endless, shipped_bundle_with, simulated, threshold_for
 from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory
 from bench.peers import Work, peer_named
 from bench.pipeline.report import PipelineReport, standings
 from bench.pipeline.scenario import Models, Scenario, Variant
 from bench.pipeline.turn import Service, Traffic, Turn, run_turn
-from cascade.bundle import Bundle, load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.config import load_config
 from cascade.errors import CascadeError
 from cascade.ledger.machine import describe_machine

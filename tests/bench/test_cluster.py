@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from bench.cluster import SHIPPED_BUNDLE, Check, Decided, Endless, Logged, Watch, check, place_of, simulated
-from cascade.bundle import load_bundle
+from bench.cluster import Check, Decided, Endless, Logged, Watch, check, place_of, simulated
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import Array
 from cascade.features.spec import DAY_MS
 from cascade.frames import LabelledData

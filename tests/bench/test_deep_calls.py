@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench.cluster import SHIPPED_BUNDLE
 from bench.deep_calls import (
     DeepCallsReport,
     Load,
@@ -25,6 +24,7 @@ from bench.deep_calls import (
     show_deep_calls,
 )
 from bench.gpu_trace import GpuTrace
+from cascade.bundle import SHIPPED_BUNDLE
 from cascade.cli import main
 from cascade.config import BundleSettings, Config, DeepSettings
 from cascade.errors import CascadeError, ModelServerError

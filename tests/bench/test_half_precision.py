@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from bench.cluster import SHIPPED_BUNDLE
 from bench.half_precision import write_half
-from cascade.bundle import load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import Float64
 from cascade.protocols import DeepInputs
 from stages.assembly import deep_signature

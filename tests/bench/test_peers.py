@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.cluster import SHIPPED_BUNDLE, simulated
+from bench.cluster import simulated
 from bench.peers import PEERS, Peer, Work, peer_named
 from bench.peers.scoring import (
     CARD_FEATURES,
@@ -27,7 +27,7 @@ from bench.peers.scoring import (
     probability,
     transaction_features,
 )
-from cascade.bundle import load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import ColumnBatch, Float64
 from cascade.config import KafkaSettings
 from cascade.errors import LocalPartError

@@ -55,6 +55,7 @@ def test_the_environment_overrides_the_bootstrap_address(tmp_path: Path) -> None
         ("[kafka]\nbootstrp = 'a:1'", ["kafka.bootstrp", "unknown key", "did you mean bootstrap?"]),
         ("[kafka.securty]\n", ["kafka.securty", "unknown key", "did you mean security?"]),
         ("[wroker]\n", ["wroker", "did you mean worker?"]),
+        ("[deep]\ntimeout = 3", ["deep.timeout: unknown key; known: backend, "]),
         ("[worker]\nbatch_rows_max = '12'", ["worker.batch_rows_max = '12'", "expected int, got str", "1 to 65536"]),
         ("[worker]\nbatch_rows_max = 0", ["worker.batch_rows_max = 0", ">= 1", "use 1 to 65536"]),
         ("[worker]\nbatch_rows_max = true", ["worker.batch_rows_max = True", "got bool"]),

@@ -7,8 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from bench.cluster import SHIPPED_BUNDLE, simulated
-from cascade.bundle import load_bundle
+from bench.cluster import simulated
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.features import FeatureEngine
 from stages.assembly import make_engine
 
