@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
+from cascade.config import Config
 from cascade.local_parts import local_parts_dir
+from stages.assembly import make_engine
 from stages.deep import local_triton
 from stages.deep.local_triton import LocalTriton
 from streaming import local_broker
+from streaming.kernels import compile_kernels
 from streaming.local_broker import LocalBroker
 
 app = typer.Typer(no_args_is_help=True, help="A Kafka broker and a Triton of your own, without Docker.")
@@ -20,10 +25,14 @@ app = typer.Typer(no_args_is_help=True, help="A Kafka broker and a Triton of you
 
 @app.command()
 def install() -> None:
-    """Download Apache Kafka and Triton, once; later calls only check."""
+    """Download Apache Kafka and Triton and compile Cascade's kernels, once; later calls only check."""
     directory = local_parts_dir()
     for part in (local_broker, local_triton):
         part.install(directory, typer.echo)
+    typer.echo("Cascade's kernels: compiling")
+    started_s = time.monotonic()
+    compile_kernels(make_engine(load_bundle(SHIPPED_BUNDLE)), Config())
+    typer.echo(f"Cascade's kernels: ready ({time.monotonic() - started_s:.0f} s)")
 
 
 @app.command()

@@ -38,11 +38,10 @@ from streaming.clients import ConsumerClient, TopicSpec, make_consumer, make_pro
 from streaming.clients.topics import ensure_topics, missing_topics
 from streaming.codecs import topic_codec
 from streaming.dead_letters import OVERHEAD_BYTES_MAX
-from streaming.decisions import warm_up_encoder
-from streaming.duplicates import FirstDecisions
 from streaming.files import FsspecFiles
 from streaming.health import HealthServer, HealthState
 from streaming.journal import journal_kept
+from streaming.kernels import compile_kernels
 from streaming.lag import LagCollector, LagWatch
 from streaming.live import live_routes
 from streaming.locked_memory import lock_memory
@@ -112,7 +111,7 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
         clock = SystemClock()
         snapshots = _snapshot_store(config, bundle, clock, stack)
         hasher = CardHasher.from_settings(config.privacy, os.environ)
-        _compile_kernels(engine, config)
+        compile_kernels(engine, config)
         health.ok("state")
         await_broker(config, health, stopping)
         await_model(deep, health, stopping, config.deep.start_wait_s_max)
@@ -156,13 +155,6 @@ def _set_up_process(config: Config, place: Place | None) -> None:
     configure_log(config.log, None if place is None else place.number)
     if config.worker.lock_memory:
         lock_memory()
-
-
-def _compile_kernels(engine: Engine, config: Config) -> None:
-    """Now, and not with the first transaction."""
-    engine.warm_up(config.worker.batch_rows_max)
-    warm_up_encoder()
-    FirstDecisions(config.duplicates).warm_up()
 
 
 def _snapshot_store(config: Config, bundle: Bundle, clock: SystemClock, stack: ExitStack) -> SnapshotStore | None:
