@@ -7,8 +7,6 @@ read from their beginning, and each partition's state is held against a fold of 
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from collections import Counter
@@ -26,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.cluster import (
-    SHIPPED_BUNDLE,
     Check,
     Follower,
     SteadyLoad,
@@ -43,7 +40,7 @@ from bench.cluster import (
 )
 from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory
 from bench.states import PartitionState, compare_states
-from cascade.bundle import load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.errors import BrokerError, CascadeError, LocalPartError
 from cascade.ledger.machine import Machine, describe_machine
 from cascade.progress import Steps
@@ -188,14 +185,14 @@ class BrokerTrouble:
         work = {
             "broker killed": self._broker.kill_node,
             "broker stopped": self._broker.stop_node,
-            "broker frozen": self._broker.pause_node,
+            "broker frozen": self._broker.freeze_node,
         }[self._kind]
         work(self._node)
 
     def end(self) -> None:
         """See Trouble."""
         if self._kind == "broker frozen":
-            self._broker.resume_node(self._node)
+            self._broker.thaw_node(self._node)
         else:
             self._broker.start_node(self._node)
 
@@ -215,7 +212,7 @@ class TritonTrouble:
         elif self._kind == "triton killed":
             self._triton.kill()
         elif self._kind == "triton hung":
-            self._signal(signal.SIGSTOP)
+            self._triton.freeze()
         else:
             self._pulses.start()
 
@@ -224,20 +221,14 @@ class TritonTrouble:
         if self._pulses.ident is not None:
             self._stop.set()
             self._pulses.join()
-        self._signal(signal.SIGCONT)
+        self._triton.thaw()
         self._triton.start()
 
     def _pulse(self) -> None:
         while not self._stop.wait(PULSE_RUNNING_S):
-            self._signal(signal.SIGSTOP)
+            self._triton.freeze()
             self._stop.wait(PULSE_STOPPED_S)
-            self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        pid = self._triton.pid
-        if pid is not None:
-            # the model's own process is in its group
-            os.killpg(pid, number)
+            self._triton.thaw()
 
 
 def trouble(parts: EmbeddedParts, plan: Plan) -> Trouble | None:

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Self
 
@@ -218,6 +218,25 @@ class OwnedProcess:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self._release()
+
+    def freeze(self) -> None:
+        """Let the process and its helpers stand still (SIGSTOP), as a hung machine would; harmless where it has ended.
+
+        On return no thread of the process runs: the signal itself is acted on only when one of them is scheduled, and
+        until then a server still answers.
+        """
+        pid = self.pid
+        if pid is not None:
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.killpg(pid, signal.SIGSTOP)
+                os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        """Let a frozen process go on; harmless where it is not frozen or not running."""
+        pid = self.pid
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGCONT)
 
     def _release(self) -> None:
         atexit.unregister(self._stop_at_exit)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -252,7 +250,7 @@ class LocalBroker:
     def stop(self) -> None:
         """Stop all nodes; topics and offsets stay in the data directory."""
         for node in range(len(self._processes)):
-            self.resume_node(node)
+            self.thaw_node(node)
         with ThreadPoolExecutor(self.nodes) as stopping:
             list(stopping.map(OwnedProcess.stop, self._processes))
 
@@ -264,23 +262,18 @@ class LocalBroker:
         """Ask node number `node` to end, as for an upgrade: its partitions are handed over first."""
         self._processes[node].stop()
 
-    def pause_node(self, node: int) -> None:
+    def freeze_node(self, node: int) -> None:
         """Freeze node number `node` (SIGSTOP): its connections stay open, and nothing is answered."""
-        self._signal(node, signal.SIGSTOP)
+        self._processes[node].freeze()
 
-    def resume_node(self, node: int) -> None:
+    def thaw_node(self, node: int) -> None:
         """Let a frozen node go on; harmless where it is not frozen or not running."""
-        self._signal(node, signal.SIGCONT)
+        self._processes[node].thaw()
 
     def start_node(self, node: int, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Start node number `node` again on its data and ports, and wait until it serves; raises LocalPartError."""
         self._processes[node].start()
         self._wait_ready([node], timeout_s)
-
-    def _signal(self, node: int, number: signal.Signals) -> None:
-        pid = self._processes[node].pid
-        if pid is not None:
-            os.kill(pid, number)
 
     def _choose_ports(self) -> None:
         # Kept for the life of the object: clients find a restarted broker where it was.

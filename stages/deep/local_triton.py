@@ -267,6 +267,16 @@ class LocalTriton:
             self._process.kill()
             self._remove_regions()
 
+    def freeze(self) -> None:
+        """Freeze Triton and its models (SIGSTOP): its connections stay open, and nothing is answered from now on."""
+        if self._process is not None:
+            self._process.freeze()
+
+    def thaw(self) -> None:
+        """Let a frozen Triton go on; harmless where it is not frozen or not running."""
+        if self._process is not None:
+            self._process.thaw()
+
     def _remove_regions(self) -> None:
         # A killed Triton leaves the shared memory that it had with its models, a megabyte each.
         for region in Path("/dev/shm").glob(f"{self._region_prefix}*"):  # noqa: S108 - not ours to choose

@@ -90,7 +90,7 @@ class Cluster:
         """Everything runs, and nothing is in the way."""
         self.each(Proxy.heal)
         for node in range(NODES):
-            self.broker.resume_node(node)
+            self.broker.thaw_node(node)
         with ThreadPoolExecutor(NODES) as starting:
             list(starting.map(self.broker.start_node, range(NODES)))
 
@@ -252,9 +252,9 @@ def battered(
         all_recover("a node was killed")
         broker.start_node(0)
         all_recover("it was started again")
-        broker.pause_node(1)
+        broker.freeze_node(1)
         time.sleep(FROZEN_S)
-        broker.resume_node(1)
+        broker.thaw_node(1)
         all_recover("a node was frozen and thawed")
         for _ in range(3):
             cluster.each(Proxy.cut)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
 import threading
 import time
@@ -147,14 +145,13 @@ def test_a_frozen_server_ends_both_calls_at_the_deadline(
     triton: LocalTriton, make_stage: Callable[..., TritonDeepStage], tiny_deep_model: TinyDeepModel
 ) -> None:
     stage = make_stage(triton.grpc_url, HEDGE_MS)
-    assert triton.pid is not None
-    os.kill(triton.pid, signal.SIGSTOP)
+    triton.freeze()
     try:
         started = time.monotonic()
         error = stage.submit(tiny_deep_model.inputs(3), 0.8).exception(20)
         passed_s = time.monotonic() - started
     finally:
-        os.kill(triton.pid, signal.SIGCONT)
+        triton.thaw()
     assert isinstance(error, DeepStageError)
     assert (error.cause, stage.hedged) == ("deadline", 1)
     assert 0.79 < passed_s < 10.0

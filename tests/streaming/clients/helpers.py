@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 
+import numpy as np
+
 from cascade.config import KafkaSettings
-from streaming.clients import ConsumerClient, FetchedBatch, Partition, make_producer
+from streaming.clients import ConsumerClient, Delivery, FetchedBatch, Partition, ProducerClient, make_producer
 
 
 def fill(kafka: KafkaSettings, topic: str, count: int) -> None:
@@ -16,12 +19,41 @@ def fill(kafka: KafkaSettings, topic: str, count: int) -> None:
     producer.close(5)
 
 
+def most_waiting(producer: ProducerClient, topic: str, count: int) -> int:
+    """Send records one by one; the most that waited to be kept at any time.
+
+    They have one key, so they are kept in order. `undelivered` would not do: it is an upper bound.
+    """
+    most, waiting = 0, deque[Delivery]()
+    for _ in range(count):
+        waiting.append(producer.send(topic, b"k", b"v"))
+        while waiting and waiting[0].done():
+            waiting.popleft()
+        most = max(most, len(waiting))
+    return most
+
+
 def gather(consumer: ConsumerClient, count: int, timeout_s: float = 20.0) -> list[FetchedBatch]:
     batches: list[FetchedBatch] = []
     deadline_s = time.monotonic() + timeout_s
     while sum(map(len, batches)) < count and time.monotonic() < deadline_s:
         batches += consumer.poll(0.1, 1_000)
     return batches
+
+
+def gather_joined(consumer: ConsumerClient, count: int) -> FetchedBatch:
+    """`count` records of one partition as one batch: in how many they were sent and fetched is a matter of time."""
+    batches = gather(consumer, count)
+    assert len({(batch.topic, batch.partition) for batch in batches}) == 1
+    return FetchedBatch(
+        batches[0].topic,
+        batches[0].partition,
+        np.concatenate([batch.offsets for batch in batches]),
+        np.concatenate([batch.timestamps_ms for batch in batches]),
+        [key for batch in batches for key in batch.keys],
+        [value for batch in batches for value in batch.values],
+        [headers for batch in batches for headers in batch.headers],
+    )
 
 
 def values(batches: list[FetchedBatch]) -> list[bytes | None]:

@@ -32,7 +32,16 @@ from streaming.clients.rdkafka_consumer import RdkafkaConsumer
 from streaming.clients.rdkafka_producer import RdkafkaProducer
 from streaming.clients.rdkafka_settings import connection_settings as rdkafka_settings
 from streaming.clients.settings import connection_settings
-from tests.streaming.clients.helpers import Events, fill, gather, ignore, poll_until, values
+from tests.streaming.clients.helpers import (
+    Events,
+    fill,
+    gather,
+    gather_joined,
+    ignore,
+    most_waiting,
+    poll_until,
+    values,
+)
 
 pytestmark = pytest.mark.kafka
 # what these look at or put faults into is that library's own
@@ -50,7 +59,7 @@ def test_records_come_back_as_they_were_sent(kafka: KafkaSettings, topic: str, o
     assert producer.undelivered() == 0
     producer.close(5)
     outsider.assign(outsider.partitions_for(topic))
-    (batch,) = gather(outsider, 2)
+    batch = gather_joined(outsider, 2)
     assert (batch.keys, batch.values) == ([b"\x00k"] * 2, [b"\xff\x00v", None])
     assert list(batch.headers[0]) == [("h", b"1"), ("h", b"2"), ("é", b"")]
     assert batch.timestamps_ms[0] == 1_530_000_000_123
@@ -64,7 +73,7 @@ def test_many_records_have_their_own_times(kafka: KafkaSettings, topic: str, out
     assert delivery.done()
     producer.close(5)
     outsider.assign(outsider.partitions_for(topic))
-    (batch,) = gather(outsider, 3)
+    batch = gather_joined(outsider, 3)
     assert batch.values == [b"0", None, b""]
     assert batch.timestamps_ms.tolist() == [3_000, 1_000, 2_000]
 
@@ -244,7 +253,7 @@ def test_a_header_name_that_is_not_utf8_does_not_stop_the_partition(
     producer.flush(20)
     producer.close(5)
     outsider.assign(outsider.partitions_for(topic))
-    (batch,) = gather(outsider, 4)
+    batch = gather_joined(outsider, 4)
     assert batch.values == [b"before", b"hostile", b"more", b"after"]
     hostile = {"kafka-python": "a??", "librdkafka": "?"}[kafka.client]
     assert list(batch.headers[1]) == [("fine", b"1"), (hostile, b"\xff"), ("last", b"3")]
@@ -285,10 +294,7 @@ def test_sending_to_a_missing_topic_is_one_line(kafka: KafkaSettings, monkeypatc
 def test_what_waits_to_be_delivered_is_bounded(kafka: KafkaSettings, topic: str) -> None:
     made = {"kafka-python": KafkaPythonProducer, "librdkafka": RdkafkaProducer}[kafka.client]
     producer = made(kafka, undelivered_max=100)
-    most = 0
-    for row in range(2_000):
-        producer.send(topic, b"%d" % row, b"v" * 100)
-        most = max(most, producer.undelivered())
+    most = most_waiting(producer, topic, 2_000)
     producer.flush(20)
     producer.close(5)
     assert most <= 100

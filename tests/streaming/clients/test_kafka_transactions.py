@@ -33,7 +33,7 @@ from streaming.clients import (
 from streaming.clients.kafka_transactions import KafkaPythonTransactionalProducer
 from streaming.clients.rdkafka_transactions import RdkafkaTransactionalProducer
 from streaming.local_broker import LocalBroker
-from tests.streaming.clients.helpers import fill, ignore, poll_until, values
+from tests.streaming.clients.helpers import fill, ignore, most_waiting, poll_until, values
 
 pytestmark = pytest.mark.kafka
 # what these look at or put faults into is that library's own
@@ -353,11 +353,11 @@ class Unanswered:
         return getattr(self._vendor, name)
 
     def commit_transaction(self, timeout_s: float) -> None:
-        self._broker.pause_node(0)
+        self._broker.freeze_node(0)
         try:
             self._vendor.commit_transaction(timeout_s)
         finally:
-            self._broker.resume_node(0)
+            self._broker.thaw_node(0)
 
 
 def test_with_librdkafka_too_an_unanswered_commit_is_unknown_and_final(
@@ -451,10 +451,7 @@ def test_what_waits_to_be_delivered_is_bounded_in_a_transaction_too(
 ) -> None:
     producer = PRODUCERS[kafka.client](kafka, transactional_id, undelivered_max=100)
     producer.begin()
-    most = 0
-    for row in range(1_000):
-        producer.send(out, b"%d" % row, b"v")
-        most = max(most, producer.undelivered())
+    most = most_waiting(producer, out, 1_000)
     producer.commit({(topic, 0): (1, "")}, member.member())
     producer.close(5)
     assert most <= 100

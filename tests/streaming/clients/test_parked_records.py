@@ -26,5 +26,5 @@ def test_a_partition_that_was_paused_over_fetched_records_goes_on_after_resume(
     assert others
     assert all(one.partition != first.partition for one in others)
     outsider.resume([(first.topic, first.partition)])
-    rest = gather(outsider, COUNT - 1 - sum(map(len, others)), 5.0)
+    rest = gather(outsider, COUNT - 1 - sum(map(len, others)))
     assert 1 + sum(map(len, others)) + sum(map(len, rest)) == COUNT

@@ -1,0 +1,74 @@
+"""Processes of ours: that a frozen one does nothing, from the return of the call on."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cascade.local_parts import OwnedProcess
+
+# four threads that each write a byte, again and again, so that the file's length says whether one of them still runs
+BUSY = """
+import sys, threading, time
+def write():
+    with open(sys.argv[1], "ab", buffering=0) as file:
+        while True:
+            file.write(b"-")
+            time.sleep(0.0001)
+for _ in range(4):
+    threading.Thread(target=write).start()
+"""
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "written"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def busy(tmp_path: Path, written: Path) -> Iterator[OwnedProcess]:
+    command = [sys.executable, "-c", BUSY, str(written)]
+    with OwnedProcess("the busy one", command, tmp_path / "log", os.environ) as process:
+        yield process
+        process.kill()
+
+
+def wait_for_more(written: Path) -> None:
+    size, give_up_s = written.stat().st_size, time.monotonic() + 20
+    while written.stat().st_size < size + 100:
+        assert time.monotonic() < give_up_s, "it does not run"
+        time.sleep(0.01)
+
+
+def test_a_frozen_process_does_nothing_from_the_return_of_the_call_on(busy: OwnedProcess, written: Path) -> None:
+    for _ in range(100):
+        wait_for_more(written)
+        busy.freeze()
+        size = written.stat().st_size
+        time.sleep(0.01)
+        assert written.stat().st_size == size
+        busy.thaw()
+    wait_for_more(written)
+
+
+def test_to_freeze_again_and_to_thaw_what_runs_are_harmless(busy: OwnedProcess, written: Path) -> None:
+    busy.thaw()
+    busy.freeze()
+    busy.freeze()
+    busy.thaw()
+    wait_for_more(written)
+
+
+def test_a_frozen_process_can_be_killed_and_an_ended_one_frozen(busy: OwnedProcess) -> None:
+    busy.freeze()
+    busy.kill()
+    assert not busy.running
+    busy.freeze()
+    busy.thaw()
