@@ -39,7 +39,7 @@ def make_page(report: PipelineReport) -> str:
         f"<h1>Cascade: {escape(scenario.name)}</h1>",
         f"<p class=note>Medians of {scenario.rounds} rounds in which the variants took turns on one machine, with the"
         f" ratio to <b>{escape(scenario.reference)}</b> of the same round. {escape(_machine(report))}</p>",
-        "<h2>Full speed: a backlog</h2>", _speed(report), _plot(_bars, report),
+        "<h2>Full speed: a backlog</h2>", _speed(report), _plot(_speeds, report),
         "<p class=note>CPU time is of the service and its model server, a transaction; the broker's is not in it.</p>",
     ]  # fmt: skip
     if any(turn.live is not None for turn in report.turns):
@@ -166,21 +166,25 @@ def _colour(report: PipelineReport, name: str) -> str:
     return COLOURS[names.index(name) % len(COLOURS)]
 
 
-def _bars(figure: Any, report: PipelineReport) -> None:
+def _speeds(figure: Any, report: PipelineReport) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     left, right = figure.subplots(1, 2, sharey=True)
     names = [one.variant for one in report.standings][::-1]
     shown = report.standings[::-1]
-    colours = [_colour(report, name) for name in names]
-    for axes, spreads, title in (
-        (left, [one.per_second for one in shown], "transactions a second"),
-        (right, [one.cpu_us for one in shown], "CPU µs a transaction (logarithmic)"),
-    ):
-        medians = [one.median for one in spreads]
-        errors = [[one.median - one.least for one in spreads], [one.largest - one.median for one in spreads]]
-        axes.barh(names, medians, xerr=errors, color=colours, error_kw={"ecolor": "#57606a", "linewidth": 1})
-        axes.set_xlabel(title)
+    for row, one in enumerate(shown):
+        colour = _colour(report, one.variant)
+        for axes, spread in ((left, one.per_second), (right, one.cpu_us)):
+            errors = [[spread.median - spread.least], [spread.largest - spread.median]]
+            # a bar's length says nothing on a logarithmic axis: a point there
+            axes.errorbar(
+                spread.median, row, xerr=errors, fmt="o" if axes is right else "none", color=colour, ecolor="#57606a",
+                elinewidth=1, markersize=7,
+            )  # fmt: skip
+        left.barh(row, one.per_second.median, color=colour)
+    left.set_yticks(range(len(names)), names)
+    left.set_xlabel("transactions a second")
+    right.set_xlabel("CPU µs a transaction (logarithmic)")
     left.xaxis.set_major_formatter(lambda value, _: f"{value / 1e3:g} k" if value else "0")
     right.set_xscale("log")
     right.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
