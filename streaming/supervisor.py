@@ -1,7 +1,7 @@
 """Several workers on one machine: processes of one consumer group under a supervisor, which is the service to others.
 
 The supervisor decides nothing. It checks what all workers need, makes topics, starts the workers, starts one again that
-has ended, passes on the signal to stop, and tells health, metrics and the ledger of all of them as of one.
+has ended or hangs, passes on the signal to stop, and tells health, metrics and the ledger of all of them as of one.
 """
 
 from __future__ import annotations
@@ -56,6 +56,12 @@ PAUSE_S_FIRST, PAUSE_S_MAX = 0.5, 8.0
 WATCH_S = 0.2
 # A worker's health costs it about a millisecond of its interpreter.
 LOOK_S = 1.0
+# Between two looks it is two seconds at most without an answer: more, and the machine itself stood still.
+LOOKED_AWAY_S = 5.0
+# A worker that says that it hangs is believed when it has said so for this long.
+HANGS_S = 3.0
+# It will hardly drain: the log has what it did not decide, as after any kill.
+HUNG_GRACE_S = 5.0
 # Beyond the time that a worker has to drain: it still closes its connections.
 CLOSING_S = 6.0
 # What is not one worker's own: the GPU, the processor package, Triton, and the supervisor.
@@ -179,31 +185,47 @@ class SupervisedWorker:
 
     def _live(self) -> float:
         """One process, from its start to its end; how long it ran, in seconds."""
-        started_s = time.monotonic()
+        started_s, grace_s = time.monotonic(), self._drain_s
         try:
             self._process.start()
             self._health.waiting(self._name, "starting")
-            self._watch()
+            hangs = self._watch()
+            if hangs:
+                log.error("a worker hangs: it is ended", worker=self.place.number, reason=hangs)
+                self._health.failed(self._name, f"{hangs}; it is ended")
+                grace_s = min(grace_s, HUNG_GRACE_S)
             lived_s = time.monotonic() - started_s
         finally:
             # it has ended, or it is time to
-            if not self._process.stop(self._drain_s):
+            if not self._process.stop(grace_s):
                 log.error("a worker did not end in time and was killed", worker=self.place.number)
             self._keep_account()
         return lived_s
 
-    def _watch(self) -> None:
-        looked_s = answered_s = time.monotonic()
+    def _watch(self) -> str:
+        """Returns once the process has ended, is to be told to, or hangs: then why that is said of it, else empty.
+
+        It hangs where it says of itself what an orchestrator would restart it for, or gives no answer for too long.
+        While it starts there is nothing to ask.
+        """
+        looked_s = well_s = time.monotonic()
         while self._process.running and not self._stopping.is_set():
             now_s = time.monotonic()
             port = self.place.port()
-            if port is not None and (now_s - looked_s >= LOOK_S or self._health.waits(self._name)):
+            if port is None:
+                looked_s = well_s = now_s
+            elif now_s - looked_s >= LOOK_S or self._health.waits(self._name):
+                if now_s - looked_s > LOOKED_AWAY_S:
+                    # this machine stood still, and the worker with it: that is not held against it
+                    well_s = now_s
                 looked_s = now_s
-                if ask_health(port, self._name, self._health):
-                    answered_s = now_s
-                elif now_s - answered_s > self._health.stall_s_max:
-                    self._health.failed(self._name, f"no answer for {now_s - answered_s:.0f} s")
+                reasons = ask_health(port, self._name, self._health)
+                if reasons == []:
+                    well_s = now_s
+                elif now_s - well_s > (HANGS_S if reasons else self._health.stall_s_max):
+                    return "; ".join(reasons or [f"no answer for {now_s - well_s:.0f} s"])
             self._stopping.wait(WATCH_S)
+        return ""
 
     def _keep_account(self) -> None:
         """The process has ended: its account becomes a part of the worker's, and is in no file any more."""

@@ -25,20 +25,21 @@ class _Health(msgspec.Struct, frozen=True):
     components: dict[str, _Component]
 
 
-def ask_health(port: int, name: str, health: HealthState) -> bool:
-    """Take a worker's health over into `health`, as the component `name`; False where it does not answer.
+def ask_health(port: int, name: str, health: HealthState) -> list[str] | None:
+    """Take a worker's health over into `health`, as the component `name`; None where it does not answer.
 
-    One question, for readiness is in the answer about liveness as well.
+    Returns why it should be started again, a line each, empty where it is alive. One question, for readiness is in the
+    answer about liveness as well.
     """
     body = _ask(port, "/healthz")
     if body is None:
         health.waiting(name, "no answer")
-        return False
+        return None
     try:
         found = msgspec.json.decode(body, type=_Health)
     except msgspec.MsgspecError as error:
         health.waiting(name, f"an answer that cannot be read ({error})")
-        return False
+        return None
     waits = [f"{part}: {one.text or one.status}" for part, one in found.components.items() if one.status != "ok"]
     if found.waiting_for:
         health.failed(name, "; ".join(found.waiting_for))
@@ -46,7 +47,7 @@ def ask_health(port: int, name: str, health: HealthState) -> bool:
         health.waiting(name, "; ".join(waits) or "starting")
     else:
         health.ok(name, "; ".join(f"{part}: {one.text}" for part, one in found.components.items() if one.text))
-    return True
+    return found.waiting_for
 
 
 def ask_metrics(port: int | None) -> str:

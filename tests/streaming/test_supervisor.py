@@ -40,14 +40,31 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 open(sys.argv[1] + "/up", "a").write("x")
 time.sleep(60)
 """
+# Tells its port as a worker does; alive, but for what the file `hangs` says while that is there.
+ASKED = """
+import http.server, json, os, sys
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        path = sys.argv[1] + "/hangs"
+        reasons = [open(path).read()] if os.path.exists(path) else []
+        self.send_response(503 if reasons else 200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"waiting_for": reasons, "components": {}}).encode())
+    def log_message(self, *_):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Health)
+open(sys.argv[1] + ".port", "w").write(str(server.server_port))
+open(sys.argv[1] + "/up", "a").write("x")
+server.serve_forever()
+"""
 BROKEN = "import sys; open(sys.argv[1] + '/up', 'a').write('x'); sys.exit(3)"
 
 
 class Run:
     """`run_workers` in a thread."""
 
-    def __init__(self, directory: Path, programs: list[str], drain_s: float = 5.0) -> None:
-        self.health, self.stopping = HealthState(30.0), Stopping()
+    def __init__(self, directory: Path, programs: list[str], drain_s: float = 5.0, stall_s_max: float = 30.0) -> None:
+        self.health, self.stopping = HealthState(stall_s_max), Stopping()
         self.error: BaseException | None = None
         self.directories = [directory / str(number) for number in range(len(programs))]
         for one in self.directories:
@@ -93,8 +110,8 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
-    def begin(*programs: str, drain_s: float = 5.0) -> Run:
-        runs.append(Run(tmp_path, list(programs), drain_s))
+    def begin(*programs: str, **settings: float) -> Run:
+        runs.append(Run(tmp_path, list(programs), **settings))
         return runs[-1]
 
     yield begin
@@ -169,6 +186,46 @@ def test_a_worker_that_will_not_end_is_killed_when_its_time_is_over(start: Calla
     assert run.ends_within(8)
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert (run.directories[1] / "told").read_text() == "1"
+
+
+def test_a_worker_that_says_for_some_time_that_it_hangs_is_ended_and_started_again(
+    start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "PAUSE_S_FIRST", 30.0)
+    run = start(ASKED, ASKED)
+    wait_until(lambda: run.starts(0) == run.starts(1) == 1)
+    (run.directories[0] / "hangs").write_text("partition 3: stands still")
+    wait_until(lambda: bool(run.health.not_alive()))
+    assert run.workers[0].restarts == 0, "it is believed only when it has said so for some time"
+    wait_until(lambda: run.workers[0].restarts == 1)
+    assert run.health.not_alive() == ["worker 0: worker 0 ended with signal 15; it is started again"]
+    assert run.workers[1].restarts == 0
+
+
+def test_a_worker_that_hung_for_a_moment_is_left_alone(
+    start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "HANGS_S", 30.0)
+    monkeypatch.setattr(supervisor, "LOOK_S", 0.05)
+    run = start(ASKED)
+    wait_until(lambda: run.starts(0) == 1)
+    (run.directories[0] / "hangs").write_text("loop: no progress")
+    wait_until(lambda: bool(run.health.not_alive()))
+    (run.directories[0] / "hangs").unlink()
+    wait_until(lambda: not run.health.not_alive())
+    assert (run.starts(0), run.workers[0].restarts) == (1, 0)
+
+
+def test_a_worker_that_gives_no_answer_is_killed_and_started_again(
+    start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "HUNG_GRACE_S", 0.5)
+    monkeypatch.setattr("streaming.worker_health.TIMEOUT_S", 0.2)
+    run = start(ASKED, ASKED, drain_s=60.0, stall_s_max=4.0)
+    wait_until(lambda: run.starts(0) == run.starts(1) == 1)
+    run.workers[0]._process.freeze()
+    wait_until(lambda: run.starts(0) == 2)
+    assert [worker.restarts for worker in run.workers] == [1, 0]
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGTERM]], ids=["killed", "told twice"])
