@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -481,18 +479,18 @@ def test_what_was_decided_ahead_of_a_waiting_transaction_is_not_decided_again(
     )
     config = load_config(path)
     escalated = bundle.policy.escalate(offline.screener_raw[:rows])
-    assert triton_server.pid is not None
+    first_waiting = int(np.flatnonzero(escalated)[0])
     with ServiceProcess(path) as service:
         service.wait_ready()
-        os.kill(triton_server.pid, signal.SIGSTOP)
+        triton_server.freeze()
         try:
             play_file(config, data, slice(0, rows), None, lambda _: None)
             wait_for_decisions(service, int((~escalated).sum()), lambda _: None)
+            wait_until(lambda: committed(config) == first_waiting, "the commit")
             time.sleep(2 * config.worker.commit_interval_ms / 1e3)
             service.kill()
         finally:
-            os.kill(triton_server.pid, signal.SIGCONT)
-    first_waiting = int(np.flatnonzero(escalated)[0])
+            triton_server.thaw()
     assert committed(config) == first_waiting < rows // 2, "nothing was decided ahead of the prefix"
     with ServiceProcess(path) as service:
         service.wait_ready()
@@ -518,10 +516,9 @@ def test_what_a_killed_worker_had_escalated_stays_so_whatever_its_score_is_now(
     path.write_bytes(msgspec.toml.encode(settings))
     config = load_config(path)
     escalated = bundle.policy.escalate(offline.screener_raw[:rows])
-    assert triton_server.pid is not None
     with ServiceProcess(path) as service:
         service.wait_ready()
-        os.kill(triton_server.pid, signal.SIGSTOP)
+        triton_server.freeze()
         try:
             play_file(config, data, slice(0, rows), None, lambda _: None)
             wait_until(lambda: len(decided_offsets(config)) == int((~escalated).sum()), "what the screener decides")
@@ -529,7 +526,7 @@ def test_what_a_killed_worker_had_escalated_stays_so_whatever_its_score_is_now(
             time.sleep(2 * config.worker.commit_interval_ms / 1e3)
             service.kill()
         finally:
-            os.kill(triton_server.pid, signal.SIGCONT)
+            triton_server.thaw()
     # every score lies below the threshold now; a rebuilt state moves some of them there
     certain = shipped_bundle_with(tmp_path / "certain", "certain", RAW_MAX, {})
     settings["bundle"]["path"] = str(certain.directory)
@@ -632,15 +629,14 @@ def outages(new_config: ConfigMaker, triton_parts: Path, triton_server: LocalTri
         service.wait_ready()
         play("start", 150)
         play("well", 450)
-        assert triton_server.pid is not None
-        os.kill(triton_server.pid, signal.SIGSTOP)
+        triton_server.freeze()
         try:
             play("frozen", 300)
             # all calls of the first are over: they have opened the breaker
             play("frozen_longer", 300)
             frozen_health = health(config, "/readyz")
         finally:
-            os.kill(triton_server.pid, signal.SIGCONT)
+            triton_server.thaw()
         play("thawed", 150)
         # else the breaker is open still, and few are tried
         wait_until(lambda: health(config, "/readyz")[0] == 200, "the thawed model is used again")

@@ -9,9 +9,10 @@ import pytest
 
 from cascade.config import KafkaSettings
 from cascade.schema import Field
-from streaming.clients import FetchedBatch, TopicSpec, ensure_topics, make_consumer, make_producer
+from streaming.clients import TopicSpec, ensure_topics, make_consumer, make_producer
 from streaming.codecs import Reject, RejectReason, codec
 from streaming.dead_letters import DETAIL_BYTES_MAX, OVERHEAD_BYTES_MAX, DeadLetter, dead_letter
+from tests.streaming.clients.helpers import gather_joined
 
 REJECT = Reject(0, RejectReason.OUT_OF_LIMITS, "amount: outside 0 to 1")
 
@@ -62,7 +63,7 @@ def test_what_cannot_be_read_arrives_byte_for_byte_through_the_broker(broker: An
             producer.send(source, b"\xfe%d" % row, value, [("n", b"%d" % row), ("n", b"\xff")])
         producer.flush(20)
         consumer.assign([(source, 0)])
-        fetched = read(consumer, len(hostile))
+        fetched = gather_joined(consumer, len(hostile))
         decoded = codec("json", {"amount": Field(type="float64", minimum=0)}, 65_536).decode(fetched.values)
         assert len(decoded.rejects) == len(hostile)
         for reject in decoded.rejects:
@@ -74,7 +75,7 @@ def test_what_cannot_be_read_arrives_byte_for_byte_through_the_broker(broker: An
             producer.send(sink, made.key, made.value, made.headers)
         producer.close(20)
         consumer.assign([(sink, 0)])
-        dead = read(consumer, len(hostile))
+        dead = gather_joined(consumer, len(hostile))
     assert dead.values == hostile
     assert dead.keys == [b"\xfe%d" % row for row in range(len(hostile))]
     for row, headers in enumerate(dead.headers):
@@ -84,13 +85,3 @@ def test_what_cannot_be_read_arrives_byte_for_byte_through_the_broker(broker: An
         assert named["cascade-offset"] == b"%d" % row
         assert named["cascade-topic"] == source.encode()
     assert msgspec.json.encode(decoded.rejects[0].reason) == b'"empty"'
-
-
-def read(consumer: Any, count: int) -> FetchedBatch:
-    for _ in range(100):
-        batches: list[FetchedBatch] = consumer.poll(0.2, count)
-        if batches and len(batches[0]) == count:
-            return batches[0]
-        if batches:
-            consumer.seek((batches[0].topic, batches[0].partition), int(batches[0].offsets[0]))
-    raise AssertionError("the records did not come")

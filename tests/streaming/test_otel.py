@@ -274,16 +274,17 @@ def test_a_collector_that_refuses_or_hangs_holds_up_neither_ledger_nor_end(
         receiver.delay_s = delay_s
     with told():
         with otel_exported(config_of(receiver.url), ledger_registry(ledger).collect, 0.0):
-            slowest_s, until_s = 0.0, time.monotonic() + 2.5
+            held_s, until_s = 0.0, time.monotonic() + 6.5
             while time.monotonic() < until_s:
                 began_s = time.monotonic()
                 ledger.record_decisions("screened", np.full(3, 0.001))
-                slowest_s = max(slowest_s, time.monotonic() - began_s)
+                held_s += time.monotonic() - began_s
                 time.sleep(0.001)
             ending_s = time.monotonic()
         assert time.monotonic() - ending_s < streaming.otel.CLOSE_S + 3.0
-    # a sending that fails takes a second; a busy machine stops a thread for some tenths
-    assert slowest_s < 0.6
+    # a sending that fails takes a second, and the next follows a second later: a ledger that waited for it would wait
+    # half of the time; a busy machine may stop a thread once
+    assert held_s < 1.8
 
 
 def test_metrics_that_cannot_be_read_end_no_thread(receiver: OtlpReceiver) -> None:

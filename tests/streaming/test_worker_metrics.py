@@ -87,7 +87,7 @@ class Asked:
         """What a supervisor then says."""
         health = HealthState(stall_s_max=30)
         health.waiting("worker 1", "not started yet")
-        assert ask_health(self.server.port, "worker 1", health)
+        assert ask_health(self.server.port, "worker 1", health) == self.state.not_alive()
         return health
 
 
@@ -112,7 +112,7 @@ def test_a_worker_that_does_not_answer_is_not_ready() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         health = HealthState(stall_s_max=30)
-        assert not ask_health(listener.getsockname()[1], "worker 0", health)
+        assert ask_health(listener.getsockname()[1], "worker 0", health) is None
         assert health.not_ready() == ["worker 0: no answer"]
         assert ask_metrics(listener.getsockname()[1]) == ask_metrics(None) == ""
 
