@@ -4,14 +4,11 @@ decided, in order, and health tells the truth."""
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +41,9 @@ from cascade.frames import LabelledData
 from cascade.ledger import LedgerSummary
 from cascade.local_parts import free_ports
 from streaming.local_broker import LocalBroker
+from tests.e2e.asking import health
 from tests.proxy import Proxy
+from tests.timing import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.cluster]
 
@@ -150,26 +149,6 @@ def impatience() -> Iterator[None]:
     bench.embedded.READY_TIMEOUT_S = before
 
 
-def health(config: Config, path: str) -> tuple[int, dict[str, Any]]:
-    url = f"http://{config.health.host}:{config.health.port}{path}"
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
-    except OSError:
-        return 0, {}
-
-
-def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = RECOVERY_S_MAX) -> float:
-    """Seconds until it held."""
-    started_s = time.monotonic()
-    while not holds():
-        assert time.monotonic() - started_s < timeout_s, f"{what}: not within {timeout_s:g} s"
-        time.sleep(0.1)
-    return time.monotonic() - started_s
-
-
 @dataclass
 class Stream:
     """A group of workers under load, and a consumer downstream."""
@@ -186,9 +165,9 @@ class Stream:
 
     def recovers(self, what: str) -> None:
         """Every partition gets decisions of what is appended from now on."""
-        wait_until(self._ask_for_ends, f"{self.config.delivery}: an answer of the broker after {what}")
+        wait_until(self._ask_for_ends, f"{self.config.delivery}: an answer of the broker after {what}", RECOVERY_S_MAX)
         watch = self.follower.watch(self.ends)
-        wait_until(lambda: watch.done, f"{self.config.delivery}: decisions after {what}")
+        wait_until(lambda: watch.done, f"{self.config.delivery}: decisions after {what}", RECOVERY_S_MAX)
         self.load.check()
 
     def _ask_for_ends(self) -> bool:

@@ -29,8 +29,8 @@ from tests.e2e.test_worker import (  # the fixtures are used by name
     new_config,
     offline,
     read_all,
-    wait_until,
 )
+from tests.timing import wait_until
 
 __all__ = ["bundle", "data", "new_config", "offline"]
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]

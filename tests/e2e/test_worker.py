@@ -8,8 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -39,6 +37,8 @@ from streaming.clients import Partition, make_consumer, make_producer
 from streaming.decisions import Decision, decode_decision
 from streaming.locked_memory import locking_problem
 from tests.conftest import Broker
+from tests.e2e.asking import health
+from tests.timing import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -51,8 +51,6 @@ ESCALATED_SHARE = 0.2
 BUDGET_MS = 600
 # What a loaded machine of two cores may add to the budget.
 SLACK_MS = 1_400
-# A start takes seconds on a machine that does nothing else.
-READY_S_MAX = 120.0
 Settings = dict[str, dict[str, Any]]
 
 
@@ -180,24 +178,6 @@ def check_scores(decisions: list[Decision], offline: OfflineScores, bundle: Bund
     assert (by_deep | np.array([one.degraded for one in decisions])).tolist() == escalated.tolist()
 
 
-def health(config: Config, path: str) -> tuple[int, dict[str, Any]]:
-    url = f"http://{config.health.host}:{config.health.port}{path}"
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
-    except OSError:
-        return 0, {}
-
-
-def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    give_up_s = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < give_up_s, f"{what}: not within {timeout_s} s"
-        time.sleep(0.05)
-
-
 # --- a whole stream, on Triton and in process -----------------------------------------------------------------------
 
 
@@ -265,7 +245,7 @@ def test_stopping_commits_all_and_a_new_start_repeats_nothing_and_goes_on_with_t
     command = [sys.executable, "-m", "cascade", "run", "--json", "--config", str(on_triton.config_path)]
     again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        wait_until(lambda: health(config, "/readyz")[0] == 200, "ready", READY_S_MAX)
+        wait_until(lambda: health(config, "/readyz")[0] == 200, "ready")
         assert records_in(config, config.kafka.topics.decisions) == before
         play_file(config, data, slice(before, data.batch.rows), None, lambda _: None)
         topic = config.kafka.topics.decisions
@@ -740,7 +720,7 @@ def test_a_start_without_triton_decides_by_the_screener_and_uses_triton_once_it_
     triton_server.kill()
     try:
         with ServiceProcess(path) as service:
-            wait_until(lambda: "partitions" in ok_components(config), "it has started without the model", READY_S_MAX)
+            wait_until(lambda: "partitions" in ok_components(config), "it has started without the model")
             assert any(line.startswith("deep model: ") for line in health(config, "/readyz")[1]["waiting_for"])
             # slowly: the breaker counts calls, and a loaded machine makes few of many transactions
             play_file(config, data, slice(0, 300), 60, lambda _: None)
@@ -791,7 +771,7 @@ def check_waiting(config_path: Path, component: str, address: str) -> None:
             lines = health(config, "/readyz")[1].get("waiting_for", [])
             return any(line.startswith(component) and address in line for line in lines)
 
-        wait_until(is_named, f"health names {component} at {address}", READY_S_MAX)
+        wait_until(is_named, f"health names {component} at {address}")
         assert health(config, "/readyz")[0] == 503
         assert health(config, "/healthz")[0] == 200
         assert service.poll() is None

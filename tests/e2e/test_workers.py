@@ -9,11 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +35,14 @@ from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
 from streaming.health import OPENMETRICS
 from tests.conftest import SHIPPED, Broker
+from tests.e2e.asking import ask
 from tests.otlp_receiver import OtlpReceiver, attributes
+from tests.timing import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.triton, pytest.mark.slow]
 
 PARTITIONS = 4
 DRAIN_MS = 20_000
-READY_S_MAX = 120.0
 STALL_S_MAX = 20.0
 
 
@@ -65,22 +64,6 @@ def triton_server(
     repository = write_repository(bundle.directory / "deep.onnx", deep_signature(bundle), out, "cpu")
     with LocalTriton(repository, parts_dir=triton_parts) as running:
         yield running
-
-
-def ask(config: Config, path: str, accept: str = "*/*") -> tuple[int, str]:
-    url = f"http://{config.health.host}:{config.health.port}{path}"
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept}), timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
-def wait_until(holds: Callable[[], bool], what: str, found: Callable[[], object] = lambda: "") -> None:
-    give_up_s = time.monotonic() + READY_S_MAX
-    while not holds():
-        assert time.monotonic() < give_up_s, f"{what}: not within {READY_S_MAX:g} s {found()}"
-        time.sleep(0.05)
 
 
 def partitions_of(config: Config) -> dict[str, set[int]]:
@@ -188,7 +171,7 @@ def told(
         config = service.config
         service.wait_ready()
         shares: dict[str, set[int]] = {}
-        wait_until(lambda: shared_out(config, shares), "shared", lambda: shares)
+        wait_until(lambda: shared_out(config, shares), "shared", found=lambda: shares)
         play_file(config, data, slice(0, half), None, lambda _: None)
         wait_for_decisions(service, half, lambda _: None)
         # a decision is counted once the broker has confirmed it, which is after others can read it

@@ -27,7 +27,7 @@ from streaming.codecs.avro import AvroCodec
 from streaming.codecs.avro_kernels import _is_utf8
 from streaming.codecs.avro_schemas import FIELDS_MAX, SCHEMA_BYTES_MAX, schema_text
 from streaming.codecs.avro_writers import ABSENT_S, KNOWN_MAX, MISS_S_MIN, MISSES_S_MAX, WINDOW_S, Writers
-from tests.streaming.timing import quickest_cpu_s
+from tests.timing import quickest_cpu_s
 
 BYTES_MAX = 1_000
 FIELDS = {

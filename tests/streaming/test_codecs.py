@@ -19,7 +19,7 @@ from cascade.features import FeatureEngine, FeatureSpec
 from cascade.schema import Field, load_schema
 from streaming.codecs import Codec, Decoded, RejectReason, codec, too_far_ahead
 from streaming.codecs.messages import NESTING_MAX
-from tests.streaming.timing import quickest_cpu_s
+from tests.timing import quickest_cpu_s
 
 SIMULATOR = Path(__file__).parents[2] / "cascade" / "schemas" / "simulator.toml"
 BYTES_MAX = 1_000

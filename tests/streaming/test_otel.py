@@ -6,7 +6,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,16 +33,9 @@ from streaming.worker_metrics import workers_registry
 from tests.certificates import Authority, make_authority
 from tests.conftest import SHIPPED
 from tests.otlp_receiver import OtlpReceiver, attributes
+from tests.timing import wait_until
 
 CUMULATIVE = 2  # AggregationTemporality of OTLP
-WAIT_S = 20.0
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    give_up_s = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < give_up_s
-        time.sleep(0.02)
 
 
 def arrived(receiver: OtlpReceiver, count: int) -> None:

@@ -22,6 +22,7 @@ from streaming.health import HealthState
 from streaming.place import Place, write_settings
 from streaming.supervisor import SupervisedWorker, run_workers
 from streaming.waiting import Stopping
+from tests.timing import wait_until
 
 # Writes how often it was told to stop, and then stops.
 WILLING = """
@@ -117,13 +118,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     yield begin
     for run in runs:
         run.end()
-
-
-def wait_until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    give_up_s = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < give_up_s
-        time.sleep(0.01)
 
 
 def test_told_to_stop_all_are_told_once_and_waited_for(start: Callable[..., Run]) -> None:
@@ -247,7 +241,7 @@ with stop_signals() as stopping:
 """
     parent = subprocess.Popen([sys.executable, "-c", program])
     try:
-        wait_until((tmp_path / "0" / "up").exists, 60.0)
+        wait_until((tmp_path / "0" / "up").exists)
         (child,) = psutil.Process(parent.pid).children()
         for one in signals:
             assert parent.poll() is None
@@ -300,4 +294,4 @@ def test_a_killed_workers_account_was_written_while_it_ran(tmp_path: Path, monke
     place, ledger = Place(0, tmp_path), Ledger()
     with place.reporting(ledger):
         ledger.count_labels(3)
-        wait_until(lambda: (found := place.account()) is not None and found.counters.labels == 3, 5.0)
+        wait_until(lambda: (found := place.account()) is not None and found.counters.labels == 3)

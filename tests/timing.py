@@ -6,6 +6,20 @@ import time
 from collections.abc import Callable
 
 
+def wait_until(
+    holds: Callable[[], bool],
+    what: str = "it does not hold",
+    timeout_s: float = 120.0,
+    found: Callable[[], object] = lambda: "",
+) -> float:
+    """Seconds until it held; `what` and what is `found` instead: the message where that is not within `timeout_s`."""
+    started_s = time.monotonic()
+    while not holds():
+        assert time.monotonic() - started_s < timeout_s, f"{what}: not within {timeout_s:g} s {found()}"
+        time.sleep(0.02)
+    return time.monotonic() - started_s
+
+
 def quickest_cpu_s(work: Callable[[], object], times: int = 3) -> float:
     """CPU seconds of this thread for `work`, the least of `times` tries: what disturbs one rarely disturbs all."""
     took_s = []
