@@ -31,7 +31,7 @@ ALIGNMENT_BYTES = 64
 # What LightGBM takes for zero, in every feature of a row.
 ZERO_MAX = np.float32(1e-35)
 # numba knows no enumerations of ours
-_NAN_IS_ZERO, _NAN_LEFT = int(ColumnKind.NAN_IS_ZERO), int(ColumnKind.NAN_LEFT)
+_NAN_LEFT, _NAN_RIGHT = int(ColumnKind.NAN_LEFT), int(ColumnKind.NAN_RIGHT)
 _ZERO_LEFT, _ZERO_RIGHT = int(ColumnKind.ZERO_OR_NAN_LEFT), int(ColumnKind.ZERO_OR_NAN_RIGHT)
 _NAN_ALONE, _ZERO_ALONE = int(ColumnKind.NAN_ALONE_RIGHT), int(ColumnKind.ZERO_OR_NAN_ALONE_RIGHT)
 _CATEGORY = int(ColumnKind.CATEGORY)
@@ -117,32 +117,30 @@ def _fill(
     compared: Float32,
 ) -> None:  # fmt: skip
     """What each column holds of some rows; minus infinity, which exceeds nothing, in lanes without a row."""
-    nothing, everything = np.float32(-np.inf), np.float32(np.inf)
     for column in range(len(feature)):
-        source, how, out = feature[column], kind[column], compared[column]
-        if how == _CATEGORY:
-            start, words = set_start[column], set_words[column]
-            for row in range(here):
-                value = rows[first + row, source]
-                out[row] = 0.0 if _is_member(value, start, words, sets) else 1.0
-        elif how in {_NAN_ALONE, _ZERO_ALONE}:
-            for row in range(here):
-                value = rows[first + row, source]
-                is_missing = np.isnan(value) or (how == _ZERO_ALONE and abs(value) <= ZERO_MAX)
-                out[row] = 1.0 if is_missing else 0.0
-        elif how in {_ZERO_LEFT, _ZERO_RIGHT}:
-            missing = nothing if how == _ZERO_LEFT else everything
-            for row in range(here):
-                value = rows[first + row, source]
-                out[row] = value if abs(value) > ZERO_MAX else missing
-        else:
-            missing = np.float32(0.0) if how == _NAN_IS_ZERO else nothing if how == _NAN_LEFT else everything
-            for row in range(here):
-                value = rows[first + row, source]
-                # in this order one comparison does for all but the rare values
-                out[row] = value if abs(value) > ZERO_MAX else missing if np.isnan(value) else np.float32(0.0)
-        for row in range(here, len(out)):
-            out[row] = nothing
+        source, how, start, words = feature[column], kind[column], set_start[column], set_words[column]
+        for row in range(here):
+            compared[column, row] = _as_compared(rows[first + row, source], how, start, words, sets)
+        for row in range(here, compared.shape[1]):
+            compared[column, row] = np.float32(-np.inf)
+
+
+@njit(cache=True)
+def _as_compared(value: float, how: int, start: int, words: int, sets: Array) -> float:
+    """A value as a column of the kind `how` holds it."""
+    if how == _CATEGORY:
+        return np.float32(0.0) if _is_member(value, start, words, sets) else np.float32(1.0)
+    # numba makes a set anew each time, but not a tuple
+    if how in (_NAN_ALONE, _ZERO_ALONE):
+        is_missing = np.isnan(value) or (how == _ZERO_ALONE and abs(value) <= ZERO_MAX)
+        return np.float32(1.0) if is_missing else np.float32(0.0)
+    if abs(value) > ZERO_MAX:
+        return value
+    if how == _ZERO_LEFT or (how == _NAN_LEFT and np.isnan(value)):
+        return np.float32(-np.inf)
+    if how == _ZERO_RIGHT or (how == _NAN_RIGHT and np.isnan(value)):
+        return np.float32(np.inf)
+    return np.float32(0.0)
 
 
 @njit(cache=True)
