@@ -11,6 +11,8 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from cascade.columns import Array, Int64
 
@@ -60,10 +62,23 @@ def write_rows(
     return [joined[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _copy(typing: Any, text: Any, place: Any, octets: Any, first: Any, length: Any) -> Any:
+    """`length` octets from the place `first` on; with a loop of ours all of `_write` takes twice as long."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        text_value, place, octets_value, first, length = arguments
+        target = context.make_array(text)(context, builder, text_value).data
+        source = context.make_array(octets)(context, builder, octets_value).data
+        cgutils.raw_memcpy(builder, builder.gep(target, [place]), builder.gep(source, [first]), length, 1)
+        return context.get_dummy_value()
+
+    return numba.types.void(text, place, octets, first, length), generate
+
+
 @numba.njit(**_COMPILE)  # type: ignore[untyped-decorator]
-def _put(text: Array, place: int, octets: Array, length: int) -> int:
-    for position in range(length):
-        text[place + position] = octets[position]
+def _put(text: Array, place: int, octets: Array, row: int, length: int) -> int:
+    _copy(text, place, octets, row * octets.shape[1], length)
     return place + length
 
 
@@ -109,7 +124,7 @@ def _write(
 ) -> int:  # fmt: skip
     place, token = 0, 1
     for row in range(len(ends)):
-        place = _put(text, place, pieces[0], piece_lengths[0])
+        place = _put(text, place, pieces, 0, piece_lengths[0])
         for step in range(len(order)):
             column = order[step]
             if column == TOKEN:
@@ -122,7 +137,7 @@ def _write(
                 place = _put_number(text, place, numbers[row, column], decimals[column])
             else:
                 word = word_rows[row, -1 - column]
-                place = _put(text, place, words[word], word_lengths[word])
-            place = _put(text, place, pieces[step + 1], piece_lengths[step + 1])
+                place = _put(text, place, words, word, word_lengths[word])
+            place = _put(text, place, pieces, step + 1, piece_lengths[step + 1])
         ends[row] = place
     return place
