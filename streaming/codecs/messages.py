@@ -1,7 +1,8 @@
 """Decoding a fetch message by message: the part that JSON and MessagePack share.
 
 Each message is decoded on its own. Joining a fetch into one JSON array would save a tenth of a microsecond a
-message, but lets a message such as `{…},{…}` pass for two and make up for a broken neighbour.
+message, but lets a message such as `{…},{…}` pass for two and make up for a broken neighbour. Messages are looked at
+some together, though, which takes two thirds of the time; one by one only where any of those is not plainly good.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from streaming.codecs.validate import to_columns
 # interpreter's stack the decoder was called: a replay must take and leave the same messages.
 NESTING_MAX = 32
 
+# So many are looked at together: what one that is not good costs the others is bounded by it.
+_TOGETHER = 64
 # RecursionError: nesting deeper than the interpreter allows, far beyond NESTING_MAX
 MESSAGE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _TOO_DEEP: Fault = (RejectReason.SYNTAX, f"nested deeper than {NESTING_MAX}")
@@ -67,20 +70,37 @@ class MessageCodec(ABC):
         rows: list[msgspec.Struct] = []
         positions: list[int] = []
         rejects: list[Reject] = []
-        for index, value in enumerate(values):
-            try:
-                rows.append(self._read(value))
-                positions.append(index)
-            except RefusedMessageError as refused:
-                rejects.append(reject(index, refused.fault))
-            except MESSAGE_ERRORS as error:
-                rejects.append(reject(index, self._explain(value or b"", error)))
+        for start in range(0, len(values), _TOGETHER):
+            some = values[start : start + _TOGETHER]
+            together = self._read_together(some)
+            if together is not None:
+                rows += together
+                positions += range(start, start + len(some))
+                continue
+            for index, value in enumerate(some, start):
+                try:
+                    rows.append(self._read(value))
+                    positions.append(index)
+                except RefusedMessageError as refused:
+                    rejects.append(reject(index, refused.fault))
+                except MESSAGE_ERRORS as error:
+                    rejects.append(reject(index, self._explain(value or b"", error)))
         return _checked(self._fields, rows, positions, rejects)
 
     def encode(self, batch: ColumnBatch) -> list[bytes]:
         """One object a row."""
         encode = self._encode_row
         return [encode(row) for row in to_rows(self._fields, batch, self._row)]
+
+    def _read_together(self, values: Sequence[bytes | None]) -> list[msgspec.Struct] | None:
+        """The rows of messages that all are plainly good; None where one may not be, which `_read` finds out."""
+        present = [value for value in values if value]
+        if len(present) < len(values) or max(map(len, present)) > self._message_bytes_max or self._have_more(present):
+            return None
+        try:
+            return list(map(self._decode_row, present))
+        except MESSAGE_ERRORS:
+            return None
 
     def _read(self, value: bytes | None) -> msgspec.Struct:
         if not value or len(value) > self._message_bytes_max:
@@ -95,6 +115,10 @@ class MessageCodec(ABC):
             if nesting > NESTING_MAX:
                 raise RefusedMessageError(_TOO_DEEP)
         return row
+
+    @abstractmethod
+    def _have_more(self, values: Sequence[bytes]) -> bool:
+        """Whether any of some messages may have more than every field, if all have those; never wrongly False."""
 
     @abstractmethod
     def _may_have_more(self, value: bytes) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import itemgetter
+
 import msgspec
 
 from cascade.schema import Field
@@ -9,6 +12,7 @@ from streaming.codecs.messages import NESTING_MAX, MessageCodec
 
 # First octets of arrays and maps: fixmap, fixarray, array 16 and 32, map 16 and 32.
 _CONTAINERS = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
+_FIRST = itemgetter(0)
 _MAPS = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
 
 
@@ -24,6 +28,10 @@ class MsgpackCodec(MessageCodec):
 
     def __init__(self, fields: dict[str, Field], message_bytes_max: int) -> None:
         super().__init__(msgspec.msgpack, fields, message_bytes_max)
+
+    def _have_more(self, values: Sequence[bytes]) -> bool:
+        # maps of up to 15 entries; a number of fields beyond makes this the header of something else, which is no map
+        return set(map(_FIRST, values)) != {0x80 + len(self._fields)}
 
     def _may_have_more(self, value: bytes) -> bool:
         return _entries(value) != len(self._fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import repeat
 
 import msgspec
 import numpy as np
@@ -60,7 +61,7 @@ def _strings(name: str, field: Field, texts: list[str], faults: Faults) -> Array
 
 def _categories(name: str, field: Field, texts: list[str], faults: Faults) -> Array:
     positions = {value: position for position, value in enumerate(field.values)}
-    column = np.fromiter((positions.get(text, -1) for text in texts), np.int64, len(texts))
+    column = np.fromiter(map(positions.get, texts, repeat(-1)), np.int64, len(texts))
     check_categories(name, field, column, faults)
     return column
 

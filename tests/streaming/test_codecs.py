@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 import sys
 import unicodedata
 from datetime import UTC, datetime
@@ -308,6 +309,33 @@ def test_one_message_never_counts_for_two(name: str) -> None:
         decoded = make(name).decode(values)
         each_position_once(decoded, len(values))
         assert [values[row] for row in decoded.rows] == [value for value in values if value == good]
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fetch_is_read_as_its_messages_are_one_by_one(name: str, seed: int) -> None:
+    chance = random.Random(seed)
+    bad = [value for value, _ in bad_messages(name)]
+    odd = [message(name, more=1), message(name, **{"card-id": ":"})]
+    # long runs of good ones, which are read together, and now and then one that is not
+    values = [chance.choice(bad + odd) if chance.random() < 0.02 else message(name) for _ in range(600)]
+    made = make(name)
+    alone = [made.decode([value]) for value in values]
+    decoded = made.decode(values)
+    each_position_once(decoded, len(values))
+    assert decoded.rows.tolist() == [index for index, one in enumerate(alone) if one.batch.rows]
+    for field in FIELDS:
+        assert decoded.batch[field].tolist() == [value for one in alone for value in one.batch[field].tolist()]
+    found = [(one.index, one.reason, one.detail) for one in decoded.rejects]
+    assert found == [(index, reject.reason, reject.detail) for index, one in enumerate(alone) for reject in one.rejects]
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_no_message_lacks_what_its_neighbour_has_twice(name: str) -> None:
+    twice = object_of(name, ("amount", 1.0), *GOOD.items())
+    decoded = make(name).decode([message(name), twice, without(name, "amount"), message(name)])
+    assert decoded.rows.tolist() == [0, 3]
+    assert [one.reason for one in decoded.rejects] == [RejectReason.REPEATED_KEY, RejectReason.MISSING_FIELD]
 
 
 @pytest.mark.parametrize("name", CODECS)
