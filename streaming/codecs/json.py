@@ -41,9 +41,6 @@ class JsonCodec(MessageCodec):
         # who has every field has a colon for each, so nobody makes up for another's
         return b"".join(values).count(b":") != self._colons * len(values)
 
-    def _may_have_more(self, value: bytes) -> bool:
-        return value.count(b":") != self._colons
-
     def _shape(self, value: bytes, entries: dict[str, msgspec.Raw]) -> tuple[int, int]:
         value.decode()  # the library steps over unknown fields unseen
         brackets = value.count(b"{") + value.count(b"[")

@@ -106,7 +106,7 @@ class MessageCodec(ABC):
         if not value or len(value) > self._message_bytes_max:
             raise RefusedMessageError(size_fault(value, self._message_bytes_max))
         row: msgspec.Struct = self._decode_row(value)
-        if self._may_have_more(value):
+        if self._have_more([value]):
             # raises UnicodeDecodeError for a key that is not UTF-8
             entries = self._decode_entries(value)
             keys, nesting = self._shape(value, entries)
@@ -118,11 +118,7 @@ class MessageCodec(ABC):
 
     @abstractmethod
     def _have_more(self, values: Sequence[bytes]) -> bool:
-        """Whether any of some messages may have more than every field, if all have those; never wrongly False."""
-
-    @abstractmethod
-    def _may_have_more(self, value: bytes) -> bool:
-        """Whether a message that was read, so has every field, may have more; quick, and never wrongly False."""
+        """Whether any of some messages that have every field may have more; quick, and never wrongly False."""
 
     @abstractmethod
     def _shape(self, value: bytes, entries: dict[str, msgspec.Raw]) -> tuple[int, int]:

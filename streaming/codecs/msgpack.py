@@ -12,7 +12,6 @@ from streaming.codecs.messages import NESTING_MAX, MessageCodec
 
 # First octets of arrays and maps: fixmap, fixarray, array 16 and 32, map 16 and 32.
 _CONTAINERS = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
-_FIRST = itemgetter(0)
 _MAPS = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
 
 
@@ -28,13 +27,13 @@ class MsgpackCodec(MessageCodec):
 
     def __init__(self, fields: dict[str, Field], message_bytes_max: int) -> None:
         super().__init__(msgspec.msgpack, fields, message_bytes_max)
+        count = len(fields)
+        # of a map of so many, as short as it can be; who writes a longer one sends its messages the long way
+        self._header = bytes([0x80 | count]) if count < 16 else b"\xde" + count.to_bytes(2, "big")
+        self._begin = itemgetter(slice(len(self._header)))
 
     def _have_more(self, values: Sequence[bytes]) -> bool:
-        # maps of up to 15 entries; a number of fields beyond makes this the header of something else, which is no map
-        return set(map(_FIRST, values)) != {0x80 + len(self._fields)}
-
-    def _may_have_more(self, value: bytes) -> bool:
-        return _entries(value) != len(self._fields)
+        return set(map(self._begin, values)) != {self._header}
 
     def _shape(self, value: bytes, entries: dict[str, msgspec.Raw]) -> tuple[int, int]:
         # no more containers than octets that could begin one
