@@ -3,11 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt
 
+# Reads every page again: a warning in a page that has not changed would not be repeated.
+DOCS = $(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet --builder html docs build/docs
+
 # Three at a time on two cores, and Kafka, Triton and workers beside them: what fails there must pass by itself, at once.
 ONCE_MORE = { [ $$? -eq 1 ] && echo "once more, what failed, by itself:" && $(BIN)/pytest --last-failed \
 	--last-failed-no-failures none -m 'not alone' tests; }
 
-.PHONY: demo test handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
+.PHONY: demo test docs handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cascade demo --out build/demo
@@ -16,8 +19,13 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(DOCS)
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not alone' tests/e2e tests || $(ONCE_MORE)
 	$(BIN)/pytest -m alone
+
+docs: $(VENV)/.dev
+	$(DOCS)
+	@echo "build/docs/index.html"
 
 handbook: $(VENV)/.dev
 	$(BIN)/cascade handbook --data $(or $(DATA),../shared/data/handbook.parquet) --out build/handbook
@@ -62,7 +70,7 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/uv
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
-	$(UV) --editable '.[local,train,dev,fast,otel,report]'
+	$(UV) --editable '.[local,train,dev,docs,fast,otel,report]'
 	@touch $@
 
 constraints: | $(BIN)/uv

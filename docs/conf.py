@@ -1,0 +1,40 @@
+"""Builds the site from `docs/` with Sphinx: see decision 11. `make docs` fails on every warning."""
+
+import cascade
+
+project = "Cascade"
+author = "the Cascade authors"
+copyright = "the Cascade authors, Apache-2.0"
+version = release = cascade.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["images/*.md"]
+nitpicky = True
+# Types of other packages: their inventories of names would have to be downloaded.
+nitpick_ignore_regex = [("py:.*", r"(collections|concurrent|datetime|enum|numpy|pathlib|types|typing|np)\..*")]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 4
+
+# The docstrings are plain text with `names` in single back-ticks.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_use_type_comments = False
+autodoc_default_options = {"members": True, "undoc-members": True}
+python_use_unqualified_type_names = True
+add_module_names = False
+maximum_signature_line_length = 100
+
+html_theme = "furo"
+html_title = "Cascade"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_show_sphinx = False
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0b5c7a", "color-brand-content": "#0b5c7a"},
+    "dark_css_variables": {"color-brand-primary": "#6ec3e0", "color-brand-content": "#6ec3e0"},
+}
