@@ -26,10 +26,10 @@ from streaming.clients import make_consumer, make_producer
 from streaming.clients.topics import wait_for_broker
 from streaming.evaluation import Evaluation, Judged, ModelEvaluation, read_decisions
 from streaming.evaluation import evaluate as judge
-from streaming.place import Place
 from streaming.player import Player
 from streaming.service import check_topics, serve
 from streaming.supervisor import supervise
+from streaming.worker_slot import WorkerSlot
 
 # Beyond rounding: the stream's state was not the recorded data's.
 SCORE_DIFFERENCE_MAX = 1e-6
@@ -56,8 +56,8 @@ def run(
     above 1 it starts so many workers, and health, metrics and ledger are of all of them.
     """
     if worker is not None and worker_directory is not None:
-        place = Place(worker, worker_directory)
-        serve(place.settings(), place=place)
+        slot = WorkerSlot(worker, worker_directory)
+        serve(slot.read_settings(), slot=slot)
         return
     settings = load_config(config)
     with told_of(config):

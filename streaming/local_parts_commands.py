@@ -17,7 +17,7 @@ from stages.assembly import make_engine
 from stages.deep import local_triton
 from stages.deep.local_triton import LocalTriton
 from streaming import local_broker
-from streaming.kernels import compile_kernels
+from streaming.kernel_compilation import compile_kernels
 from streaming.local_broker import LocalBroker
 
 app = typer.Typer(no_args_is_help=True, help="A Kafka broker and a Triton of your own, without Docker.")

@@ -41,17 +41,17 @@ from streaming.dead_letters import OVERHEAD_BYTES_MAX
 from streaming.files import FsspecFiles
 from streaming.health import HealthServer, HealthState
 from streaming.journal import journal_kept
-from streaming.kernels import compile_kernels
+from streaming.kernel_compilation import compile_kernels
 from streaming.lag import LagCollector, LagWatch
 from streaming.live import live_routes
 from streaming.locked_memory import lock_memory
 from streaming.otel import otel_exported
-from streaming.place import Place
 from streaming.privacy import CardHasher
 from streaming.sessions import run_sessions
 from streaming.snapshots import SnapshotStore, fingerprint
 from streaming.waiting import await_broker, await_model, stop_signals
 from streaming.worker import Parts, Worker
+from streaming.worker_slot import WorkerSlot
 
 log = structlog.get_logger()
 # What a topic takes by default; a dead letter is its message and headers besides.
@@ -68,14 +68,14 @@ GC_THRESHOLDS = (700, 5, 2)
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
-def serve(config: Config, create_topics: int = 0, place: Place | None = None) -> LedgerSummary:
+def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None) -> LedgerSummary:
     """Run one worker until SIGTERM or SIGINT; returns the ledger's summary.
 
-    `create_topics`: make missing topics with this many partitions (0: stop with a line that names them). `place`: of
+    `create_topics`: make missing topics with this many partitions (0: stop with a line that names them). `slot`: of
     this worker among several, whose settings `config` then is. Raises CascadeError, one line, for what the user can
     mend.
     """
-    _set_up_process(config, place)
+    _set_up_process(config, slot)
     bundle = load_bundle(Path(config.bundle.path))
     engine = make_engine(bundle)
     health = HealthState(config.health.stall_s_max)
@@ -85,29 +85,29 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
         deep = make_deep_stage(bundle, config.deep)
         stack.callback(deep.close)
         ledger = Ledger(
-            meters=_meters(config, place),
+            meters=_meters(config, slot),
             service_level=service_level(config),
             watts_per_core=watts_per_core(config.energy),
             gpu_idle_watts=config.energy.gpu_idle_watts or None,
             bundle_version=bundle.version,
-            carbon=make_carbon(config.carbon, embodied=place is None),
+            carbon=make_carbon(config.carbon, embodied=slot is None),
             screener=engine.screener_method,
             deep_backend=config.deep.backend,
         )
         registry = ledger_registry(ledger)
-        if place is None:
+        if slot is None:
             stack.enter_context(EnergySampler(ledger.sample_energy))
             stack.enter_context(journal_kept(config.ledger, ledger.account))
             stack.enter_context(otel_exported(config, registry.collect, ledger.started.timestamp()))
         else:
-            stack.enter_context(place.reporting(ledger))
+            stack.enter_context(slot.account_written(ledger))
         if config.health.enabled:
             server = HealthServer(
                 health, registry, config.health.host, config.health.port, live_routes(registry, health)
             )
             stack.callback(server.close)
-            if place is not None:
-                place.tell_port(server.port)
+            if slot is not None:
+                slot.write_port(server.port)
         clock = SystemClock()
         snapshots = _snapshot_store(config, bundle, clock, stack)
         hasher = CardHasher.from_settings(config.privacy, os.environ)
@@ -151,8 +151,8 @@ def serve(config: Config, create_topics: int = 0, place: Place | None = None) ->
     return summary
 
 
-def _set_up_process(config: Config, place: Place | None) -> None:
-    configure_log(config.log, None if place is None else place.number)
+def _set_up_process(config: Config, slot: WorkerSlot | None) -> None:
+    configure_log(config.log, None if slot is None else slot.number)
     if config.worker.lock_memory:
         lock_memory()
 
@@ -318,9 +318,9 @@ def _naming(worker: int) -> structlog.typing.Processor:
     return name
 
 
-def _meters(config: Config, place: Place | None) -> list[EnergyMeter]:
+def _meters(config: Config, slot: WorkerSlot | None) -> list[EnergyMeter]:
     """The service's meters; of several workers each meters itself, and what they share is their supervisor's."""
-    if place is None:
+    if slot is None:
         return service_meters(config)
     return [CpuModelMeter([os.getpid()], watts_per_core(config.energy))]
 

@@ -41,12 +41,12 @@ from streaming.health import HealthServer, HealthState
 from streaming.journal import journal_kept
 from streaming.live import live_routes
 from streaming.otel import otel_exported
-from streaming.place import Place, write_settings
 from streaming.privacy import CardHasher
 from streaming.service import check_topics, configure_log, service_level, service_meters
 from streaming.waiting import Stopping, await_broker, stop_signals
 from streaming.worker_health import ask_health, ask_metrics
 from streaming.worker_metrics import Groups, parse_metrics, workers_registry
+from streaming.worker_slot import WorkerSlot, write_settings
 
 log = structlog.get_logger()
 # A worker that ends so often in a row, each time so soon, will not be mended by another start.
@@ -91,8 +91,8 @@ def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
         directory = stack.enter_context(_directory())
         write_settings(directory, config)
         drain_s = config.worker.drain_timeout_ms / 1e3 + CLOSING_S
-        places = [Place(number, directory) for number in range(config.worker.processes)]
-        workers = [SupervisedWorker(place, _command(place), drain_s, health, stopping) for place in places]
+        slots = [WorkerSlot(number, directory) for number in range(config.worker.processes)]
+        workers = [SupervisedWorker(slot, _command(slot), drain_s, health, stopping) for slot in slots]
 
         def account() -> Account:
             of_workers = [found for worker in workers if (found := worker.account()) is not None]
@@ -140,13 +140,13 @@ class SupervisedWorker:
     """
 
     def __init__(
-        self, place: Place, command: Sequence[str], drain_s: float, health: HealthState, stopping: Stopping
+        self, slot: WorkerSlot, command: Sequence[str], drain_s: float, health: HealthState, stopping: Stopping
     ) -> None:
-        self.place = place
+        self.slot = slot
         self.restarts = 0
         self._ended: Account | None = None
         self._accounting = threading.Lock()
-        self._name = f"worker {place.number}"
+        self._name = f"worker {slot.number}"
         # a process of its own session: Ctrl-C in a terminal is the supervisor's to pass on
         self._process = OwnedProcess(self._name, command, None, os.environ)
         self._drain_s = drain_s
@@ -178,7 +178,7 @@ class SupervisedWorker:
                     " lines above say why"
                 )
             self.restarts += 1
-            log.error("a worker ended: it is started again", worker=self.place.number, ended=ended, pause_s=pause_s)
+            log.error("a worker ended: it is started again", worker=self.slot.number, ended=ended, pause_s=pause_s)
             self._health.failed(self._name, f"{ended}; it is started again")
             self._stopping.wait(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
@@ -191,14 +191,14 @@ class SupervisedWorker:
             self._health.waiting(self._name, "starting")
             hangs = self._watch()
             if hangs:
-                log.error("a worker hangs: it is ended", worker=self.place.number, reason=hangs)
+                log.error("a worker hangs: it is ended", worker=self.slot.number, reason=hangs)
                 self._health.failed(self._name, f"{hangs}; it is ended")
                 grace_s = min(grace_s, HUNG_GRACE_S)
             lived_s = time.monotonic() - started_s
         finally:
             # it has ended, or it is time to
             if not self._process.stop(grace_s):
-                log.error("a worker did not end in time and was killed", worker=self.place.number)
+                log.error("a worker did not end in time and was killed", worker=self.slot.number)
             self._keep_account()
         return lived_s
 
@@ -211,7 +211,7 @@ class SupervisedWorker:
         looked_s = well_s = time.monotonic()
         while self._process.running and not self._stopping.is_set():
             now_s = time.monotonic()
-            port = self.place.port()
+            port = self.slot.read_port()
             if port is None:
                 looked_s = well_s = now_s
             elif now_s - looked_s >= LOOK_S or self._health.waits(self._name):
@@ -231,13 +231,13 @@ class SupervisedWorker:
         """The process has ended: its account becomes a part of the worker's, and is in no file any more."""
         with self._accounting:
             self._ended = _both(self._ended, self._written())
-            self.place.clear()
+            self.slot.clear()
 
     def _written(self) -> Account | None:
         try:
-            return self.place.account()
+            return self.slot.read_account()
         except DataError as error:
-            log.warning("a worker's ledger is lost", worker=self.place.number, reason=str(error))
+            log.warning("a worker's ledger is lost", worker=self.slot.number, reason=str(error))
             return None
 
 
@@ -264,11 +264,11 @@ def _worded(status: int | None) -> str:
     return f"signal {-status}"
 
 
-def _command(place: Place) -> list[str]:
+def _command(slot: WorkerSlot) -> list[str]:
     # a new interpreter, never a fork: threads and gRPC do not live through one
     return [
         sys.executable, "-m", "cascade", "run",
-        "--worker", str(place.number), "--worker-directory", str(place.directory),
+        "--worker", str(slot.number), "--worker-directory", str(slot.directory),
     ]  # fmt: skip
 
 
@@ -287,9 +287,9 @@ def _directory() -> Iterator[Path]:
 
 def _metrics(workers: Sequence[SupervisedWorker], ledger: Ledger) -> Groups:
     with ThreadPoolExecutor(min(len(workers), 8), "scrape") as pool:
-        texts = list(pool.map(lambda worker: ask_metrics(worker.place.port()), workers))
+        texts = list(pool.map(lambda worker: ask_metrics(worker.slot.read_port()), workers))
     groups: dict[str, Iterable[Metric]] = {
-        str(worker.place.number): [*parse_metrics(text), *_state(worker)]
+        str(worker.slot.number): [*parse_metrics(text), *_state(worker)]
         for worker, text in zip(workers, texts, strict=True)
     }
     return groups | {SHARED: list(energy_metrics(ledger.sample_energy()))}

@@ -17,15 +17,19 @@ from kafka.structs import MemberState, OffsetAndMetadata
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
-from streaming.clients.honest_rebalance import HonestAssignor, leave_promptly, rebalance_honestly
+from streaming.clients.cooperative_rebalance import (
+    OwnedPartitionsAssignor,
+    fix_cooperative_rebalance,
+    leave_during_join,
+)
+from streaming.clients.fetch_backoff import recheck_before_backoff
+from streaming.clients.header_names import LenientHeaderRecords
 from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS, translated
-from streaming.clients.lenient_records import LenientPartitionRecords
-from streaming.clients.parked_records import give_parked_records
-from streaming.clients.prompt_fetch import look_again_before_sleeping
+from streaming.clients.paused_records import return_paused_records
 from streaming.clients.protocol import FetchedBatch, GroupMember, Partition, PartitionsCallback
+from streaming.clients.resumed_joins import resume_finished_joins
 from streaming.clients.settings import connection_settings
 from streaming.clients.static_members import end_unfinished_membership
-from streaming.clients.steady_join import keep_finished_joins
 
 # A worker that was killed is missed after this long, and its partitions stand still until then. The broker accepts
 # no less than 6 s; below 10 s a loaded machine loses partitions for no reason.
@@ -117,7 +121,7 @@ class KafkaPythonConsumer:
                 auto_offset_reset="none",
                 allow_auto_create_topics=False,
                 isolation_level="read_committed",
-                partition_assignment_strategy=(HonestAssignor(),),
+                partition_assignment_strategy=(OwnedPartitionsAssignor(),),
                 group_instance_id=kafka.instance if group is not None and kafka.instance else None,
                 session_timeout_ms=SESSION_TIMEOUT_MS,
                 heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
@@ -128,11 +132,11 @@ class KafkaPythonConsumer:
                 fetch_max_bytes=FETCH_BYTES_MAX,
                 metrics_enabled=False,
             )
-        self._consumer._fetcher.PartitionRecords = LenientPartitionRecords
-        keep_finished_joins(self._consumer._coordinator)
-        rebalance_honestly(self._consumer._coordinator)
-        give_parked_records(self._consumer._fetcher)
-        look_again_before_sleeping(self._consumer._fetcher)
+        self._consumer._fetcher.PartitionRecords = LenientHeaderRecords
+        resume_finished_joins(self._consumer._coordinator)
+        fix_cooperative_rebalance(self._consumer._coordinator)
+        return_paused_records(self._consumer._fetcher)
+        recheck_before_backoff(self._consumer._fetcher)
 
     def subscribe(
         self,
@@ -260,7 +264,7 @@ class KafkaPythonConsumer:
 
     def close(self) -> None:
         """See ConsumerClient."""
-        leave_promptly(self._consumer._coordinator)
+        leave_during_join(self._consumer._coordinator)
         with self._translated("leaving the group"):
             self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_S * 1_000)
         self._raise_callback_error()

@@ -9,7 +9,7 @@ from kafka.errors import InvalidProducerEpochError, KafkaError, OffsetOutOfRange
 from kafka.errors import ProducerFencedError as VendorProducerFencedError
 
 from cascade.errors import BrokerError, ProducerFencedError
-from streaming.clients.prompt_refusal import is_refusal
+from streaming.clients.access_errors import is_access_error
 
 # How long one request may take before it is tried again elsewhere; the vendor's 30 s would hide a dead broker.
 REQUEST_TIMEOUT_MS = 15_000
@@ -28,7 +28,7 @@ def translated(action: str, servers: str) -> Iterator[None]:
     except (KafkaError, OSError, ValueError, TypeError, AssertionError) as error:
         if is_fenced(error):
             raise fenced_error(servers) from error
-        remedy = "; check kafka.security" if is_refusal(error) else ""
+        remedy = "; check kafka.security" if is_access_error(error) else ""
         raise BrokerError(f"Kafka at {servers}: {action}: {worded(error)}{remedy}") from error
 
 

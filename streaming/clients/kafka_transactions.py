@@ -24,8 +24,8 @@ from cascade.config import KafkaSettings
 from cascade.errors import BrokerError, CommitUnknownError, TransactionAbortedError
 from streaming.clients.kafka_errors import fenced_error, is_fenced, translated, worded
 from streaming.clients.kafka_producer import UNDELIVERED_MAX, KafkaPythonProducer
-from streaming.clients.kept_requests import keep_unsent_requests
 from streaming.clients.protocol import GroupMember, Partition
+from streaming.clients.unsent_requests import retry_unsent_requests
 
 # A worker that was killed, and has no successor, holds back the readers of its partitions for so long (and then until
 # its coordinator next looks, every 10 s by default). Less would end the longest transaction that can be configured
@@ -62,7 +62,7 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
         self._open = False
         self._manager = self._producer._transaction_manager
         self._manager._supports_epoch_bump = lambda: False
-        keep_unsent_requests(self._producer._sender._client)
+        retry_unsent_requests(self._producer._sender._client)
         try:
             with translated(f"taking up the transactional id {transactional_id}", self._servers):
                 self._wait(self._manager.initialize_transactions(), INIT_TIMEOUT_S)

@@ -83,7 +83,7 @@ class Connection:
 
     def told(self, error: KafkaError) -> None:
         """For `error_cb`; "all brokers are down", which follows a refusal, does not hide it."""
-        if self._last is None or not _is_refusal(self._last):
+        if self._last is None or not _is_access_error(self._last):
             self._last = error
 
     def wait(self, client: Any, timeout_s: float) -> None:
@@ -98,7 +98,7 @@ class Connection:
             if hasattr(client, "poll"):
                 client.poll(0)
             problem = self._last or asked
-            if _is_refusal(problem) or time.monotonic() > give_up_s:
+            if _is_access_error(problem) or time.monotonic() > give_up_s:
                 raise self.error("connecting", problem)
 
     @contextlib.contextmanager
@@ -133,11 +133,11 @@ class Connection:
                 f"Kafka at {self.servers}: {action}: the log no longer holds the wanted offsets ({worded(error)}); "
                 "records were deleted before they were read: commit a newer offset for the group to go on without them"
             )
-        remedy = "; check kafka.security" if _is_refusal(error) else ""
+        remedy = "; check kafka.security" if _is_access_error(error) else ""
         return BrokerError(f"Kafka at {self.servers}: {action}: {worded(error)}{remedy}")
 
 
-def _is_refusal(error: KafkaError) -> bool:
+def _is_access_error(error: KafkaError) -> bool:
     # with TLS 1.3 a client's certificate is refused when the connection stands already, and all that tells is the alert
     return error.code() in _REFUSALS or "SSL alert number" in error.str()
 

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from cascade.config import KafkaSettings
-from streaming.clients.prompt_refusal import RefusalTellingClient
+from streaming.clients.access_errors import FailFastClient
 from streaming.clients.secret import Secret
 from streaming.clients.tokens import make_token_provider
 
@@ -17,7 +17,7 @@ def connection_settings(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
     return {
         "bootstrap_servers": kafka.servers,
         "client_id": client_id,
-        "kafka_client": RefusalTellingClient,
+        "kafka_client": FailFastClient,
         **_security(kafka),
     }
 

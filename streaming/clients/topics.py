@@ -12,9 +12,9 @@ from kafka.errors import TopicAlreadyExistsError
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
+from streaming.clients.access_errors import is_access_error
 from streaming.clients.admin import ATTEMPT_TIMEOUT_S, admin_client
 from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS
-from streaming.clients.prompt_refusal import is_refusal
 from streaming.clients.protocol import TopicSpec
 from streaming.clients.tokens import TokenRefusedError, make_token_provider
 
@@ -99,7 +99,7 @@ def _problem(kafka: KafkaSettings, timeout_s: float) -> str | None:
         with admin_client(kafka, "asking about topics", min(ATTEMPT_TIMEOUT_S, timeout_s)) as admin:
             admin.list_topics()
     except BrokerError as error:
-        if is_refusal(error.__cause__):
+        if is_access_error(error.__cause__):
             raise
         return "it accepts connections, but does not answer as Kafka with these kafka.security settings"
     return None

@@ -19,9 +19,9 @@ from cascade.errors import SettingError, WorkerEndedError
 from cascade.ledger import Ledger
 from streaming import supervisor
 from streaming.health import HealthState
-from streaming.place import Place, write_settings
 from streaming.supervisor import SupervisedWorker, run_workers
 from streaming.waiting import Stopping
+from streaming.worker_slot import WorkerSlot, write_settings
 from tests.timing import wait_until
 
 # Writes how often it was told to stop, and then stops.
@@ -72,7 +72,7 @@ class Run:
             one.mkdir()
         self.workers = [
             SupervisedWorker(
-                Place(number, directory), [sys.executable, "-S", "-c", program, str(self.directories[number])],
+                WorkerSlot(number, directory), [sys.executable, "-S", "-c", program, str(self.directories[number])],
                 drain_s, self.health, self.stopping,
             )
             for number, program in enumerate(programs)
@@ -230,13 +230,13 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from streaming.health import HealthState
-from streaming.place import Place
+from streaming.worker_slot import WorkerSlot
 from streaming.supervisor import SupervisedWorker, run_workers
 from streaming.waiting import stop_signals
 health = HealthState(30.0)
 command = [sys.executable, "-S", "-c", {STUBBORN!r}, {str(tmp_path / "0")!r}]
 with stop_signals() as stopping:
-    worker = SupervisedWorker(Place(0, Path({str(tmp_path)!r})), command, 50.0, health, stopping)
+    worker = SupervisedWorker(WorkerSlot(0, Path({str(tmp_path)!r})), command, 50.0, health, stopping)
     run_workers([worker], health, stopping)
 """
     parent = subprocess.Popen([sys.executable, "-c", program])
@@ -254,13 +254,13 @@ with stop_signals() as stopping:
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
-# --- a worker's place -------------------------------------------------------------------------------------------------
+# --- a worker's slot -------------------------------------------------------------------------------------------------
 
 
 def test_workers_have_names_and_health_of_their_own_and_otherwise_the_same_settings(tmp_path: Path) -> None:
     config = Config(kafka=KafkaSettings(group="g", instance="pod-7"), delivery="exactly-once")
     write_settings(tmp_path, config)
-    found = [Place(number, tmp_path).settings() for number in range(2)]
+    found = [WorkerSlot(number, tmp_path).read_settings() for number in range(2)]
     assert [one.kafka.instance for one in found] == ["pod-7-0", "pod-7-1"]
     assert [(one.health.host, one.health.port) for one in found] == [("127.0.0.1", 0)] * 2
     assert [(one.kafka.group, one.delivery) for one in found] == [("g", "exactly-once")] * 2
@@ -268,30 +268,30 @@ def test_workers_have_names_and_health_of_their_own_and_otherwise_the_same_setti
 
 def test_workers_without_names_stay_without(tmp_path: Path) -> None:
     write_settings(tmp_path, Config())
-    assert Place(1, tmp_path).settings().kafka.instance == ""
+    assert WorkerSlot(1, tmp_path).read_settings().kafka.instance == ""
 
 
 def test_a_worker_without_a_supervisor_says_so_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"settings\.json: .* set worker\.processes instead"):
-        Place(0, tmp_path).settings()
+        WorkerSlot(0, tmp_path).read_settings()
 
 
 def test_the_supervisor_reads_what_a_worker_tells_and_forgets_it_at_its_next_start(tmp_path: Path) -> None:
-    place, ledger = Place(0, tmp_path), Ledger()
-    assert (place.port(), place.account()) == (None, None)
-    place.tell_port(1234)
-    with place.reporting(ledger):
+    slot, ledger = WorkerSlot(0, tmp_path), Ledger()
+    assert (slot.read_port(), slot.read_account()) == (None, None)
+    slot.write_port(1234)
+    with slot.account_written(ledger):
         ledger.count_labels(3)
-    account = place.account()
+    account = slot.read_account()
     assert account is not None
-    assert (place.port(), account.counters.labels) == (1234, 3)
-    place.clear()
-    assert (place.port(), place.account()) == (None, None)
+    assert (slot.read_port(), account.counters.labels) == (1234, 3)
+    slot.clear()
+    assert (slot.read_port(), slot.read_account()) == (None, None)
 
 
 def test_a_killed_workers_account_was_written_while_it_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.place.REPORT_INTERVAL_S", 0.1)
-    place, ledger = Place(0, tmp_path), Ledger()
-    with place.reporting(ledger):
+    monkeypatch.setattr("streaming.worker_slot.ACCOUNT_INTERVAL_S", 0.1)
+    slot, ledger = WorkerSlot(0, tmp_path), Ledger()
+    with slot.account_written(ledger):
         ledger.count_labels(3)
-        wait_until(lambda: (found := place.account()) is not None and found.counters.labels == 3)
+        wait_until(lambda: (found := slot.read_account()) is not None and found.counters.labels == 3)

@@ -25,9 +25,9 @@ from streaming.clients import (
     missing_topics,
     wait_for_broker,
 )
+from streaming.clients.access_errors import FailFastClient
 from streaming.clients.kafka_consumer import KafkaPythonConsumer
 from streaming.clients.kafka_producer import KafkaPythonProducer
-from streaming.clients.prompt_refusal import RefusalTellingClient
 from streaming.clients.rdkafka_consumer import RdkafkaConsumer
 from streaming.clients.rdkafka_producer import RdkafkaProducer
 from streaming.clients.rdkafka_settings import connection_settings as rdkafka_settings
@@ -412,7 +412,7 @@ def test_security_settings_reach_the_vendor_and_passwords_do_not_show(monkeypatc
     )  # fmt: skip
     settings = connection_settings(KafkaSettings(bootstrap="a:1,b:2", security=security), "id")
     assert settings == {
-        "bootstrap_servers": ["a:1", "b:2"], "client_id": "id", "kafka_client": RefusalTellingClient,
+        "bootstrap_servers": ["a:1", "b:2"], "client_id": "id", "kafka_client": FailFastClient,
         "security_protocol": "SASL_SSL",
         "ssl_check_hostname": True, "ssl_cafile": "ca.pem", "ssl_certfile": "me.pem", "ssl_keyfile": "key.pem",
         "ssl_password": "hunter3", "sasl_mechanism": "SCRAM-SHA-256", "sasl_plain_username": "cascade",

@@ -1,8 +1,8 @@
-"""A worker's place among several: its number, and the directory in which it tells its supervisor what that must know.
+"""The files through which a supervised worker and its supervisor exchange settings, port and account.
 
-The supervisor writes the settings that it has checked, so that all workers have the same, at whatever time they start.
-A worker writes the port of its health, and every second its ledger's account, so that of a killed one the ledger lacks
-the last second only.
+The supervisor writes the settings that it has checked, so that every worker starts with the same ones, whenever it
+starts. A worker writes the port of its health server, and once a second its account: of a killed worker the ledger
+loses at most the last second.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ from cascade.config import Config
 from cascade.errors import SettingError
 from cascade.ledger import Account, EnergySampler, Ledger
 
-REPORT_INTERVAL_S = 1.0
+ACCOUNT_INTERVAL_S = 1.0
 SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Of worker `number`; `directory` is shared by the workers of one supervisor and by nobody else."""
+class WorkerSlot:
+    """The slot of worker `number` (0 and up); a new process in the slot replaces one that ended.
+
+    `directory`: shared by the workers of this supervisor, and by no other process.
+    """
 
     number: int
     directory: Path
 
-    def settings(self) -> Config:
-        """The worker's own: a name that no other worker has, where there are names, and health for its supervisor.
+    def read_settings(self) -> Config:
+        """Returns the supervisor's settings with this worker's own `kafka.instance` and health server.
 
-        Transactional id and snapshots take their names from `kafka.instance`, or have new ones at each start. Raises
-        SettingError where no supervisor wrote any.
+        `kafka.instance`, which names the transactional id and the snapshots, gets the worker's number as a suffix; if
+        it is empty, these names are new at each start. Raises SettingError if the supervisor wrote no settings.
         """
         path = self.directory / SETTINGS
         try:
@@ -50,38 +53,38 @@ class Place:
         )
 
     def clear(self) -> None:
-        """Forget an earlier life of the worker."""
+        """Deletes the port and the account of a process that ended."""
         for path in (self._port, self._account):
             path.unlink(missing_ok=True)
 
-    def tell_port(self, port: int) -> None:
-        """The worker: where its health is."""
+    def write_port(self, port: int) -> None:
+        """Writes the port of the worker's health server."""
         _replace(self._port, str(port).encode())
 
-    def port(self) -> int | None:
-        """The supervisor: where the worker's health is; None where it is not known yet."""
+    def read_port(self) -> int | None:
+        """Returns the port of the worker's health server; None if the worker has not written it yet."""
         try:
             return int(self._port.read_text())
         except (OSError, ValueError):
             return None
 
     @contextmanager
-    def reporting(self, ledger: Ledger) -> Iterator[None]:
-        """The worker: keep its account written, and its meters read, and write the last one at the end."""
+    def account_written(self, ledger: Ledger) -> Iterator[None]:
+        """Reads the meters and writes the worker's account every second, and once more at the end."""
 
-        def report() -> None:
+        def write() -> None:
             # a full disk may cost the account, never the worker
             with suppress(OSError):
                 _replace(self._account, ledger.account().to_json())
 
         try:
-            with EnergySampler(report, REPORT_INTERVAL_S):
+            with EnergySampler(write, ACCOUNT_INTERVAL_S):
                 yield
         finally:
-            report()
+            write()
 
-    def account(self) -> Account | None:
-        """The supervisor: the account that the worker wrote last, None where it wrote none; raises DataError."""
+    def read_account(self) -> Account | None:
+        """Returns the account that the worker wrote last, None if it wrote none; raises DataError."""
         try:
             line = self._account.read_bytes()
         except OSError:
@@ -98,12 +101,12 @@ class Place:
 
 
 def write_settings(directory: Path, config: Config) -> None:
-    """The supervisor: the settings of all its workers. No secret is in them: they name where secrets are."""
+    """Writes the settings of all workers. They contain no secret, only where secrets are."""
     _replace(directory / SETTINGS, msgspec.json.encode(config))
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write it as a whole or not at all: the reader may come at any time."""
+    """Writes the whole file or nothing: another process may read it at any time."""
     written = path.with_suffix(".new")
     written.write_bytes(content)
     written.replace(path)

@@ -1,8 +1,8 @@
-"""Header names that are not UTF-8, which brokers accept and kafka-python 3.0 cannot read.
+"""Reads records whose header names are not UTF-8: brokers accept them, kafka-python 3.0 cannot decode them.
 
-Such a record makes the vendor's `poll` raise, and the next `poll` never return: one hostile record would stop every
-consumer of its partition for good. Here the offending bytes of the name become `?`; key, value and header values
-stay as they are.
+Such a record makes kafka-python's `poll` raise, and the next `poll` never returns, so a single hostile record stops
+every consumer of its partition. Here each byte of the name beyond ASCII becomes `?`. Key, value and header values do
+not change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _REPLACEMENT = ord("?")
 
 
 class _LenientBatch(DefaultRecordBatch):  # type: ignore[misc]  # the vendor has no types
-    # no attributes of its own, so that a batch of the vendor can become one
+    # no attributes: the class of an existing kafka-python batch is set to this one
     __slots__ = ()
 
     def _read_msg(self) -> Any:
@@ -31,7 +31,7 @@ class _LenientBatch(DefaultRecordBatch):  # type: ignore[misc]  # the vendor has
 
 
 def _repair_header_names(buffer: bytearray, start: int) -> None:
-    """Overwrite the bytes beyond ASCII in the header names of the record at `start`, in place.
+    """Overwrites, in `buffer`, the bytes beyond ASCII in the header names of the record at `start`.
 
     The layout is that of a record of message format v2: https://kafka.apache.org/documentation/#record
     """
@@ -44,15 +44,15 @@ def _repair_header_names(buffer: bytearray, start: int) -> None:
     headers, position = decode_varint(buffer, position)
     for _ in range(headers):
         length, position = decode_varint(buffer, position)
-        for place in range(position, position + length):
-            if buffer[place] >= _ASCII_END:
-                buffer[place] = _REPLACEMENT
+        for index in range(position, position + length):
+            if buffer[index] >= _ASCII_END:
+                buffer[index] = _REPLACEMENT
         length, position = decode_varint(buffer, position + length)
         position += max(length, 0)
 
 
 class _LenientRecords:
-    """The vendor's records of one fetch, whose batches read leniently."""
+    """kafka-python's records of one fetch; their batches replace invalid header names."""
 
     def __init__(self, records: Any) -> None:
         self._records = records
@@ -64,8 +64,8 @@ class _LenientRecords:
         return batch
 
 
-class LenientPartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # the vendor has no types
-    """Takes the place of `Fetcher.PartitionRecords` in a consumer."""
+class LenientHeaderRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # the vendor has no types
+    """Replaces `Fetcher.PartitionRecords` in a consumer."""
 
     def _unpack_records(self, tp: Any, records: Any, key_deserializer: Any, value_deserializer: Any) -> Any:
         return super()._unpack_records(tp, _LenientRecords(records), key_deserializer, value_deserializer)
