@@ -505,8 +505,8 @@ def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Conf
 
 
 @contextlib.contextmanager
-def told_of(path: object) -> Iterator[None]:
-    """What is found wrong by a part that has the settings and not their file is raised with the file's name."""
+def with_config_path(path: object) -> Iterator[None]:
+    """Adds the configuration file's name to a SettingError raised by code that knows only the settings."""
     try:
         yield
     except SettingError as error:
@@ -628,7 +628,7 @@ def _check_security(security: SecuritySettings, origin: str, environment: Mappin
         if not security.username:
             raise SettingError(origin, f"{section}.username", None, "missing", f"{security.protocol} needs it")
         _check_one_source(security, section, "password_env", "password_file", "the password", origin)
-    with told_of(origin):
+    with with_config_path(origin):
         if security.uses_tokens and security.token_endpoint:
             security.client_secret(environment)
         security.password(environment)
@@ -663,7 +663,7 @@ def _check_schema_registry(kafka: KafkaSettings, origin: str, environment: Mappi
         if not registry.username:
             raise SettingError(origin, f"{section}.username", None, "missing", "a password belongs to it")
         _check_one_source(registry, section, "password_env", "password_file", "the password", origin)
-        with told_of(origin):
+        with with_config_path(origin):
             registry.password(environment)
 
 
@@ -689,12 +689,12 @@ def _check_otel(otel: OtelSettings, origin: str, environment: Mapping[str, str])
         raise SettingError(
             origin, "otel.headers_env", None, "one source of the headers is enough", "set headers_env or headers_file"
         )
-    with told_of(origin):
+    with with_config_path(origin):
         otel.headers(environment)
 
 
 def _check_privacy(privacy: PrivacySettings, origin: str, environment: Mapping[str, str]) -> None:
-    with told_of(origin):
+    with with_config_path(origin):
         privacy.key(environment)
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from cascade.bundle import load_bundle
 from cascade.columns import Bool
-from cascade.config import Config, DeepSettings, load_config, told_of
+from cascade.config import Config, DeepSettings, load_config, with_config_path
 from cascade.features import FeatureEngine
 from cascade.frames import LabelledData, read_labelled
 from cascade.ledger import render
@@ -60,7 +60,7 @@ def run(
         serve(slot.read_settings(), slot=slot)
         return
     settings = load_config(config)
-    with told_of(config):
+    with with_config_path(config):
         several = settings.worker.processes > 1
         summary = supervise(settings, create_topics) if several else serve(settings, create_topics)
     line = summary.to_json_line()

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from cascade.bundle import Bundle, load_bundle
-from cascade.config import Config, load_config, told_of
+from cascade.config import Config, load_config, with_config_path
 from cascade.errors import BrokerError, CascadeError
 from cascade.ledger import find_meters, watts_per_core
 from cascade.protocols import DeepInputs
@@ -114,7 +114,7 @@ def examine(config_path: Path) -> Iterator[Finding]:
     }
     for name, check in checks.items():
         try:
-            with told_of(config_path):
+            with with_config_path(config_path):
                 status, text = check(found)
         except CascadeError as error:
             status, text = "failed", str(error)
