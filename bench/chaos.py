@@ -343,11 +343,6 @@ def recoveries(cycles: Sequence[Cycle]) -> dict[str, Recovery]:
     return found
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps `chaos` a command with a name of its own."""
-
-
 @app.command()
 def chaos(
     cycles: Annotated[int, typer.Option(min=1, max=10_000, help="Kills, one after the other.")] = 200,

@@ -34,11 +34,6 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps each benchmark a command with a name of its own."""
-
-
 @app.command()
 def screener(
     rounds: Annotated[int, typer.Option(min=3, help="Rounds in which the methods take turns.")] = 9,

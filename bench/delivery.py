@@ -76,11 +76,6 @@ class DeliveryReport(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_s: float
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps `delivery` a command with a name of its own."""
-
-
 @app.command()
 def delivery(
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Each mode's turns.")] = 3,

@@ -53,11 +53,6 @@ class DemoLedger(msgspec.Struct, frozen=True, kw_only=True):
     evaluation: Evaluation
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps `demo` a command with a name of its own."""
-
-
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for logs, data and ledger; emptied first.")] = Path("build/demo"),

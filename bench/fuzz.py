@@ -544,11 +544,6 @@ def _one_by_one(seed: int, number: int, at: Any) -> None:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps `fuzz` a command with a name of its own."""
-
-
 @app.command()
 def fuzz(
     messages: Annotated[int, typer.Option(min=1, help="How many at least.")] = 200_000,

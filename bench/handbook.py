@@ -79,11 +79,6 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_s: float
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps `handbook` a command with a name of its own."""
-
-
 @app.command()
 def handbook(
     data: Annotated[Path, typer.Option(help="The Handbook's transactions as one Parquet file.")],

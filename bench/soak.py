@@ -89,11 +89,6 @@ class SoakReport(msgspec.Struct, frozen=True, kw_only=True):
     rss_mb: dict[str, list[float]]
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps `soak` a command with a name of its own."""
-
-
 @app.command()
 def soak(
     minutes: Annotated[float, typer.Option(min=0.5, help="Length, warm-up included.")] = 10.0,

@@ -1,7 +1,8 @@
-"""The command line: a table from command to the module that holds it, loaded when it is called."""
+"""The command line: a table of the commands. Each command's module is imported only when the command is called."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from typing import NamedTuple
@@ -10,82 +11,98 @@ from cascade import __version__
 
 
 class Command(NamedTuple):
-    """Where a command lives, what it is for, and whether it is a group with commands of its own."""
+    """The module whose `app` runs the command, and the command's line in `cascade --help`.
+
+    `group`: the command has commands of its own. `shared`: the module's app runs several commands of the table.
+    """
 
     module: str
     help: str
     group: bool = False
+    shared: bool = False
 
 
-COMMANDS = {
-    "demo": Command("bench.demo", "Stream simulated transactions through embedded parts; end with a ledger."),
-    "run": Command("streaming.commands", "Run the service until SIGTERM."),
-    "train": Command("stages.commands", "Train screener and deep model; write a bundle."),
-    "simulate": Command("stages.commands", "Write data of the project's own simulator."),
-    "repository": Command("stages.commands", "Write the Triton model repository of a bundle."),
-    "replay": Command("streaming.commands", "Play a data file into Kafka."),
-    "evaluate": Command("streaming.commands", "Judge the decisions topic by the truth."),
-    "top": Command("streaming.top", "Watch a running service in the terminal."),
-    "ledger": Command("cascade.ledger.commands", "Put together what services have kept on disk.", group=True),
-    "report": Command("cascade.report.commands", "What services have kept, as a page for manager and auditor."),
-    "doctor": Command("streaming.doctor", "Check broker, topics, Triton, model, bundle, clocks and limits."),
-    "handbook": Command("bench.handbook", "Reproduce the figures on the Fraud Detection Handbook's data."),
-    "simulate-faults": Command("bench.faults.commands", "Drive the worker through seeded faults; an oracle judges."),
-    "bench": Command("bench.commands", "Measure speed beside what it is compared with.", group=True),
-    "chaos": Command("bench.chaos", "Kill workers under load on a cluster in trouble; count what was lost."),
-    "delivery": Command("bench.delivery", "Exactly-once against at-least-once, in one run."),
-    "soak": Command("bench.soak", "Memory of worker and Triton under a steady load."),
-    "fuzz": Command("bench.fuzz", "Push hostile messages through decoding by the million."),
-    "local": Command("streaming.local_parts_commands", "Install and run the embedded broker and Triton.", group=True),
+SECTIONS = {
+    "Use it: from simulated cards to a running service": {
+        "demo": Command("bench.demo", "Run the whole service on this machine, on simulated data."),
+        "simulate": Command("stages.commands", "Write simulated transactions with known frauds.", shared=True),
+        "train": Command("stages.commands", "Train both models; write a bundle.", shared=True),
+        "doctor": Command("streaming.doctor", "Check broker, Triton, bundle, clocks and limits."),
+        "run": Command("streaming.commands", "Run the service until SIGTERM.", shared=True),
+        "top": Command("streaming.top", "Watch a running service in the terminal."),
+    },
+    "Judge it: what it decided, and what that cost": {
+        "evaluate": Command("streaming.commands", "Compare the decisions with the labels.", shared=True),
+        "ledger": Command("cascade.ledger.commands", "Combine the ledgers that services wrote to disk.", group=True),
+        "report": Command("cascade.report.commands", "Write the ledgers as a page for manager and auditor."),
+    },
+    "Prove it: measure and break it on your own machine": {
+        "bench": Command("bench.commands", "Measure its speed beside the alternatives.", group=True),
+        "handbook": Command("bench.handbook", "Reproduce the results on the Fraud Detection Handbook's data."),
+        "delivery": Command("bench.delivery", "Compare exactly-once with at-least-once delivery."),
+        "simulate-faults": Command("bench.faults.commands", "Run the worker through seeded faults."),
+        "chaos": Command("bench.chaos", "Kill workers and brokers under load; count losses."),
+        "soak": Command("bench.soak", "Watch the memory under a steady load."),
+        "fuzz": Command("bench.fuzz", "Decode hostile messages by the million."),
+    },
+    "Set it up: data, models and brokers to work with": {
+        "replay": Command("streaming.commands", "Send a data file to Kafka.", shared=True),
+        "repository": Command("stages.commands", "Write a bundle's Triton model repository.", shared=True),
+        "local": Command("streaming.local_parts_commands", "Install and run a broker and a Triton.", group=True),
+    },
 }
+COMMANDS = {name: command for section in SECTIONS.values() for name, command in section.items()}
 
 USAGE = """Usage: cascade COMMAND [OPTIONS]
 
-Real-time fraud detection that spends deep-model compute only where it is needed.
+Real-time card-fraud detection: a fast model screens every transaction, and a
+deep model examines only those that are worth its cost.
 
-{commands}
+{sections}
 
-`cascade COMMAND --help` explains a command. Start with `cascade demo`, or with a service of your own:
+`cascade COMMAND --help` explains a command. Start with `cascade demo`, then:
 
-  cascade simulate --out data.parquet                         1. or bring a data file and a schema
-  cascade train --data data.parquet --out bundle              2. a bundle of both models and the policy
-  cascade doctor --config cascade.toml                        3. is everything in place?
-  cascade run --config cascade.toml                           4. the service
+  cascade simulate --out data.parquet             1. data, or your own file
+  cascade train --data data.parquet --out bundle  2. both models and the policy
+  cascade doctor --config cascade.toml            3. is everything in place?
+  cascade run --config cascade.toml               4. the service
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command that the arguments name; returns the exit status."""
-    given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] == ["--version"]:
+    """Run the command that `arguments` (by default the process's) name, and return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = arguments[0] if arguments else ""
+    if name in COMMANDS:
+        return _call(name, arguments[1:])
+    if name == "--version":
         print(f"cascade {__version__}")
         return 0
-    if not given or given[0] in ("--help", "-h", "help"):
-        listing = "\n".join(f"  {name:<15} {command.help}" for name, command in COMMANDS.items())
-        print(USAGE.format(commands=listing), end="")
-        return 0 if given else 2
-    if given[0] not in COMMANDS:
-        import difflib
-
-        near = difflib.get_close_matches(given[0], COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; `cascade --help` lists them"
-        print(f"cascade: no command {given[0]}{hint}", file=sys.stderr)
-        return 2
-    return _call(given)
+    if name in ("", "--help", "-h", "help"):
+        print(USAGE.format(sections="\n\n".join(_section(title) for title in SECTIONS)), end="")
+        return 0 if name else 2
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else "`cascade --help` lists them"
+    print(f"cascade: no command {name}; {hint}", file=sys.stderr)
+    return 2
 
 
-def _call(given: list[str]) -> int:
+def _section(title: str) -> str:
+    return "\n".join([title, *(f"  {name:<15} {command.help}" for name, command in SECTIONS[title].items())])
+
+
+def _call(name: str, arguments: list[str]) -> int:
     from cascade.errors import CascadeError
 
-    command = COMMANDS[given[0]]
+    command = COMMANDS[name]
     app = importlib.import_module(command.module).app
     try:
-        if command.group:
-            app(args=given[1:], prog_name=f"cascade {given[0]}")
-        else:
-            app(args=given, prog_name="cascade")
+        if command.shared:
+            app(args=[name, *arguments], prog_name="cascade")
+        else:  # typer runs an app with a single command without that command's name
+            app(args=arguments, prog_name=f"cascade {name}")
     except CascadeError as error:
-        print(f"cascade {given[0]}: {error}", file=sys.stderr)
+        print(f"cascade {name}: {error}", file=sys.stderr)
         return 1
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1

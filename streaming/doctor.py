@@ -66,11 +66,6 @@ class Examination:
     broker_answers: bool = False
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps `doctor` a command with a name of its own."""
-
-
 @app.command()
 def doctor(
     config: Annotated[Path, typer.Option(help="Configuration file of the service.")] = Path("cascade.toml"),

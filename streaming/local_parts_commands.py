@@ -20,7 +20,13 @@ from streaming import local_broker
 from streaming.kernel_compilation import compile_kernels
 from streaming.local_broker import LocalBroker
 
-app = typer.Typer(no_args_is_help=True, help="A Kafka broker and a Triton of your own, without Docker.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="A Kafka broker and a Triton of your own, without Docker.",
+)
 
 
 @app.command()

@@ -31,11 +31,6 @@ def render_frame(frame: Frame, where: str, width: int) -> RenderableType:
     return Group(*parts)
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps `top` a command with a name of its own."""
-
-
 @app.command()
 def top(
     url: Annotated[str, typer.Option(help="Where the service serves /metrics.")] = "",

@@ -43,6 +43,12 @@ def test_help_lists_every_command_with_a_line() -> None:
     for name, command in cli.COMMANDS.items():
         assert f"  {name:<15} {command.help}" in done.stdout
     assert "Start with `cascade demo`" in done.stdout
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+
+
+def test_help_begins_with_the_six_commands_that_a_user_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = [line.split()[0] for line in called(capsys, "--help")[1].splitlines() if line.startswith("  ")]
+    assert listed[:6] == ["demo", "simulate", "train", "doctor", "run", "top"]
 
 
 def test_no_command_shows_the_help_and_counts_as_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,12 +70,27 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name: str) -> None:
     status, out, _ = called(capsys, name, "--help")
     assert status == 0
-    assert f"cascade {name}" in out
+    assert out.startswith(f"Usage: cascade {name} [OPTIONS]")
     shown = " ".join(out.replace("│", " ").split())
     options = [word for word in shown.split() if word.startswith("--") and word != "--help"]
     assert options
     # what it is for, and each option with a line: a bare option teaches nothing
     assert len(shown) > 60 * (1 + len(set(options)) // 2)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_an_unknown_option_ends_with_2_and_the_usage_of_that_command(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    status, out, err = called(capsys, name, "--no-such-option")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"Usage: cascade {name} [OPTIONS]")
+    assert f"Try 'cascade {name} --help' for help." in err
+    assert "No such option: --no-such-option" in err
+
+
+def test_a_command_of_a_group_has_the_group_in_its_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert called(capsys, "local", "broker", "--help")[1].startswith("Usage: cascade local broker [OPTIONS]")
 
 
 def test_the_group_of_local_parts_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +110,6 @@ def test_a_command_like_no_other_is_answered_with_where_to_look(capsys: pytest.C
 
 
 @pytest.mark.parametrize("arguments", [
-    ("run", "--no-such-option"),
     ("train",),
     ("train", "--data", "x.parquet", "--out", "y", "--budget", "2"),
     ("train", "--data", "x.parquet", "--out", "y", "--validation", "soon"),

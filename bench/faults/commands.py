@@ -107,11 +107,6 @@ def _run_chunk(seeds: range) -> tuple[int, dict[str, int], list[Violation], floa
     return len(seeds), dict(fired), violations, seconds
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps `simulate-faults` a command with a name of its own."""
-
-
 @app.command()
 def simulate_faults(
     schedules: Annotated[int, typer.Option(min=1, help="How many seeds to run.")] = 1_000,

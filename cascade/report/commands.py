@@ -23,11 +23,6 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 DEFAULTS = Assumptions()
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps the command a command with a name of its own."""
-
-
 @app.command()
 def report(
     paths: Paths,
