@@ -1,11 +1,11 @@
 """What a call to the deep model costs, by the number of its rows: the measurement behind the counterfactual.
 
-Calls are made one at a time, as fast as answers come. In every round each number of rows has its turn of some seconds,
-in each precision, and so has idleness: the server stands ready without a call. Of the round's turns the idle joules of
-the same round are taken off. The order of the turns moves on by one each round, so that none always follows the same.
+The client sends the next call when the last answer arrives. In every round, each number of rows in each precision gets
+a turn of some seconds, and so does the idle server. The idle joules of a round are subtracted from its other turns. The
+order rotates by one turn each round, so that no turn always follows the same neighbour.
 
-The inputs are random: a recurrent network does the same work whatever it is told. FP16 is measured on a GPU in process;
-no repository of the server's offers it.
+The inputs are random: a recurrent network does the same work for any values. FP16 is measured on a GPU in this process;
+the Triton repository does not offer it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from bench.gpu_trace import GpuTrace, power_j
 from bench.half_precision import write_half
+from bench.tables import figure_table, print_table
 from cascade.bundle import Bundle, load_bundle
 from cascade.config import BundleSettings, Config, DeepSettings, EnergySettings
 from cascade.errors import CascadeError, ModelServerError
@@ -58,27 +57,27 @@ from streaming.service import energy_pids, service_meters
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ROUNDS_MIN: Final = 5
 ROUND_S: Final = 2.0
-# NVML's counter steps about every tenth of a second.
+# NVML's counter steps about every 0.1 s; a longer turn makes the step a small share of its joules.
 ROUND_S_GPU: Final = 5.0
-# Different inputs of each size, so that no cache of the server's could answer.
+# Different inputs of each size, so that no cache of the server can answer.
 _INPUTS: Final = 8
 _WARM_UP_CALLS: Final = 20
 _TIMEOUT_S: Final = 30.0
 _READY_S: Final = 60.0
-# Log-odds by which server and ONNX Runtime on the CPU may differ.
-_SCORES_DIFFER_MAX: Final[dict[Precision, float]] = {"fp32": 1e-3, "fp16": 0.1}
+# Log-odds by which the server may differ from ONNX Runtime on the CPU.
+_DIFFERENCE_MAX: Final[dict[Precision, float]] = {"fp32": 1e-3, "fp16": 0.1}
 _SAMPLE_S: Final = 0.1
 
 
 class Load(NamedTuple):
-    """What a turn does: calls of `rows` in a precision."""
+    """The calls of a turn: `rows` transactions each, in a precision."""
 
     precision: Precision
     rows: int
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn of `load` (None: idle) from `start_s`: `calls` in `wall_s`, with the joules of each meter in it."""
+    """A turn of `load` (None: idle) from `start_s` on: `calls` in `wall_s`, and the joules of each meter."""
 
     load: Load | None
     start_s: float
@@ -88,9 +87,9 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeepCallsReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `cascade bench deep-calls` saw, a cost for each precision.
+    """The result of `cascade bench deep-calls`: a cost for each precision.
 
-    `trace`: counters of the GPUs over the run, none where there is no GPU; `turns` are on its clock.
+    `trace`: the counters of every GPU over the run; empty without a GPU. `turns` use the same clock.
     """
 
     costs: tuple[DeepCost, ...]
@@ -100,7 +99,7 @@ class DeepCallsReport(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A deep model that answers, by precision the file that it is; `server` is what answers, in words."""
+    """A deep model to measure: its file by precision, and `server`, what answers the calls, in words."""
 
     config: Config
     bundle: Bundle
@@ -112,9 +111,15 @@ class Served:
 def embedded(
     bundle_path: Path, deep: DeepSettings, precisions: Sequence[Precision], watts: float, directory: Path
 ) -> Iterator[Served]:
-    """A bundle's model on a Triton of its own (in this process for `onnxruntime`), for as long as the context lasts.
+    """Serves a bundle's model while the context lasts: on an embedded Triton, or in this process with `onnxruntime`.
 
-    Raises CascadeError where FP16 is wanted anywhere but on a GPU in process.
+    Raises CascadeError where `deep` and `precisions` do not fit: FP16 needs a GPU in this process.
+
+    bundle_path: the bundle's directory.
+    deep: backend and device.
+    precisions: those to measure.
+    watts: of a busy core, for modelled joules.
+    directory: for the FP16 model, Triton's repository and its log.
     """
     if "fp16" in precisions and (deep.backend, deep.device) != ("onnxruntime", "cuda"):
         raise CascadeError("--precision fp16: measured in process on a GPU; add --backend onnxruntime --device cuda")
@@ -126,25 +131,26 @@ def embedded(
     )
     onnx = bundle.directory / "deep.onnx"
     if deep.backend == "onnxruntime":
-        models = {one: onnx if one == "fp32" else write_half(onnx, directory / "half.onnx") for one in precisions}
+        half = directory / "half.onnx"
+        models = {precision: onnx if precision == "fp32" else write_half(onnx, half) for precision in precisions}
         yield Served(settings, bundle, _in_process(settings), models)
         return
     repository = write_repository(onnx, deep_signature(bundle), directory / "models", "cpu")
     with LocalTriton(repository, log_dir=directory) as triton:
-        found = msgspec.structs.replace(settings, deep=DeepSettings(url=triton.grpc_url))
-        yield Served(found, bundle, f"the embedded Triton {TRITON_VERSION}, CPU", {"fp32": onnx})
+        settings = msgspec.structs.replace(settings, deep=DeepSettings(url=triton.grpc_url))
+        yield Served(settings, bundle, f"the embedded Triton {TRITON_VERSION}, CPU", {"fp32": onnx})
 
 
 def configured(config: Config) -> Served:
-    """The deep model of a configuration, which must run on this machine; raises ModelServerError where it does not."""
+    """The deep model that a configuration names; raises ModelServerError where it runs on another machine."""
     bundle = load_bundle(Path(config.bundle.path))
     models: dict[Precision, Path] = {"fp32": bundle.directory / "deep.onnx"}
     if config.deep.backend == "onnxruntime":
         return Served(config, bundle, _in_process(config), models)
     if energy_pids(config) == [os.getpid()]:
         raise ModelServerError(
-            f"deep.url = {config.deep.url}: no process of this machine listens there, so its joules cannot be read; "
-            "run this beside the model server"
+            f"deep.url = {config.deep.url}: no process of this machine listens there, so its joules cannot be read;"
+            " run this command on the model server's machine"
         )
     return Served(config, bundle, f"the Triton at {config.deep.url}", models)
 
@@ -163,20 +169,26 @@ def _stage(served: Served, precision: Precision) -> DeepStage:
 def run_deep_calls(
     served: Served, rows: Sequence[int], rounds: int, round_s: float | None, seed: int
 ) -> DeepCallsReport:
-    """Measure; raises CascadeError for settings out of range, or where the model answers something else than it should.
+    """Measures the cost of a call for each number of rows.
 
-    `round_s`: seconds of each turn; None: 2, with a GPU 5.
+    Raises CascadeError for settings out of range, or where the scores are not those of the bundle's model.
+
+    served: the model.
+    rows: transactions of a call; the smallest must be 1.
+    rounds: at least ROUNDS_MIN.
+    round_s: seconds of a turn; None: 2, with a GPU 5.
+    seed: of the inputs.
     """
     sizes = checked_sizes(rows, rounds)
     signature = deep_signature(served.bundle)
     inputs = {size: [_inputs(signature, size, seed + number) for number in range(_INPUTS)] for size in sizes}
     with ExitStack() as stack:
-        stages = {one: stack.enter_context(closing(_stage(served, one))) for one in served.models}
-        apart = {}
+        stages = {precision: stack.enter_context(closing(_stage(served, precision))) for precision in served.models}
+        differences = {}
         for precision, stage in stages.items():
             stage.wait_ready(_READY_S)
-            apart[precision] = _scores_apart(stage, served.bundle, inputs[sizes[-1]][0], precision)
-        meters = [one for one in service_meters(served.config) if one.name != IDLE_METER]
+            differences[precision] = _score_difference(stage, served.bundle, inputs[sizes[-1]][0], precision)
+        meters = [meter for meter in service_meters(served.config) if meter.name != IDLE_METER]
         trace = GpuTrace(nvml_library())
         turn_s = round_s or (ROUND_S_GPU if trace.gpus else ROUND_S)
         if trace.gpus and turn_s < ROUND_S_GPU:
@@ -186,60 +198,64 @@ def run_deep_calls(
         with Steps() as progress:
             turns = _Bench(stages, meters, inputs, turn_s, trace).run(rounds, progress)
         readings = {meter.name: meter.read() for meter in meters}
-    costs = tuple(_cost(served, one, turns, readings, rounds, turn_s, apart[one]) for one in stages)
+    costs = tuple(
+        _cost(served, precision, turns, readings, rounds, turn_s, difference)
+        for precision, difference in differences.items()
+    )
     return DeepCallsReport(costs=costs, turns=tuple(turns), trace=trace.recorded())
 
 
 def checked_sizes(rows: Sequence[int], rounds: int) -> tuple[int, ...]:
-    """The sizes, rising; raises CascadeError where they or the rounds are out of range."""
+    """The different sizes in ascending order; raises CascadeError where they or the rounds are out of range."""
     sizes = tuple(sorted(set(rows)))
     wrong = [size for size in sizes if not 1 <= size <= BATCH_ROWS_MAX]
     if wrong or not sizes:
         raise CascadeError(f"--rows {', '.join(map(str, wrong)) or 'none'}: use sizes of 1 to {BATCH_ROWS_MAX}")
     if sizes[0] != 1:
-        raise CascadeError(
-            f"--rows {sizes[0]} as the smallest: measure 1 as well, most calls of a quiet stream have it"
-        )
+        raise CascadeError(f"--rows {sizes[0]} is the smallest: add --rows 1, the size of most calls of a quiet stream")
     if rounds < ROUNDS_MIN:
-        raise CascadeError(f"--rounds {rounds}: an interval wants {ROUNDS_MIN} or more")
+        raise CascadeError(f"--rounds {rounds}: an interval needs {ROUNDS_MIN} or more")
     return sizes
 
 
 def _inputs(signature: DeepSignature, rows: int, seed: int) -> DeepInputs:
     chance = np.random.default_rng(seed)
-    return DeepInputs(
-        sequence=chance.standard_normal(
-            (rows, signature.sequence_length, signature.sequence_width), dtype=np.float32
-        ),
-        features=chance.standard_normal((rows, signature.features), dtype=np.float32),
-    )  # fmt: skip
+    shape = (rows, signature.sequence_length, signature.sequence_width)
+    sequence = chance.standard_normal(shape, dtype=np.float32)
+    return DeepInputs(sequence, chance.standard_normal((rows, signature.features), dtype=np.float32))
 
 
-def _scores_apart(stage: DeepStage, bundle: Bundle, inputs: DeepInputs, precision: Precision) -> float:
-    """By how much log-odds differ at most from the bundle's model, which is what must be timed."""
+def _score_difference(stage: DeepStage, bundle: Bundle, inputs: DeepInputs, precision: Precision) -> float:
+    """The largest difference in log-odds from the bundle's model; raises CascadeError where another model answers."""
     with closing(OnnxDeepStage(bundle.directory / "deep.onnx", deep_signature(bundle))) as reference:
-        wanted = reference.submit(inputs, _TIMEOUT_S).result()
-    apart = float(np.abs(stage.submit(inputs, _TIMEOUT_S).result() - wanted).max())
-    if apart > _SCORES_DIFFER_MAX[precision]:
-        raise CascadeError(f"the server's scores differ from the bundle's model by up to {apart:.2g}; serve that model")
-    return apart
+        expected = reference.submit(inputs, _TIMEOUT_S).result()
+    difference = float(np.abs(stage.submit(inputs, _TIMEOUT_S).result() - expected).max())
+    if difference > _DIFFERENCE_MAX[precision]:
+        raise CascadeError(
+            f"the server's scores differ by up to {difference:.2g} from those of the bundle's model; serve that model"
+        )
+    return difference
 
 
 class _Bench:
-    """Turns of calls and of idleness, with every meter read before and after."""
+    """Runs busy and idle turns, and reads every meter before and after each."""
 
     def __init__(
-        self, stages: dict[Precision, DeepStage], meters: Sequence[EnergyMeter], inputs: dict[int, list[DeepInputs]],
-        turn_s: float, trace: GpuTrace,
-    ) -> None:  # fmt: skip
+        self,
+        stages: dict[Precision, DeepStage],
+        meters: Sequence[EnergyMeter],
+        inputs: dict[int, list[DeepInputs]],
+        turn_s: float,
+        trace: GpuTrace,
+    ) -> None:
         self._stages, self._meters, self._inputs, self._turn_s, self._trace = stages, meters, inputs, turn_s, trace
-        # Counters that step, wrap or are integrated over time; the others are read at the ends of a turn only, since
-        # reading them takes CPU time of the client.
+        # Hardware counters step, wrap or are integrated over time, so they are also read during a turn. Other meters
+        # are not: reading them takes the client's CPU time.
         self._counters = [meter for meter in meters if meter.read().kind == "measured"]
         self._metering = threading.Lock()
 
     def run(self, rounds: int, progress: Callable[[str, float], None]) -> list[Turn]:
-        """Each load and idleness, a turn a round."""
+        """In each round, a turn of every load and an idle turn."""
         loads = [Load(precision, rows) for precision in self._stages for rows in self._inputs]
         for number in range(_WARM_UP_CALLS):
             for busy in loads:
@@ -249,8 +265,8 @@ class _Bench:
         with EnergySampler(self._sample, _SAMPLE_S) if self._counters else nullcontext():
             for number in range(rounds):
                 first = number % len(order)
-                for place, load in enumerate([*order[first:], *order[:first]]):
-                    progress("measure, by turns", (number + place / len(order)) / rounds)
+                for position, load in enumerate([*order[first:], *order[:first]]):
+                    progress("measure, by turns", (number + position / len(order)) / rounds)
                     turns.append(self._turn(load))
         progress("measure, by turns", 1.0)
         return turns
@@ -270,10 +286,8 @@ class _Bench:
                 calls += 1
         wall_s = time.monotonic() - started_s
         after = self._read_j()
-        return Turn(
-            load=load, start_s=started_s - self._trace.start_s, calls=calls, wall_s=wall_s,
-            energy_j={name: after[name] - joules for name, joules in before.items()},
-        )  # fmt: skip
+        energy_j = {name: after[name] - joules for name, joules in before.items()}
+        return Turn(load=load, start_s=started_s - self._trace.start_s, calls=calls, wall_s=wall_s, energy_j=energy_j)
 
     def _read_j(self) -> dict[str, float]:
         with self._metering:
@@ -287,12 +301,20 @@ class _Bench:
 
 
 def _cost(
-    served: Served, precision: Precision, turns: Sequence[Turn], readings: dict[str, EnergyReading], rounds: int,
-    turn_s: float, apart: float,
-) -> DeepCost:  # fmt: skip
+    served: Served,
+    precision: Precision,
+    turns: Sequence[Turn],
+    readings: dict[str, EnergyReading],
+    rounds: int,
+    turn_s: float,
+    difference: float,
+) -> DeepCost:
     watts = watts_per_core(served.config.energy)
     idle = _of(turns, None)
-    rows = sorted({turn.load.rows for turn in turns if turn.load is not None})
+    meters = tuple(
+        CostMeter(meter=name, kind=reading.kind, source=reading.source, idle_w=_idle_w(name, idle))
+        for name, reading in readings.items()
+    )
     return DeepCost(
         measured_at=datetime.now(UTC),
         bundle_version=served.bundle.version,
@@ -300,24 +322,26 @@ def _cost(
         backend=served.config.deep.backend,
         server=served.server,
         precision=precision,
-        scores_apart=apart,
+        scores_apart=difference,
         machine=describe_machine(),
         watts_per_core=watts,
         rounds=rounds,
         round_s=turn_s,
         method=(
-            f"one call at a time, by turns of {turn_s:g} s in {rounds} rounds, less the same round's idle; medians, "
-            f"{CONFIDENCE:.0%} percentile bootstrap over rounds ({RESAMPLES:,} resamples)"
+            f"one call at a time, turns of {turn_s:g} s in {rounds} rounds, idle of the same round subtracted;"
+            f" medians, {CONFIDENCE:.0%} percentile bootstrap over rounds ({RESAMPLES:,} resamples)"
         ),
-        meters=tuple(
-            CostMeter(
-                meter=name, kind=reading.kind, source=reading.source,
-                idle_w=median_estimate([one.energy_j[name] / one.wall_s for one in idle]),
-            )
-            for name, reading in readings.items()
-        ),
-        calls=tuple(call_cost(size, _of(turns, Load(precision, size)), idle, watts) for size in rows),
-    )  # fmt: skip
+        meters=meters,
+        calls=tuple(call_cost(rows, _of(turns, Load(precision, rows)), idle, watts) for rows in _sizes(turns)),
+    )
+
+
+def _idle_w(meter: str, idle: Sequence[Turn]) -> Estimate:
+    return median_estimate([turn.energy_j[meter] / turn.wall_s for turn in idle])
+
+
+def _sizes(turns: Sequence[Turn]) -> list[int]:
+    return sorted({turn.load.rows for turn in turns if turn.load is not None})
 
 
 def _of(turns: Sequence[Turn], load: Load | None) -> list[Turn]:
@@ -325,7 +349,12 @@ def _of(turns: Sequence[Turn], load: Load | None) -> list[Turn]:
 
 
 def call_cost(rows: int, turns: Sequence[Turn], idle: Sequence[Turn], watts: float) -> CallCost:
-    """One size's turns, each beside the idle turn of its round; `watts`: of a busy core, behind modelled joules."""
+    """The cost of a call of `rows` transactions.
+
+    turns: the busy turns of that size, a turn a round.
+    idle: the idle turns of the same rounds.
+    watts: of a busy core; modelled joules are CPU seconds × watts.
+    """
     energy_mj = {name: _energy_mj(name, turns, idle) for name in turns[0].energy_j}
 
     def cpu_ms(name: str) -> list[float]:
@@ -346,16 +375,16 @@ def _energy_mj(name: str, turns: Sequence[Turn], idle: Sequence[Turn]) -> Estima
 
 
 def _above_idle_j(name: str, turn: Turn, idle: Turn) -> float:
-    """Joules a call by a meter, less what it tells in the same time without calls."""
+    """Joules a call by a meter, less those of the idle server in the same time."""
     return (turn.energy_j[name] - idle.energy_j[name] / idle.wall_s * turn.wall_s) / turn.calls
 
 
 def by_power(report: DeepCallsReport, precision: Precision) -> dict[str, dict[int, Estimate]]:
-    """Joules a call of each GPU, mJ, by rows, from its integrated power: a check of the counter, and finer than it.
+    """Joules a call of each GPU, mJ, by rows, from its integrated power: an independent check of the counter.
 
     Empty for a GPU without power in its trace.
     """
-    found: dict[str, dict[int, Estimate]] = {}
+    energy_mj: dict[str, dict[int, Estimate]] = {}
     for number, gpu in enumerate(report.trace):
         name = f"gpu{number}"
         turns = [
@@ -363,52 +392,49 @@ def by_power(report: DeepCallsReport, precision: Precision) -> dict[str, dict[in
             for turn in report.turns
             if (joules := power_j(gpu, turn.start_s, turn.start_s + turn.wall_s)) is not None
         ]
-        found[name] = {
-            rows: _energy_mj(name, _of(turns, Load(precision, rows)), _of(turns, None))
-            for rows in sorted({turn.load.rows for turn in turns if turn.load is not None})
-        }
-    return found
+        idle = _of(turns, None)
+        energy_mj[name] = {rows: _energy_mj(name, _of(turns, Load(precision, rows)), idle) for rows in _sizes(turns)}
+    return energy_mj
 
 
 def show_deep_calls(report: DeepCallsReport, console: Console) -> None:
-    """Print a table for each precision."""
+    """Prints a table for each precision."""
     for cost in report.costs:
         _show_cost(cost, by_power(report, cost.precision), console)
 
 
 def _show_cost(cost: DeepCost, checks: dict[str, dict[int, Estimate]], console: Console) -> None:
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), show_edge=False)
     counters = [meter.meter for meter in cost.meters if meter.kind == "measured"]
     server = any(call.server_cpu_ms is not None for call in cost.calls)
-    columns = ("rows", "wall ms", *(["server CPU ms"] if server else []), "client CPU ms", "µs/row", "mJ/row*")
-    for name in (*columns, *(f"{name} mJ" for name in counters)):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("wall ms", *(["server CPU ms"] if server else []), "client CPU ms", "µs/row", "mJ/row*")
+    table = figure_table(None, "rows", *columns, *(f"{name} mJ" for name in counters))
     for call in cost.calls:
-        cpu_ms = [one for one in (call.server_cpu_ms, call.client_cpu_ms) if one is not None]
-        per_row_us = 1e3 * sum(one.value for one in cpu_ms) / call.rows
+        cpu_ms = [estimate for estimate in (call.server_cpu_ms, call.client_cpu_ms) if estimate is not None]
+        per_row_us = 1e3 * sum(estimate.value for estimate in cpu_ms) / call.rows
         table.add_row(
-            f"{call.rows}", f"{call.wall_ms.value:.2f}", *(_interval(one) for one in cpu_ms),
+            f"{call.rows}",
+            f"{call.wall_ms.value:.2f}",
+            *(_interval(estimate) for estimate in cpu_ms),
             f"{per_row_us:,.3g}" if per_row_us < 100 else f"{per_row_us:,.0f}",
             f"{per_row_us * cost.watts_per_core / 1e3:.3f}",
             *(_interval(call.energy_mj[name]) for name in counters),
-        )  # fmt: skip
-    idle = ", ".join(f"{one.meter} {one.idle_w.value:.3g} W ({one.kind})" for one in cost.meters)
-    console.print()
-    console.print(table)
+        )
+    idle = ", ".join(f"{meter.meter} {meter.idle_w.value:.3g} W ({meter.kind})" for meter in cost.meters)
     checked = [
-        f"{name} by its power, integrated, mJ: " + ", ".join(f"{rows}: {_interval(mj)}" for rows, mj in by.items())
-        for name, by in checks.items()
-        if by
+        f"{name} by its power, integrated, mJ: " + ", ".join(f"{rows}: {_interval(mj)}" for rows, mj in by_rows.items())
+        for name, by_rows in checks.items()
+        if by_rows
     ]
-    lines = [
+    print_table(
+        console,
+        table,
         f"{cost.server}; {cost.precision.upper()}; bundle {cost.bundle_version}",
         cost.method,
         f"without calls: {idle}",
-        f"* modelled: CPU seconds of both × {cost.watts_per_core:g} W per busy core (stated)",
+        f"* modelled: CPU seconds of client and server × {cost.watts_per_core:g} W per busy core (stated)",
         *checked,
         cost.machine.text,
-    ]
-    console.print("\n" + "\n".join(f" {line}" for line in lines), highlight=False)
+    )
 
 
 def _interval(estimate: Estimate) -> str:

@@ -1,7 +1,7 @@
-"""What the feature kernel costs a transaction, and a card in memory, from a thousand cards to ten million.
+"""What the feature kernel costs: time for each transaction and memory for each card, by the number of cards.
 
-Random cards and terminals, as many of each, so that every row meets other memory; the shipped features. Each size is
-filled first, so that every card has its events, and then measured in micro-batches; the sizes take turns.
+Cards and terminals are random and as many of each, so that every row touches other memory. The features are those of
+the shipped bundle. Each size is filled with its events first and then measured in micro-batches; the sizes take turns.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from bench.tables import figure_table, print_table
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.columns import ColumnBatch
 from cascade.features import FeatureEngine
@@ -27,7 +26,10 @@ DAYS, START_MS = 20, 1_735_689_600_000
 
 
 class FeatureTiming(msgspec.Struct, frozen=True, kw_only=True):
-    """At so many cards: medians over the rounds, wall time; `bytes_per_card`: state in use, of cards and terminals."""
+    """Wall time at a number of cards: the median over the rounds; `spread`: the least and the largest.
+
+    `bytes_per_card`: the state in use of cards and terminals, divided by the number of cards.
+    """
 
     cards: int
     us_per_transaction: float
@@ -37,7 +39,7 @@ class FeatureTiming(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FeaturesReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `cascade bench features` saw; `events_per_card`: of each, when it was measured."""
+    """The result of `cascade bench features`; `events_per_card`: the events of each card before the measurement."""
 
     timings: list[FeatureTiming]
     events_per_card: int
@@ -47,8 +49,8 @@ class FeaturesReport(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
 
 
-class World:
-    """An engine that knows `cards` cards and terminals, and the transactions that come next."""
+class FilledEngine:
+    """A feature engine with the events of `cards` cards and as many terminals, and the transactions that come next."""
 
     def __init__(self, bundle: Bundle, cards: int, events_per_card: int, seed: int) -> None:
         self.cards = cards
@@ -57,7 +59,7 @@ class World:
         self._now_ms = START_MS
         self._next_id = 0
         self._gap_ms = DAYS * DAY_MS / (cards * events_per_card)
-        self.engine = FeatureEngine(_roomy(bundle.spec, cards, events_per_card), bundle.schema)
+        self.engine = FeatureEngine(_without_evictions(bundle.spec, cards, events_per_card), bundle.schema)
         self.engine.warm_up()
         left = cards * events_per_card
         while left:
@@ -66,7 +68,7 @@ class World:
             left -= rows
 
     def batch(self, rows: int) -> ColumnBatch:
-        """The next transactions."""
+        """The next `rows` transactions."""
         schema, roles, chance = self._schema, self._schema.roles, self._chance
         times = self._now_ms + (np.arange(rows) * self._gap_ms).astype(np.int64)
         self._now_ms += max(int(rows * self._gap_ms), 1)
@@ -80,20 +82,20 @@ class World:
         return ColumnBatch(columns, rows)
 
     def us_per_transaction(self) -> float:
-        """Of the next micro-batches."""
+        """Wall time of the next micro-batches, µs a transaction."""
         batches = [self.batch(BATCH_ROWS) for _ in range(BATCHES_A_ROUND)]
         started_s = time.perf_counter()
-        for one in batches:
-            self.engine.update(one)
+        for batch in batches:
+            self.engine.update(batch)
         return (time.perf_counter() - started_s) / (BATCHES_A_ROUND * BATCH_ROWS) * 1e6
 
     def bytes_per_card(self) -> float:
-        """State in use."""
+        """The state in use of cards and terminals, bytes a card."""
         return sum(array.nbytes for array in self.engine._used().values()) / self.cards
 
 
-def _roomy(spec: FeatureSpec, cards: int, events_per_card: int) -> FeatureSpec:
-    """The same with room for all of it: an eviction is another measurement."""
+def _without_evictions(spec: FeatureSpec, cards: int, events_per_card: int) -> FeatureSpec:
+    """The features with room for every key and event, since this benchmark does not measure evictions."""
     limits = msgspec.structs.replace(
         spec.limits,
         keys_max=max(cards, 16),
@@ -103,46 +105,58 @@ def _roomy(spec: FeatureSpec, cards: int, events_per_card: int) -> FeatureSpec:
 
 
 def run_features(cards: Sequence[int], events_per_card: int, rounds: int, seed: int) -> FeaturesReport:
-    """Measure each number of cards; memory for all of them at once."""
+    """Measures each number of cards. The engines of all numbers are in memory at the same time.
+
+    cards: the numbers of cards.
+    events_per_card: events of each card and each terminal before the measurement.
+    rounds: rounds that count; a first round fills the caches.
+    seed: of the transactions.
+    """
     bundle = load_bundle(SHIPPED_BUNDLE)
-    worlds = [World(bundle, one, events_per_card, seed) for one in cards]
-    cost: dict[int, list[float]] = {one: [] for one in cards}
+    engines = [FilledEngine(bundle, count, events_per_card, seed) for count in cards]
+    cost_us: dict[int, list[float]] = {count: [] for count in cards}
     for round_ in range(rounds + 1):
-        for world in worlds:
-            found = world.us_per_transaction()
-            if round_:  # the first is for the caches
-                cost[world.cards].append(found)
-    smallest = np.array(cost[min(cards)])
+        for engine in engines:
+            us_per_transaction = engine.us_per_transaction()
+            if round_:
+                cost_us[engine.cards].append(us_per_transaction)
+    smallest = np.array(cost_us[min(cards)])
     timings = [
         FeatureTiming(
-            cards=world.cards, us_per_transaction=float(np.median(cost[world.cards])),
-            spread=(min(cost[world.cards]), max(cost[world.cards])),
-            ratio_to_smallest=float(np.median(np.array(cost[world.cards]) / smallest)),
-            bytes_per_card=world.bytes_per_card(),
+            cards=engine.cards,
+            us_per_transaction=float(np.median(cost_us[engine.cards])),
+            spread=(min(cost_us[engine.cards]), max(cost_us[engine.cards])),
+            ratio_to_smallest=float(np.median(np.array(cost_us[engine.cards]) / smallest)),
+            bytes_per_card=engine.bytes_per_card(),
         )
-        for world in worlds
-    ]  # fmt: skip
+        for engine in engines
+    ]
     return FeaturesReport(
-        timings=timings, events_per_card=events_per_card, batch=BATCH_ROWS, rounds=rounds, seed=seed,
+        timings=timings,
+        events_per_card=events_per_card,
+        batch=BATCH_ROWS,
+        rounds=rounds,
+        seed=seed,
         machine=describe_machine(),
-    )  # fmt: skip
+    )
 
 
 def show_features(report: FeaturesReport, console: Console) -> None:
-    """Print the report."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), show_edge=False)
-    for name in ("cards", "µs a transaction", "least–largest", "× of the fewest", "bytes a card"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in report.timings:
+    """Prints the report as a table, a row a number of cards."""
+    table = figure_table(None, "cards", "µs/transaction", "least–largest", "× fewest cards", "bytes/card")
+    for timing in report.timings:
         table.add_row(
-            f"{one.cards:,}", f"{one.us_per_transaction:.2f}", f"{one.spread[0]:.2f}–{one.spread[1]:.2f}",
-            f"{one.ratio_to_smallest:.2f}", f"{one.bytes_per_card:,.0f}",
-        )  # fmt: skip
-    console.print()
-    console.print(table)
-    console.print(
-        f"\n {report.events_per_card} events a card and as many a terminal, as many terminals as cards; batches of"
-        f" {report.batch:,}, medians of {report.rounds} rounds, by turns; bytes of the state in use, of a card and its"
-        f" terminal\n {report.machine.text}; seed {report.seed}",
-        highlight=False,
+            f"{timing.cards:,}",
+            f"{timing.us_per_transaction:.2f}",
+            f"{timing.spread[0]:.2f}–{timing.spread[1]:.2f}",
+            f"{timing.ratio_to_smallest:.2f}",
+            f"{timing.bytes_per_card:,.0f}",
+        )
+    print_table(
+        console,
+        table,
+        f"{report.events_per_card} events for each card and each terminal; as many terminals as cards",
+        f"batches of {report.batch:,}; medians of {report.rounds} rounds in which the sizes take turns",
+        "bytes/card: state in use of a card and a terminal",
+        f"{report.machine.text}; seed {report.seed}",
     )

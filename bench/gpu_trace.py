@@ -1,4 +1,4 @@
-"""Counters of all GPUs over a run, kept in the form that `RecordedNvml` plays back."""
+"""Counters of all GPUs over a run, in the form that `RecordedNvml` plays back."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from cascade.ledger.nvml import NvmlLibrary
 from cascade.ledger.recorded_nvml import RecordedGpu
 
-# Ten a second for three hours: what comes after is not kept.
+# Ten a second for three hours: bounds the memory of a long run, whose later samples are dropped.
 SAMPLES_MAX: Final = 108_000
 
 
 class GpuTrace:
-    """Reads every GPU's energy and power when told to; `gpus` is 0 where there is no driver. `start_s`: its time 0.
+    """Reads the energy and the power of every GPU at each `sample`. `start_s`: the clock at time 0 of the trace.
 
-    A counter that cannot be read at any sample is left out of that GPU's trace as a whole.
+    A GPU's trace leaves out a counter that failed at any sample.
     """
 
     def __init__(self, nvml: NvmlLibrary, clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,11 +31,11 @@ class GpuTrace:
 
     @property
     def gpus(self) -> int:
-        """How many there are."""
+        """The number of GPUs; 0 without a driver."""
         return len(self._handles)
 
     def sample(self) -> None:
-        """One reading of each; nothing beyond `SAMPLES_MAX` of them."""
+        """Reads every GPU once; does nothing after `SAMPLES_MAX` samples."""
         if not self._handles or len(self._time_s) >= SAMPLES_MAX:
             return
         self._time_s.append(self._clock() - self.start_s)
@@ -53,18 +53,21 @@ class GpuTrace:
         """The trace of each GPU."""
         return tuple(
             RecordedGpu(
-                uuid=self._nvml.nvmlDeviceGetUUID(handle), name=self._nvml.nvmlDeviceGetName(handle),
-                time_s=tuple(self._time_s), energy_mj=_complete(energy), power_mw=_complete(power),
+                uuid=self._nvml.nvmlDeviceGetUUID(handle),
+                name=self._nvml.nvmlDeviceGetName(handle),
+                time_s=tuple(self._time_s),
+                energy_mj=_complete(energy),
+                power_mw=_complete(power),
             )
             for handle, energy, power in zip(self._handles, self._energy_mj, self._power_mw, strict=True)
-        )  # fmt: skip
+        )
 
 
 def power_j(gpu: RecordedGpu, start_s: float, stop_s: float) -> float | None:
-    """Joules of a trace between two of its times: power by the trapezoid rule; None where power was not recorded.
+    """Joules of a GPU from `start_s` to `stop_s`: its power, integrated by the trapezoid rule; None without power.
 
-    The energy counter steps by the joules of a tenth of a second; over a turn of a few seconds this is the finer of
-    the two, and independent of it.
+    The energy counter steps about every 0.1 s. Over a turn of a few seconds the integrated power is finer than the
+    counter, and independent of it.
     """
     if gpu.power_mw is None or len(gpu.time_s) < 2:
         return None

@@ -1,8 +1,8 @@
-"""Single stages: what each costs a transaction, and beside it the plain way to do the same, by turns in one run.
+"""Single stages: the CPU time of each for a transaction, beside plain Python code that does the same work.
 
-CPU time of one thread, at one batch size. The plain way is what most people write: `json.loads`, dictionaries of
-totals, LightGBM's `predict`, a record a decision. It is a yardstick that moves with the machine, so the ratio says
-whether a stage became slower, where microseconds would say how busy the machine was.
+Both run by turns in one thread, at one batch size. The plain code is what most people write: `json.loads`, dictionaries
+of totals, LightGBM's `predict`, an object for each decision. Both slow down alike on a busy machine, so the ratio shows
+whether a stage became slower, and microseconds alone would not.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 import lightgbm
 import msgspec
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from bench.cluster import origin, simulated
+from bench.tables import figure_table, print_table
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
-from cascade.columns import ColumnBatch
+from cascade.columns import ColumnBatch, Float64
 from cascade.config import DuplicateSettings
 from cascade.ledger.machine import Machine, describe_machine
+from cascade.schema import Roles
 from stages.assembly import make_engine
 from streaming.codecs import codec
 from streaming.decisions import DecisionColumns, _decisions, encode_decisions
@@ -35,7 +35,10 @@ Work = Callable[[int], object]
 
 
 class StageTiming(msgspec.Struct, frozen=True, kw_only=True):
-    """A stage: medians over the rounds; `ratio`: how many times the plain way's cost; `spread`: least and largest."""
+    """CPU time of a stage, medians over the rounds.
+
+    `ratio`: plain code's time over the stage's; `spread`: its least and largest.
+    """
 
     stage: str
     us_per_transaction: float
@@ -45,7 +48,7 @@ class StageTiming(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StagesReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `cascade bench stages` saw."""
+    """The result of `cascade bench stages`."""
 
     stages: list[StageTiming]
     batch: int
@@ -56,15 +59,15 @@ class StagesReport(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Two ways to do the same with the batch of that number."""
+    """The service's code and plain code for the same work on the batch with a given number."""
 
     name: str
-    ours: Work
+    cascade: Work
     plain: Work
 
 
 def run_stages(batch: int, rounds: int, seed: int) -> StagesReport:
-    """Measure every stage."""
+    """Measures every stage; `batch`: transactions of a micro-batch, `seed`: of the data."""
     bundle = load_bundle(SHIPPED_BUNDLE)
     data = simulated(bundle.schema, CARDS, TERMINALS, DAYS, seed).batch
     count = data.rows // batch
@@ -74,29 +77,28 @@ def run_stages(batch: int, rounds: int, seed: int) -> StagesReport:
 
 
 def _timed(stage: Stage, count: int, batch: int, rounds: int) -> StageTiming:
-    next_batch, cost = 0, {"ours": [0.0] * 0, "plain": [0.0] * 0}
+    next_batch, cost_us = 0, {"cascade": [0.0] * 0, "plain": [0.0] * 0}
     for round_ in range(rounds + 1):
-        for name, work in (("ours", stage.ours), ("plain", stage.plain)):
+        for name, work in (("cascade", stage.cascade), ("plain", stage.plain)):
             numbers = [(next_batch + step) % count for step in range(BATCHES_A_TURN)]
             started_s = time.thread_time()
             for number in numbers:
                 work(number)
-            if round_:  # the first is for the caches
-                cost[name].append((time.thread_time() - started_s) / (BATCHES_A_TURN * batch) * 1e6)
+            if round_:  # the first round fills the caches
+                cost_us[name].append((time.thread_time() - started_s) / (BATCHES_A_TURN * batch) * 1e6)
         next_batch += BATCHES_A_TURN
-    ratios = np.array(cost["plain"]) / np.array(cost["ours"])
+    ratios = np.array(cost_us["plain"]) / np.array(cost_us["cascade"])
     return StageTiming(
-        stage=stage.name, us_per_transaction=float(np.median(cost["ours"])),
-        plain_us_per_transaction=float(np.median(cost["plain"])), ratio=float(np.median(ratios)),
+        stage=stage.name,
+        us_per_transaction=float(np.median(cost_us["cascade"])),
+        plain_us_per_transaction=float(np.median(cost_us["plain"])),
+        ratio=float(np.median(ratios)),
         spread=(float(ratios.min()), float(ratios.max())),
-    )  # fmt: skip
+    )
 
 
 def _stages(bundle: Bundle, parts: list[ColumnBatch]) -> list[Stage]:
-    return [
-        _decode(bundle, parts), _features(bundle, parts), _screener(bundle, parts), _duplicates(bundle, parts),
-        _encode(bundle, parts),
-    ]  # fmt: skip
+    return [make(bundle, parts) for make in (_decode, _features, _screener, _duplicates, _encode)]
 
 
 def _decode(bundle: Bundle, parts: list[ColumnBatch]) -> Stage:
@@ -120,10 +122,10 @@ def _features(bundle: Bundle, parts: list[ColumnBatch]) -> Stage:
     totals: dict[tuple[str, int], list[float]] = {}
 
     def plain(number: int) -> object:
-        """Count, sum and maximum since ever, of card and terminal: a tenth of what the engine gives."""
+        """Count, mean and maximum of card and terminal without windows: a tenth of the engine's features."""
         part = rest[number % len(rest)]
         rows = zip(part[roles.card].tolist(), part[roles.terminal].tolist(), part[roles.amount].tolist(), strict=True)
-        found = []
+        features = []
         for card, terminal, amount in rows:
             row = []
             for key in (("card", card), ("terminal", terminal)):
@@ -132,8 +134,8 @@ def _features(bundle: Bundle, parts: list[ColumnBatch]) -> Stage:
                 total[1] += amount
                 total[2] = max(total[2], amount)
                 row += [total[0], total[1] / total[0], total[2]]
-            found.append(row)
-        return np.array(found, np.float32)
+            features.append(row)
+        return np.array(features, np.float32)
 
     return Stage("features", lambda number: engine.update(rest[number % len(rest)]), plain)
 
@@ -154,7 +156,7 @@ def _duplicates(bundle: Bundle, parts: list[ColumnBatch]) -> Stage:
     seen: dict[tuple[int, int, float], int] = {}
     state = {"offset": 0}
 
-    def ours(number: int) -> object:
+    def look_up(number: int) -> object:
         part = parts[number]
         offsets = state["offset"] + np.arange(part.rows)
         state["offset"] += part.rows
@@ -165,46 +167,61 @@ def _duplicates(bundle: Bundle, parts: list[ColumnBatch]) -> Stage:
         ids, cards, amounts = (part[name].tolist() for name in (roles.transaction_id, roles.card, roles.amount))
         return [seen.setdefault(key, len(seen)) for key in zip(ids, cards, amounts, strict=True)]
 
-    return Stage("duplicates", ours, plain)
+    return Stage("duplicates", look_up, plain)
 
 
 def _encode(bundle: Bundle, parts: list[ColumnBatch]) -> Stage:
     roles, chance = bundle.schema.roles, np.random.default_rng(1)
     encoder = msgspec.json.Encoder()
-
-    def columns(number: int) -> DecisionColumns:
-        part = parts[number]
-        rows, scores = part.rows, chance.random(part.rows)
-        codes, offsets = np.zeros(rows, np.uint8), np.arange(rows)
-        return DecisionColumns(
-            "transactions", 0, ["1"] * rows, offsets, np.full(rows, -1), part[roles.transaction_id], codes, codes,
-            scores, scores, codes, part[roles.event_time], part[roles.event_time], scores, scores, scores, scores,
-            scores,
-        )  # fmt: skip
-
-    made = [columns(number) for number in range(2 * BATCHES_A_TURN)]
+    scores = [chance.random(part.rows) for part in parts[: 2 * BATCHES_A_TURN]]
+    columns = [screened_columns(part, roles, score, score) for part, score in zip(parts, scores, strict=False)]
     return Stage(
         "encode decisions",
-        lambda number: encode_decisions("json", made[number % len(made)]),
-        lambda number: [encoder.encode(one) for one in _decisions(made[number % len(made)])],
+        lambda number: encode_decisions("json", columns[number % len(columns)]),
+        lambda number: [encoder.encode(decision) for decision in _decisions(columns[number % len(columns)])],
+    )
+
+
+def screened_columns(batch: ColumnBatch, roles: Roles, scores: Float64, latency_ms: Float64) -> DecisionColumns:
+    """Decisions of the screener about a micro-batch.
+
+    batch: the transactions; roles: of their columns.
+    scores: float64 [rows].
+    latency_ms: float64 [rows]; every stage gets the same.
+    """
+    rows, event_times_ms, codes = batch.rows, batch[roles.event_time], np.zeros(batch.rows, np.uint8)
+    return DecisionColumns(
+        topic="transactions",
+        partition=0,
+        bundles=["1"] * rows,
+        offsets=np.arange(rows),
+        first_offsets=np.full(rows, -1),
+        transaction_ids=batch[roles.transaction_id],
+        actions=codes,
+        stages=codes,
+        scores=scores,
+        screener_scores=scores,
+        causes=codes,
+        event_times_ms=event_times_ms,
+        decision_times_ms=event_times_ms,
+        queue_ms=latency_ms,
+        features_ms=latency_ms,
+        screener_ms=latency_ms,
+        deep_ms=latency_ms,
+        total_ms=latency_ms,
     )
 
 
 def show_stages(report: StagesReport, console: Console) -> None:
-    """Print the report."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), show_edge=False)
-    table.add_column("CPU µs a transaction", no_wrap=True)
-    for name in ("ours", "the plain way", "ratio", "least–largest"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in report.stages:
+    """Prints the report as a table, a row a stage."""
+    table = figure_table("CPU µs a transaction", "Cascade", "plain Python", "ratio", "least–largest")
+    for timing in report.stages:
         table.add_row(
-            one.stage, f"{one.us_per_transaction:.2f}", f"{one.plain_us_per_transaction:.2f}", f"{one.ratio:.1f} ×",
-            f"{one.spread[0]:.1f}–{one.spread[1]:.1f}",
-        )  # fmt: skip
-    console.print()
-    console.print(table)
-    console.print(
-        f"\n one thread, batches of {report.batch:,}, medians of {report.rounds} rounds, by turns\n"
-        f" {origin(report.machine, report.seed)}",
-        highlight=False,
-    )
+            timing.stage,
+            f"{timing.us_per_transaction:.2f}",
+            f"{timing.plain_us_per_transaction:.2f}",
+            f"{timing.ratio:.1f} ×",
+            f"{timing.spread[0]:.1f}–{timing.spread[1]:.1f}",
+        )
+    notes = f"one thread, batches of {report.batch:,}; medians of {report.rounds} rounds in which both take turns"
+    print_table(console, table, notes, origin(report.machine, report.seed))

@@ -1,4 +1,4 @@
-"""FP16: the network rounded, raw amounts not, and the same inputs and outputs."""
+"""FP16: the network is rounded, raw amounts are not, and inputs and outputs stay the same."""
 
 from __future__ import annotations
 
@@ -20,20 +20,16 @@ def test_the_network_is_fp16_and_scores_hardly_differ_even_for_amounts_beyond_it
     bundle = load_bundle(SHIPPED_BUNDLE)
     signature = deep_signature(bundle)
     half = write_half(SHIPPED_BUNDLE / "deep.onnx", tmp_path / "half.onnx")
-    weights = {one.data_type for one in onnx.load(str(half)).graph.initializer if len(one.dims) > 1}
+    weights = {weight.data_type for weight in onnx.load(str(half)).graph.initializer if len(weight.dims) > 1}
     assert onnx.TensorProto.FLOAT16 in weights
     chance = np.random.default_rng(1)
-    inputs = DeepInputs(
-        sequence=chance.normal(
-            0, 1e5, (256, signature.sequence_length, signature.sequence_width)
-        ).astype(np.float32),
-        features=chance.normal(0, 1e5, (256, signature.features)).astype(np.float32),
-    )  # fmt: skip
+    shapes = (256, signature.sequence_length, signature.sequence_width), (256, signature.features)
+    inputs = DeepInputs(*(chance.normal(0, 1e5, shape).astype(np.float32) for shape in shapes))
 
     def scores(path: Path) -> Float64:
         with closing(OnnxDeepStage(path, signature)) as stage:
             return stage.submit(inputs, 30).result()
 
-    apart = np.abs(scores(half) - scores(SHIPPED_BUNDLE / "deep.onnx"))
-    assert np.isfinite(apart).all()
-    assert 0 < apart.max() < 0.1
+    difference = np.abs(scores(half) - scores(SHIPPED_BUNDLE / "deep.onnx"))
+    assert np.isfinite(difference).all()
+    assert 0 < difference.max() < 0.1

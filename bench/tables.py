@@ -1,0 +1,27 @@
+"""The layout of what benchmarks print: a table of figures, and notes under it."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def figure_table(names: str | None, *figures: str, title: str | None = None) -> Table:
+    """An empty table of right-aligned figures; `names` heads a left-aligned column of names before them."""
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), show_edge=False
+    )
+    if names is not None:
+        table.add_column(names, no_wrap=True)
+    for figure in figures:
+        table.add_column(figure, justify="right", no_wrap=True)
+    return table
+
+
+def print_table(console: Console, table: Table, *notes: str) -> None:
+    """Print a table, and each note on a line of its own under it."""
+    console.print()
+    console.print(table)
+    if notes:
+        console.print("\n" + "\n".join(f" {note}" for note in notes), highlight=False)
