@@ -1,1 +1,1 @@
-"""The simulator of faults: seeded schedules of crashes, delays and lies drive the worker, and an oracle judges."""
+"""The fault simulator: seeded schedules of faults drive the real worker on a simulated clock; an oracle checks it."""

@@ -1,4 +1,4 @@
-"""The simulated broker: topics, transactions, one consumer group. It serves requests at once; `network` delays them."""
+"""The simulated broker: topics, transactions, one consumer group. It serves at once; `network` delays the requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from bench.faults.clock import EPOCH_S
 from bench.faults.group import Group
 from bench.faults.logs import PartitionLog, Record
-from bench.faults.network import Network, Weather
+from bench.faults.network import Network, NetworkFaults
 from bench.faults.transactions import TransactionCoordinator
 from bench.faults.world import NEVER_S, World
 from streaming.clients import Headers, Partition
@@ -19,32 +19,38 @@ TICK_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """Topics by name with their number of partitions, the topic that the group shares, and timeouts in seconds."""
+    """`topics`: number of partitions by topic. `shared_topic`: the topic whose partitions the group shares."""
 
     topics: Mapping[str, int]
     shared_topic: str
     session_timeout_s: float = 1.5
     rebalance_timeout_s: float = 6.0
     transaction_timeout_s: float = 3.0
-    weather: Weather = field(default_factory=Weather)
+    faults: NetworkFaults = field(default_factory=NetworkFaults)
 
 
 class SimBroker:
-    """Logs by partition, the group and the transactions, on a world's clock."""
+    """The logs by partition, the group and the transactions.
+
+    `truncated_until_s`: the time until which some log lacked its first records; -1 if none ever did.
+    """
 
     def __init__(self, world: World, settings: BrokerSettings) -> None:
         self.world = world
-        self.network = Network(world, settings.weather)
+        self.network = Network(world, settings.faults)
         self.logs: dict[Partition, PartitionLog] = {
-            (topic, number): PartitionLog() for topic, count in settings.topics.items() for number in range(count)
+            (topic, partition_id): PartitionLog()
+            for topic, count in settings.topics.items()
+            for partition_id in range(count)
         }
         self.group = Group(
             world, self.partitions(settings.shared_topic), settings.session_timeout_s, settings.rebalance_timeout_s
         )
-        self.transactions = TransactionCoordinator(world, settings.transaction_timeout_s, self._mark, self.group.commit)
-        # until when a log lacked its beginning, as far as is known
-        self.restored_s = -1.0
-        self._asked = 0
+        self.transactions = TransactionCoordinator(
+            world, settings.transaction_timeout_s, self._write_marker, self.group.commit
+        )
+        self.truncated_until_s = -1.0
+        self._requests = 0
         world.at(TICK_S, self._tick)
 
     @property
@@ -53,11 +59,11 @@ class SimBroker:
         return int((EPOCH_S + self.world.now_s) * 1e3)
 
     def partitions(self, topic: str) -> list[Partition]:
-        """A topic's partitions, ascending; none where it is missing."""
-        return sorted(one for one in self.logs if one[0] == topic)
+        """The partitions of a topic, ascending; none if the topic does not exist."""
+        return sorted(partition for partition in self.logs if partition[0] == topic)
 
     def partition_of(self, topic: str, key: bytes | None) -> Partition:
-        """Where a record of this key goes; without a key to the first."""
+        """The partition of a record with this key; the first one for a record without a key."""
         count = len(self.partitions(topic))
         return (topic, zlib.crc32(key) % count if key is not None and count else 0)
 
@@ -71,38 +77,43 @@ class SimBroker:
         sent_s: float = 0.0,
         transaction: tuple[str, int] | None = None,
     ) -> Record:
-        """Append a record, as part of `transaction` (transactional id, epoch); raises ProducerFencedError."""
-        place = self.partition_of(topic, key)
-        producer = -1 if transaction is None else self.transactions.touch(*transaction, place)
-        return self.logs[place].append(
-            self.now_ms, key, value, headers, producer, transaction is not None, sender, sent_s
-        )  # fmt: skip
+        """Append a record; raises ProducerFencedError.
 
-    def cut(self, partition: Partition, offset: int) -> None:
-        """Delete a log's records before `offset`."""
+        sender, sent_s: the session that sent the record, and when; for the oracle.
+        transaction: transactional id and epoch of the transaction that the record belongs to.
+        """
+        partition = self.partition_of(topic, key)
+        producer = -1 if transaction is None else self.transactions.add_partition(*transaction, partition)
+        log = self.logs[partition]
+        return log.append(self.now_ms, key, value, headers, producer, transaction is not None, sender, sent_s)
+
+    def delete_records(self, partition: Partition, offset: int) -> None:
+        """Delete the records before `offset`."""
         self.logs[partition].beginning = offset
-        self.restored_s = NEVER_S
-        self.world.tell("broker", f"{partition} now begins at {offset}")
+        self.truncated_until_s = NEVER_S
+        self.world.log("broker", f"{partition} begins at {offset}")
 
-    def restore(self) -> None:
-        """Bring back what was deleted."""
-        if self.restored_s == NEVER_S:
-            self.restored_s = self.world.now_s
-            self.world.tell("broker", "all logs begin at 0 again")
+    def restore_records(self) -> None:
+        """Restore all deleted records."""
+        if self.truncated_until_s == NEVER_S:
+            self.truncated_until_s = self.world.now_s
+            self.world.log("broker", "all logs begin at 0 again")
         for log in self.logs.values():
             log.beginning = 0
 
-    def next_asked(self) -> int:
-        """A number for a commit, in the order of asking."""
-        self._asked += 1
-        return self._asked
+    def next_request_number(self) -> int:
+        """Number a commit request, in the order in which clients send them."""
+        self._requests += 1
+        return self._requests
 
-    def each(self, partitions: Iterable[Partition], of: Callable[[PartitionLog], int]) -> dict[Partition, int]:
-        """One number a partition."""
-        return {one: of(self.logs[one]) for one in partitions}
+    def offsets(
+        self, partitions: Iterable[Partition], offset_of: Callable[[PartitionLog], int]
+    ) -> dict[Partition, int]:
+        """`offset_of` the log of each partition."""
+        return {partition: offset_of(self.logs[partition]) for partition in partitions}
 
-    def _mark(self, partition: Partition, producer: int, kept: bool) -> None:
-        self.logs[partition].mark(producer, kept, self.now_ms)
+    def _write_marker(self, partition: Partition, producer: int, commit: bool) -> None:
+        self.logs[partition].write_marker(producer, commit, self.now_ms)
 
     def _tick(self) -> None:
         self.group.tick()

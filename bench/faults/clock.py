@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from bench.faults.world import CALL_S, Life
 
-# 2026-01-01T00:00:00Z, in seconds since the epoch: where simulated time begins.
+# Simulated time begins at 2026-01-01T00:00:00Z; seconds since the epoch.
 EPOCH_S = 1_767_225_600.0
 
 
 class SimClock:
-    """A Clock whose wall time may be jumped, apart from the monotonic one that only simulated waiting moves.
+    """A Clock whose wall time may jump. Only simulated waiting moves its monotonic time.
 
     >>> from bench.faults.world import World
     >>> clock = SimClock(Life(World(1), "worker"))
@@ -25,7 +25,7 @@ class SimClock:
         self._offset_s = 0.0
 
     def jump(self, seconds: float) -> None:
-        """Set the wall clock forwards, or back where negative."""
+        """Move the wall clock forwards, or backwards if negative."""
         self._offset_s += seconds
 
     def time(self) -> float:
@@ -39,6 +39,6 @@ class SimClock:
     def sleep(self, seconds: float) -> None:
         """See Clock."""
         world = self._life.world
-        self._life.point("sleep")
+        self._life.fault_point("sleep")
         world.wait(world.now_s + max(seconds, CALL_S))
         self._life.check()

@@ -1,11 +1,13 @@
-"""`cascade simulate-faults`: the worker under thousands of schedules of faults, and what an oracle found."""
+"""`cascade simulate-faults`: runs the real worker under thousands of fault schedules; an oracle checks each run."""
 
 from __future__ import annotations
 
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.cluster import write_json
 from bench.faults.run import Outcome, simulate
 from bench.faults.schedule import derive
 from bench.faults.world import KINDS
@@ -22,27 +25,27 @@ from cascade.ledger.machine import Machine, describe_machine
 from cascade.progress import Steps
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-SEEDS_A_CHUNK = 20
-# From so many schedules on a kind of fault that never struck is a hole in the test, and fails it.
+SEEDS_PER_CHUNK = 20
+# With this many schedules each kind of fault must strike at least once.
 ALL_KINDS_FROM = 500
-VIOLATIONS_SHOWN = 20
-# A child that is forked has the threads' locks of its parent; one that is spawned starts clean.
+VIOLATIONS_SHOWN_MAX = 20
+# A forked child inherits locks that the parent's threads hold; a spawned one does not.
 START_METHOD = "spawn"
 
 
 class Violation(msgspec.Struct, frozen=True, kw_only=True):
-    """A seed whose run broke a promise, and how, a line each."""
+    """A seed whose run broke promises. `problems`: how, a line each."""
 
     seed: int
     problems: list[str]
 
 
 class FaultsReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `cascade simulate-faults` saw.
+    """The report of `cascade simulate-faults`.
 
-    `schedules`: runs, of the seeds from `first_seed` on. `faults`: how often each kind struck. `violations`: runs that
-    broke a promise, `seeds`: which, `details`: how. `simulated_s`: time on the simulated clock, `seconds`: on this
-    machine's.
+    `schedules`: number of runs, of the seeds from `first_seed`. `faults`: how often each kind struck. `violations`:
+    number of runs that broke a promise; `seeds`: their seeds; `details`: how. `simulated_s`: time on the simulated
+    clock. `seconds`: time on this machine.
     """
 
     schedules: int
@@ -58,33 +61,41 @@ class FaultsReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def never_struck(self) -> list[str]:
-        """The kinds of fault that did not strike once."""
+        """The kinds of fault that did not strike."""
         return [kind for kind, count in self.faults.items() if not count]
 
 
 def run_schedules(
-    schedules: int, first_seed: int, processes: int = 2, tell: Callable[[float], None] = lambda share: None
+    schedules: int, first_seed: int, processes: int = 2, on_progress: Callable[[float], None] = lambda share: None
 ) -> FaultsReport:
-    """Run the schedules of so many seeds from the first one on, side by side; `tell` hears which share is done."""
+    """Run the schedules of `schedules` seeds from `first_seed`; in this process if there is one chunk or process.
+
+    on_progress: called with the share that is done.
+    """
     started_s = time.monotonic()
     fired: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     violations: list[Violation] = []
     simulated_s, done = 0.0, 0
     end = first_seed + schedules
-    chunks = [range(start, min(start + SEEDS_A_CHUNK, end)) for start in range(first_seed, end, SEEDS_A_CHUNK)]
-    with multiprocessing.get_context(START_METHOD).Pool(min(processes, len(chunks))) as pool:
-        for seeds, counted, found, seconds in pool.imap_unordered(_run_chunk, chunks):
+    chunks = [range(start, min(start + SEEDS_PER_CHUNK, end)) for start in range(first_seed, end, SEEDS_PER_CHUNK)]
+    processes = min(processes, len(chunks))
+    with ExitStack() as stack:
+        results: Iterable[tuple[int, dict[str, int], list[Violation], float]] = map(_run_chunk, chunks)
+        if processes > 1:
+            pool = stack.enter_context(multiprocessing.get_context(START_METHOD).Pool(processes))
+            results = pool.imap_unordered(_run_chunk, chunks)
+        for seeds, counted, found, seconds in results:
             fired.update(counted)
             violations += found
             simulated_s += seconds
             done += seeds
-            tell(done / schedules)
-    violations.sort(key=lambda one: one.seed)
+            on_progress(done / schedules)
+    violations.sort(key=lambda violation: violation.seed)
     return FaultsReport(
         schedules=schedules,
         faults={kind: fired[kind] for kind in KINDS},
         violations=len(violations),
-        seeds=[one.seed for one in violations],
+        seeds=[violation.seed for violation in violations],
         first_seed=first_seed,
         simulated_s=round(simulated_s, 1),
         seconds=round(time.monotonic() - started_s, 1),
@@ -109,26 +120,25 @@ def _run_chunk(seeds: range) -> tuple[int, dict[str, int], list[Violation], floa
 
 @app.command()
 def simulate_faults(
-    schedules: Annotated[int, typer.Option(min=1, help="How many seeds to run.")] = 1_000,
-    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 1,
-    out: Annotated[Path, typer.Option(help="File for the figures, as JSON.")] = Path("build/faults.json"),
-    processes: Annotated[int, typer.Option(min=1, max=64, help="Processes side by side.")] = 2,
-    replay: Annotated[int | None, typer.Option(min=0, help="Run this seed alone; print its options and trace.")] = None,
+    schedules: Annotated[int, typer.Option(min=1, help="Number of seeds to run.")] = 1_000,
+    seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 1,
+    out: Annotated[Path, typer.Option(help="JSON file for the report.")] = Path("build/faults.json"),
+    processes: Annotated[int, typer.Option(min=1, max=64, help="Number of parallel processes.")] = 2,
+    replay: Annotated[int | None, typer.Option(min=0, help="Run only this seed; print its options and trace.")] = None,
 ) -> None:
-    """Drive the worker through crashes, delays and lies on a simulated clock, and judge what came of it.
+    """Run the worker through seeded faults on a simulated clock, and check every run.
 
-    Ends with status 1 where a promise was broken, or, from 500 schedules on, where a kind of fault never struck.
+    The exit status is 1 if a run broke a promise. With 500 schedules or more it is also 1 if a kind of fault never
+    struck.
     """
-    console = Console()
     if replay is not None:
         outcome = simulate(replay)
         _show_trace(outcome)
         raise typer.Exit(bool(outcome.problems))
     with Steps() as progress:
-        report = run_schedules(schedules, seed, processes, lambda share: progress("simulate faults", share))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    _show(report, console)
+        report = run_schedules(schedules, seed, processes, partial(progress, "simulate faults"))
+    write_json(out, report)
+    _show(report, Console())
     if report.violations or (schedules >= ALL_KINDS_FROM and report.never_struck):
         raise typer.Exit(1)
 
@@ -140,27 +150,29 @@ def _show(report: FaultsReport, console: Console) -> None:
     for kind, count in report.faults.items():
         table.add_row(kind, f"{count:,}")
     console.print(table)
+    last_seed = report.first_seed + report.schedules - 1
     console.print(
-        f"{report.schedules:,} schedules, seeds {report.first_seed} to {report.first_seed + report.schedules - 1}, in"
-        f" {report.seconds:.0f} s ({report.schedules / max(report.seconds, 0.1):.1f} a second in {report.processes}"
-        f" processes; {report.simulated_s:,.0f} s of simulated time); {sum(report.faults.values()):,} faults;"
-        f" violations: {report.violations}",
+        f"schedules: {report.schedules:,} (seeds {report.first_seed} to {last_seed})\n"
+        f"faults: {sum(report.faults.values()):,}\n"
+        f"time: {report.seconds:.0f} s, {report.schedules / max(report.seconds, 0.1):.1f} schedules/s"
+        f" in {report.processes} processes; simulated: {report.simulated_s:,.0f} s\n"
+        f"violations: {report.violations}",
         highlight=False,
     )
     console.print(f"{report.machine.processor}, {report.machine.cores} cores", style="dim", highlight=False)
     if report.never_struck:
         console.print(f"never struck: {', '.join(report.never_struck)}", highlight=False)
-    for one in report.details[:VIOLATIONS_SHOWN]:
-        console.print(f"VIOLATION, again with: cascade simulate-faults --replay {one.seed}", style="bold red")
-        for problem in one.problems:
+    for violation in report.details[:VIOLATIONS_SHOWN_MAX]:
+        console.print(f"VIOLATION: cascade simulate-faults --replay {violation.seed}", style="bold red")
+        for problem in violation.problems:
             console.print(f"  {problem}", highlight=False, soft_wrap=True)
 
 
 def _show_trace(outcome: Outcome) -> None:
-    """Plain lines: traces are long, and are read with other tools."""
+    """Print plain lines, which other tools can read."""
     print(msgspec.json.format(msgspec.json.encode(derive(outcome.seed)), indent=2).decode())
-    for time_s, who, what in outcome.trace:
-        print(f"{time_s:10.5f}  {who:<12}  {what}")
+    for time_s, actor, event in outcome.trace:
+        print(f"{time_s:10.5f}  {actor:<12}  {event}")
     print(f"faults: {dict(sorted(outcome.fired.items()))}")
     for problem in outcome.problems or ["no promise was broken"]:
         print(problem)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,7 @@ import numpy as np
 from bench.faults.broker import SimBroker
 from bench.faults.group import Member
 from bench.faults.logs import PartitionLog, Record
-from bench.faults.network import Fate, Link
+from bench.faults.network import Connection, Fate
 from bench.faults.world import CALL_S, NEVER_S, Life
 from cascade.errors import BrokerError
 from streaming.clients import FetchedBatch, GroupMember, Partition, PartitionsCallback
@@ -19,22 +19,26 @@ from streaming.clients import FetchedBatch, GroupMember, Partition, PartitionsCa
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """What a transaction carries of its group: who, and of which generation."""
+    """The group metadata of a transaction: the member and its generation."""
 
     member: Member
     generation: int
 
 
 class SimConsumer:
-    """One consumer of the group (`group`: whether), or outside any; `instance` as for `kafka.instance`.
+    """A consumer of the broker's group, or outside any group.
 
-    `poll_s`: what a poll takes at least. `reads` keeps, for the oracle, what `committed` has said: when, of which
-    partition, offset and metadata.
+    group: whether it is a member of the group.
+    instance: as `kafka.instance`, the name of a static member.
+    poll_s: least duration of a poll.
+
+    `committed_reads`: the results of `committed`, for the oracle: time, partition, offset, metadata. `resume_s`: when
+    the last poll would have ended, if it returned early to let another process continue.
     """
 
     def __init__(self, broker: SimBroker, life: Life, group: bool, instance: str = "", poll_s: float = CALL_S) -> None:
         self._broker, self._world, self._life = broker, broker.world, life
-        self._link = Link(broker.network, life, "consumer" if group else "reader")
+        self._connection = Connection(broker.network, life, "consumer" if group else "reader")
         self._group = broker.group if group else None
         self._instance, self._poll_s = instance, poll_s
         self._member: Member | None = None
@@ -43,11 +47,10 @@ class SimConsumer:
         self._owned: set[Partition] = set()
         self._paused: set[Partition] = set()
         self._positions: dict[Partition, int] = {}
-        # until when a partition's fetches lag behind the others'
-        self._held_until_s: dict[Partition, float] = {}
+        # partitions whose fetches are delayed, and until when
+        self._delayed_until_s: dict[Partition, float] = {}
         self._skipped: set[tuple[Partition, int]] = set()
-        self.reads: list[tuple[float, Partition, int, str]] = []
-        # when the loop wanted to go on whose poll was cut short for another process
+        self.committed_reads: list[tuple[float, Partition, int, str]] = []
         self.resume_s = 0.0
 
     # --- partitions ---------------------------------------------------------------------------------------------
@@ -59,9 +62,9 @@ class SimConsumer:
         on_revoked: PartitionsCallback,
         on_lost: PartitionsCallback | None = None,
     ) -> None:
-        """See ConsumerClient; the topic is the one that the broker's group shares."""
+        """See ConsumerClient; the consumer gets the topic that the broker's group shares."""
         del topics
-        self._life.point("subscribe")
+        self._life.fault_point("subscribe")
         self._callbacks = (on_assigned, on_revoked, on_lost or on_revoked)
 
     def assign(self, partitions: Sequence[Partition]) -> None:
@@ -75,85 +78,84 @@ class SimConsumer:
 
     def pause(self, partitions: Iterable[Partition]) -> None:
         """See ConsumerClient."""
-        self._paused |= self._only_owned(partitions, "pausing")
+        self._paused |= self._checked_owned(partitions, "pausing")
 
     def resume(self, partitions: Iterable[Partition]) -> None:
         """See ConsumerClient."""
-        self._paused -= self._only_owned(partitions, "resuming")
+        self._paused -= self._checked_owned(partitions, "resuming")
 
     def seek(self, partition: Partition, offset: int) -> None:
         """See ConsumerClient."""
-        self._only_owned([partition], "seeking")
+        self._checked_owned([partition], "seeking")
         self._positions[partition] = offset
 
     def position(self, partition: Partition) -> int:
         """See ConsumerClient."""
-        self._only_owned([partition], "asking for the position of")
+        self._checked_owned([partition], "reading the position of")
         return self._positions[partition]
 
     @property
     def dropped(self) -> bool:
-        """Whether the group went on without us, or another took our place, and we may not know it yet."""
+        """Whether the group has removed this member, which it may not have noticed yet."""
         return self._group is not None and self._member is not None and self._member not in self._group.members
 
     @property
     def replaying(self) -> bool:
-        """Whether records below the committed offset are still to be read."""
-        committed = self._broker.group.offsets
-        return any(self._positions[one] < committed.get(one, (0, ""))[0] for one in self._owned)
+        """Whether the position of a partition is below its committed offset."""
+        offsets = self._broker.group.offsets
+        return any(self._positions[partition] < offsets.get(partition, (0, ""))[0] for partition in self._owned)
 
-    def _only_owned(self, partitions: Iterable[Partition], action: str) -> set[Partition]:
-        wanted = set(partitions)
-        strange = wanted - self._owned
-        if strange:
-            raise BrokerError(f"{action} {sorted(strange)}: not assigned")
-        return wanted
+    def _checked_owned(self, partitions: Iterable[Partition], action: str) -> set[Partition]:
+        requested = set(partitions)
+        unassigned = requested - self._owned
+        if unassigned:
+            raise BrokerError(f"{action} {sorted(unassigned)}: not assigned")
+        return requested
 
     # --- records ------------------------------------------------------------------------------------------------
 
     def poll(self, timeout_s: float, rows_max: int) -> list[FetchedBatch]:
-        """See ConsumerClient; comes back early where another process waits to go on."""
+        """See ConsumerClient; returns early if another process waits to continue."""
         world = self._world
-        self._life.point("poll")
+        self._life.fault_point("poll")
         if self._closed:
             raise BrokerError("polling: the consumer is closed")
         deadline_s = world.now_s + max(timeout_s, self._poll_s)
         world.wait(world.now_s + CALL_S)
         while True:
             self._life.check()
-            if self._group_wants_us():
+            if self._coordination_due():
                 self._coordinate()
-            fetchable = [] if self._link.clogged else self._fetchable()
+            fetchable = [] if self._connection.clogged else self._fetchable()
             found = self._fetch(fetchable, rows_max)
             if found:
-                world.wait(world.now_s + world.chance.random() * self._broker.network.weather.latency_s, alone=True)
-                self._life.point(f"{sum(map(len, found))} records")
+                world.wait(world.now_s + world.chance.random() * self._broker.network.faults.latency_s, alone=True)
+                self._life.fault_point(f"{sum(map(len, found))} records")
                 return found
             until_s = min(deadline_s, world.limit_s)
             if world.now_s >= until_s:
                 self.resume_s = deadline_s
                 return []
-            held_s = min((self._held_until_s.get(one, 0.0) for one in fetchable), default=NEVER_S)
-            world.wait(max(min(until_s, held_s), world.now_s + CALL_S), partial(self._stirs, len(fetchable)))
+            delayed_s = min((self._delayed_until_s.get(partition, 0.0) for partition in fetchable), default=NEVER_S)
+            world.wait(max(min(until_s, delayed_s), world.now_s + CALL_S), partial(self._has_news, len(fetchable)))
 
-    def _stirs(self, fetchable: int) -> bool:
-        """Whether there is more to do for `poll` than when `fetchable` partitions had records."""
-        if self._life.dead or self._group_wants_us():
+    def _has_news(self, fetchable: int) -> bool:
+        """Whether `poll` has more to do than when `fetchable` partitions had records."""
+        if self._life.dead or self._coordination_due():
             return True
-        return not self._link.clogged and len(self._fetchable()) > fetchable
+        return not self._connection.clogged and len(self._fetchable()) > fetchable
 
     def _fetchable(self) -> list[Partition]:
         logs, positions = self._broker.logs, self._positions
         return [
-            one
-            for one in sorted(self._owned)
-            if one not in self._paused
-            and (positions[one] < logs[one].stable_end or positions[one] < logs[one].beginning)
+            partition
+            for partition in sorted(self._owned - self._paused)
+            if positions[partition] < max(logs[partition].stable_end, logs[partition].beginning)
         ]
 
     def _fetch(self, fetchable: list[Partition], rows_max: int) -> list[FetchedBatch]:
-        world, weather = self._world, self._broker.network.weather
-        ready = [one for one in fetchable if self._held_until_s.get(one, 0.0) <= world.now_s]
+        world, faults = self._world, self._broker.network.faults
+        ready = [partition for partition in fetchable if self._delayed_until_s.get(partition, 0.0) <= world.now_s]
         if len(ready) > 1:
             world.chance.shuffle(ready)
         found: list[FetchedBatch] = []
@@ -164,8 +166,8 @@ class SimConsumer:
                     f"fetching {partition[0]}-{partition[1]}: offset {position} is gone, the log begins at"
                     f" {log.beginning}"
                 )
-            if len(fetchable) > 1 and world.happens(weather.held_share):
-                self._held_until_s[partition] = world.now_s + weather.held_s * world.chance.random()
+            if len(fetchable) > 1 and world.happens(faults.fetch_delay_share):
+                self._delayed_until_s[partition] = world.now_s + faults.fetch_delay_s * world.chance.random()
                 world.fire("reordered-partitions")
                 continue
             records, self._positions[partition] = log.read(position, rows_max)
@@ -180,21 +182,22 @@ class SimConsumer:
         return found
 
     def _skips(self, partition: Partition, records: Sequence[Record]) -> bool:
-        """Whether this fetch leaves out its first records; none is left out first twice, as in a gap of the log."""
+        """Whether this fetch omits its first records; no fetch omits records from the same offset again."""
         if self._group is None or len(records) < 2 or (partition, records[0].offset) in self._skipped:
             return False
-        skips = self._world.happens(self._broker.network.weather.skipped_share)
+        skips = self._world.happens(self._broker.network.faults.skipped_share)
         if skips:
             self._skipped.add((partition, records[0].offset))
         return skips
 
     # --- the group ----------------------------------------------------------------------------------------------
 
-    def _group_wants_us(self) -> bool:
+    def _coordination_due(self) -> bool:
+        """Whether the consumer has to join the group, or to take a new assignment."""
         group, member = self._group, self._member
-        if group is None or self._callbacks is None or self._link.clogged:
+        if group is None or self._callbacks is None or self._connection.clogged:
             return False
-        if member is None or member not in group.members or member.news:
+        if member is None or member not in group.members or member.assignment_pending:
             return True
         return group.rebalancing and not member.joined
 
@@ -203,34 +206,34 @@ class SimConsumer:
         if group is None or self._callbacks is None:
             return
         if member is not None and member.fenced:
-            raise BrokerError(f"another consumer of the instance {member.instance} has taken this one's place")
+            raise BrokerError(f"fenced: another consumer of the instance {member.instance} has joined the group")
         if member is not None and member not in group.members:
             self._member = None
             lost = sorted(self._owned)
             if lost:
                 self._world.fire("session-expired")
-                self._life.point(f"lost {_numbers(lost)}")
+                self._life.fault_point(f"lost {_names(lost)}")
                 self._callbacks[2](lost)
-                self._let_go(lost)
+                self._release(lost)
         if self._member is None:
-            self._member = member = group.enter(self._life, self._link, self._instance)
+            self._member = member = group.add_member(self._life, self._connection, self._instance)
         if member is not None and group.rebalancing and not member.joined:
             group.join(member, self._owned)
-        if member is not None and member.news:
-            member.news = False
+        if member is not None and member.assignment_pending:
+            member.assignment_pending = False
             self._take_assignment(member)
 
     def _take_assignment(self, member: Member) -> None:
-        """Give up what is no longer ours, then join once more; take what is."""
+        """Revoke the partitions that are no longer assigned, and join once more; take the newly assigned ones."""
         group, callbacks = self._group, self._callbacks
         if group is None or callbacks is None:
             return
         assigned = set(member.assigned)
         revoked = sorted(self._owned - assigned)
         if revoked:
-            self._life.point(f"revoked {_numbers(revoked)}")
+            self._life.fault_point(f"revoked {_names(revoked)}")
             callbacks[1](revoked)
-            self._let_go(revoked)
+            self._release(revoked)
             if member in group.members:
                 group.rebalance()
         gained = sorted(assigned - self._owned)
@@ -239,32 +242,33 @@ class SimConsumer:
             self._owned |= set(gained)
             for partition in gained:
                 self._positions[partition] = committed.get(partition, (beginnings[partition], ""))[0]
-            self._life.point(f"assigned {_numbers(gained)}")
+            self._life.fault_point(f"assigned {_names(gained)}")
             callbacks[0](gained)
 
-    def _let_go(self, partitions: Iterable[Partition]) -> None:
+    def _release(self, partitions: Iterable[Partition]) -> None:
         for partition in partitions:
             self._owned.discard(partition)
             self._paused.discard(partition)
             self._positions.pop(partition, None)
-            self._held_until_s.pop(partition, None)
+            self._delayed_until_s.pop(partition, None)
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, str]]:
         """See ConsumerClient."""
-        wanted, broker, world = list(partitions), self._broker, self._world
-        give_up_s = world.now_s + broker.network.weather.request_timeout_s
+        requested, broker, world = list(partitions), self._broker, self._world
+        give_up_s = world.now_s + broker.network.faults.request_timeout_s
 
-        def ask() -> dict[Partition, tuple[int, str]] | None:
-            if any(map(broker.transactions.holds, wanted)):
-                return None
+        def pending() -> bool:
+            return any(map(broker.transactions.has_pending_offsets, requested))
+
+        def fetch() -> dict[Partition, tuple[int, str]] | None:
             offsets = broker.group.offsets
-            return {one: offsets[one] for one in wanted if one in offsets}
+            return None if pending() else {each: offsets[each] for each in requested if each in offsets}
 
-        while (found := self._link.call("ask what is committed", ask)) is None:
-            if not world.wait(give_up_s, lambda: not any(map(broker.transactions.holds, wanted))):
-                raise BrokerError("asking what is committed: a transaction that holds offsets does not end")
-        for partition in wanted:
-            self.reads.append((world.now_s, partition, *found.get(partition, (0, ""))))
+        while (found := self._connection.call("fetch committed offsets", fetch)) is None:
+            if not world.wait(give_up_s, lambda: not pending()):
+                raise BrokerError("fetching committed offsets: a transaction with such offsets does not end")
+        for partition in requested:
+            self.committed_reads.append((world.now_s, partition, *found.get(partition, (0, ""))))
         return found
 
     def member(self) -> GroupMember:
@@ -278,34 +282,28 @@ class SimConsumer:
         group, member = self._group, self._member
         if group is None or member is None:
             raise BrokerError("committing: not a member of the group")
-        kept, generation, asked = dict(offsets), member.generation, self._broker.next_asked()
+        offsets, generation, request_number = dict(offsets), member.generation, self._broker.next_request_number()
 
-        def keep() -> None:
+        def store() -> None:
             group.check(member, generation)
-            group.commit(kept, asked)
+            group.commit(offsets, request_number)
 
-        self._link.call(f"commit {_offsets(kept)}", keep, commit_fate(self._broker))
+        text = ", ".join(f"{topic}-{number}: {offset}" for (topic, number), (offset, _) in sorted(offsets.items()))
+        self._connection.call(f"commit {text}", store, commit_fate(self._broker))
 
-    # --- what the log holds -------------------------------------------------------------------------------------
+    # --- offsets of the logs ------------------------------------------------------------------------------------
 
     def beginning_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """See ConsumerClient."""
-        wanted = list(partitions)
-        return self._link.call("ask for beginnings", lambda: self._broker.each(wanted, lambda log: log.beginning))
+        return self._log_offsets("fetch beginning offsets", partitions, lambda log: log.beginning)
 
     def end_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """See ConsumerClient."""
-        wanted = list(partitions)
-        return self._link.call("ask for ends", lambda: self._broker.each(wanted, lambda log: log.stable_end))
+        return self._log_offsets("fetch end offsets", partitions, lambda log: log.stable_end)
 
     def offsets_at(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
         """See ConsumerClient."""
-        wanted = list(partitions)
-
-        def at(log: PartitionLog) -> int:
-            return log.at_time(time_ms)
-
-        return self._link.call("ask for offsets of a time", lambda: self._broker.each(wanted, at))
+        return self._log_offsets("fetch offsets by time", partitions, lambda log: log.at_time(time_ms))
 
     def partitions_for(self, topic: str) -> list[Partition]:
         """See ConsumerClient."""
@@ -315,52 +313,54 @@ class SimConsumer:
         return found
 
     def close(self) -> None:
-        """See ConsumerClient; a member with a name of its own does not leave: its next run takes its place."""
+        """See ConsumerClient; a static member does not leave the group: the process's next run replaces it."""
         if self._closed:
             return
-        self._life.point("close")
+        self._life.fault_point("close")
         self._closed = True
         group, member, owned = self._group, self._member, sorted(self._owned)
         try:
             if group is None or member is None or self._callbacks is None:
                 return
-            ours = member in group.members
+            is_member = member in group.members
             try:
                 if owned:
-                    self._callbacks[1 if ours else 2](owned)
+                    self._callbacks[1 if is_member else 2](owned)
             finally:
-                self._let_go(owned)
-                if ours and not self._instance:
-                    self._link.call("leave the group", lambda: group.leave(member))
+                self._release(owned)
+                if is_member and not self._instance:
+                    self._connection.call("leave the group", lambda: group.leave(member))
         finally:
-            self._link.cut()
+            self._connection.cut()
+
+    def _log_offsets(
+        self, name: str, partitions: Iterable[Partition], offset_of: Callable[[PartitionLog], int]
+    ) -> dict[Partition, int]:
+        requested = list(partitions)
+        return self._connection.call(name, lambda: self._broker.offsets(requested, offset_of))
 
 
 def commit_fate(broker: SimBroker) -> Fate:
-    """What becomes of the next commit."""
-    world, weather = broker.world, broker.network.weather
-    if world.happens(weather.refused_share):
+    """Draw the fate of the next commit."""
+    world, faults = broker.world, broker.network.faults
+    if world.happens(faults.commit_refused_share):
         return "refused"
-    if world.happens(weather.reply_lost_share):
+    if world.happens(faults.commit_reply_lost_share):
         return "reply-lost"
-    return "late" if world.happens(weather.late_share) else "served"
+    return "late" if world.happens(faults.commit_late_share) else "served"
 
 
 def _batch(partition: Partition, records: Sequence[Record]) -> FetchedBatch:
     return FetchedBatch(
         topic=partition[0],
         partition=partition[1],
-        offsets=np.array([one.offset for one in records], np.int64),
-        timestamps_ms=np.array([one.time_ms for one in records], np.int64),
-        keys=[one.key for one in records],
-        values=[one.value for one in records],
-        headers=[one.headers for one in records],
+        offsets=np.array([record.offset for record in records], np.int64),
+        timestamps_ms=np.array([record.time_ms for record in records], np.int64),
+        keys=[record.key for record in records],
+        values=[record.value for record in records],
+        headers=[record.headers for record in records],
     )
 
 
-def _numbers(partitions: Iterable[Partition]) -> str:
+def _names(partitions: Iterable[Partition]) -> str:
     return ", ".join(f"{topic}-{number}" for topic, number in partitions)
-
-
-def _offsets(offsets: Mapping[Partition, tuple[int, str]]) -> str:
-    return ", ".join(f"{topic}-{number}: {offset}" for (topic, number), (offset, _) in sorted(offsets.items()))

@@ -1,10 +1,11 @@
-"""The place for snapshots, with its faults."""
+"""The disk that holds the snapshots, with its faults."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 
 from bench.faults.world import NEVER_S, Life, SimCrash, World
@@ -12,7 +13,7 @@ from bench.faults.world import NEVER_S, Life, SimCrash, World
 
 @dataclass(frozen=True, slots=True)
 class DiskFaults:
-    """Shares of writes. `torn`: the file shows under its name, cut short. `slow_s`: how late slow ones are, at most."""
+    """Shares of writes that fail; a torn write leaves a truncated file. `slow_s`: the longest delay of slow writes."""
 
     full_share: float = 0.0
     torn_share: float = 0.0
@@ -21,7 +22,7 @@ class DiskFaults:
 
 
 class SimDisk:
-    """What is on the disk, for all processes; it outlives them."""
+    """The disk that all processes share, and that outlives them. `content`: files by name."""
 
     def __init__(self, world: World, faults: DiskFaults) -> None:
         self.world = world
@@ -30,19 +31,19 @@ class SimDisk:
 
 
 class SimFiles:
-    """Files of one process on the disk."""
+    """One process's access to the disk; implements Files."""
 
     def __init__(self, disk: SimDisk, life: Life) -> None:
         self._disk, self._life = disk, life
 
     def names(self) -> list[str]:
         """See Files."""
-        self._life.point("list files")
+        self._life.fault_point("list files")
         return list(self._disk.content)
 
     def read(self, name: str) -> bytes:
         """See Files."""
-        self._life.point(f"read {name}")
+        self._life.fault_point(f"read {name}")
         found = self._disk.content.get(name)
         if found is None:
             raise FileNotFoundError(errno.ENOENT, "no such file", name)
@@ -53,9 +54,9 @@ class SimFiles:
         return self.read(name)[:size]
 
     def write(self, name: str, octets: bytes) -> None:
-        """See Files; where it is torn the promise is broken, as disks do that lose what they had acknowledged."""
+        """See Files. A torn write breaks its promise, like a disk that loses acknowledged writes."""
         disk, world = self._disk, self._disk.world
-        self._life.point(f"write {name}")
+        self._life.fault_point(f"write {name}")
         if world.happens(disk.faults.full_share):
             world.fire("disk-full")
             raise OSError(errno.ENOSPC, "no space left on device", name)
@@ -63,23 +64,23 @@ class SimFiles:
             world.fire("snapshot-torn")
             octets = octets[: world.chance.randrange(len(octets))]
         disk.content[name] = octets
-        self._life.point(f"wrote {name}")
+        self._life.fault_point(f"wrote {name}")
 
     def remove(self, name: str) -> None:
         """See Files."""
-        self._life.point(f"remove {name}")
+        self._life.fault_point(f"remove {name}")
         self._disk.content.pop(name, None)
 
 
 def submitter(disk: SimDisk, life: Life) -> Callable[[Callable[[], None]], Future[None]]:
-    """Runs background work of a process: at once, or later, and never if the process is gone by then.
+    """Returns a function that runs background work of a process: at once or later, and not at all in a dead process.
 
-    A crash in the work is a crash of the process, found at its next call.
+    A crash in the work shows at the process's next external call.
     """
     world = disk.world
 
     def submit(work: Callable[[], None]) -> Future[None]:
-        done = PatientFuture(life)
+        done = SimFuture(life)
 
         def run() -> None:
             if life.dead:
@@ -91,9 +92,13 @@ def submitter(disk: SimDisk, life: Life) -> Callable[[Callable[[], None]], Futur
             else:
                 done.set_result(None)
 
+        def run_later() -> None:
+            with suppress(SimCrash):
+                run()
+
         if world.happens(disk.faults.slow_share):
             world.fire("snapshot-slow")
-            world.at(disk.faults.slow_s * world.chance.random(), lambda: _contained(run))
+            world.at(disk.faults.slow_s * world.chance.random(), run_later)
         else:
             run()
         return done
@@ -101,15 +106,8 @@ def submitter(disk: SimDisk, life: Life) -> Callable[[Callable[[], None]], Futur
     return submit
 
 
-def _contained(run: Callable[[], None]) -> None:
-    try:
-        run()
-    except SimCrash:
-        return
-
-
-class PatientFuture(Future[None]):
-    """A future whose `result` lets simulated time pass until it is there."""
+class SimFuture(Future[None]):
+    """A future whose `result` lets simulated time pass until the work is done."""
 
     def __init__(self, life: Life) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """A consumer group's coordinator: members, generations, cooperative rebalances, committed offsets.
 
-A rebalance waits until every member has joined again, or drops those that do not in time. The new assignment takes
-nothing from a member that still owns it: what moves is first revoked by its owner, who then joins once more, and only
-that second rebalance gives it to its new owner.
+A rebalance waits until every member has joined again, and drops the members that do not join in time. The assignment
+takes no partition from a member that still owns it: the owner first revokes it and joins once more, and only that
+second rebalance assigns it to its new owner.
 
 Source: KIP-429, "Kafka Consumer Incremental Rebalance Protocol"; static membership: KIP-345.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bench.faults.network import Link
+from bench.faults.network import Connection
 from bench.faults.world import Life, World
 from cascade.errors import BrokerError
 from streaming.clients import Partition
@@ -22,34 +22,35 @@ Offsets = dict[Partition, tuple[int, str]]
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One consumer in the group. `owned`: what it last said that it has; `assigned`: what it may have now.
+    """One consumer in the group.
 
-    `link`: its connection, over which it heartbeats. `generation`: the one it knows of. `news`: an assignment that it
-    has not taken yet.
+    `connection`: carries its heartbeats. `instance`: its group.instance.id, or "". `owned`: the partitions that it
+    joined with. `assigned`: its partitions in `generation`. `assignment_pending`: it has not taken `assigned` yet.
+    `seen_s`: time of its last heartbeat.
     """
 
     number: int
     life: Life
-    link: Link
+    connection: Connection
     instance: str
     owned: set[Partition] = field(default_factory=set)
     assigned: set[Partition] = field(default_factory=set)
     generation: int = 0
     joined: bool = False
-    news: bool = False
+    assignment_pending: bool = False
     fenced: bool = False
     seen_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One commit of one partition that was kept, for the oracle; `asked` as for `Group.commit`."""
+    """One commit of one partition, for the oracle. `before`: the offset that it replaced."""
 
     partition: Partition
     before: int
     offset: int
     metadata: str
-    asked: int
+    request_number: int
 
 
 class Group:
@@ -71,44 +72,44 @@ class Group:
 
     @property
     def rebalancing(self) -> bool:
-        """Whether members are asked to join anew."""
+        """Whether a rebalance is in progress: members have to join again."""
         return self._joining_since_s is not None
 
-    def enter(self, life: Life, link: Link, instance: str) -> Member:
-        """A new consumer comes; one with the `instance` of another takes its place, without a rebalance."""
+    def add_member(self, life: Life, connection: Connection, instance: str) -> Member:
+        """Add a consumer. A static member fences and replaces the one of the same `instance`, without a rebalance."""
         self._number += 1
-        member = Member(self._number, life, link, instance, seen_s=self._world.now_s)
-        other = next((one for one in self.members if instance and one.instance == instance), None)
+        member = Member(self._number, life, connection, instance, seen_s=self._world.now_s)
+        other = next((each for each in self.members if instance and each.instance == instance), None)
         self.members.append(member)
         if other is None:
             self.rebalance()
             return member
         self.members.remove(other)
         other.fenced = True
-        self._world.tell("group", f"{life.name} takes the place of {other.life.name}")
-        member.assigned, member.generation, member.news = set(other.assigned), self.generation, True
-        given = {partition for one in self.members for partition in one.assigned}
-        # what the other had given up, or was about to, must still get a new owner
-        if self.rebalancing or not other.generation or given != set(self._partitions):
+        self._world.log("group", f"{life.name} replaces {other.life.name}")
+        member.assigned, member.generation, member.assignment_pending = set(other.assigned), self.generation, True
+        assigned = {partition for each in self.members for partition in each.assigned}
+        # partitions that the replaced member revoked, or was about to revoke, still need a new owner
+        if self.rebalancing or not other.generation or assigned != set(self._partitions):
             self.rebalance()
-            member.news = False
+            member.assignment_pending = False
         return member
 
     def join(self, member: Member, owned: set[Partition]) -> None:
-        """A member joins the rebalance that is under way, with what it has."""
+        """Let a member join the rebalance in progress, with the partitions that it owns."""
         member.owned = set(owned)
         member.joined = True
-        member.news = False
+        member.assignment_pending = False
         self._complete_if_all_joined()
 
     def leave(self, member: Member) -> None:
-        """A member goes by itself."""
+        """Remove a member that leaves the group."""
         if member in self.members:
             self.members.remove(member)
             self.rebalance()
 
     def rebalance(self, shuffle: bool = False) -> None:
-        """Ask everyone to join anew; with `shuffle` the partitions are dealt out by chance."""
+        """Begin a rebalance. `shuffle`: it assigns the partitions at random."""
         self._shuffle = self._shuffle or shuffle
         if self._joining_since_s is None:
             self._joining_since_s = self._world.now_s
@@ -117,40 +118,43 @@ class Group:
         self._complete_if_all_joined()
 
     def tick(self) -> None:
-        """Miss the members that do not heartbeat, and those that do not join in time."""
+        """Drop the members that miss their heartbeats, and those that do not join in time."""
         now_s = self._world.now_s
         for member in list(self.members):
-            if member.life.beats and not member.link.clogged:
+            if member.life.heartbeats and not member.connection.clogged:
                 member.seen_s = now_s
             elif now_s - member.seen_s > self._session_timeout_s:
-                self._drop(member, "does not heartbeat")
+                self._drop(member, "sends no heartbeats")
         if self._joining_since_s is not None and now_s - self._joining_since_s > self._rebalance_timeout_s:
-            for member in [one for one in self.members if not one.joined]:
+            for member in [member for member in self.members if not member.joined]:
                 self._drop(member, "did not join in time")
             self._complete_if_all_joined()
 
     def check(self, member: Member, generation: int) -> None:
-        """Raise BrokerError where a commit is of an earlier generation or of none."""
+        """Raise BrokerError for a commit of a former member, or of another generation."""
         if member not in self.members or generation != self.generation:
             raise BrokerError(
                 f"commit refused: generation {generation} of the group has passed, the group is at {self.generation}"
             )
 
-    def commit(self, offsets: Mapping[Partition, tuple[int, str]], asked: int) -> None:
-        """Keep offsets; `asked` numbers the requests of all members in the order in which they were sent."""
+    def commit(self, offsets: Mapping[Partition, tuple[int, str]], request_number: int) -> None:
+        """Commit offsets with their metadata.
+
+        request_number: numbers the commit requests of all members in the order in which they were sent.
+        """
         for partition, (offset, metadata) in offsets.items():
             before = self.offsets.get(partition, (0, ""))[0]
-            self.commits.append(Commit(partition, before, offset, metadata, asked))
+            self.commits.append(Commit(partition, before, offset, metadata, request_number))
             self.offsets[partition] = (offset, metadata)
 
-    def newest(self, partition: Partition) -> tuple[int, str]:
-        """What the last commit said that anyone has asked for, though an earlier one may have come after it."""
-        asked = [one for one in self.commits if one.partition == partition]
-        last = max(asked, key=lambda one: one.asked, default=None)
+    def last_requested(self, partition: Partition) -> tuple[int, str]:
+        """Offset and metadata of the commit that was sent last, though one that was sent earlier may arrive later."""
+        commits = (commit for commit in self.commits if commit.partition == partition)
+        last = max(commits, key=lambda commit: commit.request_number, default=None)
         return (0, "") if last is None else (last.offset, last.metadata)
 
     def _drop(self, member: Member, why: str) -> None:
-        self._world.tell("group", f"{member.life.name} {why}: dropped")
+        self._world.log("group", f"{member.life.name} {why}: dropped")
         self.members.remove(member)
         self.rebalance()
 
@@ -162,18 +166,17 @@ class Group:
         target = self._target()
         owners = {partition: member for member in self.members for partition in member.owned}
         for member in self.members:
-            member.assigned = {one for one in target[member.number] if owners.get(one) is None or owners[one] is member}
-            # the answer to the join reaches every member at once; what it does about it waits for its next poll
+            member.assigned = {
+                partition for partition in target[member.number] if owners.get(partition, member) is member
+            }
+            # the answer to the join reaches every member at once; the member acts on it in its next poll
             member.generation = self.generation
-            member.news = True
-        self._world.tell(
-            "group",
-            f"generation {self.generation}: "
-            + "; ".join(f"{one.life.name} {sorted(n for _, n in one.assigned)}" for one in self.members),
-        )
+            member.assignment_pending = True
+        assigned = (f"{each.life.name} {sorted(number for _, number in each.assigned)}" for each in self.members)
+        self._world.log("group", f"generation {self.generation}: {'; '.join(assigned)}")
 
     def _target(self) -> dict[int, list[Partition]]:
-        """Who shall have what: as even as can be, and each keeps what it has as far as that allows."""
+        """The partitions of each member number: evenly spread; members keep what they own as far as that allows."""
         target: dict[int, list[Partition]] = {member.number: [] for member in self.members}
         if not self.members:
             return target
@@ -187,14 +190,14 @@ class Group:
             return target
         share, more = divmod(len(partitions), len(members))
         owned: set[Partition] = set()
-        for member in sorted(members, key=lambda one: -len(one.owned)):
+        for member in sorted(members, key=lambda member: -len(member.owned)):
             room = share + (1 if more > 0 else 0)
-            kept = [one for one in sorted(member.owned) if one not in owned][:room]
-            more -= 1 if len(kept) > share else 0
-            owned |= set(kept)
-            target[member.number] += kept
+            retained = [partition for partition in sorted(member.owned) if partition not in owned][:room]
+            more -= 1 if len(retained) > share else 0
+            owned |= set(retained)
+            target[member.number] += retained
         for partition in partitions:
             if partition not in owned:
-                least = min(members, key=lambda one: (len(target[one.number]), one.number))
+                least = min(members, key=lambda member: (len(target[member.number]), member.number))
                 target[least.number].append(partition)
         return target

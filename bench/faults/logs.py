@@ -1,4 +1,4 @@
-"""The log of one partition: records, transactions under way, markers that occupy offsets, a beginning that moves."""
+"""The log of one partition: records, open transactions, transaction markers, and a log start that moves."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Literal
 
 from streaming.clients import Headers
 
-State = Literal["kept", "open", "aborted", "marker"]
+State = Literal["committed", "open", "aborted", "marker"]
 
 
 @dataclass(slots=True)
 class Record:
-    """One entry of a log. `state`: kept, of an open or an aborted transaction, or a transaction's marker.
+    """One entry of a log.
 
-    `time_ms`: of its append. `sender`, `sent_s`: which session sent it, and when, for the oracle.
+    `time_ms`: append time. `producer`: producer id, -1 outside transactions. `state`: of the record's transaction;
+    "committed" for records outside transactions. `sender`, `sent_s`: the session that sent the record, and when.
     """
 
     offset: int
@@ -29,22 +30,24 @@ class Record:
 
 
 class PartitionLog:
-    """Records by offset from 0 on; those before `beginning` can be read no more (but `records` still has them)."""
+    """The records by offset, from 0. Clients cannot read those before `beginning`; `records` still has them.
+
+    `open`: the first offset of the open transaction of each producer id.
+    """
 
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.beginning = 0
-        # of each producer with a transaction under way, where that began
         self.open: dict[int, int] = {}
 
     @property
     def end(self) -> int:
-        """The offset that the next record will get."""
+        """The offset of the next record."""
         return len(self.records)
 
     @property
     def stable_end(self) -> int:
-        """Where reading what is committed must stop: the first record of an open transaction, or the end."""
+        """The last stable offset, where `read_committed` ends: the first record of an open transaction, or the end."""
         return min(self.open.values(), default=len(self.records))
 
     def append(
@@ -58,36 +61,36 @@ class PartitionLog:
         sender: str = "",
         sent_s: float = 0.0,
     ) -> Record:
-        """Add a record; its time is never before the last one's."""
+        """Append a record; the fields of Record explain the arguments. Append times never decrease."""
+        offset = len(self.records)
+        state: State = "open" if transactional else "committed"
         if transactional:
-            self.open.setdefault(producer, len(self.records))
-        record = Record(
-            len(self.records), max(now_ms, self.records[-1].time_ms if self.records else 0), key, value, headers,
-            producer, "open" if transactional else "kept", sender, sent_s,
-        )  # fmt: skip
+            self.open.setdefault(producer, offset)
+        time_ms = max(now_ms, self.records[-1].time_ms if self.records else 0)
+        record = Record(offset, time_ms, key, value, headers, producer, state, sender, sent_s)
         self.records.append(record)
         return record
 
-    def mark(self, producer: int, kept: bool, now_ms: int) -> None:
-        """End a producer's transaction in this partition: its marker takes an offset."""
+    def write_marker(self, producer: int, commit: bool, now_ms: int) -> None:
+        """End a producer's transaction in this partition. The marker occupies an offset."""
         first = self.open.pop(producer, None)
         if first is None:
             return
         for record in self.records[first:]:
             if record.producer == producer and record.state == "open":
-                record.state = "kept" if kept else "aborted"
+                record.state = "committed" if commit else "aborted"
         self.append(now_ms, None, None, producer=producer).state = "marker"
 
     def read(self, position: int, records_max: int) -> tuple[list[Record], int]:
-        """Up to `records_max` committed records from `position` on, and the position after them.
+        """Up to `records_max` committed records from `position`, and the position after them.
 
-        Aborted records and markers are passed over, those behind the last record returned too.
+        Skips aborted records and markers, also those that follow the last record.
         """
         end = self.stable_end
         found: list[Record] = []
         while position < end:
             record = self.records[position]
-            if record.state == "kept":
+            if record.state == "committed":
                 if len(found) == records_max:
                     break
                 found.append(record)
@@ -95,5 +98,10 @@ class PartitionLog:
         return found, position
 
     def at_time(self, time_ms: int) -> int:
-        """The first offset whose record is of `time_ms` or later, else the end."""
-        return next((one.offset for one in self.records[self.beginning :] if one.time_ms >= time_ms), self.end)
+        """The first offset whose append time is `time_ms` or later; the end if there is none."""
+        later = (record.offset for record in self.records[self.beginning :] if record.time_ms >= time_ms)
+        return next(later, self.end)
+
+    def committed_records(self) -> list[Record]:
+        """All records that a `read_committed` consumer sees."""
+        return [record for record in self.records if record.state == "committed"]

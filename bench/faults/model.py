@@ -1,4 +1,4 @@
-"""The deep model and the screener of a simulation: cheap, exact, and, where asked for, slow or lying."""
+"""The screener and the deep model of a simulation: cheap and exact, the deep model with its faults."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from stages.deep.answers import checked_scores
 
 @dataclass(frozen=True, slots=True)
 class ModelFaults:
-    """Shares of calls. `answer_s`: how long an answer takes, at most.
+    """Shares of calls; times in seconds.
 
-    `slow_share`: no answer in time, so the stage gives up at the deadline. `late_share`: a good answer, after the
-    deadline. `lying_share`: of wrong shape, or not finite. `doubled_share`: answered within the call, and once more
-    with another score.
+    `answer_s`: longest time to an answer. `slow_share`: no answer, so the stage gives up at the deadline. `late_share`:
+    a correct answer up to `late_s` after the deadline. `invalid_share`: an answer of wrong shape, or not finite.
+    `doubled_share`: an answer within the call, and later a second one with other scores.
     """
 
     answer_s: float = 0.01
     slow_share: float = 0.0
     late_share: float = 0.0
     late_s: float = 0.2
-    lying_share: float = 0.0
+    invalid_share: float = 0.0
     doubled_share: float = 0.0
 
 
 class SimScreener:
-    """A Screener: log-odds that spread with the features, the same for the same features on every machine."""
+    """A Screener whose log-odds depend on the features alone, and are the same on every machine."""
 
     method = "simulated"
 
     def warm_up(self) -> None:
-        """See Screener; nothing is to be done."""
+        """See Screener; does nothing."""
 
     def score(self, features: Float32) -> Float64:
         """See Screener."""
@@ -45,14 +45,14 @@ class SimScreener:
 
 
 def deep_score(inputs: DeepInputs) -> Float64:
-    """What the deep model says, raw scores float64 [rows]."""
+    """The deep model's raw scores, float64 [rows]."""
     return _spread(inputs.features[:, :-1]) * 0.5 + 1.0
 
 
 def _spread(features: Float32) -> Float64:
-    """Numbers in [-4, 4) that look random and depend on each feature."""
+    """Pseudo-random numbers in [-4, 4) that depend on each feature, float64 [rows]."""
     weights = 1.0 + np.arange(features.shape[1], dtype=np.float64) * 0.618
-    # row by row in the same order of additions, so that the batch boundaries do not show
+    # the order of additions is the same for each row, so the result does not depend on the batch
     total = np.zeros(len(features))
     for column, weight in enumerate(weights):
         total += np.sin(features[:, column].astype(np.float64) * weight + column)
@@ -60,7 +60,7 @@ def _spread(features: Float32) -> Float64:
 
 
 class SimDeepStage:
-    """A DeepStage whose answers come in simulated time, checked as the real one checks them."""
+    """A DeepStage that answers in simulated time, and checks the answers as the real stage does."""
 
     def __init__(self, life: Life, faults: ModelFaults) -> None:
         self._life, self._world, self._faults = life, life.world, faults
@@ -70,10 +70,10 @@ class SimDeepStage:
     def submit(self, inputs: DeepInputs, timeout_s: float) -> Future[Float64]:
         """See DeepStage."""
         world, faults, chance = self._world, self._faults, self._world.chance
-        self._life.point(f"ask the model about {len(inputs)}")
+        self._life.fault_point(f"deep call, {len(inputs)} rows")
         answer: Future[Float64] = Future()
         if timeout_s <= 0:
-            answer.set_exception(DeepStageError("deadline", "the time was up before the call began"))
+            answer.set_exception(DeepStageError("deadline", "the deadline passed before the call"))
             return answer
         scores, rows = deep_score(inputs), len(inputs)
         delay_s = faults.answer_s * chance.random()
@@ -82,13 +82,13 @@ class SimDeepStage:
             delay_s = timeout_s + 1.0
         elif world.happens(faults.late_share):
             world.fire("model-late-answer")
-            # the loop that keeps the deadline was itself held up
+            # the client's own timer is late too, so no deadline error comes first
             world.at(timeout_s + faults.late_s * chance.random(), lambda: _answer(answer, scores[:, None], rows))
             return answer
-        elif world.happens(faults.lying_share):
+        elif world.happens(faults.invalid_share):
             world.fire("model-lying")
-            lie = _lie(chance.randrange(3), scores)
-            world.at(min(delay_s, timeout_s), lambda: _answer(answer, lie, rows))
+            output = _invalid_output(chance.randrange(3), scores)
+            world.at(min(delay_s, timeout_s), lambda: _answer(answer, output, rows))
             return answer
         elif world.happens(faults.doubled_share):
             world.fire("model-doubled-answer")
@@ -112,7 +112,7 @@ class SimDeepStage:
         """See DeepStage."""
 
 
-def _lie(kind: int, scores: Float64) -> Array:
+def _invalid_output(kind: int, scores: Float64) -> Array:
     if kind == 0:
         return scores[:0, None]
     return np.full((len(scores), 1), np.nan if kind == 1 else np.inf)
@@ -124,7 +124,7 @@ def _answer(answer: Future[Float64], output: Array, rows: int) -> None:
     except DeepStageError as error:
         answer.set_exception(error)
     except InvalidStateError:
-        return  # answered before
+        return  # an answer came before
 
 
 def _give_up(answer: Future[Float64]) -> None:

@@ -1,37 +1,39 @@
-"""One run: a schedule of faults, then calm, then the oracle's judgement."""
+"""One run: a schedule of faults, then no more faults, then the oracle's checks."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import structlog
 
 from bench.faults.broker import SimBroker
 from bench.faults.disk import SimDisk
-from bench.faults.oracle import Oracle, committed, kept
+from bench.faults.oracle import Oracle, committed
 from bench.faults.process import SimProcess
 from bench.faults.schedule import Options, derive
 from bench.faults.traffic import LABEL_S_MAX, REPEAT_S_MAX, send_last, send_traffic
-from bench.faults.world import SimEndless, World
+from bench.faults.world import ROUNDS_MAX, SimTooLong, World
 from streaming.clients import Partition
 from streaming.snapshots import Header
 
 RESTART_S_MAX = 0.3
-LOOK_S = 0.05
-# An operator who is asked to choose restores the log.
-RESTORE_S_MAX = 0.5
+SUPERVISE_S = 0.05
+# Deleted records are restored after this long at the earliest, and after twice as long at the latest.
+RESTORE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one seed. `fired` counts faults by kind; `problems` is empty where all is well.
+    """The outcome of one seed.
 
-    `trace`: (seconds, who, what) of everything that happened. `seconds`: simulated.
+    `fired`: number of faults by kind. `problems`: broken promises, a line each. `trace`: (seconds, actor, event).
+    `seconds`: simulated time.
     """
 
     seed: int
@@ -42,7 +44,7 @@ class Outcome:
 
 
 class Simulation:
-    """Everything of one run."""
+    """One run: the world, the broker, the disk, and the processes in their worker slots."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -50,62 +52,58 @@ class Simulation:
         self.broker = SimBroker(self.world, options.broker)
         self.disk = SimDisk(self.world, options.disk)
         self.processes: list[SimProcess] = []
-        self._all: list[SimProcess] = []
         self._closing = False
         send_traffic(self.world, self.broker, options)
-        for place in range(options.workers):
-            self.world.at(0.05 * self.world.chance.random(), self._starter(place))
+        for slot in range(options.workers):
+            self.world.at(0.05 * self.world.chance.random(), partial(self._start, slot))
         self._plan_faults()
 
     def run(self) -> list[str]:
-        """Faults, then calm; returns the problems."""
+        """Run the faults, then wait until the workers have caught up; returns the problems, a line each."""
         world, options = self.world, self.options
         faulty_s = options.traffic.seconds + 1.5 * world.chance.random()
         world.wait(faulty_s)
         self._calm_down()
         settled = self._settle()
-        problems = [problem for process in self._all for problem in process.problems]
+        problems = [problem for process in self.processes for problem in process.problems]
         if not settled:
-            problems.append(f"lag is not gone {options.settle_s:g} s after the faults stopped: {self._lag()}")
+            problems.append(f"the lag remains {options.settle_s:g} s after the last fault: {self._lag()}")
             return problems
-        oracle = Oracle(options, self.broker, self._all)
-        problems += oracle.judge_state()
+        oracle = Oracle(options, self.broker, self.processes)
+        problems += oracle.check_states()
         problems += self._stop_all()
-        problems += [problem for process in self._all for problem in process.problems if problem not in problems]
-        return problems + oracle.judge()
+        problems += [problem for process in self.processes for problem in process.problems if problem not in problems]
+        return problems + oracle.check_logs()
 
     # --- processes ----------------------------------------------------------------------------------------------
 
     def live(self) -> list[SimProcess]:
         """The processes that have not ended."""
-        return [one for one in self._all if not one.ended]
+        return [process for process in self.processes if not process.ended]
 
-    def _starter(self, place: int) -> Callable[[], None]:
-        return lambda: self._start(place)
-
-    def _start(self, place: int) -> None:
+    def _start(self, slot: int) -> None:
         if self._closing:
             return
-        process = SimProcess(self.world, self.broker, self.disk, self.options, place, len(self._all))
-        self._all.append(process)
-        self.world.turns.append(process)
-        self.world.tell(process.life.name, "started")
+        process = SimProcess(self.world, self.broker, self.disk, self.options, slot, len(self.processes))
+        self.processes.append(process)
+        self.world.processes.append(process)
+        self.world.log(process.life.name, "started")
 
-    def _look_after(self) -> None:
-        """What an orchestrator does: processes that ended are started again, some that stand still are replaced."""
+    def _supervise(self) -> None:
+        """Act as orchestrator and operator: restart ended processes, replace some frozen ones, restore the logs."""
         world, chance = self.world, self.world.chance
-        for place in range(self.options.workers):
-            here = [one for one in self._all if one.place == place and not one.superseded]
-            if not here:
+        for slot in range(self.options.workers):
+            in_slot = [process for process in self.processes if process.slot == slot and not process.replaced]
+            if not in_slot:
                 continue
-            last = here[-1]
-            if last.refused:
-                last.refused = False
-                self.broker.restore()
-            if last.ended or (last.life.frozen and last.stands_for_good):
-                last.superseded = True
-                world.at(RESTART_S_MAX * chance.random(), self._starter(place))
-        world.at(LOOK_S, self._look_after)
+            last = in_slot[-1]
+            if last.needs_operator:
+                last.needs_operator = False
+                self.broker.restore_records()
+            if last.ended or (last.life.frozen and last.replaced_while_frozen):
+                last.replaced = True
+                world.at(RESTART_S_MAX * chance.random(), partial(self._start, slot))
+        world.at(SUPERVISE_S, self._supervise)
 
     # --- faults -------------------------------------------------------------------------------------------------
 
@@ -115,17 +113,17 @@ class Simulation:
         for count, strike in (
             (faults.clock_jumps, self._jump_clock),
             (faults.clogs, self._clog),
-            (faults.intruders, self._intrude),
-            (faults.stops, self._stop_one),
-            (faults.cuts, self._cut_log),
-            (faults.shuffles, self._rebalance),
+            (faults.fencings, self._fence_producer),
+            (faults.stops, self._stop_worker),
+            (faults.log_deletions, self._delete_records),
+            (faults.rebalances, self._rebalance),
         ):
             for _ in range(count):
                 world.at(span_s * world.chance.random(), strike)
-        world.at(LOOK_S, self._look_after)
+        world.at(SUPERVISE_S, self._supervise)
 
     def _jump_clock(self) -> None:
-        for process in self._some_live():
+        for process in self._random_live():
             self.world.fire("clock-jump")
             process.clock.jump(self.world.chance.choice([-3_600.0, -5.0, -0.1, 0.1, 5.0, 3_600.0]))
 
@@ -133,14 +131,14 @@ class Simulation:
         chance = self.world.chance
         self.broker.network.clog(chance.randint(1, 6), self.options.processes.clog_s)
 
-    def _intrude(self) -> None:
-        """Someone else begins with a worker's transactional id."""
+    def _fence_producer(self) -> None:
+        """Initialise another producer with a worker's transactional id."""
         if self.options.config.delivery == "exactly-once":
-            for process in self._some_live():
+            for process in self._random_live():
                 self.broker.transactions.initialise(f"faults-{process.identity}")
 
-    def _stop_one(self) -> None:
-        for process in self._some_live():
+    def _stop_worker(self) -> None:
+        for process in self._random_live():
             self.world.fire("restarted")
             process.stopping = True
 
@@ -149,8 +147,8 @@ class Simulation:
             self.world.fire("rebalance")
             self.broker.group.rebalance(shuffle=True)
 
-    def _cut_log(self) -> None:
-        """A part of the log that some snapshots need is deleted, and everyone must start anew."""
+    def _delete_records(self) -> None:
+        """Delete records that some snapshots need, and kill all processes, so that they restore from snapshots."""
         world, group = self.world, self.broker.group
         spans = {
             partition: (min(offsets) + 1, group.offsets[partition][0])
@@ -160,13 +158,13 @@ class Simulation:
         if not spans:
             return
         partition = world.chance.choice(sorted(spans))
-        self.broker.cut(partition, world.chance.randint(*spans[partition]))
+        self.broker.delete_records(partition, world.chance.randint(*spans[partition]))
         for process in self.live():
             process.kill()
-        world.at(RESTORE_S_MAX * (1 + world.chance.random()), self.broker.restore)
+        world.at(RESTORE_S * (1 + world.chance.random()), self.broker.restore_records)
 
     def _snapshot_offsets(self) -> dict[Partition, list[int]]:
-        """Where the snapshots of each partition stand, damaged ones too."""
+        """The offsets of each partition's snapshots, damaged ones included."""
         offsets: dict[Partition, list[int]] = {}
         for octets in self.disk.content.values():
             lines = octets.split(b"\n", 2)
@@ -175,7 +173,7 @@ class Simulation:
                     offsets.setdefault((topic, number), []).append(offset)
         return offsets
 
-    def _some_live(self) -> list[SimProcess]:
+    def _random_live(self) -> list[SimProcess]:
         live = self.live()
         return [self.world.chance.choice(live)] if live else []
 
@@ -183,15 +181,15 @@ class Simulation:
 
     def _calm_down(self) -> None:
         self.world.calm = True
-        self.world.tell("faults", "stop")
-        self.broker.restore()
+        self.world.log("faults", "stop")
+        self.broker.restore_records()
         for process in self.live():
-            if process.superseded:
+            if process.replaced:
                 process.kill()
         self.broker.network.release_all()
 
     def _settle(self) -> bool:
-        """Wait until everything that came in is decided and committed; False where it takes too long."""
+        """Wait until every input record is decided and committed; returns whether that happened in time."""
         world = self.world
         end_s = world.now_s + self.options.settle_s
         world.wait(max(world.now_s, self.options.traffic.seconds + LABEL_S_MAX + REPEAT_S_MAX))
@@ -203,22 +201,22 @@ class Simulation:
         return False
 
     def _lag(self) -> list[str]:
-        """What is not yet as it must be in the end, a line each."""
+        """What the run still waits for, a line each."""
         logs, topic = self.broker.logs, self.options.config.kafka.topics.transactions
-        lag = [line for one in self.broker.partitions(topic) for line in self._partition_lag(one)]
+        lag = [line for partition in self.broker.partitions(topic) for line in self._partition_lag(partition)]
         lag += [line for process in self.live() for line in self._process_lag(process)]
         lag += [f"{partition} has an open transaction" for partition, log in logs.items() if log.open]
         return [*lag, "the group is rebalancing"] if self.broker.group.rebalancing else lag
 
     def _partition_lag(self, partition: Partition) -> Iterator[str]:
-        last = max((one.offset for one in kept(self.broker.logs[partition])), default=-1)
+        last = max((record.offset for record in self.broker.logs[partition].committed_records()), default=-1)
         offset, metadata = committed(self.broker.group, partition, self.options.config.delivery == "exactly-once")
         if offset <= last or metadata:
             yield f"{partition}: committed {offset}, the last record is {last}"
         positions = {
-            one.life.name: one.worker.positions[partition]
-            for one in self.live()
-            if one.worker is not None and partition in one.worker.positions
+            process.life.name: process.worker.positions[partition]
+            for process in self.live()
+            if process.worker is not None and partition in process.worker.positions
         }
         if len(positions) != 1 or min(positions.values()) <= last:
             yield f"{partition}: the positions are {positions}, the last record is {last}"
@@ -228,7 +226,8 @@ class Simulation:
             yield f"{process.life.name} has no session"
         elif process.worker.positions:
             labels = process.consumers[1]
-            if any(labels.position(one) < self.broker.logs[one].stable_end for one in labels.assignment()):
+            logs = self.broker.logs
+            if any(labels.position(partition) < logs[partition].stable_end for partition in labels.assignment()):
                 yield f"{process.life.name} has labels to read"
 
     def _stop_all(self) -> list[str]:
@@ -244,24 +243,24 @@ def simulate(seed: int) -> Outcome:
     """Run one seed."""
     simulation = Simulation(derive(seed))
     world = simulation.world
-    with logs_into(world):
+    with captured_logs(world):
         try:
             problems = simulation.run()
-        except SimEndless:
-            problems = ["the run does not end"]
+        except SimTooLong:
+            problems = [f"the run does not end within {ROUNDS_MAX:,} rounds"]
     return Outcome(seed, world.fired, problems, world.trace, world.now_s)
 
 
 @contextmanager
-def logs_into(world: World) -> Iterator[None]:
-    """Let what the service logs stand in the trace, and nowhere else."""
+def captured_logs(world: World) -> Iterator[None]:
+    """Write the service's log events to the trace only."""
 
-    def tell(logger: object, method: str, event: MutableMapping[str, object]) -> str:
-        world.tell("log", " ".join(str(value) for value in event.values()))
+    def trace(logger: object, method: str, event: MutableMapping[str, object]) -> str:
+        world.log("log", " ".join(str(value) for value in event.values()))
         raise structlog.DropEvent
 
     before = structlog.get_config()
-    structlog.configure(processors=[tell], wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    structlog.configure(processors=[trace], wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     try:
         yield
     finally:

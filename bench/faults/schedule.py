@@ -1,4 +1,4 @@
-"""What one seed means: the options of its run, derived and printable."""
+"""The options of a run, derived from its seed: the configuration, the traffic, and the faults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bench.faults.broker import BrokerSettings
 from bench.faults.disk import DiskFaults
 from bench.faults.model import ModelFaults
-from bench.faults.network import Weather
+from bench.faults.network import NetworkFaults
 from cascade.config import (
     CodecName,
     Config,
@@ -28,10 +28,11 @@ DECISION_PARTITIONS = 2
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What comes in. Shares are of transactions.
+    """The input. Shares are of transactions.
 
-    `rows` transactions of `cards` cards and `terminals` terminals within `seconds`; `aborted_share`: written by an
-    upstream transaction that is aborted; `label_share`: followed by a label.
+    `rows` transactions of `cards` cards and `terminals` terminals within `seconds`. `repeated_share`: sent once more.
+    `malformed_share`: replaced by an unreadable message. `aborted_share`: written by an upstream transaction that is
+    aborted. `label_share`: followed by a label.
     """
 
     rows: int
@@ -46,41 +47,44 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class ProcessFaults:
-    """What befalls processes. Shares are of process starts, of sessions a second, or of runs; times in seconds.
+    """Faults of processes. Times in seconds.
 
-    `crash_share`, `freeze_share`: starts that end so, or stand still for `freeze_s` at most; `points_max`: after how
-    many calls to the outside at most. `replace_share`: of those that stand still, how many are replaced meanwhile.
-    `clock_jumps`, `clogs`, `intruders`, `stops`, `cuts`, `shuffles`: how often in a run. `replay_shuffle_share`: of
-    turns with a replay under way, those in which a rebalance is set off.
+    `crash_share`, `freeze_share`: shares of the processes that crash, or freeze for up to `freeze_s`; `calls_max`: at
+    which external call at the latest. `replace_share`: of the frozen processes, those that are replaced meanwhile.
+    `clock_jumps`, `clogs` (of connections, for about `clog_s`), `fencings` (of a worker's producer), `stops` (clean, of
+    a worker), `log_deletions` (of records that snapshots need), `rebalances`: numbers in a run.
+    `replay_rebalance_share`: of the turns during a replay, those in which a rebalance begins.
     """
 
     crash_share: float = 0.0
     freeze_share: float = 0.0
     freeze_s: float = 2.0
-    points_max: int = 2_000
+    calls_max: int = 2_000
     replace_share: float = 0.5
     clock_jumps: int = 0
     clogs: int = 0
     clog_s: float = 1.0
-    intruders: int = 0
+    fencings: int = 0
     stops: int = 0
-    cuts: int = 0
-    shuffles: int = 0
-    replay_shuffle_share: float = 0.0
+    log_deletions: int = 0
+    rebalances: int = 0
+    replay_rebalance_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """One run. `named`: workers have names of their own (`kafka.instance`). `terminals`: features by terminal too,
-    which depend on what other partitions have seen by then; without, every score is checked.
+    """The options of a run. Times in seconds.
 
-    `poll_s`: what a poll takes at least: a slow machine. `settle_s`: within which lag must be gone once faults stop.
+    `static_members`: workers are static members (`kafka.instance`). `terminals`: there are features by terminal too,
+    which depend on the order in which partitions are read; without them the oracle checks every score. `poll_s`: least
+    duration of a poll, which stands for the speed of the machine. `settle_s`: the lag must be gone this long after the
+    last fault.
     """
 
     seed: int
     workers: int
     partitions: int
-    named: bool
+    static_members: bool
     terminals: bool
     poll_s: float
     settle_s: float
@@ -93,11 +97,11 @@ class Options:
 
 
 def derive(seed: int) -> Options:
-    """The options of a seed: which faults, how many, and what is configured."""
+    """The options of a seed."""
     chance = random.Random(f"options {seed}")
 
     def sometimes(share: float, low: float, high: float) -> float:
-        """With `share` a number between low and high, small ones as likely as great ones; else 0."""
+        """With probability `share` a log-uniform number between low and high, else 0."""
         if chance.random() >= share:
             return 0.0
         return math.exp(chance.uniform(math.log(low), math.log(high)))
@@ -110,39 +114,42 @@ def derive(seed: int) -> Options:
     share_terminals = chance.random() < 0.15
     seconds = chance.uniform(0.5, 2.5)
     config = _config(chance, share_terminals)
-    weather = Weather(
+    faults = NetworkFaults(
         latency_s=chance.choice([0.0005, 0.002, 0.005]),
         request_timeout_s=chance.uniform(0.4, 1.0),
         delivery_timeout_s=chance.uniform(0.8, 1.6),
         preempt_share=chance.choice([0.0, 0.05, 0.3]),
         delay_share=sometimes(0.4, 0.001, 0.1),
         delay_s=chance.uniform(0.02, 0.3),
-        refused_share=sometimes(0.3, 0.01, 0.3),
-        reply_lost_share=sometimes(0.3, 0.01, 0.2),
-        late_share=sometimes(0.4, 0.02, 0.4),
+        commit_refused_share=sometimes(0.3, 0.01, 0.3),
+        commit_reply_lost_share=sometimes(0.3, 0.01, 0.2),
+        commit_late_share=sometimes(0.4, 0.02, 0.4),
         undelivered_share=sometimes(0.2, 0.005, 0.1),
-        held_share=sometimes(0.4, 0.01, 0.3),
-        held_s=chance.uniform(0.02, 0.5),
-        # chance of its own: the other options of a seed stay what they were before there was this fault
+        fetch_delay_share=sometimes(0.4, 0.01, 0.3),
+        fetch_delay_s=chance.uniform(0.02, 0.5),
+        # a generator of its own, so that this fault does not change the other options of a seed
         skipped_share=random.Random(f"skips {seed}").choice([0.0, 0.0, 0.0, 0.02, 0.2]),
     )
     topics = config.kafka.topics
     broker = BrokerSettings(
         topics={
-            topics.transactions: partitions, topics.labels: 1, topics.decisions: DECISION_PARTITIONS,
-            topics.dead_letters: 1, topics.summaries: 1,
+            topics.transactions: partitions,
+            topics.labels: 1,
+            topics.decisions: DECISION_PARTITIONS,
+            topics.dead_letters: 1,
+            topics.summaries: 1,
         },
         shared_topic=topics.transactions,
         session_timeout_s=chance.uniform(0.3, 1.0),
         rebalance_timeout_s=chance.uniform(2.0, 4.0),
         transaction_timeout_s=chance.uniform(1.0, 6.0),
-        weather=weather,
-    )  # fmt: skip
+        faults=faults,
+    )
     return Options(
         seed=seed,
         workers=workers,
         partitions=partitions,
-        named=chance.random() < 0.5,
+        static_members=chance.random() < 0.5,
         terminals=share_terminals or chance.random() < 0.4,
         poll_s=chance.choice([0.0005, 0.002, 0.005, 0.01]),
         settle_s=30.0,
@@ -162,16 +169,16 @@ def derive(seed: int) -> Options:
             crash_share=sometimes(0.6, 0.2, 0.95),
             freeze_share=sometimes(0.4, 0.2, 0.9),
             freeze_s=chance.uniform(0.2, 3.0),
-            points_max=chance.choice([60, 200, 600]),
+            calls_max=chance.choice([60, 200, 600]),
             replace_share=chance.choice([0.0, 0.5, 1.0]),
             clock_jumps=count(0.3, 3),
             clogs=count(0.4, 4),
             clog_s=chance.uniform(0.05, 2.0),
-            intruders=count(0.2, 2),
+            fencings=count(0.2, 2),
             stops=count(0.3, 2),
-            cuts=count(0.3, 2),
-            shuffles=count(0.3, 3),
-            replay_shuffle_share=sometimes(0.3, 0.05, 0.5),
+            log_deletions=count(0.3, 2),
+            rebalances=count(0.3, 3),
+            replay_rebalance_share=sometimes(0.3, 0.05, 0.5),
         ),
         disk=DiskFaults(
             full_share=sometimes(0.2, 0.05, 0.5),
@@ -184,7 +191,7 @@ def derive(seed: int) -> Options:
             slow_share=sometimes(0.3, 0.02, 0.5),
             late_share=sometimes(0.3, 0.02, 0.5),
             late_s=chance.uniform(0.01, 0.2),
-            lying_share=sometimes(0.3, 0.02, 0.5),
+            invalid_share=sometimes(0.3, 0.02, 0.5),
             doubled_share=sometimes(0.3, 0.02, 0.5),
         ),
     )

@@ -1,4 +1,4 @@
-"""What comes into the topics of a simulated run: transactions, repeats, unreadable messages, labels."""
+"""The input of a simulated run: transactions, repeats, unreadable messages, labels."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from cascade.features.spec import FeatureSpec, LabelFeatures, Limits, Sequence, 
 from cascade.schema import Field, Label, Roles, Schema
 from streaming.codecs import Codec, codec
 
-# Of an upstream producer with transactions; far from those of the workers.
+# The first producer id of upstream transactions, far from those of the workers.
 UPSTREAM_PRODUCER = 1_000_000
-UPSTREAM_OPEN_S = 0.1
-# Labels come after their transactions by up to this.
+UPSTREAM_OPEN_S_MAX = 0.1
+# The longest delay of a label after its transaction.
 LABEL_S_MAX = 1.0
-# After a window of a few tenths of a second some repeats are new transactions.
+# The longest delay of a repeat. Longer than some duplicate windows, after which a repeat is a new transaction.
 REPEAT_S_MAX = 1.0
 
 SCHEMA = Schema(
     name="faults",
     version=1,
     roles=Roles(
-        transaction_id="transaction_id", event_time="event_time", amount="amount", card="card_id",
+        transaction_id="transaction_id",
+        event_time="event_time",
+        amount="amount",
+        card="card_id",
         terminal="terminal_id",
     ),
     fields={
@@ -40,14 +43,14 @@ SCHEMA = Schema(
         "amount": Field(type="float64", minimum=0.0, maximum=100_000.0),
     },
     label=Label(field="fraud", delay="1s"),
-)  # fmt: skip
+)
 
 
 @cache
 def feature_spec(terminals: bool) -> FeatureSpec:
-    """A small feature file: windows over cards, and over terminals where asked for."""
-    cards = WindowFeatures(key="card", functions=("count", "mean", "seconds_since_last"), windows=("1h",))
-    ends = WindowFeatures(key="terminal", functions=("count", "max"), windows=("1h",))
+    """A small set of features: windows by card, and by terminal if `terminals`."""
+    by_card = WindowFeatures(key="card", functions=("count", "mean", "seconds_since_last"), windows=("1h",))
+    by_terminal = WindowFeatures(key="terminal", functions=("count", "max"), windows=("1h",))
     frauds = LabelFeatures(key="terminal", windows=("1h",), functions=("fraud_count",))
     return FeatureSpec(
         version=1,
@@ -55,7 +58,7 @@ def feature_spec(terminals: bool) -> FeatureSpec:
         lateness="1m",
         limits=Limits(keys_max=128, events_per_key_max=512, events_per_key_mean=8),
         transaction=(TransactionFeatures(functions=("value",)),),
-        window=(cards, ends) if terminals else (cards,),
+        window=(by_card, by_terminal) if terminals else (by_card,),
         label_window=(frauds,) if terminals else (),
     )
 
@@ -71,7 +74,7 @@ def label_codec(options: Options) -> Codec:
 
 
 def send_traffic(world: World, broker: SimBroker, options: Options) -> None:
-    """Plan all that comes in; repeats and unreadable messages count as faults when they are written."""
+    """Schedule the whole input. Repeats and unreadable messages count as faults when they are appended."""
     chance, traffic = random.Random(f"traffic {options.seed}"), options.traffic
     batch = _transactions(chance, traffic)
     messages = transaction_codec(options).encode(batch)
@@ -80,22 +83,22 @@ def send_traffic(world: World, broker: SimBroker, options: Options) -> None:
     for row, (card, message) in enumerate(zip(batch["card_id"].tolist(), messages, strict=True)):
         key, at_s = b"%d" % card, chance.uniform(0.0, traffic.seconds)
         if chance.random() < traffic.malformed_share:
-            _later(world, broker, at_s, topics.transactions, key, _spoilt(chance, message), "malformed-message")
+            _send_at(world, broker, at_s, topics.transactions, key, _malformed(chance, message), "malformed-message")
         elif chance.random() < traffic.aborted_share:
-            _abort_later(world, broker, at_s, topics.transactions, key, message, UPSTREAM_PRODUCER + row)
+            _send_aborted_at(world, broker, at_s, topics.transactions, key, message, UPSTREAM_PRODUCER + row)
         else:
-            _later(world, broker, at_s, topics.transactions, key, message, "")
+            _send_at(world, broker, at_s, topics.transactions, key, message)
             while chance.random() < traffic.repeated_share:
                 again_s = at_s + REPEAT_S_MAX * chance.random() ** 3
-                _later(world, broker, again_s, topics.transactions, key, message, "input-duplicate")
+                _send_at(world, broker, again_s, topics.transactions, key, message, "input-duplicate")
         if chance.random() < traffic.label_share:
             fault = "malformed-message" if chance.random() < traffic.malformed_share else ""
-            label = _spoilt(chance, labels[row]) if fault else labels[row]
-            _later(world, broker, at_s + LABEL_S_MAX * chance.random(), topics.labels, key, label, fault)
+            label = _malformed(chance, labels[row]) if fault else labels[row]
+            _send_at(world, broker, at_s + LABEL_S_MAX * chance.random(), topics.labels, key, label, fault)
 
 
 def send_last(broker: SimBroker, options: Options) -> None:
-    """A transaction in each partition, after all else: labels that are read with transactions are read once more."""
+    """Append a last transaction to each partition, so that labels that are aligned with transactions are read too."""
     topics = options.config.kafka.topics
     batch = _transactions(random.Random(f"last {options.seed}"), replace(options.traffic, rows=400, cards=1_000))
     for partition in broker.partitions(topics.transactions):
@@ -128,30 +131,30 @@ def _labels(chance: random.Random, transactions: ColumnBatch) -> ColumnBatch:
     return ColumnBatch(columns, transactions.rows)
 
 
-def _later(
-    world: World, broker: SimBroker, at_s: float, topic: str, key: bytes, value: bytes | None, fault: str
+def _send_at(
+    world: World, broker: SimBroker, at_s: float, topic: str, key: bytes, value: bytes | None, fault: str = ""
 ) -> None:
-    def write() -> None:
+    def send() -> None:
         broker.append(topic, key, value, sender="upstream")
         if fault:
             world.fire(fault)
 
-    world.at(at_s, write)
+    world.at(at_s, send)
 
 
-def _abort_later(
+def _send_aborted_at(
     world: World, broker: SimBroker, at_s: float, topic: str, key: bytes, value: bytes, producer: int
 ) -> None:
-    """A record of an upstream transaction that comes to nothing: readers wait for its end, and pass it over."""
+    """Send a record of an upstream transaction that is aborted: readers wait for its end, and skip it."""
     log = broker.logs[broker.partition_of(topic, key)]
 
-    def write() -> None:
+    def send() -> None:
         log.append(broker.now_ms, key, value, (), producer, True, "upstream")
         world.fire("upstream-aborted")
-        world.at(UPSTREAM_OPEN_S * (producer % 7) / 7, lambda: log.mark(producer, False, broker.now_ms))
+        world.at(UPSTREAM_OPEN_S_MAX * (producer % 7) / 7, lambda: log.write_marker(producer, False, broker.now_ms))
 
-    world.at(at_s, write)
+    world.at(at_s, send)
 
 
-def _spoilt(chance: random.Random, message: bytes) -> bytes | None:
+def _malformed(chance: random.Random, message: bytes) -> bytes | None:
     return chance.choice([None, b"", b"\xff\xfe", message[: len(message) // 2], b"x" * 5_000])

@@ -1,11 +1,11 @@
-"""Simulated time: one queue of events and the processes that take turns, all in one thread.
+"""Simulated time: one queue of events, and processes that take turns, all in one thread.
 
-Whoever waits gives the others their turn: what is due in the meantime runs inside the wait, on the waiter's stack. So a
-process is interrupted at any of its calls to the outside, and two of them can be between the same two side effects; but
-the one that was interrupted goes on only after the one that interrupted it. A wait may therefore last longer than
-asked, as on a loaded machine.
+A process that waits runs the events and the other processes that are due meanwhile, on its own stack. So a process can
+be interrupted at each of its external calls, and two processes can be between the same two side effects. The
+interrupted process continues only after the process that interrupted it. A wait may therefore last longer than
+requested, as on a loaded machine.
 
-Faults as tests on a simulated clock: Zhou et al., "FoundationDB", SIGMOD 2021, section 4.
+Source: Zhou et al., "FoundationDB", SIGMOD 2021, section 4 (deterministic simulation).
 """
 
 from __future__ import annotations
@@ -16,47 +16,70 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
-# What a call to the outside costs at least; time must go on, or a loop that never waits would stop it.
+# The least duration of an external call. Without it a loop that never waits would stop simulated time.
 CALL_S = 20e-6
 NEVER_S = float("inf")
-# Within so many calls a process is killed that a late commit has just been served for.
-SOON_POINTS = 10
-# Things that happen in one run, some hundred times what a run has.
+# A crash that follows a late commit strikes within this number of external calls.
+CRASH_SOON_CALLS_MAX = 10
+# Upper bound on the events and turns of a run: about a hundred times what a run needs.
 ROUNDS_MAX = 2_000_000
-# Everything that can go wrong; each kind counts how often it did.
+# The kinds of fault. A run counts how often each struck.
 KINDS = (
-    "crash", "zombie", "clock-jump", "restarted",
-    "message-delay", "connection-clogged", "connection-released", "reordered-partitions",
+    "crash",
+    "zombie",
+    "clock-jump",
+    "restarted",
+    "message-delay",
+    "connection-clogged",
+    "connection-released",
+    "reordered-partitions",
     "records-skipped",
-    "commit-failed", "commit-reply-lost", "commit-late", "delivery-failed", "producer-fenced", "transaction-timeout",
-    "rebalance", "rebalance-in-replay", "session-expired", "offsets-expired",
-    "input-duplicate", "malformed-message", "upstream-aborted",
-    "model-slow", "model-lying", "model-late-answer", "model-doubled-answer",
-    "disk-full", "snapshot-torn", "snapshot-slow",
-)  # fmt: skip
+    "commit-failed",
+    "commit-reply-lost",
+    "commit-late",
+    "delivery-failed",
+    "producer-fenced",
+    "transaction-timeout",
+    "rebalance",
+    "rebalance-in-replay",
+    "session-expired",
+    "offsets-expired",
+    "input-duplicate",
+    "malformed-message",
+    "upstream-aborted",
+    "model-slow",
+    "model-lying",
+    "model-late-answer",
+    "model-doubled-answer",
+    "disk-full",
+    "snapshot-torn",
+    "snapshot-slow",
+)
 
 
 class SimCrash(BaseException):
-    """The process is gone at this call; no `except Exception` may keep it alive."""
+    """The process crashes at this call. A BaseException, so that no `except Exception` catches it."""
 
 
-class SimEndless(BaseException):
-    """The run does not come to its end."""
+class SimTooLong(BaseException):
+    """The run exceeds ROUNDS_MAX."""
 
 
-class Turn(Protocol):
-    """A process: `wake_s` is when it wants its next turn, `running` whether one of its turns has not ended."""
+class Scheduled(Protocol):
+    """A process that the world schedules. `wake_s`: time of its next turn. `running`: a turn of it has not returned."""
 
     wake_s: float
     running: bool
 
     def turn(self) -> None:
-        """Do one thing."""
+        """Take one step."""
         ...
 
 
 class World:
-    """Time, chance, what happened, and who is there; `now_s` are seconds since the run began.
+    """Clock, random generator, trace and scheduled processes of one run. `now_s`: seconds since the run began.
+
+    `calm`: no new fault strikes. `fired`: number of faults by kind. `trace`: (seconds, actor, event).
 
     >>> world, seen = World(7), []
     >>> world.at(2.0, lambda: seen.append(world.now_s))
@@ -67,51 +90,50 @@ class World:
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         self.now_s = 0.0
-        # no fault begins any more
         self.calm = False
         self.fired: Counter[str] = Counter()
         self.trace: list[tuple[float, str, str]] = []
-        self.turns: list[Turn] = []
+        self.processes: list[Scheduled] = []
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self._rounds = 0
-        # until when those wanted to wait who gave others their turn
+        # the ends of the waits that are in progress further down the stack
         self._waiting_until_s: list[float] = []
 
     def at(self, delay_s: float, action: Callable[[], None]) -> None:
-        """Let something happen `delay_s` seconds from now."""
+        """Run `action` in `delay_s` seconds."""
         self._number += 1
         heapq.heappush(self._events, (self.now_s + delay_s, self._number, action))
 
     def fire(self, kind: str) -> None:
-        """A fault has struck; raises ValueError where it is none of KINDS."""
+        """Count a fault that struck; raises ValueError for a kind that is not in KINDS."""
         if kind not in KINDS:
-            raise ValueError(f"{kind} is no kind of fault")
+            raise ValueError(f"{kind} is not a kind of fault")
         self.fired[kind] += 1
-        self.tell("fault", kind)
+        self.log("fault", kind)
 
-    def tell(self, who: str, what: str) -> None:
-        """Put a line into the trace."""
-        self.trace.append((self.now_s, who, what))
+    def log(self, actor: str, event: str) -> None:
+        """Add a line to the trace."""
+        self.trace.append((self.now_s, actor, event))
 
     def happens(self, share: float) -> bool:
-        """Whether chance says yes, which it does for `share` of the questions while faults are on."""
+        """True with probability `share`; never once the run is calm."""
         return share > 0.0 and not self.calm and self.chance.random() < share
 
     @property
     def limit_s(self) -> float:
-        """When the first of those wants to go on who wait further down the stack."""
+        """The earliest end of the waits that are in progress further down the stack."""
         return min(self._waiting_until_s, default=NEVER_S)
 
     def wait(self, until_s: float, ready: Callable[[], bool] | None = None, alone: bool = False) -> bool:
-        """Let time pass up to `until_s`, or until something that happened made it `ready`; whether it is.
+        """Let time pass until `until_s`, or until `ready` returns true; returns whether it did.
 
         `alone`: no other process gets a turn meanwhile.
         """
         while True:
             self._rounds += 1
             if self._rounds > ROUNDS_MAX:
-                raise SimEndless
+                raise SimTooLong
             if ready is not None and ready():
                 return True
             event_s = self._events[0][0] if self._events else NEVER_S
@@ -128,19 +150,17 @@ class World:
                 due.turn()
                 self._waiting_until_s.pop()
 
-    def _next_turn(self) -> Turn | None:
-        due = None
-        for one in self.turns:
-            if not one.running and (due is None or one.wake_s < due.wake_s):
-                due = one
-        return due
+    def _next_turn(self) -> Scheduled | None:
+        idle = (process for process in self.processes if not process.running)
+        return min(idle, key=lambda process: process.wake_s, default=None)
 
 
 class Life:
-    """One process from its start to its end, as the outside sees it: each of its calls passes `point`.
+    """The lifetime of one process. Each external call passes `fault_point`, where a crash or a freeze may strike.
 
-    `crash_in`, `freeze_in`: after how many points it is killed, or stands still for `freeze_s` seconds (both 0:
-    never). A process that stands still does not heartbeat.
+    crash_in: the number of the call at which the process crashes; 0: never.
+    freeze_in: the number of the call at which it freezes; 0: never. A frozen process sends no heartbeats.
+    freeze_s: duration of the freeze, seconds.
     """
 
     def __init__(self, world: World, name: str, crash_in: int = 0, freeze_in: int = 0, freeze_s: float = 0.0) -> None:
@@ -148,46 +168,45 @@ class Life:
         self.name = name
         self.dead = False
         self.frozen = False
-        self.points = 0
-        # told when it goes on after it stood still
+        self.calls = 0
         self.on_thaw: Callable[[], None] = lambda: None
         self._crash_in, self._freeze_in, self._freeze_s = crash_in, freeze_in, freeze_s
 
     @property
-    def beats(self) -> bool:
-        """Whether its heartbeats go out."""
+    def heartbeats(self) -> bool:
+        """Whether the process sends heartbeats."""
         return not self.dead and not self.frozen
 
     def check(self) -> None:
-        """Raise SimCrash where the process is gone: it was killed from outside."""
+        """Raise SimCrash if the process has been killed."""
         if self.dead:
             raise SimCrash(self.name)
 
-    def point(self, what: str) -> None:
-        """Here the process may be killed, or stand still; raises SimCrash."""
+    def fault_point(self, call: str) -> None:
+        """Trace an external call, at which the process may crash or freeze; raises SimCrash."""
         self.check()
         world = self.world
-        self.points += 1
-        world.trace.append((world.now_s, self.name, what))
+        self.calls += 1
+        world.log(self.name, call)
         if world.calm:
             return
-        if self.points == self._crash_in:
+        if self.calls == self._crash_in:
             world.fire("crash")
             self.dead = True
             raise SimCrash(self.name)
-        if self.points == self._freeze_in:
+        if self.calls == self._freeze_in:
             self._freeze()
 
     def crash_soon(self) -> None:
-        """Let the process be killed at one of its next calls."""
-        self._crash_in = self.points + self.world.chance.randint(1, SOON_POINTS)
+        """Schedule a crash at one of the next calls."""
+        self._crash_in = self.calls + self.world.chance.randint(1, CRASH_SOON_CALLS_MAX)
 
     def _freeze(self) -> None:
         world = self.world
-        world.tell(self.name, f"stands still for {self._freeze_s:.1f} s")
+        world.log(self.name, f"freezes for {self._freeze_s:.1f} s")
         self.frozen = True
         world.wait(world.now_s + self._freeze_s, lambda: world.calm)
         self.frozen = False
-        world.tell(self.name, "goes on")
+        world.log(self.name, "thaws")
         self.check()
         self.on_thaw()

@@ -15,9 +15,9 @@ def counters_of(jump_s: float, seed: int = 1) -> Counters:
     """Of one worker whose clock is set by `jump_s` before the first record."""
     options = replace(derive(seed), workers=1, processes=ProcessFaults())
     simulation = Simulation(options)
-    simulation.world.at(0.051, lambda: [one.clock.jump(jump_s) for one in simulation.live()])
+    simulation.world.at(0.051, lambda: [process.clock.jump(jump_s) for process in simulation.live()])
     assert simulation.run() == []
-    (process,) = simulation._all
+    (process,) = simulation.processes
     assert process.ledger.counters().decisions > 0
     return process.ledger.counters()
 

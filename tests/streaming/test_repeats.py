@@ -90,7 +90,7 @@ def test_a_first_decision_behind_an_open_transaction_is_waited_for() -> None:
     rig.turns(10.0)
     assert rig.answers == []
     assert rig.repeats.waiting_of([PARTITION]) == 1
-    log.mark(7, False, START_MS)
+    log.write_marker(7, False, START_MS)
     rig.turns(1.0)
     assert [(offsets, first.scores.tolist()) for offsets, first in rig.answers] == [([1], [0.95])]
 
