@@ -1,4 +1,4 @@
-"""The decision record: what is said about one transaction on the `decisions` topic."""
+"""The decision record: the message about a transaction on the `decisions` topic."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Verdict = Literal["approve", "review", "decline"]
 Stage = Literal["screener", "deep"]
 STAGES: tuple[Stage, ...] = ("screener", "deep")
 CAUSES = ("", "deadline", "breaker-open", "queue-full", "error")
-# JSON says latencies to the microsecond.
+# JSON gives latencies to the microsecond.
 LATENCY_DECIMALS = 3
 LATENCY_MS_MAX = 1e12
 
 
 class LatencyMs(msgspec.Struct, frozen=True, gc=False):
-    """Where the time of one transaction went, in ms.
+    """How a transaction's latency is made up, in ms.
 
-    `queue`: from the start of its deadline to the start of its micro-batch. `features`, `screener`: of its
-    micro-batch. `deep`: from the call to its answer or its end, 0 where none was made. `total`: from the start of
-    its deadline to the decision.
+    `queue`: from the start of the deadline to the start of the micro-batch. `features`, `screener`: these stages of the
+    micro-batch. `deep`: the deep call, up to its answer or its end; 0 without a call. `total`: from the start of the
+    deadline to the decision.
     """
 
     queue: float
@@ -40,12 +40,12 @@ class LatencyMs(msgspec.Struct, frozen=True, gc=False):
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
-    """One decision.
+    """A decision.
 
-    `score` is the calibrated probability of fraud by the stage that decided, `screener_score` the screener's own.
-    `bundle` is the version that decided. `degraded` where the screener decided in the deep model's stead, with
-    `degraded_cause`. `decision_id` is the same on every retry: see `decision_ids`. `duplicate`: the transaction came
-    before; what was decided then, as `first_decision_id`, is said again. Times are ms since the epoch.
+    `score`: the calibrated probability of fraud by the stage that decided; `screener_score`: by the screener. `bundle`:
+    the version that decided. `degraded`: the transaction was escalated, but the screener decided it, because of
+    `degraded_cause`. `decision_id`: the same on every retry, see `decision_ids`. `duplicate`: the transaction was
+    decided before, as `first_decision_id`; it has that decision again. Times are ms since the epoch.
     """
 
     transaction_id: int | str
@@ -66,11 +66,11 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class DecisionColumns:
-    """The decisions of some transactions of one partition, a row each.
+    """Decisions of transactions of one partition, a row each.
 
-    `transaction_ids` int64 or S[n]; `actions`, `stages` and `causes` uint8: positions in `cascade.policy.ACTIONS`,
-    STAGES and CAUSES; `first_offsets` int64: of the first occurrence of a duplicate, -1 where it is none; the times are
-    int64 ms since the epoch, the latencies float64 ms as LatencyMs says.
+    `transaction_ids`: int64 or S[n]. `actions`, `stages`, `causes`: uint8, indexes into `cascade.policy.ACTIONS`,
+    STAGES and CAUSES. `first_offsets`: int64, the offset of a duplicate's first occurrence, else -1. Times: int64, ms
+    since the epoch. Latencies: float64, ms, see LatencyMs.
     """
 
     topic: str
@@ -94,9 +94,9 @@ class DecisionColumns:
 
 
 _Format = Literal["json", "msgpack"]
-# A decision has texts without a fixed length and fields that may be absent, so it is no row of fixed size: JSON beside
-# binary transactions, as it is what is written fastest, and what everyone reads. JSON beside Avro's too: a registry
-# that must have our schema before a decision can be said would be one more thing that stops decisions.
+# Decisions have texts of any length and fields that may be absent, so they cannot be rows of fixed size. With binary
+# transactions they are JSON, which is written fastest and read everywhere. With Avro they are JSON too: decisions must
+# not depend on a registry that has to accept their schema first.
 _FORMATS: dict[CodecName, _Format] = {"json": "json", "msgpack": "msgpack", "binary": "json", "avro": "json"}
 _Encoder = msgspec.json.Encoder | msgspec.msgpack.Encoder
 _Decoder = msgspec.json.Decoder[Decision] | msgspec.msgpack.Decoder[Decision]
@@ -108,10 +108,10 @@ _DECODERS: dict[_Format, _Decoder] = {
 
 
 def decision_ids(topic: str, partition: int, offsets: Int64) -> list[str]:
-    """`topic-partition-offset` of the transactions: where they lie in the log.
+    """Returns `topic-partition-offset` of the transactions' records.
 
-    A record that is decided again after a crash gets the same id, whichever bundle decides by then, so that a
-    consumer can drop the repeat.
+    A record that is decided again after a crash gets the same id, even from another bundle, so that a consumer can drop
+    the repeated decision.
     """
     return [_decision_id(topic, partition, offset) for offset in offsets.tolist()]
 
@@ -121,24 +121,31 @@ def _decision_id(topic: str, partition: int, offset: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where transactions lie in the log, a row each: `source` int64 is the row's position in `partitions`."""
+class RecordPositions:
+    """The transactions' records, a row each: their partitions and offsets.
+
+    `partition_index` (int64, [rows]): index into `partitions`. Not Kafka's partition number, which is `partition_id`.
+    `offsets` (int64, [rows]).
+    """
 
     partitions: Sequence[tuple[str, int]]
-    source: Int64
+    partition_index: Int64
     offsets: Int64
 
     def ids(self, rows: Int64) -> list[str]:
-        """`decision_ids` of some of the rows, int64 [some]."""
+        """Returns the decision ids of the rows with these indexes (int64)."""
+        partitions = (self.partitions[index] for index in self.partition_index[rows].tolist())
         offsets = self.offsets[rows].tolist()
-        places = (self.partitions[source] for source in self.source[rows].tolist())
-        return [_decision_id(topic, number, offset) for (topic, number), offset in zip(places, offsets, strict=True)]
+        return [
+            _decision_id(topic, partition_id, offset)
+            for (topic, partition_id), offset in zip(partitions, offsets, strict=True)
+        ]
 
 
 def encode_decisions(codec_name: CodecName, columns: DecisionColumns) -> list[bytes]:
-    """One message a row, in the format that goes with the codec.
+    """Returns a message for each row, in the format that goes with the codec.
 
-    Raises ValueError where the columns are of unequal length.
+    Raises ValueError if the columns have unequal lengths.
     """
     rows = len(columns.offsets)
     if any(len(getattr(columns, name)) != rows for name in _COLUMNS):
@@ -147,7 +154,7 @@ def encode_decisions(codec_name: CodecName, columns: DecisionColumns) -> list[by
     if form == "json" and _fits_the_kernel(columns):
         return _json_rows(columns)
     encode = _ENCODERS[form].encode
-    return [encode(one) for one in _decisions(columns)]
+    return [encode(decision) for decision in _decisions(columns)]
 
 
 _COLUMNS = (
@@ -158,7 +165,7 @@ _LATENCIES = ("queue_ms", "features_ms", "screener_ms", "deep_ms", "total_ms")
 
 
 def _decisions(columns: DecisionColumns) -> list[Decision]:
-    """A record a row, for what the kernel does not write."""
+    """A Decision for each row, for formats and values that the kernel does not write."""
     ids = decision_ids(columns.topic, columns.partition, columns.offsets)
     firsts = decision_ids(columns.topic, columns.partition, columns.first_offsets)
     latencies = zip(*(getattr(columns, name).tolist() for name in _LATENCIES), strict=True)
@@ -183,7 +190,7 @@ def _decisions(columns: DecisionColumns) -> list[Decision]:
 
 
 def _fits_the_kernel(columns: DecisionColumns) -> bool:
-    """Whether every row is of one kind, with numbers in the ranges that the kernel writes."""
+    """Whether the kernel can write the rows: all repeats or none, integer ids, and numbers within its ranges."""
     repeated = columns.first_offsets >= 0
     return (
         columns.transaction_ids.dtype.kind == "i"
@@ -194,11 +201,11 @@ def _fits_the_kernel(columns: DecisionColumns) -> bool:
 
 
 def _within(values: Float64, least: float, most: float) -> bool:
-    """False for what is not a number too."""
+    """Whether all values are in range; NaN is not."""
     return bool(((values >= least) & (values <= most)).all())
 
 
-# Columns of numbers and of words, in the order in which `_json_rows` stacks them.
+# Columns of numbers and of words, in the order of `_json_rows`.
 _TRANSACTION, _OFFSET, _FIRST, _EVENT_TIME, _DECISION_TIME, _QUEUE = range(6)
 _ACTION_WORD, _STAGE_WORD, _CAUSE_WORD, _BUNDLE_WORD = (-1 - column for column in range(4))
 _DECIMALS = np.array([0, 0, 0, 0, 0, *[LATENCY_DECIMALS] * len(_LATENCIES)])
@@ -206,17 +213,17 @@ _DECIMALS = np.array([0, 0, 0, 0, 0, *[LATENCY_DECIMALS] * len(_LATENCIES)])
 
 @lru_cache(maxsize=1_024)
 def _layout(topic: str, partition: int, repeated: bool) -> tuple[Words, Array]:
-    """The constant pieces of a message and the order of what stands between them, as `write_rows` takes them."""
-    place = msgspec.json.encode(f"{topic}-{partition}-")[1:-1]
+    """The constant pieces of a message, and the order of the columns between them, for `write_rows`."""
+    id_prefix = msgspec.json.encode(f"{topic}-{partition}-")[1:-1]
     first: list[Any] = (
-        [b',"duplicate":true,"first_decision_id":"' + place, _FIRST, b'"']
+        [b',"duplicate":true,"first_decision_id":"' + id_prefix, _FIRST, b'"']
         if repeated
         else [b',"duplicate":false,"first_decision_id":null']
     )
     parts: list[Any] = [
         b'{"transaction_id":', _TRANSACTION, b',"decision":"', _ACTION_WORD, b'","score":', TOKEN, b',"stage":"',
         _STAGE_WORD, b'","screener_score":', TOKEN, b',"bundle":', _BUNDLE_WORD, b',"degraded":', _CAUSE_WORD,
-        b',"decision_id":"' + place, _OFFSET, b'"', *first, b',"event_time_ms":', _EVENT_TIME,
+        b',"decision_id":"' + id_prefix, _OFFSET, b'"', *first, b',"event_time_ms":', _EVENT_TIME,
         b',"decision_time_ms":', _DECISION_TIME,
     ]  # fmt: skip
     for number, name in enumerate(LatencyMs.__struct_fields__):
@@ -234,11 +241,11 @@ def _layout(topic: str, partition: int, repeated: bool) -> tuple[Words, Array]:
 
 @lru_cache(maxsize=64)
 def _words(bundles: tuple[str, ...]) -> Words:
-    """All words: actions, stages, causes with whether it is degraded, bundles as JSON."""
+    """All words: actions, stages, causes with the field `degraded`, bundles as JSON."""
     causes = [
         b'true,"degraded_cause":"%s"' % cause.encode() if cause else b'false,"degraded_cause":null' for cause in CAUSES
     ]
-    names = [*(one.encode() for one in ACTIONS), *(one.encode() for one in STAGES), *causes]
+    names = [*(name.encode() for name in (*ACTIONS, *STAGES)), *causes]
     return Words([*names, *map(msgspec.json.encode, bundles)])
 
 
@@ -267,7 +274,7 @@ def _json_rows(columns: DecisionColumns) -> list[bytes]:
 
 
 def warm_up_encoder() -> None:
-    """Compile the kernel now, and not with the first decision."""
+    """Compiles the kernel ahead of the first decision."""
     none, empty = np.zeros(0, np.int64), np.zeros(0)
     codes = np.zeros(0, np.uint8)
     _json_rows(
@@ -279,12 +286,12 @@ def warm_up_encoder() -> None:
 
 
 def decode_decision(message: bytes, codec_name: CodecName) -> Decision:
-    """Read one message; raises msgspec.MsgspecError where it is no decision."""
+    """Reads a message; raises msgspec.MsgspecError if it is not a decision."""
     return _DECODERS[_FORMATS[codec_name]].decode(message)
 
 
 def message_keys(cards: Array) -> list[bytes]:
-    """The key of each message, so that a card's messages stay in one partition, in order: its id as text."""
+    """Returns the key of each message, the card id as text: a card's messages stay in one partition, in order."""
     if cards.dtype.kind == "S":
         return list(cards.tolist())
     return [b"%d" % card for card in cards.tolist()]

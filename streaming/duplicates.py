@@ -54,15 +54,16 @@ _ROWS: Mapping[str, tuple[type[np.generic], tuple[int, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class FirstColumns:
-    """First occurrences and what was decided about them, a row each.
+    """First occurrences of transactions and their decisions, a row each.
 
-    `held`: whether the cache still knows the entry; where not, the other columns are meaningless. `known`: whether its
-    decision is; where not, those after `offsets` are meaningless. `partitions`, `offsets` int64: where the first one
-    lies. `actions`, `stages`, `causes` uint8: positions in `cascade.policy.ACTIONS`, STAGES and CAUSES. `scores`,
-    `screener_scores` float64: probabilities. `decision_times_ms` int64: since the epoch. `bundles`: versions.
+    `present`: whether the cache still has the entry; if not, the other columns are meaningless. `known`: whether it has
+    the decision; if not, the columns after `offsets` are meaningless. `partitions`, `offsets` int64: partition id and
+    offset of the first record. `actions`, `stages`, `causes` uint8: indexes into `cascade.policy.ACTIONS`, STAGES and
+    CAUSES. `scores`, `screener_scores` float64: probabilities. `decision_times_ms` int64: ms since the epoch.
+    `bundles`: versions.
     """
 
-    held: Bool
+    present: Bool
     known: Bool
     partitions: Int64
     offsets: Int64
@@ -75,7 +76,7 @@ class FirstColumns:
     bundles: list[str]
 
     def __len__(self) -> int:
-        return len(self.held)
+        return len(self.present)
 
 
 class FirstDecisions:
@@ -180,14 +181,14 @@ class FirstDecisions:
 
     def first(self, entries: Int64) -> FirstColumns:
         """What is known of entries that `look_up` gave."""
-        held = (entries >= self._counters[OLDEST]) & (entries < self._counters[NEXT])
-        slots = np.where(held, entries, 0) % len(self._entries)
+        present = (entries >= self._counters[OLDEST]) & (entries < self._counters[NEXT])
+        slots = np.where(present, entries, 0) % len(self._entries)
         rows = self._entries[slots]
-        held &= rows[:, PARTITION] != GONE
+        present &= rows[:, PARTITION] != GONE
         versions = self._bundles or [""]
         return FirstColumns(
-            held=held,
-            known=held & (self._known[slots] == 1),
+            present=present,
+            known=present & (self._known[slots] == 1),
             partitions=rows[:, PARTITION],
             offsets=rows[:, OFFSET],
             actions=self._decided[slots, 0],

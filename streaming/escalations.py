@@ -1,7 +1,6 @@
-"""Escalated transactions between the screener and their decision: calls to the deep model, deadlines, refusals.
+"""Escalated transactions until their decision: deep calls, deadlines, the circuit breaker and limits.
 
-Whatever happens to a call, each of its rows gets one outcome: the deep model's answer in time, or the screener's score
-with the cause for which the deep model did not decide.
+Each escalated row gets exactly one outcome: the deep model's answer in time, or the screener's score with the cause.
 """
 
 from __future__ import annotations
@@ -29,15 +28,16 @@ from streaming.overload import EscalationControl
 
 log = structlog.get_logger()
 LATE_CAUSES = ("deadline", "queue-full")
-# Between two probes of a model that is missing, while nothing is escalated.
+# Between two probes of an unavailable model, while no call is open.
 PROBE_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Rows with the score by which they are decided: `stage` gave it; `cause`: why the deep model did not.
+    """Rows and the scores that decide them.
 
-    `score` float64 [rows]: calibrated probability. `deep_ms`: from the call to this.
+    `stage`: gave the scores. `score` (float64, [rows]): calibrated probability. `cause`: why the deep model did not
+    decide, None if it did or was not asked. `deep_ms`: duration of the deep call until this outcome.
     """
 
     rows: Rows
@@ -48,12 +48,12 @@ class Outcome:
 
 
 def by_screener(rows: Rows, cause: str | None, deep_ms: float = 0.0) -> Outcome:
-    """The screener decides."""
+    """The outcome of rows that the screener decides."""
     return Outcome(rows, "screener", rows.screener_score, cause, deep_ms)
 
 
 class Escalations:
-    """The rows that wait for the deep model; one thread uses it."""
+    """The rows that wait for the deep model; for one thread."""
 
     def __init__(
         self, config: Config, policy: Policy, deep: DeepStage, card: str, ledger: Ledger, health: HealthState,
@@ -67,33 +67,33 @@ class Escalations:
         self._breaker = CircuitBreaker(config.breaker, clock.monotonic, chance)
         self._overload = EscalationControl(config.overload, config.worker.in_flight_max, clock)
         self._calls: list[DeepCall] = []
-        self._of_card: dict[int, int] = {}
+        self._open_by_card: dict[int, int] = {}
         self._ended, self._ended_late = 0, 0
-        self._late_told = deep.late_answers
+        self._late_counted = deep.late_answers
         self._probe: Future[Float64] | None = None
         self._probe_due_s = clock.monotonic()
 
     @property
     def open(self) -> int:
-        """Rows that wait."""
+        """The number of rows that wait."""
         return sum(int(call.open.sum()) for call in self._calls)
 
     @property
     def raised(self) -> float:
-        """Log-odds that are now added to the escalation threshold."""
+        """Log-odds that are added to the escalation threshold now."""
         return self._overload.raised
 
     def waiting_of(self, partitions: Iterable[Partition]) -> int:
-        """Rows of these partitions that wait."""
+        """The number of rows of these partitions that wait."""
         wanted = set(partitions)
         count = 0
         for call in self._calls:
-            chosen = np.array([one in wanted for one in call.rows.partitions], bool)
-            count += int((call.open & chosen[call.rows.source]).sum())
+            chosen = np.array([partition in wanted for partition in call.rows.partitions], bool)
+            count += int((call.open & chosen[call.rows.partition_index]).sum())
         return count
 
     def send(self, rows: Rows, inputs: DeepInputs) -> list[Outcome]:
-        """Ask the deep model about rows; returns those that are decided without it at once."""
+        """Sends rows to the deep model; returns the outcomes of those that are decided without it at once."""
         deadline_ms = rows.start_ms + self._config.deadline.budget_ms
         room = self._has_room(key_codes(rows.batch[self._card]))
         refused = np.flatnonzero(~room)
@@ -114,7 +114,7 @@ class Escalations:
         return self._noted(outcomes)
 
     def collect(self) -> list[Outcome]:
-        """What has come to its end since the last time: answers, errors, deadlines."""
+        """Returns the outcomes since the last call: answers, errors, deadlines."""
         now_ms = self._clock.time() * 1e3
         outcomes: list[Outcome] = []
         still_open = []
@@ -128,9 +128,9 @@ class Escalations:
             if call.open.any():
                 still_open.append(call)
             elif not call.future.done():
-                # every row was decided without it: what it still brings is counted when it comes
+                # all rows were decided without it; its answer will be counted as late
                 self._call_failed()
-                self._await_late(call)
+                self._count_when_late(call)
         self._calls = still_open
         for outcome in outcomes:
             self._count_cards(outcome.rows, -1)
@@ -140,16 +140,16 @@ class Escalations:
         return outcomes
 
     def drop(self, partitions: Iterable[Partition]) -> None:
-        """The partitions are another's: their rows get no outcome here."""
-        gone = frozenset(partitions)
+        """Drops the rows of partitions that this worker lost, without an outcome."""
+        lost = frozenset(partitions)
         for call in self._calls:
             before = call.open.copy()
-            call.drop(gone)
+            call.drop(lost)
             closed = np.flatnonzero(before & ~call.open)
             self._count_cards(call.rows.take(closed), -1)
         for call in self._calls:
             if not call.open.any() and not call.future.done():
-                self._await_late(call)
+                self._count_when_late(call)
         self._calls = [call for call in self._calls if call.open.any()]
 
     def _noted(self, outcomes: list[Outcome]) -> list[Outcome]:
@@ -161,25 +161,25 @@ class Escalations:
         return outcomes
 
     def _observe(self) -> None:
-        if self._deep.late_answers != self._late_told:
-            self._ledger.count_late(self._deep.late_answers - self._late_told)
-            self._late_told = self._deep.late_answers
+        if self._deep.late_answers != self._late_counted:
+            self._ledger.count_late(self._deep.late_answers - self._late_counted)
+            self._late_counted = self._deep.late_answers
         if self._deep.hedged:
             self._ledger.set_hedged(self._deep.hedged)
         self._overload.observe(self.open, self._ended, self._ended_late)
         self._ended = self._ended_late = 0
-        told = self._overload.changed()
-        if told is not None:
-            log.warning(told)
+        change = self._overload.changed()
+        if change is not None:
+            log.warning(change)
             self._ledger.set_escalation_raised(self._overload.raised)
 
     def _has_room(self, cards: Int64) -> Array:
-        """Which rows may wait: of one card no more than `in_flight_card_max` do at once."""
+        """Which rows may wait: at most `in_flight_card_max` of a card at the same time; bool [rows]."""
         limit = self._config.worker.in_flight_card_max
         coming: dict[int, int] = {}
         room = np.ones(len(cards), bool)
         for row, card in enumerate(cards.tolist()):
-            count = self._of_card.get(card, 0) + coming.get(card, 0)
+            count = self._open_by_card.get(card, 0) + coming.get(card, 0)
             if count >= limit:
                 room[row] = False
             else:
@@ -188,11 +188,11 @@ class Escalations:
 
     def _count_cards(self, rows: Rows, change: int) -> None:
         for card in key_codes(rows.batch[self._card]).tolist():
-            count = self._of_card.get(card, 0) + change
+            count = self._open_by_card.get(card, 0) + change
             if count > 0:
-                self._of_card[card] = count
+                self._open_by_card[card] = count
             else:
-                self._of_card.pop(card, None)
+                self._open_by_card.pop(card, None)
 
     def _answered(self, call: DeepCall, waited_s: float) -> list[Outcome]:
         late = len(call.rows) - int(call.open.sum())
@@ -214,7 +214,7 @@ class Escalations:
         return [Outcome(rows, "deep", probability, None, waited_s * 1e3)] if len(rows) else []
 
     def _look_for_model(self) -> None:
-        """Probe a missing model: only a call tells that it is back, and on a quiet stream none may come for hours."""
+        """Probes an unavailable model, since on a quiet stream no call may show its return for hours."""
         probe, now_s = self._probe, self._clock.monotonic()
         if probe is not None:
             if probe.done():
@@ -237,10 +237,10 @@ class Escalations:
         opened = self._breaker.opened
         self._breaker.failed()
         if self._breaker.opened > opened:
-            log.warning("circuit breaker open: the screener decides alone", times=self._breaker.opened)
-            self._health.waiting("deep model", "most calls fail: the screener decides alone (circuit breaker open)")
+            log.warning("circuit breaker open: the screener decides alone", times_opened=self._breaker.opened)
+            self._health.waiting("deep model", "circuit breaker open: most deep calls fail, the screener decides alone")
 
-    def _await_late(self, call: DeepCall) -> None:
+    def _count_when_late(self, call: DeepCall) -> None:
         def count(answer: Future[Float64]) -> None:
             if not answer.cancelled() and answer.exception() is None:
                 self._ledger.count_late(1)

@@ -1,9 +1,9 @@
-"""Screened transactions on their way to a decision, and the calls to the deep model that some of them wait for."""
+"""Screened transactions that have no decision yet, and the deep calls that some of them wait for."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,15 +13,15 @@ from streaming.clients import Partition
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Screened transactions on their way to a decision, a row each.
+    """Screened transactions without a decision, a row each.
 
-    `source` int64: position in `partitions`. `start_ms` float64: from when the deadline counts, ms since the epoch.
-    `queue_ms`, `features_ms`, `screener_ms` float64: what the transaction spent there. `screener_score` float64:
-    calibrated probability. `batch`: the transactions themselves.
+    `partition_index` (int64, [rows]): index into `partitions`. Not Kafka's partition number, which is `partition_id`.
+    `batch`: the transactions. `start_ms` (float64, ms since the epoch): when the deadline begins to count. `queue_ms`,
+    `features_ms`, `screener_ms` (float64, ms): time spent there. `screener_score` (float64): calibrated probability.
     """
 
     partitions: list[Partition]
-    source: Int64
+    partition_index: Int64
     offsets: Int64
     batch: ColumnBatch
     start_ms: Float64
@@ -34,15 +34,20 @@ class Rows:
         return len(self.offsets)
 
     def take(self, index: Array) -> Rows:
-        """Some of the rows, by positions or mask."""
-        return Rows(
-            self.partitions, self.source[index], self.offsets[index], self.batch.take(index), self.start_ms[index],
-            self.queue_ms[index], self.screener_score[index], self.features_ms, self.screener_ms,
-        )  # fmt: skip
+        """Returns some of the rows, by index or mask."""
+        return replace(
+            self,
+            partition_index=self.partition_index[index],
+            offsets=self.offsets[index],
+            batch=self.batch.take(index),
+            start_ms=self.start_ms[index],
+            queue_ms=self.queue_ms[index],
+            screener_score=self.screener_score[index],
+        )
 
 
 class DeepCall:
-    """One call to the deep model; `open` marks the rows that have no decision yet."""
+    """A call to the deep model; `open` (bool, [rows]) marks the rows that have no decision yet."""
 
     def __init__(self, rows: Rows, deadline_ms: Float64, future: Future[Float64], sent_s: float) -> None:
         self.rows = rows
@@ -53,7 +58,7 @@ class DeepCall:
         self.next_deadline_ms = float(deadline_ms.min())
 
     def expire(self, now_ms: float) -> Array:
-        """Close the rows whose deadline has passed; returns their positions."""
+        """Closes the rows whose deadline has passed, and returns their indexes."""
         if now_ms < self.next_deadline_ms:
             return np.zeros(0, np.int64)
         expired = np.flatnonzero(self.open & (self.deadline_ms <= now_ms))
@@ -63,12 +68,12 @@ class DeepCall:
         return expired
 
     def drop(self, partitions: frozenset[Partition]) -> None:
-        """Close the rows of these partitions: they are another's to decide."""
-        gone = np.array([one in partitions for one in self.rows.partitions], bool)
-        self.open &= ~gone[self.rows.source]
+        """Closes the rows of these partitions, which this worker lost."""
+        gone = np.array([partition in partitions for partition in self.rows.partitions], bool)
+        self.open &= ~gone[self.rows.partition_index]
 
     def close(self) -> Array:
-        """Close all rows that are open; returns their positions."""
+        """Closes all open rows, and returns their indexes."""
         rows = np.flatnonzero(self.open)
         self.open[rows] = False
         return rows

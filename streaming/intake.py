@@ -1,4 +1,4 @@
-"""From fetched records to one micro-batch in order of time."""
+"""Turns fetched records into a micro-batch in order of time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streaming.offsets import NOTHING_DECIDED, Decided
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The rejects of one fetched batch, with the batch that holds their bytes."""
+    """The rejects of a fetched batch, with the batch that has their bytes."""
 
     fetched: FetchedBatch
     rejects: list[Reject]
@@ -24,37 +24,38 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """One micro-batch: its readable rows in the order in which they are folded, and what could not be read.
+    """A micro-batch: its readable rows in the order in which they are folded, and the rejected messages.
 
-    `source` int64 [rows]: position of the row's partition in `partitions`. `offsets` int64 [rows]. `appended_ms`
-    float64 [rows]: the record's time, ms since the epoch. `undecided` bool [rows]: False for records that had their
-    decision before a restart and are read only to rebuild the state. `held` bool [rows]: True for records that had
-    none yet when later ones of their partition had theirs: they were escalated.
+    `partition_index` (int64, [rows]): index into `partitions`. Not Kafka's partition number, which is `partition_id`.
+    `offsets` (int64, [rows]). `appended_ms` (float64, [rows], ms since the epoch): the record's timestamp. `undecided`
+    (bool, [rows]): False for records that had their decision before a restart, and are read only to rebuild the state.
+    `escalated` (bool, [rows]): True for records that had no decision at the last commit while later records of their
+    partition had theirs; the previous owner had escalated them.
     """
 
     batch: ColumnBatch
     partitions: list[Partition]
-    source: Int64
+    partition_index: Int64
     offsets: Int64
     appended_ms: Float64
     undecided: Bool
-    held: Bool
+    escalated: Bool
     rejected: list[Rejected]
 
     @property
-    def numbers(self) -> Int64:
-        """int64 [rows]: the number of each row's partition."""
-        return np.array([number for _, number in self.partitions], np.int64)[self.source]
+    def partition_ids(self) -> Int64:
+        """Kafka's partition number of each row, int64 [rows]."""
+        return np.array([partition_id for _, partition_id in self.partitions], np.int64)[self.partition_index]
 
     def with_batch(self, batch: ColumnBatch) -> Intake:
-        """The same, with other columns of the same rows."""
+        """Returns the same rows with other columns."""
         return replace(self, batch=batch)
 
     def take(self, index: Array) -> Intake:
-        """Some of the rows, by positions or mask, and nothing that could not be read."""
+        """Returns some of the rows, by index or mask, without the rejected messages."""
         return Intake(
-            self.batch.take(index), self.partitions, self.source[index], self.offsets[index],
-            self.appended_ms[index], self.undecided[index], self.held[index], [],
+            self.batch.take(index), self.partitions, self.partition_index[index], self.offsets[index],
+            self.appended_ms[index], self.undecided[index], self.escalated[index], [],
         )  # fmt: skip
 
 
@@ -65,49 +66,47 @@ def take_in(
     decided: Mapping[Partition, Decided],
     ahead_ms_max: int,
 ) -> Intake:
-    """Decode what was fetched; `decided` names the records of a partition that have their decision.
+    """Decodes fetched batches and merges their rows by event time.
 
-    Rows of several partitions are merged by event time. Within a partition the order of the log stays: a row counts
-    with the latest event time of its partition up to it. An event that is more than `ahead_ms_max` ahead of its
-    record's time is refused.
+    Within a partition the order of the log stays: a row counts with the latest event time of its partition up to it.
+
+    fetched: batches, at most one a partition. codec: of their messages. event_time: name of the event-time field.
+    decided: the records that have their decision, by partition. ahead_ms_max: an event that is further ahead of its
+    record's timestamp is rejected.
     """
-    batches, sources, offsets, appended, order_keys = [], [], [], [], []
-    undecided, held, rejected = [], [], []
-    partitions = [(one.topic, one.partition) for one in fetched]
-    for position, one in enumerate(fetched):
-        decoded = codec.decode(one.values)
+    batches, indexes, offsets, appended, order_keys = [], [], [], [], []
+    undecided, escalated, rejected = [], [], []
+    partitions = [(part.topic, part.partition) for part in fetched]
+    for index, part in enumerate(fetched):
+        decoded = codec.decode(part.values)
         batch, rows, rejects = decoded.batch, decoded.rows, decoded.rejects
-        ahead = too_far_ahead(batch[event_time], one.timestamps_ms[rows], ahead_ms_max)
+        ahead = too_far_ahead(batch[event_time], part.timestamps_ms[rows], ahead_ms_max)
         if ahead.any():
             detail = f"{event_time}: more than {ahead_ms_max} ms after the record's own time"
             early = [Reject(int(row), RejectReason.FUTURE_EVENT, detail) for row in rows[ahead]]
             rejects = sorted([*rejects, *early], key=lambda reject: reject.index)
             batch, rows = batch.take(~ahead), rows[~ahead]
         batches.append(batch)
-        sources.append(np.full(batch.rows, position, np.int64))
-        offsets.append(one.offsets[rows])
-        appended.append(one.timestamps_ms[rows].astype(np.float64))
+        indexes.append(np.full(batch.rows, index, np.int64))
+        offsets.append(part.offsets[rows])
+        appended.append(part.timestamps_ms[rows].astype(np.float64))
         order_keys.append(np.maximum.accumulate(batch[event_time]))
-        before = decided.get(partitions[position], NOTHING_DECIDED)
-        known = before.mask(one.offsets)
+        before = decided.get(partitions[index], NOTHING_DECIDED)
+        known = before.mask(part.offsets)
         undecided.append(~known[rows])
-        held.append(before.held(one.offsets)[rows])
+        escalated.append(before.escalated(part.offsets)[rows])
         fresh = [reject for reject in rejects if not known[reject.index]]
         if fresh:
-            rejected.append(Rejected(one, fresh))
-    source = np.concatenate(sources)
-    offset = np.concatenate(offsets)
-    order: Array = (
-        np.arange(len(source)) if len(fetched) == 1 else np.argsort(np.concatenate(order_keys), kind="stable")
-    )
+            rejected.append(Rejected(part, fresh))
+    order: Array = np.argsort(np.concatenate(order_keys), kind="stable")
     return Intake(
         batch=_concatenate(batches).take(order),
         partitions=partitions,
-        source=source[order],
-        offsets=offset[order],
+        partition_index=np.concatenate(indexes)[order],
+        offsets=np.concatenate(offsets)[order],
         appended_ms=np.concatenate(appended)[order],
         undecided=np.concatenate(undecided)[order],
-        held=np.concatenate(held)[order],
+        escalated=np.concatenate(escalated)[order],
         rejected=rejected,
     )
 

@@ -1,4 +1,4 @@
-"""Following the labels topic: every worker reads all of it, outside the group, from its beginning."""
+"""Follows the labels topic: every worker reads all of it, outside the group, from its beginning."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from streaming.clients import ConsumerClient, FetchedBatch, Partition
 from streaming.codecs import Codec, Reject
 
 ROWS_MAX = 10_000
-# Waiting for labels that the broker has said are there; longer means that something is broken.
+# The most that a read up to the end offset may take; a broker that needs longer is broken.
 CATCH_UP_TIMEOUT_S = 60.0
 POLL_S = 0.02
-# Where labels act as they arrive, looking for them more often than this would only slow down the transactions.
+# With alignment "arrival": more frequent polls would slow down the transactions.
 ARRIVAL_INTERVAL_S = 0.05
 
 
 class LabelFollower:
-    """Feeds label messages to `fold`, and what cannot be read to `reject`.
+    """Passes label messages to `fold`, and unreadable ones to `reject`.
 
-    With `alignment` "exact" every label that was in the topic when `catch_up` was called is folded when it returns;
-    with "arrival" only those that have arrived. Labels act by their event time and delay, so reading one early changes
-    nothing.
+    consumer: outside any group, of the labels topic. topic: the labels topic. codec: of its messages. alignment: with
+    "exact", `catch_up` folds every label that was in the topic at the call; with "arrival", those that have arrived. A
+    label takes effect by its event time and delay, so reading it early changes nothing. group_consumer: a member of the
+    worker's group, whose commits store the label offsets.
     """
 
     def __init__(
@@ -45,74 +46,75 @@ class LabelFollower:
         self._fold = fold
         self._reject = reject
         self._clock = clock
-        # commits belong to the group, which the labels' own consumer is not a member of
-        self._consumer_of_commits = group_consumer
-        # offsets below which unreadable messages are dead letters already, in this run or an earlier one
-        self._buried_until: dict[Partition, int] = {}
-        self._buries = False
-        # the next record of each partition that is not yet folded
+        self._group_consumer = group_consumer
+        # unreadable messages below these offsets have their dead letters, from this run or an earlier one
+        self._dead_lettered_until: dict[Partition, int] = {}
+        self._owns_dead_letters = False
+        # the offset of the next record to fold, by partition
         self.positions: dict[Partition, int] = {}
-        self._look_again_s = 0.0
+        self._next_read_s = 0.0
         consumer.assign(self.partitions)
 
     def beginnings(self) -> dict[Partition, int]:
-        """The first offsets that the labels' log still holds."""
+        """Returns the first offset of each partition of the labels topic."""
         return self._consumer.beginning_offsets(self.partitions)
 
     def rewind(self, positions: Mapping[Partition, int] | None = None) -> None:
-        """Read labels again: from `positions` on, for a state that holds those before, else all of them.
+        """Seeks to `positions`, the offsets up to which the state contains the labels; None: to the beginning.
 
-        Labels that are read twice change nothing; where we bury, reading begins no later than what is buried.
+        Reading a label twice changes nothing. If this worker owns the dead letters, it seeks no further than the offset
+        up to which they were sent.
         """
         beginnings = self.beginnings()
         self.positions = {}
         for partition, beginning in beginnings.items():
             offset = beginning if positions is None else max(positions.get(partition, beginning), beginning)
-            if self._buries:
-                offset = max(min(offset, self._buried_until.get(partition, beginning)), beginning)
+            if self._owns_dead_letters:
+                offset = max(min(offset, self._dead_lettered_until.get(partition, beginning)), beginning)
             self.positions[partition] = offset
             self._consumer.seek(partition, offset)
 
     def go_back(self, positions: Mapping[Partition, int]) -> None:
-        """Read from `positions` on, where a snapshot that was taken in stands, unless we are at an earlier place.
+        """Seeks to `positions`, the label offsets of a snapshot that was restored, unless the position is lower.
 
-        The state forgets frauds that are too old for the newest transaction. A partition that is taken in anew stands
-        at an older one: its snapshot brings those frauds again, and with them some that were taken back since.
+        The state drops frauds that are too old for its newest transaction. A restored partition is at an older
+        transaction: its snapshot contains such frauds again, and among them some that were retracted since.
         """
-        here = self.positions.items()
-        self.rewind({one: min(offset, positions.get(one, 0)) for one, offset in here} if here else positions)
+        current = self.positions.items()
+        lower = {partition: min(offset, positions.get(partition, 0)) for partition, offset in current}
+        self.rewind(lower if current else positions)
 
-    def bury(self, ours: bool) -> None:
-        """Whether unreadable labels are ours to bury: every worker reads all labels, one of them buries.
+    def own_dead_letters(self, owned: bool) -> None:
+        """Sets whether this worker sends the labels topic's dead letters: all workers read it, one of them sends.
 
-        Which ones have their dead letter is in the group's commits, so that the next to bury goes on from there.
+        The group's committed offsets of the labels topic say which were sent; the next owner continues from them.
         """
-        if ours == self._buries:
+        if owned == self._owns_dead_letters:
             return
-        self._buries = ours
-        if ours:
-            committed = self._consumer_of_commits.committed(self.partitions)
-            self._buried_until = {partition: offset for partition, (offset, _) in committed.items()}
+        self._owns_dead_letters = owned
+        if owned:
+            committed = self._group_consumer.committed(self.partitions)
+            self._dead_lettered_until = {partition: offset for partition, (offset, _) in committed.items()}
             if self.positions:
                 self.rewind(self.positions)
 
-    def buried_until(self) -> dict[Partition, int]:
-        """What is to be committed for the labels; empty where another buries."""
-        return dict(self._buried_until) if self._buries else {}
+    def offsets_to_commit(self) -> dict[Partition, int]:
+        """Returns the label offsets to commit. Empty on a worker that does not own the label topic's dead letters."""
+        return dict(self._dead_lettered_until) if self._owns_dead_letters else {}
 
     def catch_up(self) -> int:
-        """Fold the labels that are there; returns how many. Raises BrokerError where they do not come.
+        """Folds the labels that are due by `alignment` and returns their number; before the first `rewind`, none.
 
-        Before the first `rewind` there is no state to fold them into.
+        Raises BrokerError if the broker does not return them within CATCH_UP_TIMEOUT_S.
         """
         if not self.positions:
             return 0
         if self._exact:
             return self._read_to_end()
         now_s = self._clock.monotonic()
-        if now_s < self._look_again_s:
+        if now_s < self._next_read_s:
             return 0
-        self._look_again_s = now_s + ARRIVAL_INTERVAL_S
+        self._next_read_s = now_s + ARRIVAL_INTERVAL_S
         return self._read(0.0)
 
     def _read_to_end(self) -> int:
@@ -123,13 +125,13 @@ class LabelFollower:
             count += self._read(POLL_S)
             if self._clock.monotonic() > give_up_s:
                 raise BrokerError(
-                    f"the labels topic has records that did not come within {CATCH_UP_TIMEOUT_S:.0f} s; is the broker"
-                    ' well? (labels.alignment = "arrival" does not wait for them)'
+                    f"the broker did not return all labels within {CATCH_UP_TIMEOUT_S:.0f} s; check the broker, or set"
+                    ' labels.alignment to "arrival", which does not wait for them'
                 )
         return count
 
     def close(self) -> None:
-        """Release the consumer."""
+        """Closes the consumer."""
         self._consumer.close()
 
     def _read(self, timeout_s: float) -> int:
@@ -139,13 +141,13 @@ class LabelFollower:
             if decoded.batch.rows:
                 self._fold(decoded.batch)
                 count += decoded.batch.rows
-            # a rewind reads them a second time: a message is a dead letter once
             partition = (fetched.topic, fetched.partition)
             self.positions[partition] = int(fetched.offsets[-1]) + 1
-            if self._buries:
-                buried = self._buried_until.get(partition, 0)
-                fresh = [reject for reject in decoded.rejects if fetched.offsets[reject.index] >= buried]
+            if self._owns_dead_letters:
+                # a rewind reads messages twice: each is dead-lettered once
+                until = self._dead_lettered_until.get(partition, 0)
+                fresh = [reject for reject in decoded.rejects if fetched.offsets[reject.index] >= until]
                 if fresh:
                     self._reject(fetched, fresh)
-                self._buried_until[partition] = max(buried, self.positions[partition])
+                self._dead_lettered_until[partition] = max(until, self.positions[partition])
         return count

@@ -1,7 +1,7 @@
-"""Which offsets are decided: the prefix that is committed, and those ahead of it, which travel in its metadata.
+"""Tracks which offsets are decided: the decided prefix, and the offsets ahead of it.
 
-A transaction at the deep model holds the prefix back while hundreds behind it are decided. The commit's metadata names
-those, so that a restart decides none of them again.
+An escalated transaction delays the prefix, while hundreds of later ones are decided. The commit metadata lists these
+offsets ahead of the prefix, so that a restart decides none of them again.
 """
 
 from __future__ import annotations
@@ -17,26 +17,24 @@ import numpy as np
 
 from cascade.columns import Bool, Int64
 
-# What brokers take by default (offset.metadata.max.bytes).
+# The brokers' default of offset.metadata.max.bytes.
 METADATA_BYTES_MAX = 4_096
 _FORMAT = "a1:"
 _MORE = 0x80
-# More than any worker holds comes of damaged metadata, as does an offset that no log reaches.
+# Beyond both limits the metadata is damaged: no worker has so many records in flight, no log such offsets.
 AHEAD_MAX = 10_000_000
 OFFSET_MAX = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """The offsets of one partition that had their decision at the last commit.
-
-    All below `until`, and those in `ahead`: int64, ascending, beyond it.
+    """The decided offsets of a partition at the last commit: all below `until`, and `ahead` (int64, ascending).
 
     >>> import numpy as np
     >>> decided = Decided.from_commit(7, Decided(7, np.array([8, 9, 12])).metadata())
     >>> decided.mask(np.arange(5, 14)).tolist()
     [True, True, False, True, True, False, False, True, False]
-    >>> decided.held(np.arange(5, 14)).tolist()
+    >>> decided.escalated(np.arange(5, 14)).tolist()
     [False, False, True, False, False, True, True, False, False]
     """
 
@@ -45,27 +43,30 @@ class Decided:
 
     @classmethod
     def from_commit(cls, offset: int, metadata: str) -> Decided:
-        """From a committed offset and its metadata; metadata of another writer says nothing and is passed over."""
+        """Reads a committed offset and its metadata; ignores metadata that Cascade did not write."""
         return cls(offset, _parse(offset, metadata))
 
     def mask(self, offsets: Int64) -> Bool:
-        """Which of the offsets (ascending) are decided, bool [rows]."""
+        """Which of the offsets (int64, ascending) are decided, bool [offsets]."""
         below: Bool = offsets < self.until
         if not len(self.ahead) or not len(offsets) or offsets[0] > self.ahead[-1]:
             return below
         return below | np.isin(offsets, self.ahead)
 
-    def held(self, offsets: Int64) -> Bool:
-        """Which of the offsets (ascending) had no decision yet when some beyond them had theirs, bool [rows]."""
+    def escalated(self, offsets: Int64) -> Bool:
+        """Which of the offsets (ascending) were undecided while later ones were decided, bool [offsets].
+
+        Only an escalation delays a record so.
+        """
         if not len(self.ahead) or not len(offsets) or offsets[0] > self.ahead[-1]:
             return np.zeros(len(offsets), bool)
         below: Bool = offsets < self.ahead[-1]
         return below & ~self.mask(offsets)
 
     def metadata(self) -> str:
-        """The offsets ahead as text of at most METADATA_BYTES_MAX bytes; those that find no room are left out.
+        """Returns `ahead` as text of at most METADATA_BYTES_MAX bytes, without the last ones if there are too many.
 
-        Lengths of runs from `until` on, undecided and decided by turns, each as a base-128 varint, in base64.
+        Format: from `until` on, the lengths of undecided and decided runs in turn, as base-128 varints, in base64.
         """
         octets = bytearray()
         position = self.until
@@ -82,7 +83,7 @@ NOTHING_DECIDED = Decided()
 
 
 def _runs(offsets: Int64) -> Iterable[tuple[int, int]]:
-    """(first, last) of each stretch of consecutive offsets."""
+    """(first, last) of each run of consecutive offsets."""
     if not len(offsets):
         return []
     breaks = np.flatnonzero(np.diff(offsets) != 1)
@@ -115,17 +116,17 @@ def _parse(offset: int, metadata: str) -> Int64:
         if octet < _MORE:
             edges.append(edges[-1] + number)
             number, shift = 0, 0
-    stretches = list(pairwise(edges))[1::2]
-    if sum(end - first for first, end in stretches) > AHEAD_MAX or edges[-1] > OFFSET_MAX:
+    runs = list(pairwise(edges))[1::2]
+    if sum(end - first for first, end in runs) > AHEAD_MAX or edges[-1] > OFFSET_MAX:
         return nothing
-    return np.concatenate([nothing, *(np.arange(first, end) for first, end in stretches)])
+    return np.concatenate([nothing, *(np.arange(first, end) for first, end in runs)])
 
 
 class OffsetTracker:
-    """Offsets of one partition between being taken and being decided.
+    """The offsets of a partition that were taken and are not all decided.
 
-    `taken` says which records were read, `decided` which of them have a decision that the broker keeps; `committable`
-    is the offset before which every record is decided.
+    `taken` adds records that were read, `decided` marks those whose decision the broker has acknowledged. `committable`
+    is the end of the decided prefix.
 
     >>> import numpy as np
     >>> tracker = OffsetTracker()
@@ -141,30 +142,30 @@ class OffsetTracker:
         self._next: int | None = None
 
     def taken(self, offsets: Int64) -> None:
-        """Records that were read, ascending, beyond all that were taken before."""
+        """Adds records that were read: ascending offsets, beyond all earlier ones."""
         if len(offsets) == 0:
             return
         self._waiting.extend(offsets.tolist())
         self._next = int(offsets[-1]) + 1
 
     def decided(self, offsets: Int64) -> None:
-        """Records that have their decision."""
+        """Marks records as decided."""
         self._decided.update(offsets.tolist())
         while self._waiting and self._waiting[0] in self._decided:
             self._decided.remove(self._waiting.popleft())
 
     @property
     def committable(self) -> int | None:
-        """The offset to commit: of the first record without a decision; None where nothing was taken."""
+        """The offset to commit, of the first record without a decision; None if nothing was taken."""
         return self._waiting[0] if self._waiting else self._next
 
     @property
     def progress(self) -> Decided | None:
-        """What a commit says; None where nothing was taken."""
+        """The decided offsets to commit; None if nothing was taken."""
         until = self.committable
         return None if until is None else Decided(until, np.array(sorted(self._decided), np.int64))
 
     @property
     def open(self) -> int:
-        """Records taken that have no decision."""
+        """The number of records that were taken and are undecided."""
         return len(self._waiting) - len(self._decided)

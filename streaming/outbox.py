@@ -1,9 +1,9 @@
-"""The way out: decisions and dead letters to the broker, and the offsets that say which records have theirs.
+"""Sends decisions and dead letters to the broker, and commits the offsets of the records that have theirs.
 
-With at-least-once delivery a record counts as decided when the broker keeps its decision, and offsets are committed
-now and then. With exactly-once delivery decisions, dead letters and offsets are one transaction: all show at once, or
-none does. There, any failure ends the session: what the open transaction held is decided again by the next one, from
-the committed offsets on, and the broker shows nobody the first attempt.
+With at-least-once delivery a record counts as decided when the broker has acknowledged its decision; offsets are
+committed at an interval. With exactly-once delivery, decisions, dead letters and offsets are one transaction: readers
+see all of them or none. Any failure of a transaction ends the session. The next session decides its records again,
+from the committed offsets on, and no reader sees the first attempt.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from streaming.clients import (
     ProducerClient,
     TransactionalProducerClient,
 )
-from streaming.decisions import Places
+from streaming.decisions import RecordPositions
 from streaming.health import HealthState
 
 log = structlog.get_logger()
-# While the member joins, its commit may meet a broker that is a generation ahead, and the session would be over. A join
-# waits for the members' heartbeats, two seconds apart; the broker gives a transaction ten.
-JOIN_PATIENCE_S = 4.0
-# Commits of offsets that are refused for so long will not be taken by this member any more.
-REFUSED_S_MAX = 30.0
+# A commit during a join may reach a broker that is a generation ahead, which ends the session: such a commit is delayed
+# by at most this long. A join takes about one heartbeat interval (2 s); a transaction may take 10 s.
+JOIN_WAIT_S_MAX = 4.0
+# After failing for this long, commits of offsets are not expected to succeed for this member.
+COMMIT_FAILURE_S_MAX = 30.0
 Offsets = Mapping[Partition, tuple[int, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """Decisions (or a dead letter) on their way: `offsets` of their records by partition, and what the ledger is told.
+    """Decisions, or a dead letter, that were sent: `offsets` of their records by partition, and the ledger's figures.
 
-    `start_ms` float64: from when each one's latency counts, ms since the epoch. `path` is empty for a dead letter.
-    `places`: where each one's transaction lies, in the same order; None for a dead letter.
+    `start_ms` (float64 [decisions], ms since the epoch): when each decision's latency begins. `path`: empty for a dead
+    letter. `positions`: the transactions' records, in the same order; None for a dead letter.
     """
 
     offsets: dict[Partition, Int64]
     start_ms: Float64
     path: Path | Literal[""]
     cause: str | None
-    places: Places | None = None
+    positions: RecordPositions | None = None
 
 
 class Outbox(Protocol):
@@ -68,28 +68,28 @@ class Outbox(Protocol):
 
     @property
     def pending(self) -> int:
-        """What was sent and is not known to be kept, in calls."""
+        """Calls of `send` and `send_many` that the broker has not acknowledged."""
         ...
 
     @property
     def committed(self) -> Offsets:
-        """What was committed last, of partitions for which anything was."""
+        """The last committed offset and metadata, by partition; absent if nothing was committed."""
         ...
 
     def advance(self, force: bool = False) -> None:
-        """Hear of what is kept, and commit where it is time, or with `force` now; raises BrokerError."""
+        """Processes delivery reports, and commits at the interval, or at once with `force`; raises BrokerError."""
         ...
 
     def forget(self, partitions: Iterable[Partition]) -> None:
-        """The partitions are another's: nothing is committed for them any more; raises BrokerError where it must."""
+        """Stops committing for partitions that this worker lost; raises BrokerError if the session cannot go on."""
         ...
 
 
 class AtLeastOnceOutbox:
-    """An idempotent producer, and offsets that follow what it has delivered.
+    """An Outbox on an idempotent producer; offsets are committed after the decisions are acknowledged.
 
-    `progress` gives what each partition's commit would say now, `decided` is told of records whose decision is kept,
-    `kept` of everything that is.
+    `progress`: returns the offset and metadata to commit, by partition. `on_decided`: called with acknowledged records
+    before `progress` is asked. `on_acknowledged`: called with the same records, for the ledger.
     """
 
     def __init__(
@@ -100,29 +100,29 @@ class AtLeastOnceOutbox:
         clock: Clock,
         interval_s: float,
         progress: Callable[[], Offsets],
-        decided: Callable[[Sent], None],
-        kept: Callable[[Sent], None],
+        on_decided: Callable[[Sent], None],
+        on_acknowledged: Callable[[Sent], None],
     ) -> None:
         self._producer, self._consumer, self._health, self._clock = producer, consumer, health, clock
         self._interval_s = interval_s
-        self._progress, self._decided, self._kept = progress, decided, kept
-        self._waiting: deque[tuple[Delivery, Sent]] = deque()
+        self._progress, self._on_decided, self._on_acknowledged = progress, on_decided, on_acknowledged
+        self._unacknowledged: deque[tuple[Delivery, Sent]] = deque()
         self._committed: dict[Partition, tuple[int, str]] = {}
         self._due_s = clock.monotonic() + interval_s
-        self._refused_since_s: float | None = None
+        self._failing_since_s: float | None = None
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
         """See Outbox."""
-        self._waiting.append((self._producer.send(topic, key, value, headers), sent))
+        self._unacknowledged.append((self._producer.send(topic, key, value, headers), sent))
 
     def send_many(self, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent) -> None:
         """See Outbox."""
-        self._waiting.append((self._producer.send_many(topic, keys, values), sent))
+        self._unacknowledged.append((self._producer.send_many(topic, keys, values), sent))
 
     @property
     def pending(self) -> int:
         """See Outbox."""
-        return len(self._waiting)
+        return len(self._unacknowledged)
 
     @property
     def committed(self) -> Offsets:
@@ -130,16 +130,16 @@ class AtLeastOnceOutbox:
         return self._committed
 
     def advance(self, force: bool = False) -> None:
-        """See Outbox; a commit that fails is tried again at the next interval, for `REFUSED_S_MAX`."""
-        while self._waiting and self._waiting[0][0].done():
-            _, sent = self._waiting.popleft()
-            self._decided(sent)
-            self._kept(sent)
+        """See Outbox; a failed commit is retried at each interval, for COMMIT_FAILURE_S_MAX."""
+        while self._unacknowledged and self._unacknowledged[0][0].done():
+            _, sent = self._unacknowledged.popleft()
+            self._on_decided(sent)
+            self._on_acknowledged(sent)
         now_s = self._clock.monotonic()
         if not force and now_s < self._due_s:
             return
         self._due_s = now_s + self._interval_s
-        fresh = {one: what for one, what in self._progress().items() if what != self._committed.get(one)}
+        fresh = _changed(self._progress(), self._committed)
         if not fresh:
             return
         try:
@@ -147,12 +147,12 @@ class AtLeastOnceOutbox:
         except BrokerError as error:
             log.warning("commit failed", error=str(error))
             self._health.waiting("broker", str(error))
-            if self._refused_since_s is None:
-                self._refused_since_s = now_s
-            if self._clock.monotonic() - self._refused_since_s > REFUSED_S_MAX:
+            if self._failing_since_s is None:
+                self._failing_since_s = now_s
+            if self._clock.monotonic() - self._failing_since_s > COMMIT_FAILURE_S_MAX:
                 raise
             return
-        self._refused_since_s = None
+        self._failing_since_s = None
         self._committed.update(fresh)
         self._health.ok("broker")
 
@@ -160,15 +160,15 @@ class AtLeastOnceOutbox:
         """See Outbox."""
         for partition in partitions:
             self._committed.pop(partition, None)
-            for _, sent in self._waiting:
+            for _, sent in self._unacknowledged:
                 sent.offsets.pop(partition, None)
 
 
 class ExactlyOnceOutbox:
-    """A transactional producer; a transaction begins with the first record and is committed `interval_s` later.
+    """An Outbox on a transactional producer; a transaction begins with its first record and lasts `interval_s`.
 
-    `progress`, `decided` and `kept` as for AtLeastOnceOutbox; `decided` is told within the commit, just before it, so
-    that `progress` counts what the transaction holds.
+    `progress`, `on_decided` and `on_acknowledged` as for AtLeastOnceOutbox. `on_decided` is called within the commit,
+    so that `progress` includes the transaction's records.
     """
 
     def __init__(
@@ -179,35 +179,35 @@ class ExactlyOnceOutbox:
         clock: Clock,
         interval_s: float,
         progress: Callable[[], Offsets],
-        decided: Callable[[Sent], None],
-        kept: Callable[[Sent], None],
+        on_decided: Callable[[Sent], None],
+        on_acknowledged: Callable[[Sent], None],
     ) -> None:
         self._producer, self._consumer, self._health, self._clock = producer, consumer, health, clock
         self._interval_s = interval_s
-        self._progress, self._decided, self._kept = progress, decided, kept
-        self._held: list[Sent] = []
+        self._progress, self._on_decided, self._on_acknowledged = progress, on_decided, on_acknowledged
+        self._in_transaction: list[Sent] = []
         self._committed: dict[Partition, tuple[int, str]] = {}
         self._due_s = 0.0
         self._failure: BrokerError | None = None
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
         """See Outbox."""
-        with self._final():
+        with self._first_error_latched():
             self._begin()
             self._producer.send(topic, key, value, headers)
-        self._held.append(sent)
+        self._in_transaction.append(sent)
 
     def send_many(self, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent) -> None:
         """See Outbox."""
-        with self._final():
+        with self._first_error_latched():
             self._begin()
             self._producer.send_many(topic, keys, values)
-        self._held.append(sent)
+        self._in_transaction.append(sent)
 
     @property
     def pending(self) -> int:
         """See Outbox."""
-        return len(self._held)
+        return len(self._in_transaction)
 
     @property
     def committed(self) -> Offsets:
@@ -215,44 +215,44 @@ class ExactlyOnceOutbox:
         return self._committed
 
     def advance(self, force: bool = False) -> None:
-        """See Outbox; a commit that fails ends the session."""
+        """See Outbox; a failed commit ends the session."""
         now_s = self._clock.monotonic()
-        if not self._held or not (force or now_s >= self._due_s):
+        if not self._in_transaction or not (force or now_s >= self._due_s):
             return
         member = self._consumer.member()
-        if not (force or member.settled or now_s >= self._due_s + JOIN_PATIENCE_S):
+        if not (force or member.settled or now_s >= self._due_s + JOIN_WAIT_S_MAX):
             return
-        with self._final():
-            for sent in self._held:
-                self._decided(sent)
-            fresh = {one: what for one, what in self._progress().items() if what != self._committed.get(one)}
+        with self._first_error_latched():
+            for sent in self._in_transaction:
+                self._on_decided(sent)
+            fresh = _changed(self._progress(), self._committed)
             self._producer.commit(fresh, member)
-        held, self._held = self._held, []
+        acknowledged, self._in_transaction = self._in_transaction, []
         self._committed.update(fresh)
-        for sent in held:
-            self._kept(sent)
+        for sent in acknowledged:
+            self._on_acknowledged(sent)
         self._health.ok("broker")
 
     def forget(self, partitions: Iterable[Partition]) -> None:
-        """See Outbox; an open transaction may hold decisions of those partitions, so it is undone, and the session."""
-        gone = list(partitions)
-        for partition in gone:
+        """See Outbox; aborts an open transaction, which may contain their decisions, and so ends the session."""
+        lost = list(partitions)
+        for partition in lost:
             self._committed.pop(partition, None)
-        if self._held:
+        if self._in_transaction:
             self._producer.abort()
-            numbers = ", ".join(str(number) for _, number in gone)
-            raise TransactionAbortedError(f"partitions {numbers} were lost with decisions in an open transaction")
+            ids = ", ".join(str(partition_id) for _, partition_id in lost)
+            raise TransactionAbortedError(f"partitions {ids} were lost with decisions in an open transaction")
 
     def _begin(self) -> None:
-        if not self._held:
+        if not self._in_transaction:
             self._producer.begin()
             self._due_s = self._clock.monotonic() + self._interval_s
 
     @contextlib.contextmanager
-    def _final(self) -> Iterator[None]:
-        """What fails within is the end: raised again at each later try, so that nothing is counted or sent twice.
+    def _first_error_latched(self) -> Iterator[None]:
+        """Latches the first BrokerError. Every later call re-raises it, so that no record is counted or sent twice.
 
-        The end of a session still revokes partitions, and so asks for what is held to be committed.
+        Such calls come: when the session ends, the consumer revokes its partitions, and the worker tries to commit.
         """
         if self._failure is not None:
             raise self._failure
@@ -261,3 +261,7 @@ class ExactlyOnceOutbox:
         except BrokerError as error:
             self._failure = error
             raise
+
+
+def _changed(offsets: Offsets, committed: Offsets) -> dict[Partition, tuple[int, str]]:
+    return {partition: offset for partition, offset in offsets.items() if offset != committed.get(partition)}

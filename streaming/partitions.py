@@ -1,4 +1,4 @@
-"""The partitions that are ours: which records of each were taken and decided, and how far its state is rebuilt."""
+"""The assigned partitions: which records of each were taken and decided, and how far its state is rebuilt."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from streaming.offsets import Decided, OffsetTracker
 
 
 class Phase(Enum):
-    """Where a partition is on its way from assignment to decisions."""
+    """The steps of a partition from its assignment to decisions."""
 
-    RESTORING = "restoring"  # its part of a snapshot is being taken in; nothing is fetched
-    REPLAYING = "replaying"  # records that have their decision are folded again
+    RESTORING = "restoring"  # loads its part of a snapshot; nothing is fetched
+    REPLAYING = "replaying"  # folds decided records again
     REBUILT = "rebuilt"  # waits for the other partitions of this start
     LIVE = "live"
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What of a fetch is taken: `batch`, None where nothing; `seek`: where to fetch next, None where it left off."""
+    """The part of a fetch to process: `batch`, or None. `seek`: the offset to seek to for the next fetch, or None."""
 
     batch: FetchedBatch | None
     seek: int | None = None
@@ -30,10 +30,10 @@ class Accepted:
 
 
 class OwnedPartition:
-    """One partition from its assignment to its loss.
+    """A partition from its assignment to its loss.
 
-    `decided`: what had its decision at the assignment. `next`: the offset of the next record to take. `assigned_s`:
-    of the monotonic clock.
+    `decided`: the decided offsets at the assignment. `next`: the offset of the next record to take. `assigned_s`: time
+    of the assignment, by the monotonic clock.
     """
 
     def __init__(self, partition: Partition, decided: Decided, beginning: int, assigned_s: float) -> None:
@@ -43,25 +43,25 @@ class OwnedPartition:
         self.assigned_s = assigned_s
         self.phase = Phase.RESTORING
         self.tracker = OffsetTracker()
-        # an offset at which a fetch did not go on, and where it did
+        # the expected offset of a fetch that skipped it, and the first offset of that fetch
         self._suspect: tuple[int, int] | None = None
 
     @property
-    def number(self) -> int:
-        """Its number in the topic."""
+    def partition_id(self) -> int:
+        """Kafka's number of the partition."""
         return self.partition[1]
 
     @property
     def until(self) -> int:
-        """The committed offset: what lies below is replayed."""
+        """The committed offset; records below it are replayed."""
         return self.decided.until
 
     @property
     def progress(self) -> Decided | None:
-        """What a commit says; None where nothing was taken.
+        """The decided offsets to commit; None if nothing was taken.
 
-        What the last owner had decided further on, and we have not read yet, is said again: a commit replaces the one
-        before it.
+        A commit replaces the previous one, so it must repeat the offsets that the previous owner decided and that we
+        have not reached yet.
         """
         progress = self.tracker.progress
         if progress is None:
@@ -70,12 +70,11 @@ class OwnedPartition:
         return Decided(progress.until, np.concatenate([progress.ahead, later])) if len(later) else progress
 
     def accept(self, fetched: FetchedBatch) -> Accepted:
-        """The part of a fetch that comes next; moves `next` on.
+        """Returns the part of a fetch to process, and advances `next`.
 
-        No offset is skipped: records before `next` (fetched for an earlier place) are dropped, and where a fetch does
-        not go on at `next`, that place is fetched once more. Only if the log itself has no record there (control
-        records of transactions take offsets, and so do compacted ones) is it passed. A replay ends at `until`, so
-        that state and decisions change over there.
+        No offset is skipped. Records before `next` (of an earlier position) are dropped. If a fetch begins after
+        `next`, that offset is fetched once more; only if the log has no record there (control records of transactions
+        and compacted records leave gaps) does the second fetch pass it. A replay ends exactly at `until`.
         """
         offsets = fetched.offsets
         start, stop = int(np.searchsorted(offsets, self.next)), len(offsets)
@@ -98,7 +97,7 @@ class OwnedPartition:
         return Accepted(batch, self.next if ends_replay else None, gap)
 
     def take(self, offsets: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
-        """Records that were read; of those at or beyond `until` the tracker learns which are decided already."""
+        """Adds records that were read, from `until` on, to the tracker, and marks those that are decided already."""
         taken = offsets[offsets >= self.until]
         self.tracker.taken(taken)
         self.tracker.decided(taken[self.decided.mask(taken)])

@@ -1,4 +1,4 @@
-"""From what was decided to records on the decisions and dead-letter topics."""
+"""Turns outcomes and rejects into records of the decisions and dead-letter topics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cascade.schema import Roles
 from streaming.clients import FetchedBatch, Partition
 from streaming.codecs import Reject
 from streaming.dead_letters import HEADER_PREFIX, dead_letter
-from streaming.decisions import CAUSES, STAGES, DecisionColumns, Places, encode_decisions, message_keys
+from streaming.decisions import CAUSES, STAGES, DecisionColumns, RecordPositions, encode_decisions, message_keys
 from streaming.duplicates import FirstColumns, FirstDecisions
 from streaming.escalations import Outcome
 from streaming.in_flight import Rows
@@ -24,7 +24,7 @@ from streaming.privacy import CardHasher
 
 
 class Publisher:
-    """Says decisions, remembers them as the first ones of their transactions, and buries what could not be read."""
+    """Sends decisions, records them as the first decisions of their transactions, and dead-letters rejects."""
 
     def __init__(
         self, config: Config, roles: Roles, bundle_version: str, policy: Policy, outbox: Outbox,
@@ -36,7 +36,7 @@ class Publisher:
         self._stage_clock = StageClock()
 
     def decide(self, outcome: Outcome) -> None:
-        """Decide rows by their scores, and send what was decided."""
+        """Decides rows by their scores, and sends the decisions."""
         rows, count = outcome.rows, len(outcome.rows)
         if not count:
             return
@@ -50,38 +50,37 @@ class Publisher:
         no_first = np.full(count, -1, np.int64)
         now_ms = self._send(rows, actions, stages, causes, outcome.score, rows.screener_score, bundles, no_first,
                             outcome.deep_ms, path, outcome.cause)  # fmt: skip
-        for position in np.unique(rows.source):
-            chosen = np.flatnonzero(rows.source == position)
+        for index in np.unique(rows.partition_index):
+            chosen = np.flatnonzero(rows.partition_index == index)
             self._first_decisions.settle(
-                rows.partitions[position][1], rows.offsets[chosen], actions[chosen], stages[chosen], causes[chosen],
+                rows.partitions[index][1], rows.offsets[chosen], actions[chosen], stages[chosen], causes[chosen],
                 outcome.score[chosen], rows.screener_score[chosen], np.full(len(chosen), now_ms), self._bundle_version,
             )  # fmt: skip
 
     def repeat(self, rows: Rows, first: FirstColumns) -> None:
-        """Say the first decisions of rows again, marked as duplicates."""
+        """Sends the first decisions of repeated transactions again, marked as duplicates."""
         if len(rows):
             self._send(rows, first.actions, first.stages, first.causes, first.scores, first.screener_scores,
                        first.bundles, first.offsets, 0.0, "duplicate", None)  # fmt: skip
 
     def reject(self, fetched: FetchedBatch, rejects: Sequence[Reject]) -> None:
-        """Bury messages of a fetch; where card ids are hashed, without the message, which may hold one."""
+        """Dead-letters messages of a fetch; if card ids are hashed, without the message, which may contain one."""
         now_ms = self._clock.time() * 1e3
         partition = (fetched.topic, fetched.partition)
         for reject in rejects:
-            position = reject.index
-            key, value = fetched.keys[position], fetched.values[position]
-            headers = list(fetched.headers[position])
+            index = reject.index
+            key, value, headers = fetched.keys[index], fetched.values[index], list(fetched.headers[index])
             if self._hasher is not None:
                 headers = []
                 key = None if key is None else self._hasher.text(self._hasher.hash_column(np.array([key], "S")))[0]
                 value = None
             letter = dead_letter(
-                reject, topic=fetched.topic, partition=fetched.partition, offset=int(fetched.offsets[position]),
+                reject, topic=fetched.topic, partition=fetched.partition, offset=int(fetched.offsets[index]),
                 time_ms=int(now_ms), key=key, value=value, headers=headers,
             )  # fmt: skip
             if self._hasher is not None:
                 letter.headers.append((HEADER_PREFIX + "withheld", b"value and headers: privacy.hash_card"))
-            offsets = fetched.offsets[position : position + 1]
+            offsets = fetched.offsets[index : index + 1]
             self._outbox.send(
                 self._config.kafka.topics.dead_letters, letter.key, letter.value, letter.headers,
                 Sent({partition: offsets}, np.zeros(0), "", None),
@@ -92,15 +91,15 @@ class Publisher:
         self, rows: Rows, actions: Array, stages: Array, causes: Array, scores: Float64, screener_scores: Float64,
         bundles: Sequence[str], first_offsets: Int64, deep_ms: float, path: Path, cause: str | None,
     ) -> int:  # fmt: skip
-        """Send decisions; returns their time, ms since the epoch."""
+        """Sends decisions, and returns their time, ms since the epoch."""
         now_ms = self._clock.time() * 1e3
         keys: list[bytes] = []
         messages: list[bytes] = []
         offsets: dict[Partition, Int64] = {}
         with self._stage_clock:
-            for position in np.unique(rows.source):
-                chosen = np.flatnonzero(rows.source == position)
-                topic, partition = rows.partitions[position]
+            for index in np.unique(rows.partition_index):
+                chosen = np.flatnonzero(rows.partition_index == index)
+                topic, partition = rows.partitions[index]
                 count = len(chosen)
                 columns = DecisionColumns(
                     topic=topic,
@@ -126,9 +125,8 @@ class Publisher:
                 cards = rows.batch[self._roles.card][chosen]
                 keys += message_keys(cards) if self._hasher is None else self._hasher.text(cards)
                 offsets[topic, partition] = columns.offsets
-            places = Places(rows.partitions, rows.source, rows.offsets)
-            self._outbox.send_many(
-                self._config.kafka.topics.decisions, keys, messages, Sent(offsets, rows.start_ms, path, cause, places)
-            )
+            positions = RecordPositions(rows.partitions, rows.partition_index, rows.offsets)
+            sent = Sent(offsets, rows.start_ms, path, cause, positions)
+            self._outbox.send_many(self._config.kafka.topics.decisions, keys, messages, sent)
         self._ledger.record_stage("produce", self._stage_clock.wall_s, self._stage_clock.cpu_s, len(rows))
         return int(now_ms)

@@ -1,12 +1,12 @@
-"""From an assignment to decisions: each partition's state, from a snapshot and the log, while the others go on.
+"""Rebuilds the state of assigned partitions from a snapshot and the log, while the other partitions go on.
 
-A partition that is gained stands still until its part of the newest fitting snapshot is taken in, a slice a turn of
-the loop. Then its log is read from the snapshot's offset on; records below the committed offset are folded and nothing
-is emitted for them. When that offset is reached the partition goes live. Another rebalance may come at any time: what
-is lost is dropped wherever it stood, what is gained begins in the same way.
+An assigned partition is paused until its part of the newest fitting snapshot is restored, a slice in each turn of the
+loop. Then its log is read from the snapshot's offset on: records below the committed offset are folded, without a
+decision. At the committed offset the partition goes live. A rebalance may happen at any time: a lost partition is
+dropped in any phase, an assigned one begins in the same way.
 
-At a start, when nothing is live yet, all partitions go live together, so that the first decisions see all of a
-terminal. Later, a partition that is being rebuilt is hidden from the features of the others until it goes live.
+At a start, when no partition is live, all go live together, so that the first decisions see all of a terminal's
+transactions. Later, a partition that is being rebuilt is hidden from the features of the others until it goes live.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from streaming.partitions import OwnedPartition, Phase
 from streaming.snapshots import Snapshot, SnapshotStore
 
 log = structlog.get_logger()
-# Keys that one turn of the loop takes from a snapshot: a few milliseconds, in which the other partitions wait.
+# Keys restored in a turn of the loop: a few milliseconds, in which the other partitions wait.
 SLICE_SLOTS = 4_096
 
 
 @dataclass(slots=True)
 class _Restoring:
-    """A snapshot that is being taken in, for some partitions; `next` slot, 0 at first."""
+    """A snapshot that is being restored for these partitions; `next`: the first slot of the next slice."""
 
     name: str
     snapshot: Snapshot
@@ -45,14 +45,14 @@ class _Restoring:
 
 
 class Recovery:
-    """Owns the partitions and brings them to life; one thread uses it, the consumer's callbacks included."""
+    """Has the assigned partitions and rebuilds their state; for one thread, the consumer's callbacks included."""
 
     def __init__(
         self, consumer: ConsumerClient, labels: LabelFollower, features: FeatureEngine,
         first_decisions: FirstDecisions, snapshots: SnapshotStore | None, ledger: Ledger, health: HealthState,
         clock: Clock, on_live: Callable[[OwnedPartition], None], shares: bool,
     ) -> None:  # fmt: skip
-        """`shares`: whether what other workers tell of partitions that are not ours counts."""
+        """`shares`: whether other workers' summaries count for the partitions that this worker does not own."""
         self._consumer, self._labels, self._features = consumer, labels, features
         self._first_decisions = first_decisions
         self._snapshots = snapshots
@@ -66,15 +66,15 @@ class Recovery:
     @property
     def live(self) -> list[OwnedPartition]:
         """The partitions whose records are decided."""
-        return [one for one in self.owned.values() if one.phase is Phase.LIVE]
+        return [owned for owned in self.owned.values() if owned.phase is Phase.LIVE]
 
     @property
     def done(self) -> bool:
-        """Whether every partition that is ours is live."""
-        return all(one.phase is Phase.LIVE for one in self.owned.values())
+        """Whether every assigned partition is live."""
+        return all(owned.phase is Phase.LIVE for owned in self.owned.values())
 
     def gain(self, partitions: Sequence[Partition]) -> None:
-        """Begin with partitions that were assigned; raises StateError where the operator must choose."""
+        """Adds assigned partitions; raises StateError if the log has lost records and the operator must decide."""
         committed = self._consumer.committed(partitions)
         beginnings = self._consumer.beginning_offsets(partitions)
         self._consumer.pause(partitions)
@@ -83,38 +83,43 @@ class Recovery:
             beginning = beginnings[partition]
             if 0 < decided.until < beginning:
                 raise StateError(
-                    f"the log of {partition[0]}-{partition[1]} begins at {beginning}, beyond the committed offset"
-                    f" {decided.until}: what lies between was deleted before it was decided. Commit offset {beginning}"
-                    " for the group to go on without it, and raise the topic's retention"
+                    f"the log of {partition[0]}-{partition[1]} begins at offset {beginning}, after the committed offset"
+                    f" {decided.until}: the records between were deleted before they were decided. To go on without"
+                    f" them, commit offset {beginning} for the group; then raise the topic's retention"
                 )
             self.owned[partition] = OwnedPartition(partition, decided, beginning, self._clock.monotonic())
             if self.live:
                 self._features.hide(partition[1])
             else:
                 self._features.show(partition[1])
-        self._look_for_snapshots([self.owned[one] for one in partitions])
-        numbers = ", ".join(str(number) for _, number in partitions)
-        log.info("partitions assigned", partitions=numbers, decided_until=[self.owned[p].until for p in partitions])
+        self._find_snapshots([self.owned[partition] for partition in partitions])
+        log.info(
+            "partitions assigned",
+            partitions=[partition_id for _, partition_id in partitions],
+            committed=[self.owned[partition].until for partition in partitions],
+        )
         self._health.waiting("state", "rebuilding")
 
     def lose(self, partitions: Sequence[Partition]) -> None:
-        """Forget partitions and their state."""
+        """Drops partitions and their state."""
         for partition in partitions:
             if self.owned.pop(partition, None) is None:
                 continue
             self._candidates.pop(partition, None)
             self._features.forget(partition[1])
             if self._shares:
-                # what its next owner tells of it counts from now on
+                # from now on its next owner's summaries count
                 self._features.hide(partition[1])
             else:
                 self._features.show(partition[1])
             self._first_decisions.forget(partition[1])
         if self._restoring is not None:
-            self._restoring.partitions = [one for one in self._restoring.partitions if self._is_ours(one)]
+            self._restoring.partitions = [
+                owned for owned in self._restoring.partitions if self.owned.get(owned.partition) is owned
+            ]
 
     def advance(self) -> None:
-        """One turn's work for the partitions that are not live."""
+        """Does a turn's work for the partitions that are not live."""
         if self.done:
             return
         if self._restoring is not None:
@@ -122,14 +127,11 @@ class Recovery:
         else:
             self._choose()
         self._follow_replays()
-        self._tell()
-
-    def _is_ours(self, one: OwnedPartition) -> bool:
-        return self.owned.get(one.partition) is one
+        self._show_progress()
 
     def _choose(self) -> None:
-        """Begin with the snapshot that the next partition wants, for all that want the same; else with the log."""
-        waiting = [one for one in self.owned.values() if one.phase is Phase.RESTORING]
+        """Starts the next partition with its best snapshot, shared by all that have the same, else with the log."""
+        waiting = [owned for owned in self.owned.values() if owned.phase is Phase.RESTORING]
         if not waiting:
             return
         names = self._candidates.get(waiting[0].partition, [])
@@ -137,32 +139,33 @@ class Recovery:
         if names and self._snapshots is not None:
             name = names[0]
             snapshot = self._snapshots.load(name)
-            sharing = [one for one in waiting if self._candidates.get(one.partition, [""])[:1] == [name]]
+            sharing = [owned for owned in waiting if self._candidates.get(owned.partition, [""])[:1] == [name]]
             if snapshot is None:
-                self._look_for_snapshots(sharing)
+                self._find_snapshots(sharing)
                 return
         if snapshot is None:
-            # frauds that are too old for what was folded meanwhile are not for the first records of the log
+            # Rewind the labels: those already folded lie outside the windows of the log's first records.
             self._labels.rewind()
             self._replay(waiting[0])
             return
         log.info(
-            "taking in a snapshot",
-            partitions=[one.number for one in sharing],
-            offsets=[snapshot.transactions[one.partition] for one in sharing],
+            "restoring a snapshot",
+            file=name,
+            partitions=[owned.partition_id for owned in sharing],
+            offsets=[snapshot.transactions[owned.partition] for owned in sharing],
         )
         self._restoring = _Restoring(name, snapshot, sharing)
 
     def _restore_slice(self, work: _Restoring) -> None:
-        numbers = [one.number for one in work.partitions]
+        partition_ids = [owned.partition_id for owned in work.partitions]
         try:
-            # the frauds too, and to the end, even where the partitions were taken away meanwhile: labels are read on
-            # from where the snapshot stands
+            # with the frauds, and to the end even if the partitions were lost meanwhile: the labels are read on from
+            # the snapshot's label offsets
             following = self._features.absorb(
-                work.snapshot.arrays, numbers, labels=True, first=work.next, count=SLICE_SLOTS
+                work.snapshot.arrays, partition_ids, labels=True, first=work.next, count=SLICE_SLOTS
             )
-            if following is None and numbers:
-                self._first_decisions.absorb(self._trusted(work.snapshot, work.partitions), numbers)
+            if following is None and partition_ids:
+                self._first_decisions.absorb(self._committed_only(work.snapshot, work.partitions), partition_ids)
         except StateError as error:
             self._give_up(work, error)
             return
@@ -171,78 +174,78 @@ class Recovery:
             return
         self._restoring = None
         self._labels.go_back(work.snapshot.labels)
-        for one in work.partitions:
-            one.next = work.snapshot.transactions[one.partition]
-            self._replay(one)
+        for owned in work.partitions:
+            owned.next = work.snapshot.transactions[owned.partition]
+            self._replay(owned)
 
-    def _trusted(self, snapshot: Snapshot, partitions: Sequence[OwnedPartition]) -> Mapping[str, Array]:
-        """The snapshot's arrays, with decisions known only as far as they were committed when it was made.
+    def _committed_only(self, snapshot: Snapshot, partitions: Sequence[OwnedPartition]) -> Mapping[str, Array]:
+        """The snapshot's arrays without the decisions that were not committed when it was taken.
 
-        What was decided beyond may have been decided anew since, and otherwise.
+        Those records may have been decided again since, with another outcome.
         """
-        committed = {one.number: snapshot.committed.get(one.partition, 0) for one in partitions}
+        committed = {owned.partition_id: snapshot.committed.get(owned.partition, 0) for owned in partitions}
         return self._first_decisions.without_later(snapshot.arrays, committed)
 
     def _give_up(self, work: _Restoring, error: StateError) -> None:
-        """The snapshot does not fit: its partitions take the one before, or the log."""
+        """Falls back to the previous snapshot, or the log, because this one does not fit."""
         if self._snapshots is not None:
             self._snapshots.distrust(work.name, str(error))
         self._restoring = None
         if self._labels.positions:
-            # what of its frauds was taken in already may have been taken back since
+            # some of the frauds that it has restored may have been retracted since
             self._labels.go_back(work.snapshot.labels)
-        for one in work.partitions:
-            self._features.forget(one.number)
-            self._first_decisions.forget(one.number)
-        self._look_for_snapshots(work.partitions)
+        for owned in work.partitions:
+            self._features.forget(owned.partition_id)
+            self._first_decisions.forget(owned.partition_id)
+        self._find_snapshots(work.partitions)
 
-    def _look_for_snapshots(self, partitions: Sequence[OwnedPartition]) -> None:
-        """Ask which snapshots can serve partitions; raises StateError where the operator must choose."""
+    def _find_snapshots(self, partitions: Sequence[OwnedPartition]) -> None:
+        """Looks up the snapshots that fit these partitions; raises StateError as SnapshotStore.candidates does."""
         if self._snapshots is None:
             return
-        until = {one.partition: one.until for one in partitions}
+        until = {owned.partition: owned.until for owned in partitions}
         beginnings = self._consumer.beginning_offsets(until) | self._labels.beginnings()
         self._candidates |= self._snapshots.candidates(until, beginnings)
 
-    def _replay(self, one: OwnedPartition) -> None:
-        one.phase = Phase.REPLAYING
-        self._consumer.seek(one.partition, one.next)
-        self._consumer.resume([one.partition])
+    def _replay(self, owned: OwnedPartition) -> None:
+        owned.phase = Phase.REPLAYING
+        self._consumer.seek(owned.partition, owned.next)
+        self._consumer.resume([owned.partition])
 
     def _follow_replays(self) -> None:
-        """Find which partitions have reached what was committed, and let them go live."""
-        for one in self.owned.values():
-            if one.phase is not Phase.REPLAYING:
+        """Lets partitions go live that have reached their committed offset."""
+        for owned in self.owned.values():
+            if owned.phase is not Phase.REPLAYING:
                 continue
-            if one.next < one.until <= self._consumer.position(one.partition):
-                # the log's last records before it are control records, which no fetch shows
-                one.next = one.until
-            if one.next >= one.until:
-                one.phase = Phase.REBUILT
-                self._consumer.pause([one.partition])
-                self._consumer.seek(one.partition, one.next)
-        rebuilt = [one for one in self.owned.values() if one.phase is Phase.REBUILT]
-        others = any(one.phase in (Phase.RESTORING, Phase.REPLAYING) for one in self.owned.values())
+            if owned.next < owned.until <= self._consumer.position(owned.partition):
+                # the last records before it are control records, which no fetch returns
+                owned.next = owned.until
+            if owned.next >= owned.until:
+                owned.phase = Phase.REBUILT
+                self._consumer.pause([owned.partition])
+                self._consumer.seek(owned.partition, owned.next)
+        rebuilt = [owned for owned in self.owned.values() if owned.phase is Phase.REBUILT]
+        others = any(owned.phase in (Phase.RESTORING, Phase.REPLAYING) for owned in self.owned.values())
         if not self.live and others:
             return
-        for one in rebuilt:
-            self._go_live(one)
+        for owned in rebuilt:
+            self._go_live(owned)
 
-    def _go_live(self, one: OwnedPartition) -> None:
-        one.phase = Phase.LIVE
-        self._features.show(one.number)
-        seconds = self._clock.monotonic() - one.assigned_s
+    def _go_live(self, owned: OwnedPartition) -> None:
+        owned.phase = Phase.LIVE
+        self._features.show(owned.partition_id)
+        seconds = self._clock.monotonic() - owned.assigned_s
         self._ledger.record_recovery(seconds)
-        log.info("partition live", partition=one.number, decided_until=one.until, seconds=round(seconds, 2))
-        self._on_live(one)
+        log.info("partition live", partition=owned.partition_id, committed=owned.until, seconds=round(seconds, 2))
+        self._on_live(owned)
 
-    def _tell(self) -> None:
+    def _show_progress(self) -> None:
         left = [
-            f"{one.number}: {one.next:,} of {one.until:,}"
-            if one.phase is Phase.REPLAYING
-            else f"{one.number}: {one.phase.value}"
-            for one in self.owned.values()
-            if one.phase is not Phase.LIVE
+            f"{owned.partition_id}: {owned.next:,} of {owned.until:,}"
+            if owned.phase is Phase.REPLAYING
+            else f"{owned.partition_id}: {owned.phase.value}"
+            for owned in self.owned.values()
+            if owned.phase is not Phase.LIVE
         ]
         if left:
             self._health.waiting("state", f"rebuilding, partition {'; '.join(left)}")

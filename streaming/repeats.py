@@ -1,4 +1,4 @@
-"""Transactions that came again: each gets its first decision again, once that is known."""
+"""Repeated transactions: each gets its first decision again, as soon as that is known."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from streaming.in_flight import Rows
 from streaming.partitions import OwnedPartition
 
 log = structlog.get_logger()
-# What the clocks of worker and broker may differ by, when a decision is looked for by its time.
+# The difference between the clocks of worker and broker that a search by time allows for.
 SKEW_MS_MAX = 5_000
-# Reading the window's decisions holds the loop: it happens once a partition, for its first duplicate after a restart;
-# then only what was added is read. Beyond this, what was not read goes to review.
+# Reading the window's decisions blocks the loop. It happens once a partition, for its first repeat after a restart;
+# afterwards only new decisions are read. Repeats whose decisions lie beyond these limits go to review.
 READ_S_MAX = 30.0
 READ_RECORDS_MAX = 2_000_000
-# Readers of what is committed stop where a transaction is open, also before decisions that were committed after it
-# began. A worker that is gone leaves one open until its timeout (15 s), and then until the coordinator looks (10 s).
-HIDDEN_S_MAX = 30.0
-READ_AGAIN_S = 0.5
+# A read_committed reader stops before an open transaction, and so before decisions that were committed after its begin.
+# A lost worker's transaction stays open until its timeout (15 s) and the coordinator's next check (10 s).
+OPEN_TRANSACTION_S_MAX = 30.0
+READ_INTERVAL_S = 0.5
 ROWS_MAX = 10_000
 
 
 class Repeats:
-    """Duplicates between their arrival and their answer; one thread uses it.
+    """Repeated transactions that wait for their first decision; for one thread.
 
-    A first decision is in the cache, or still being made, or was made before a restart: then the decisions topic is
-    read from the beginning of the window. One that is not found there is waited for as long as an open transaction can
-    hide it, and then (its retention is over) answered with `review`.
+    The first decision is in the cache, or in flight, or was made before a restart: then the decisions topic is read
+    from the beginning of the window. If it is not there, the repeat waits as long as an open transaction can hide it,
+    and then (the topic's retention is over) gets `review`.
     """
 
     def __init__(
@@ -52,60 +52,63 @@ class Repeats:
         self._publish = publish
         self._clock = clock
         self._waiting: list[tuple[Rows, Int64, Int64]] = []
-        # when the topic was read last for a partition, from which time on, and up to which offsets
+        # when the topic was last read for a partition, the time from which it was read, and the next offsets to read
         self._read_s: dict[OwnedPartition, float] = {}
         self._read_from_ms = 0
         self._read_to: dict[Partition, int] = {}
-        # decisions that were read before the records that they are of: those were decided ahead of the commit
+        # decisions that were read before their records: the previous owner decided those ahead of its commit
         self._early: dict[OwnedPartition, dict[int, _Settled]] = {}
 
     @property
     def open(self) -> int:
-        """Rows that wait."""
+        """The number of rows that wait."""
         return sum(len(rows) for rows, _, _ in self._waiting)
 
     def waiting_of(self, partitions: Iterable[Partition]) -> int:
-        """Rows of these partitions that wait."""
+        """The number of rows of these partitions that wait."""
         wanted = set(partitions)
         return sum(
-            sum(rows.partitions[position] in wanted for position in rows.source.tolist())
+            sum(rows.partitions[index] in wanted for index in rows.partition_index.tolist())
             for rows, _, _ in self._waiting
         )
 
     def add(self, rows: Rows, entries: Int64, appended_ms: Int64) -> None:
-        """Answer rows whose first occurrences are the cache's `entries`; `appended_ms` int64: the rows' own times."""
+        """Adds rows to answer.
+
+        rows: the repeats. entries (int64, [rows]): the cache's entries of their first occurrences. appended_ms (int64,
+        [rows], ms since the epoch): timestamps of the repeats' own records.
+        """
         if len(rows):
             self._waiting.append((rows, entries, appended_ms))
 
     def drop(self, partitions: Iterable[Partition]) -> None:
-        """The partitions are another's."""
-        gone = frozenset(partitions)
-        kept = []
-        for rows, entries, appended_ms in self._waiting:
-            stay = ~np.array([one in gone for one in rows.partitions], bool)[rows.source]
-            if stay.any():
-                kept.append((rows.take(stay), entries[stay], appended_ms[stay]))
-        self._waiting = kept
+        """Drops the rows of partitions that this worker lost."""
+        lost = frozenset(partitions)
+        waiting, self._waiting = self._waiting, []
+        for rows, entries, appended_ms in waiting:
+            owned = np.array([partition not in lost for partition in rows.partitions], bool)[rows.partition_index]
+            if owned.any():
+                self._waiting.append((rows.take(owned), entries[owned], appended_ms[owned]))
 
     def advance(self) -> None:
-        """Answer those whose first decision is known by now."""
+        """Answers the rows whose first decision is known."""
         waiting, self._waiting = self._waiting, []
         for rows, entries, appended_ms in waiting:
             self._look_up(rows, entries, appended_ms)
             first = self._first_decisions.first(entries)
-            ready = first.known | ~first.held
+            ready = first.known | ~first.present
             self._publish(rows.take(ready), self._filled(first, ready))
             rest = ~ready
             if rest.any():
                 self._waiting.append((rows.take(rest), entries[rest], appended_ms[rest]))
 
     def _filled(self, first: FirstColumns, chosen: Array) -> FirstColumns:
-        """Some of the rows, with `review` for what the cache has forgotten in the meantime."""
-        gone = ~first.held[chosen]
+        """Returns some of the rows, with `review` for entries that the cache has dropped meanwhile."""
+        gone = ~first.present[chosen]
         review, error = ACTIONS.index("review"), CAUSES.index("error")
         score = self._policy.review_from
         return FirstColumns(
-            held=first.held[chosen],
+            present=first.present[chosen],
             known=first.known[chosen],
             partitions=first.partitions[chosen],
             offsets=np.where(gone, -1, first.offsets[chosen]),
@@ -119,37 +122,39 @@ class Repeats:
         )
 
     def _look_up(self, rows: Rows, entries: Int64, appended_ms: Int64) -> None:
-        """Settle first decisions that were made before this worker had the partition."""
+        """Looks up first decisions that were made before this worker owned the partition."""
         first = self._first_decisions.first(entries)
-        for row in np.flatnonzero(first.held & ~first.known).tolist():
-            one = self._owned[rows.partitions[rows.source[row]]]
+        for row in np.flatnonzero(first.present & ~first.known).tolist():
+            owned = self._owned[rows.partitions[rows.partition_index[row]]]
             offset = first.offsets[row : row + 1]
-            if not one.decided.mask(offset)[0]:
-                continue  # still being made
-            early = self._early.get(one, {}).pop(int(offset[0]), None)
+            if not owned.decided.mask(offset)[0]:
+                continue  # in flight
+            early = self._early.get(owned, {}).pop(int(offset[0]), None)
             if early is not None:
-                self._settle(one.number, [early])
+                self._settle(owned.partition_id, [early])
                 continue
-            if self._hides(one) and self._clock.monotonic() >= self._read_s.get(one, -READ_AGAIN_S) + READ_AGAIN_S:
+            due_s = self._read_s.get(owned, -READ_INTERVAL_S) + READ_INTERVAL_S
+            if self._may_be_hidden(owned) and self._clock.monotonic() >= due_s:
                 self._read_decisions(int(appended_ms[row] - 1e3 * self._config.duplicates.window_s) - SKEW_MS_MAX)
-            if self._hides(one) or self._first_decisions.first(entries[row : row + 1]).known[0]:
+            if self._may_be_hidden(owned) or self._first_decisions.first(entries[row : row + 1]).known[0]:
                 continue
-            log.warning("first decision of a duplicate not found: it goes to review", partition=one.number)
-            self._settle(one.number, [_review(int(offset[0]), self._policy.review_from)])
+            log.warning("first decision of a repeat not found: it goes to review", partition=owned.partition_id)
+            self._settle(owned.partition_id, [_review(int(offset[0]), self._policy.review_from)])
 
-    def _hides(self, one: OwnedPartition) -> bool:
-        """Whether the topic may hold decisions of before the assignment that no reading has shown."""
-        return self._read_s.get(one, 0.0) < one.assigned_s + HIDDEN_S_MAX
+    def _may_be_hidden(self, owned: OwnedPartition) -> bool:
+        """Whether an open transaction may hide decisions of before the assignment from all reads so far."""
+        return self._read_s.get(owned, 0.0) < owned.assigned_s + OPEN_TRANSACTION_S_MAX
 
     def _read_decisions(self, earliest_ms: int) -> None:
-        """Read the decisions of the window for all partitions that are ours now, and settle what they settle.
+        """Reads the window's decisions for all owned partitions into the cache.
 
-        Where they were read before for the same partitions, only what was added.
+        earliest_ms: begin of the window, ms since the epoch. Only new decisions are read if the topic was read before
+        for the same partitions and time.
         """
         topic, codec = self._config.kafka.topics.decisions, self._config.kafka.codec
         started_s, records, enough = self._clock.monotonic(), 0, False
-        ours = {f"{one.partition[0]}-{one.number}": one for one in self._owned.values()}
-        more = earliest_ms >= self._read_from_ms and all(one in self._read_s for one in ours.values())
+        owned_by_name = {f"{topic}-{partition_id}": owned for (topic, partition_id), owned in self._owned.items()}
+        more = earliest_ms >= self._read_from_ms and all(owned in self._read_s for owned in owned_by_name.values())
         consumer = self._open_consumer()
         try:
             partitions = consumer.partitions_for(topic)
@@ -161,50 +166,50 @@ class Repeats:
             while not enough and any(consumer.position(partition) < end for partition, end in ends.items()):
                 for fetched in consumer.poll(0.05, ROWS_MAX):
                     records += len(fetched)
-                    self._settle_all(fetched, codec, ours)
+                    self._settle_all(fetched, codec, owned_by_name)
                 enough = self._clock.monotonic() - started_s > READ_S_MAX or records > READ_RECORDS_MAX
             self._read_to = {partition: consumer.position(partition) for partition in partitions}
         finally:
             consumer.close()
-        self._early = {one: early for one, early in self._early.items() if one in ours.values()}
+        self._early = {owned: early for owned, early in self._early.items() if owned in owned_by_name.values()}
         now_s = self._clock.monotonic()
         if enough:
-            log.warning("the decisions of the window are more than are read", records=records)
-        self._read_s = dict.fromkeys(ours.values(), math.inf if enough else now_s)
+            log.warning("too many decisions in the window: not all were read", records=records)
+        self._read_s = dict.fromkeys(owned_by_name.values(), math.inf if enough else now_s)
         self._read_from_ms = self._read_from_ms if more else earliest_ms
-        log.info("decisions read for duplicates", records=records, seconds=round(now_s - started_s, 3))
+        log.info("decisions read for repeats", records=records, seconds=round(now_s - started_s, 3))
 
-    def _settle_all(self, fetched: FetchedBatch, codec: CodecName, ours: Mapping[str, OwnedPartition]) -> None:
+    def _settle_all(self, fetched: FetchedBatch, codec: CodecName, owned_by_name: Mapping[str, OwnedPartition]) -> None:
         found: dict[int, list[_Settled]] = {}
         for value in fetched.values:
             try:
                 decision = decode_decision(value or b"", codec)
-                place, _, offset = decision.decision_id.rpartition("-")
+                name, _, offset = decision.decision_id.rpartition("-")
                 settled = _Settled(
                     int(offset), ACTIONS.index(decision.decision), STAGES.index(decision.stage),
                     CAUSES.index(decision.degraded_cause or ""), decision.score, decision.screener_score,
                     decision.decision_time_ms, decision.bundle,
                 )  # fmt: skip
             except (msgspec.MsgspecError, ValueError):
-                continue  # not written by us
-            if place in ours and not decision.duplicate:
-                found.setdefault(ours[place].number, []).append(settled)
-        for one in ours.values():
-            decisions = found.get(one.number, [])
-            self._settle(one.number, decisions)
-            ahead = set(one.decided.ahead[one.decided.ahead >= one.next].tolist())
+                continue  # not a decision of Cascade
+            if name in owned_by_name and not decision.duplicate:
+                found.setdefault(owned_by_name[name].partition_id, []).append(settled)
+        for owned in owned_by_name.values():
+            decisions = found.get(owned.partition_id, [])
+            self._settle(owned.partition_id, decisions)
+            ahead = set(owned.decided.ahead[owned.decided.ahead >= owned.next].tolist())
             for settled in decisions:
                 if settled.offset in ahead:
-                    self._early.setdefault(one, {}).setdefault(settled.offset, settled)
+                    self._early.setdefault(owned, {}).setdefault(settled.offset, settled)
 
-    def _settle(self, number: int, decisions: Sequence[_Settled]) -> None:
-        for bundle in {one.bundle for one in decisions}:
-            of_bundle = [one for one in decisions if one.bundle == bundle]
+    def _settle(self, partition_id: int, decisions: Sequence[_Settled]) -> None:
+        for bundle in {decision.bundle for decision in decisions}:
+            of_bundle = [decision for decision in decisions if decision.bundle == bundle]
             offsets, actions, stages, causes, scores, screener_scores, times_ms = (
-                np.array([one[column] for one in of_bundle]) for column in range(7)
+                np.array([decision[column] for decision in of_bundle]) for column in range(7)
             )
             self._first_decisions.settle(
-                number, offsets, actions, stages, causes, scores, screener_scores, times_ms, bundle
+                partition_id, offsets, actions, stages, causes, scores, screener_scores, times_ms, bundle
             )
 
 

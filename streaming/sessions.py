@@ -1,7 +1,7 @@
-"""Sessions: a worker with its connections, and another one with new ones where the broker was lost.
+"""Sessions: a worker with its connections; after a BrokerError, a new worker with new connections.
 
-A lost broker, a fenced producer, a commit whose outcome is not known: none of these is mended in place. Everything is
-closed and made anew, and the next worker goes on from what the broker says is committed.
+A lost broker, a fenced producer, a commit with an unknown outcome: we never repair a connection in place. We close
+everything, and the next worker resumes from the committed offsets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from streaming.worker import Worker
 
 log = structlog.get_logger()
 PAUSE_S_FIRST, PAUSE_S_MAX = 0.2, 5.0
-# Share of a pause that chance takes away, so that workers that lost the same broker do not come back as one.
+# Share of a pause that is random, so that workers that lost the same broker do not reconnect at the same moment.
 JITTER_SHARE = 0.5
 _random = random.SystemRandom()
 
@@ -35,10 +35,13 @@ def run_sessions(
     stopping: Callable[[], bool],
     pause: Callable[[float], None],
 ) -> None:
-    """Run workers that `make` makes, one after another, until one ends by itself, or `stopping`.
+    """Runs sessions, each with a new worker, until a worker ends without an error or `stopping()` is true.
 
-    `make` puts on the stack what is to be closed after the worker's end; None: it was told to stop. Raises BrokerError
-    where `kafka.lost` is `exit`, or nothing was decided for `kafka.lost_s_max` seconds of trying.
+    make: connects and returns a worker, and registers on the stack what to close after it; None if the process stops
+    meanwhile. kafka: for `lost` and `lost_s_max`. ledger: its decisions count as progress. health: shows the broker's
+    error between sessions. clock: monotonic time. stopping: whether the process stops. pause: sleeps, in seconds.
+
+    Raises the BrokerError if `kafka.lost` is "exit", or after `kafka.lost_s_max` seconds without a decision.
     """
     decided, since_s, pause_s = -1, clock.monotonic(), PAUSE_S_FIRST
     while not stopping():
@@ -54,7 +57,7 @@ def run_sessions(
                 decided, since_s, pause_s = count, now_s, PAUSE_S_FIRST
             if kafka.lost == "exit" or now_s - since_s > kafka.lost_s_max:
                 raise
-            log.warning("session over: all connections are made anew", reason=str(error))
+            log.warning("session ended: reconnecting", reason=str(error))
             health.waiting("broker", str(error))
         pause(pause_s * (1 - JITTER_SHARE * _random.random()))
         pause_s = min(2 * pause_s, PAUSE_S_MAX)

@@ -1,11 +1,11 @@
-"""Terminals across workers: each worker tells what its partitions saw of a terminal, and counts what the others saw.
+"""Terminals across workers: each worker publishes summaries of the terminals in its partitions, and reads the others'.
 
-Cards are partitioned, terminals are not. For every terminal, partition and stretch of event time (`terminals.bucket_s`)
-there is one record in a compacted topic: how many transactions, their sums, the newest one's time. It holds totals, not
-changes, so it may be told again at any time, after a crash say, and the newest one counts. What a worker's own
-partitions saw is in its state exactly, and their records are passed over.
+Transactions are partitioned by card, so a terminal's transactions are in all partitions. A compacted topic has a record
+for each terminal, partition and bucket of event time (`terminals.bucket_s`): the count of transactions, their sums and
+the newest time. A summary is a total, not a change, so a worker may publish it again, after a crash for instance, and
+the newest record counts. A worker ignores the records of its own partitions: its state has their transactions exactly.
 
-What others saw is known `terminals.interval_s` later, and leaves a window a bucket at a time.
+Summaries arrive `terminals.interval_s` later, and leave a window a whole bucket at a time.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ ROWS_MAX = 10_000
 FOLLOW_INTERVAL_S = 0.05
 CATCH_UP_TIMEOUT_S = 60.0
 POLL_S = 0.02
-# Of one batch of records: the sender's queue is shared with the decisions.
+# Summaries and decisions share the producer's queue.
 PUBLISH_ROWS_MAX = 10_000
 
 
 class TerminalExchange:
-    """Publishes summaries of what was noted, and follows those of the others; one thread uses it."""
+    """Publishes summaries of changed terminals, and reads those of other workers; for one thread."""
 
     def __init__(
         self, config: Config, features: FeatureEngine, consumer: ConsumerClient, outbox: Outbox, clock: Clock
@@ -50,14 +50,17 @@ class TerminalExchange:
         self.rejected = 0
         self._read_to_end()
 
-    def note(self, batch: ColumnBatch, sources: Int64) -> None:
-        """Rows were folded: their keys have changed; `sources` int64 [rows]: numbers of their partitions."""
+    def note(self, batch: ColumnBatch, partition_ids: Int64) -> None:
+        """Marks the terminals of folded rows as changed.
+
+        batch: the rows. partition_ids: Kafka's partition numbers, int64 [rows].
+        """
         buckets = batch[self._event_time] // self._bucket_ms * self._bucket_ms
         for key, changed in self._changed.items():
-            changed.append(np.unique(np.column_stack([key_codes(batch[key]), sources, buckets]), axis=0))
+            changed.append(np.unique(np.column_stack([key_codes(batch[key]), partition_ids, buckets]), axis=0))
 
     def advance(self, live: Collection[int]) -> None:
-        """Publish and follow where it is time; `live` as for `publish`."""
+        """Publishes and reads at their intervals; `live` as for `publish`."""
         now_s = self._clock.monotonic()
         if now_s >= self._follow_due_s:
             self._follow_due_s = now_s + FOLLOW_INTERVAL_S
@@ -65,15 +68,15 @@ class TerminalExchange:
         if now_s >= self._publish_due_s:
             self.publish(live)
 
-    def drop(self, sources: Collection[int]) -> None:
-        """The partitions are another's to tell of: our totals of them are gone."""
+    def drop(self, partition_ids: Collection[int]) -> None:
+        """Forgets the changes of partitions that this worker lost; their new owner publishes their totals."""
         for changed in self._changed.values():
-            changed[:] = [rows[~np.isin(rows[:, 1], list(sources))] for rows in changed]
+            changed[:] = [rows[~np.isin(rows[:, 1], list(partition_ids))] for rows in changed]
 
     def publish(self, live: Collection[int]) -> None:
-        """Tell the totals of all that has changed since the last time, of partitions that are `live`.
+        """Publishes the totals of the terminals that have changed since the last call.
 
-        What is being rebuilt has partial totals; it is told when it is whole.
+        live: ids of the partitions that are live. Others are being rebuilt and have partial totals; their changes wait.
         """
         self._publish_due_s = self._clock.monotonic() + self._interval_s
         for field, (key, changed) in enumerate(self._changed.items()):
@@ -84,8 +87,8 @@ class TerminalExchange:
             changed[:] = [rows[~whole]]
             rows = rows[whole]
             for start in range(0, len(rows), PUBLISH_ROWS_MAX):
-                codes, sources, buckets = np.ascontiguousarray(rows[start : start + PUBLISH_ROWS_MAX].T)
-                summaries = self._features.summarise(key, codes, sources, buckets, self._bucket_ms)
+                codes, partition_ids, buckets = np.ascontiguousarray(rows[start : start + PUBLISH_ROWS_MAX].T)
+                summaries = self._features.summarise(key, codes, partition_ids, buckets, self._bucket_ms)
                 keys, values = encode(field, summaries)
                 if keys:
                     self._outbox.send_many(self._topic, keys, values, Sent({}, np.zeros(0), "", None))
@@ -97,7 +100,8 @@ class TerminalExchange:
             self._read(POLL_S)
             if self._clock.monotonic() > give_up_s:
                 raise BrokerError(
-                    f"the topic {self._topic} has records that did not come within {CATCH_UP_TIMEOUT_S:.0f} s"
+                    f"topic {self._topic}: the broker did not return all records within {CATCH_UP_TIMEOUT_S:.0f} s;"
+                    " check the broker"
                 )
 
     def _read(self, timeout_s: float) -> None:

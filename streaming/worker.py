@@ -1,21 +1,20 @@
 """The worker's loop: fetch, fold and screen, escalate, decide, send, commit.
 
-One thread runs it, in turns of `step`. Screened transactions are decided at once; escalated ones wait in `Escalations`,
-beside the loop, until their answer or their deadline, whichever is first. An offset counts as decided when the broker
-keeps its decision, and is committed when every earlier one is decided too; what is decided ahead of that prefix travels
-in the commit's metadata.
+One thread runs the loop, a `step` at a time. Screened transactions are decided at once; escalated ones wait in
+`Escalations`, beside the loop, until their answer or their deadline. An offset counts as decided when the broker has
+acknowledged its decision. The decided prefix is committed; the offsets decided ahead of it are in the commit metadata.
 
-Everything outside comes as an argument (`Parts`): clock, broker, model server, files. Where the broker is lost or
-refuses what was decided, `step` raises BrokerError, and the worker is finished: `streaming.sessions` makes another,
-which goes on from what is committed.
+Clock, broker, model server and files come as arguments (`Parts`). If the broker is lost or refuses a decision, `step`
+raises BrokerError, and the worker is finished: `streaming.sessions` makes a new one, which resumes from the committed
+offsets.
 """
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import structlog
@@ -51,20 +50,20 @@ from streaming.snapshots import Snapshot, SnapshotStore
 from streaming.terminals import TerminalExchange
 
 log = structlog.get_logger()
-# While something is awaited (an answer, an acknowledgement), polling for records may hold the loop no longer.
+# The poll timeout while the loop waits for an answer or an acknowledgement.
 BUSY_POLL_S = 0.001
-# With exactly-once delivery every decision ahead of the committed prefix must be named in the commit's metadata (4 kB),
-# or a crash would decide it again. Each undecided record costs at most three bytes there.
+# With exactly-once delivery the commit metadata (4 kB) must list every decision ahead of the committed prefix, or a
+# crash would decide it again. Each undecided record takes at most three bytes of it.
 EXACTLY_ONCE_IN_FLIGHT_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Everything that a worker works with.
+    """The collaborators of a worker.
 
-    `producer`: a TransactionalProducerClient where `config.delivery` is exactly-once. `open_consumer` makes a consumer
-    outside any group. `snapshots`, `hasher`, `summary_consumer`: None where not configured. `chance`: numbers in
-    [0, 1), for what must not happen to all workers at once.
+    `producer`: a TransactionalProducerClient if `config.delivery` is exactly-once. `open_consumer`: makes a consumer
+    outside any group. `snapshots`, `hasher`, `summary_consumer`: None if not configured. `chance`: random numbers in
+    [0, 1), so that the pauses of several workers differ.
     """
 
     config: Config
@@ -103,7 +102,7 @@ class Worker:
         self._copies: dict[str, Array] = {}
         self._snapshot_due_s = clock.monotonic() + config.state.interval_s
         self._in_flight_max = config.worker.in_flight_max
-        # the next record that the loop will take, by partition; replaced as a whole, so other threads may read it
+        # the next offset to take, by partition; replaced as a whole, so other threads may read it
         self.positions: dict[Partition, int] = {}
         self._outbox = self._make_outbox()
         self._first_decisions = FirstDecisions(config.duplicates)
@@ -140,37 +139,37 @@ class Worker:
     def _make_outbox(self) -> Outbox:
         parts, settings = self._parts, self._config.worker
         shared = (parts.consumer, parts.health, parts.clock)
-        told = (self._progress, self._decided, self._kept)
+        callbacks = (self._progress, self._on_decided, self._on_acknowledged)
         if self._config.delivery == "at-least-once":
-            return AtLeastOnceOutbox(parts.producer, *shared, settings.commit_interval_ms / 1e3, *told)
+            return AtLeastOnceOutbox(parts.producer, *shared, settings.commit_interval_ms / 1e3, *callbacks)
         self._in_flight_max = min(self._in_flight_max, EXACTLY_ONCE_IN_FLIGHT_MAX)
         producer: TransactionalProducerClient = parts.producer  # type: ignore[assignment]  # by configuration
-        return ExactlyOnceOutbox(producer, *shared, settings.transaction_interval_ms / 1e3, *told)
+        return ExactlyOnceOutbox(producer, *shared, settings.transaction_interval_ms / 1e3, *callbacks)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
     @property
     def in_flight(self) -> int:
-        """Rows that wait for a decision; never more than `worker.in_flight_max`, 1,000 with exactly-once delivery."""
+        """Rows that wait for a decision: at most `worker.in_flight_max`, and 1,000 with exactly-once delivery."""
         return self._escalations.open + self._repeats.open
 
     def stop(self) -> None:
-        """Ask the loop to drain, commit and return; safe from a signal handler or another thread."""
+        """Makes the loop drain, commit and return; safe from a signal handler or another thread."""
         self._stop.set()
 
     def lose(self, reason: str) -> None:
-        """The broker is lost, as another thread has found: the next `step` raises BrokerError."""
+        """Makes the next `step` raise BrokerError with this reason; safe from another thread."""
         self._lost = reason
 
     def run(self) -> None:
-        """Work until `stop`; raises BrokerError where the session is over."""
+        """Works until `stop`; raises the BrokerError that ends the session."""
         self.start()
         while not self._stop.is_set():
             self.step()
         self.drain()
 
     def start(self) -> None:
-        """Join the group."""
+        """Joins the group."""
         self._ledger.count_session()
         self._consumer.subscribe(
             [self._config.kafka.topics.transactions], self._on_assigned, self._on_revoked, self._on_lost
@@ -178,7 +177,7 @@ class Worker:
         self._health.waiting("partitions", "joining the group")
 
     def step(self) -> None:
-        """One turn: take what is there, and do what is due."""
+        """Polls once, processes the records, and does all work that is due; raises BrokerError."""
         settings = self._config.worker
         if self._lost:
             raise BrokerError(self._lost)
@@ -198,22 +197,22 @@ class Worker:
         self._advance()
 
     def _advance(self) -> None:
-        """Everything that time and other threads bring: answers, deadlines, acknowledgements, commits, snapshots."""
+        """Processes answers, deadlines, delivery reports, commits and snapshots."""
         for outcome in self._escalations.collect():
             self._publisher.decide(outcome)
         self._repeats.advance()
         if self._terminals is not None and self._recovery.owned:
-            self._terminals.advance(self._live_numbers())
+            self._terminals.advance(self._live_ids())
         self._outbox.advance()
-        self.positions = {partition: one.next for partition, one in self._recovery.owned.items()}
+        self.positions = self._next_offsets()
         snapshots = self._parts.snapshots
         if snapshots is not None and self._clock.monotonic() >= self._snapshot_due_s:
             self._take_snapshot(snapshots)
 
     def _make_room(self) -> None:
-        """Pause what is live where nothing more may wait, and resume it when half of the room is free."""
+        """Pauses the live partitions at `in_flight_max`, and resumes them at half of it."""
         in_flight = self.in_flight
-        live = [one.partition for one in self._recovery.live]
+        live = [owned.partition for owned in self._recovery.live]
         if not self._paused and in_flight >= self._in_flight_max:
             self._consumer.pause(live)
             self._paused = True
@@ -222,7 +221,7 @@ class Worker:
             self._paused = False
 
     def drain(self) -> None:
-        """Finish what is held, within the drain budget, commit it, and leave a snapshot of it."""
+        """Decides and commits the records in flight within `worker.drain_timeout_ms`, and writes a snapshot."""
         self._health.waiting("partitions", "draining")
         owned = list(self._recovery.owned)
         self._consumer.pause(owned)
@@ -230,24 +229,24 @@ class Worker:
         budget_s = self._config.worker.drain_timeout_ms / 1e3
         give_up_s = self._clock.monotonic() + budget_s
         if self._terminals is not None:
-            self._terminals.publish(self._live_numbers())
+            self._terminals.publish(self._live_ids())
         if not self._finish(owned, budget_s):
-            log.warning("drain ran out of time", undecided=self.in_flight, unacknowledged=self._outbox.pending)
+            log.warning("drain timed out", undecided=self.in_flight, unacknowledged=self._outbox.pending)
         self._outbox.advance(force=True)
         snapshots = self._parts.snapshots
         if snapshots is not None and self._recovery.done and self._recovery.owned:
             self._take_last_snapshot(snapshots, give_up_s)
 
     def _take_last_snapshot(self, snapshots: SnapshotStore, give_up_s: float) -> None:
-        """Leave the state as it is now, so that the next start has nothing to fold; within what is left of the time."""
+        """Writes the state until `give_up_s`, so that the next start folds nothing."""
         if snapshots.finish(max(give_up_s - self._clock.monotonic(), 0.0)):
             snapshots.save(self._snapshot(self._engine.features.export_state()))
             if snapshots.finish(max(give_up_s - self._clock.monotonic(), 0.0)):
                 return
-        log.warning("no time was left to write the last snapshot: the next start folds a little more of the log")
+        log.warning("last snapshot not written: the drain timed out; the next start folds more of the log")
 
     def _finish(self, partitions: Sequence[Partition], budget_s: float) -> bool:
-        """Wait until what was taken of partitions is decided and its decisions kept; False where time runs out."""
+        """Waits until the records taken of these partitions are decided and acknowledged; False after `budget_s`."""
         give_up_s = self._clock.monotonic() + budget_s
         while True:
             self._health.progress()
@@ -265,31 +264,31 @@ class Worker:
     # --- a micro-batch ------------------------------------------------------------------------------------------
 
     def _accept(self, fetched: FetchedBatch) -> FetchedBatch | None:
-        one = self._recovery.owned.get((fetched.topic, fetched.partition))
-        if one is None or one.phase in (Phase.RESTORING, Phase.REBUILT):
+        owned = self._recovery.owned.get((fetched.topic, fetched.partition))
+        if owned is None or owned.phase in (Phase.RESTORING, Phase.REBUILT):
             return None  # fetched under an earlier assignment
-        accepted = one.accept(fetched)
+        accepted = owned.accept(fetched)
         if accepted.seek is not None:
-            self._consumer.seek(one.partition, accepted.seek)
+            self._consumer.seek(owned.partition, accepted.seek)
         if accepted.gap:
             self._ledger.count_offset_gap()
         if accepted.batch is not None:
-            one.take(accepted.batch.offsets)
+            owned.take(accepted.batch.offsets)
         return accepted.batch
 
     def _compare_clocks(self, fetched: Sequence[FetchedBatch]) -> None:
-        """Tell the ledger how long the newest record has waited, before anything is done with it."""
+        """Records in the ledger how long the newest record has waited, before any work on it."""
         now_ms = self._clock.time() * 1e3
-        newest_ms = max((int(one.timestamps_ms.max()) for one in fetched if len(one.timestamps_ms)), default=-1)
+        newest_ms = max((int(batch.timestamps_ms.max()) for batch in fetched if len(batch)), default=-1)
         if newest_ms < 0:
-            return  # without stamps
+            return  # records without timestamps
         early = 0
         if newest_ms > now_ms:
-            early = sum(int(np.count_nonzero(one.timestamps_ms > now_ms)) for one in fetched)
+            early = sum(int(np.count_nonzero(batch.timestamps_ms > now_ms)) for batch in fetched)
         self._ledger.record_arrival((now_ms - newest_ms) / 1e3, early)
 
     def _handle(self, fetched: Sequence[FetchedBatch]) -> None:
-        decided = {partition: one.decided for partition, one in self._recovery.owned.items()}
+        decided = {partition: owned.decided for partition, owned in self._recovery.owned.items()}
         with self._stage_clock:
             intake = take_in(
                 fetched, self._parts.codec, self._roles.event_time, decided, self._config.worker.ahead_ms_max
@@ -299,61 +298,64 @@ class Worker:
         decode_s, decode_cpu_s = self._stage_clock.wall_s, self._stage_clock.cpu_s
         self._ledger.count_labels(self._labels.catch_up())
         if intake.batch.rows:
-            self._take(self._set_repeats_apart(intake), decode_s, decode_cpu_s)
+            self._take(self._without_repeats(intake), decode_s, decode_cpu_s)
         for rejected in intake.rejected:
             self._publisher.reject(rejected.fetched, rejected.rejects)
 
     def _take(self, intake: Intake, decode_s: float, decode_cpu_s: float) -> None:
         if self._terminals is not None:
-            self._terminals.note(intake.batch, intake.numbers)
+            self._terminals.note(intake.batch, intake.partition_ids)
         if intake.undecided.any():
             self._ledger.record_stage("decode", decode_s, decode_cpu_s, intake.batch.rows)
             self._screen(intake)
         elif intake.batch.rows:
-            self._engine.fold(intake.batch, intake.numbers)
+            self._engine.fold(intake.batch, intake.partition_ids)
 
-    def _set_repeats_apart(self, intake: Intake) -> Intake:
-        """The rows that come for the first time; those that came before get their first decision again."""
+    def _without_repeats(self, intake: Intake) -> Intake:
+        """Returns the rows that occur for the first time; repeats are answered with their first decision."""
         appended_ms = intake.appended_ms.astype(np.int64)
-        entries = self._first_decisions.look_up(intake.batch, self._roles, intake.numbers, intake.offsets, appended_ms)
-        again = entries >= 0
-        if not again.any():
+        entries = self._first_decisions.look_up(
+            intake.batch, self._roles, intake.partition_ids, intake.offsets, appended_ms
+        )
+        repeated = entries >= 0
+        if not repeated.any():
             return intake
-        chosen = np.flatnonzero(again & intake.undecided)
-        start_ms, queue_ms = self._waited(intake)
-        rows = Rows(
-            intake.partitions, intake.source, intake.offsets, intake.batch, start_ms, queue_ms,
-            np.zeros(intake.batch.rows), 0.0, 0.0,
-        )  # fmt: skip
+        chosen = np.flatnonzero(repeated & intake.undecided)
+        rows = self._queued(intake)
         self._repeats.add(rows.take(chosen), entries[chosen], appended_ms[chosen])
-        return intake.take(~again)
+        return intake.take(~repeated)
 
-    def _waited(self, intake: Intake) -> tuple[Array, Array]:
-        """(start_ms, queue_ms) float64 [rows]: from when each row's deadline counts, and how long it has waited."""
+    def _queued(self, intake: Intake) -> Rows:
+        """Returns the rows with the end of their wait, before they are screened."""
         now_ms = self._clock.time() * 1e3
         from_append = self._config.deadline.start == "append"
-        # a broker's clock ahead of ours must not make a negative wait; the ledger is told of it when the record comes
+        # a broker's clock ahead of ours must not make a wait negative; `_compare_clocks` records the difference
         start_ms = np.minimum(intake.appended_ms, now_ms) if from_append else np.full(intake.batch.rows, now_ms)
-        return start_ms, now_ms - start_ms
+        return Rows(
+            intake.partitions, intake.partition_index, intake.offsets, intake.batch, start_ms, now_ms - start_ms,
+            np.zeros(intake.batch.rows), 0.0, 0.0,
+        )  # fmt: skip
 
     def _screen(self, intake: Intake) -> None:
-        start_ms, queue_ms = self._waited(intake)
-        screened = self._engine.screen(intake.batch, intake.numbers, self._escalations.raised)
+        rows = self._queued(intake)
+        screened = self._engine.screen(intake.batch, intake.partition_ids, self._escalations.raised)
         features, screener = self._engine.clocks.features, self._engine.clocks.screener
-        self._ledger.record_queue(queue_ms[intake.undecided] / 1e3)
+        self._ledger.record_queue(rows.queue_ms[intake.undecided] / 1e3)
         self._ledger.record_stage("features", features.wall_s, features.cpu_s, intake.batch.rows)
         self._ledger.record_stage("screener", screener.wall_s, screener.cpu_s, intake.batch.rows)
-        rows = Rows(
-            intake.partitions, intake.source, intake.offsets, intake.batch, start_ms, queue_ms, screened.probability,
-            features.wall_s * 1e3, screener.wall_s * 1e3,
-        )  # fmt: skip
-        # What a lost worker had escalated stays so, though its score may be another now (other partitions' records came
-        # between otherwise): decided by the screener, it would show behind later ones of its card.
-        escalate = screened.escalate | intake.held
+        rows = replace(
+            rows,
+            screener_score=screened.probability,
+            features_ms=features.wall_s * 1e3,
+            screener_ms=screener.wall_s * 1e3,
+        )
+        # Records that the previous owner escalated stay escalated, even if their scores differ now, since the records
+        # of other partitions came in another order: decided by the screener, they would follow later ones of a card.
+        escalate = screened.escalate | intake.escalated
         escalated = np.flatnonzero(escalate & intake.undecided)
-        # sent before the others are decided: the model works while the loop encodes
+        # sent before the others are decided, so that the model works while the loop encodes
         sent = self._escalations.send(rows.take(escalated), screened.deep_inputs(escalated)) if len(escalated) else []
-        # These first, and dead letters last: what is acknowledged ahead of a record then tells that it was escalated.
+        # Screened rows first, dead letters last: decisions acknowledged ahead of a record then show its escalation.
         self._publisher.decide(by_screener(rows.take(np.flatnonzero(~escalate & intake.undecided)), None))
         for outcome in sent:
             self._publisher.decide(outcome)
@@ -362,103 +364,111 @@ class Worker:
         hasher = self._parts.hasher
         self._engine.fold_labels(labels if hasher is None else hasher.hashed(labels, self._roles.card))
 
-    # --- what the outbox asks and tells -------------------------------------------------------------------------
+    # --- callbacks of the outbox --------------------------------------------------------------------------------
 
     def _progress(self) -> dict[Partition, tuple[int, str]]:
-        """What each partition's commit would say now; labels: up to where unreadable ones have their dead letter."""
-        said: dict[Partition, tuple[int, str]] = {}
-        for partition, one in self._recovery.owned.items():
-            progress = one.progress
+        """The offset and metadata to commit now, by partition, those of the labels topic included."""
+        offsets: dict[Partition, tuple[int, str]] = {}
+        for partition, owned in self._recovery.owned.items():
+            progress = owned.progress
             if progress is not None:
-                said[partition] = (progress.until, progress.metadata())
+                offsets[partition] = (progress.until, progress.metadata())
         if self._config.delivery == "exactly-once" or not self._outbox.pending:
-            said |= {partition: (offset, "") for partition, offset in self._labels.buried_until().items()}
-        return said
+            offsets |= {partition: (offset, "") for partition, offset in self._labels.offsets_to_commit().items()}
+        return offsets
 
-    def _decided(self, sent: Sent) -> None:
+    def _on_decided(self, sent: Sent) -> None:
         for partition, offsets in sent.offsets.items():
-            one = self._recovery.owned.get(partition)
-            if one is not None:
-                one.tracker.decided(offsets)
+            owned = self._recovery.owned.get(partition)
+            if owned is not None:
+                owned.tracker.decided(offsets)
 
-    def _kept(self, sent: Sent) -> None:
+    def _on_acknowledged(self, sent: Sent) -> None:
         if sent.path:
             latency_s = np.maximum(self._clock.time() * 1e3 - sent.start_ms, 0.0) / 1e3
-            ids = None if sent.places is None else sent.places.ids
+            ids = None if sent.positions is None else sent.positions.ids
             self._ledger.record_decisions(sent.path, latency_s, sent.cause, ids)
 
     # --- partitions and state -----------------------------------------------------------------------------------
 
     def _on_assigned(self, partitions: list[Partition]) -> None:
-        self._labels.bury(any(number == 0 for _, number in self._recovery.owned.keys() | set(partitions)))
+        self._labels.own_dead_letters(_has_partition_0(self._recovery.owned.keys() | set(partitions)))
         self._recovery.gain(partitions)
-        self._tell_partitions()
+        self._show_partitions()
 
     def _on_revoked(self, partitions: list[Partition]) -> None:
-        """Finish and commit what is held of them, then let go."""
-        held = [one for one in partitions if one in self._recovery.owned]
+        """Decides and commits their records in flight, then forgets them."""
+        owned = [partition for partition in partitions if partition in self._recovery.owned]
         if self._terminals is not None:
-            self._terminals.publish(self._live_numbers())
-        if not self._finish(held, self._config.worker.revoke_timeout_ms / 1e3):
-            log.warning("partitions revoked before all was decided", undecided=self.in_flight)
-            self._drop(held)
+            self._terminals.publish(self._live_ids())
+        if not self._finish(owned, self._config.worker.revoke_timeout_ms / 1e3):
+            log.warning("partitions revoked with undecided records", undecided=self.in_flight)
+            self._drop(owned)
             self._outbox.advance(force=True)
-        self._let_go(held)
+        self._forget(owned)
 
     def _on_lost(self, partitions: list[Partition]) -> None:
-        """The partitions are another's already: what is undecided will be decided there."""
+        """Forgets them: their new owner decides the undecided records."""
         self._drop(partitions)
-        self._let_go(partitions)
+        self._forget(partitions)
 
     def _drop(self, partitions: Sequence[Partition]) -> None:
         self._escalations.drop(partitions)
         self._repeats.drop(partitions)
 
-    def _let_go(self, partitions: Sequence[Partition]) -> None:
+    def _forget(self, partitions: Sequence[Partition]) -> None:
         self._outbox.forget(partitions)
         self._recovery.lose(partitions)
         if self._terminals is not None:
-            self._terminals.drop([number for _, number in partitions])
-        self._labels.bury(any(number == 0 for _, number in self._recovery.owned))
-        self.positions = {partition: one.next for partition, one in self._recovery.owned.items()}
-        self._tell_partitions()
+            self._terminals.drop([partition_id for _, partition_id in partitions])
+        self._labels.own_dead_letters(_has_partition_0(self._recovery.owned))
+        self.positions = self._next_offsets()
+        self._show_partitions()
 
-    def _live_numbers(self) -> list[int]:
-        return [one.number for one in self._recovery.live]
+    def _next_offsets(self) -> dict[Partition, int]:
+        return {partition: owned.next for partition, owned in self._recovery.owned.items()}
 
-    def _on_live(self, one: OwnedPartition) -> None:
+    def _live_ids(self) -> list[int]:
+        return [owned.partition_id for owned in self._recovery.live]
+
+    def _on_live(self, owned: OwnedPartition) -> None:
         if not self._paused:
-            self._consumer.resume([one.partition])
+            self._consumer.resume([owned.partition])
 
-    def _tell_partitions(self) -> None:
-        numbers = sorted(number for _, number in self._recovery.owned)
-        if numbers:
-            self._health.ok("partitions", ", ".join(map(str, numbers)))
+    def _show_partitions(self) -> None:
+        partition_ids = sorted(partition_id for _, partition_id in self._recovery.owned)
+        if partition_ids:
+            self._health.ok("partitions", ", ".join(map(str, partition_ids)))
         else:
             self._health.waiting("partitions", "none assigned")
 
     def _take_snapshot(self, snapshots: SnapshotStore) -> None:
-        """Copy the state and hand it to the writer; the copy is the loop's only pause."""
+        """Copies the state for the writer thread; the loop pauses only for the copy."""
         if not self._recovery.owned or not self._recovery.done or snapshots.busy:
             return
         features = self._engine.features
         if not features.exports_into(self._copies):
-            # in the writer's thread: fresh memory costs many times the copy
+            # in the writer thread: allocating takes many times as long as copying
             snapshots.prepare(self._make_copies)
             return
         self._snapshot_due_s = self._clock.monotonic() + self._config.state.interval_s
         if self._terminals is not None:
-            self._terminals.publish(self._live_numbers())
+            self._terminals.publish(self._live_ids())
         snapshots.save(self._snapshot(features.export_state(self._copies)))
 
     def _snapshot(self, state: dict[str, Array]) -> Snapshot:
         owned, committed = self._recovery.owned, self._outbox.committed
         return Snapshot(
             state | self._first_decisions.export(),
-            {partition: one.next for partition, one in owned.items()},
+            self._next_offsets(),
             dict(self._labels.positions),
-            {partition: committed.get(partition, (one.until, ""))[0] for partition, one in owned.items()},
+            {partition: committed.get(partition, (part.until, ""))[0] for partition, part in owned.items()},
         )
 
     def _make_copies(self) -> None:
         self._copies = self._engine.features.export_buffers()
+
+
+def _has_partition_0(partitions: Iterable[Partition]) -> bool:
+    """Whether a worker with these partitions sends the labels topic's dead letters: the owner of partition 0 does."""
+    return any(partition_id == 0 for _, partition_id in partitions)

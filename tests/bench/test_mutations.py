@@ -38,7 +38,7 @@ def commit_before_the_decisions_are_kept(patch: pytest.MonkeyPatch) -> None:
     def mutated(
         self: AtLeastOnceOutbox, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent
     ) -> None:
-        self._decided(sent)
+        self._on_decided(sent)
         send_many(self, topic, keys, values, replace(sent, offsets={}))
 
     patch.setattr(AtLeastOnceOutbox, "send_many", mutated)
@@ -48,9 +48,9 @@ def commit_offsets_beside_the_transaction(patch: pytest.MonkeyPatch) -> None:
     advance = ExactlyOnceOutbox.advance
 
     def mutated(self: ExactlyOnceOutbox, force: bool = False) -> None:
-        if self._held and (force or self._clock.monotonic() >= self._due_s):
-            for sent in self._held:
-                self._decided(sent)
+        if self._in_transaction and (force or self._clock.monotonic() >= self._due_s):
+            for sent in self._in_transaction:
+                self._on_decided(sent)
                 sent.offsets.clear()
             self._consumer.commit(self._progress())
         advance(self, force)
@@ -126,7 +126,7 @@ def send_on_after_a_commit_of_unknown_outcome(patch: pytest.MonkeyPatch) -> None
             advance(self, force)
         except CommitUnknownError:
             self._failure = None
-            self._held.clear()
+            self._in_transaction.clear()
 
     patch.setattr(ExactlyOnceOutbox, "advance", mutated)
 
@@ -166,12 +166,12 @@ def count_decisions_when_they_are_sent(patch: pytest.MonkeyPatch) -> None:
         self: ExactlyOnceOutbox, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent
     ) -> None:
         send_many(self, topic, keys, values, replace(sent, path=""))
-        self._kept(sent)
+        self._on_acknowledged(sent)
 
     patch.setattr(ExactlyOnceOutbox, "send_many", mutated)
 
 
-def bury_nothing(patch: pytest.MonkeyPatch) -> None:
+def dead_letter_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Publisher, "reject", lambda self, fetched, rejects: None)
 
 
@@ -212,8 +212,8 @@ def commit_after_failed_deliveries(patch: pytest.MonkeyPatch) -> None:
         try:
             advance(self, force)
         except BrokerError:
-            _, sent = self._waiting.popleft()
-            self._decided(sent)
+            _, sent = self._unacknowledged.popleft()
+            self._on_decided(sent)
 
     patch.setattr(AtLeastOnceOutbox, "advance", mutated)
 

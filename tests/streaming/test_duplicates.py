@@ -57,7 +57,7 @@ def repeated(cache: FirstDecisions, records: list[Record]) -> list[int | None]:
     """The offset of each record's first occurrence, None where it is itself a first one."""
     entries = look_up(cache, records)
     first = cache.first(entries)
-    assert first.held[entries >= 0].all()
+    assert first.present[entries >= 0].all()
     for record, entry, partition in zip(records, entries, first.partitions, strict=True):
         assert entry < 0 or partition == record.partition
     return [int(o) if e >= 0 else None for e, o in zip(entries, first.offsets, strict=True)]
@@ -200,7 +200,7 @@ def test_a_decision_is_known_once_it_is_settled_and_final_then() -> None:
     settle(cache, 1, [10], "v2", action=0)
     settle(cache, 0, [10], "v3", action=1)
     first = cache.first(entries)
-    assert first.held.tolist() == [True, True, True]
+    assert first.present.tolist() == [True, True, True]
     assert first.known.tolist() == [True, True, False]
     assert first.partitions.tolist() == [0, 1, 0]
     assert first.offsets.tolist() == [10, 10, 11]
@@ -245,7 +245,7 @@ def test_beyond_the_limit_the_oldest_are_forgotten_and_memory_does_not_grow() ->
         assert len(cache) <= SMALLEST
     newest = 20 * SMALLEST
     assert repeated(cache, [Record(newest % 3, newest + 9, 0, newest)]) == [newest]
-    assert cache.first(entries).held.tolist() == [False, False]
+    assert cache.first(entries).present.tolist() == [False, False]
     assert repeated(cache, [Record(0, newest + 10, 0, 0)]) == [None]
 
 
@@ -279,7 +279,7 @@ def test_a_repeat_gets_the_decision_that_is_made_after_the_window() -> None:
     assert first.known.tolist() == [True, True]
     assert first.offsets.tolist() == [0, 2]
     look_up(cache, [Record(0, 4 + n, 2 * WINDOW_MS, 100 + n) for n in range(SMALLEST)])
-    assert not cache.first(entries[[1, 3]]).held.any()
+    assert not cache.first(entries[[1, 3]]).present.any()
     assert len(cache) == SMALLEST
 
 

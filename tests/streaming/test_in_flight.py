@@ -12,7 +12,7 @@ from streaming.in_flight import DeepCall, Rows
 def rows(count: int) -> Rows:
     return Rows(
         partitions=[("t", 0), ("t", 1)],
-        source=np.arange(count) % 2,
+        partition_index=np.arange(count) % 2,
         offsets=np.arange(count) + 100,
         batch=ColumnBatch({"card": np.arange(count) + 7}, count),
         start_ms=np.arange(count, dtype=float),
@@ -32,7 +32,7 @@ def test_taken_rows_keep_all_that_belongs_to_them(index: np.ndarray) -> None:
     taken = rows(4).take(index)
     for position, original in enumerate(np.arange(4)[index].tolist()):
         assert taken.offsets[position] == 100 + original
-        assert taken.source[position] == original % 2
+        assert taken.partition_index[position] == original % 2
         assert taken.batch["card"][position] == 7 + original
         assert taken.start_ms[position] == original
         assert taken.queue_ms[position] == original / 10

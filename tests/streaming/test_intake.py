@@ -54,9 +54,10 @@ def test_partitions_are_merged_by_time_and_each_keeps_its_order(times: list[list
         100 * p + row for p, one in enumerate(times) for row in range(len(one))
     ]
     for partition in range(len(times)):
-        assert intake.offsets[intake.source == partition].tolist() == list(range(len(times[partition])))
-    # a late row stands where the latest time before it in its partition puts it
-    effective = [max(times[s][: o + 1]) for s, o in zip(intake.source.tolist(), intake.offsets.tolist(), strict=True)]
+        assert intake.offsets[intake.partition_index == partition].tolist() == list(range(len(times[partition])))
+    # a late row is ordered by the latest time before it in its partition
+    rows = zip(intake.partition_index.tolist(), intake.offsets.tolist(), strict=True)
+    effective = [max(times[partition][: offset + 1]) for partition, offset in rows]
     assert effective == sorted(effective)
 
 
@@ -73,7 +74,7 @@ def test_every_column_belongs_to_the_same_record(times: list[list[int]], data: s
     intake = taken(*fetched, decided_until=floors)
     for row in range(intake.batch.rows):
         partition, position = divmod(int(intake.batch["id"][row]), 1_000)
-        assert intake.partitions[intake.source[row]] == ("t", partition)
+        assert intake.partitions[intake.partition_index[row]] == ("t", partition)
         assert intake.offsets[row] == first[partition] + position
         assert intake.batch["time"][row] == times[partition][position]
         assert intake.appended_ms[row] == 1_000 * (partition + 1) + position
@@ -104,7 +105,7 @@ def test_unreadable_records_leave_the_rows_around_them_whole() -> None:
 def test_rejects_are_told_with_the_partition_they_came_from() -> None:
     intake = taken(fetch(0, [message(1, 1)]), fetch(1, [b"bad"], 7), fetch(2, [b"", message(3, 3)], 9))
     assert [(one.fetched.partition, [r.index for r in one.rejects]) for one in intake.rejected] == [(1, [0]), (2, [0])]
-    assert intake.source.tolist() == [0, 2]
+    assert intake.partition_index.tolist() == [0, 2]
 
 
 def test_a_record_that_was_a_dead_letter_before_the_restart_is_none_again() -> None:
@@ -118,7 +119,7 @@ def test_a_fetch_of_nothing_readable_is_an_empty_batch() -> None:
     intake = taken(fetch(0, [b"bad"]), fetch(1, [None]))
     assert intake.batch.rows == 0
     assert set(intake.batch.columns) == set(FIELDS)
-    assert len(intake.undecided) == len(intake.offsets) == len(intake.source) == 0
+    assert len(intake.undecided) == len(intake.offsets) == len(intake.partition_index) == 0
 
 
 def test_rows_that_were_decided_ahead_of_the_prefix_are_not_decided_again() -> None:

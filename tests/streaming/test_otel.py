@@ -26,7 +26,7 @@ from cascade.config import CarbonSettings, Config, OtelSettings
 from cascade.ledger import Ledger, ledger_registry, make_carbon
 from cascade.ledger.otel import ATTRIBUTES, NAMES, START, metrics_data
 from cascade.protocols import EnergyReading
-from streaming.decisions import Places
+from streaming.decisions import RecordPositions
 from streaming.lag import LagCollector
 from streaming.otel import otel_exported
 from streaming.worker_metrics import workers_registry
@@ -64,7 +64,7 @@ class Meter:
 
 def full_ledger() -> Ledger:
     ledger = Ledger(meters=[Meter()], carbon=make_carbon(CarbonSettings(region="DEU")), bundle_version="b-1")
-    places = Places([("t", 0)], np.zeros(990, np.int64), np.arange(990))
+    places = RecordPositions([("t", 0)], np.zeros(990, np.int64), np.arange(990))
     ledger.record_decisions("screened", np.full(990, 0.003), None, places.ids)
     ledger.record_decisions("escalated", np.array([0.012, 0.4, 20.0]))
     ledger.record_decisions("degraded", np.array([0.1]), cause="deadline")

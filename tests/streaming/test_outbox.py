@@ -9,9 +9,9 @@ import pytest
 from cascade.errors import BrokerError, TransactionAbortedError
 from streaming.clients import GroupMember, Partition
 from streaming.health import HealthState
-from streaming.outbox import JOIN_PATIENCE_S, REFUSED_S_MAX, AtLeastOnceOutbox, ExactlyOnceOutbox, Sent
+from streaming.outbox import COMMIT_FAILURE_S_MAX, JOIN_WAIT_S_MAX, AtLeastOnceOutbox, ExactlyOnceOutbox, Sent
 
-ONE: Partition = ("t", 0)
+PARTITION: Partition = ("t", 0)
 
 
 class SetClock:
@@ -27,30 +27,30 @@ class SetClock:
         self.now_s += seconds
 
 
-class ToldDelivery:
-    """Is done, or fails, when the test says so."""
+class ManualDelivery:
+    """Acknowledged, or failed, when the test sets it."""
 
-    kept = failed = False
+    acknowledged = failed = False
 
     def done(self) -> bool:
         if self.failed:
-            raise BrokerError("not kept")
-        return self.kept
+            raise BrokerError("not delivered")
+        return self.acknowledged
 
 
 class FaultyBroker:
     """Injects what a broker may do to a producer and a consumer: late deliveries, refused commits."""
 
     def __init__(self) -> None:
-        self.deliveries: list[ToldDelivery] = []
+        self.deliveries: list[ManualDelivery] = []
         self.commits: list[dict[Partition, tuple[int, str]]] = []
         self.calls: list[str] = []
         self.refuses = False
         self.settled = True
 
-    def send(self, *_: Any) -> ToldDelivery:
+    def send(self, *_: Any) -> ManualDelivery:
         self.calls.append("send")
-        self.deliveries.append(ToldDelivery())
+        self.deliveries.append(ManualDelivery())
         return self.deliveries[-1]
 
     send_many = send
@@ -75,43 +75,43 @@ class Scene:
     def __init__(self, kind: type[AtLeastOnceOutbox] | type[ExactlyOnceOutbox]) -> None:
         self.broker, self.clock = FaultyBroker(), SetClock()
         self.decided: list[int] = []
-        self.kept: list[int] = []
+        self.acknowledged: list[int] = []
         self.outbox: Any = kind(
             self.broker, self.broker, HealthState(60), self.clock, 0.5, self.progress,  # type: ignore[arg-type]
-            lambda sent: self.decided.extend(sent.offsets.get(ONE, np.zeros(0)).tolist()),
-            lambda sent: self.kept.extend(sent.offsets.get(ONE, np.zeros(0)).tolist()),
+            lambda sent: self.decided.extend(sent.offsets.get(PARTITION, np.zeros(0)).tolist()),
+            lambda sent: self.acknowledged.extend(sent.offsets.get(PARTITION, np.zeros(0)).tolist()),
         )  # fmt: skip
 
     def progress(self) -> dict[Partition, tuple[int, str]]:
-        return {ONE: (len(self.decided), "")}
+        return {PARTITION: (len(self.decided), "")}
 
     def send(self, offset: int) -> None:
         self.outbox.send_many(
-            "decisions", [b"k"], [b"v"], Sent({ONE: np.array([offset])}, np.zeros(1), "screened", None)
+            "decisions", [b"k"], [b"v"], Sent({PARTITION: np.array([offset])}, np.zeros(1), "screened", None)
         )
 
 
-def test_an_offset_is_not_committed_before_its_decision_is_kept() -> None:
+def test_an_offset_is_not_committed_before_its_decision_is_acknowledged() -> None:
     scene = Scene(AtLeastOnceOutbox)
     scene.send(0)
     scene.send(1)
     scene.clock.now_s += 1
     scene.outbox.advance()
-    assert scene.broker.commits == [{ONE: (0, "")}]
-    scene.broker.deliveries[1].kept = True
+    assert scene.broker.commits == [{PARTITION: (0, "")}]
+    scene.broker.deliveries[1].acknowledged = True
     scene.outbox.advance(force=True)
     assert scene.decided == [], "a later delivery stood for an earlier one"
-    scene.broker.deliveries[0].kept = True
+    scene.broker.deliveries[0].acknowledged = True
     scene.outbox.advance(force=True)
-    assert (scene.decided, scene.broker.commits[-1], scene.outbox.pending) == ([0, 1], {ONE: (2, "")}, 0)
+    assert (scene.decided, scene.broker.commits[-1], scene.outbox.pending) == ([0, 1], {PARTITION: (2, "")}, 0)
 
 
-def test_a_delivery_that_failed_ends_the_session_and_is_decided_never() -> None:
+def test_a_delivery_that_failed_ends_the_session_and_is_never_decided() -> None:
     scene = Scene(AtLeastOnceOutbox)
     scene.send(0)
     scene.broker.deliveries[0].failed = True
     for _ in range(2):
-        with pytest.raises(BrokerError, match="not kept"):
+        with pytest.raises(BrokerError, match="not delivered"):
             scene.outbox.advance(force=True)
     assert (scene.decided, scene.broker.commits) == ([], [])
 
@@ -119,31 +119,31 @@ def test_a_delivery_that_failed_ends_the_session_and_is_decided_never() -> None:
 def test_a_refused_commit_of_offsets_is_tried_again() -> None:
     scene = Scene(AtLeastOnceOutbox)
     scene.send(0)
-    scene.broker.deliveries[0].kept = scene.broker.refuses = True
+    scene.broker.deliveries[0].acknowledged = scene.broker.refuses = True
     scene.outbox.advance(force=True)
     assert scene.broker.commits == []
     scene.broker.refuses = False
     scene.outbox.advance(force=True)
-    assert scene.broker.commits == [{ONE: (1, "")}]
+    assert scene.broker.commits == [{PARTITION: (1, "")}]
 
 
 def test_commits_of_offsets_that_are_refused_for_good_end_the_session() -> None:
     scene = Scene(AtLeastOnceOutbox)
     scene.send(0)
-    scene.broker.deliveries[0].kept = scene.broker.refuses = True
+    scene.broker.deliveries[0].acknowledged = scene.broker.refuses = True
     scene.outbox.advance(force=True)
-    scene.clock.now_s += REFUSED_S_MAX
+    scene.clock.now_s += COMMIT_FAILURE_S_MAX
     scene.outbox.advance()
     scene.clock.now_s += 1
     with pytest.raises(BrokerError, match="refused"):
         scene.outbox.advance()
-    # one that is taken in between begins the count anew
+    # a commit that succeeds in between restarts the count
     scene = Scene(AtLeastOnceOutbox)
     for offset in range(3):
         scene.send(offset)
-        scene.broker.deliveries[offset].kept = scene.broker.refuses = True
+        scene.broker.deliveries[offset].acknowledged = scene.broker.refuses = True
         scene.outbox.advance(force=True)
-        scene.clock.now_s += REFUSED_S_MAX
+        scene.clock.now_s += COMMIT_FAILURE_S_MAX
         scene.broker.refuses = False
         scene.outbox.advance()
     assert len(scene.broker.commits) == 3
@@ -152,8 +152,8 @@ def test_commits_of_offsets_that_are_refused_for_good_end_the_session() -> None:
 def test_what_was_sent_for_a_lost_partition_is_not_counted_as_decided_when_it_comes_back() -> None:
     scene = Scene(AtLeastOnceOutbox)
     scene.send(7)
-    scene.outbox.forget([ONE])
-    scene.broker.deliveries[0].kept = True
+    scene.outbox.forget([PARTITION])
+    scene.broker.deliveries[0].acknowledged = True
     scene.outbox.advance(force=True)
     assert scene.decided == []
 
@@ -163,10 +163,10 @@ def test_a_transaction_holds_its_decisions_and_their_offsets_and_is_committed_wh
     scene.send(0)
     scene.send(1)
     scene.outbox.advance()
-    assert (scene.broker.calls, scene.kept) == (["begin", "send", "send"], [])
+    assert (scene.broker.calls, scene.acknowledged) == (["begin", "send", "send"], [])
     scene.clock.now_s += 0.5
     scene.outbox.advance()
-    assert (scene.broker.commits, scene.kept) == ([{ONE: (2, "")}], [0, 1])
+    assert (scene.broker.commits, scene.acknowledged) == ([{PARTITION: (2, "")}], [0, 1])
     scene.send(2)
     assert scene.broker.calls[-2:] == ["begin", "send"]
 
@@ -178,9 +178,9 @@ def test_a_commit_waits_for_a_join_but_not_for_ever() -> None:
     scene.clock.now_s += 1.0
     scene.outbox.advance()
     assert scene.broker.commits == []
-    scene.clock.now_s += JOIN_PATIENCE_S
+    scene.clock.now_s += JOIN_WAIT_S_MAX
     scene.outbox.advance()
-    assert scene.broker.commits == [{ONE: (1, "")}]
+    assert scene.broker.commits == [{PARTITION: (1, "")}]
 
 
 def test_without_anything_sent_no_transaction_is_begun() -> None:
@@ -195,13 +195,13 @@ def test_a_refused_transaction_ends_the_session_with_nothing_counted() -> None:
     scene.broker.refuses = True
     with pytest.raises(BrokerError, match="refused"):
         scene.outbox.advance(force=True)
-    assert scene.kept == []
+    assert scene.acknowledged == []
 
 
 def test_losing_a_partition_undoes_the_open_transaction_and_ends_the_session() -> None:
     scene = Scene(ExactlyOnceOutbox)
     scene.send(0)
     with pytest.raises(TransactionAbortedError, match="partitions 0"):
-        scene.outbox.forget([ONE])
+        scene.outbox.forget([PARTITION])
     assert scene.broker.calls[-1] == "abort"
     assert "commit" not in scene.broker.calls

@@ -19,7 +19,7 @@ from streaming.duplicates import FirstColumns, FirstDecisions
 from streaming.in_flight import Rows
 from streaming.offsets import Decided
 from streaming.partitions import OwnedPartition
-from streaming.repeats import HIDDEN_S_MAX, Repeats
+from streaming.repeats import OPEN_TRANSACTION_S_MAX, Repeats
 
 PARTITION = ("transactions", 0)
 START_MS = int(EPOCH_S * 1e3)
@@ -97,7 +97,7 @@ def test_a_first_decision_behind_an_open_transaction_is_waited_for() -> None:
 
 def test_a_first_decision_that_the_topic_does_not_hold_any_more_goes_to_review() -> None:
     rig = Rig()
-    rig.turns(HIDDEN_S_MAX - 1.0)
+    rig.turns(OPEN_TRANSACTION_S_MAX - 1.0)
     assert rig.answers == []
     rig.turns(2.0)
     ((offsets, first),) = rig.answers

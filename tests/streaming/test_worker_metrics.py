@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.parser import text_string_to_metric_families
 
 from cascade.ledger import Ledger, ledger_registry
-from streaming.decisions import Places
+from streaming.decisions import RecordPositions
 from streaming.health import HealthServer, HealthState
 from streaming.worker_health import ask_health, ask_metrics
 from streaming.worker_metrics import parse_metrics, workers_registry
@@ -128,9 +128,8 @@ def test_metrics_are_asked_for() -> None:
 def test_exemplars_of_workers_are_kept_and_the_classic_text_of_them_stays_the_same() -> None:
     ledgers = {"0": ledger_of(3), "1": ledger_of(5)}
     for worker, ledger in ledgers.items():
-        ledger.record_decisions(
-            "escalated", np.array([0.015]), None, Places([("t", int(worker))], np.zeros(1, np.int64), np.arange(1)).ids
-        )
+        positions = RecordPositions([("t", int(worker))], np.zeros(1, np.int64), np.arange(1))
+        ledger.record_decisions("escalated", np.array([0.015]), None, positions.ids)
     asked = {worker: Asked(ledger_registry(ledger)) for worker, ledger in ledgers.items()}
     texts = {worker: ask_metrics(one.server.port) for worker, one in asked.items()}
     for one in asked.values():

@@ -14,14 +14,14 @@ from prometheus_client.samples import Sample
 
 from cascade.ledger import Ledger, ledger_registry
 from cascade.ledger.exemplars import BUCKETS_S, ID_CHARACTERS_MAX, Exemplars
-from streaming.decisions import Places, decision_ids
+from streaming.decisions import RecordPositions, decision_ids
 
 NAME = "cascade_decision_latency_seconds"
 
 
-def places(rows: int, topic: str = "transactions") -> Places:
+def places(rows: int, topic: str = "transactions") -> RecordPositions:
     partitions = [(topic, 3), (topic, 0)]
-    return Places(partitions, np.arange(rows) % 2, 1_000 + np.arange(rows))
+    return RecordPositions(partitions, np.arange(rows) % 2, 1_000 + np.arange(rows))
 
 
 def buckets_of(ledger: Ledger, path: str = "screened") -> list[Sample]:
@@ -37,9 +37,8 @@ def test_each_bucket_shows_the_last_decision_that_fell_into_it() -> None:
     for start in range(0, 500, 100):
         part = slice(start, start + 100)
         found = places(500)
-        ledger.record_decisions(
-            "screened", latency_s[part], None, Places(found.partitions, found.source[part], found.offsets[part]).ids
-        )
+        positions = RecordPositions(found.partitions, found.partition_index[part], found.offsets[part])
+        ledger.record_decisions("screened", latency_s[part], None, positions.ids)
     last: dict[int, int] = {}
     for row, latency in enumerate(latency_s.tolist()):
         last[next((n for n, limit in enumerate(BUCKETS_S) if latency <= limit), len(BUCKETS_S))] = row
