@@ -1,4 +1,4 @@
-"""The bundle: one directory is one version of everything that makes decisions.
+"""The bundle: a directory with one version of everything that a decision depends on.
 
     manifest.json     format, version, and size and SHA-256 of each file below
     schema.toml       fields of a transaction
@@ -9,8 +9,8 @@
     policy.json       calibrations and thresholds
     report.json       how it was trained, and its figures on the validation data
 
-Text and ONNX only. A bundle is read as a whole and each file checked against the manifest before anything of it is
-used; what is checked is what is used (the bytes are kept, not the paths).
+All files are text or ONNX, so loading a bundle executes nothing. `load_bundle` reads every file once, compares it with
+the manifest, and returns the bytes that it compared.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ BUNDLE_FORMAT = 1
 MANIFEST = "manifest.json"
 SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
 FILES = ("schema.toml", "features.toml", "screener.txt", "deep.onnx", "deep.json", "policy.json", "report.json")
-# A screener of 1,000 trees is 5 MB, a deep model of a million weights 4 MB: past this it is something else.
+# A screener of 1,000 trees has 5 MB, a deep model of a million weights 4 MB.
 FILE_BYTES_MAX = 256 * 1024 * 1024
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Size in bytes and SHA-256 (hex) of one file."""
+    """Size in bytes and SHA-256 (hex) of a file."""
 
     size_bytes: int
     sha256: str
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a bundle is: `version` is its name and the start of the hash of its content."""
+    """Content of `manifest.json`. `version`: the bundle's name and the start of the hash of its files."""
 
     format: int
     name: str
@@ -55,7 +55,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle in memory, verified: what it holds is what its manifest says."""
+    """A bundle in memory, verified against its manifest. `content`: the bytes of each file, by name."""
 
     directory: Path
     manifest: Manifest
@@ -66,17 +66,17 @@ class Bundle:
 
     @property
     def version(self) -> str:
-        """The bundle's version, as decisions and ledger name it."""
+        """The bundle's version, which decisions and ledger record."""
         return self.manifest.version
 
 
 def write_bundle(directory: Path, name: str, content: Mapping[str, bytes]) -> Manifest:
-    """Write a bundle of the given files; an existing bundle there is replaced as a whole.
+    """Write a bundle of the given files (`content`: bytes by file name); replace an existing bundle as a whole.
 
-    Raises BundleError where a file is missing or unknown.
+    Raises BundleError if a file is missing or unknown.
     """
     if set(content) != set(FILES):
-        raise BundleError(f"{directory}: a bundle holds {', '.join(FILES)}; got {', '.join(sorted(content))}")
+        raise BundleError(f"{directory}: a bundle consists of {', '.join(FILES)}; got {', '.join(sorted(content))}")
     entries = {file: FileEntry(len(content[file]), hashlib.sha256(content[file]).hexdigest()) for file in FILES}
     digest = hashlib.sha256("".join(entry.sha256 for entry in entries.values()).encode()).hexdigest()
     manifest = Manifest(BUNDLE_FORMAT, name, f"{name}-{digest[:12]}", entries)
@@ -88,7 +88,7 @@ def write_bundle(directory: Path, name: str, content: Mapping[str, bytes]) -> Ma
 
 
 def load_bundle(directory: Path) -> Bundle:
-    """Read and verify a bundle; raises BundleError, one line that says what is wrong and what to do."""
+    """Read and verify a bundle. Raises BundleError or SettingError, one line with the problem and the remedy."""
     directory = Path(directory)
     manifest = _read_manifest(directory)
     content = {file: _read_checked(directory, file, manifest.files[file]) for file in FILES}
@@ -114,7 +114,7 @@ def _read_manifest(directory: Path) -> Manifest:
     try:
         format_only = msgspec.json.decode(raw)["format"]
     except (msgspec.MsgspecError, TypeError, KeyError) as error:
-        raise BundleError(f"{path}: is no manifest; copy the bundle again from where it was trained") from error
+        raise BundleError(f"{path}: is not a manifest; copy the bundle again from where it was trained") from error
     if format_only != BUNDLE_FORMAT:
         raise BundleError(
             f"{path}: bundle format {format_only!r} is unknown to this release, which reads"
@@ -136,8 +136,8 @@ def _read_checked(directory: Path, file: str, entry: FileEntry) -> bytes:
         size = path.stat().st_size
         if size != entry.size_bytes or size > FILE_BYTES_MAX:
             raise BundleError(
-                f"{path}: {size} bytes, the manifest says {entry.size_bytes}; the file was cut short or"
-                " altered: copy the bundle again"
+                f"{path}: has {size} bytes and should have {entry.size_bytes}; the file was cut short or altered: copy"
+                " the bundle again"
             )
         content = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The unit of work: a micro-batch of columns, a row per transaction."""
+"""Columns of a micro-batch, a row per transaction, and short names for the types of arrays."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ Bool = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class ColumnBatch:
-    """Columns of equal length, by field name.
+    """Columns of equal length, by field name, a row per transaction.
 
-    dtypes follow the schema: `int64` → int64, `float64` → float64, `timestamp` → int64 (ms since the epoch, UTC),
-    `category` → int64 (position in the schema's list), `string` → S{max_length} (UTF-8 bytes).
+    The type of a field in the schema determines the dtype of its column:
+
+    - `int64` and `float64`: the same.
+    - `timestamp`: int64, ms since the epoch (UTC).
+    - `category`: int64, the position of the value in the schema's list.
+    - `string`: `S{max_length}`, bytes of UTF-8.
     """
 
     columns: Mapping[str, Array]
@@ -32,7 +36,7 @@ class ColumnBatch:
         return self.columns[name]
 
     def take(self, index: Array) -> ColumnBatch:
-        """The rows that `index` (positions or a mask) selects, in its order."""
+        """The rows that `index` (positions, or a mask bool [rows]) selects, in the order of `index`."""
         columns = {name: column[index] for name, column in self.columns.items()}
         rows = len(next(iter(columns.values()))) if columns else 0
         return ColumnBatch(columns, rows)

@@ -1,7 +1,7 @@
 """The service's configuration file, `cascade.toml`: its sections, their defaults and limits, and the loader.
 
-Paths are relative to the directory that the service runs in. Secrets never stand in the file: it names the
-environment variable or the file that holds them, and they are read when a client is made.
+Paths are relative to the working directory of the service. The file contains no secrets: it names the environment
+variable or the file that contains a secret, and the service reads the secret when it creates the client.
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 OptionalText = Annotated[str, msgspec.Meta(max_length=1024)]
 TopicName = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 _SECRET_BYTES_MAX = 4096
-# A shorter key could be found by trying all of them on a card that is known.
+# With a shorter key, an attacker who knows one card id and its hash could find the key by trying all keys.
 HASH_KEY_CHARACTERS_MIN = 16
+# The file name of a SettingError until `with_config_path` replaces it.
+_UNKNOWN_PATH = "configuration"
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class BundleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[bundle]`: the directory of the bundle that decides."""
+    """`[bundle]`: the directory of the bundle (models, features, schema and policy) that the service uses."""
 
     path: Text = "bundle"
 
 
 class TopicSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[kafka.topics]`: the names of the topics; `summaries` is used where `terminals.share` is set."""
+    """`[kafka.topics]`: the names of the topics. Only services with `terminals.share` use `summaries`."""
 
     transactions: TopicName = "transactions"
     labels: TopicName = "labels"
@@ -53,13 +55,16 @@ class TopicSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[kafka.security]`: TLS and SASL towards the brokers; empty text means absent.
+    """`[kafka.security]`: TLS and SASL between the service and the brokers. An empty text means that a key is not set.
 
-    `certificate_file` and `key_file` (PEM) are the client's own, for mutual TLS. `key_password_env` and
-    `password_env` name environment variables, `password_file` a file whose only line is the password. With
-    `OAUTHBEARER` a token takes the place of user name and password: from `token_file`, whose only line it is, read at
-    each connection; or from `token_endpoint`, an OAuth server that `ca_file` vouches for, which gives it to `client_id`
-    and its secret (`client_secret_env` or `client_secret_file`) for `scope`.
+    A key that ends in `_env` names an environment variable with the secret; a secret's `_file` has it as its only line.
+
+    - `ca_file`: authority that signed the brokers' certificates (PEM), and that of `token_endpoint`.
+    - `certificate_file`, `key_file`, `key_password_env`: the client's own certificate (PEM), for mutual TLS.
+    - `username`, `password_env`, `password_file`: the user, for every SASL mechanism except OAUTHBEARER.
+    - `token_file`: for OAUTHBEARER, a file whose only line is the token. The client reads it at each connection.
+    - `token_endpoint`: for OAUTHBEARER, the URL of an OAuth server that issues the tokens.
+    - `client_id`, `client_secret_env`, `client_secret_file`, `scope`: what the client sends to `token_endpoint`.
     """
 
     protocol: SecurityProtocol = "PLAINTEXT"
@@ -85,41 +90,39 @@ class SecuritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def uses_sasl(self) -> bool:
-        """Whether the client names itself, with user name and password or with a token."""
+        """Whether the client authenticates with SASL: with user name and password, or with a token."""
         return self.protocol in ("SASL_PLAINTEXT", "SASL_SSL")
 
     @property
     def uses_tokens(self) -> bool:
-        """Whether it does so with a token."""
+        """Whether the client authenticates with a token."""
         return self.uses_sasl and self.sasl_mechanism == "OAUTHBEARER"
 
     def password(self, environment: Mapping[str, str] = os.environ) -> str | None:
-        """The SASL password, read now; raises SettingError where it is named but absent."""
-        if self.password_env:
-            return _secret_from_environment("kafka.security.password_env", self.password_env, environment)
-        if self.password_file:
-            return _secret_from_file("kafka.security.password_file", self.password_file)
-        return None
+        """Read the SASL password; None if none is configured. Raises SettingError if it cannot be read."""
+        return _read_secret(self, "kafka.security", "password", environment)
 
     def client_secret(self, environment: Mapping[str, str] = os.environ) -> str:
-        """The secret of `client_id`, read now; raises SettingError where it is absent."""
-        if self.client_secret_env:
-            return _secret_from_environment("kafka.security.client_secret_env", self.client_secret_env, environment)
-        return _secret_from_file("kafka.security.client_secret_file", self.client_secret_file)
+        """Read the secret of `client_id`. Raises SettingError if it cannot be read or is not configured."""
+        _check_exactly_one(self, "kafka.security", "client_secret_env", "client_secret_file", "the client's secret")
+        return _read_secret(self, "kafka.security", "client_secret", environment) or ""
 
     def key_password(self, environment: Mapping[str, str] = os.environ) -> str | None:
-        """The password of `key_file`, read now; raises SettingError where it is named but absent."""
-        if not self.key_password_env:
-            return None
-        return _secret_from_environment("kafka.security.key_password_env", self.key_password_env, environment)
+        """Read the password of `key_file`; None if none is configured. Raises SettingError if it cannot be read."""
+        return _read_secret(self, "kafka.security", "key_password", environment)
 
 
 class SchemaRegistrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[kafka.schema_registry]`: where the codec `avro` finds the schemas that messages name; empty text means absent.
+    """`[kafka.schema_registry]`: where the codec `avro` finds the schemas whose numbers the messages carry.
 
-    `url`: of a registry with Confluent's REST API; or `directory`, with a file `{number}.avsc` for each schema.
-    `ca_file` vouches for the registry, `certificate_file` and `key_file` (PEM) are the client's own. `username` goes
-    with `password_env`, an environment variable's name, or `password_file`, a file whose only line is the password.
+    An empty text means that a key is not set. Exactly one of `url` and `directory` is set.
+
+    - `url`: a registry with Confluent's REST API.
+    - `directory`: a directory with a file `{number}.avsc` for each schema.
+    - `ca_file`: authority that signed the registry's certificate (PEM).
+    - `certificate_file`, `key_file`: the client's own certificate (PEM), for mutual TLS.
+    - `username`, `password_env`, `password_file`: the user; an environment variable or a file's only line has the
+      password.
     """
 
     url: OptionalText = ""
@@ -132,21 +135,20 @@ class SchemaRegistrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=
     password_file: OptionalText = ""
 
     def password(self, environment: Mapping[str, str] = os.environ) -> str | None:
-        """The password of `username`, read now, None where there is neither; raises SettingError where it is absent."""
-        if self.password_env:
-            return _secret_from_environment("kafka.schema_registry.password_env", self.password_env, environment)
-        if self.password_file:
-            return _secret_from_file("kafka.schema_registry.password_file", self.password_file)
-        return None
+        """Read the password of `username`; None if none is configured. Raises SettingError if it cannot be read."""
+        return _read_secret(self, "kafka.schema_registry", "password", environment)
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[kafka]`: brokers (`host:port`, several separated by commas), client library, group, codec and topics.
+    """`[kafka]`: brokers, client library, consumer group, codec and topics.
 
-    `instance`: this worker's name, the same at each of its starts and no other's (a pod's name, say): a restart keeps
-    its partitions, and shuts out what is left of the run before. Empty: another name at each start.
-    `lost`: where the broker is gone or refuses what was decided, `retry` with everything made anew, for at most
-    `lost_s_max` seconds without progress, or `exit` at once.
+    - `bootstrap`: addresses of brokers, `host:port`, separated by commas.
+    - `instance`: makes the worker a static member of the group. The name is unique in the group and the same at each
+      start (for example the name of a pod). A restarted worker returns to its partitions without a rebalance, and the
+      broker fences what is left of the previous run. Empty: the worker is a dynamic member.
+    - `lost`: what the worker does when it loses the broker or the broker refuses its records: `retry` closes every
+      connection and resumes from the committed offsets; `exit` ends the process.
+    - `lost_s_max`: seconds without progress after which `retry` ends the process.
     """
 
     bootstrap: Text = "127.0.0.1:9092"
@@ -162,17 +164,21 @@ class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def servers(self) -> list[str]:
-        """The bootstrap addresses, one by one."""
+        """The bootstrap addresses as a list."""
         return [server.strip() for server in self.bootstrap.split(",") if server.strip()]
 
 
 class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[deep]`: where the deep model runs; `url` (`host:port` of gRPC), `tls` and its files belong to Triton.
+    """`[deep]`: where the deep model runs.
 
-    `threads`: CPU threads of ONNX Runtime in process; `device`: where it computes (`cuda`: a GPU). `hedge_ms`: ask
-    Triton a second time where no answer came after so long, and take the first answer; 0 never does.
-    `start_wait_s_max`: the start waits so long for the model; then the screener decides what is escalated until it is
-    there.
+    - `backend`: `triton`, a Triton server; or `onnxruntime`, ONNX Runtime in the worker's own process.
+    - `url`, `model`: Triton's gRPC address (`host:port`), and the model's name there.
+    - `tls`, `ca_file`, `certificate_file`, `key_file`: TLS between worker and Triton (PEM files).
+    - `threads`, `device`: CPU threads of ONNX Runtime in process, and where it computes (`cuda`: a GPU).
+    - `hedge_ms`: after so long without an answer the worker sends the call a second time and takes the first answer. 0
+      turns this off.
+    - `start_wait_s_max`: how long a starting worker waits for the model. After that the screener decides the escalated
+      transactions until the model answers.
     """
 
     backend: Literal["triton", "onnxruntime"] = "triton"
@@ -189,10 +195,10 @@ class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DeadlineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[deadline]`: the time that a transaction has, in ms, and from when it counts.
+    """`[deadline]`: the time within which an escalated transaction is decided, in ms.
 
-    `start`: `append`, the moment at which the broker's record was stamped; `fetch`, for back-fills of a backlog,
-    where all append times are long past.
+    - `start`: when the time begins: `append`, at the timestamp of the record; `fetch`, when the worker fetches the
+      record (for a backlog, whose timestamps are long past).
     """
 
     budget_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 50
@@ -200,10 +206,10 @@ class DeadlineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BreakerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[breaker]`: when the deep model is left alone.
+    """`[breaker]`: the circuit breaker of the deep model.
 
-    It opens where, of the last `calls`, `failures_share` failed or came too late, for `pause_ms`; each failed trial
-    doubles the pause, up to `pause_ms_max`.
+    It opens for `pause_ms` when `failures_share` of the last `calls` deep calls failed or were late. Each failed trial
+    call after a pause doubles the pause, up to `pause_ms_max`.
     """
 
     calls: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 20
@@ -213,17 +219,21 @@ class BreakerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[worker]`: how many workers, and the bounds of the loop.
+    """`[worker]`: the number of workers, and the bounds of each.
 
-    `processes`: workers that `cascade run` starts side by side, in one consumer group; each has the bounds below, and
-    the limits of the features' state, for itself. `batch_rows_max`: rows of one micro-batch. `in_flight_max`: rows
-    escalated and unanswered, beyond which partitions pause. `in_flight_card_max`: of one card, beyond which the
-    screener decides (`queue-full`), so that a flood of one card leaves room for the others. `commit_interval_ms`: with
-    at-least-once delivery; `transaction_interval_ms`: with exactly-once, where decisions show only then.
-    `drain_timeout_ms`: after SIGTERM; `revoke_timeout_ms`: where a rebalance takes partitions away.
-    `message_bytes_max`: larger messages go to the dead letters, as do events that are more than `ahead_ms_max` ahead of
-    their record's time. `lock_memory`: what a worker has touched stays in memory, its feature state above all; that
-    has to be allowed.
+    - `processes`: workers that `cascade run` starts in one consumer group. The bounds below, and the limits of the
+      feature state, apply to each worker.
+    - `batch_rows_max`: rows of a micro-batch.
+    - `in_flight_max`: escalated transactions in flight; at more, the worker pauses its partitions.
+    - `in_flight_card_max`: escalated transactions of one card in flight; at more, the screener decides them
+      (`queue-full`), so that a flood of one card does not delay other cards.
+    - `commit_interval_ms`: time between commits with at-least-once delivery.
+    - `transaction_interval_ms`: the same with exactly-once delivery; decisions become visible at the commit.
+    - `revoke_timeout_ms`, `drain_timeout_ms`: time to finish what is in flight after a rebalance revokes partitions,
+      and after SIGTERM.
+    - `message_bytes_max`: the worker dead-letters larger messages.
+    - `ahead_ms_max`: the worker dead-letters events that are further ahead of their record's timestamp.
+    - `lock_memory`: the worker locks its memory, so that no feature state is swapped out. The system must allow it.
     """
 
     processes: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
@@ -232,7 +242,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     in_flight_card_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 64
     commit_interval_ms: Annotated[int, msgspec.Meta(ge=10, le=60_000)] = 500
     transaction_interval_ms: Annotated[int, msgspec.Meta(ge=5, le=10_000)] = 100
-    # far below the five minutes after which a group takes a silent member for dead
+    # far below the five minutes after which the group removes a silent member
     revoke_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)] = 5_000
     # below Kubernetes' grace period of 30 s, with time left to commit and leave the group
     drain_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=600_000)] = 20_000
@@ -243,20 +253,23 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LabelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[labels]`: how the labels topic is followed.
+    """`[labels]`: when labels take effect.
 
-    `alignment`: `arrival`, labels act when they come; `exact`, before a batch is scored the labels topic is read up
-    to its end as it was after the fetch, which costs a broker round trip a batch and makes runs reproducible.
+    - `alignment`: with `arrival`, when the worker receives them. With `exact`, the worker reads the labels topic up to
+      its end before it scores a batch: runs are reproducible, at one round trip to the broker per batch.
     """
 
     alignment: Literal["arrival", "exact"] = "arrival"
 
 
 class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[state]`: where snapshots of the feature state are kept: a directory or, through fsspec, an object store's URL.
+    """`[state]`: snapshots of the feature state.
 
-    Empty: none, and every start folds the log from its beginning. `interval_s`: between two snapshots. `keep`: how
-    many; more than one, since the newest may be damaged or ahead of the committed offsets.
+    - `snapshots`: a directory, or a URL of an object store (through fsspec). Empty: the worker writes no snapshots, and
+      each start replays the topics from their beginning.
+    - `interval_s`: time between two snapshots.
+    - `keep`: number of snapshots that stay; at least two, since the newest may be damaged or ahead of the committed
+      offsets.
     """
 
     snapshots: OptionalText = ""
@@ -265,10 +278,12 @@ class StateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DuplicateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[duplicates]`: a transaction that comes again gets its first decision again, marked `duplicate`.
+    """`[duplicates]`: a repeated transaction gets its first decision again, marked `duplicate`.
 
-    Again: the same id, card and amount, in the same partition, at most `window_s` seconds (by the log's clock) after
-    the first; 0 looks for none. `ids_max`: how many are remembered, beyond it the oldest is forgotten.
+    A repeat has the id, card, amount and partition of an earlier transaction.
+
+    - `window_s`: seconds (of record timestamps) after the first transaction in which repeats are found; 0: none are.
+    - `ids_max`: ids that a worker remembers; beyond that it forgets the oldest.
     """
 
     window_s: Annotated[float, msgspec.Meta(ge=0, le=604_800)] = 600.0
@@ -276,12 +291,12 @@ class DuplicateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[overload]`: where the deep stage saturates, fewer transactions are escalated.
+    """`[overload]`: a worker whose deep stage is saturated escalates fewer transactions.
 
-    After `after_s` seconds with more than `in_flight_share` of `worker.in_flight_max` waiting, or with more than
-    `late_share` of the escalated too late or refused (`deadline`, `queue-full`), the escalation threshold rises by
-    `step` (log-odds of the screener), and by another after each further `after_s`, up to `raise_max`; after `calm_s`
-    seconds without, it comes down by a step at a time. `raise_max` 0 leaves it alone.
+    It is saturated while more than `in_flight_share` of `worker.in_flight_max` are in flight, or more than `late_share`
+    of the escalated transactions are degraded with cause `deadline` or `queue-full`. After every `after_s` seconds of
+    saturation the escalation threshold rises by `step` (log-odds of the screener), by at most `raise_max` in all; after
+    every `calm_s` seconds without saturation it falls by `step`. With a `raise_max` of 0 it never rises.
     """
 
     raise_max: Annotated[float, msgspec.Meta(ge=0, le=50)] = 4.0
@@ -293,11 +308,12 @@ class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TerminalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[terminals]`: with several workers, each sees only its partitions' transactions of a terminal.
+    """`[terminals]`: terminal features with several workers, of which each reads only some partitions.
 
-    `share`: publish summaries of them to `kafka.topics.summaries`, and count those of the other workers. Every
-    `interval_s` seconds: what others did is known that much later. `bucket_s`: a summary's stretch of event time; what
-    others did leaves a window by whole buckets.
+    - `share`: the workers exchange summaries of their terminals through `kafka.topics.summaries`. Without it, a
+      worker's terminal features count only the transactions of its own partitions.
+    - `interval_s`: time between two summaries; the transactions of other workers are counted that much later.
+    - `bucket_s`: event time that a summary covers; the transactions of other workers leave a window by whole buckets.
     """
 
     share: bool = False
@@ -306,10 +322,10 @@ class TerminalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PrivacySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[privacy]`: with `hash_card`, card ids become keyed hashes before they reach state, logs or topics.
+    """`[privacy]`: with `hash_card`, keyed hashes replace the card ids before these reach state, logs or topics.
 
-    `key_env` names the environment variable that holds the key, `key_file` a file whose only line is the key: at least
-    16 characters, the same for every worker and every start.
+    The key is in the environment variable that `key_env` names, or is the only line of `key_file`. It has at least 16
+    characters and is the same for every worker and every start.
     """
 
     hash_card: bool = False
@@ -317,34 +333,20 @@ class PrivacySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key_file: OptionalText = ""
 
     def key(self, environment: Mapping[str, str] = os.environ) -> str | None:
-        """The key, read now, None where none is needed; raises SettingError where it is missing or too short."""
+        """Read the key; None without `hash_card`. Raises SettingError if it cannot be read or is too short."""
         if not self.hash_card:
             return None
-        if bool(self.key_env) == bool(self.key_file):
-            raise SettingError(
-                "configuration",
-                "privacy.key_env",
-                None,
-                "exactly one source of the key is needed for hash_card",
-                "set either key_env or key_file",
-            )
-        if self.key_env:
-            name, key = "key_env", _secret_from_environment("privacy.key_env", self.key_env, environment)
-        else:
-            name, key = "key_file", _secret_from_file("privacy.key_file", self.key_file)
-        if len(key) < HASH_KEY_CHARACTERS_MIN:
-            raise SettingError(
-                "configuration",
-                f"privacy.{name}",
-                None,
-                f"that key has fewer than {HASH_KEY_CHARACTERS_MIN} characters",
-                "make one with `openssl rand -hex 32`",
-            )
+        _check_exactly_one(self, "privacy", "key_env", "key_file", "the key")
+        key = _read_secret(self, "privacy", "key", environment)
+        if key is not None and len(key) < HASH_KEY_CHARACTERS_MIN:
+            name = "privacy.key_env" if self.key_env else "privacy.key_file"
+            problem = f"that key has fewer than {HASH_KEY_CHARACTERS_MIN} characters"
+            raise _error(name, None, problem, "make one with `openssl rand -hex 32`")
         return key
 
 
 class SlaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[sla]`: p99 latency limits in ms, and the largest share of decisions that may be degraded."""
+    """`[sla]`: limits on the p99 latency in ms, and on the share of decisions that are degraded."""
 
     screened_p99_ms: Annotated[float, msgspec.Meta(gt=0, le=60_000)] = 5.0
     escalated_p99_ms: Annotated[float, msgspec.Meta(gt=0, le=60_000)] = 20.0
@@ -352,14 +354,15 @@ class SlaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EnergySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[energy]`: the figures behind modelled joules: CPU seconds × `watts_per_core`, where no counter exists.
+    """`[energy]`: the inputs of modelled joules, which the ledger uses where the hardware has no counter.
 
-    `processor`: a row of the table of processors (docs/energy.md), whose watts a hardware thread are then used instead.
-    `idle_watts_per_core`, `gpu_idle_watts`: drawn by each reserved core, and each GPU, without work; 0 for not stated.
+    - `watts_per_core`: modelled joules are CPU seconds × this figure.
+    - `processor`: a row of the table of processors (docs/energy.md); its watts per hardware thread replace the figure.
+    - `idle_watts_per_core`, `gpu_idle_watts`: power of a reserved core and of a GPU without work; 0: not stated.
     """
 
-    # 225 W of thermal design power over the 32 hardware threads of a mid-range server CPU, rounded: a stated figure,
-    # to be replaced by the operator's own; ratios between runs do not depend on it
+    # 225 W of thermal design power over the 32 hardware threads of a mid-range server CPU, rounded. Operators replace
+    # it with their own figure; ratios between runs do not depend on it.
     watts_per_core: Annotated[float, msgspec.Meta(gt=0, le=1_000)] = 7.0
     processor: OptionalText = ""
     idle_watts_per_core: Annotated[float, msgspec.Meta(ge=0, le=1_000)] = 0.0
@@ -367,10 +370,13 @@ class EnergySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CarbonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[carbon]`: what turns joules into gCO2e; without a region or a file there is no carbon in the ledger.
+    """`[carbon]`: what converts joules to gCO2e. Without `region` or `file` the ledger has no carbon.
 
-    `file`: intensities by the hour instead of the region's yearly average; `kind` says what they are. `embodied_kg`: of
-    the hardware's making, of which `reserved_share` is this service's, over `life_years`.
+    - `region`: ISO 3166-1 alpha-3 code of a country, whose yearly average intensity applies.
+    - `file`, `kind`: intensities by the hour, which replace the average, and whether they are average or marginal.
+    - `pue`: power usage effectiveness of the data centre.
+    - `embodied_kg`: emissions of manufacturing the hardware, in kgCO2e. `reserved_share` of them belongs to this
+      service, spread over `life_years`.
     """
 
     region: OptionalText = ""
@@ -383,9 +389,10 @@ class CarbonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[ledger]`: where the ledger is kept on disk; an empty `directory` keeps none.
+    """`[ledger]`: the ledger's journal on disk; with an empty `directory` there is none.
 
-    A line every `interval_s`; a file is followed by another beyond `file_mb_max`, and the newest `files_max` stay.
+    The service appends a line every `interval_s` seconds. It begins a new file when the present one exceeds
+    `file_mb_max`, and deletes the oldest beyond `files_max`.
     """
 
     directory: OptionalText = ""
@@ -395,11 +402,12 @@ class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OtelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[otel]`: the ledger's metrics to an OpenTelemetry collector; without an endpoint none are sent.
+    """`[otel]`: export of the ledger's metrics to an OpenTelemetry collector; without an `endpoint` there is none.
 
-    `endpoint`: the whole URL of OTLP over HTTP, `http://127.0.0.1:4318/v1/metrics`, which `ca_file` (PEM) vouches for.
-    `headers_env` names an environment variable, `headers_file` a file whose only line is the headers, in the form of
-    OTEL_EXPORTER_OTLP_HEADERS: `name=value`, several separated by commas, values percent-encoded.
+    - `endpoint`: the whole URL of OTLP over HTTP, for example `http://127.0.0.1:4318/v1/metrics`.
+    - `ca_file`: authority that signed the collector's certificate (PEM).
+    - `headers_env`, `headers_file`: an environment variable, or a file of one line, with headers in the form of
+      OTEL_EXPORTER_OTLP_HEADERS: `name=value`, separated by commas, values percent-encoded.
     """
 
     endpoint: OptionalText = ""
@@ -409,32 +417,26 @@ class OtelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca_file: OptionalText = ""
 
     def headers(self, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-        """The headers by name, read now; raises SettingError where they are named but absent, or cannot be read."""
-        if self.headers_env:
-            name, text = "headers_env", _secret_from_environment("otel.headers_env", self.headers_env, environment)
-        elif self.headers_file:
-            name, text = "headers_file", _secret_from_file("otel.headers_file", self.headers_file)
-        else:
-            return {}
-        found = {}
-        for pair in text.split(","):
-            key, _, value = (part.strip() for part in pair.partition("="))
+        """Read the headers, by name. Raises SettingError if they are configured and cannot be read."""
+        text = _read_secret(self, "otel", "headers", environment)
+        headers = {}
+        for pair in text.split(",") if text is not None else []:
+            name, _, value = (part.strip() for part in pair.partition("="))
             value = urllib.parse.unquote(value)
-            if not (_HEADER_NAME.fullmatch(key) and value and value.isascii() and value.isprintable()):
-                # not shown: they are secrets
-                raise SettingError(
-                    "configuration", f"otel.{name}", None, "these are no headers",
-                    "write name=value, several separated by commas, what is special in a value percent-encoded",
-                )  # fmt: skip
-            found[key] = value
-        return found
+            if not (_HEADER_NAME.fullmatch(name) and value and value.isascii() and value.isprintable()):
+                key = "otel.headers_env" if self.headers_env else "otel.headers_file"
+                remedy = "write name=value, separated by commas, special characters of a value percent-encoded"
+                # no value in the message: headers are secrets
+                raise _error(key, None, "these are no headers", remedy)
+            headers[name] = value
+        return headers
 
 
 class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[health]`: the address of `/` (the live page), `/healthz`, `/readyz` and `/metrics`; port 0 takes a free one.
+    """`[health]`: the address of `/` (the live page), `/healthz`, `/readyz` and `/metrics`; port 0 takes a free port.
 
-    `stall_s_max`: a loop that has not gone round for this long, or a partition with lag of which no record was taken
-    for this long, fails `/healthz`. A rebalance (5 s) and a commit (15 s) must fit.
+    - `stall_s_max`: `/healthz` fails when the worker's loop, or a partition with unread records, makes no progress for
+      so long. It must exceed the time of a rebalance (5 s) and of a commit (15 s).
     """
 
     enabled: bool = True
@@ -444,17 +446,17 @@ class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[log]`: the least level that is written, and whether as JSON lines."""
+    """`[log]`: the lowest level that the service logs, and whether it writes JSON lines."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     json: bool = False
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole of `cascade.toml`; every section and key may be left out.
+    """The whole of `cascade.toml`. Every section and every key has a default.
 
-    `delivery`: with `exactly-once`, decisions, dead letters and offsets are one Kafka transaction; with
-    `at-least-once`, what was not yet committed is decided again after a crash, under the same `decision_id`.
+    - `delivery`: with `exactly-once`, decisions, dead letters and offsets are one Kafka transaction. With
+      `at-least-once`, the worker decides again after a crash what it had not committed, with the same `decision_id`.
 
     >>> Config().kafka.topics.dead_letters
     'dead-letters'
@@ -483,24 +485,21 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
-    """Read and check a configuration file; `KAFKA_BOOTSTRAP` in the environment overrides `kafka.bootstrap`.
+    """Read and check a configuration file. `KAFKA_BOOTSTRAP` in the environment overrides `kafka.bootstrap`.
 
-    Raises SettingError, one line with file, key, value and remedy, for a file that cannot be read, TOML that cannot
-    be parsed, an unknown key, a wrong type, a value out of range, or settings that contradict each other.
+    Raises SettingError, one line with file, key, value and remedy, if the file cannot be read or is not TOML, if a key
+    is unknown, if a value has a wrong type or is out of range, or if settings contradict each other.
     """
-    origin = str(path)
-    content = _parse_toml(read_setting_file(path), origin)
-    try:
-        config = msgspec.convert(content, Config)
-    except msgspec.ValidationError as error:
-        raise _explain(origin, content, str(error)) from error
-    bootstrap = environment.get("KAFKA_BOOTSTRAP")
-    if bootstrap:
-        config = msgspec.structs.replace(config, kafka=msgspec.structs.replace(config.kafka, bootstrap=bootstrap))
-    _check_kafka(config.kafka, origin, environment)
-    _check_deep(config.deep, origin)
-    _check_privacy(config.privacy, origin, environment)
-    _check_otel(config.otel, origin, environment)
+    content = read_setting_file(path)
+    with with_config_path(path):
+        config = _parse(content)
+        bootstrap = environment.get("KAFKA_BOOTSTRAP")
+        if bootstrap:
+            config = msgspec.structs.replace(config, kafka=msgspec.structs.replace(config.kafka, bootstrap=bootstrap))
+        _check_kafka(config.kafka, environment)
+        _check_deep(config.deep)
+        config.privacy.key(environment)
+        _check_otel(config.otel, environment)
     return config
 
 
@@ -510,41 +509,48 @@ def with_config_path(path: object) -> Iterator[None]:
     try:
         yield
     except SettingError as error:
-        if error.file != "configuration":
+        if error.file != _UNKNOWN_PATH:
             raise
         raise SettingError(path, error.key, error.value, error.problem, error.remedy) from error
 
 
-def _parse_toml(octets: bytes, origin: str) -> dict[str, Any]:
+def _error(key: str, value: object, problem: str, remedy: str) -> SettingError:
+    return SettingError(_UNKNOWN_PATH, key, value, problem, remedy)
+
+
+def _parse(octets: bytes) -> Config:
+    content: dict[str, Any] = {}
     try:
-        return tomllib.loads(octets.decode())
+        content = tomllib.loads(octets.decode())
+        return msgspec.convert(content, Config)
     except UnicodeDecodeError as error:
-        raise SettingError(origin, "file", None, "is not UTF-8", "save it as UTF-8") from error
+        raise _error("file", None, "is not UTF-8", "save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        raise SettingError(
-            origin, "file", None, f"is not TOML ({error})", "mend that line; docs/cascade.example.toml shows the form"
-        ) from error
+        remedy = "correct that line; docs/cascade.example.toml shows the form"
+        raise _error("file", None, f"is not TOML ({error})", remedy) from error
+    except msgspec.ValidationError as error:
+        raise _explain(content, str(error)) from error
 
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+?)`(?: - at `\$\.?(.*)`)?", re.DOTALL)
 _PROBLEM = re.compile(r"(.+?) - at `\$\.(.*)`", re.DOTALL)
 
 
-def _explain(origin: str, content: dict[str, Any], text: str) -> SettingError:
+def _explain(content: dict[str, Any], text: str) -> SettingError:
     unknown = _UNKNOWN.fullmatch(text)
     if unknown is not None:
         section = unknown[2] or ""
         known = _known_keys(section)
         near = difflib.get_close_matches(unknown[1], known, n=1)
         key = f"{section}.{unknown[1]}" if section else unknown[1]
-        # the value is not shown: it may be a secret that was put here by mistake
         hint = f"did you mean {near[0]}? " if near else ""
-        return SettingError(origin, key, None, "unknown key", f"{hint}known: {', '.join(known)}")
+        # no value in the message: it may be a secret that the user put here by mistake
+        return _error(key, None, "unknown key", f"{hint}known: {', '.join(known)}")
     problem = _PROBLEM.fullmatch(text)
     if problem is None:
-        return SettingError(origin, "file", None, text, "see docs/cascade.example.toml")
+        return _error("file", None, text, "see docs/cascade.example.toml")
     key = problem[2]
-    return SettingError(origin, key, _value_at(content, key), _worded(problem[1]), _remedy(key))
+    return _error(key, _value_at(content, key), _worded(problem[1]), _remedy(key))
 
 
 def _worded(problem: str) -> str:
@@ -584,146 +590,111 @@ def _value_at(content: dict[str, Any], key: str) -> Any:
     return value
 
 
-def _check_kafka(kafka: KafkaSettings, origin: str, environment: Mapping[str, str]) -> None:
+def _check_kafka(kafka: KafkaSettings, environment: Mapping[str, str]) -> None:
     for server in kafka.servers or [""]:
         host, _, port = server.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) <= 65_535:
-            raise SettingError(
-                origin,
-                "kafka.bootstrap",
-                kafka.bootstrap,
-                "not host:port, or several separated by commas",
-                'write "127.0.0.1:9092", say (KAFKA_BOOTSTRAP in the environment overrides the file)',
-            )
-    names = {name: getattr(kafka.topics, name) for name in kafka.topics.__struct_fields__}
-    for name, topic in names.items():
-        if list(names.values()).count(topic) > 1:
-            raise SettingError(origin, f"kafka.topics.{name}", topic, "names a topic twice", "give each its own")
-    _check_security(kafka.security, origin, environment)
-    _check_schema_registry(kafka, origin, environment)
+            problem = "not host:port, or several separated by commas"
+            remedy = 'write for example "127.0.0.1:9092" (KAFKA_BOOTSTRAP in the environment overrides the file)'
+            raise _error("kafka.bootstrap", kafka.bootstrap, problem, remedy)
+    names = [getattr(kafka.topics, key) for key in kafka.topics.__struct_fields__]
+    for key, name in zip(kafka.topics.__struct_fields__, names, strict=True):
+        if names.count(name) > 1:
+            raise _error(f"kafka.topics.{key}", name, "names a topic twice", "give each topic a name of its own")
+    _check_security(kafka.security, environment)
+    _check_schema_registry(kafka, environment)
 
 
-def _check_security(security: SecuritySettings, origin: str, environment: Mapping[str, str]) -> None:
+def _check_security(security: SecuritySettings, environment: Mapping[str, str]) -> None:
     section = "kafka.security"
-    _check_files(security, section, origin)
+    _check_files(security, section)
     if not security.uses_tls and (security.ca_file or security.certificate_file):
-        raise SettingError(
-            origin,
-            f"{section}.protocol",
-            security.protocol,
-            "leaves the TLS files unused",
-            "use SSL or SASL_SSL, or remove the files",
-        )
-    if not security.uses_tokens and (security.token_file or security.token_endpoint):
-        raise SettingError(
-            origin,
-            f"{section}.sasl_mechanism",
-            security.sasl_mechanism,
-            "leaves the source of tokens unused",
-            'use SASL_SSL with "OAUTHBEARER", or remove token_file and token_endpoint',
-        )
+        remedy = "use SSL or SASL_SSL, or remove the files"
+        raise _error(f"{section}.protocol", security.protocol, "does not use the TLS files", remedy)
     if security.uses_tokens:
-        _check_tokens(security, origin)
+        _check_tokens(security, environment)
+    elif security.token_file or security.token_endpoint:
+        remedy = 'use SASL_SSL with "OAUTHBEARER", or remove token_file and token_endpoint'
+        raise _error(f"{section}.sasl_mechanism", security.sasl_mechanism, "does not use tokens", remedy)
     elif security.uses_sasl:
         if not security.username:
-            raise SettingError(origin, f"{section}.username", None, "missing", f"{security.protocol} needs it")
-        _check_one_source(security, section, "password_env", "password_file", "the password", origin)
-    with with_config_path(origin):
-        if security.uses_tokens and security.token_endpoint:
-            security.client_secret(environment)
-        security.password(environment)
-        security.key_password(environment)
+            raise _error(f"{section}.username", None, "missing", f"set it; {security.protocol} needs a user name")
+        _check_exactly_one(security, section, "password_env", "password_file", "the password")
+    security.password(environment)
+    security.key_password(environment)
 
 
-def _check_schema_registry(kafka: KafkaSettings, origin: str, environment: Mapping[str, str]) -> None:
-    registry, section = kafka.schema_registry, "kafka.schema_registry"
-    if kafka.codec != "avro":
-        if registry.url or registry.directory:
-            raise SettingError(
-                origin, "kafka.codec", kafka.codec, "leaves the source of schemas unused",
-                'use "avro", or remove url and directory of kafka.schema_registry',
-            )  # fmt: skip
-        return
-    _check_one_source(registry, section, "url", "directory", "schemas", origin)
-    _check_files(registry, section, origin)
-    if registry.directory and not Path(registry.directory).is_dir():
-        raise SettingError(origin, f"{section}.directory", registry.directory, "no such directory", "check the path")
-    secrets = bool(registry.username or registry.password_env or registry.password_file)
-    if registry.url and not _is_web_address(registry.url, plain=not secrets):
-        # not shown: there may be a password in it
-        raise SettingError(
-            origin, f"{section}.url", None, "not a URL, or holds a password, or would send one in the clear",
-            "write https://host:port; http only without a password, or for this machine itself",
-        )  # fmt: skip
-    if not registry.url.startswith("https:") and (registry.ca_file or registry.certificate_file):
-        raise SettingError(
-            origin, f"{section}.url", registry.url, "leaves the TLS files unused", "use https, or remove the files"
-        )
-    if secrets:
-        if not registry.username:
-            raise SettingError(origin, f"{section}.username", None, "missing", "a password belongs to it")
-        _check_one_source(registry, section, "password_env", "password_file", "the password", origin)
-        with with_config_path(origin):
-            registry.password(environment)
-
-
-def _check_otel(otel: OtelSettings, origin: str, environment: Mapping[str, str]) -> None:
-    secrets = bool(otel.headers_env or otel.headers_file)
-    if not otel.endpoint:
-        if secrets or otel.ca_file:
-            raise SettingError(origin, "otel.endpoint", None, "missing", "headers and ca_file belong to it")
-        return
-    if not _is_web_address(otel.endpoint, plain=not secrets):
-        # not shown: there may be a password in it
-        raise SettingError(
-            origin, "otel.endpoint", None, "not a URL, or holds a password, or would send headers in the clear",
-            "write https://host:4318/v1/metrics; http only without headers, or for this machine itself",
-        )  # fmt: skip
-    if otel.ca_file and not Path(otel.ca_file).is_file():
-        raise SettingError(origin, "otel.ca_file", otel.ca_file, "no such file", "check the path")
-    if otel.ca_file and not otel.endpoint.startswith("https:"):
-        raise SettingError(
-            origin, "otel.endpoint", otel.endpoint, "leaves ca_file unused", "use https, or remove the file"
-        )
-    if otel.headers_env and otel.headers_file:
-        raise SettingError(
-            origin, "otel.headers_env", None, "one source of the headers is enough", "set headers_env or headers_file"
-        )
-    with with_config_path(origin):
-        otel.headers(environment)
-
-
-def _check_privacy(privacy: PrivacySettings, origin: str, environment: Mapping[str, str]) -> None:
-    with with_config_path(origin):
-        privacy.key(environment)
-
-
-def _check_tokens(security: SecuritySettings, origin: str) -> None:
+def _check_tokens(security: SecuritySettings, environment: Mapping[str, str]) -> None:
     section = "kafka.security"
     for key in ("username", "password_env", "password_file"):
         if getattr(security, key):
-            raise SettingError(origin, f"{section}.{key}", None, "is not used with OAUTHBEARER", "remove it")
-    _check_one_source(security, section, "token_file", "token_endpoint", "the token", origin)
+            raise _error(f"{section}.{key}", None, "is not used with OAUTHBEARER", "remove it")
+    _check_exactly_one(security, section, "token_file", "token_endpoint", "the token")
     if security.token_file:
-        if not Path(security.token_file).is_file():
-            raise SettingError(origin, f"{section}.token_file", security.token_file, "no such file", "check the path")
+        _check_file_exists(f"{section}.token_file", security.token_file)
         return
     if not _is_web_address(security.token_endpoint):
-        # not shown: there may be a password in it
-        raise SettingError(
-            origin,
-            f"{section}.token_endpoint",
-            None,
-            "not an https URL without user name and password",
-            "write https://host/path; http only for this machine itself",
-        )
+        problem = "not an https URL without user name and password"
+        remedy = "write https://host/path; plain http is allowed only for this machine itself"
+        raise _error(f"{section}.token_endpoint", None, problem, remedy)  # no value: it may contain a password
     if not security.client_id:
-        raise SettingError(origin, f"{section}.client_id", None, "missing", "token_endpoint needs it")
-    _check_one_source(security, section, "client_secret_env", "client_secret_file", "the client's secret", origin)
+        raise _error(f"{section}.client_id", None, "missing", "set it; token_endpoint needs it")
+    security.client_secret(environment)
+
+
+def _check_schema_registry(kafka: KafkaSettings, environment: Mapping[str, str]) -> None:
+    registry, section = kafka.schema_registry, "kafka.schema_registry"
+    if kafka.codec != "avro":
+        if registry.url or registry.directory:
+            remedy = f'use "avro", or remove url and directory of {section}'
+            raise _error("kafka.codec", kafka.codec, "does not use schemas", remedy)
+        return
+    _check_exactly_one(registry, section, "url", "directory", "schemas")
+    _check_files(registry, section)
+    if registry.directory and not Path(registry.directory).is_dir():
+        raise _error(f"{section}.directory", registry.directory, "no such directory", "check the path")
+    has_secrets = bool(registry.username or registry.password_env or registry.password_file)
+    if registry.url:
+        _check_web_address(f"{section}.url", registry.url, "a password", "https://host:port", has_secrets)
+    if not registry.url.startswith("https:") and (registry.ca_file or registry.certificate_file):
+        raise _error(f"{section}.url", registry.url, "does not use the TLS files", "use https, or remove the files")
+    if has_secrets:
+        if not registry.username:
+            raise _error(f"{section}.username", None, "missing", "set it, or remove the password")
+        _check_exactly_one(registry, section, "password_env", "password_file", "the password")
+        registry.password(environment)
+
+
+def _check_otel(otel: OtelSettings, environment: Mapping[str, str]) -> None:
+    has_secrets = bool(otel.headers_env or otel.headers_file)
+    if not otel.endpoint:
+        if has_secrets or otel.ca_file:
+            raise _error("otel.endpoint", None, "missing", "set it, or remove the headers and ca_file")
+        return
+    _check_web_address("otel.endpoint", otel.endpoint, "headers", "https://host:4318/v1/metrics", has_secrets)
+    _check_files(otel, "otel")
+    if otel.ca_file and not otel.endpoint.startswith("https:"):
+        raise _error("otel.endpoint", otel.endpoint, "does not use ca_file", "use https, or remove the file")
+    if has_secrets:
+        _check_exactly_one(otel, "otel", "headers_env", "headers_file", "the headers")
+        otel.headers(environment)
+
+
+def _check_deep(deep: DeepSettings) -> None:
+    _check_files(deep, "deep")
+    if not deep.tls and (deep.ca_file or deep.certificate_file):
+        raise _error("deep.tls", False, "does not use the TLS files", "set it to true, or remove the files")
+
+
+def _check_web_address(key: str, url: str, secret: str, form: str, has_secrets: bool) -> None:
+    if not _is_web_address(url, plain=not has_secrets):
+        problem = f"not a URL, or contains a password, or would send {secret} unencrypted"
+        remedy = f"write {form}; plain http is allowed only without {secret}, or for this machine itself"
+        raise _error(key, None, problem, remedy)  # no value: it may contain a password
 
 
 def _is_web_address(url: str, plain: bool = False) -> bool:
-    """Whether it is a URL of https; of http for this machine, or for any where `plain`."""
+    """Whether `url` uses https without user name and password; http is allowed for this machine, and with `plain`."""
     try:
         parts = urllib.parse.urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -733,51 +704,41 @@ def _is_web_address(url: str, plain: bool = False) -> bool:
     return bool(host) and parts.scheme in allowed and "@" not in parts.netloc and url.isprintable() and " " not in url
 
 
-def _check_one_source(
-    settings: SecuritySettings | SchemaRegistrySettings, section: str, one: str, other: str, what: str, origin: str
-) -> None:
-    if bool(getattr(settings, one)) == bool(getattr(settings, other)):
-        raise SettingError(
-            origin,
-            f"{section}.{one}",
-            None,
-            f"exactly one source of {what} is needed",
-            f"set either {one} or {other}",
-        )
+def _check_exactly_one(settings: msgspec.Struct, section: str, first: str, second: str, subject: str) -> None:
+    if bool(getattr(settings, first)) == bool(getattr(settings, second)):
+        problem = f"exactly one source of {subject} is needed"
+        raise _error(f"{section}.{first}", None, problem, f"set either {first} or {second}")
 
 
-def _check_deep(deep: DeepSettings, origin: str) -> None:
-    _check_files(deep, "deep", origin)
-    if not deep.tls and (deep.ca_file or deep.certificate_file):
-        raise SettingError(origin, "deep.tls", False, "leaves the TLS files unused", "set it to true, or remove them")
-
-
-def _check_files(section: SecuritySettings | DeepSettings | SchemaRegistrySettings, name: str, origin: str) -> None:
+def _check_files(settings: msgspec.Struct, section: str) -> None:
     for key in ("ca_file", "certificate_file", "key_file"):
-        file = getattr(section, key)
-        if file and not Path(file).is_file():
-            raise SettingError(origin, f"{name}.{key}", file, "no such file", "check the path")
-    if section.key_file and not section.certificate_file:
-        raise SettingError(
-            origin, f"{name}.key_file", section.key_file, "belongs to a certificate", "set certificate_file too"
-        )
+        _check_file_exists(f"{section}.{key}", getattr(settings, key, ""))
+    key_file = getattr(settings, "key_file", "")
+    if key_file and not getattr(settings, "certificate_file", ""):
+        raise _error(f"{section}.key_file", key_file, "has no certificate", "set certificate_file too")
+
+
+def _check_file_exists(key: str, path: str) -> None:
+    if path and not Path(path).is_file():
+        raise _error(key, path, "no such file", "check the path")
+
+
+def _read_secret(settings: msgspec.Struct, section: str, name: str, environment: Mapping[str, str]) -> str | None:
+    """The secret that the keys `{name}_env` or `{name}_file` of a section point to; None if both are empty."""
+    if variable := getattr(settings, f"{name}_env"):
+        return _secret_from_environment(f"{section}.{name}_env", variable, environment)
+    path = getattr(settings, f"{name}_file", "")
+    return _secret_from_file(f"{section}.{name}_file", path) if path else None
 
 
 def _secret_from_environment(key: str, variable: str, environment: Mapping[str, str]) -> str:
+    # no value in the messages: it is likely the secret itself
     if not _VARIABLE_NAME.fullmatch(variable):
-        # not shown: it is likely the secret itself
-        raise SettingError(
-            "configuration",
-            key,
-            None,
-            "not the name of an environment variable",
-            "name the variable that holds the secret",
-        )
+        problem = "not the name of an environment variable"
+        raise _error(key, None, problem, "name the variable that contains the secret")
     secret = environment.get(variable)
     if not secret:
-        raise SettingError(
-            "configuration", key, None, "that environment variable is not set", "set it, or name another"
-        )
+        raise _error(key, None, "that environment variable is not set", "set it, or name another")
     return secret
 
 
@@ -787,7 +748,7 @@ def _secret_from_file(key: str, path: str) -> str:
             octets = file.read(_SECRET_BYTES_MAX + 1)
         secret = octets.decode().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingError("configuration", key, path, "cannot be read", "check the path and its rights") from error
+        raise _error(key, path, "cannot be read", "check the path and the file's permissions") from error
     if not secret or len(octets) > _SECRET_BYTES_MAX:
-        raise SettingError("configuration", key, path, "is empty or too long", "put the secret on its only line")
+        raise _error(key, path, "is empty or too long", "make the secret the file's only line")
     return secret

@@ -1,4 +1,4 @@
-"""Durations as people write them (`7d`, `90s`, `250ms`) and as the code counts them (milliseconds)."""
+"""Durations as text (`7d`, `90s`, `250ms`) and in milliseconds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _FORM = re.compile(r"(\d+)(ms|s|m|h|d)")
 
 
 def parse_ms(text: str) -> int:
-    """Milliseconds in a duration such as `15m`, `7d` or `250ms`.
+    """The milliseconds of a duration such as `15m`, `7d` or `250ms`.
 
-    Raises ValueError where the text is not a whole number followed by ms, s, m, h or d.
+    Raises ValueError if the text is not a whole number followed by ms, s, m, h or d.
 
     >>> parse_ms("7d")
     604800000

@@ -1,7 +1,6 @@
-"""The engine: one micro-batch through features, screener and policy. Arrays in, arrays out.
+"""The engine computes features and screener scores of a micro-batch, and which rows to escalate. Arrays in, arrays out.
 
-Screened rows are decided at once; for escalated rows it gives the deep model's inputs, and decides when the caller
-brings the scores. Waiting, sockets and clocks belong to the caller.
+It also prepares the deep model's inputs. The caller calls the deep model, waits for it and decides.
 """
 
 from __future__ import annotations
@@ -21,9 +20,11 @@ from cascade.protocols import DeepInputs, Screener
 class Screened:
     """A micro-batch after the screener, a row per transaction.
 
-    `raw` float64: the screener's log-odds; `probability` float64: calibrated; `escalate` bool: rows for the deep
-    model. `features` float32 [rows, width], `sequence` float32 [rows, length, sequence width]: the engine's own memory,
-    which its next batch is written to.
+    - `raw` float64 [rows]: the screener's log-odds.
+    - `probability` float64 [rows]: the screener's calibrated probability of fraud.
+    - `escalate` bool [rows]: the rows for the deep model.
+    - `features` float32 [rows, width], `sequence` float32 [rows, length, sequence width]: valid until the engine's next
+      batch, which overwrites them.
     """
 
     raw: Float64
@@ -33,7 +34,7 @@ class Screened:
     sequence: Float32
 
     def deep_inputs(self, rows: Array) -> DeepInputs:
-        """The deep model's inputs for some rows (positions or a mask), copied."""
+        """The deep model's inputs for some rows (positions, or a mask bool [rows]), as copies."""
         return deep_inputs(self.features[rows], self.sequence[rows], self.raw[rows])
 
 
@@ -46,7 +47,7 @@ class EngineClocks:
 
 
 class Engine:
-    """State and models of one bundle; one thread uses it."""
+    """Feature state, screener and policy of a bundle, for use by one thread."""
 
     def __init__(self, features: FeatureEngine, screener: Screener, policy: Policy) -> None:
         self.features = features
@@ -57,42 +58,40 @@ class Engine:
 
     @property
     def screener_method(self) -> str:
-        """How the screener scores; see Screener."""
+        """The screener's `method`; see `Screener`."""
         return self._screener.method
 
     def warm_up(self, batch_rows_max: int = 0) -> None:
-        """Compile the kernels, touch the models, and make room for micro-batches of up to so many rows.
-
-        So the first transactions do not pay for it.
-        """
+        """Compile the kernels and allocate memory for `batch_rows_max` rows, so that the first batch is not slow."""
         self._buffers.make_room(batch_rows_max)
         self.features.warm_up()
         self._screener.warm_up()
 
-    def fold(self, batch: ColumnBatch, sources: Int64 | None = None) -> None:
-        """Take rows into the state that need no decision any more; `sources` as for FeatureEngine.update."""
+    def fold(self, batch: ColumnBatch, partition_ids: Int64 | None = None) -> None:
+        """Fold rows that need no decision into the state. `partition_ids`: as for `screen`."""
         with self.clocks.features:
-            self.features.update(batch, sources, self._buffers)
+            self.features.update(batch, partition_ids, self._buffers)
 
     def fold_labels(self, labels: ColumnBatch) -> None:
-        """Take labels into the state."""
+        """Fold labels into the state."""
         self.features.update_labels(labels)
 
-    def screen(self, batch: ColumnBatch, sources: Int64 | None = None, raised: float = 0.0) -> Screened:
-        """Take rows into the state and score them.
+    def screen(self, batch: ColumnBatch, partition_ids: Int64 | None = None, threshold_raise: float = 0.0) -> Screened:
+        """Fold rows into the state and score them.
 
-        `sources` as for FeatureEngine.update; `raised`: log-odds on top of the escalation threshold (Policy.escalate).
+        - `partition_ids` int64 [rows]: the partition of each row; None: all rows are of partition 0.
+        - `threshold_raise`: log-odds that are added to the escalation threshold.
         """
         with self.clocks.features:
-            computed = self.features.update(batch, sources, self._buffers)
+            computed = self.features.update(batch, partition_ids, self._buffers)
         with self.clocks.screener:
             raw = self._screener.score(computed.features)
             probability = self.policy.screener.probability(raw)
-            escalate = self.policy.escalate(raw, raised)
+            escalate = self.policy.escalate(raw, threshold_raise)
         return Screened(raw, probability, escalate, computed.features, computed.sequence)
 
 
 def deep_inputs(features: Float32, sequence: Float32, screener_raw: Float64) -> DeepInputs:
-    """The deep model's inputs: the screener's raw score is the last column of the features."""
+    """Inputs of the deep model from features and sequences. The screener's raw scores become the last feature."""
     columns = np.column_stack([features, screener_raw.astype(np.float32)])
     return DeepInputs(np.ascontiguousarray(sequence), np.ascontiguousarray(columns))

@@ -1,14 +1,18 @@
-"""The errors of Cascade: each names the place, the value and the remedy, and prints as one line."""
+"""The errors of Cascade. Each message is one line that names the place, the value and the remedy."""
 
 from __future__ import annotations
 
 
 class CascadeError(Exception):
-    """Base of every error that a user can cause or mend; `str()` is one printable line."""
+    """Base of every error that a user can cause or correct; `str()` is one printable line."""
 
 
 class SettingError(CascadeError):
-    """A setting, schema or feature file holds something that cannot be used.
+    """A configuration, schema or feature file has a value that Cascade cannot use.
+
+    - `file`, `key`: where the value is.
+    - `value`: None if it is missing, or if it may be a secret: the message then shows none.
+    - `problem`, `remedy`: what is wrong, and what the user should do.
 
     >>> str(SettingError("cascade.toml", "deadline.budget_ms", -3, "must be positive", "set it to 50 or so"))
     'cascade.toml: deadline.budget_ms = -3: must be positive; set it to 50 or so'
@@ -29,34 +33,34 @@ class DataError(CascadeError):
 
 
 class BrokerError(CascadeError):
-    """Kafka cannot be reached, refuses an operation, or lacks a topic."""
+    """Kafka cannot be reached, refuses an operation, or has no such topic."""
 
 
 class ProducerFencedError(BrokerError):
-    """Another producer with the same transactional id has begun: nothing more may be sent with this one."""
+    """A newer producer with the same transactional id exists: the broker refuses every record of this producer."""
 
 
 class CommitUnknownError(BrokerError):
-    """A transaction's commit was sent and its outcome is not known; a new producer must be made before anything else.
+    """The client sent a transaction's commit and does not know its outcome. The caller must create a new producer.
 
-    Sending on could let the late commit hit a later transaction (Jepsen, "Bufstream 0.1.0", 2024).
+    A producer that sends on could apply the late commit to a later transaction (Jepsen, "Bufstream 0.1.0", 2024).
     """
 
 
 class TransactionAbortedError(BrokerError):
-    """A transaction failed as a whole: none of its records and none of its offsets are kept."""
+    """The broker aborted a transaction: none of its records is visible and none of its offsets is committed."""
 
 
 class StateError(CascadeError):
-    """A snapshot of the feature state cannot be read, or does not fit what it is loaded into."""
+    """A snapshot of the feature state cannot be read, or does not fit the bundle or the partitions."""
 
 
 class ModelServerError(CascadeError):
-    """Triton cannot be reached, does not serve the model, or answers with something else than promised."""
+    """Triton cannot be reached, or does not serve the model that the bundle describes."""
 
 
 class WorkerEndedError(CascadeError):
-    """One of several workers ended again and again, so that all of them were stopped."""
+    """A worker process ended too often, and the supervisor stopped all of them."""
 
 
 class LocalPartError(CascadeError):
@@ -64,9 +68,10 @@ class LocalPartError(CascadeError):
 
 
 class DeepStageError(CascadeError):
-    """One deep call failed; the transaction is decided by the screener and marked degraded.
+    """A deep call failed. The screener decides its transactions, and they are marked degraded.
 
-    `cause` is one of the causes of degradation: `deadline`, `queue-full`, `error`.
+    - `cause`: the cause of the degradation: `deadline`, `queue-full` or `error`.
+    - `detail`: the message, for the log.
     """
 
     def __init__(self, cause: str, detail: str) -> None:

@@ -1,4 +1,4 @@
-"""Data files to columns: the offline counterpart of the codecs."""
+"""Reads data files (Parquet, CSV) into columns: the offline counterpart of the codecs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _READERS: dict[str, Callable[[Path], pl.DataFrame]] = {".parquet": pl.read_parqu
 
 @dataclass(frozen=True, slots=True)
 class LabelledData:
-    """Transactions in order of event time, and whether each was a fraud (`fraud` int64 [rows], 0 or 1)."""
+    """Transactions in order of event time, and their labels: `fraud` int64 [rows], 1 for a fraud, else 0."""
 
     batch: ColumnBatch
     fraud: Int64
 
     def take(self, rows: Array) -> LabelledData:
-        """Some rows, by positions or mask."""
+        """The rows that `rows` (positions, or a mask bool [rows]) selects."""
         return LabelledData(self.batch.take(rows), self.fraud[rows])
 
 
 def read_frame(path: Path) -> pl.DataFrame:
-    """A Parquet or CSV file; raises DataError with one line."""
+    """Read a Parquet or CSV file. Raises DataError if it cannot be read."""
     reader = _READERS.get(path.suffix)
     if reader is None:
-        raise DataError(f"{path}: unknown kind of file; use {' or '.join(_READERS)}")
+        raise DataError(f"{path}: unknown file type; use {' or '.join(_READERS)}")
     try:
         return reader(path)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -41,7 +41,10 @@ def read_frame(path: Path) -> pl.DataFrame:
 
 
 def read_labelled(path: Path, schema: Schema) -> LabelledData:
-    """Transactions with labels, sorted by event time (ties as in the file); raises DataError."""
+    """Read labelled transactions, in order of event time (rows of equal time in the order of the file).
+
+    Raises DataError if the file cannot be read, has no labels, or does not fit the schema.
+    """
     frame = read_frame(path)
     label = schema.label.field
     if label not in frame.columns:
@@ -50,7 +53,7 @@ def read_labelled(path: Path, schema: Schema) -> LabelledData:
         )
     fraud = _zeros_and_ones(frame[label])
     if fraud is None:
-        raise DataError(f"{path}: column {label} holds values besides 0 and 1; a label says fraud (1) or not (0)")
+        raise DataError(f"{path}: column {label} has values other than 0 and 1; use 1 for a fraud and 0 for the others")
     batch = frame_to_batch(frame, schema, str(path))
     order = np.argsort(batch[schema.roles.event_time], kind="stable")
     return LabelledData(batch.take(order), fraud[order])
@@ -64,7 +67,10 @@ def _zeros_and_ones(series: pl.Series) -> Int64 | None:
 
 
 def frame_to_batch(frame: pl.DataFrame, schema: Schema, origin: str) -> ColumnBatch:
-    """Columns by the schema; raises DataError for a missing column, a wrong type, a null, a value out of limits."""
+    """The columns of the schema's fields. `origin`: the file name in messages.
+
+    Raises DataError for a missing column, a wrong type, a null, or a value out of limits.
+    """
     columns = {name: _column(frame, name, field, origin) for name, field in schema.fields.items()}
     batch = ColumnBatch(columns, frame.height)
     for name, rows in out_of_limits(schema.fields, batch).items():
@@ -90,12 +96,8 @@ def _column(frame: pl.DataFrame, name: str, field: Field, origin: str) -> Array:
         if field.type == "int64":
             return series.cast(pl.Int64).to_numpy()
         if field.type == "category":
-            known = pl.Series(field.values, dtype=pl.String)
-            return (
-                series.cast(pl.String)
-                .replace_strict(known, pl.Series(range(len(known))), return_dtype=pl.Int64)
-                .to_numpy()
-            )
+            positions = {value: position for position, value in enumerate(field.values)}
+            return series.cast(pl.String).replace_strict(positions, return_dtype=pl.Int64).to_numpy()
         octets = np.array([text.encode() for text in series.cast(pl.String)], dtype=np.bytes_)
     except pl.exceptions.PolarsError as error:
         raise DataError(
@@ -104,22 +106,17 @@ def _column(frame: pl.DataFrame, name: str, field: Field, origin: str) -> Array:
         ) from error
     if octets.dtype.itemsize > field.max_length:
         raise DataError(
-            f"{origin}: column {name} holds {octets.dtype.itemsize} bytes, max_length is"
-            f" {field.max_length}; widen it in the schema"
+            f"{origin}: column {name} has texts of {octets.dtype.itemsize} bytes, more than max_length ="
+            f" {field.max_length}; raise max_length in the schema"
         )
     return octets.astype(field.dtype)
 
 
 def _milliseconds(series: pl.Series, field: Field) -> Int64:
     if series.dtype.is_temporal():
-        return (
-            series.cast(pl.Datetime("us", "UTC") if _has_zone(series) else pl.Datetime("us")).dt.epoch("ms").to_numpy()
-        )
+        zone = getattr(series.dtype, "time_zone", None) and "UTC"
+        return series.cast(pl.Datetime("us", zone)).dt.epoch("ms").to_numpy()
     units = series.cast(pl.Int64)
     if field.unit == "s":
         return (units * 1_000).to_numpy()
     return (units // 1_000 if field.unit == "us" else units).to_numpy()
-
-
-def _has_zone(series: pl.Series) -> bool:
-    return isinstance(series.dtype, pl.Datetime) and series.dtype.time_zone is not None

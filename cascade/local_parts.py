@@ -1,7 +1,7 @@
 """What the embedded parts share: their directory, free ports, and processes that never outlive their owner.
 
-An embedded part is a server that runs beside the service on one machine, for the demo, for tests and for work on a
-laptop: the local Kafka broker and the local Triton.
+An embedded part is a server that runs on the same machine as the service, for the demo, tests and development: the
+local Kafka broker or the local Triton.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from typing import Self
 from cascade.errors import LocalPartError
 
 MARKER = "installed.json"
-# Below Linux's ephemeral range (32768 and up): there, a client that retries a dead local port may be given that very
-# port for its own end, connects to itself, and keeps the server from coming back.
+# Below Linux's ephemeral range (32768 and up). A client that retries a dead server's port in that range may get the
+# same port as its own; it then connects to itself, and the server cannot bind the port again.
 PORT_FIRST, PORT_LAST = 20_000, 32_000
 _PORT_TRIES_MAX = 10_000
 _TAIL_LINES, _TAIL_LINE_CHARACTERS = 3, 240
-_TELLING = re.compile(r"error|exception|fatal|failed", re.IGNORECASE)
+_FAILURE = re.compile(r"error|exception|fatal|failed", re.IGNORECASE)
 _POLL_S = 0.05
 _LAUNCH_TIMEOUT_S = 30.0
 _STDERR = 2
 
-# Runs in the child, then becomes the part itself by exec, which keeps the death signal: the kernel kills the part
-# when its owner dies, however it dies (SIGKILL included, where no handler of ours could run). A preexec_fn would do
-# the same in fewer lines, but it runs Python between fork and exec in a process whose other threads hold locks.
-# An owner that died before prctl is noticed by the changed parent.
+# The child runs this script, which replaces itself by the part's program. Exec preserves the death signal: the kernel
+# kills the part when its owner dies, even by SIGKILL, which no handler of the owner can catch. A preexec_fn would need
+# fewer lines, but would run Python between fork and exec, in a process whose other threads may hold locks. If the owner
+# died before prctl, the child has another parent, and exits.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -53,22 +53,22 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 def local_parts_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where embedded parts are installed: `$CASCADE_LOCAL_DIR`, else `share/cascade` of the Python environment."""
+    """Directory of the embedded parts: `$CASCADE_LOCAL_DIR`, by default `share/cascade` of the Python environment."""
     chosen = environment.get("CASCADE_LOCAL_DIR", "")
     return Path(chosen) if chosen else Path(sys.prefix) / "share" / "cascade"
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` different TCP ports of 127.0.0.1 that nothing listens on; raises LocalPartError where none is left."""
+    """`count` different free TCP ports of 127.0.0.1. Raises LocalPartError if there are not that many."""
     ports: list[int] = []
     chooser = random.SystemRandom()
-    with ExitStack() as held:
+    with ExitStack() as listeners:
         for _ in range(_PORT_TRIES_MAX):
             if len(ports) == count:
                 return ports
             port = chooser.randrange(PORT_FIRST, PORT_LAST)
-            listener = held.enter_context(socket.socket())
-            # As the servers bind: a port of which only closed connections are left counts as free.
+            listener = listeners.enter_context(socket.socket())
+            # as the servers do: a port with nothing but closed connections counts as free
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind(("127.0.0.1", port))
@@ -80,7 +80,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def read_marker(directory: Path) -> dict[str, object] | None:
-    """The record that an installation left in `directory`; None where there is none or it cannot be read."""
+    """The record that an installation left in `directory`; None if there is none or it cannot be read."""
     try:
         content = json.loads((directory / MARKER).read_bytes())
     except (OSError, ValueError):
@@ -90,10 +90,7 @@ def read_marker(directory: Path) -> dict[str, object] | None:
 
 @contextmanager
 def staged_directory(directory: Path) -> Iterator[Path]:
-    """Yield an empty directory beside `directory`, which it replaces when the block ends without an error.
-
-    What is written is thus there as a whole or not at all.
-    """
+    """Yield an empty directory, which replaces `directory` as a whole when the block ends without an error."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -110,7 +107,7 @@ def staged_directory(directory: Path) -> Iterator[Path]:
 
 @contextmanager
 def install_lock(directory: Path) -> Iterator[None]:
-    """Hold the lock on installing `directory`, so that two processes that install at once do it one by one."""
+    """Lock the installation of `directory`, so that two processes install it one after the other."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with (directory.parent / f".{directory.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -118,12 +115,12 @@ def install_lock(directory: Path) -> Iterator[None]:
 
 
 class OwnedProcess:
-    """One process of ours: its output in a log file, its life bounded by its owner's.
+    """A child process that ends with its owner: at the owner's exit, and on Linux also when the owner is killed.
 
-    It ends with `stop()` or `kill()`, when the interpreter exits, and when the owner is killed (Linux).
-
-    `name` is for messages; `command[0]` is an absolute path; `environment` is the whole environment of the child.
-    `log` None: its output goes to our standard error.
+    - `name`: for messages.
+    - `command`: program (an absolute path) and arguments.
+    - `log`: file for the output; None: the owner's standard error.
+    - `environment`: the whole environment of the child.
     """
 
     def __init__(self, name: str, command: Sequence[str], log: Path | None, environment: Mapping[str, str]) -> None:
@@ -132,7 +129,7 @@ class OwnedProcess:
         self._command = list(command)
         self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
-        self._keeper: threading.Thread | None = None
+        self._waiter: threading.Thread | None = None
         self._log_start = 0
 
     def __enter__(self) -> Self:
@@ -144,7 +141,7 @@ class OwnedProcess:
 
     @property
     def pid(self) -> int | None:
-        """Process id while it runs."""
+        """Process id; None while the process does not run."""
         return self._process.pid if self._process is not None and self.running else None
 
     @property
@@ -153,7 +150,7 @@ class OwnedProcess:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the process; raises LocalPartError where it cannot be started."""
+        """Start the process. Raises LocalPartError if that fails."""
         if self.running:
             return
         if self.log is not None:
@@ -162,9 +159,9 @@ class OwnedProcess:
         launched = threading.Event()
         failure: list[OSError] = []
 
-        def keep() -> None:
-            # The death signal of Linux follows the thread that started the child, not the process: this thread
-            # lives as long as the child, whichever thread of ours called start().
+        def launch_and_wait() -> None:
+            # Linux sends the death signal when the thread that started the child ends, not when the process does.
+            # This thread lives as long as the child, whichever thread called start().
             try:
                 self._process = self._launch()
             except OSError as error:
@@ -174,8 +171,8 @@ class OwnedProcess:
                 launched.set()
             self._process.wait()
 
-        self._keeper = threading.Thread(target=keep, name=f"keeper of {self.name}", daemon=True)
-        self._keeper.start()
+        self._waiter = threading.Thread(target=launch_and_wait, name=f"waiter of {self.name}", daemon=True)
+        self._waiter.start()
         launched.wait(_LAUNCH_TIMEOUT_S)
         if failure:
             raise LocalPartError(f"{self.name} cannot be started: {failure[0]}")
@@ -189,17 +186,17 @@ class OwnedProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment,
-                # A session of its own: Ctrl-C in the terminal is the owner's to act on, and a kill reaches helpers.
+                # a session of its own: Ctrl-C in the terminal reaches only the owner, and a kill reaches all helpers
                 start_new_session=True,
             )
 
     @property
     def exit_status(self) -> int | None:
-        """How it ended, negative for a signal; None while it runs, and before it was started."""
+        """Exit status, negative for a signal; None before the start and while the process runs."""
         return None if self._process is None else self._process.poll()
 
     def stop(self, grace_s: float = 15.0) -> bool:
-        """Ask the process to end, and kill it and its helpers after `grace_s` seconds: then False."""
+        """Terminate the process; kill it and its helpers after `grace_s` seconds. Returns whether it ended in time."""
         process, in_time = self._process, True
         if process is not None and process.poll() is None:
             process.terminate()
@@ -212,7 +209,7 @@ class OwnedProcess:
         return in_time
 
     def kill(self) -> None:
-        """End the process and its helpers at once (SIGKILL)."""
+        """Kill the process and its helpers (SIGKILL)."""
         process = self._process
         if process is not None and process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -220,10 +217,9 @@ class OwnedProcess:
         self._release()
 
     def freeze(self) -> None:
-        """Let the process and its helpers stand still (SIGSTOP), as a hung machine would; harmless where it has ended.
+        """Suspend the process and its helpers (SIGSTOP), as if the machine hung. Does nothing if it does not run.
 
-        On return no thread of the process runs: the signal itself is acted on only when one of them is scheduled, and
-        until then a server still answers.
+        Waits until every thread of the process has stopped, since a server answers until then.
         """
         pid = self.pid
         if pid is not None:
@@ -232,7 +228,7 @@ class OwnedProcess:
                 os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self) -> None:
-        """Let a frozen process go on; harmless where it is not frozen or not running."""
+        """Resume a frozen process. Does nothing if it is not frozen or does not run."""
         pid = self.pid
         if pid is not None:
             with suppress(ProcessLookupError):
@@ -240,17 +236,17 @@ class OwnedProcess:
 
     def _release(self) -> None:
         atexit.unregister(self._stop_at_exit)
-        if self._keeper is not None:
-            self._keeper.join()
-            self._keeper = None
+        if self._waiter is not None:
+            self._waiter.join()
+            self._waiter = None
 
     def _stop_at_exit(self, owner_pid: int) -> None:
-        # A fork of the owner inherits this handler but not the process.
+        # a fork of the owner inherits this handler, but does not own the process
         if os.getpid() == owner_pid:
             self.stop()
 
     def log_tail(self) -> str:
-        """What this run has logged last about a failure, else last of all, as one line."""
+        """The last lines of this run's log that report a failure (the last of all if none does), as one line."""
         if self.log is None:
             return "see above"
         try:
@@ -260,11 +256,11 @@ class OwnedProcess:
         except OSError:
             return "no log"
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        lines = [line for line in lines if _TELLING.search(line)] or lines
+        lines = [line for line in lines if _FAILURE.search(line)] or lines
         return " | ".join(line[:_TAIL_LINE_CHARACTERS] for line in lines[-_TAIL_LINES:]) or "the log is empty"
 
     def wait_until(self, ready: Callable[[], bool], timeout_s: float) -> None:
-        """Return once `ready()` holds; raises LocalPartError where the process ends or `timeout_s` seconds pass."""
+        """Return once `ready()` is true. Raises LocalPartError if the process ends or `timeout_s` seconds pass."""
         deadline = time.monotonic() + timeout_s
         while not ready():
             if not self.running:

@@ -1,7 +1,7 @@
-"""The policy: which transactions are escalated, and what is decided.
+"""The policy determines which transactions are escalated, and what is decided.
 
-Raw scores (log-odds) of either model become calibrated probabilities of fraud; the probability and two thresholds
-make the decision. All numbers come from validation data (see `stages.calibration`).
+It converts raw scores (log-odds) of either model to calibrated probabilities of fraud, and compares the probability
+with two thresholds. `stages.calibration` derives all its numbers from validation data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cascade.errors import BundleError
 
 Action = Literal["approve", "review", "decline"]
 ACTIONS: tuple[Action, ...] = ("approve", "review", "decline")
-# Above and below every raw score; finite, since JSON knows no infinity.
+# Larger than every raw score; finite, since JSON has no infinity.
 RAW_MAX = sys.float_info.max
 
 
@@ -34,22 +34,22 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     intercept: float
 
     def probability(self, raw: Float64) -> Float64:
-        """Calibrated probabilities float64 [rows] of raw scores float64 [rows]."""
+        """Calibrated probabilities float64 [rows] from raw scores float64 [rows]."""
         return np.asarray(1.0 / (1.0 + np.exp(-(self.slope * raw + self.intercept))), np.float64)
 
 
 class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a decision costs, in the currency of the amounts.
+    """Costs of decisions, in the currency of the amounts.
 
-    A fraud that is approved costs its amount; a genuine transaction that is declined costs `false_decline`; a review
-    costs `review` and finds the truth.
+    An approved fraud costs its amount. A declined genuine transaction costs `false_decline`. A review costs `review`
+    and always finds out whether the transaction is a fraud.
     """
 
     review: float = 5.0
     false_decline: float = 25.0
 
     def of_decisions(self, actions: NDArray[np.int64], fraud: Bool, amount: Float64) -> Float64:
-        """Cost of each decision; `actions` int64 [rows] are positions in ACTIONS."""
+        """Cost of each decision, float64 [rows]. `actions` int64 [rows]: positions in ACTIONS."""
         approved, reviewed, declined = (actions == position for position in range(3))
         return (
             np.where(approved & fraud, amount, 0.0)
@@ -59,11 +59,13 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Thresholds and calibrations of one bundle.
+    """Thresholds and calibrations of a bundle.
 
-    `escalation_budget`: share of traffic that may be escalated. `escalation_threshold`, `escalation_ceiling`: raw
-    screener scores from which and below which a transaction is escalated: it is suspicious, but not beyond doubt.
-    `review_from`, `decline_from`: calibrated probabilities.
+    - `escalation_budget`: escalation rate for which the bundle is calibrated.
+    - `escalation_threshold`, `escalation_ceiling`: a transaction is escalated if its raw screener score is at least the
+      threshold and below the ceiling. At or above the ceiling the screener alone is certain enough.
+    - `screener`, `deep`: calibrations of the two models.
+    - `review_from`, `decline_from`: calibrated probabilities from which transactions are reviewed and declined.
     """
 
     escalation_budget: float
@@ -75,20 +77,20 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decline_from: float
     costs: Costs = Costs()
 
-    def escalate(self, raw: Float64, raised: float = 0.0) -> Bool:
-        """Mask of the rows whose raw screener score lies between the escalation threshold and the ceiling.
+    def escalate(self, raw: Float64, threshold_raise: float = 0.0) -> Bool:
+        """Mask of the rows to escalate, from raw screener scores float64 [rows].
 
-        `raised` (log-odds, ≥ 0) is added to the threshold while the deep model is overloaded; the ceiling stays, so
-        that it is the least suspicious that are no longer sent. A threshold of −RAW_MAX (everything) does not rise.
+        The service adds `threshold_raise` (log-odds, ≥ 0) to the threshold while the deep stage is saturated, which
+        excludes the least suspicious rows first. It has no effect on a threshold of −RAW_MAX (escalate everything).
         """
-        return in_band(raw, self.escalation_threshold + raised, self.escalation_ceiling)
+        return in_band(raw, self.escalation_threshold + threshold_raise, self.escalation_ceiling)
 
     def actions(self, probability: Float64) -> NDArray[np.int64]:
-        """Positions in ACTIONS, int64 [rows], of calibrated probabilities float64 [rows]."""
+        """Positions in ACTIONS, int64 [rows], for calibrated probabilities float64 [rows]."""
         return (probability >= self.review_from).astype(np.int64) + (probability >= self.decline_from)
 
     def check(self, origin: str) -> None:
-        """Raise BundleError where the numbers cannot be a policy."""
+        """Raise BundleError if the numbers contradict each other. `origin`: the file name in the message."""
         sound: Mapping[str, bool] = {
             "escalation_budget must lie in [0, 1]": 0.0 <= self.escalation_budget <= 1.0,
             "escalation_threshold and escalation_ceiling must be numbers": math.isfinite(self.escalation_threshold)
@@ -96,23 +98,23 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "calibration slopes must be positive": self.screener.slope > 0.0 and self.deep.slope > 0.0,
             "thresholds must satisfy 0 ≤ review_from ≤ decline_from": 0.0 <= self.review_from <= self.decline_from,
         }
-        for rule, holds in sound.items():
-            if not holds:
+        for rule, is_met in sound.items():
+            if not is_met:
                 raise BundleError(f"{origin}: {rule}; train the bundle again")
 
 
 def in_band(raw: Float64, threshold: float, ceiling: float) -> Bool:
-    """Mask of the rows from `threshold` on and below `ceiling`."""
+    """Mask of the rows with threshold ≤ raw < ceiling."""
     inside: Bool = (raw >= threshold) & (raw < ceiling)
     return inside
 
 
 def escalation_band(raw: Float64, budget: float, skip: float = 0.0) -> tuple[float, float]:
-    """(threshold, ceiling): the raw scores from which and below which at most `budget` of the rows is escalated.
+    """(threshold, ceiling) of the raw scores that escalate at most a share of `budget` of the rows.
 
-    `budget` and `skip` are shares of the rows; the `skip` with the highest scores lie at or above the ceiling, as do
-    rows that tie with the last of them. Rows that tie with the threshold are counted as escalated, so ties never
-    overrun the budget; with a budget below one row's share nothing is escalated.
+    The share of `skip` with the highest scores is at or above the ceiling, together with the rows that tie with its
+    last. Rows that tie with the threshold count as escalated, so that ties never exceed the budget. A budget below the
+    share of a single row escalates nothing.
     """
     ordered = np.sort(raw)[::-1]
     skipped, allowed = int(skip * len(raw)), int(budget * len(raw))
@@ -130,17 +132,21 @@ def escalation_band(raw: Float64, budget: float, skip: float = 0.0) -> tuple[flo
 
 
 def decision_thresholds(probability: Float64, fraud: Bool, amount: Float64, costs: Costs) -> tuple[float, float]:
-    """(review_from, decline_from) with the least total cost on the given rows, exactly.
+    """(review_from, decline_from) with the exact minimum of the total cost on the given rows.
 
-    Rows in order of probability: below `review_from` are approved, from `decline_from` on declined, between them
-    reviewed. Prefix sums of the three costs give the best pair in one pass. Ties in probability stay together.
+    In order of probability, rows below `review_from` are approved, rows from `decline_from` on are declined, and those
+    between are reviewed. Prefix sums of the three costs give the best pair in one pass. Rows of equal probability get
+    the same decision.
+
+    - `probability` float64 [rows], `fraud` bool [rows].
+    - `amount` float64 [rows], `costs`: in the same currency.
     """
     order = np.argsort(probability, kind="stable")
     ranked = probability[order]
     approve = np.concatenate([[0.0], np.cumsum(np.where(fraud, amount, 0.0)[order])])
     review = np.arange(len(order) + 1) * costs.review
     decline = np.concatenate([[0.0], np.cumsum(np.where(fraud, 0.0, costs.false_decline)[order])])
-    # cut c: rows before c are below the threshold; a cut between equal probabilities is impossible
+    # A cut c puts the rows before c below the threshold. No cut divides rows of equal probability.
     possible = np.concatenate([[True], ranked[1:] != ranked[:-1], [True]])
     enter_review = np.where(possible, approve - review, np.inf)
     best_review = np.minimum.accumulate(enter_review)
@@ -151,12 +157,12 @@ def decision_thresholds(probability: Float64, fraud: Bool, amount: Float64, cost
 
 
 def _threshold_at(ranked: Array, cut: int) -> float:
-    """Midway between the rows on both sides of a cut, so that rounding does not move a row across."""
+    """The middle between the rows on both sides of a cut, so that rounding moves no row across it."""
     if cut == 0:
         return 0.0
     if cut == len(ranked):
         return float(np.nextafter(1.0, 2.0))
     below, above = float(ranked[cut - 1]), float(ranked[cut])
     middle = below + (above - below) / 2.0
-    # between neighbouring floats there is no middle
+    # neighbouring floats have no middle
     return middle if middle > below else above

@@ -1,4 +1,4 @@
-"""Progress of long work on the terminal, on standard error, so that output can be piped."""
+"""Shows the progress of long work on standard error, so that standard output can be piped."""
 
 from __future__ import annotations
 
@@ -10,22 +10,18 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 
 class Steps:
-    """Shows a bar a step; call it with the step's name and the share that is done, 0 to 1.
-
-    Where standard error is no terminal, it prints a line when a step ends.
-    """
+    """A progress bar for each step. If standard error is not a terminal, a line at the end of each step instead."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
-        self._bars = Progress(
-            TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(), console=self._console, disable=not self._console.is_terminal,
-        )  # fmt: skip
+        columns = (TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+        disable = not self._console.is_terminal
+        self._bars = Progress(*columns, TimeElapsedColumn(), console=self._console, disable=disable)
         self._tasks: dict[str, TaskID] = {}
         self._ended: set[str] = set()
 
     def __call__(self, step: str, share: float) -> None:
-        """Show that `share` of `step` is done."""
+        """Show that a share (0 to 1) of a step is done; the first call with a name begins that step."""
         if step not in self._tasks:
             self._tasks[step] = self._bars.add_task(step, total=1.0)
         self._bars.update(self._tasks[step], completed=share)

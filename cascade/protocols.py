@@ -1,4 +1,8 @@
-"""What the core asks of the models, of the energy meters and of time; `stages` and the ledger fulfil it."""
+"""The interfaces that the core uses: clock, screener, deep stage and energy meter.
+
+`stages` and `cascade.ledger` implement them. An implementation needs no base class: any object with the methods and
+attributes of a protocol is one.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,18 @@ from cascade.columns import Float32, Float64
 
 
 class Clock(Protocol):
-    """Time, as an argument: a simulation brings its own."""
+    """Time as an argument, so that a simulation can supply its own."""
 
     def time(self) -> float:
-        """Seconds since the epoch; may jump."""
+        """Seconds since the epoch. The value may jump when the machine's clock is set."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds that never go back."""
+        """Seconds since an arbitrary moment. The value never decreases."""
         ...
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass."""
+        """Return after so many seconds."""
         ...
 
 
@@ -44,11 +48,14 @@ class SystemClock:
 
 @dataclass(frozen=True, slots=True)
 class DeepInputs:
-    """What the deep model reads, a row per escalated transaction.
+    """Inputs of the deep model, a row per escalated transaction.
 
-    `sequence` float32 [rows, length, width]: the card's last transactions, oldest first, zero rows in front where
-    there are fewer, the current one last. `features` float32 [rows, features + 1]: the current features and, as
-    the last column, the screener's raw score.
+    - `sequence` float32 [rows, length, width]: the card's last transactions, oldest first, the current one last. A card
+      with fewer transactions has rows of zeros in front.
+    - `features` float32 [rows, features + 1]: the features of the current transaction. The last column is the
+      screener's raw score (log-odds).
+
+    `len()` is the number of rows.
     """
 
     sequence: Float32
@@ -59,53 +66,81 @@ class DeepInputs:
 
 
 class Screener(Protocol):
-    """Scores every transaction.
+    """Scores every transaction, for use by one thread.
 
-    `method` names how: `quickscorer`, `walk` or `lightgbm`; the simulator of faults has its own.
+    Equal features give equal scores, whatever the other rows of the call: after a restart a replayed transaction gets
+    the same decision.
     """
 
     @property
     def method(self) -> str:
-        """See the class."""
+        """A short name of the algorithm for the ledger, such as `quickscorer`, `walk` or `lightgbm`."""
         ...
 
     def warm_up(self) -> None:
-        """Do now what the first call of `score` would have to, compiling among it."""
+        """Do now what would make the first `score` slow, such as compiling."""
         ...
 
     def score(self, features: Float32) -> Float64:
-        """Raw scores (log-odds) float64 [rows] of features float32 [rows, features]."""
+        """Raw scores (log-odds) float64 [rows] for features float32 [rows, features]."""
         ...
 
 
 class DeepStage(Protocol):
-    """Scores the escalated transactions, without blocking the caller.
+    """Scores the escalated transactions with the deep model, without blocking the caller.
 
-    `hedged`: calls that were sent a second time. `late_answers`: calls that were answered after their time was up, when
-    their future had failed already.
+    One thread calls the methods. Futures complete in any thread, so a callback of a future must be thread-safe.
+
+    - `hedged`: calls that were sent a second time because the first had no answer (0 where a stage never does).
+    - `late_answers`: calls whose answer arrived after their future had failed with `deadline`.
+
+    Both only increase; the caller reads them for the ledger.
+
+    A stage that gives every transaction the same score:
+
+    >>> import numpy as np
+    >>> class ConstantStage:
+    ...     hedged = late_answers = 0
+    ...     def submit(self, inputs, timeout_s):
+    ...         future = Future()
+    ...         future.set_result(np.zeros(len(inputs)))
+    ...         return future
+    ...     def probe(self, timeout_s):
+    ...         row = DeepInputs(np.zeros((1, 16, 6), np.float32), np.zeros((1, 22), np.float32))
+    ...         return self.submit(row, timeout_s)
+    ...     def wait_ready(self, timeout_s): ...
+    ...     def close(self): ...
+    >>> stage: DeepStage = ConstantStage()
+    >>> stage.probe(timeout_s=0.1).result()
+    array([0.])
     """
 
     hedged: int
     late_answers: int
 
     def submit(self, inputs: DeepInputs, timeout_s: float) -> Future[Float64]:
-        """Start scoring; the future holds raw scores (log-odds) float64 [rows].
+        """Start scoring and return at once.
 
-        The future fails with DeepStageError (`deadline`, `queue-full` or `error`); at the latest `timeout_s`
-        seconds after the call it is done, one way or the other.
+        The future gives raw scores (log-odds), finite float64 [rows] in the order of `inputs`. It fails with
+        `DeepStageError`, whose `cause` is `deadline` (no answer in time), `queue-full` (the model refused the call) or
+        `error`. It is done at the latest `timeout_s` seconds after the call, successfully or not. `submit` itself
+        raises nothing.
         """
         ...
 
     def probe(self, timeout_s: float) -> Future[Float64]:
-        """Start scoring one row of zeros, to see whether the model answers; as `submit`."""
+        """Start scoring one row of zeros, to find out whether the model answers. The future is as that of `submit`."""
         ...
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Return once the model answers; raises ModelServerError after `timeout_s` seconds."""
+        """Return once the model answers.
+
+        Raises `ModelServerError` if it does not within `timeout_s` seconds, or at once if it is not the bundle's model.
+        """
         ...
 
     def close(self) -> None:
-        """Release connections, threads and sessions."""
+        """Release connections, threads and sessions. Unfinished futures fail with cause `error`."""
         ...
 
 
@@ -114,12 +149,14 @@ EnergyKind = Literal["measured", "modelled"]
 
 @dataclass(frozen=True, slots=True)
 class EnergyReading:
-    """Energy that a meter has counted since it was started.
+    """Energy that a meter has counted since its start.
 
-    `energy_j`: joules. `kind`: measured by a hardware counter, or modelled from CPU time. `source`: the counter or
-    the model with its inputs, for the ledger's reader. `uncertainty`: by how much of itself the figure may be off, as
-    the counter's maker states it; None where nobody does. `check_j`: the same joules by another way, where there is
-    one.
+    - `energy_j`: joules.
+    - `kind`: `measured` by a hardware counter, or `modelled` from CPU time. The ledger never adds the two.
+    - `source`: the counter, or the model with its inputs, for the reader of the ledger.
+    - `uncertainty`: largest relative error that the counter's manufacturer states (0.05 is five per cent); None if
+      nobody states one.
+    - `check_j`: the same joules determined in a second, independent way; None if there is none.
     """
 
     energy_j: float
@@ -130,10 +167,26 @@ class EnergyReading:
 
 
 class EnergyMeter(Protocol):
-    """A source of joules; hardware that is absent is an absent meter, never a meter that reads zero."""
+    """A source of joules, such as one GPU or one CPU package.
+
+    - `name`: identifies the meter in the ledger, unique on the machine.
+
+    A meter exists only where its hardware exists: no meter reads zero because a counter is absent.
+
+    >>> class UnitMeter:
+    ...     name = "power supply unit"
+    ...     def read(self):
+    ...         return EnergyReading(energy_j=12.5, kind="measured", source="PMBus READ_EIN")
+    >>> meter: EnergyMeter = UnitMeter()
+    >>> meter.read().energy_j
+    12.5
+    """
 
     name: str
 
     def read(self) -> EnergyReading:
-        """Joules since the meter was made; raises OSError or CascadeError where the counter is lost."""
+        """Joules since the creation of the meter, never fewer than the previous reading.
+
+        Raises OSError or CascadeError if the counter is lost. The ledger then records the problem, and no joules.
+        """
         ...

@@ -1,6 +1,6 @@
-"""The schema: the single source of field names, types, units and limits.
+"""The schema: names, types, units and limits of a transaction's fields.
 
-Decoders, validation, features and the simulator derive from it. A schema is a TOML file:
+Decoders, validation and features read them only from the schema, which is a TOML file:
 
     name = "simulator"
     version = 1
@@ -26,6 +26,7 @@ Decoders, validation, features and the simulator derive from it. A schema is a T
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -39,15 +40,16 @@ from cascade.errors import SettingError
 
 FieldType = Literal["int64", "float64", "timestamp", "string", "category"]
 TIME_UNITS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
-# JSON numbers beyond 2^53 lose digits in many producers: keep identifiers within what every client can carry.
 INT64_MAX = 2**63 - 1
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One field of a transaction.
 
-    `minimum` and `maximum` are inclusive; for a `timestamp` they are dates. `unit` of a `timestamp` is how it
-    travels: `s`, `ms` or `us` since the epoch. `max_length` is in bytes of UTF-8 and belongs to `string`.
+    - `unit`: unit of the values in messages and data files; of a `timestamp`, `s`, `ms` or `us` since the epoch.
+    - `minimum`, `maximum`: inclusive limits; of a `timestamp`, dates with a time zone.
+    - `max_length`: of a `string`, in bytes of UTF-8.
+    - `values`: of a `category`, its values.
     """
 
     type: FieldType
@@ -67,7 +69,7 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return np.dtype(np.int64)
 
     def limits(self) -> tuple[float, float]:
-        """Inclusive limits in the column's own unit (ms since the epoch for a timestamp)."""
+        """Inclusive (minimum, maximum) in the unit of the column: ms since the epoch for a timestamp."""
 
         def number(limit: float | datetime | None, default: float) -> float:
             if limit is None:
@@ -78,7 +80,7 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Roles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which field plays which part."""
+    """The names of the fields that Cascade itself needs, by role."""
 
     transaction_id: str
     event_time: str
@@ -88,19 +90,19 @@ class Roles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The fraud label: its column in data files and field in `labels` messages, and how late it is known."""
+    """The fraud label: its column in data files and field in `labels` messages, and the delay until it arrives."""
 
     field: str
     delay: str
 
     @property
     def delay_ms(self) -> int:
-        """Time between a transaction and the earliest moment at which its label may be used, in ms."""
+        """Time in ms from a transaction to the earliest moment at which features may use its label."""
         return parse_ms(self.delay)
 
 
 class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The fields of a transaction, the parts they play, and the label."""
+    """The fields of a transaction, their roles, and the label."""
 
     name: str
     version: int
@@ -109,34 +111,36 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label: Label
 
     def label_fields(self) -> dict[str, Field]:
-        """Fields of a message on the labels topic: the roles that say which transaction it was, and the label."""
+        """Fields of a message on the labels topic: those that identify the transaction, and the label."""
         names = (self.roles.transaction_id, self.roles.event_time, self.roles.card, self.roles.terminal)
         return {name: self.fields[name] for name in names} | {
             self.label.field: Field(type="int64", minimum=0, maximum=1)
         }
 
     def fingerprint(self) -> str:
-        """SHA-256 of the schema's content, independent of the layout of its file."""
+        """SHA-256 (hex) of the schema's content. The layout of the file does not change it."""
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
 def load_schema(path: Path) -> Schema:
-    """Read and check a schema file; raises SettingError that names file, key, value and remedy."""
+    """Read and check a schema file. Raises SettingError if it cannot be read or used."""
     return parse_schema(read_setting_file(path), str(path))
 
 
 def parse_schema(content: bytes, origin: str) -> Schema:
-    """Read and check a schema's TOML; `origin` is the file name in messages."""
+    """Read and check a schema's TOML. `origin`: the file name in messages. Raises SettingError if it cannot be used."""
     try:
         schema = msgspec.toml.decode(content, type=Schema)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise SettingError(origin, "schema", None, str(error), "see docs/schema.md for the form") from error
-    _check(schema, origin)
+    problem = next(_problems(schema), None)
+    if problem is not None:
+        raise SettingError(origin, *problem)
     return schema
 
 
 def read_setting_file(path: Path) -> bytes:
-    """The bytes of a settings file; raises SettingError where it cannot be read."""
+    """The bytes of a TOML file. Raises SettingError if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -152,74 +156,57 @@ _ROLE_TYPES: dict[str, tuple[FieldType, ...]] = {
 }
 
 
-def _check(schema: Schema, origin: str) -> None:
+_Problem = tuple[str, object, str, str]  # key, value, problem and remedy of a SettingError
+
+
+def _problems(schema: Schema) -> Iterator[_Problem]:
+    """What is wrong with a schema. Each check relies on those before it, so only the first problem counts."""
     for role, types in _ROLE_TYPES.items():
         name = getattr(schema.roles, role)
         if name not in schema.fields:
-            raise SettingError(origin, f"roles.{role}", name, "no such field", f"add [fields.{name}] or name another")
-        if schema.fields[name].type not in types:
-            raise SettingError(
-                origin,
-                f"fields.{name}.type",
-                schema.fields[name].type,
-                f"the role {role} cannot have this type",
-                f"use {' or '.join(types)}",
-            )
+            yield f"roles.{role}", name, "no such field", f"add [fields.{name}] or name another"
+        actual = schema.fields[name].type
+        if actual not in types:
+            yield f"fields.{name}.type", actual, f"the role {role} cannot have this type", f"use {' or '.join(types)}"
+    remedy = 'write for example "7d"'
     try:
         if schema.label.delay_ms <= 0:
-            raise ValueError("must be positive")
+            yield "label.delay", schema.label.delay, "must be positive", remedy
     except ValueError as error:
-        raise SettingError(origin, "label.delay", schema.label.delay, str(error), 'write "7d", say') from error
+        yield "label.delay", schema.label.delay, str(error), remedy
     for name, field in schema.fields.items():
-        _check_field(name, field, origin)
+        yield from _field_problems(f"fields.{name}", field)
     if schema.label.field in schema.fields:
-        raise SettingError(
-            origin,
-            "label.field",
-            schema.label.field,
-            "the label may not be a field of the transaction",
-            "remove it from [fields]: it would be known before the decision",
-        )
+        problem = "the label may not be a field of the transaction"
+        yield "label.field", schema.label.field, problem, "remove it from [fields]: the decision comes before the label"
 
 
-def _check_field(name: str, field: Field, origin: str) -> None:
-    key = f"fields.{name}"
+def _field_problems(key: str, field: Field) -> Iterator[_Problem]:
     if field.type == "timestamp" and field.unit not in TIME_UNITS_PER_SECOND:
-        raise SettingError(origin, f"{key}.unit", field.unit, "not a unit of time", "use s, ms or us")
+        yield f"{key}.unit", field.unit, "not a unit of time", "use s, ms or us"
     if (field.type == "category") != bool(field.values):
-        raise SettingError(
-            origin,
-            f"{key}.values",
-            field.values,
-            "belongs to a category, and only there",
-            'list them for type = "category"',
-        )
+        yield f"{key}.values", field.values, "belongs to a category, and only there", 'list them for type = "category"'
     if field.type == "string" and not 1 <= field.max_length <= 256:
-        raise SettingError(origin, f"{key}.max_length", field.max_length, "out of range", "use 1 to 256 bytes")
+        yield f"{key}.max_length", field.max_length, "out of range", "use 1 to 256 bytes"
     for bound in ("minimum", "maximum"):
         limit = getattr(field, bound)
         if limit is None:
             continue
         if field.type in ("string", "category"):
-            raise SettingError(origin, f"{key}.{bound}", limit, f"a {field.type} has no limits", "remove it")
+            yield f"{key}.{bound}", limit, f"a {field.type} has no limits", "remove it"
         if isinstance(limit, datetime) != (field.type == "timestamp"):
-            raise SettingError(
-                origin,
-                f"{key}.{bound}",
-                limit,
-                "does not fit the type",
-                "a timestamp's limit is a date such as 2020-01-01T00:00:00Z, another's a number",
-            )
+            remedy = "write a date such as 2020-01-01T00:00:00Z for a timestamp, a number for other types"
+            yield f"{key}.{bound}", limit, "does not fit the type", remedy
         if isinstance(limit, datetime) and limit.tzinfo is None:
-            raise SettingError(origin, f"{key}.{bound}", limit, "has no time zone", "end it in Z")
+            yield f"{key}.{bound}", limit, "has no time zone", "end it in Z"
     low, high = field.limits()
     if low > high:
-        raise SettingError(origin, f"{key}.minimum", field.minimum, "is above the maximum", "swap them")
+        yield f"{key}.minimum", field.minimum, "is above the maximum", "swap them"
 
 
 def out_of_limits(fields: dict[str, Field], batch: ColumnBatch) -> dict[str, Bool]:
-    """Per field with offenders, a mask of the rows whose value is NaN, infinite or outside the field's limits."""
-    found: dict[str, Bool] = {}
+    """Mask of the rows whose value is NaN, infinite or outside the limits, for each field that has such rows."""
+    masks: dict[str, Bool] = {}
     for name, field in fields.items():
         if field.type in ("string", "category"):
             continue
@@ -230,14 +217,14 @@ def out_of_limits(fields: dict[str, Field], batch: ColumnBatch) -> dict[str, Boo
         if field.type == "float64":
             bad |= ~np.isfinite(column)
         if bad.any():
-            found[name] = bad
-    return found
+            masks[name] = bad
+    return masks
 
 
 def key_codes(column: Array) -> Int64:
-    """64-bit codes of a key column: the integers themselves, or FNV-1a over the bytes of strings (then mixed).
+    """Codes int64 [rows] of a key column: integers as they are, strings hashed with FNV-1a.
 
-    Equal on every machine and in every process. Source of the constants: Fowler, Noll, Vo, RFC 9923.
+    The codes are equal on every machine and in every process. Source of the constants: Fowler, Noll, Vo, RFC 9923.
     """
     if column.dtype.kind != "S":
         return column.astype(np.int64, copy=False)
@@ -247,6 +234,6 @@ def key_codes(column: Array) -> Int64:
     prime = np.uint64(0x100000001B3)
     for position in range(width):
         octet = octets[:, position]
-        # the zero padding is left out, so that a schema with a longer max_length gives the same codes
+        # without the zero padding, so that a schema with a longer max_length gives the same codes
         state = np.where(octet != 0, (state ^ octet) * prime, state)
     return state.view(np.int64)

@@ -1,16 +1,17 @@
 """A seeded simulator of card transactions with five patterns of fraud, for demos, tests and load.
 
-Cards live in towns, have habits (spend level, hours of the day, preferred terminals, share of online shopping), travel,
-and have dear weeks; prices rise, shopping moves online, cards expire and are replaced. The patterns:
+A card has a home town and habits: a spend level, hours of the day, preferred terminals, a share of online shopping. Its
+owner travels, and has weeks of higher spending. Over the years prices rise, shopping moves online, and new cards
+replace old ones. The patterns:
 
-- `stolen_card`: within hours or two days a run of rising amounts at terminals that the card does not use.
-- `compromised_terminal`: for ten days to four weeks a share of a terminal's transactions, at ordinary amounts.
+- `stolen_card`: within hours or two days, a run of rising amounts at terminals that the card does not use.
+- `compromised_terminal`: for ten days to four weeks, a share of a terminal's transactions, at ordinary amounts.
 - `card_testing`: two to five tiny online amounts within minutes, then a large one.
-- `account_takeover`: for about two weeks a share of the card's own transactions, multiplied.
-- `large_amount`: one blatant amount.
+- `account_takeover`: for about two weeks, a share of the card's own transactions, with multiplied amounts.
+- `large_amount`: a single very large amount.
 
-Each has its genuine look-alike: shopping trips (bursts), travel (unusual terminals), small online purchases, dear weeks
-and rare large purchases, so no pattern is told from one column.
+Genuine transactions resemble each pattern: shopping trips (bursts), travel (unusual terminals), small online purchases,
+weeks of higher spending, and rare large purchases. So no single column identifies a pattern.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ _DAY_MS: Final = 86_400_000
 _HOUR_MS: Final = 3_600_000
 _MINUTE_MS: Final = 60_000
 _YEAR_MS: Final = 365.25 * _DAY_MS
-# 190 to 240 bytes a row at the peak (measured): the bound keeps a run within about 12 GB.
+# Measured: 190 to 240 bytes per row at the peak, so a run needs at most about 12 GB.
 _ROWS_MAX: Final = 50_000_000
 
-# Share of the frauds that each pattern brings, in the order of PATTERNS.
+# Share of each pattern in the frauds; the key is the pattern's position in PATTERNS.
 _PATTERN_MIX: Final = {1: 0.27, 2: 0.28, 3: 0.17, 4: 0.20, 5: 0.08}
 _INSERTED: Final = (1, 3, 5)
 
@@ -67,12 +68,16 @@ _TRIP_SHARE: Final = 0.16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatorSettings:
-    """What to simulate; raises SettingError where a value is out of range.
+    """What to simulate. Raises SettingError if a value is out of range.
 
-    `cards`: in use on any day. `terminals`: shops and online merchants together. `days`: from `start`, 00:00 UTC.
-    `fraud_share`: of all transactions, 0 for none. `transactions_per_card_day`: mean over cards and days.
-    Drift: `spend_inflation_per_year` (0.05 is five per cent), `online_growth_per_year` (added to the log-odds of
-    shopping online), `card_turnover_per_year` (share of the cards that are replaced by new ones with new habits).
+    - `cards`: cards in use on any day.
+    - `terminals`: shops and online merchants together.
+    - `start`, `days`: the first day, which begins at 00:00 UTC, and the number of days.
+    - `fraud_share`: share of frauds in all transactions.
+    - `transactions_per_card_day`: mean over cards and days.
+    - `spend_inflation_per_year`: growth of the amounts (0.05 is five per cent).
+    - `online_growth_per_year`: growth of the log-odds of an online purchase.
+    - `card_turnover_per_year`: share of the cards that new cards, with new habits, replace.
     """
 
     cards: int = 5_000
@@ -90,20 +95,15 @@ class SimulatorSettings:
         for name, (low, high) in _LIMITS.items():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise SettingError(
-                    "simulator", name, value, "out of range", f"use {low:,} to {high:,}".replace(",", " ")
-                )
+                remedy = f"use {low:,} to {high:,}".replace(",", " ")
+                raise SettingError("simulator", name, value, "out of range", remedy)
         if not date(2000, 1, 1) <= self.start <= date(2100, 1, 1) - timedelta(days=self.days):
             raise SettingError("simulator", "start", str(self.start), "out of range", "stay within 2000 to 2099")
         rows = self.cards * self.days * self.transactions_per_card_day
         if rows > _ROWS_MAX:
-            raise SettingError(
-                "simulator",
-                "days",
-                self.days,
-                f"about {rows:.0f} transactions do not fit in memory",
-                f"keep cards x days x transactions_per_card_day below {_ROWS_MAX}",
-            )
+            problem = f"about {rows:.0f} transactions do not fit in memory"
+            remedy = f"make cards x days x transactions_per_card_day at most {_ROWS_MAX}"
+            raise SettingError("simulator", "days", self.days, problem, remedy)
 
     @property
     def start_ms(self) -> int:
@@ -133,8 +133,10 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
 class _Terminals:
     """Terminals in towns; the last town is the internet.
 
-    `order` lists the terminals town by town, `mass` is the running popularity in that order, and `first` (towns + 1)
-    the position at which each town begins.
+    - `town` int64 [terminals], `log_price` float64 [terminals]: town and price level of each terminal.
+    - `order` int64 [terminals]: the terminals town by town.
+    - `mass` float64 [terminals]: cumulative popularity in that order.
+    - `first` int64 [towns + 1]: position in that order at which each town begins.
     """
 
     town: Int64
@@ -148,7 +150,7 @@ class _Terminals:
         return len(self.first) - 2
 
     def draw(self, rng: np.random.Generator, town: Int64) -> Int64:
-        """A terminal of each given town, by popularity."""
+        """A random terminal of each given town, with probabilities in proportion to popularity."""
         low, last = self.first[town], self.first[town + 1] - 1
         bottom = np.where(low > 0, self.mass[low - 1], 0.0)
         target = bottom + rng.random(len(town)) * (self.mass[last] - bottom)
@@ -158,16 +160,16 @@ class _Terminals:
 
 @dataclass(frozen=True, slots=True)
 class _Cards:
-    """Profiles, a row per card. Days are counted from the start; `last_day` is exclusive."""
+    """Profiles, a row per card. Days count from the start of the simulation; `last_day` is exclusive."""
 
     first_day: Int64
     last_day: Int64
     home: Int64
-    near: Float64  # running probability of each town by the home town, [towns, towns]
+    near: Float64  # cumulative probability of each town, by the home town, [towns, towns]
     rate: Float64  # transactions a day
     log_spend: Float64
     online_logit: Float64
-    hours: Float64  # running probability of each habit of the day, [cards, habits]
+    hours: Float64  # cumulative probability of each habit of the day, [cards, habits]
     hour_shift: Float64
     local: Int64  # preferred terminals, most used first
     online: Int64
@@ -175,7 +177,7 @@ class _Cards:
 
 @dataclass(frozen=True, slots=True)
 class _World:
-    """What the transactions happen in."""
+    """Settings, terminals and cards of a simulation."""
 
     settings: SimulatorSettings
     terminals: _Terminals
@@ -184,7 +186,7 @@ class _World:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Transactions, in any order; `time_ms` from the start, `pattern` a position in PATTERNS."""
+    """Transactions in any order. `time_ms`: since the start of the simulation; `pattern`: position in PATTERNS."""
 
     card: Int64
     terminal: Int64
@@ -197,28 +199,29 @@ class _Rows:
 
 
 def simulate(settings: SimulatorSettings, progress: Progress | None = None) -> pl.DataFrame:
-    """Transactions sorted by event_time then transaction_id; equal settings give an equal frame.
+    """Simulate transactions, in order of event_time, then transaction_id. Equal settings give an equal frame.
 
     Columns: `transaction_id` int64, `event_time` datetime[ms, UTC], `card_id` int64, `terminal_id` int64, `amount`
     float64 (EUR, two decimals), `entry_mode` string (one of ENTRY_MODES), `fraud` int8, and `fraud_pattern` string
-    (one of PATTERNS; `none` where genuine), which is part of the answer and never a feature. `progress` is told the
-    part at work and the share that is done.
+    (one of PATTERNS; `none` for a genuine transaction). `fraud_pattern` is part of the answer and never a feature.
+
+    The simulation calls `progress` with the name of the present part and the share that is done.
     """
-    tell = progress if progress is not None else _silent
-    # a stream a part: a change in one part leaves the draws of the others as they were
+    report = progress if progress is not None else _silent
+    # a stream of random numbers for each part: a change in one part leaves the others as they were
     streams = [np.random.Generator(np.random.PCG64(seed)) for seed in np.random.SeedSequence(settings.seed).spawn(9)]
-    tell("cards and terminals", 0.0)
+    report("cards and terminals", 0.0)
     terminals = _make_terminals(streams[0], settings)
     cards = _make_cards(streams[1], settings, terminals)
-    tell("genuine transactions", 0.1)
+    report("genuine transactions", 0.1)
     world = _World(settings, terminals, cards)
     card, time_ms = _genuine_times(streams[2], world)
     rows = _genuine_purchases(streams[3], world, card, time_ms)
-    tell("fraud", 0.6)
+    report("fraud", 0.6)
     rows = _add_fraud(streams[4:8], world, rows)
-    tell("sorting", 0.85)
+    report("sorting", 0.85)
     frame = _frame(streams[8], settings, terminals, rows)
-    tell("done", 1.0)
+    report("done", 1.0)
     return frame
 
 
@@ -226,19 +229,19 @@ def _silent(part: str, done: float) -> None:
     pass
 
 
-def _pick_columns(rng: np.random.Generator, running: Float64, row: Int64) -> Int64:
-    """A column for each row number, by the running probabilities (each row of `running` ends in 1)."""
-    columns = running.shape[1]
-    flat = (running + np.arange(len(running))[:, np.newaxis]).ravel()
+def _pick_columns(rng: np.random.Generator, cumulative: Float64, row: Int64) -> Int64:
+    """A random column for each row number, by cumulative probabilities (each row of `cumulative` ends in 1)."""
+    columns = cumulative.shape[1]
+    flat = (cumulative + np.arange(len(cumulative))[:, np.newaxis]).ravel()
     found = np.searchsorted(flat, row + rng.random(len(row)), side="right") - row * columns
     column: Int64 = np.clip(found, 0, columns - 1)
     return column
 
 
-def _running(weights: Float64) -> Float64:
-    running = np.cumsum(weights, axis=-1)
-    running /= running[..., -1:]
-    return running
+def _cumulative(weights: Float64) -> Float64:
+    cumulative = np.cumsum(weights, axis=-1)
+    cumulative /= cumulative[..., -1:]
+    return cumulative
 
 
 def _make_terminals(rng: np.random.Generator, settings: SimulatorSettings) -> _Terminals:
@@ -247,10 +250,10 @@ def _make_terminals(rng: np.random.Generator, settings: SimulatorSettings) -> _T
     online = max(2, round(0.12 * count))
     size = 1.0 / (np.arange(towns) + 2.0)
     town = rng.choice(towns, count, p=size / size.sum()).astype(np.int64)
-    town[:towns] = np.arange(towns)  # no town without a shop
+    town[:towns] = np.arange(towns)  # every town has a shop
     town[count - online :] = towns
     town = town[rng.permutation(count)]
-    # Zipf with an offset, so that no single terminal takes a town
+    # Zipf with an offset, so that no single terminal dominates a town
     popularity = 1.0 / (rng.permutation(count) + 0.002 * count + 1.0) ** 0.9
     order = np.argsort(town, kind="stable")
     return _Terminals(
@@ -270,7 +273,7 @@ def _make_cards(rng: np.random.Generator, settings: SimulatorSettings, terminals
     size = np.diff(terminals.first)[:towns].astype(np.float64)
     distance = np.hypot(*(place[:, np.newaxis] - place[np.newaxis]).transpose(2, 0, 1))
     home = rng.choice(towns, count, p=size / size.sum()).astype(np.int64)
-    near = _running(size * np.exp(-distance / 0.07))
+    near = _cumulative(size * np.exp(-distance / 0.07))
     usual = _pick_columns(rng, near, np.repeat(home, _PREFERRED_LOCAL))
     internet = np.full(count * _PREFERRED_ONLINE, terminals.internet)
     return _Cards(
@@ -281,7 +284,7 @@ def _make_cards(rng: np.random.Generator, settings: SimulatorSettings, terminals
         rate=settings.transactions_per_card_day * rng.gamma(2.0, 0.5, count),
         log_spend=np.log(_AMOUNT_EUR_MEDIAN) + rng.normal(0.0, 0.45, count),
         online_logit=rng.normal(-1.3, 0.8, count),
-        hours=_running(rng.standard_gamma(_HOUR_CONCENTRATION, (count, len(_HOUR_MEAN)))),
+        hours=_cumulative(rng.standard_gamma(_HOUR_CONCENTRATION, (count, len(_HOUR_MEAN)))),
         hour_shift=rng.normal(0.0, 0.7, count),
         local=terminals.draw(rng, usual).reshape(count, _PREFERRED_LOCAL),
         online=terminals.draw(rng, internet).reshape(count, _PREFERRED_ONLINE),
@@ -289,7 +292,7 @@ def _make_cards(rng: np.random.Generator, settings: SimulatorSettings, terminals
 
 
 def _lifetimes(rng: np.random.Generator, settings: SimulatorSettings) -> tuple[Int64, Int64]:
-    """First and last day of each card: each of `cards` places is renewed as a Poisson process."""
+    """First and last day of each card: a Poisson process renews each of the `cards` places."""
     renewals = rng.poisson(settings.card_turnover_per_year * settings.days / 365.25, settings.cards)
     place = np.concatenate([np.arange(settings.cards), np.repeat(np.arange(settings.cards), renewals)])
     begin = np.concatenate(
@@ -299,12 +302,12 @@ def _lifetimes(rng: np.random.Generator, settings: SimulatorSettings) -> tuple[I
     place, begin = place[order], begin[order]
     last_of_place = np.append(place[1:] != place[:-1], True)
     end = np.where(last_of_place, settings.days, np.append(begin[1:], settings.days))
-    mix = rng.permutation(len(begin))  # a card's number says nothing about its age
+    mix = rng.permutation(len(begin))  # a card's number does not reveal its age
     return begin[mix], end[mix]
 
 
 def _day_weights(settings: SimulatorSettings) -> Float64:
-    """Relative activity of each day: the weekday, and the days after pay-day."""
+    """Relative activity of each day, from the weekday and the days after pay-day."""
     dates = np.datetime64(settings.start, "D") + np.arange(settings.days)
     weekday = (dates.astype(np.int64) + 3) % 7  # the epoch was a Thursday
     month_day = (dates - dates.astype("datetime64[M]")).astype(np.int64)
@@ -322,8 +325,8 @@ def _genuine_times(rng: np.random.Generator, world: _World) -> tuple[Int64, Int6
     expected = cards.rate * lived * highest / (1.0 + _TRIP_SHARE * extra_mean)
     card = np.repeat(np.arange(len(lived)), rng.poisson(expected))
     day = cards.first_day[card] + (rng.random(len(card)) * lived[card]).astype(np.int64)
-    kept = rng.random(len(card)) * highest < weights[day]
-    card, day = card[kept], day[kept]
+    accepted = rng.random(len(card)) * highest < weights[day]
+    card, day = card[accepted], day[accepted]
     habit = _pick_columns(rng, cards.hours, card)
     hour = rng.normal(_HOUR_MEAN[habit] + cards.hour_shift[card], _HOUR_SPREAD[habit]) % 24.0
     time_ms = day * _DAY_MS + (hour * _HOUR_MS).astype(np.int64)
@@ -346,11 +349,11 @@ def _position_in_group(sizes: Int64) -> Int64:
 
 @dataclass(frozen=True, slots=True)
 class _Spells:
-    """Times in which a card behaves unlike itself, and is genuine: journeys and dear weeks; sorted by card, start."""
+    """Journeys and weeks of higher spending: genuine behaviour unlike the card's habits. Sorted by card and start."""
 
     code: Int64  # card x span + start
     end_ms: Int64
-    town: Int64  # -1 for a dear week at home
+    town: Int64  # -1: at home
     log_factor: Float64
 
     def at(self, card: Int64, time_ms: Int64, span_ms: int) -> tuple[Int64, Float64]:
@@ -379,7 +382,7 @@ def _make_spells(rng: np.random.Generator, world: _World) -> _Spells:
 
 
 def _genuine_purchases(rng: np.random.Generator, world: _World, card: Int64, time_ms: Int64) -> _Rows:
-    """Where each genuine transaction is paid, and how much."""
+    """Terminal and amount of each genuine transaction."""
     settings, cards, terminals = world.settings, world.cards, world.terminals
     count = len(card)
     years = time_ms / _YEAR_MS
@@ -401,17 +404,17 @@ def _genuine_purchases(rng: np.random.Generator, world: _World, card: Int64, tim
 
     amount = _amounts(rng, world, card, terminal, time_ms)
     amount *= np.exp(log_factor)
-    dear = np.flatnonzero(rng.random(count) < 0.001)
-    amount[dear] *= np.exp(rng.uniform(1.6, 3.4, len(dear)))
+    large = np.flatnonzero(rng.random(count) < 0.001)
+    amount[large] *= np.exp(rng.uniform(1.6, 3.4, len(large)))
     small = shop[rng.random(len(shop)) < 0.04]
     amount[small] = rng.uniform(0.5, 5.0, len(small))
     return _Rows(card, terminal, time_ms, amount, np.zeros(count, np.int64))
 
 
 def _zipf(rng: np.random.Generator, choices: int, count: int) -> Int64:
-    """`count` positions below `choices`, the first the likeliest (Zipf, exponent 1)."""
-    running = _running(np.reciprocal(np.arange(1, choices + 1, dtype=np.float64)))
-    return np.minimum(np.searchsorted(running, rng.random(count), side="right"), choices - 1)
+    """`count` random positions below `choices`, by Zipf's law with exponent 1: lower positions are likelier."""
+    cumulative = _cumulative(np.reciprocal(np.arange(1, choices + 1, dtype=np.float64)))
+    return np.minimum(np.searchsorted(cumulative, rng.random(count), side="right"), choices - 1)
 
 
 def _amounts(rng: np.random.Generator, world: _World, card: Int64, terminal: Int64, time_ms: Int64) -> Float64:
@@ -422,7 +425,7 @@ def _amounts(rng: np.random.Generator, world: _World, card: Int64, terminal: Int
 
 
 def _add_fraud(streams: list[np.random.Generator], world: _World, genuine: _Rows) -> _Rows:
-    """Genuine rows with the frauds: some change rows that are there, some bring rows of their own."""
+    """Add the frauds: some patterns change genuine rows, the others insert rows."""
     settings = world.settings
     inserted_share = sum(_PATTERN_MIX[pattern] for pattern in _INSERTED)
     # frauds / (genuine + inserted) = fraud_share, solved for frauds
@@ -451,25 +454,31 @@ def _campaign_rows(
     share: tuple[float, float],
     wanted: int,
 ) -> Int64:
-    """Up to `wanted` rows of keys (cards, terminals) that are struck for some days, each row with some chance."""
+    """Up to `wanted` rows that fraud campaigns hit.
+
+    A campaign hits a key for some days, and each of the key's rows in that time with some probability.
+
+    - `key` int64 [rows]: the card or terminal of each row.
+    - `days`, `share`: (least, most) length of a campaign, and (least, most) probability that it hits a row.
+    """
     span = settings.span_ms
     order = np.lexsort((rows.time_ms, key))
     code = (key * span + rows.time_ms)[order]
     tries = 2 * wanted + 64
-    struck = rng.integers(0, int(key.max()) + 1, tries)
+    target = rng.integers(0, int(key.max()) + 1, tries)
     length = (rng.uniform(*days, tries) * _DAY_MS).astype(np.int64)
     start = (rng.random(tries) * span).astype(np.int64)
-    low = np.searchsorted(code, struck * span + start)
-    high = np.searchsorted(code, struck * span + np.minimum(start + length, span))
+    low = np.searchsorted(code, target * span + start)
+    high = np.searchsorted(code, target * span + np.minimum(start + length, span))
     sizes = high - low
-    # one busy key shall not carry the pattern alone
+    # no single busy key makes up the whole pattern
     sizes[sizes * np.mean(share) > max(40.0, 0.1 * wanted)] = 0
     enough = int(np.searchsorted(np.cumsum(sizes * min(share)), wanted)) + 1
     sizes, low = sizes[:enough], low[:enough]
     chance = np.repeat(rng.uniform(*share, len(sizes)), sizes)
     candidates = order[np.repeat(low, sizes) + _position_in_group(sizes)]
     hit = candidates[rng.random(len(candidates)) < chance]
-    _, first = np.unique(hit, return_index=True)  # a row in two campaigns counts once
+    _, first = np.unique(hit, return_index=True)  # a row of two campaigns counts once
     hit = hit[np.sort(first)]
     free: Int64 = hit[rows.pattern[hit] == 0][:wanted]
     return free
@@ -490,7 +499,7 @@ _Pattern = Callable[[np.random.Generator, _World, _Rows], _Rows]
 
 
 def _fill(pattern: _Pattern, rng: np.random.Generator, world: _World, genuine: _Rows, wanted: int) -> _Rows:
-    """`wanted` rows of a pattern, begun at the times and cards of genuine rows; fewer where time runs out."""
+    """`wanted` rows of a pattern that begins at random genuine rows; fewer if the cards expire before."""
     anchors = rng.integers(0, len(genuine.card), wanted + wanted // 4 + 8)
     rows = pattern(rng, world, genuine.take(anchors))
     last_ms = world.cards.last_day[rows.card] * _DAY_MS
@@ -503,7 +512,7 @@ def _stolen_cards(rng: np.random.Generator, world: _World, anchors: _Rows) -> _R
     victim = np.repeat(np.arange(len(sizes)), sizes)
     card = anchors.card[victim]
     count = len(victim)
-    # from a burst within the hour to a few purchases over two days
+    # from a burst within an hour to a few purchases over two days
     pace_ms = np.repeat(np.exp(rng.uniform(np.log(8.0), np.log(240.0), len(anchors.card))) * _MINUTE_MS, sizes)
     gap_ms = rng.gamma(1.5, pace_ms / 1.5, count)
     delay_ms = np.repeat(rng.uniform(0.2, 20.0, len(anchors.card)) * _HOUR_MS, sizes)
@@ -511,7 +520,7 @@ def _stolen_cards(rng: np.random.Generator, world: _World, anchors: _Rows) -> _R
     town = np.repeat(rng.integers(0, world.terminals.internet, len(anchors.card)), sizes)
     town[rng.random(count) < 0.35] = world.terminals.internet
     terminal = world.terminals.draw(rng, town)
-    # the thief grows bolder: the order of the amounts tells more than their sum
+    # the amounts rise: their order reveals more than their sum
     boldness = rng.uniform(0.1, 0.5, count) * (1 + _position_in_group(sizes))
     amount = _amounts(rng, world, card, terminal, time_ms) * np.exp(np.minimum(boldness, 2.3))
     return _Rows(card, terminal, time_ms, amount, np.full(count, 1))

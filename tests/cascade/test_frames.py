@@ -140,7 +140,7 @@ def test_numbers_serve_as_string_ids() -> None:
 
 def test_a_string_that_is_too_long_is_refused_not_cut(tmp_path: Path) -> None:
     line = refusal(tmp_path, frame(card=["k1", "k2", "12345"]))
-    assert "column card holds 5 bytes, max_length is 4" in line
+    assert "column card has texts of 5 bytes, more than max_length = 4" in line
 
 
 @pytest.mark.parametrize("column", ["id", "time", "card", "terminal", "amount", "mode"])

@@ -84,8 +84,8 @@ def schema() -> Schema:
     ('amount = "paid"', 'amount = "id"', "fields.id.type", "int64", "use float64"),
     ('card = "pan"', 'card = "mode"', "fields.mode.type", "category", "use int64 or string"),
     ('terminal = "shop"', 'terminal = "at"', "fields.at.type", "timestamp", "use int64 or string"),
-    ('delay = "7d"', 'delay = "a week"', "label.delay", "a week", 'write "7d", say'),
-    ('delay = "7d"', 'delay = "0d"', "label.delay", "0d", 'write "7d", say'),
+    ('delay = "7d"', 'delay = "a week"', "label.delay", "a week", 'write for example "7d"'),
+    ('delay = "7d"', 'delay = "0d"', "label.delay", "0d", 'write for example "7d"'),
     ('field = "fraud"', 'field = "mode"', "label.field", "mode", "remove it from [fields]"),
     ('unit = "s"', 'unit = "minutes"', "fields.at.unit", "minutes", "use s, ms or us"),
     ('unit = "s"', "", "fields.at.unit", "", "use s, ms or us"),
@@ -95,7 +95,7 @@ def schema() -> Schema:
     ("max_length = 20", "max_length = 257", "fields.pan.max_length", 257, "use 1 to 256 bytes"),
     ("max_length = 20", "minimum = 1", "fields.pan.minimum", 1.0, "remove it"),
     ('values = ["chip", "online"]', 'values = ["chip"]\nmaximum = 2', "fields.mode.maximum", 2.0, "remove it"),
-    ("minimum = 2020-01-01T00:00:00Z", "minimum = 5", "fields.at.minimum", 5.0, "a timestamp's limit is a date"),
+    ("minimum = 2020-01-01T00:00:00Z", "minimum = 5", "fields.at.minimum", 5.0, "write a date such as"),
     ("minimum = 0.5", "minimum = 101", "fields.paid.minimum", 101.0, "swap them"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_named(old: str, new: str, key: str, value: object, remedy: str) -> None:
