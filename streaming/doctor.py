@@ -248,7 +248,7 @@ def _state(found: Examination) -> tuple[Status, str]:
     try:
         files.write(name, b"doctor")
         same = files.read(name) == b"doctor"
-        count = sum(one.endswith(SUFFIX) for one in files.names())
+        count = sum(name.endswith(SUFFIX) for name in files.names())
         files.remove(name)
     except OSError as error:
         return "failed", f"{place}: {error.strerror or error}; the service needs to write and read there"

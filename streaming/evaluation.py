@@ -105,7 +105,7 @@ def read_decisions(
             heard_s = time.monotonic()
             for offset, value in zip(fetched.offsets, fetched.values, strict=True):
                 try:
-                    one = decode_decision(value or b"", codec_name)
+                    decision = decode_decision(value or b"", codec_name)
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     raise DataError(
                         f"topic {topic}, partition {fetched.partition}, offset {offset}: no decision in"
@@ -113,13 +113,13 @@ def read_decisions(
                     ) from error
                 rows.append(
                     (
-                        one.transaction_id,
-                        one.score,
-                        one.screener_score,
-                        one.stage,
-                        one.decision,
-                        one.degraded,
-                        one.bundle,
+                        decision.transaction_id,
+                        decision.score,
+                        decision.screener_score,
+                        decision.stage,
+                        decision.decision,
+                        decision.degraded,
+                        decision.bundle,
                     )
                 )
             progress("decisions", min(1.0, len(rows) / max(total, 1)))

@@ -101,7 +101,9 @@ class LagWatch:
             self._away_since_s = None
             self._health.ok("broker")
         now_s = self._clock()
-        self._lags = {one: max(ends.get(one, position) - position, 0) for one, position in positions.items()}
+        self._lags = {
+            partition: max(ends.get(partition, position) - position, 0) for partition, position in positions.items()
+        }
         for partition, position in positions.items():
             self._judge(partition, position, self._lags[partition], now_s)
 

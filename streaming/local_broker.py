@@ -87,10 +87,10 @@ def _download(staged: Path, report: Callable[[str], None]) -> list[str]:
     try:
         wanted = [context.create_dependency(coordinate) for coordinate in Endpoint.parse(_ENDPOINT).coordinates]
         direct, transitive = context.resolver.resolve(wanted)
-        needed = [*direct, *(one for one in transitive if one.scope in ("compile", "runtime"))]
+        needed = [*direct, *(library for library in transitive if library.scope in ("compile", "runtime"))]
         report(f"Apache Kafka {KAFKA_VERSION}: downloading {len(needed)} libraries")
         with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as downloads:
-            paths = [Path(path) for path in downloads.map(lambda one: one.artifact.resolve(), needed)]
+            paths = [Path(path) for path in downloads.map(lambda library: library.artifact.resolve(), needed)]
         for path in paths:
             with zipfile.ZipFile(path) as jar:
                 broken = jar.testzip()
@@ -423,4 +423,4 @@ class LocalBroker:
         finally:
             client.close()
         ours = cluster["cluster_id"] == self._cluster_id()
-        return ours and any(one["broker_id"] == node and not one["is_fenced"] for one in cluster["brokers"])
+        return ours and any(broker["broker_id"] == node and not broker["is_fenced"] for broker in cluster["brokers"])

@@ -74,10 +74,11 @@ class LocalSecurity:
 
     def format_arguments(self) -> list[str]:
         """Arguments of Kafka's storage tool that make the users known to SCRAM."""
-        mechanisms = sorted({one.mechanism for one in self.listeners.values() if one.mechanism.startswith("SCRAM")})
+        mechanisms = {listener.mechanism for listener in self.listeners.values()}
         return [
             argument
-            for mechanism in mechanisms
+            for mechanism in sorted(mechanisms)
+            if mechanism.startswith("SCRAM")
             for name, password in self.users.items()
             for argument in ("--add-scram", f"{mechanism}=[name={name},password={password}]")
         ]

@@ -48,7 +48,9 @@ class Scrape:
 
     @classmethod
     def _from(cls, families: Iterable[Metric], at_s: float) -> Scrape:
-        samples = tuple((one.name, one.labels, float(one.value)) for family in families for one in family.samples)
+        samples = tuple(
+            (sample.name, sample.labels, float(sample.value)) for family in families for sample in family.samples
+        )
         if not any(name == "cascade_decisions_total" for name, _, _ in samples):
             raise UnreachableError("these are not the metrics of a Cascade service")
         return cls(at_s, samples)

@@ -197,19 +197,19 @@ class SnapshotStore:
         for name, header in headers.items():
             known = _positions(header.committed)
             for topic, number, offset in header.transactions:
-                one = (topic, number)
-                by_partition.setdefault(one, []).append((offset, header.created_ms, name))
-                committed[one] = max(committed.get(one, 0), known.get(one, offset))
+                partition = (topic, number)
+                by_partition.setdefault(partition, []).append((offset, header.created_ms, name))
+                committed[partition] = max(committed.get(partition, 0), known.get(partition, offset))
         needed: set[str] = set()
-        for one, found in by_partition.items():
-            ahead = sorted((entry for entry in found if entry[0] > committed[one]), reverse=True)
-            usable = sorted((entry for entry in found if entry[0] <= committed[one]), reverse=True)
+        for partition, found in by_partition.items():
+            ahead = sorted((entry for entry in found if entry[0] > committed[partition]), reverse=True)
+            usable = sorted((entry for entry in found if entry[0] <= committed[partition]), reverse=True)
             needed |= {name for _, _, name in ahead[: self._keep] + usable[: self._keep]}
         return [name for name in headers if name not in needed]
 
     def _known_headers(self) -> dict[str, Header]:
         """Headers of our fingerprint, by file; files are never altered, so each is read once."""
-        names = sorted((one for one in self._files.names() if one.endswith(SUFFIX)), reverse=True)[:FILES_MAX]
+        names = sorted((name for name in self._files.names() if name.endswith(SUFFIX)), reverse=True)[:FILES_MAX]
         headers: dict[str, Header] = {}
         for name in names:
             try:

@@ -123,13 +123,13 @@ def run_workers(workers: Sequence[SupervisedWorker], health: HealthState, stoppi
     """Tend to all of them until it is time to stop and all have ended; raises what ended one of them for good."""
     with ThreadPoolExecutor(len(workers), "supervise") as pool:
         tending = [pool.submit(worker.tend) for worker in workers]
-        for one in tending:
+        for task in tending:
             # without one of them its partitions would be the others', who may not be able to carry them
-            one.add_done_callback(lambda _: stopping.set())
+            task.add_done_callback(lambda _: stopping.set())
         while wait(tending, WATCH_S).not_done:
             health.progress()
-    for one in tending:
-        one.result()
+    for task in tending:
+        task.result()
 
 
 class SupervisedWorker:
@@ -241,8 +241,8 @@ class SupervisedWorker:
             return None
 
 
-def _both(one: Account | None, other: Account | None) -> Account | None:
-    found = [account for account in (one, other) if account is not None]
+def _both(first: Account | None, other: Account | None) -> Account | None:
+    found = [account for account in (first, other) if account is not None]
     return merge_accounts(found) if found else None
 
 

@@ -110,9 +110,9 @@ def _table(*columns: str) -> Table:
 def _latencies(frame: Frame, width: int) -> Table:
     wide = width >= WIDE
     table = _table("path", "/s", "p50 ms", "p99 ms", *(("p99.9 ms",) if wide else ()))
-    for one in frame.paths:
-        figures = [one.p50_ms, one.p99_ms, *((one.p999_ms,) if wide else ())]
-        table.add_row(one.path, f"{one.per_second:,.1f}", *map(_figure, figures))
+    for path in frame.paths:
+        figures = [path.p50_ms, path.p99_ms, *((path.p999_ms,) if wide else ())]
+        table.add_row(path.path, f"{path.per_second:,.1f}", *map(_figure, figures))
     return table
 
 

@@ -63,8 +63,8 @@ def stop_signals() -> Iterator[Stopping]:
     stopping = Stopping()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        for one in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(one, signal.SIG_DFL)
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signal_number, signal.SIG_DFL)
         stopping.set()
 
     if threading.current_thread() is not threading.main_thread():

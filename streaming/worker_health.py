@@ -40,13 +40,18 @@ def ask_health(port: int, name: str, health: HealthState) -> list[str] | None:
     except msgspec.MsgspecError as error:
         health.waiting(name, f"an answer that cannot be read ({error})")
         return None
-    waits = [f"{part}: {one.text or one.status}" for part, one in found.components.items() if one.status != "ok"]
+    waits = [
+        f"{part}: {component.text or component.status}"
+        for part, component in found.components.items()
+        if component.status != "ok"
+    ]
     if found.waiting_for:
         health.failed(name, "; ".join(found.waiting_for))
     elif waits or not found.components:
         health.waiting(name, "; ".join(waits) or "starting")
     else:
-        health.ok(name, "; ".join(f"{part}: {one.text}" for part, one in found.components.items() if one.text))
+        texts = [f"{part}: {component.text}" for part, component in found.components.items() if component.text]
+        health.ok(name, "; ".join(texts))
     return found.waiting_for
 
 

@@ -31,29 +31,29 @@ from streaming.clients.resumed_joins import resume_finished_joins
 from streaming.clients.settings import connection_settings
 from streaming.clients.static_members import end_unfinished_membership
 
-# A worker that was killed is missed after this long, and its partitions stand still until then. The broker accepts
-# no less than 6 s; below 10 s a loaded machine loses partitions for no reason.
+# The group notices a killed worker after this long, and its partitions are not read until then. The broker's minimum is
+# 6 s; below 10 s a loaded machine loses partitions without need.
 SESSION_TIMEOUT_MS = 10_000
 HEARTBEAT_INTERVAL_MS = 2_000
-# The broker answers a fetch as soon as it has a byte, so this is no latency in the steady state. It is the time that
-# a partition which was just resumed or sought waits behind the fetch that left without it.
+# The broker answers a fetch as soon as it has a byte, so this adds no latency in the steady state. A partition that was
+# just resumed, or whose position was set, waits this long for the fetch in flight that does not include it.
 FETCH_WAIT_MS = 50
-# Bounds what one fetch may bring into memory, over all partitions.
+# Limits the memory of a fetch, over all partitions.
 FETCH_BYTES_MAX = 8 * 1024 * 1024
-# Offsets that a transaction under way holds are waited for. One that a killed worker left ends when its time is out
-# (15 s) and the coordinator next looks (every 10 s by default).
+# `committed` waits for open transactions. That of a killed worker ends after its timeout (15 s) and the coordinator's
+# next check (every 10 s by default).
 COMMITTED_TIMEOUT_MS = 30_000
-# Between the end of a join and the leader's word, commits are refused: milliseconds, unless the leader is slow.
+# Between the end of a join and the leader's SyncGroup the broker refuses commits: for milliseconds, usually.
 REBALANCING_COMMIT_S = 2.0
 REBALANCING_PAUSE_S = 0.02
 CLOSE_TIMEOUT_S = 10.0
 
 
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # the vendor has no types
-    """Runs our callbacks in a thread of their own while the caller is held in `poll` or `close`.
+    """Runs the callbacks in a thread while the caller waits in `poll` or `close`.
 
-    kafka-python 3 calls listeners on its event loop, where every blocking call of the consumer raises. Awaiting
-    keeps that loop free for heartbeats and for the commits that the callback makes.
+    kafka-python 3 calls listeners on its event loop, where every blocking call of the consumer raises. The loop awaits
+    the thread, and stays free for heartbeats and for the callback's commits.
     """
 
     def __init__(
@@ -82,17 +82,17 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # the ve
             try:
                 callback(plain)
             except BaseException as error:
-                # handed to the caller of `poll`: the vendor would wrap it, and log it with a stack
+                # raised from `poll`: kafka-python would wrap it and log a traceback
                 self._errors.append(error)
             finally:
-                # completed on the loop: from here it would sleep on until its next timer, seconds later
+                # set on the loop: set from this thread, it would not wake the loop before its next timer, seconds later
                 self._loop.call_soon_threadsafe(lambda: finished.success(None))
 
         threading.Thread(target=work, name="cascade-rebalance", daemon=True).start()
         await finished
 
     def raise_error(self) -> None:
-        """Raise what a callback raised since the last time."""
+        """Raises the first error of a callback since the last call."""
         if self._errors:
             error = self._errors[0]
             self._errors.clear()
@@ -102,9 +102,9 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # the ve
 class KafkaPythonConsumer:
     """ConsumerClient on kafka-python; `group` None reads outside any group.
 
-    With `kafka.instance` it is a static member: `close` does not leave the group, and whoever joins under the same name
-    within the session timeout (10 s) gets its partitions. `poll` and `commit` of the one before raise from then on.
-    While `on_revoked` runs, the partitions that go are no longer in `assignment`.
+    With `kafka.instance` it is a static member: `close` does not leave the group, and a consumer that joins with the
+    same name within the session timeout (10 s) gets its partitions; `poll` and `commit` of the earlier one then raise.
+    While `on_revoked` runs, the revoked partitions are no longer in `assignment`.
     """
 
     def __init__(self, kafka: KafkaSettings, group: str | None, bootstrap_timeout_s: float = 30.0) -> None:
@@ -117,7 +117,7 @@ class KafkaPythonConsumer:
                 **connection_settings(kafka, "cascade-consumer"),
                 group_id=group,
                 enable_auto_commit=False,
-                # never skip silently: where there is no committed offset we seek, where the log was cut we stop
+                # never skip records silently: without a committed offset we seek, after a truncation we stop
                 auto_offset_reset="none",
                 allow_auto_create_topics=False,
                 isolation_level="read_committed",
@@ -146,7 +146,7 @@ class KafkaPythonConsumer:
         on_lost: PartitionsCallback | None = None,
     ) -> None:
         """See ConsumerClient."""
-        # a group that is joined before the topics are known assigns nothing, and then rebalances
+        # loads the metadata first: a join without it assigns nothing, and a second rebalance follows
         wanted = [partition for topic in topics for partition in self.partitions_for(topic)]
         end_unfinished_membership(self._kafka, self._group, wanted)
 
@@ -177,19 +177,19 @@ class KafkaPythonConsumer:
                 records = self._consumer.poll(timeout_ms=timeout_s * 1_000, max_records=rows_max)
         except BrokerError as error:
             if isinstance(error.__cause__, CorruptRecordError):
-                # the vendor's next poll would never return
+                # kafka-python's next poll would never return
                 self._unreadable = error
             raise
         self._raise_callback_error()
         return [_fetched(partition, found) for partition, found in records.items()]
 
     def pause(self, partitions: Iterable[Partition]) -> None:
-        """See ConsumerClient; a partition that was taken away is passed over."""
+        """See ConsumerClient; ignores partitions that are not assigned any more."""
         with self._translated("pausing"):
             self._consumer.pause(*self._still_assigned(partitions))
 
     def resume(self, partitions: Iterable[Partition]) -> None:
-        """See ConsumerClient; a partition that was taken away is passed over."""
+        """See ConsumerClient; ignores partitions that are not assigned any more."""
         with self._translated("resuming"):
             self._consumer.resume(*self._still_assigned(partitions))
 
@@ -210,7 +210,7 @@ class KafkaPythonConsumer:
         """See ConsumerClient."""
         with self._translated("asking for committed offsets"):
             found = self._consumer._coordinator.fetch_committed_offsets(_vendor(partitions), COMMITTED_TIMEOUT_MS)
-        return {tuple(partition): (int(kept.offset), kept.metadata or "") for partition, kept in found.items()}
+        return {tuple(partition): (int(stored.offset), stored.metadata or "") for partition, stored in found.items()}
 
     def member(self) -> GroupMember:
         """See ConsumerClient."""
@@ -219,7 +219,7 @@ class KafkaPythonConsumer:
         return GroupMember(metadata, self._consumer._coordinator.state is not MemberState.REBALANCING)
 
     def commit(self, offsets: Mapping[Partition, tuple[int, str]]) -> None:
-        """See ConsumerClient; it may raise while the group rebalances, and can then be tried again."""
+        """See ConsumerClient; an error during a rebalance can be retried."""
         wanted = {
             TopicPartition(*partition): OffsetAndMetadata(int(offset), metadata, -1)
             for partition, (offset, metadata) in offsets.items()
@@ -252,7 +252,9 @@ class KafkaPythonConsumer:
             found = self._consumer.offsets_for_times(dict.fromkeys(_vendor(wanted), time_ms), REQUEST_TIMEOUT_MS)
         beyond = [partition for partition in wanted if found.get(TopicPartition(*partition)) is None]
         ends = self.end_offsets(beyond) if beyond else {}
-        return {one: ends[one] if one in ends else int(found[TopicPartition(*one)].offset) for one in wanted}
+        return ends | {
+            partition: int(found[TopicPartition(*partition)].offset) for partition in wanted if partition not in ends
+        }
 
     def partitions_for(self, topic: str) -> list[Partition]:
         """See ConsumerClient."""
@@ -270,7 +272,7 @@ class KafkaPythonConsumer:
         self._raise_callback_error()
 
     def _never_committed(self, partitions: Sequence[Partition]) -> list[Partition]:
-        """Those without an offset; one that is only held by a transaction of another worker is not waited for."""
+        """Returns the partitions without a committed offset; does not wait for open transactions."""
         coordinator = self._consumer._coordinator
         with self._translated("asking for committed offsets"):
             level, coordinator._isolation_level = coordinator._isolation_level, IsolationLevel.READ_UNCOMMITTED

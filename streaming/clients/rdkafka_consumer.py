@@ -28,19 +28,19 @@ from streaming.clients.protocol import FetchedBatch, GroupMember, Headers, Parti
 from streaming.clients.rdkafka_settings import REQUEST_TIMEOUT_MS, Connection, connection_settings, vendor_error
 from streaming.clients.static_members import end_unfinished_membership
 
-# As for kafka-python: a worker that was killed is missed after this long.
+# As for kafka-python, for the same reasons.
 SESSION_TIMEOUT_MS = 10_000
 HEARTBEAT_INTERVAL_MS = 2_000
 FETCH_WAIT_MS = 50
 FETCH_BYTES_MAX = 8 * 1024 * 1024
-# What is fetched ahead of the loop, over all partitions.
+# Limits what librdkafka fetches ahead of `poll`, over all partitions.
 QUEUED_KBYTES_MAX = 32 * 1024
 COMMITTED_TIMEOUT_S = 30.0
-# An assignment takes hold in librdkafka's own thread; a seek before then is refused.
+# librdkafka applies an assignment in its own thread, and refuses a seek before that.
 SEEK_TIMEOUT_S, SEEK_PAUSE_S = 5.0, 0.002
 REQUEST_S = REQUEST_TIMEOUT_MS / 1_000
-# Giving partitions back needs no broker; what is fetched already stands before it in the queue, and is dropped.
-GIVE_BACK_S, GIVE_BACK_PAUSE_S = 10.0, 0.005
+# Unassigning needs no broker, but the event follows the fetched records in the queue; these are dropped.
+UNASSIGN_S_MAX, UNASSIGN_PAUSE_S = 10.0, 0.005
 ROWS_DROPPED_AT_ONCE = 10_000
 
 
@@ -53,17 +53,17 @@ class RdkafkaConsumer:
     def __init__(self, kafka: KafkaSettings, group: str | None, bootstrap_timeout_s: float = 30.0) -> None:
         self._kafka, self._group = kafka, group
         self._connection = Connection(kafka)
-        self._asking: AdminClient | None = None
+        self._admin_client: AdminClient | None = None
         self._next: dict[Partition, int] = {}
         self._callback_error: BaseException | None = None
         self._subscribed = self._closing = False
         settings = {
             **connection_settings(kafka, "cascade-consumer", self._connection.told),
-            # without one there is no consumer; nothing is ever committed under this one
+            # librdkafka requires a group id; nothing is ever committed under this one
             "group.id": group if group is not None else f"cascade-no-group-{uuid.uuid4().hex}",
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            # behind the last record may stand marks of transactions, which only this tells
+            # control records may follow the last record; only this event gives their offsets
             "enable.partition.eof": True,
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
@@ -98,9 +98,9 @@ class RdkafkaConsumer:
         end_unfinished_membership(self._kafka, self._group, wanted)
 
         def assigned(_: Any, partitions: list[TopicPartition]) -> None:
-            gained = sorted((one.topic, one.partition) for one in partitions)
+            gained = sorted(map(_plain, partitions))
             if not gained or self._closing:
-                return  # the binding takes them, and they are given back next
+                return  # the binding assigns them, and `close` unassigns them
             starts = self._starts(gained)
             self._consumer.incremental_assign(
                 [TopicPartition(topic, number, starts[(topic, number)]) for topic, number in gained]
@@ -112,7 +112,7 @@ class RdkafkaConsumer:
             def gone(_: Any, partitions: list[TopicPartition]) -> None:
                 if not partitions:
                     return
-                lost = sorted(self._next.keys() & {(one.topic, one.partition) for one in partitions})
+                lost = sorted(self._next.keys() & set(map(_plain, partitions)))
                 for partition in lost:
                     del self._next[partition]
                 if lost:
@@ -143,23 +143,24 @@ class RdkafkaConsumer:
         give_up_s = time.monotonic() + timeout_s
         while True:
             with self._connection.translated("fetching"):
-                # asked for many, librdkafka waits for all of them or the whole time
+                # for more than a message librdkafka waits until all are there, or for the whole timeout
                 first = self._consumer.consume(1, max(give_up_s - time.monotonic(), 0.0))
                 messages = first + self._consumer.consume(rows_max - 1, 0) if first and rows_max > 1 else first
             self._raise_callback_error()
             batches = self._taken(messages)
-            # all that came may be word that a partition's end was reached
+            # all messages may have been end-of-partition events
             if batches or not messages:
                 return batches
 
     def _taken(self, messages: list[Message]) -> list[FetchedBatch]:
         ends: list[Message] = []
-        # by truth: compared to anything, the binding's errors raise what comes out elsewhere
+        # by truth value: a comparison with the binding's errors raises an exception that surfaces elsewhere
         if any(map(Message.error, messages)):
             ends = self._ends(messages)
             messages = [message for message in messages if message.error() is None]
-        # what was fetched under an earlier assignment is another's
-        batches = [_fetched(one, found) for one, found in _by_partition(messages).items() if one in self._next]
+        # drops records that were fetched under an earlier assignment
+        by_partition = _by_partition(messages)
+        batches = [_fetched(partition, found) for partition, found in by_partition.items() if partition in self._next]
         for batch in batches:
             self._next[batch.topic, batch.partition] = int(batch.offsets[-1]) + 1
         for end in ends:
@@ -169,7 +170,7 @@ class RdkafkaConsumer:
         return batches
 
     def _ends(self, messages: Iterable[Message]) -> list[Message]:
-        """Those that say that their partition's end was reached, and where that is; raises what others say."""
+        """Returns the end-of-partition events; raises the error of any other event that librdkafka does not retry."""
         ends = []
         for message in messages:
             error = message.error()
@@ -178,19 +179,19 @@ class RdkafkaConsumer:
             if error.code() == KafkaError._PARTITION_EOF:
                 ends.append(message)
             elif error.fatal() or not error.retriable():
-                # the rest librdkafka tries again by itself
+                # librdkafka retries the others itself
                 raise self._connection.error("fetching", error)
         return ends
 
     def pause(self, partitions: Iterable[Partition]) -> None:
-        """See ConsumerClient; a partition that was taken away is passed over."""
+        """See ConsumerClient; ignores partitions that are not assigned any more."""
         with self._connection.translated("pausing"):
-            self._consumer.pause(_vendor(one for one in partitions if one in self._next))
+            self._consumer.pause(_vendor(partition for partition in partitions if partition in self._next))
 
     def resume(self, partitions: Iterable[Partition]) -> None:
-        """See ConsumerClient; a partition that was taken away is passed over."""
+        """See ConsumerClient; ignores partitions that are not assigned any more."""
         with self._connection.translated("resuming"):
-            self._consumer.resume(_vendor(one for one in partitions if one in self._next))
+            self._consumer.resume(_vendor(partition for partition in partitions if partition in self._next))
 
     def seek(self, partition: Partition, offset: int) -> None:
         """See ConsumerClient."""
@@ -200,8 +201,8 @@ class RdkafkaConsumer:
                 with self._connection.translated(f"seeking {partition[0]}-{partition[1]} to {offset}"):
                     self._consumer.seek(TopicPartition(*partition, int(offset)))
             except BrokerError as error:
-                told = vendor_error(error)
-                if told is None or told.code() != KafkaError._STATE or time.monotonic() > give_up_s:
+                cause = vendor_error(error)
+                if cause is None or cause.code() != KafkaError._STATE or time.monotonic() > give_up_s:
                     raise
                 time.sleep(SEEK_PAUSE_S)
                 continue
@@ -219,25 +220,25 @@ class RdkafkaConsumer:
         with self._connection.translated("asking for committed offsets"):
             found = self._consumer.committed(_vendor(partitions), timeout=COMMITTED_TIMEOUT_S)
         self._check(found, "asking for committed offsets")
-        return {(one.topic, one.partition): (one.offset, one.metadata or "") for one in found if one.offset >= 0}
+        return {_plain(stored): (stored.offset, stored.metadata or "") for stored in found if stored.offset >= 0}
 
     def member(self) -> GroupMember:
         """See ConsumerClient."""
         with self._connection.translated("asking for the membership"):
-            # the broker would take it for a client outside the group's protocol, and check nothing
+            # with other metadata the broker takes the client for a simple consumer and checks nothing
             is_member = self._group is not None and bool(self._consumer.memberid())
             return GroupMember(self._consumer.consumer_group_metadata() if is_member else None)
 
     def commit(self, offsets: Mapping[Partition, tuple[int, str]]) -> None:
-        """See ConsumerClient; it may raise while the group rebalances, and can then be tried again."""
+        """See ConsumerClient; an error during a rebalance can be retried."""
         if not offsets:
             return
         wanted = [
             TopicPartition(*partition, int(offset), metadata) for partition, (offset, metadata) in offsets.items()
         ]
         with self._connection.translated("committing offsets"):
-            kept = self._consumer.commit(offsets=wanted, asynchronous=False)
-        self._check(kept, "committing offsets")
+            answer = self._consumer.commit(offsets=wanted, asynchronous=False)
+        self._check(answer, "committing offsets")
 
     def beginning_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """See ConsumerClient."""
@@ -250,7 +251,7 @@ class RdkafkaConsumer:
     def offsets_at(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
         """See ConsumerClient."""
         found = self._offsets_of(partitions, OffsetSpec.for_timestamp(int(time_ms)), "asking for the offsets of a time")
-        return found | self.end_offsets(one for one, offset in found.items() if offset < 0)
+        return found | self.end_offsets(partition for partition, offset in found.items() if offset < 0)
 
     def partitions_for(self, topic: str) -> list[Partition]:
         """See ConsumerClient."""
@@ -266,38 +267,38 @@ class RdkafkaConsumer:
         """See ConsumerClient."""
         try:
             with self._connection.translated("leaving the group"):
-                self._give_back()
+                self._unassign()
         finally:
             with self._connection.translated("leaving the group"):
                 self._consumer.close()
-        self._asking = None
+        self._admin_client = None
         self._raise_callback_error()
 
-    def _give_back(self) -> None:
-        """End the membership, partitions given back first.
+    def _unassign(self) -> None:
+        """Unassigns the partitions, and then leaves the group.
 
-        The vendor's `close` with an assignment that was not taken yet has the group left before the partitions are
-        given back: commits then fail, or the call, with the interpreter's lock, waits without end (librdkafka 4884).
+        librdkafka's `close`, with an assignment that is not processed yet, leaves the group before it revokes the
+        partitions: commits then fail, or the call never returns and keeps the interpreter lock (librdkafka 4884).
         """
         if not self._subscribed:
             return
         self._closing = True
         self._consumer.unsubscribe()
-        give_up_s = time.monotonic() + GIVE_BACK_S
+        give_up_s = time.monotonic() + UNASSIGN_S_MAX
         while True:
-            self._consumer.consume(ROWS_DROPPED_AT_ONCE, GIVE_BACK_PAUSE_S)
+            self._consumer.consume(ROWS_DROPPED_AT_ONCE, UNASSIGN_PAUSE_S)
             if not self._consumer.assignment() or time.monotonic() > give_up_s:
                 return
 
     def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        """Where gained partitions begin: what is committed now, without waiting for transactions under way."""
+        """Returns the first offset to read of assigned partitions; does not wait for open transactions."""
         action = "asking for committed offsets"
         asked = ConsumerGroupTopicPartitions(self._group, _vendor(partitions))
         with self._connection.translated(action):
             answer = self._admin().list_consumer_group_offsets([asked], require_stable=False, request_timeout=REQUEST_S)
             found = answer[self._group].result().topic_partitions
         self._check(found, action)
-        offsets = {(one.topic, one.partition): one.offset for one in found}
+        offsets = {_plain(stored): stored.offset for stored in found}
         never = [partition for partition in partitions if offsets.get(partition, -1) < 0]
         return offsets | self.beginning_offsets(never)
 
@@ -309,16 +310,16 @@ class RdkafkaConsumer:
             asked = self._admin().list_offsets(
                 wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REQUEST_S
             )
-            return {(one.topic, one.partition): answer.result().offset for one, answer in asked.items()}
+            return {_plain(partition): answer.result().offset for partition, answer in asked.items()}
 
     def _admin(self) -> AdminClient:
-        """A connection of its own for questions: on the consumer's they wait behind its fetches, 50 ms each."""
-        if self._asking is None:
-            self._asking = AdminClient(connection_settings(self._kafka, "cascade-admin", self._connection.told))
-        return self._asking
+        """A separate connection for queries: on the consumer's connection they wait for its fetches, 50 ms each."""
+        if self._admin_client is None:
+            self._admin_client = AdminClient(connection_settings(self._kafka, "cascade-admin", self._connection.told))
+        return self._admin_client
 
     def _call(self, callback: PartitionsCallback, partitions: list[Partition]) -> None:
-        """What a callback raises is kept for the caller of `poll` or `close`: librdkafka must finish the rebalance."""
+        """Stores a callback's error for the caller of `poll` or `close`, since librdkafka must finish the rebalance."""
         try:
             callback(partitions)
         except BaseException as error:
@@ -330,22 +331,22 @@ class RdkafkaConsumer:
             raise error
 
     def _check(self, partitions: Iterable[TopicPartition] | None, action: str) -> None:
-        for one in partitions or ():
-            if one.error is not None:
-                raise self._connection.error(action, one.error)
+        for partition in partitions or ():
+            if partition.error is not None:
+                raise self._connection.error(action, partition.error)
 
 
 def _by_partition(messages: list[Message]) -> dict[Partition, list[Message]]:
-    """In the order of first appearance; they come in long runs of one partition."""
+    """Groups messages by partition, in order of first appearance; messages come in long runs of a partition."""
     found: defaultdict[Partition, list[Message]] = defaultdict(list)
-    homes = zip(map(Message.topic, messages), map(Message.partition, messages), strict=True)
-    for home, run in groupby(zip(homes, messages, strict=True), itemgetter(0)):
-        found[home].extend(map(itemgetter(1), run))
+    partitions = zip(map(Message.topic, messages), map(Message.partition, messages), strict=True)
+    for partition, run in groupby(zip(partitions, messages, strict=True), itemgetter(0)):
+        found[partition].extend(map(itemgetter(1), run))
     return found
 
 
 def _fetched(partition: Partition, messages: list[Message]) -> FetchedBatch:
-    # a Python step for each record and field would cost more than librdkafka does for all of it
+    # map() avoids a Python step for each record and field, which would cost more than librdkafka's own work
     rows = len(messages)
     return FetchedBatch(
         topic=partition[0],
@@ -366,10 +367,10 @@ def _headers(messages: list[Message]) -> list[Headers]:
 
 
 def _lenient_headers(message: Message) -> Headers:
-    """A record's headers where some name is not UTF-8; in its place stands a question mark.
+    """Returns a record's headers; names that are not UTF-8 become a question mark.
 
-    The binding raises once for such a record, and keeps pairs with a hole for the name: reading it would crash the
-    interpreter. What a pair refers to says whether there is one, since the garbage collector has to live with holes.
+    The binding raises once for such a record, and caches tuples whose name is a null pointer: reading it would crash
+    the interpreter. The tuple's referents, as the garbage collector sees them, show whether the name is there.
     """
     try:
         found = message.headers()
@@ -380,3 +381,7 @@ def _lenient_headers(message: Message) -> Headers:
 
 def _vendor(partitions: Iterable[Partition]) -> list[TopicPartition]:
     return [TopicPartition(*partition) for partition in partitions]
+
+
+def _plain(partition: TopicPartition) -> Partition:
+    return partition.topic, partition.partition

@@ -1,4 +1,4 @@
-"""The transactional producer on librdkafka: every call has its limit, and every failure says what is kept."""
+"""The transactional producer on librdkafka: every call has a time limit, every error says what is committed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
             self._flush(COMMIT_TIMEOUT_S)
         self.refuse_after_failure()
         if offsets:
-            wanted = [TopicPartition(*one, int(offset), metadata) for one, (offset, metadata) in offsets.items()]
+            wanted = [
+                TopicPartition(*partition, int(offset), metadata) for partition, (offset, metadata) in offsets.items()
+            ]
             with self._final("adding offsets to a transaction"):
                 if member.vendor is None:
                     raise BrokerError(

@@ -48,7 +48,7 @@ def _end_unfinished(kafka: KafkaSettings, group: str, wanted: Collection[Partiti
     with admin_client(kafka, f"looking at the group {group}") as admin:
         found = admin.describe_groups([group])[group]
         members = found["members"]
-        if all(one["group_instance_id"] != kafka.instance for one in members):
+        if all(member["group_instance_id"] != kafka.instance for member in members):
             return
         if found["group_state"] == "Stable" and set(wanted) <= _assigned(members):
             return
@@ -60,7 +60,7 @@ def _end_unfinished(kafka: KafkaSettings, group: str, wanted: Collection[Partiti
 def _assigned(members: Collection[Mapping[str, Any]]) -> set[Partition]:
     return {
         (topic["topic"], number)
-        for one in members
-        for topic in (one["member_assignment"] or {}).get("assigned_partitions", [])
+        for member in members
+        for topic in (member["member_assignment"] or {}).get("assigned_partitions", [])
         for number in topic["partitions"]
     }

@@ -75,7 +75,7 @@ class ClientCredentialsToken(AbstractTokenProvider):  # type: ignore[misc]  # th
         super().__init__()
         self._endpoint = security.token_endpoint
         self._scope = security.scope
-        pair = ":".join(urllib.parse.quote(one, safe="") for one in (security.client_id, security.client_secret()))
+        pair = ":".join(urllib.parse.quote(text, safe="") for text in (security.client_id, security.client_secret()))
         self._credentials = Secret(base64.b64encode(pair.encode()).decode())
         self._opener = make_opener(self._endpoint, security.ca_file)
         self._lock = threading.Lock()

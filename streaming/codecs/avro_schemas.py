@@ -46,8 +46,8 @@ _PRIMITIVES = {
     "null": NULL, "boolean": BOOLEAN, "int": INT, "long": LONG, "float": FLOAT, "double": DOUBLE, "bytes": BYTES,
     "string": BYTES,
 }  # fmt: skip
-# What each type of ours is read into, and from which of the writer's (the specification's promotions; an enum's symbols
-# are texts to us).
+# The column kind of each field type, and the writer's types that it reads (the specification's promotions; an enum's
+# symbols are read as texts).
 TARGETS: dict[FieldType, int] = {
     "int64": WHOLE, "timestamp": WHOLE, "float64": NUMBER, "string": TEXT, "category": CATEGORY
 }  # fmt: skip
@@ -90,7 +90,7 @@ def schema_text(fields: Mapping[str, Field]) -> str:
             "type": "record",
             "name": "row",
             "namespace": "cascade",
-            "fields": [{"name": one, "type": _type(field)} for one, field in fields.items()],
+            "fields": [{"name": name, "type": _type(field)} for name, field in fields.items()],
         }
     ).decode()
 
@@ -113,7 +113,7 @@ def parse_writer(text: str, fields: Mapping[str, Field]) -> WriterSchema:
     if not isinstance(schema, dict) or schema.get("type") != "record" or not isinstance(schema.get("fields"), list):
         raise _refused("its schema is no record")
     written = schema["fields"]
-    names = [_text_of(one, "name") if isinstance(one, dict) else "" for one in written]
+    names = [_text_of(entry, "name") if isinstance(entry, dict) else "" for entry in written]
     if len(names) > FIELDS_MAX or not all(map(NAME.fullmatch, names)):
         raise _refused(f"its schema has more than {FIELDS_MAX} fields, or one without a proper name")
     if len(set(names)) < len(names):
@@ -121,21 +121,21 @@ def parse_writer(text: str, fields: Mapping[str, Field]) -> WriterSchema:
     for name in fields:
         if name not in names:
             raise SchemaRefusedError(RejectReason.MISSING_FIELD, f"{name}: not in its writer's schema")
-    places = _places(fields)
+    column_indexes = _column_indexes(fields)
     steps = _Steps(tuple(names), _Names(_text_of(schema, "namespace")))
-    for name, one in zip(names, written, strict=True):
-        steps.add(name, one.get("type"), fields.get(name), places.get(name, -1))
+    for name, entry in zip(names, written, strict=True):
+        steps.add(name, entry.get("type"), fields.get(name), column_indexes.get(name, -1))
     return steps.finished()
 
 
-def _places(fields: Mapping[str, Field]) -> dict[str, int]:
-    """The place of each field among those that are read into the same kind of column."""
+def _column_indexes(fields: Mapping[str, Field]) -> dict[str, int]:
+    """The index of each field among those that are read into the same kind of column."""
     counts = dict.fromkeys(_READ_FROM, 0)
-    places = {}
-    for name, one in fields.items():
-        places[name] = counts[TARGETS[one.type]]
-        counts[TARGETS[one.type]] += 1
-    return places
+    indexes = {}
+    for name, reader_field in fields.items():
+        indexes[name] = counts[TARGETS[reader_field.type]]
+        counts[TARGETS[reader_field.type]] += 1
+    return indexes
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,17 +178,17 @@ class _Steps:
         self._symbols: list[int] = []
         self._units: dict[str, str] = {}
 
-    def add(self, name: str, schema: object, ours: Field | None, place: int) -> None:
+    def add(self, name: str, schema: object, reader_field: Field | None, place: int) -> None:
         union = isinstance(schema, list)
         types = schema if isinstance(schema, list) else [schema]
         if not 1 <= len(types) <= BRANCHES_MAX:
             raise _refused(f"{name}: its union has no branch, or more than {BRANCHES_MAX}")
-        branches = [self._branch(name, one) for one in types]
-        if ours is not None:
-            self._check(name, ours, [one for one in branches if one.kind != NULL])
+        branches = [self._branch(name, branch) for branch in types]
+        if reader_field is not None:
+            self._check(name, reader_field, [branch for branch in branches if branch.kind != NULL])
         first = len(self._branches)
-        self._branches += [self._coded(one, ours) for one in branches]
-        target = SKIP if ours is None else TARGETS[ours.type]
+        self._branches += [self._coded(branch, reader_field) for branch in branches]
+        target = SKIP if reader_field is None else TARGETS[reader_field.type]
         self._steps.append((int(union), first, len(self._branches), target, place))
 
     def finished(self) -> WriterSchema:
@@ -216,7 +216,7 @@ class _Steps:
     def _named(self, name: str, schema: dict[str, Any]) -> _Branch:
         symbols, size = schema.get("symbols", []), schema.get("size", 0)
         if schema["type"] == "enum":
-            if not isinstance(symbols, list) or not symbols or not all(isinstance(one, str) for one in symbols):
+            if not isinstance(symbols, list) or not symbols or not all(isinstance(symbol, str) for symbol in symbols):
                 raise _refused(f"{name}: an enum without symbols")
             branch = _Branch(ENUM, len(symbols), tuple(symbols))
         else:
@@ -226,23 +226,25 @@ class _Steps:
         self._names.add(schema, branch)
         return branch
 
-    def _check(self, name: str, ours: Field, branches: list[_Branch]) -> None:
-        logical = {one.logical for one in branches}
-        fits = {one.kind for one in branches} <= _READ_FROM[TARGETS[ours.type]] and bool(branches)
-        if ours.type == "timestamp":
+    def _check(self, name: str, reader_field: Field, branches: list[_Branch]) -> None:
+        logical = {branch.logical for branch in branches}
+        fits = {branch.kind for branch in branches} <= _READ_FROM[TARGETS[reader_field.type]] and bool(branches)
+        if reader_field.type == "timestamp":
             # the writer's own word on the unit counts; a unit that is not ours to read would be read wrong
             fits = fits and len(logical) == 1 and logical <= {"", *_UNITS}
-            self._units[name] = _UNITS.get(next(iter(logical), ""), ours.unit)
-        elif TARGETS[ours.type] == TEXT:
+            self._units[name] = _UNITS.get(next(iter(logical), ""), reader_field.unit)
+        elif TARGETS[reader_field.type] == TEXT:
             # a decimal's octets, say, are no text
             fits = fits and logical <= {"", "uuid"}
         if not fits:
-            raise SchemaRefusedError(RejectReason.TYPE, f"{name}: its writer's type cannot be read as {ours.type}")
+            raise SchemaRefusedError(
+                RejectReason.TYPE, f"{name}: its writer's type cannot be read as {reader_field.type}"
+            )
 
-    def _coded(self, branch: _Branch, ours: Field | None) -> tuple[int, int, int]:
+    def _coded(self, branch: _Branch, reader_field: Field | None) -> tuple[int, int, int]:
         first = len(self._symbols)
-        if branch.kind == ENUM and ours is not None:
-            values = {value: position for position, value in enumerate(ours.values)}
+        if branch.kind == ENUM and reader_field is not None:
+            values = {value: position for position, value in enumerate(reader_field.values)}
             self._symbols += [values.get(symbol, -1) for symbol in branch.symbols]
         return branch.kind, branch.size, first
 

@@ -52,7 +52,7 @@ class BinaryCodec:
         self.head = bytes([MAGIC, VERSION]) + digest[:LAYOUT_HASH_BYTES]
         self._head = np.frombuffer(self.head, "<u8")[0]
         self._row = np.dtype(
-            [(_HEAD, "<u8"), *((f"f{place}", _wire(one)) for place, one in enumerate(fields.values()))]
+            [(_HEAD, "<u8"), *((f"f{place}", _wire(field)) for place, field in enumerate(fields.values()))]
         )
         self._bytes = self._row.itemsize
         if self._bytes > message_bytes_max:
@@ -116,8 +116,8 @@ class BinaryCodec:
             for name, field in self._fields.items()
             if field.type == "string"
         }
-        for one in doubtful.values():
-            one.note_broken(faults)
+        for texts in doubtful.values():
+            texts.note_broken(faults)
         for name, field in self._fields.items():
             if field.type == "string":
                 doubtful[name].note_rest(faults)

@@ -32,7 +32,7 @@ def sift(batch: ColumnBatch, rows: Int64, faults: Faults, rejects: list[Reject])
         good = np.ones(len(rows), np.bool_)
         good[list(faults)] = False
         batch, rows = batch.take(good), rows[good]
-    rejects.sort(key=lambda one: one.index)
+    rejects.sort(key=lambda found: found.index)
     return Decoded(batch, rows, rejects)
 
 

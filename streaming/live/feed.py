@@ -90,7 +90,7 @@ class LiveFeed:
 
 def _follows(before: Scrape, now: Scrape) -> bool:
     """Whether what came between is worth a frame: somebody watched, and no worker began anew or went."""
-    began = [one.by("cascade_start_time_seconds", "worker") for one in (before, now)]
+    began = [scrape.by("cascade_start_time_seconds", "worker") for scrape in (before, now)]
     return 0.0 < now.at_s - before.at_s <= GAP_S_MAX and began[0] == began[1]
 
 

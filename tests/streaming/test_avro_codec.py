@@ -89,7 +89,7 @@ def good(**changes: Any) -> bytes:
 
 
 def reasons(decoded: Decoded) -> dict[int, RejectReason]:
-    return {one.index: one.reason for one in decoded.rejects}
+    return {reject.index: reject.reason for reject in decoded.rejects}
 
 
 def only_reason(decoded: Decoded) -> RejectReason:
@@ -106,16 +106,16 @@ def test_what_we_write_is_what_fastavro_reads() -> None:
     batch = made().decode([good(), good(card_id="é漢", channel="chip", transaction_id=2**63 - 1)]).batch
     messages = codec_.encode(batch)
     schema = fastavro.parse_schema(msgspec.json.decode(held.texts[OURS]))
-    read = [fastavro.schemaless_reader(io.BytesIO(one[5:]), schema) for one in messages]
+    read = [fastavro.schemaless_reader(io.BytesIO(record[5:]), schema) for record in messages]
     assert read[0] == GOOD | {"event_time": datetime.fromtimestamp(TIME_MS / 1e3, UTC)}
-    assert [(one["card_id"], one["channel"], one["transaction_id"]) for one in read] == [
+    assert [(record["card_id"], record["channel"], record["transaction_id"]) for record in read] == [
         ("K-1", "online", 1), ("é漢", "chip", 2**63 - 1)
     ]  # fmt: skip
-    assert [one[:5] for one in messages] == [b"\0\0\0\0\x07"] * 2
+    assert [record[:5] for record in messages] == [b"\0\0\0\0\x07"] * 2
     again = codec_.decode(messages)
     assert again.rejects == []
     assert all(again.batch[name].tolist() == batch[name].tolist() for name in FIELDS)
-    assert [again.batch[name].dtype for name in FIELDS] == [one.dtype for one in FIELDS.values()]
+    assert [again.batch[name].dtype for name in FIELDS] == [field.dtype for field in FIELDS.values()]
 
 
 def test_a_writer_may_have_more_fields_in_any_order_and_nullable_ones() -> None:
@@ -135,7 +135,7 @@ def test_a_writer_may_have_more_fields_in_any_order_and_nullable_ones() -> None:
         "event_time": datetime.fromtimestamp(TIME_MS / 1e3, UTC),
     }  # fmt: skip
     unions: list[Any] = [None, b"abc", 5, "text", 1e300, b"\xff", True]
-    decoded = made(types).decode([written(types, GOOD | more | {"new_union": one}) for one in unions])
+    decoded = made(types).decode([written(types, GOOD | more | {"new_union": union}) for union in unions])
     assert decoded.rejects == []
     assert decoded.batch.rows == len(unions)
     for name, value in (GOOD | {"channel": 0, "card_id": b"K-1", "note": b""}).items():
@@ -232,7 +232,7 @@ def test_each_fault_has_its_reason_and_spares_its_neighbours() -> None:
         values += [value, good(transaction_id=place + 1)]
     decoded = made().decode(values)
     assert reasons(decoded) == {2 * place + 1: reason for place, (_, reason) in enumerate(BAD)}
-    assert [one.index for one in decoded.rejects] == sorted(one.index for one in decoded.rejects)
+    assert [reject.index for reject in decoded.rejects] == sorted(reject.index for reject in decoded.rejects)
     assert decoded.rows.tolist() == list(range(0, len(values), 2))
     assert decoded.batch["transaction_id"].tolist() == list(range(len(BAD) + 1))
 
@@ -241,7 +241,7 @@ def test_each_fault_has_its_reason_and_spares_its_neighbours() -> None:
 def test_a_fetch_without_a_row_is_an_empty_batch(values: list[bytes | None]) -> None:
     decoded = made().decode(values)
     assert decoded.batch.rows == len(decoded.rows) == 0
-    assert [decoded.batch[name].dtype for name in FIELDS] == [one.dtype for one in FIELDS.values()]
+    assert [decoded.batch[name].dtype for name in FIELDS] == [field.dtype for field in FIELDS.values()]
     assert len(decoded.rejects) == len(values)
 
 
@@ -259,11 +259,11 @@ def test_malformed_unions_enums_booleans_and_ints_are_refused() -> None:
     }  # fmt: skip
     decoded = codec_.decode([HEAD + body for body in bodies])
     assert decoded.batch["n"].tolist() == [2]
-    details = {one.index: one.detail for one in decoded.rejects}
+    details = {reject.index: reject.detail for reject in decoded.rejects}
     for place, expected in enumerate(bodies.values()):
         assert (expected is None) == (place not in details)
         assert expected is None or details[place].startswith(expected)
-    assert [one.reason for one in decoded.rejects if "null" in one.detail] == [RejectReason.TYPE]
+    assert [reject.reason for reject in decoded.rejects if "null" in reject.detail] == [RejectReason.TYPE]
 
 
 # --- writers' schemas -------------------------------------------------------------------------------------------------
@@ -459,13 +459,13 @@ def as_msgpack(values: dict[str, Any]) -> bytes:
 @settings(max_examples=300, deadline=None)
 @given(found=st.lists(any_row, max_size=12))
 def test_the_same_values_are_read_and_refused_as_in_messagepack(found: list[dict[str, Any]]) -> None:
-    mine = made().decode([as_avro(one) for one in found])
-    theirs = codec("msgpack", FIELDS, BYTES_MAX).decode([as_msgpack(one) for one in found])
+    mine = made().decode([as_avro(values) for values in found])
+    theirs = codec("msgpack", FIELDS, BYTES_MAX).decode([as_msgpack(values) for values in found])
     assert mine.rejects == theirs.rejects
     assert mine.rows.tolist() == theirs.rows.tolist()
     for name in FIELDS:
         assert mine.batch[name].tolist() == theirs.batch[name].tolist()
-    assert made().decode([HEAD + one[5:] for one in ours().encode(mine.batch)]).rejects == []
+    assert made().decode([HEAD + octets[5:] for octets in ours().encode(mine.batch)]).rejects == []
 
 
 def ours() -> AvroCodec:
@@ -491,9 +491,9 @@ def test_mutated_messages_are_read_as_fastavro_reads_them_or_refused() -> None:
         read: Any = fastavro.schemaless_reader(body, schema)
         assert body.read() == b""
         assert read == {
-            name: decoded.batch[name][place].decode() if one.type == "string"
-            else one.values[decoded.batch[name][place]] if one.type == "category" else decoded.batch[name][place]
-            for name, one in FIELDS.items()
+            name: decoded.batch[name][place].decode() if field.type == "string"
+            else field.values[decoded.batch[name][place]] if field.type == "category" else decoded.batch[name][place]
+            for name, field in FIELDS.items()
         }  # fmt: skip
     malformed = {index for index, reason in reasons(decoded).items() if reason is RejectReason.SYNTAX}
     assert malformed == {index for index, value in enumerate(values) if not well_formed(value[5:])}

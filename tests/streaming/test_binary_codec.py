@@ -43,7 +43,7 @@ def row(**changes: Any) -> bytes:
 
 
 def reasons(decoded: Decoded) -> dict[int, RejectReason]:
-    return {one.index: one.reason for one in decoded.rejects}
+    return {reject.index: reject.reason for reject in decoded.rejects}
 
 
 def test_a_row_is_laid_out_as_documented() -> None:
@@ -55,7 +55,7 @@ def test_a_row_is_laid_out_as_documented() -> None:
         "transaction_id": [1, 1], "event_time": [1_530_000_000_000] * 2, "amount": [12.5, 0.0],
         "card-id": [b"K-1"] * 2, "channel": [1, 0], "note": [b"", "é".encode()],
     }  # fmt: skip
-    assert [decoded.batch[name].dtype for name in FIELDS] == [one.dtype for one in FIELDS.values()]
+    assert [decoded.batch[name].dtype for name in FIELDS] == [field.dtype for field in FIELDS.values()]
     assert CODEC.encode(decoded.batch)[0] == row()
 
 
@@ -101,7 +101,7 @@ def test_each_fault_has_its_reason_and_spares_its_neighbours() -> None:
         values += [value, row(transaction_id=place + 1)]
     decoded = CODEC.decode(values)
     assert reasons(decoded) == {2 * place + 1: reason for place, (_, reason) in enumerate(BAD)}
-    assert [one.index for one in decoded.rejects] == sorted(one.index for one in decoded.rejects)
+    assert [reject.index for reject in decoded.rejects] == sorted(reject.index for reject in decoded.rejects)
     assert decoded.rows.tolist() == list(range(0, len(values), 2))
     assert decoded.batch["transaction_id"].tolist() == list(range(len(BAD) + 1))
 
@@ -110,7 +110,7 @@ def test_messages_of_two_wrong_lengths_do_not_make_up_for_each_other() -> None:
     good = row()
     for values in ([good[:-1], good + b"\0"], [good + good[:1], good[1:]], [good + good, b""], [good[:20], good[20:]]):
         decoded = CODEC.decode([*values, good])
-        assert [one.index for one in decoded.rejects] == [0, 1]
+        assert [reject.index for reject in decoded.rejects] == [0, 1]
         assert decoded.rows.tolist() == [2]
 
 
@@ -118,7 +118,7 @@ def test_messages_of_two_wrong_lengths_do_not_make_up_for_each_other() -> None:
 def test_a_fetch_without_a_row_is_an_empty_batch(values: list[bytes | None]) -> None:
     decoded = CODEC.decode(values)
     assert decoded.batch.rows == len(decoded.rows) == 0
-    assert [decoded.batch[name].dtype for name in FIELDS] == [one.dtype for one in FIELDS.values()]
+    assert [decoded.batch[name].dtype for name in FIELDS] == [field.dtype for field in FIELDS.values()]
     assert len(decoded.rejects) == len(values)
 
 
@@ -129,13 +129,13 @@ def test_a_fetch_without_a_row_is_an_empty_batch(values: list[bytes | None]) -> 
         FIELDS | {"event_time": Field(type="timestamp", unit="us")},
         FIELDS | {"amount": Field(type="int64")},
         dict(reversed(list(FIELDS.items()))),
-        {("Amount" if name == "amount" else name): one for name, one in FIELDS.items()},
+        {("Amount" if name == "amount" else name): field for name, field in FIELDS.items()},
         # of the same size, and the octets are the same too
         FIELDS | {"card-id": Field(type="string", max_length=5), "note": Field(type="string", max_length=8)},
     ],
 )
 def test_a_row_of_another_schema_is_refused_and_never_read_as_ours(other: dict[str, Field]) -> None:
-    columns: dict[str, Any] = {name: np.ones(1, one.dtype) for name, one in other.items()}
+    columns: dict[str, Any] = {name: np.ones(1, field.dtype) for name, field in other.items()}
     written = BinaryCodec(other, BYTES_MAX).encode(ColumnBatch(columns, 1))
     assert list(reasons(CODEC.decode([*written, row()])).items()) == [(0, RejectReason.OTHER_SCHEMA)]
 
@@ -169,7 +169,7 @@ def test_details_do_not_tell_the_value() -> None:
     values = [row(**{"card-id": b"4000\n123"}), row(**{"card-id": b"4000123\xff"}), row(transaction_id=-40001234)]
     decoded = CODEC.decode(values)
     assert len(decoded.rejects) == 3
-    assert not any("4000" in one.detail for one in decoded.rejects)
+    assert not any("4000" in reject.detail for reject in decoded.rejects)
 
 
 # --- the same values in another codec ---------------------------------------------------------------------------------
@@ -204,8 +204,8 @@ def as_msgpack(values: dict[str, Any]) -> bytes:
 @settings(max_examples=300, deadline=None)
 @given(found=st.lists(any_row, max_size=12))
 def test_the_same_values_are_read_and_refused_as_in_messagepack(found: list[dict[str, Any]]) -> None:
-    mine = CODEC.decode([row(**one) for one in found])
-    theirs = codec("msgpack", FIELDS, BYTES_MAX).decode([as_msgpack(one) for one in found])
+    mine = CODEC.decode([row(**values) for values in found])
+    theirs = codec("msgpack", FIELDS, BYTES_MAX).decode([as_msgpack(values) for values in found])
     assert mine.rejects == theirs.rejects
     assert mine.rows.tolist() == theirs.rows.tolist()
     for name in FIELDS:

@@ -132,10 +132,10 @@ def bad_messages(name: str) -> list[tuple[bytes | None, RejectReason]]:
         (message(name, **{"card-id": "a\n"}), RejectReason.OUT_OF_LIMITS),
         (message(name, **{"card-id": "a\x9f"}), RejectReason.OUT_OF_LIMITS),
         *(
-            (message(name, **{"card-id": f"a{one}"}), RejectReason.OUT_OF_LIMITS)
-            for one in "\u202e\u200b\ufeff\u2028\xad"
+            (message(name, **{"card-id": f"a{character}"}), RejectReason.OUT_OF_LIMITS)
+            for character in "\u202e\u200b\ufeff\u2028\xad"
         ),
-        *((one, RejectReason.REPEATED_KEY) for one in repeating(name)),
+        *((octets, RejectReason.REPEATED_KEY) for octets in repeating(name)),
         (object_of(name, *GOOD.items(), ("x", nested(NESTING_MAX + 1))), RejectReason.SYNTAX),
         (message(name).replace(b"K-1", b"K\xff1"), RejectReason.ENCODING),
         (b"not a message", RejectReason.SYNTAX if name == "json" else RejectReason.TYPE),
@@ -261,7 +261,7 @@ def test_every_kind_of_msgpack_value_is_stepped_over_by_its_length() -> None:
     for counted, items in (((0x91, 0xDC, 0xDD), 1), ((0x81, 0xDE, 0xDF), 2)):
         headers = [
             bytes([counted[0]]),
-            *(bytes([one]) + (1).to_bytes(2 + 2 * p, "big") for p, one in enumerate(counted[1:])),
+            *(bytes([first]) + (1).to_bytes(2 + 2 * p, "big") for p, first in enumerate(counted[1:])),
         ]
         kinds += [header + b"\x01" * items for header in headers]
     kinds += [b"\xc0", b"\xc2", b"\xc3", b"\x7f", b"\xe0", b"\xff", b"\x90", b"\x80", b"\xdc\0\0", b"\xdf\0\0\0\0"]
@@ -323,11 +323,13 @@ def test_a_fetch_is_read_as_its_messages_are_one_by_one(name: str, seed: int) ->
     alone = [made.decode([value]) for value in values]
     decoded = made.decode(values)
     each_position_once(decoded, len(values))
-    assert decoded.rows.tolist() == [index for index, one in enumerate(alone) if one.batch.rows]
+    assert decoded.rows.tolist() == [index for index, part in enumerate(alone) if part.batch.rows]
     for field in FIELDS:
-        assert decoded.batch[field].tolist() == [value for one in alone for value in one.batch[field].tolist()]
-    found = [(one.index, one.reason, one.detail) for one in decoded.rejects]
-    assert found == [(index, reject.reason, reject.detail) for index, one in enumerate(alone) for reject in one.rejects]
+        assert decoded.batch[field].tolist() == [value for part in alone for value in part.batch[field].tolist()]
+    found = [(reject.index, reject.reason, reject.detail) for reject in decoded.rejects]
+    assert found == [
+        (index, reject.reason, reject.detail) for index, part in enumerate(alone) for reject in part.rejects
+    ]
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -335,7 +337,7 @@ def test_no_message_lacks_what_its_neighbour_has_twice(name: str) -> None:
     twice = object_of(name, ("amount", 1.0), *GOOD.items())
     decoded = make(name).decode([message(name), twice, without(name, "amount"), message(name)])
     assert decoded.rows.tolist() == [0, 3]
-    assert [one.reason for one in decoded.rejects] == [RejectReason.REPEATED_KEY, RejectReason.MISSING_FIELD]
+    assert [reject.reason for reject in decoded.rejects] == [RejectReason.REPEATED_KEY, RejectReason.MISSING_FIELD]
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -368,7 +370,7 @@ def test_no_id_holds_what_cannot_be_seen(name: str) -> None:
     unseen = [
         chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in ("Cc", "Cf", "Zl", "Zp")
     ] + list("\u034f\u115f\u3164\ufe0f\uffa0\U000e01ef")
-    decoded = make(name).decode([message(name, **{"card-id": f"a{one}b"}) for one in unseen])
+    decoded = make(name).decode([message(name, **{"card-id": f"a{character}b"}) for character in unseen])
     assert decoded.batch.rows == 0
     assert {reject.detail for reject in decoded.rejects} == {"card-id: holds a control or invisible character"}
 
@@ -455,8 +457,8 @@ def hostile(draw: st.DrawFn, name: str) -> bytes:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_message_breaks_a_fetch(name: str, data: st.DataObject) -> None:
-    one = st.one_of(st.none(), st.binary(max_size=60), hostile(name), st.just(message(name)))
-    values = data.draw(st.lists(one, max_size=12))
+    value = st.one_of(st.none(), st.binary(max_size=60), hostile(name), st.just(message(name)))
+    values = data.draw(st.lists(value, max_size=12))
     decoded = make(name).decode(values)
     each_position_once(decoded, len(values))
     for place, row in enumerate(decoded.rows.tolist()):

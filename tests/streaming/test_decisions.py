@@ -118,13 +118,13 @@ def test_the_kernel_says_what_the_records_say(columns: DecisionColumns) -> None:
     found = [decode_decision(message, "json") for message in encode_decisions("json", columns)]
     expected = _decisions(columns)
     assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        for name in one.latency_ms.__struct_fields__:
-            assert getattr(one.latency_ms, name) == pytest.approx(
+    for decision, other in zip(found, expected, strict=True):
+        for name in decision.latency_ms.__struct_fields__:
+            assert getattr(decision.latency_ms, name) == pytest.approx(
                 getattr(other.latency_ms, name), rel=1e-15, abs=5.1e-4
             )
         same = {"latency_ms": None}
-        assert msgspec.structs.replace(one, **same) == msgspec.structs.replace(other, **same)  # type: ignore[arg-type]
+        assert msgspec.structs.replace(decision, **same) == msgspec.structs.replace(other, **same)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +141,6 @@ def test_the_kernel_says_what_the_records_say(columns: DecisionColumns) -> None:
 def test_what_the_kernel_cannot_say_goes_the_long_way(changes: dict[str, Any]) -> None:
     some_columns = columns(**changes)
     assert not _fits_the_kernel(some_columns)
-    assert [msgspec.json.decode(one)["decision"] for one in encode_decisions("json", some_columns)] == [
+    assert [msgspec.json.decode(text)["decision"] for text in encode_decisions("json", some_columns)] == [
         "approve", "review",
     ]  # fmt: skip

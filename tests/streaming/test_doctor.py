@@ -36,7 +36,7 @@ def new_config(tmp_path: Path) -> ConfigMaker:
 
 
 def findings(path: Path) -> dict[str, Finding]:
-    return {one.check: one for one in examine(path)}
+    return {finding.check: finding for finding in examine(path)}
 
 
 @pytest.mark.kafka
@@ -46,7 +46,7 @@ def test_a_service_that_can_run(broker: Any, new_config: ConfigMaker, tmp_path: 
     config = load_config(path)
     ensure_topics(config.kafka, topic_specs(config, 2))
     found = findings(path)
-    assert {one.status for name, one in found.items() if name != "energy"} == {"ok"}
+    assert {finding.status for name, finding in found.items() if name != "energy"} == {"ok"}
     assert f"{config.kafka.topics.transactions} (2)" in found["topics"].text
     assert "a record was produced and consumed" in found["clock"].text
     assert found["delivery"].text == "exactly-once as only: a transaction was begun and undone"
@@ -55,7 +55,7 @@ def test_a_service_that_can_run(broker: Any, new_config: ConfigMaker, tmp_path: 
     assert ("modelled" in found["energy"].text) == (found["energy"].status == "warning")
     said = CliRunner().invoke(app, ["--config", str(path), "--json"])
     assert said.exit_code == 0
-    assert [one.check for one in msgspec.json.decode(said.stdout, type=list[Finding])] == list(found)
+    assert [finding.check for finding in msgspec.json.decode(said.stdout, type=list[Finding])] == list(found)
 
 
 @pytest.mark.kafka
@@ -71,7 +71,7 @@ def test_missing_topics_are_named_with_the_remedy(broker: Any, new_config: Confi
 def test_a_topic_that_keeps_its_producers_times_is_told(broker: Any, new_config: ConfigMaker) -> None:
     path = new_config(kafka={"bootstrap": broker.bootstrap})
     config = load_config(path)
-    ensure_topics(config.kafka, [TopicSpec(one.name, 1) for one in topic_specs(config, 1)])
+    ensure_topics(config.kafka, [TopicSpec(spec.name, 1) for spec in topic_specs(config, 1)])
     clock = findings(path)["clock"]
     assert clock.status == "warning"
     assert "LogAppendTime" in clock.text
@@ -127,7 +127,7 @@ def test_a_snapshot_place_that_cannot_be_written_to_fails_by_name(new_config: Co
     place = tmp_path / "state"
     place.write_text("a file in the way")
     path = new_config(kafka={"bootstrap": f"127.0.0.1:{free_ports(1)[0]}"}, state={"snapshots": str(place)})
-    checks = {one.check: one for one in examine(path)}
+    checks = {finding.check: finding for finding in examine(path)}
     assert checks["state"].status == "failed"
     assert str(place) in checks["state"].text
 

@@ -42,22 +42,22 @@ def test_taken_rows_keep_all_that_belongs_to_them(index: np.ndarray) -> None:
 
 
 def test_each_row_expires_once_and_at_its_own_deadline() -> None:
-    one = call([50.0, 20.0, 50.0, 80.0])
-    assert one.expire(19.9).tolist() == []
-    assert one.expire(20.0).tolist() == [1]
-    assert one.expire(20.0).tolist() == []
-    assert one.expire(60.0).tolist() == [0, 2]
-    assert one.open.tolist() == [False, False, False, True]
-    assert one.expire(1e9).tolist() == [3]
-    assert one.expire(2e9).tolist() == []
+    deep_call = call([50.0, 20.0, 50.0, 80.0])
+    assert deep_call.expire(19.9).tolist() == []
+    assert deep_call.expire(20.0).tolist() == [1]
+    assert deep_call.expire(20.0).tolist() == []
+    assert deep_call.expire(60.0).tolist() == [0, 2]
+    assert deep_call.open.tolist() == [False, False, False, True]
+    assert deep_call.expire(1e9).tolist() == [3]
+    assert deep_call.expire(2e9).tolist() == []
 
 
 def test_an_answer_decides_only_what_has_not_expired() -> None:
-    one = call([10.0, 99.0, 99.0])
-    one.expire(10.0)
-    assert one.close().tolist() == [1, 2]
-    assert one.close().tolist() == []
-    assert one.expire(1e9).tolist() == [], "a decided row must not be decided again at its deadline"
+    deep_call = call([10.0, 99.0, 99.0])
+    deep_call.expire(10.0)
+    assert deep_call.close().tolist() == [1, 2]
+    assert deep_call.close().tolist() == []
+    assert deep_call.expire(1e9).tolist() == [], "a decided row must not be decided again at its deadline"
 
 
 def test_rows_that_are_late_already_expire_at_once() -> None:
@@ -65,7 +65,7 @@ def test_rows_that_are_late_already_expire_at_once() -> None:
 
 
 def test_dropped_rows_of_lost_partitions_are_decided_by_nobody_here() -> None:
-    one = call([50.0, 60.0, 70.0, 80.0])
-    one.drop(frozenset({("t", 1)}))
-    assert one.expire(65.0).tolist() == [0]
-    assert one.close().tolist() == [2]
+    deep_call = call([50.0, 60.0, 70.0, 80.0])
+    deep_call.drop(frozenset({("t", 1)}))
+    assert deep_call.expire(65.0).tolist() == [0]
+    assert deep_call.close().tolist() == [2]

@@ -46,12 +46,12 @@ streams = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=12), min_si
 @given(streams)
 def test_partitions_are_merged_by_time_and_each_keeps_its_order(times: list[list[int]]) -> None:
     fetched = [
-        fetch(partition, [message(time_ms, 100 * partition + row) for row, time_ms in enumerate(one)])
-        for partition, one in enumerate(times)
+        fetch(partition, [message(time_ms, 100 * partition + row) for row, time_ms in enumerate(partition_times)])
+        for partition, partition_times in enumerate(times)
     ]
     intake = taken(*fetched)
     assert sorted(intake.batch["id"].tolist()) == [
-        100 * p + row for p, one in enumerate(times) for row in range(len(one))
+        100 * p + row for p, partition_times in enumerate(times) for row in range(len(partition_times))
     ]
     for partition in range(len(times)):
         assert intake.offsets[intake.partition_index == partition].tolist() == list(range(len(times[partition])))
@@ -67,9 +67,11 @@ def test_every_column_belongs_to_the_same_record(times: list[list[int]], data: s
     floors = {("t", partition): data.draw(st.integers(0, 60)) for partition in range(len(times))}
     fetched = [
         fetch(
-            partition, [message(time_ms, 1_000 * partition + row) for row, time_ms in enumerate(one)], first[partition]
+            partition,
+            [message(time_ms, 1_000 * partition + row) for row, time_ms in enumerate(partition_times)],
+            first[partition],
         )
-        for partition, one in enumerate(times)
+        for partition, partition_times in enumerate(times)
     ]
     intake = taken(*fetched, decided_until=floors)
     for row in range(intake.batch.rows):
@@ -104,7 +106,8 @@ def test_unreadable_records_leave_the_rows_around_them_whole() -> None:
 
 def test_rejects_are_told_with_the_partition_they_came_from() -> None:
     intake = taken(fetch(0, [message(1, 1)]), fetch(1, [b"bad"], 7), fetch(2, [b"", message(3, 3)], 9))
-    assert [(one.fetched.partition, [r.index for r in one.rejects]) for one in intake.rejected] == [(1, [0]), (2, [0])]
+    rejected = [(part.fetched.partition, [reject.index for reject in part.rejects]) for part in intake.rejected]
+    assert rejected == [(1, [0]), (2, [0])]
     assert intake.partition_index.tolist() == [0, 2]
 
 
@@ -127,7 +130,7 @@ def test_rows_that_were_decided_ahead_of_the_prefix_are_not_decided_again() -> N
     decided = {("t", 0): Decided(11, np.array([11, 13]))}
     intake = take_in([fetch(0, values, 10)], json_codec(), "time", decided, AHEAD_MS_MAX)
     assert intake.offsets[intake.undecided].tolist() == [12]
-    assert [reject.index for one in intake.rejected for reject in one.rejects] == [4]
+    assert [reject.index for rejected in intake.rejected for reject in rejected.rejects] == [4]
 
 
 def test_an_event_far_ahead_of_its_record_is_refused_and_the_others_stay() -> None:
@@ -137,4 +140,4 @@ def test_an_event_far_ahead_of_its_record_is_refused_and_the_others_stay() -> No
     assert intake.batch["id"].tolist() == [1, 3]
     assert intake.offsets.tolist() == [0, 2]
     (rejected,) = intake.rejected
-    assert [(one.index, one.reason) for one in rejected.rejects] == [(1, RejectReason.FUTURE_EVENT)]
+    assert [(reject.index, reject.reason) for reject in rejected.rejects] == [(1, RejectReason.FUTURE_EVENT)]

@@ -27,7 +27,7 @@ class FakeEnds:
     def end_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         if self.lost:
             raise BrokerError("injected: the broker is gone")
-        return {one: self.ends[one] for one in partitions}
+        return {partition: self.ends[partition] for partition in partitions}
 
     def close(self) -> None:
         self.closed += 1

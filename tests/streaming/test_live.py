@@ -66,25 +66,25 @@ class Watched:
 
 
 def test_a_frame_is_what_happened_since_the_last_one() -> None:
-    one = Watched()
-    one.work(0.0)
-    assert one.ask()["frames"] == []
-    one.work(2.0, decisions=400, escalated=8)
-    (frame,) = one.ask()["frames"]
+    watched = Watched()
+    watched.work(0.0)
+    assert watched.ask()["frames"] == []
+    watched.work(2.0, decisions=400, escalated=8)
+    (frame,) = watched.ask()["frames"]
     assert frame["per_second"] == pytest.approx(200.0)
     assert frame["escalated_share"] == pytest.approx(0.02)
     assert frame["limits_ms"] == {"p99 of screened": 5.0, "p99 of escalated": 20.0}
     assert frame["budgets"]["degraded share"] == pytest.approx(0.001)
     screened = next(path for path in frame["paths"] if path["path"] == "screened")
     assert 1.0 < screened["p99_ms"] < 2.6
-    assert one.ask(after=frame["number"])["frames"] == []
+    assert watched.ask(after=frame["number"])["frames"] == []
 
 
 def test_what_is_not_known_is_null_and_never_0() -> None:
-    one = Watched()
-    one.ask()
-    one.now_s += INTERVAL_S
-    (frame,) = one.ask()["frames"]
+    watched = Watched()
+    watched.ask()
+    watched.now_s += INTERVAL_S
+    (frame,) = watched.ask()["frames"]
     assert frame["per_second"] == 0.0
     # nothing was decided, no lag was looked at, and there is neither a meter nor a region
     assert {path["p99_ms"] for path in frame["paths"]} == {None}
@@ -95,12 +95,12 @@ def test_what_is_not_known_is_null_and_never_0() -> None:
 
 def test_a_meter_that_is_lost_or_back_does_not_count() -> None:
     board, gpu = Meter("board"), Meter("gpu0")
-    one = Watched(board, gpu)
+    watched = Watched(board, gpu)
 
     def watts(board_j: float, gpu_j: float) -> Any:
         board.energy_j, gpu.energy_j = board_j, gpu_j
-        one.work(2.0)
-        frames = one.ask()["frames"]
+        watched.work(2.0)
+        frames = watched.ask()["frames"]
         return (frames[-1]["watts"], frames[-1]["lost_meters"]) if frames else None
 
     watts(100.0, 100.0)
@@ -113,37 +113,37 @@ def test_a_meter_that_is_lost_or_back_does_not_count() -> None:
 
 
 def test_the_window_is_all_that_was_watched_up_to_five_minutes() -> None:
-    one = Watched()
-    assert one.ask()["window"] is None
+    watched = Watched()
+    assert watched.ask()["window"] is None
     for _ in range(60):
-        one.work(INTERVAL_S)
-        one.ask()
-    window = one.ask()["window"]
+        watched.work(INTERVAL_S)
+        watched.ask()
+    window = watched.ask()["window"]
     assert (window["seconds"], window["per_second"]) == (pytest.approx(120.0), pytest.approx(50.0))
     for _ in range(400):
-        one.work(INTERVAL_S, decisions=50)
-        one.ask()
-    window = one.ask()["window"]
+        watched.work(INTERVAL_S, decisions=50)
+        watched.ask()
+    window = watched.ask()["window"]
     assert 270.0 <= window["seconds"] <= MARK_S * MARKS_MAX
     assert window["per_second"] == pytest.approx(25.0)
 
 
 def test_viewers_share_samples_and_nothing_is_sampled_unasked() -> None:
-    one = Watched()
-    one.ask()
+    watched = Watched()
+    watched.ask()
     for _ in range(50):
-        one.ask()
-    assert one.scrapes == 1
-    one.work(INTERVAL_S)
-    one.ask()
-    one.ask()
-    assert one.scrapes == 2
-    one.work(3_600.0)
+        watched.ask()
+    assert watched.scrapes == 1
+    watched.work(INTERVAL_S)
+    watched.ask()
+    watched.ask()
+    assert watched.scrapes == 2
+    watched.work(3_600.0)
     # the first look after a pause tells no figures of an hour that nobody has watched
-    answer = one.ask()
+    answer = watched.ask()
     assert (len(answer["frames"]), answer["window"]) == (1, None)
-    one.work(GAP_S_MAX)
-    assert len(one.ask()["frames"]) == 2
+    watched.work(GAP_S_MAX)
+    assert len(watched.ask()["frames"]) == 2
 
 
 def test_a_worker_that_began_anew_makes_no_frame() -> None:
@@ -152,7 +152,9 @@ def test_a_worker_that_began_anew_makes_no_frame() -> None:
     old.record_decisions("screened", np.full(1_000, 2e-3))
     running, now_s = {"0": old, "1": old}, [1_000.0]
     registry = workers_registry(
-        lambda: {name: parse_metrics(generate_latest(ledger_registry(one)).decode()) for name, one in running.items()}
+        lambda: {
+            name: parse_metrics(generate_latest(ledger_registry(ledger)).decode()) for name, ledger in running.items()
+        }
     )
     feed = LiveFeed(registry, HealthState(60.0), lambda: now_s[0])
 
@@ -167,22 +169,22 @@ def test_a_worker_that_began_anew_makes_no_frame() -> None:
 
 
 def test_frames_are_bounded_and_numbered() -> None:
-    one = Watched()
+    watched = Watched()
     for _ in range(FRAMES_MAX + 40):
-        one.work(INTERVAL_S)
-        one.ask(after=10**9)
-    answer = one.ask()
+        watched.work(INTERVAL_S)
+        watched.ask(after=10**9)
+    answer = watched.ask()
     numbers = [frame["number"] for frame in answer["frames"]]
     assert numbers == list(range(numbers[0], numbers[0] + FRAMES_MAX))
     # by this a page that has more than there is knows that the service began anew
     assert answer["newest"] == numbers[-1]
-    assert len(one.feed._marks) == MARKS_MAX
+    assert len(watched.feed._marks) == MARKS_MAX
 
 
 def test_the_registry_read_is_the_same_as_its_text() -> None:
-    one = Watched(Meter("board"))
-    one.work(0.0)
-    of_one, of_workers = one.registry, workers_registry(lambda: {"0": ledger_registry(one.ledger).collect()})
+    watched = Watched(Meter("board"))
+    watched.work(0.0)
+    of_one, of_workers = watched.registry, workers_registry(lambda: {"0": ledger_registry(watched.ledger).collect()})
     for registry in (of_one, of_workers):
         read, text = Scrape.read(registry, 1e10), Scrape.of(generate_latest(registry).decode(), 1e10)
         assert repr(Frame.between(None, read)) == repr(Frame.between(None, text))
@@ -241,8 +243,8 @@ def _words(page: str) -> Any:
 
 
 def test_every_word_is_there_in_both_languages_with_the_same_blanks() -> None:
-    texts = [_words(live_page(f"lang={one}", "").decode()) for one in LANGUAGES]
-    blanks = [{name: sorted(re.findall(r"\{\w+\}", text)) for name, text in one.items()} for one in texts]
+    texts = [_words(live_page(f"lang={language}", "").decode()) for language in LANGUAGES]
+    blanks = [{name: sorted(re.findall(r"\{\w+\}", text)) for name, text in words.items()} for words in texts]
     assert blanks[0] == blanks[1]
     asked = re.findall(r'say\("(\w+)"', live_page("", "").decode())
     assert set(asked) <= set(texts[0])
@@ -270,10 +272,10 @@ def test_no_answer_is_kept_or_taken_for_what_it_is_not(server: HealthServer, pat
 
 
 def test_a_failed_part_is_told_as_failing() -> None:
-    one = Watched()
-    assert one.ask()["failing"] == []
-    one.state.failed("loop", "stuck")
-    assert one.ask()["failing"] == ["loop: stuck"]
+    watched = Watched()
+    assert watched.ask()["failing"] == []
+    watched.state.failed("loop", "stuck")
+    assert watched.ask()["failing"] == ["loop: stuck"]
 
 
 def test_without_metrics_there_are_no_frames_and_no_error() -> None:
@@ -295,9 +297,9 @@ def test_text_stands_out_from_its_ground_in_both_colour_schemes() -> None:
         assert _contrast(colours["two"], colours["card"]) >= 3.0
 
 
-def _contrast(one: str, other: str) -> float:
+def _contrast(colour: str, other: str) -> float:
     """WCAG 2.2, contrast ratio."""
-    high, low = sorted((_luminance(one), _luminance(other)), reverse=True)
+    high, low = sorted((_luminance(colour), _luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
 

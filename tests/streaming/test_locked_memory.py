@@ -79,7 +79,7 @@ def test_doctor_says_so_before(tmp_path: Path) -> None:
     path.write_text("[worker]\nlock_memory = true\n[kafka]\nbootstrap = '127.0.0.1:1'\n")
     command = [sys.executable, "-m", "cascade", "doctor", "--json", "--config", str(path)]
     told = subprocess.run(command, check=False, capture_output=True, text=True, preexec_fn=forbid, timeout=120)
-    (limits,) = [one for one in json.loads(told.stdout) if one["check"] == "limits"]
+    (limits,) = [finding for finding in json.loads(told.stdout) if finding["check"] == "limits"]
     assert limits["status"] == "failed"
     assert "worker.lock_memory" in limits["text"]
     assert "IPC_LOCK" in limits["text"]

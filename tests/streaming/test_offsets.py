@@ -23,7 +23,7 @@ def histories(draw: st.DrawFn) -> tuple[list[int], list[tuple[str, list[int]]]]:
             taken += count
         else:
             chosen = draw(st.lists(st.sampled_from(waiting), min_size=1, unique=True))
-            waiting = [one for one in waiting if one not in chosen]
+            waiting = [offset for offset in waiting if offset not in chosen]
             steps.append(("decided", chosen))
     return offsets, steps
 
@@ -96,7 +96,9 @@ def test_what_is_decided_ahead_comes_back_from_the_metadata(drawn: tuple[int, se
     again = Decided.from_commit(until, text)
     assert (again.until, again.ahead.tolist()) == (until, ahead.tolist())
     offsets = np.arange(until - 3, until + 5_010)
-    assert again.mask(offsets).tolist() == [one < until or one in set(ahead.tolist()) for one in offsets.tolist()]
+    assert again.mask(offsets).tolist() == [
+        offset < until or offset in set(ahead.tolist()) for offset in offsets.tolist()
+    ]
 
 
 def test_more_than_the_broker_keeps_is_cut_and_never_wrong() -> None:

@@ -106,7 +106,7 @@ def test_what_arrives_is_what_prometheus_gets(receiver: OtlpReceiver) -> None:
     assert decisions.unit == "{decision}"
     assert decisions.sum.is_monotonic
     assert decisions.sum.aggregation_temporality == CUMULATIVE
-    counts = {path: one.as_int for path, one in by(decisions.sum.data_points, "cascade.decision.path").items()}
+    counts = {path: point.as_int for path, point in by(decisions.sum.data_points, "cascade.decision.path").items()}
     assert counts == {"screened": 990, "escalated": 3, "degraded": 1, "duplicate": 0}
     (energy,) = found["cascade.meter.energy"].sum.data_points
     assert energy.as_double == 2.5
@@ -169,7 +169,7 @@ def test_every_metric_has_a_name_and_every_label_too() -> None:
     workers = workers_registry(lambda: {"0": [*registry_of(ledger).collect(), *supervisors]})
     families = list(workers.collect())
     assert {family.name for family in families} - {START} == set(NAMES)
-    labels = {name for family in families for one in family.samples for name in one.labels}
+    labels = {name for family in families for sample in family.samples for name in sample.labels}
     assert labels - {"le"} <= set(ATTRIBUTES)
     names = [name for name, _ in NAMES.values()]
     assert len(set(names)) == len(names)
@@ -204,7 +204,7 @@ def test_it_is_sent_at_intervals_and_the_last_figures_at_the_end(receiver: OtlpR
 
     def sessions(at: int) -> int:
         (scope,) = receiver.taken[at][1].resource_metrics[0].scope_metrics
-        (metric,) = [one for one in scope.metrics if one.name == "cascade.sessions"]
+        (metric,) = [metric for metric in scope.metrics if metric.name == "cascade.sessions"]
         return int(metric.sum.data_points[0].as_int)
 
     with otel_exported(config_of(receiver.url), ledger_registry(ledger).collect, 0.0):

@@ -85,10 +85,10 @@ def records(config: Config, topic: str) -> tuple[list[bytes | None], list[bytes 
         give_up_s = time.monotonic() + 30
         while any(consumer.position(partition) < end for partition, end in ends.items()):
             assert time.monotonic() < give_up_s
-            for one in consumer.poll(0.1, 10_000):
-                keys += one.keys
-                values += one.values
-                times += one.timestamps_ms.tolist()
+            for fetched in consumer.poll(0.1, 10_000):
+                keys += fetched.keys
+                values += fetched.values
+                times += fetched.timestamps_ms.tolist()
     return keys, values, times
 
 

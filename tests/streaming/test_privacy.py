@@ -77,8 +77,8 @@ def test_only_the_card_is_replaced() -> None:
 def test_texts_are_sixteen_digits_that_name_the_code() -> None:
     codes = np.array([0, 1, -1, 2**62, -(2**63)])
     texts = CardHasher.text(codes)
-    assert [len(one) for one in texts] == [16] * 5
-    assert [int(one, 16) for one in texts] == [code % 2**64 for code in codes.tolist()]
+    assert [len(text) for text in texts] == [16] * 5
+    assert [int(text, 16) for text in texts] == [code % 2**64 for code in codes.tolist()]
 
 
 def test_the_key_comes_from_the_environment_or_from_a_file(tmp_path: Path) -> None:

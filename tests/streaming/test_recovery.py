@@ -24,7 +24,7 @@ from streaming.recovery import Recovery
 from streaming.snapshots import Snapshot
 
 HOUR_MS = 3_600_000
-OURS: Partition = ("transactions", 0)
+PARTITION: Partition = ("transactions", 0)
 LABELS: Partition = ("labels", 0)
 SCHEMA = Schema(
     name="recovery", version=1,
@@ -117,16 +117,20 @@ class Shelf:
     """Stands in for the store of snapshots: the newest that is not ahead."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, Snapshot] = {}
+        self.snapshots: dict[str, Snapshot] = {}
 
     def candidates(self, until: Mapping[Partition, int], beginnings: object) -> dict[Partition, list[str]]:
         return {
-            one: [name for name, kept in sorted(self.kept.items(), reverse=True) if kept.transactions[one] <= offset]
-            for one, offset in until.items()
+            partition: [
+                name
+                for name, snapshot in sorted(self.snapshots.items(), reverse=True)
+                if snapshot.transactions[partition] <= offset
+            ]
+            for partition, offset in until.items()
         }
 
     def load(self, name: str) -> Snapshot | None:
-        return self.kept.get(name)
+        return self.snapshots.get(name)
 
 
 class Bench:
@@ -135,7 +139,7 @@ class Bench:
     def __init__(self) -> None:
         self.features = FeatureEngine(SPEC, SCHEMA)
         self.first_decisions = FirstDecisions(DuplicateSettings())
-        self.transactions, self.labels_log, self.shelf = Log(OURS, []), Log(LABELS, []), Shelf()
+        self.transactions, self.labels_log, self.shelf = Log(PARTITION, []), Log(LABELS, []), Shelf()
         clock: Any = SystemClock()
         follower_of: Any = LabelFollower
         self.labels: LabelFollower = follower_of(
@@ -149,32 +153,34 @@ class Bench:
 
         self.recovery: Recovery = recovery_of(
             self.transactions, self.labels, self.features, self.first_decisions, self.shelf, Ledger(),
-            HealthState(60.0), clock, lambda one: None, False,
+            HealthState(60.0), clock, lambda owned: None, False,
         )  # fmt: skip
 
     def gain(self, until: int) -> None:
         """The partition is assigned, decided as far as `until`, and brought to life."""
         self.transactions.decided = until
-        self.recovery.gain([OURS])
+        self.recovery.gain([PARTITION])
         while not self.recovery.done:
             self.recovery.advance()
-            one = self.recovery.owned[OURS]
-            if one.phase is Phase.REPLAYING and one.next < until:
+            owned = self.recovery.owned[PARTITION]
+            if owned.phase is Phase.REPLAYING and owned.next < until:
                 self.fold(until)
 
     def fold(self, end: int) -> None:
         """Fold the transactions up to an offset, each by itself."""
-        one = self.recovery.owned[OURS]
-        while one.next < end:
+        owned = self.recovery.owned[PARTITION]
+        while owned.next < end:
             self.labels.catch_up()
-            self.features.update(rows(one.next, one.next + 1))
-            one.next += 1
-        self.transactions.next = one.next
+            self.features.update(rows(owned.next, owned.next + 1))
+            owned.next += 1
+        self.transactions.next = owned.next
 
     def keep(self, name: str) -> None:
-        one = self.recovery.owned[OURS]
+        owned = self.recovery.owned[PARTITION]
         state = self.features.export_state() | self.first_decisions.export()
-        self.shelf.kept[name] = Snapshot(state, {OURS: one.next}, dict(self.labels.positions), {OURS: one.next})
+        self.shelf.snapshots[name] = Snapshot(
+            state, {PARTITION: owned.next}, dict(self.labels.positions), {PARTITION: owned.next}
+        )
 
 
 def uninterrupted(labels: list[bytes], end: int) -> str:
@@ -196,7 +202,7 @@ def test_a_partition_that_comes_again_at_an_older_place_finds_the_frauds_of_that
     # the last one is so much later that the fraud is forgotten
     bench.fold(5)
     assert bench.features.digest(0) == uninterrupted([label(1)], 5)
-    bench.recovery.lose([OURS])
+    bench.recovery.lose([PARTITION])
     bench.gain(5)
     assert bench.features.digest(0) == uninterrupted([label(1)], 5)
 
@@ -209,7 +215,7 @@ def test_a_fraud_that_was_taken_back_does_not_come_again_with_an_older_snapshot(
     bench.keep("001")
     bench.labels_log.values.append(label(0))
     bench.fold(3)
-    bench.recovery.lose([OURS])
+    bench.recovery.lose([PARTITION])
     bench.gain(3)
     bench.fold(4)
     assert bench.features.digest_labels() == FeatureEngine(SPEC, SCHEMA).digest_labels()

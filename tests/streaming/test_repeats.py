@@ -45,7 +45,7 @@ class Rig:
 
     def read(self, first: int, again: int, transaction: int) -> None:
         """A transaction comes at two offsets: the second asks for the first one's decision."""
-        batch = ColumnBatch({name: np.full(2, transaction, one.dtype) for name, one in SCHEMA.fields.items()}, 2)
+        batch = ColumnBatch({name: np.full(2, transaction, field.dtype) for name, field in SCHEMA.fields.items()}, 2)
         offsets, times = np.array([first, again]), np.full(2, START_MS)
         entries = self.first_decisions.look_up(batch, SCHEMA.roles, np.zeros(2, np.int64), offsets, times)
         rows = Rows([PARTITION], np.zeros(2, np.int64), offsets, batch, *(np.zeros(2),) * 3, 0.0, 0.0)

@@ -44,12 +44,13 @@ def store(tmp_path: Path) -> SnapshotStore:
 
 def snapshot(offset: int, labels: int = 0, *partitions: int) -> Snapshot:
     arrays = {"card.slots": np.full((5, 2), offset, np.int64), "card.step_values": np.ones((2, 3), np.float32)}
-    return Snapshot(arrays, {("transactions", one): offset for one in partitions or (0,)}, {LABELS: labels}, {})
+    offsets = {("transactions", partition_id): offset for partition_id in partitions or (0,)}
+    return Snapshot(arrays, offsets, {LABELS: labels}, {})
 
 
 def save(store: SnapshotStore, *snapshots: Snapshot) -> None:
-    for one in snapshots:
-        store.save(one).result(10)
+    for snapshot in snapshots:
+        store.save(snapshot).result(10)
 
 
 def files(tmp_path: Path) -> list[Path]:

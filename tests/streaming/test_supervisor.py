@@ -68,8 +68,8 @@ class Run:
         self.health, self.stopping = HealthState(stall_s_max), Stopping()
         self.error: BaseException | None = None
         self.directories = [directory / str(number) for number in range(len(programs))]
-        for one in self.directories:
-            one.mkdir()
+        for path in self.directories:
+            path.mkdir()
         self.workers = [
             SupervisedWorker(
                 WorkerSlot(number, directory), [sys.executable, "-S", "-c", program, str(self.directories[number])],
@@ -128,7 +128,7 @@ def test_told_to_stop_all_are_told_once_and_waited_for(start: Callable[..., Run]
     run.stopping.set()
     assert run.ends_within(10)
     assert run.error is None
-    assert [(one / "told").read_text() for one in run.directories] == ["1", "1"]
+    assert [(path / "told").read_text() for path in run.directories] == ["1", "1"]
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert [worker.restarts for worker in run.workers] == [0, 0]
 
@@ -243,9 +243,9 @@ with stop_signals() as stopping:
     try:
         wait_until((tmp_path / "0" / "up").exists)
         (child,) = psutil.Process(parent.pid).children()
-        for one in signals:
+        for signal_number in signals:
             assert parent.poll() is None
-            parent.send_signal(one)
+            parent.send_signal(signal_number)
             time.sleep(0.5)
         assert parent.wait(30.0) == -signals[-1]
     finally:
@@ -261,9 +261,9 @@ def test_workers_have_names_and_health_of_their_own_and_otherwise_the_same_setti
     config = Config(kafka=KafkaSettings(group="g", instance="pod-7"), delivery="exactly-once")
     write_settings(tmp_path, config)
     found = [WorkerSlot(number, tmp_path).read_settings() for number in range(2)]
-    assert [one.kafka.instance for one in found] == ["pod-7-0", "pod-7-1"]
-    assert [(one.health.host, one.health.port) for one in found] == [("127.0.0.1", 0)] * 2
-    assert [(one.kafka.group, one.delivery) for one in found] == [("g", "exactly-once")] * 2
+    assert [config.kafka.instance for config in found] == ["pod-7-0", "pod-7-1"]
+    assert [(config.health.host, config.health.port) for config in found] == [("127.0.0.1", 0)] * 2
+    assert [(config.kafka.group, config.delivery) for config in found] == [("g", "exactly-once")] * 2
 
 
 def test_workers_without_names_stay_without(tmp_path: Path) -> None:

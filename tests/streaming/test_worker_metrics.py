@@ -61,9 +61,9 @@ def test_help_and_type_of_a_family_stand_once_and_before_its_samples() -> None:
     said = Counter(" ".join(line.split()[:3]) for line in text.splitlines() if line.startswith("#"))
     assert said["# HELP cascade_decisions_total"] == said["# TYPE cascade_decisions_total"] == 1
     assert set(said.values()) == {1}
-    one = text_of(ledger_of(3))
+    text = text_of(ledger_of(3))
     assert {line for line in text.splitlines() if line.startswith("# TYPE")} == {
-        line for line in one.splitlines() if line.startswith("# TYPE")
+        line for line in text.splitlines() if line.startswith("# TYPE")
     }
 
 
@@ -120,7 +120,8 @@ def test_a_worker_that_does_not_answer_is_not_ready() -> None:
 def test_metrics_are_asked_for() -> None:
     asked = Asked(ledger_registry(ledger_of(2)))
     with asked.server:
-        (family,) = [one for one in parse_metrics(ask_metrics(asked.server.port)) if one.name == "cascade_decisions"]
+        families = parse_metrics(ask_metrics(asked.server.port))
+        (family,) = [family for family in families if family.name == "cascade_decisions"]
     assert isinstance(family, Metric)
     assert sum(sample.value for sample in family.samples) == 3
 
@@ -131,17 +132,17 @@ def test_exemplars_of_workers_are_kept_and_the_classic_text_of_them_stays_the_sa
         positions = RecordPositions([("t", int(worker))], np.zeros(1, np.int64), np.arange(1))
         ledger.record_decisions("escalated", np.array([0.015]), None, positions.ids)
     asked = {worker: Asked(ledger_registry(ledger)) for worker, ledger in ledgers.items()}
-    texts = {worker: ask_metrics(one.server.port) for worker, one in asked.items()}
-    for one in asked.values():
-        one.server.close()
+    texts = {worker: ask_metrics(worker_asked.server.port) for worker, worker_asked in asked.items()}
+    for worker_asked in asked.values():
+        worker_asked.server.close()
     assert all(text.endswith("# EOF\n") for text in texts.values())
     registry = workers_registry(lambda: {worker: parse_metrics(text) for worker, text in texts.items()})
     merged = openmetrics.text_string_to_metric_families(openmetrics_text(registry).decode())
     shown = {
-        (one.labels["worker"], one.labels["le"]): one.exemplar.labels["decision_id"]
+        (sample.labels["worker"], sample.labels["le"]): sample.exemplar.labels["decision_id"]
         for family in merged
-        for one in family.samples
-        if one.exemplar
+        for sample in family.samples
+        if sample.exemplar
     }
     assert shown == {("0", "0.02"): "t-0-0", ("1", "0.02"): "t-1-0"}
     classic = {worker: text_of(ledger) for worker, ledger in ledgers.items()}

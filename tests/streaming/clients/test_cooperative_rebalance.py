@@ -41,7 +41,9 @@ class Owners:
     def _gained(self, name: str) -> Callable[[list[Partition]], None]:
         def assigned(partitions: list[Partition]) -> None:
             self.offences += [
-                f"{one} to {name}, of {self.of[one]}" for one in partitions if self.of.get(one, name) != name
+                f"{partition} to {name}, of {self.of[partition]}"
+                for partition in partitions
+                if self.of.get(partition, name) != name
             ]
             self.of.update(dict.fromkeys(partitions, name))
 
@@ -49,14 +51,14 @@ class Owners:
 
     def _given_up(self, name: str) -> Callable[[list[Partition]], None]:
         def revoked(partitions: list[Partition]) -> None:
-            for one in partitions:
-                assert self.of.pop(one) == name
+            for partition in partitions:
+                assert self.of.pop(partition) == name
 
         return revoked
 
     def _thrown_out(self, name: str) -> Callable[[list[Partition]], None]:
         def lost(partitions: list[Partition]) -> None:
-            self.lost += [(name, one) for one in partitions]
+            self.lost += [(name, partition) for partition in partitions]
 
         return lost
 
@@ -74,7 +76,7 @@ def joins(consumer: ConsumerClient) -> bool:
 def claims(consumer: ConsumerClient) -> list[Partition]:
     """What the consumer tells the group's leader that it has."""
     ((_, message),) = consumer._consumer._coordinator.group_protocols()  # type: ignore[attr-defined]
-    return [(one.topic, number) for one in message.owned_partitions for number in one.partitions]
+    return [(topic.topic, number) for topic in message.owned_partitions for number in topic.partitions]
 
 
 def until_joining(consumer: ConsumerClient) -> None:

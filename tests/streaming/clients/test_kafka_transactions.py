@@ -86,7 +86,7 @@ def visible(kafka: KafkaSettings, topic: str) -> list[bytes | None]:
         reader.assign(partitions)
         found = []
         deadline_s = time.monotonic() + 20
-        while any(reader.position(one) < end for one, end in reader.end_offsets(partitions).items()):
+        while any(reader.position(partition) < end for partition, end in reader.end_offsets(partitions).items()):
             assert time.monotonic() < deadline_s, "readers are held back"
             found += reader.poll(0.1, 1_000)
         return values(found)
@@ -179,7 +179,7 @@ def test_a_second_producer_of_the_same_id_fences_the_first_for_good(
 
 
 @librdkafka_only
-@pytest.mark.parametrize("hear", [lambda one: one.flush(10), lambda one: one.commit({}, None)])
+@pytest.mark.parametrize("hear", [lambda producer: producer.flush(10), lambda producer: producer.commit({}, None)])
 def test_a_fenced_producer_says_so_where_the_exception_of_its_binding_is_lost(
     kafka: KafkaSettings, out: str, transactional_id: str, hear: Callable[[Any], None]
 ) -> None:
@@ -499,7 +499,7 @@ def test_offsets_of_a_time(kafka: KafkaSettings, outsider: ConsumerClient) -> No
         plain.send(name, b"k", b"v", timestamp_ms=time_ms)
     plain.flush(10)
     plain.close(5)
-    full, empty = sorted([(name, 0), (name, 1)], key=lambda one: -outsider.end_offsets([one])[one])
+    full, empty = sorted([(name, 0), (name, 1)], key=lambda partition: -outsider.end_offsets([partition])[partition])
     assert outsider.offsets_at([full, empty], 1_500) == {full: 1, empty: 0}
     assert outsider.offsets_at([full], 3_001) == {full: 3}
 
@@ -550,7 +550,9 @@ def test_a_node_that_is_killed_in_a_transaction_loses_and_doubles_nothing(kafka_
             killed: list[int] = []
             for round_ in range(12):
                 ledger.attempt(
-                    ledger.next(consumer), consumer.member(), kill_the_coordinator if round_ == 4 else lambda one: None
+                    ledger.next(consumer),
+                    consumer.member(),
+                    kill_the_coordinator if round_ == 4 else lambda offsets: None,
                 )
                 consumer.poll(0.05, 10)
             cluster.start_node(killed[0])

@@ -24,7 +24,7 @@ def test_a_partition_that_was_paused_over_fetched_records_goes_on_after_resume(
     outsider.pause([(first.topic, first.partition)])
     others = gather(outsider, COUNT, 3.0)
     assert others
-    assert all(one.partition != first.partition for one in others)
+    assert all(batch.partition != first.partition for batch in others)
     outsider.resume([(first.topic, first.partition)])
     rest = gather(outsider, COUNT - 1 - sum(map(len, others)))
     assert 1 + sum(map(len, others)) + sum(map(len, rest)) == COUNT
