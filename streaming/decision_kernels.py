@@ -12,11 +12,10 @@ from typing import Any
 import numba
 import numpy as np
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from cascade.columns import Array, Int64
+from cascade.compilation import intrinsic, kernel
 
-_COMPILE = {"cache": True, "nogil": True}
 # Of a number with its sign and point, and of the shortest text of a double.
 NUMBER_BYTES_MAX = 26
 # In an order: the next token.
@@ -62,7 +61,7 @@ def write_rows(
     return [joined[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _copy(typing: Any, text: Any, place: Any, octets: Any, first: Any, length: Any) -> Any:
     """`length` octets from the place `first` on; with a loop of ours all of `_write` takes twice as long."""
 
@@ -76,13 +75,13 @@ def _copy(typing: Any, text: Any, place: Any, octets: Any, first: Any, length: A
     return numba.types.void(text, place, octets, first, length), generate
 
 
-@numba.njit(**_COMPILE)  # type: ignore[untyped-decorator]
+@kernel(nogil=True)
 def _put(text: Array, place: int, octets: Array, row: int, length: int) -> int:
     _copy(text, place, octets, row * octets.shape[1], length)
     return place + length
 
 
-@numba.njit(**_COMPILE)  # type: ignore[untyped-decorator]
+@kernel(nogil=True)
 def _put_digits(text: Array, place: int, value: Any, digits: int) -> None:
     """The last `digits` digits of `value`, uint64, two at a time: a division costs as much as all else."""
     left, position = value, place + digits - 2
@@ -96,7 +95,7 @@ def _put_digits(text: Array, place: int, value: Any, digits: int) -> None:
         text[place] = _ONES[np.int64(left % _HUNDRED)]
 
 
-@numba.njit(**_COMPILE)  # type: ignore[untyped-decorator]
+@kernel(nogil=True)
 def _put_number(text: Array, place: int, value: int, decimals: int) -> int:
     """`value` / 10^`decimals`, with exactly so many decimals."""
     # the least int64 has no positive counterpart
@@ -117,7 +116,7 @@ def _put_number(text: Array, place: int, value: int, decimals: int) -> int:
     return place
 
 
-@numba.njit(**_COMPILE)  # type: ignore[untyped-decorator]
+@kernel(nogil=True)
 def _write(
     text: Array, ends: Int64, pieces: Array, piece_lengths: Int64, words: Array, word_lengths: Int64,
     word_rows: Int64, numbers: Int64, decimals: Int64, tokens: Array, order: Int64,

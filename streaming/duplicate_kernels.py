@@ -9,9 +9,9 @@ searching and taking out need not look at entries, each of which would be a miss
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from cascade.columns import Array, Int64
+from cascade.compilation import kernel
 
 # Columns of an entry, one cache line. The two codes are what the indexes go by.
 IDENTITY_CODE, PLACE_CODE, ID, CARD, AMOUNT, PARTITION, OFFSET, APPENDED = range(8)
@@ -26,7 +26,7 @@ TIME_MS_MAX = 1 << 53
 NEVER = -1
 
 
-@njit(cache=True, inline="always")
+@kernel(inline="always")
 def _mixed(code: int) -> int:
     """The finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
     mixed = np.uint64(code)
@@ -35,29 +35,29 @@ def _mixed(code: int) -> int:
     return np.int64(mixed ^ (mixed >> np.uint64(31)))
 
 
-@njit(cache=True, inline="always")
+@kernel(inline="always")
 def _home(held: int, mask: int) -> int:
     """The place at which what an index holds would best be."""
     return (held >> 32) & mask
 
 
-@njit(cache=True, inline="always")
+@kernel(inline="always")
 def _held(code: int, slot: int) -> int:
     return (code << 32) | (slot + 1)
 
 
-@njit(cache=True, inline="always")
+@kernel(inline="always")
 def _slot(held: int) -> int:
     return (held & 0xFFFFFFFF) - 1
 
 
-@njit(cache=True)
+@kernel
 def _code(seed: int, first: int, second: int, third: int, fourth: int) -> int:
     """Where an index begins to look; the seed is secret, so that nobody can send what all lands in one place."""
     return _mixed(_mixed(_mixed(_mixed(first ^ seed) ^ second) ^ third) ^ fourth)
 
 
-@njit(cache=True)
+@kernel
 def _find(index: Int64, entries: Int64, wanted: Int64, code: int, first: int, last: int) -> int:
     """The slot whose columns `first` to `last` equal those of `wanted` (a row like an entry), or -1.
 
@@ -78,7 +78,7 @@ def _find(index: Int64, entries: Int64, wanted: Int64, code: int, first: int, la
     return -1
 
 
-@njit(cache=True)
+@kernel
 def _put(index: Int64, entries: Int64, code: int, slot: int) -> None:
     mask = len(index) - 1
     held = _held(entries[slot, code], slot)
@@ -88,7 +88,7 @@ def _put(index: Int64, entries: Int64, code: int, slot: int) -> None:
     index[place] = held
 
 
-@njit(cache=True)
+@kernel
 def _take_out(index: Int64, entries: Int64, code: int, slot: int) -> None:
     """Take a slot out of an index if it is there, moving later ones back so that no gap breaks a search."""
     mask = len(index) - 1
@@ -110,7 +110,7 @@ def _take_out(index: Int64, entries: Int64, code: int, slot: int) -> None:
     index[gap] = 0
 
 
-@njit(cache=True)
+@kernel
 def _drop(by_identity: Int64, by_place: Int64, entries: Int64, counters: Int64, slot: int) -> None:
     if entries[slot, PARTITION] == GONE:
         return
@@ -120,7 +120,7 @@ def _drop(by_identity: Int64, by_place: Int64, entries: Int64, counters: Int64, 
     counters[HELD] -= 1
 
 
-@njit(cache=True)
+@kernel
 def _register(by_identity: Int64, by_place: Int64, entries: Int64, counters: Int64, known: Array, entry: Int64) -> None:
     """Put an entry into the ring, in the place of the oldest where it is full."""
     slot = counters[NEXT] % len(entries)
@@ -136,19 +136,19 @@ def _register(by_identity: Int64, by_place: Int64, entries: Int64, counters: Int
     counters[HELD] += 1
 
 
-@njit(cache=True, inline="always")
+@kernel(inline="always")
 def _place_code(seed: int, partition: int, offset: int) -> int:
     """Of eight records in a row the places are neighbours, and lie in one cache line."""
     return (_mixed(_mixed(partition ^ seed) ^ (offset >> 3)) & ~7) | (offset & 7)
 
 
-@njit(cache=True)
+@kernel
 def _fill_codes(entry: Int64, seed: int) -> None:
     entry[IDENTITY_CODE] = _code(seed, entry[ID], entry[CARD], entry[AMOUNT], entry[PARTITION])
     entry[PLACE_CODE] = _place_code(seed, entry[PARTITION], entry[OFFSET])
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def look_up(
     by_identity: Int64, by_place: Int64, entries: Int64, counters: Int64, clocks: Int64, known: Array, seed: int,
     window_ms: int, ids: Int64, cards: Int64, amounts: Int64, partitions: Int64, offsets: Int64, appended_ms: Int64,
@@ -180,7 +180,7 @@ def look_up(
         _register(by_identity, by_place, entries, counters, known, entry)
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def find_places(by_place: Array, entries: Int64, seed: int, partition: int, offsets: Int64, out: Int64) -> None:
     """Write to `out` int64 [offsets] the slots of a partition's records, -1 for those that are not held."""
     entry = np.zeros(ENTRY_WIDTH, np.int64)
@@ -191,7 +191,7 @@ def find_places(by_place: Array, entries: Int64, seed: int, partition: int, offs
         out[row] = _find(by_place, entries, entry, PLACE_CODE, PARTITION, OFFSET)
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def forget(by_identity: Int64, by_place: Int64, entries: Int64, counters: Int64, partition: int) -> None:
     """Drop all entries of a partition."""
     for number in range(counters[OLDEST], counters[NEXT]):
@@ -200,7 +200,7 @@ def forget(by_identity: Int64, by_place: Int64, entries: Int64, counters: Int64,
             _drop(by_identity, by_place, entries, counters, slot)
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def absorb(
     by_identity: Int64, by_place: Int64, entries: Int64, counters: Int64, known: Array, seed: int, rows: Int64,
     out: Int64,

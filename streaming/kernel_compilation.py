@@ -1,6 +1,6 @@
-"""Compiling what numba compiles: a worker's start waits for it, and so may the set-up of a machine.
+"""Compiles the kernels before the first transaction: at a worker's start, or ahead of it by `cascade local install`.
 
-numba keeps what it compiled beside the modules. Half a minute is spent once, a second at each later start.
+`cascade.compilation` caches the compiled code. The first call takes half a minute, a later one less than a second.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ import structlog
 from cascade.bundle import Bundle
 from cascade.columns import Array
 from cascade.errors import StateError
-from cascade.features.state import STATE_LAYOUT
+from cascade.features.layout import STATE_LAYOUT
 from cascade.protocols import Clock
 from streaming.clients import Partition
 from streaming.files import Files

@@ -2,20 +2,15 @@
 
 `chain` arguments say which chain of a slot is meant (EVENTS, FRAUDS or REMOTES); `pool` is the array of its blocks,
 `pool_counters` where that pool's counters start.
-
-numba's cache on disk goes by the file of a kernel alone: after a change here or in `state.py`, remove `__pycache__`, or
-kernels of the other files go on with the old code.
 """
 
 from __future__ import annotations
 
-# numba's decorators are untyped, and its integers are numpy's
-# mypy: disallow-untyped-decorators=False, warn-return-any=False, disable-error-code="return-value"
 import numpy as np
-from numba import njit
 
 from cascade.columns import Array, Int64
-from cascade.features.state import (
+from cascade.compilation import kernel
+from cascade.features.layout import (
     BLOCK,
     BLOCKS_USED,
     COUNT,
@@ -49,7 +44,7 @@ from cascade.features.state import (
 )
 
 
-@njit(cache=True, inline="always")
+@kernel(inline="always")
 def home(key: int, mask: int) -> int:
     """Preferred place of a key: the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
     mixed = np.uint64(key)
@@ -61,7 +56,7 @@ def home(key: int, mask: int) -> int:
 # --- order of last use ------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@kernel
 def unlink(slots: Int64, counters: Int64, slot: int) -> None:
     """Take a slot out of the order of last use."""
     less, more = slots[slot, LESS_RECENT], slots[slot, MORE_RECENT]
@@ -75,7 +70,7 @@ def unlink(slots: Int64, counters: Int64, slot: int) -> None:
         counters[LEAST_RECENT] = more
 
 
-@njit(cache=True)
+@kernel
 def link_as_latest(slots: Int64, counters: Int64, slot: int) -> None:
     """Make a slot, which is in no order, the latest used."""
     head = counters[MOST_RECENT]
@@ -90,7 +85,7 @@ def link_as_latest(slots: Int64, counters: Int64, slot: int) -> None:
 # --- the index --------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@kernel
 def remove_key(table: Array, slots: Int64, key: int) -> None:
     """Take a key out of the table, moving later ones back so that no gap breaks a probe."""
     mask = len(table) - 1
@@ -110,7 +105,7 @@ def remove_key(table: Array, slots: Int64, key: int) -> None:
     table[gap] = 0
 
 
-@njit(cache=True)
+@kernel
 def release(
     table: Array, slots: Int64, counters: Int64, events: Int64, frauds: Int64, remotes: Int64, slot: int
 ) -> None:
@@ -126,7 +121,7 @@ def release(
     counters[KEYS] -= 1
 
 
-@njit(cache=True)
+@kernel
 def evict_longest_idle(
     table: Array, slots: Int64, counters: Int64, events: Int64, frauds: Int64, remotes: Int64
 ) -> None:
@@ -135,7 +130,7 @@ def evict_longest_idle(
     counters[EVICTIONS] += 1
 
 
-@njit(cache=True)
+@kernel
 def find(table: Array, slots: Int64, key: int) -> int:
     """The key's slot, 0 where there is none."""
     mask = len(table) - 1
@@ -148,7 +143,7 @@ def find(table: Array, slots: Int64, key: int) -> int:
     return 0
 
 
-@njit(cache=True)
+@kernel
 def touch(table: Array, slots: Int64, counters: Int64, events: Int64, frauds: Int64, remotes: Int64, key: int) -> int:
     """The key's slot, made where it is new; the key becomes the latest used."""
     mask = len(table) - 1
@@ -182,14 +177,14 @@ def touch(table: Array, slots: Int64, counters: Int64, events: Int64, frauds: In
 # --- chains of blocks -------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@kernel
 def free_block(counters: Int64, pool: Int64, block: int, pool_counters: int) -> None:
     """Give a block back to its pool."""
     pool[block, OLDER] = counters[pool_counters + FREE_BLOCK]
     counters[pool_counters + FREE_BLOCK] = block
 
 
-@njit(cache=True)
+@kernel
 def free_chain(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int, pool_counters: int) -> None:
     """Drop all that a chain holds."""
     block = slots[slot, chain + NEWEST]
@@ -200,7 +195,7 @@ def free_chain(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int
     slots[slot, chain + NEWEST] = slots[slot, chain + OLDEST] = slots[slot, chain + COUNT] = 0
 
 
-@njit(cache=True)
+@kernel
 def drop_oldest(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int, pool_counters: int) -> None:
     """Drop the oldest event of a chain that has one."""
     block = slots[slot, chain + OLDEST]
@@ -216,7 +211,7 @@ def drop_oldest(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: in
         free_block(counters, pool, block, pool_counters)
 
 
-@njit(cache=True)
+@kernel
 def drop_newest(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int, pool_counters: int) -> None:
     """Drop the newest event of a chain that has one."""
     block = slots[slot, chain + NEWEST]
@@ -232,7 +227,7 @@ def drop_newest(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: in
         free_block(counters, pool, block, pool_counters)
 
 
-@njit(cache=True)
+@kernel
 def trim(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int, pool_counters: int, time_ms: int) -> None:
     """Drop what is as old as `time_ms` or older."""
     while slots[slot, chain + COUNT]:
@@ -242,7 +237,7 @@ def trim(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int, pool
         drop_oldest(slots, counters, pool, slot, chain, pool_counters)
 
 
-@njit(cache=True)
+@kernel
 def make_room(
     table: Array,
     slots: Int64,
@@ -280,7 +275,7 @@ def make_room(
     slots[slot, chain + NEWEST] = fresh
 
 
-@njit(cache=True)
+@kernel
 def insert(
     slots: Int64, pool: Int64, sources: Array, slot: int, chain: int, time_ms: int, source: int, event: Int64
 ) -> None:
@@ -311,7 +306,7 @@ def insert(
         pool[block, VALUES + BLOCK * column + place] = event[column]
 
 
-@njit(cache=True)
+@kernel
 def put(
     table: Array,
     slots: Int64,
@@ -340,7 +335,7 @@ def put(
     return True
 
 
-@njit(cache=True)
+@kernel
 def take_out(
     slots: Int64, counters: Int64, pool: Int64, sources: Array, slot: int, chain: int, pool_counters: int,
     block: int, place: int,
@@ -360,7 +355,7 @@ def take_out(
     drop_newest(slots, counters, pool, slot, chain, pool_counters)
 
 
-@njit(cache=True)
+@kernel
 def newest_ms(slots: Int64, pool: Int64, slot: int, chain: int, otherwise_ms: int) -> int:
     """Time of the newest event of a chain, `otherwise_ms` where it has none."""
     block = slots[slot, chain + NEWEST]

@@ -6,15 +6,13 @@ state with one that was folded without interruption.
 
 from __future__ import annotations
 
-# numba's decorators are untyped
-# mypy: disallow-untyped-decorators=False, warn-return-any=False
 from typing import Protocol
 
 import numpy as np
-from numba import njit
 
 from cascade.columns import Array, Int64
-from cascade.features.state import (
+from cascade.compilation import kernel
+from cascade.features.layout import (
     BLOCK,
     COUNT,
     EVENTS,
@@ -87,7 +85,7 @@ def _feed(digest: Sink, *arrays: Array) -> None:
         digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def _count_events(
     slots: Int64, events: Int64, source: int, horizon_ms: int, floor_ms: int, floors: Int64, counts: Int64
 ) -> None:
@@ -107,7 +105,7 @@ def _count_events(
             block = events[block, OLDER]
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def _gather_events(slots: Int64, events: Int64, source: int, order: Int64, floors: Int64, rows: Int64) -> None:
     """Write time and columns of the events that count, slot by slot, the oldest first."""
     event_sources = events.view(np.uint16)
@@ -123,7 +121,7 @@ def _gather_events(slots: Int64, events: Int64, source: int, order: Int64, floor
             block = events[block, NEWER]
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def _gather_frauds(slots: Int64, frauds: Int64, used: int, rows: Int64) -> None:
     """Write key, identity and time of each fraud."""
     row = 0

@@ -12,8 +12,9 @@ from cascade.columns import Array, ColumnBatch, Float64, Int64
 from cascade.errors import StateError
 from cascade.features.buffers import FeatureBatch, FeatureBuffers
 from cascade.features.key_part import KeyPart
+from cascade.features.layout import EVICTIONS, KEYS, LATE, SOURCES_MAX, TOO_LATE
 from cascade.features.spec import DAY_MS, FeatureSpec, Plan, StatelessColumn, resolve
-from cascade.features.state import EVICTIONS, KEYS, LATE, SOURCES_MAX, TOO_LATE, is_shared
+from cascade.features.state import is_shared
 from cascade.features.summaries import Summaries
 from cascade.schema import Schema, key_codes
 

@@ -10,13 +10,11 @@ summaries that other workers told. So events and remotes of one source never cou
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from cascade.columns import Array, Bool, Float32, Float64, Int64
+from cascade.compilation import kernel
 from cascade.features.chains import drop_oldest, home, insert, make_room, put, take_out, touch, trim
-from cascade.features.lending import lent
-from cascade.features.prefetch import CURSORS, begin
-from cascade.features.state import (
+from cascade.features.layout import (
     BLOCK,
     COUNT,
     EVENT_POOL,
@@ -43,6 +41,8 @@ from cascade.features.state import (
     TOO_LATE,
     VALUES,
 )
+from cascade.features.lending import lent
+from cascade.features.prefetch import CURSORS, begin
 
 NO_PRECEDING_SECONDS = -1.0
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -50,7 +50,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 ROWS, FRAUD_ROWS, SUMS = range(3)
 
 
-@njit(cache=True)
+@kernel
 def _is_new_tag(seen: Int64, tag: int, code: int, generation: int) -> bool:
     """Whether the row's scan meets the tag for the first time; remembers it."""
     mask = seen.shape[1] - 1
@@ -63,7 +63,7 @@ def _is_new_tag(seen: Int64, tag: int, code: int, generation: int) -> bool:
     return True
 
 
-@njit(cache=True)
+@kernel
 def _copy_block(
     events: Int64, event_values: Float64, block: int, low: int, high: int, time_ms: int, count: int, ages: Int64,
     stored: Float64, stored_tags: Int64,
@@ -85,7 +85,7 @@ def _copy_block(
         column += np.uint64(BLOCK)
 
 
-@njit(cache=True)
+@kernel
 def _gather(
     events: Int64,
     event_values: Float64,
@@ -141,7 +141,7 @@ def _gather(
     return count, seconds_since_last
 
 
-@njit(cache=True)
+@kernel
 def _aggregate(
     edges: Int64,
     aggregates: Float64,
@@ -199,7 +199,7 @@ def _aggregate(
             aggregates[edge, distinct + tag] = different
 
 
-@njit(cache=True)
+@kernel
 def _scan_remotes(
     remotes: Int64,
     remote_values: Float64,
@@ -254,7 +254,7 @@ def _scan_remotes(
     return seconds_since_last, earliest_ms
 
 
-@njit(cache=True)
+@kernel
 def _oldest_seen_ms(
     events: Int64, event_sources: Array, hidden: Bool, own_source: int, oldest: int, time_ms: int
 ) -> int:
@@ -269,7 +269,7 @@ def _oldest_seen_ms(
     return time_ms
 
 
-@njit(cache=True)
+@kernel
 def _scan_frauds(
     frauds: Int64, edges: Int64, aggregates: Float64, newest: int, time_ms: int, oldest_event_ms: int
 ) -> None:
@@ -291,7 +291,7 @@ def _scan_frauds(
         edge += 1
 
 
-@njit(cache=True)
+@kernel
 def _write_columns(
     ops: Int64, aggregates: Float64, row: int, values: Float64, seconds_since_last: float, first_column: int,
     features: Float32,
@@ -344,7 +344,7 @@ def _write_columns(
 # --- sequences --------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@kernel
 def step(
     slots: Int64,
     step_times: Int64,
@@ -405,7 +405,7 @@ def step(
 # --- entry points -----------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def update(
     table: Array,
     slots: Int64,
@@ -534,7 +534,7 @@ def update(
             counters[TOO_LATE] += 1
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def update_labels(
     table: Array,
     slots: Int64,
@@ -581,7 +581,7 @@ def update_labels(
             take_out(slots, counters, frauds, fraud_sources, slot, FRAUDS, FRAUD_POOL, block, place)
 
 
-@njit(cache=True)
+@kernel
 def find_fraud(slots: Int64, frauds: Int64, slot: int, identity: int) -> tuple[int, int]:
     """Block and place of a fraud, block 0 where it is not known."""
     block = slots[slot, FRAUDS + NEWEST]

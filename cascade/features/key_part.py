@@ -10,21 +10,9 @@ from cascade.columns import Array, Bool, ColumnBatch, Int64
 from cascade.errors import StateError
 from cascade.features import digest, kernels, sharing, transfer
 from cascade.features.buffers import FeatureBatch
+from cascade.features.layout import BLOCKS_USED, EVENT_POOL, FRAUD_POOL, REMOTE_POOL, SLOTS_USED, SOURCES_MAX, KeyState
 from cascade.features.spec import Plan
-from cascade.features.state import (
-    BLOCKS_USED,
-    EVENT_POOL,
-    FRAUD_POOL,
-    REMOTE_POOL,
-    SLOTS_USED,
-    SOURCES_MAX,
-    KeyState,
-    Program,
-    Scratch,
-    make_key_state,
-    make_program,
-    make_scratch,
-)
+from cascade.features.state import Program, Scratch, make_key_state, make_program, make_scratch
 from cascade.features.summaries import Summaries
 from cascade.schema import key_codes
 

@@ -6,11 +6,9 @@ same, in two atomic steps; those were a fifth of the time of a row of the featur
 
 from __future__ import annotations
 
-# numba's decorators are untyped
-# mypy: disallow-untyped-decorators=False
 from typing import Any
 
-from numba.extending import intrinsic
+from cascade.compilation import intrinsic
 
 
 @intrinsic

@@ -10,18 +10,16 @@ pipelining).
 
 from __future__ import annotations
 
-# numba's decorators are untyped, and its integers are numpy's
-# mypy: disallow-untyped-decorators=False, warn-return-any=False
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from cascade.columns import Array, Float32, Int64
+from cascade.compilation import intrinsic, kernel
 from cascade.features.chains import home
-from cascade.features.state import (
+from cascade.features.layout import (
     EVENTS,
     FRAUDS,
     LESS_RECENT,
@@ -62,7 +60,7 @@ def _hint(typing: Any, array: Any, row: Any, column: Any) -> Any:
     return types.none(array, types.intp, types.intp), generate
 
 
-@njit(cache=True)
+@kernel
 def begin(
     row: int, table: Array, slots: Int64, events: Int64, frauds: Int64, step_times: Int64, step_values: Float32,
     has_labels: bool, has_sequence: bool, keys: Int64, cursors: Int64,

@@ -6,14 +6,12 @@ told, and replaces what was told before; so telling it twice is harmless.
 
 from __future__ import annotations
 
-# numba's decorators are untyped
-# mypy: disallow-untyped-decorators=False, warn-return-any=False
 import numpy as np
-from numba import njit
 
 from cascade.columns import Array, Float64, Int64
+from cascade.compilation import kernel
 from cascade.features.chains import find, newest_ms, put, take_out, touch, trim
-from cascade.features.state import (
+from cascade.features.layout import (
     BLOCK,
     EVENTS,
     HIGH,
@@ -31,7 +29,7 @@ from cascade.features.state import (
 )
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def summarise(
     table: Array,
     slots: Int64,
@@ -81,7 +79,7 @@ def summarise(
                 squares[row, value] = max(0.0, spread)
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def fold_summaries(
     table: Array,
     slots: Int64,
@@ -144,7 +142,7 @@ def fold_summaries(
         )
 
 
-@njit(cache=True)
+@kernel
 def _find_remote(
     slots: Int64, remotes: Int64, remote_sources: Array, slot: int, source: int, start_ms: int
 ) -> tuple[int, int]:

@@ -6,15 +6,13 @@ look. A walk along a chain is bounded by the count that its slot tells, since ea
 
 from __future__ import annotations
 
-# numba's decorators are untyped
-# mypy: disallow-untyped-decorators=False, warn-return-any=False
 import numpy as np
-from numba import njit
 
 from cascade.columns import Array, Bool, Float32, Int64
+from cascade.compilation import kernel
 from cascade.features.chains import find, free_block, free_chain, newest_ms, put, release, touch, trim
 from cascade.features.kernels import find_fraud, step
-from cascade.features.state import (
+from cascade.features.layout import (
     BLOCK,
     BLOCKS_USED,
     COUNT,
@@ -49,7 +47,7 @@ from cascade.features.state import (
 # --- leaving ----------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def forget(
     table: Array, slots: Int64, counters: Int64, events: Int64, frauds: Int64, remotes: Int64, source: int
 ) -> None:
@@ -65,7 +63,7 @@ def forget(
             release(table, slots, counters, events, frauds, remotes, slot)
 
 
-@njit(cache=True)
+@kernel
 def _drop_source(slots: Int64, counters: Int64, events: Int64, event_sources: Array, slot: int, source: int) -> bool:
     """Drop a key's events of a source: the others close up towards the oldest. Whether there were any."""
     block = target = slots[slot, EVENTS + OLDEST]
@@ -104,7 +102,7 @@ def _drop_source(slots: Int64, counters: Int64, events: Int64, event_sources: Ar
 # --- checks -----------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@kernel
 def _chain_fits(slots: Int64, pool: Int64, slot: int, chain: int) -> bool:
     """Whether a slot's chain stays in its pool, ends, holds as many events as its count says, and is in order."""
     count, newest, block = slots[slot, chain + COUNT], slots[slot, chain + NEWEST], slots[slot, chain + OLDEST]
@@ -126,7 +124,7 @@ def _chain_fits(slots: Int64, pool: Int64, slot: int, chain: int) -> bool:
     return found == count and block == 0 and previous == newest
 
 
-@njit(cache=True)
+@kernel
 def _mark_chain(slots: Int64, pool: Int64, marks: Bool, slot: int, chain: int) -> bool:
     """Mark the blocks of a chain that fits; whether none was marked before."""
     block = slots[slot, chain + NEWEST]
@@ -138,7 +136,7 @@ def _mark_chain(slots: Int64, pool: Int64, marks: Bool, slot: int, chain: int) -
     return True
 
 
-@njit(cache=True)
+@kernel
 def _free_blocks_fit(counters: Int64, pool: Int64, marks: Bool, pool_counters: int) -> bool:
     """Whether the free blocks are exactly those that no chain has."""
     if counters[pool_counters + BLOCKS_USED] != len(pool) - 1:
@@ -153,7 +151,7 @@ def _free_blocks_fit(counters: Int64, pool: Int64, marks: Bool, pool_counters: i
     return block == 0
 
 
-@njit(cache=True)
+@kernel
 def _keys_fit(table: Array, slots: Int64, counters: Int64, in_use: Bool) -> bool:  # noqa: PLR0911
     """Whether index, order of last use and free slots agree with each other; marks the slots in use."""
     keys = counters[KEYS]
@@ -189,7 +187,7 @@ def _keys_fit(table: Array, slots: Int64, counters: Int64, in_use: Bool) -> bool
     return slot == 0
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def state_fits(  # noqa: PLR0911
     table: Array,
     slots: Int64,
@@ -233,7 +231,7 @@ def state_fits(  # noqa: PLR0911
 # --- joining ----------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@kernel(nogil=True)
 def absorb(  # noqa: PLR0912
     table: Array,
     slots: Int64,
@@ -346,7 +344,7 @@ def absorb(  # noqa: PLR0912
     return 0
 
 
-@njit(cache=True)
+@kernel
 def _newest_of(slots: Int64, events: Int64, event_sources: Array, slot: int, wanted: Bool) -> tuple[bool, int]:
     """Whether a slot has events of the wanted sources, and the time of the newest of them."""
     block = slots[slot, EVENTS + NEWEST]

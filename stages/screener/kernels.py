@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import types
 
 from cascade.columns import Array, Float32, Float64, Int32, Int64
+from cascade.compilation import intrinsic, kernel
 from stages.screener.forest import ColumnKind
 
 LANES = 32
@@ -111,7 +111,7 @@ def _add_leaves(typing: Any, leaves: Any, tree: Any, values: Any, first: Any, su
     return types.void(leaves, tree, values, first, sums), generate
 
 
-@njit(cache=True)
+@kernel
 def _fill(
     rows: Float32, first: int, here: int, feature: Int32, kind: Int32, set_start: Int32, set_words: Int32, sets: Array,
     compared: Float32,
@@ -125,7 +125,7 @@ def _fill(
             compared[column, row] = np.float32(-np.inf)
 
 
-@njit(cache=True)
+@kernel
 def _as_compared(value: float, how: int, start: int, words: int, sets: Array) -> float:
     """A value as a column of the kind `how` holds it."""
     if how == _CATEGORY:
@@ -143,7 +143,7 @@ def _as_compared(value: float, how: int, start: int, words: int, sets: Array) ->
     return np.float32(0.0)
 
 
-@njit(cache=True)
+@kernel
 def _is_member(value: float, start: int, words: int, sets: Array) -> bool:
     """Whether the category, a value without what follows its point, is in a set."""
     if not (value > -1.0 and value < 32 * words):
@@ -152,7 +152,7 @@ def _is_member(value: float, start: int, words: int, sets: Array) -> bool:
     return (sets[start + (category >> 5)] >> np.uint32(category & 31)) & np.uint32(1) != 0
 
 
-@njit(cache=True)
+@kernel
 def quickscore(
     rows: Float32, feature: Int32, kind: Int32, set_start: Int32, set_words: Int32, sets: Array,
     block: Int64, tree_block: Int64, column: Int64, start: Int64, threshold: Float32, tree: Int64, ruled_out: Array,
@@ -184,7 +184,7 @@ def quickscore(
             scores[first + row] = sums[row]
 
 
-@njit(cache=True)
+@kernel
 def walk(
     rows: Float32, feature: Int32, kind: Int32, set_start: Int32, set_words: Int32, sets: Array,
     column: Int32, threshold: Float32, child: Int32, value: Float64, root: Int32, depth: Int32,

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from cascade.columns import Array, Int64
+from cascade.compilation import kernel
 
 # What a writer's type is.
 NULL, BOOLEAN, INT, LONG, FLOAT, DOUBLE, BYTES, FIXED, ENUM = range(9)
@@ -24,7 +24,7 @@ _INT_MAX = 2**31 - 1
 _VARINT_BITS = 63
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(nogil=True)
 def _number(octets: Array, place: int, end: int) -> Any:
     """A number in zigzag and its next place; instead of that -CUT_SHORT, or -BAD_NUMBER beyond 64 bits."""
     value, shift = np.uint64(0), 0
@@ -40,7 +40,7 @@ def _number(octets: Array, place: int, end: int) -> Any:
     return 0, -CUT_SHORT
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(nogil=True)
 def _category(octets: Array, place: int, length: int, words: Array, lengths: Int64, first: int, after: int) -> int:
     """Which of the words from `first` up to `after` these octets are, counted from `first`; -1 for none."""
     for word in range(first, after):
@@ -55,7 +55,7 @@ def _category(octets: Array, place: int, length: int, words: Array, lengths: Int
     return -1
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(nogil=True)
 def _is_utf8(octets: Array, place: int, end: int) -> bool:
     """Whether octets are UTF-8 (RFC 3629, section 4): no overlong form, no surrogate, none beyond U+10FFFF."""
     while place < end:
@@ -77,7 +77,7 @@ def _is_utf8(octets: Array, place: int, end: int) -> bool:
     return True
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(nogil=True)
 def read_messages(  # noqa: PLR0912, PLR0915  # numba inlines nothing across Python calls as well as one body
     octets: Array, starts: Int64, ends: Int64, rows: Int64, steps: Int64, branches: Int64, symbols: Int64,
     words: Array, word_lengths: Int64, word_bounds: Int64, widths: Int64, wholes: Array, numbers: Array,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cascade.errors import StateError
 from cascade.features import SOURCES_MAX, FeatureEngine, FeatureSpec, Summaries, kernels, sharing, transfer
-from cascade.features.state import COUNT, EVENTS
+from cascade.features.layout import COUNT, EVENTS
 from cascade.schema import key_codes
 
 from .reference import Reference, Told

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cascade.columns import Array, Float32, Int64
 from cascade.features import FeatureEngine, Summaries
-from cascade.features.state import COUNT, KEY, REMOTES
+from cascade.features.layout import COUNT, KEY, REMOTES
 from cascade.features.summaries import COUNT_MAX, decode, encode
 from cascade.schema import key_codes
 

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numba
+import pytest
+
+from cascade import compilation
+from cascade.compilation import DIRECTORIES_MAX, cache_directory, kernel_sources
+from tests.test_imports import ROOT, names_of, trees
+
+SOURCES = sorted(kernel_sources(ROOT))
+# Imports all kernel sources and runs a small kernel, which has `home` of another file compiled into it.
+PROGRAM = f"""
+import importlib, json
+import numba, numpy as np
+for name in {SOURCES}:
+    importlib.import_module(name)
+from cascade.compilation import cache_directory
+from cascade.features.kernels import _is_new_tag
+seen = np.zeros((1, 64, 2), np.int64)
+_is_new_tag(seen, 0, 5, 1)
+hits = sum(_is_new_tag.stats.cache_hits.values())
+print(json.dumps([int(seen[0, :, 1].argmax()), hits, str(cache_directory()), numba.config.CACHE_DIR]))
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    place: int
+    cache_hits: int
+    directory: Path
+    setting_of_numba: str
+
+
+def path_of(root: Path, module: str) -> Path:
+    return root.joinpath(*module.split(".")).with_suffix(".py")
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+def run_together(copy: Path, processes: int, **environment: str) -> list[Outcome]:
+    inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            cwd=copy,
+            env=inherited | {"PYTHONPATH": str(copy)} | environment,
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(processes)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * processes
+    return [Outcome(place, hits, Path(used), setting) for place, hits, used, setting in map(json.loads, outputs)]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A directory with the kernel sources, in packages that are empty but for them."""
+    for module in SOURCES:
+        path = path_of(tmp_path, module)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for package in path.relative_to(tmp_path).parents[:-1]:
+            (tmp_path / package / "__init__.py").touch()
+        path.write_bytes(path_of(ROOT, module).read_bytes())
+    return tmp_path
+
+
+@pytest.fixture
+def in_copy(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The copy; `cache_directory.__wrapped__` works on it, and not on this process's directory."""
+    monkeypatch.setattr(compilation, "__file__", str(path_of(copy, "cascade.compilation")))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    return copy
+
+
+def test_an_edited_kernel_is_compiled_again_into_the_kernels_of_other_files(copy: Path) -> None:
+    first, second = run_together(copy, 2)
+    assert first.place == second.place != 0
+    assert first.directory == second.directory
+    assert first.directory.parent == copy / "cascade" / "__pycache__"
+    [again] = run_together(copy, 1)
+    assert (again.place, again.cache_hits) == (first.place, 1)
+    edit(path_of(copy, "cascade.features.chains"), "& np.uint64(mask)", "& np.uint64(0)")
+    [edited] = run_together(copy, 1)
+    assert (edited.place, edited.cache_hits) == (0, 0)
+    assert edited.directory != first.directory
+    assert edited.setting_of_numba == ""
+
+
+def test_an_edit_of_any_kernel_source_changes_the_directory_and_other_edits_do_not(in_copy: Path) -> None:
+    directories = {cache_directory.__wrapped__()}
+    for module in SOURCES:
+        with path_of(in_copy, module).open("a") as file:
+            file.write("# edited\n")
+        directories.add(cache_directory.__wrapped__())
+    assert len(directories) == 1 + len(SOURCES)
+    path_of(in_copy, "cascade.config").write_text("from cascade.features import layout\n")
+    assert cache_directory.__wrapped__() in directories
+
+
+def test_directories_of_former_sources_are_removed_but_the_latest(in_copy: Path) -> None:
+    place = in_copy / "cascade" / "__pycache__"
+    former = [place / f"cascade-kernels-{number}" for number in range(DIRECTORIES_MAX + 1)]
+    for time_s, directory in enumerate(former):
+        (directory / "features").mkdir(parents=True)
+        os.utime(directory, (time_s, time_s))
+    other = place / "kernels.cpython-311.pyc"
+    other.touch()
+    used = cache_directory.__wrapped__()
+    assert set(place.iterdir()) == {used, other, *former[2:]}
+
+
+def test_the_directory_in_use_stays_where_the_others_have_later_times(in_copy: Path) -> None:
+    used = cache_directory.__wrapped__()
+    assert used is not None
+    for number in range(DIRECTORIES_MAX):
+        directory = used.parent / f"cascade-kernels-{number}"
+        directory.mkdir()
+        os.utime(directory, (2**33, 2**33))
+    assert cache_directory.__wrapped__() == used
+    assert used.is_dir()
+
+
+def test_the_directory_lies_where_numba_is_set_to_cache(
+    in_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "chosen"))
+    used = cache_directory.__wrapped__()
+    assert used is not None
+    assert used.parent == tmp_path / "chosen"
+
+
+def test_a_read_only_installation_caches_in_the_users_directory(
+    in_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (in_copy / "cascade" / "__pycache__").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    used = cache_directory.__wrapped__()
+    assert used is not None
+    assert used.parent == tmp_path / "home" / "cascade-fraud"
+
+
+def test_kernels_run_where_no_directory_can_be_written(copy: Path) -> None:
+    (copy / "cascade" / "__pycache__").touch()
+    [outcome] = run_together(copy, 1, XDG_CACHE_HOME=str(copy / "cascade" / "__pycache__"))
+    assert outcome.place != 0
+    assert outcome.directory == Path("None")
+
+
+def test_all_compiled_code_is_a_kernel_source_and_numba_compiles_nothing_by_itself() -> None:
+    assert {module for module in trees() if "numba" in names_of(module)} <= set(SOURCES)
+    for module in SOURCES:
+        text = path_of(ROOT, module).read_text()
+        assert "jit" not in text or module == "cascade.compilation", f"{module}: use cascade.compilation.kernel"
+
+
+def test_settings_and_services_are_no_kernel_sources() -> None:
+    assert not {"cascade.config", "cascade.schema", "cascade.features.spec", "streaming.worker"} & set(SOURCES)
