@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+# Called with the share of the work that is done, 0 to 1.
+Progress = Callable[[float], None]
+# Called with the name of the present step, and the share of it that is done.
+StepProgress = Callable[[str, float], None]
 
 
 class Steps:
@@ -16,7 +23,7 @@ class Steps:
         self._console = Console(stderr=True)
         columns = (TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
         disable = not self._console.is_terminal
-        self._bars = Progress(*columns, TimeElapsedColumn(), console=self._console, disable=disable)
+        self._bars = Bars(*columns, TimeElapsedColumn(), console=self._console, disable=disable)
         self._tasks: dict[str, TaskID] = {}
         self._ended: set[str] = set()
 

@@ -26,8 +26,7 @@ import polars as pl
 
 from cascade.columns import Bool, Float64, Int64
 from cascade.errors import SettingError
-
-Progress = Callable[[str, float], None]
+from cascade.progress import StepProgress
 
 PATTERNS: Final = (
     "none",
@@ -198,7 +197,7 @@ class _Rows:
         return _Rows(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-def simulate(settings: SimulatorSettings, progress: Progress | None = None) -> pl.DataFrame:
+def simulate(settings: SimulatorSettings, progress: StepProgress | None = None) -> pl.DataFrame:
     """Simulate transactions, in order of event_time, then transaction_id. Equal settings give an equal frame.
 
     Columns: `transaction_id` int64, `event_time` datetime[ms, UTC], `card_id` int64, `terminal_id` int64, `amount`

@@ -1,4 +1,4 @@
-"""From a bundle to its models, as the configuration asks."""
+"""Creates the engine and the models of a bundle, as configured."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ log = structlog.get_logger()
 
 
 def make_engine(bundle: Bundle) -> Engine:
-    """Features, screener and policy of a bundle; raises BundleError or SettingError where they do not fit."""
+    """The engine of a bundle. Raises BundleError or SettingError if features and screener do not fit each other."""
     features = FeatureEngine(bundle.spec, bundle.schema, str(bundle.directory / "features.toml"))
     return Engine(features, make_screener(bundle, features.width), bundle.policy)
 
 
 def make_screener(bundle: Bundle, width: int) -> Screener:
-    """The bundle's screener, compiled where its model can be; `width`: features of a row.
+    """The bundle's screener: compiled if possible, else LightGBM itself. `width`: features of a row.
 
-    Raises BundleError where the model takes rows of another width, or LightGBM cannot read it either.
+    Raises BundleError if the model expects rows of another width, or if LightGBM cannot read it either.
     """
     text = bundle.content["screener.txt"]
     try:
         compiled = CompiledScreener(text)
     except UnsupportedForestError as error:
-        log.warning("LightGBM itself scores: the screener's model cannot be compiled", reason=str(error))
+        log.warning("the screener's model cannot be compiled, LightGBM scores instead", reason=str(error))
         return LightGbmScreener(text, width)
     if compiled.width != width:
         raise width_mismatch(compiled.width, width)
@@ -44,7 +44,7 @@ def make_screener(bundle: Bundle, width: int) -> Screener:
 
 
 def deep_signature(bundle: Bundle) -> DeepSignature:
-    """Inputs and outputs of the bundle's deep model; raises BundleError."""
+    """Inputs and outputs of the bundle's deep model. Raises BundleError if they cannot be read."""
     try:
         return msgspec.json.decode(bundle.content["deep.json"], type=DeepSignature)
     except msgspec.MsgspecError as error:
@@ -52,7 +52,7 @@ def deep_signature(bundle: Bundle) -> DeepSignature:
 
 
 def make_deep_stage(bundle: Bundle, settings: DeepSettings) -> DeepStage:
-    """The deep stage that the configuration names, for the bundle's model."""
+    """The configured deep stage for the bundle's model."""
     signature = deep_signature(bundle)
     if settings.backend == "onnxruntime":
         from stages.deep.in_process import OnnxDeepStage

@@ -1,4 +1,4 @@
-"""Calibration on validation data: probabilities from raw scores, thresholds from a budget and from costs."""
+"""Calibration on validation data: probabilities from raw scores, and thresholds from a budget and from costs."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ from cascade.columns import Bool, Float64
 from cascade.errors import DataError
 from cascade.policy import Calibration, Costs, Policy, decision_thresholds, escalation_band, in_band
 
-# Of a slope fitted on a handful of frauds nothing can be said.
+# With fewer frauds the fitted slope is meaningless.
 FRAUDS_MIN = 20
-# Where the band may begin, as shares of the escalation budget that are skipped at the top.
+# Candidates for the rows above the escalation band, as multiples of the escalation budget.
 SKIPS = tuple(tenth / 10 for tenth in range(31))
 
 
 def fit_calibration(raw: Float64, fraud: Bool) -> Calibration:
-    """Platt's slope and intercept for raw scores float64 [rows]; raises DataError where there are too few frauds."""
+    """Fit Platt's slope and intercept to raw scores float64 [rows] and labels bool [rows].
+
+    Raises DataError if there are too few frauds, or if higher scores do not mean more frauds.
+    """
     frauds = int(fraud.sum())
     if min(frauds, len(fraud) - frauds) < FRAUDS_MIN:
         raise DataError(
-            f"validation data holds {frauds} frauds in {len(fraud)} transactions; at least {FRAUDS_MIN} of"
-            " each kind are needed: give more data or a longer --validation"
+            f"the validation data has {frauds} frauds in {len(fraud)} transactions; at least {FRAUDS_MIN} of each kind"
+            " are needed: use more data or a longer --validation"
         )
     fitted = LogisticRegression(C=np.inf, max_iter=1_000).fit(raw.reshape(-1, 1), fraud)
     slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
     if slope <= 0:
         raise DataError(
-            f"validation scores fall with fraud (slope {slope:.3g}): the model has learned nothing that"
-            " holds; check the labels and the features"
+            f"frauds have lower scores than genuine transactions in the validation data (slope {slope:.3g}): the model"
+            " learned nothing useful; check the labels and the features"
         )
     return Calibration(slope, intercept)
 
@@ -37,10 +40,14 @@ def fit_calibration(raw: Float64, fraud: Bool) -> Calibration:
 def calibrate(
     screener_raw: Float64, deep_raw: Float64, fraud: Bool, amount: Float64, budget: float, costs: Costs
 ) -> Policy:
-    """The policy from validation rows: `fraud` bool, `amount` in the currency of the costs.
+    """Derive the policy from validation rows.
 
-    Where to escalate: of the bands of scores that keep the budget, the one with the best average precision of the
-    cascade. The decision thresholds are the cheapest pair for the cascade's own probabilities. Both on these rows.
+    Of the score bands within the budget it chooses the band with the best average precision of the cascade, then the
+    decision thresholds with the least cost for the cascade's probabilities.
+
+    - `screener_raw`, `deep_raw` float64 [rows]: log-odds of both models.
+    - `fraud` bool [rows], `amount` float64 [rows]: labels, and amounts in the currency of the costs.
+    - `budget`: share of the rows that may be escalated.
     """
     screener, deep = fit_calibration(screener_raw, fraud), fit_calibration(deep_raw, fraud)
     by_screener, by_deep = screener.probability(screener_raw), deep.probability(deep_raw)

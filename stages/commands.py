@@ -1,4 +1,4 @@
-"""Commands over data and models: `train`, `simulate`."""
+"""Commands for data and models: `train`, `simulate`, `repository`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCHEMAS = Path(str(files("cascade") / "schemas"))
 
 
 def duration_ms(text: str) -> int:
-    """A duration option in ms; a usage error where it is none."""
+    """The ms of a duration option. Raises BadParameter if it is not a duration."""
     try:
         return parse_ms(text)
     except ValueError as error:
@@ -38,25 +38,25 @@ def duration_ms(text: str) -> int:
 @app.command()
 def train(
     data: Annotated[Path, typer.Option(help="Labelled transactions, Parquet or CSV, with the schema's columns.")],
-    out: Annotated[Path, typer.Option(help="Directory of the bundle; replaced where it exists.")],
-    schema: Annotated[Path, typer.Option(help="Schema file.")] = SCHEMAS / "simulator.toml",
-    features: Annotated[Path, typer.Option(help="Feature file.")] = SCHEMAS / "features.toml",
+    out: Annotated[Path, typer.Option(help="Directory for the bundle; an existing bundle is replaced.")],
+    schema: Annotated[Path, typer.Option(help="Schema file.", show_default="shipped")] = SCHEMAS / "simulator.toml",
+    features: Annotated[Path, typer.Option(help="Feature file.", show_default="shipped")] = SCHEMAS / "features.toml",
     name: Annotated[str, typer.Option(help="First part of the bundle's version.")] = "bundle",
     until: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Use no data from this day (UTC) on.")
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Ignore data from this day (UTC) on.")
     ] = None,
-    validation: Annotated[str, typer.Option(help="Length of the validation data, at the end.")] = "7d",
-    warm_up: Annotated[str, typer.Option(help="Length of the start that only fills the feature state.")] = "37d",
-    budget: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of traffic that may be escalated.")] = 0.01,
+    validation: Annotated[str, typer.Option(help="Length of the validation data, the last part.")] = "7d",
+    warm_up: Annotated[str, typer.Option(help="Length of the warm-up, the first part.")] = "37d",
+    budget: Annotated[float, typer.Option(min=0.0, max=1.0, help="Largest escalation rate.")] = 0.01,
     review_cost: Annotated[float, typer.Option(min=0.0, help="Cost of a review, in the amounts' currency.")] = 5.0,
-    false_decline_cost: Annotated[float, typer.Option(min=0.0, help="Cost of declining a genuine one.")] = 25.0,
-    seed: Annotated[int, typer.Option(help="Seed of all that is random.")] = 1,
+    false_decline_cost: Annotated[float, typer.Option(min=0.0, help="Cost of a false decline, likewise.")] = 25.0,
+    seed: Annotated[int, typer.Option(help="Random seed: the same seed gives the same bundle.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Train screener and deep model, calibrate the policy, and write a bundle with its validation report.
 
-    The data is cut by time: a warm-up that fills the feature state, the training part, and the validation part, on
-    which calibration and thresholds are chosen.
+    The command splits the data by time into a warm-up, which fills the windows of the features, training data, and
+    validation data, from which it derives calibration and thresholds.
     """
     settings = TrainingSettings(
         name=name,
@@ -72,7 +72,7 @@ def train(
             manifest, report = train_bundle(data, schema, features, out, settings, progress)
         except ModuleNotFoundError as error:
             raise CascadeError(
-                f"training needs {error.name}, which is not installed; pip install 'cascade-fraud[train]'"
+                f"training needs {error.name}, which is not installed; run pip install 'cascade-fraud[train]'"
             ) from error
     if json:
         print(msgspec.json.encode(report).decode())
@@ -83,29 +83,22 @@ def train(
 
 
 def _show(report: Report, console: Console) -> None:
-    first, last = report.validation.first, report.validation.last
-    table = Table(
-        title=f"validation, {first:%Y-%m-%d} to {last:%Y-%m-%d}: {report.validation.transactions:,} transactions,"
-        f" {report.validation.frauds:,} frauds",
-        title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
-    )  # fmt: skip
+    part = report.validation
+    title = f"validation, {part.first:%Y-%m-%d} to {part.last:%Y-%m-%d}: {part.transactions:,} transactions, "
+    title += f"{part.frauds:,} frauds"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("", no_wrap=True)
     for column in ("AUC", "average precision", "CP@100", "recall"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, quality in (
-        ("cascade", report.cascade),
-        ("screener only", report.screener_only),
-        ("deep only", report.deep_only),
-    ):
-        figures = (
-            quality.auc, quality.average_precision, quality.card_precision_top100, quality.recall_at_budget,
-        )  # fmt: skip
-        table.add_row(name, *("–" if figure is None else f"{figure:.3f}" for figure in figures))
+    models = {"cascade": report.cascade, "screener only": report.screener_only, "deep only": report.deep_only}
+    for name, model in models.items():
+        measures = (model.auc, model.average_precision, model.card_precision_top100, model.recall_at_budget)
+        table.add_row(name, *("–" if measure is None else f"{measure:.3f}" for measure in measures))
     console.print(table)
     console.print(
         "CP@100: card precision top-100; recall: at the escalation budget\n"
         f"escalated {report.escalation_share:.2%}\n"
-        f"decisions cost {report.cost_per_thousand:,.0f} a thousand transactions"
+        f"cost of the decisions: {report.cost_per_thousand:,.0f} per thousand transactions"
         f" ({report.cost_per_thousand_approve_all:,.0f} if all were approved)\n"
         f"ONNX differs from PyTorch by at most {report.onnx_difference_max:.1g}"
     )
@@ -113,13 +106,13 @@ def _show(report: Report, console: Console) -> None:
 
 @app.command()
 def repository(
-    bundle: Annotated[Path, typer.Option(help="Bundle whose deep model is to be served.")],
-    out: Annotated[Path, typer.Option(help="Directory of the Triton model repository; replaced where it exists.")],
+    bundle: Annotated[Path, typer.Option(help="Bundle with the deep model.")],
+    out: Annotated[Path, typer.Option(help="Directory for the repository; an existing directory is replaced.")],
     target: Annotated[Target, typer.Option(help="gpu: ONNX Runtime backend; cpu: Python backend.")] = "gpu",
 ) -> None:
     """Write the Triton model repository of a bundle's deep model.
 
-    Batching, queue limit and timeout stand in the config.pbtxt that is written.
+    Its config.pbtxt sets batching, queue limit and timeout.
     """
     loaded = load_bundle(bundle)
     written = write_repository(bundle / "deep.onnx", deep_signature(loaded), out, target)
@@ -132,14 +125,17 @@ def simulate(
     cards: Annotated[int, typer.Option(help="Cards at the start.")] = 5_000,
     terminals: Annotated[int, typer.Option(help="Terminals.")] = 10_000,
     days: Annotated[int, typer.Option(help="Days to simulate.")] = 90,
-    start: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="First day (UTC).")] = datetime(2025, 1, 1),
+    start: Annotated[
+        datetime, typer.Option(formats=["%Y-%m-%d"], help="First day (UTC).", show_default="2025-01-01")
+    ] = datetime(2025, 1, 1),
     fraud_share: Annotated[float, typer.Option(help="Share of transactions that are frauds.")] = 0.007,
-    seed: Annotated[int, typer.Option(help="Seed: the same seed gives the same file.")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed: the same seed gives the same file.")] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Write card transactions with known frauds: profiles of cards and terminals, times of day, drift, five patterns.
+    """Write simulated card transactions with frauds of five patterns.
 
-    The column `fraud_pattern` says which pattern a fraud belongs to: part of the answer, never a feature.
+    Cards and terminals have profiles, and behaviour drifts over time. The column `fraud_pattern` names the pattern of a
+    fraud; it is part of the answer, never a feature.
     """
     from cascade.simulator import SimulatorSettings
     from cascade.simulator import simulate as run
@@ -154,13 +150,8 @@ def simulate(
     frauds = frame.filter(frame["fraud"] == 1)["fraud_pattern"].value_counts(sort=True)
     patterns = dict(frauds.iter_rows())
     if json:
-        written = {
-            "file": str(out),
-            "transactions": frame.height,
-            "frauds": sum(patterns.values()),
-            "patterns": patterns,
-        }
-        print(msgspec.json.encode(written).decode())
+        counts = {"transactions": frame.height, "frauds": sum(patterns.values()), "patterns": patterns}
+        print(msgspec.json.encode({"file": str(out), **counts}).decode())
         return
-    told = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in patterns.items())
-    Console().print(f"{out}: {frame.height:,} transactions, {sum(patterns.values()):,} frauds ({told})")
+    listed = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in patterns.items())
+    Console().print(f"{out}: {frame.height:,} transactions, {sum(patterns.values()):,} frauds ({listed})")

@@ -1,4 +1,4 @@
-"""Figures of decision quality, by the field's definitions."""
+"""Measures of ranking quality, as the field defines them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from cascade.columns import Bool, Float64, Int64
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
-    """How well scores rank frauds; None where it is not defined (only frauds, or none).
+    """How well scores rank frauds. A measure is None if the rows are all frauds or all genuine.
 
-    `recall_at_budget`: share of the frauds among the highest scores, as many as the escalation budget allows.
+    - `auc`: area under the ROC curve.
+    - `average_precision`: area under the precision-recall curve.
+    - `card_precision_top100`: see `card_precision`.
+    - `recall_at_budget`: share of the frauds that are among the highest scores, as many as the budget allows.
     """
 
     auc: float | None
@@ -22,7 +25,13 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def quality(score: Float64, fraud: Bool, day: Int64, card: Int64, budget: float) -> Quality:
-    """Of scores float64 [rows]; `day` int64: days since the epoch, `card` int64, `budget`: share of the rows."""
+    """Compute the quality of a ranking.
+
+    - `score` float64 [rows], `fraud` bool [rows].
+    - `day` int64 [rows]: days since the epoch.
+    - `card` int64 [rows]: a number that identifies the card.
+    - `budget`: share of the rows for `recall_at_budget`.
+    """
     if not 0 < fraud.sum() < len(fraud):
         return Quality(auc=None, average_precision=None, card_precision_top100=None, recall_at_budget=None)
     return Quality(
@@ -34,10 +43,10 @@ def quality(score: Float64, fraud: Bool, day: Int64, card: Int64, budget: float)
 
 
 def card_precision(score: Float64, fraud: Bool, day: Int64, card: Int64, top: int = 100) -> float:
-    """Mean over days of the share of frauds among the day's `top` cards by their highest score.
+    """Mean over days of the share of compromised cards among the `top` cards of the day, ranked by highest score.
 
-    A card that was found on one day is not counted again on later ones. Source: Le Borgne et al., "Reproducible
-    Machine Learning for Credit Card Fraud Detection", chapter 4.3.
+    A compromised card that is found on one day no longer counts on later days. Arguments as for `quality`.
+    Source: Le Borgne et al., "Reproducible Machine Learning for Credit Card Fraud Detection", chapter 4.3.
     """
     found: set[int] = set()
     daily = []
@@ -53,6 +62,6 @@ def card_precision(score: Float64, fraud: Bool, day: Int64, card: Int64, top: in
 
 
 def recall_at(score: Float64, fraud: Bool, share: float) -> float:
-    """Share of the frauds among the `share` of the rows with the highest scores; of equal ones the earlier count."""
+    """Share of the frauds that are within the `share` of the rows with the highest scores; earlier rows win ties."""
     highest = np.argsort(-score, kind="stable")[: int(share * len(score))]
     return float(fraud[highest].sum() / fraud.sum())

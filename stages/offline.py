@@ -1,8 +1,8 @@
-"""Features and scores of recorded data: the same engine as online, folded over a file."""
+"""Computes features and scores of recorded data with the engine that the service uses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,37 +13,42 @@ from cascade.engine import deep_inputs
 from cascade.features import FeatureBatch, FeatureEngine
 from cascade.frames import LabelledData
 from cascade.policy import Policy
+from cascade.progress import Progress
 from cascade.protocols import DeepStage, Screener
 
-Progress = Callable[[float], None]
 CHUNK_ROWS = 4_096
 
 
 def fold(engine: FeatureEngine, data: LabelledData, progress: Progress) -> Iterator[tuple[Int64, FeatureBatch]]:
-    """Positions and features of `data`, chunk by chunk in its order, labels told when they are due."""
+    """Yield positions int64 and features of the rows of `data`, chunk by chunk; labels act when they are due."""
     schema = engine.schema
     times = data.batch[schema.roles.event_time]
     frauds = np.flatnonzero(data.fraud)
     due = times[frauds] + schema.label.delay_ms
-    told = 0
+    folded = 0
     for start in range(0, data.batch.rows, CHUNK_ROWS):
         rows = np.arange(start, min(start + CHUNK_ROWS, data.batch.rows))
         until = int(np.searchsorted(due, times[rows[-1]], side="right"))
-        if until > told:
-            engine.update_labels(labels_of(data.take(frauds[told:until]), schema.label.field))
-            told = until
+        if until > folded:
+            engine.update_labels(labels_of(data.take(frauds[folded:until]), schema.label.field))
+            folded = until
         yield rows, engine.update(data.batch.take(rows))
         progress(float(rows[-1] + 1) / data.batch.rows)
 
 
 def labels_of(data: LabelledData, label: str) -> ColumnBatch:
-    """Rows as a batch of label messages."""
+    """Rows as a batch of label messages. `label`: the name of the label field."""
     return ColumnBatch({**data.batch.columns, label: data.fraud}, data.batch.rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """Features of chosen rows: `rows` int64 positions, `features` float32, `sequence` float32 (of `with_sequence`)."""
+    """Features of selected rows.
+
+    - `rows` int64 [rows]: positions in the data.
+    - `features` float32 [rows, width].
+    - `sequence` float32 [rows of `with_sequence`, length, sequence width].
+    """
 
     rows: Int64
     features: Float32
@@ -53,48 +58,50 @@ class Folded:
 def fold_rows(
     engine: FeatureEngine, data: LabelledData, wanted: Bool, with_sequence: Bool, progress: Progress
 ) -> Folded:
-    """Fold all of `data`; keep features where `wanted`, sequences where `with_sequence` (a part of `wanted`)."""
-    kept, features, sequences = [], [], []
+    """Fold all of `data`, and return the features of the `wanted` rows.
+
+    - `wanted` bool [rows]: rows whose features are returned.
+    - `with_sequence` bool [rows]: a subset of `wanted`, whose sequences are returned.
+    """
+    positions, features, sequences = [], [], []
     for rows, computed in fold(engine, data, progress):
         chosen = wanted[rows]
-        kept.append(rows[chosen])
+        positions.append(rows[chosen])
         features.append(computed.features[chosen])
         sequences.append(computed.sequence[with_sequence[rows]])
-    return Folded(np.concatenate(kept), np.concatenate(features), np.concatenate(sequences))
+    return Folded(np.concatenate(positions), np.concatenate(features), np.concatenate(sequences))
 
 
 @dataclass(frozen=True, slots=True)
 class OfflineScores:
-    """Log-odds of both models, float64 [rows], at the positions `rows` int64."""
+    """Log-odds of both models, float64 [rows], of the rows at the positions `rows` int64 [rows]."""
 
     rows: Int64
     screener_raw: Float64
     deep_raw: Float64
 
     def cascade(self, policy: Policy) -> tuple[Float64, Bool]:
-        """The cascade's probabilities, and which rows are escalated."""
+        """The cascade's probabilities float64 [rows], and a mask of the escalated rows."""
         escalated = policy.escalate(self.screener_raw)
-        probability = np.where(
-            escalated, policy.deep.probability(self.deep_raw), policy.screener.probability(self.screener_raw)
-        )
-        return probability, escalated
+        deep, screener = policy.deep.probability(self.deep_raw), policy.screener.probability(self.screener_raw)
+        return np.where(escalated, deep, screener), escalated
 
 
 def score_offline(
     bundle: Bundle, screener: Screener, deep: DeepStage, data: LabelledData, wanted: Bool, progress: Progress
 ) -> OfflineScores:
-    """Score the `wanted` rows of `data` with both models, features taken over all of it."""
+    """Fold all of `data`, and score the rows of the mask `wanted` with both models."""
     engine = FeatureEngine(bundle.spec, bundle.schema)
-    kept, screener_raw, deep_raw = [], [], []
+    positions, screener_raw, deep_raw = [], [], []
     for rows, computed in fold(engine, data, progress):
         chosen: Array = wanted[rows]
         if not chosen.any():
             continue
         raw = screener.score(computed.features[chosen])
         inputs = deep_inputs(computed.features[chosen], computed.sequence[chosen], raw)
-        kept.append(rows[chosen])
+        positions.append(rows[chosen])
         screener_raw.append(raw)
         deep_raw.append(deep.submit(inputs, timeout_s=600.0).result())
-    if not kept:
+    if not positions:
         return OfflineScores(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
-    return OfflineScores(np.concatenate(kept), np.concatenate(screener_raw), np.concatenate(deep_raw))
+    return OfflineScores(np.concatenate(positions), np.concatenate(screener_raw), np.concatenate(deep_raw))

@@ -1,47 +1,48 @@
-"""Training of a bundle: screener, deep model, calibration and policy, from one file of labelled transactions.
+"""Trains a bundle (screener, deep model, calibration and policy) from a file of labelled transactions.
 
-The data is cut by time: a warm-up that only fills the feature state, the training rows, then the validation rows. All
-that is chosen (calibration, thresholds) is chosen on the validation rows; the report's figures are of them too, so
-they are for comparison, not a test.
+It splits the data by time: a warm-up that only fills the feature state, the training rows, then the validation rows.
+Calibration and thresholds come from the validation rows. The report's figures are of the same rows, so they serve for
+comparison and are not those of an independent test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from cascade.bundle import Manifest, write_bundle
-from cascade.columns import Bool, Float64, Int64
+from cascade.columns import Bool, Int64
 from cascade.engine import deep_inputs
 from cascade.errors import DataError
 from cascade.features import FeatureEngine, parse_spec
 from cascade.features.spec import DAY_MS
 from cascade.frames import LabelledData, read_labelled
 from cascade.policy import Costs, Policy
+from cascade.progress import StepProgress
 from cascade.schema import Schema, key_codes, parse_schema, read_setting_file
 from stages.calibration import calibrate
 from stages.metrics import Quality, quality
-from stages.offline import fold_rows
+from stages.offline import OfflineScores, fold_rows
 from stages.screener.train import ScreenerSettings, out_of_fold_scores, train_screener
 
-# Told at each step: what is being done, and the share of it that is done.
-Progress = Callable[[str, float], None]
-# Blocks of time for the scores that the deep model is trained on (see `out_of_fold_scores`).
+# Blocks of time for the screener's scores from which the deep model learns (see `out_of_fold_scores`).
 SCREENER_FOLDS = 4
-# The exported model may differ from PyTorch by rounding only.
+# The exported model may differ from PyTorch only by rounding.
 ONNX_DIFFERENCE_MAX = 1e-4
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a bundle is trained; times in ms.
+    """How a bundle is trained.
 
-    `until_ms`: data from there on is not looked at (None: all is used). `validation_ms`: length of the validation
-    data, at the end. `warm_up_ms`: length of the part at the start that only fills the feature state.
-    `escalation_budget`: share of traffic that may be escalated.
+    - `name`: first part of the bundle's version.
+    - `until_ms`: end of the data, ms since the epoch; None: all data is used.
+    - `validation_ms`: length of the validation data, the last part.
+    - `warm_up_ms`: length of the first part, which only fills the feature state.
+    - `escalation_budget`: share of transactions that may be escalated.
     """
 
     name: str = "bundle"
@@ -55,7 +56,7 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Span(msgspec.Struct, frozen=True):
-    """A stretch of the data: its first and last event (UTC), transactions and frauds."""
+    """A part of the data: times of its first and last event (UTC), and its numbers of transactions and frauds."""
 
     first: datetime
     last: datetime
@@ -64,11 +65,14 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a training run used and found; the qualities are of the validation rows.
+    """Inputs and results of a training run. The qualities and costs are of the validation rows.
 
-    `onnx_difference_max`: largest difference of log-odds between PyTorch and ONNX Runtime. `cost_per_thousand`: cost of
-    the decisions per 1,000 transactions by the policy's costs, in the currency of the amounts, for the cascade;
-    `_approve_all` where nothing were stopped.
+    - `features`: number of features.
+    - `escalation_share`: share of the rows that are escalated.
+    - `cost_per_thousand`: cost of the cascade's decisions per 1,000 transactions, in the currency of the amounts.
+    - `cost_per_thousand_approve_all`: the same if all transactions were approved.
+    - `onnx_difference_max`: largest difference of log-odds between PyTorch and ONNX Runtime.
+    - `versions`: versions of the libraries.
     """
 
     schema: str
@@ -87,13 +91,21 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def train_bundle(
-    data_path: Path, schema_path: Path, features_path: Path, out: Path, settings: TrainingSettings, progress: Progress
+    data_path: Path,
+    schema_path: Path,
+    features_path: Path,
+    out: Path,
+    settings: TrainingSettings,
+    progress: StepProgress,
 ) -> tuple[Manifest, Report]:
     """Train, write the bundle to `out`, and return its manifest and report.
 
-    Raises SettingError or DataError for what the files hold.
+    - `data_path`: labelled transactions, Parquet or CSV.
+    - `schema_path`, `features_path`: TOML files, which become part of the bundle.
+
+    Raises SettingError or DataError if a file cannot be used.
     """
-    # PyTorch is in the extra `train` only: imported here, so that the module can be loaded without it
+    # PyTorch belongs to the extra `train`; importing it here allows loading this module without it
     from stages.deep.signature import DeepSignature
     from stages.deep.train import (
         OPSET,
@@ -115,75 +127,58 @@ def train_bundle(
     with_sequence = in_validation.copy()
     with_sequence[np.flatnonzero(in_training)[drawn]] = True
 
-    folded = fold_rows(engine, data, in_training | in_validation, with_sequence, lambda s: progress("features", s))
+    folded = fold_rows(engine, data, in_training | in_validation, with_sequence, partial(progress, "features"))
     training = in_training[folded.rows]
     sequence_training = in_training[np.flatnonzero(with_sequence)]
     train_features, train_fraud = folded.features[training], data.fraud[folded.rows[training]]
 
     booster = train_screener(
-        train_features, train_fraud, engine.names, settings.screener, settings.seed, lambda s: progress("screener", s)
+        train_features, train_fraud, engine.names, settings.screener, settings.seed, partial(progress, "screener")
     )
-    held_out = out_of_fold_scores(
+    out_of_fold = out_of_fold_scores(
         train_features,
         train_fraud,
         engine.names,
         settings.screener,
         settings.seed,
         SCREENER_FOLDS,
-        lambda s: progress("screener, out of fold", s),
+        partial(progress, "screener, out of fold"),
     )
-    screener_text = booster.model_to_string().encode()
-    screener_raw: Float64 = booster.predict(folded.features[~training], raw_score=True)
+    screener_raw = booster.predict(folded.features[~training], raw_score=True)
 
+    examples = deep_inputs(train_features[drawn], folded.sequence[sequence_training], out_of_fold[drawn])
     model = train_deep(
-        deep_inputs(train_features[drawn], folded.sequence[sequence_training], held_out[drawn]),
-        train_fraud[drawn], weight, deep_settings, settings.seed, lambda s: progress("deep model", s),
-    )  # fmt: skip
+        examples, train_fraud[drawn], weight, deep_settings, settings.seed, partial(progress, "deep model")
+    )
     inputs = deep_inputs(folded.features[~training], folded.sequence[~sequence_training], screener_raw)
     onnx = export_onnx(model, inputs)
     difference = max_difference(model, onnx, inputs)
     if difference > ONNX_DIFFERENCE_MAX:
         raise DataError(f"the exported model differs from PyTorch by {difference:.2g}; report this with your versions")
-    deep_raw = score_torch(model, inputs)
+    scores = OfflineScores(folded.rows[~training], screener_raw, score_torch(model, inputs))
 
-    validation = data.take(np.flatnonzero(in_validation))
+    validation = data.take(scores.rows)
+    amount = validation.batch[schema.roles.amount]
     policy = calibrate(
-        screener_raw,
-        deep_raw,
-        validation.fraud == 1,
-        validation.batch[schema.roles.amount],
-        settings.escalation_budget,
-        settings.costs,
+        screener_raw, scores.deep_raw, validation.fraud == 1, amount, settings.escalation_budget, settings.costs
     )
-    signature = DeepSignature(
-        sequence_length=inputs.sequence.shape[1], sequence_width=inputs.sequence.shape[2],
-        features=inputs.features.shape[1], opset=OPSET,
-    )  # fmt: skip
-    report = _report(
-        schema,
-        settings,
-        data.take(np.flatnonzero(in_training)),
-        validation,
-        engine.width,
-        screener_raw,
-        deep_raw,
-        policy,
-        difference,
-    )
-    manifest = write_bundle(out, settings.name, {
+    (_, length, width), features = inputs.sequence.shape, inputs.features.shape[1]
+    signature = DeepSignature(sequence_length=length, sequence_width=width, features=features, opset=OPSET)
+    report = _report(schema, settings, data.take(in_training), validation, scores, policy, engine.width, difference)
+    content = {
         "schema.toml": schema_text,
         "features.toml": features_text,
-        "screener.txt": screener_text,
+        "screener.txt": booster.model_to_string().encode(),
         "deep.onnx": onnx,
         "deep.json": _readable(signature),
         "policy.json": _readable(policy),
         "report.json": _readable(report),
-    })  # fmt: skip
-    return manifest, report
+    }
+    return write_bundle(out, settings.name, content), report
 
 
 def split(data: LabelledData, schema: Schema, settings: TrainingSettings, origin: str) -> tuple[Bool, Bool]:
-    """Masks of the training and of the validation rows; raises DataError where one would be without frauds."""
+    """Masks of the training and the validation rows. Raises DataError if either has no frauds."""
     times = data.batch[schema.roles.event_time]
     until = settings.until_ms if settings.until_ms is not None else int(times[-1]) + 1 if len(times) else 0
     start = int(times[0]) + settings.warm_up_ms if len(times) else 0
@@ -195,7 +190,7 @@ def split(data: LabelledData, schema: Schema, settings: TrainingSettings, origin
             raise DataError(
                 f"{origin}: no frauds among {int(rows.sum())} {name} transactions; the data spans"
                 f" {(times[-1] - times[0]) / DAY_MS if len(times) else 0:.1f} days: shorten --warm-up or"
-                " --validation, or give more data"
+                " --validation, or use more data"
             )
     return in_training, in_validation
 
@@ -205,23 +200,20 @@ def _report(
     settings: TrainingSettings,
     training: LabelledData,
     validation: LabelledData,
-    width: int,
-    screener_raw: Float64,
-    deep_raw: Float64,
+    scores: OfflineScores,
     policy: Policy,
+    features: int,
     difference: float,
 ) -> Report:
     import lightgbm
     import onnxruntime
     import torch
 
-    fraud = validation.fraud == 1
-    amount = validation.batch[schema.roles.amount]
+    fraud, amount = validation.fraud == 1, validation.batch[schema.roles.amount]
     day: Int64 = validation.batch[schema.roles.event_time] // DAY_MS
     card = key_codes(validation.batch[schema.roles.card])
-    screener, deep = policy.screener.probability(screener_raw), policy.deep.probability(deep_raw)
-    escalated = policy.escalate(screener_raw)
-    cascade = np.where(escalated, deep, screener)
+    cascade, escalated = scores.cascade(policy)
+    screener, deep = policy.screener.probability(scores.screener_raw), policy.deep.probability(scores.deep_raw)
     approve_all = np.zeros(len(fraud), np.int64)
     costs = policy.costs
     return Report(
@@ -229,7 +221,7 @@ def _report(
         seed=settings.seed,
         train=_span(training, schema),
         validation=_span(validation, schema),
-        features=width,
+        features=features,
         escalation_share=float(escalated.mean()),
         cascade=quality(cascade, fraud, day, card, policy.escalation_budget),
         screener_only=quality(screener, fraud, day, card, policy.escalation_budget),

@@ -1,4 +1,4 @@
-"""What both deep stages ask of an answer, and the smallest question."""
+"""Checks of a deep model's answer, and the inputs of a probe, for both deep stages."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from stages.deep.signature import DeepSignature
 
 
 def checked_scores(output: Array | None, rows: int) -> Float64:
-    """The model's output float32 [rows, 1] as raw scores float64 [rows].
+    """Convert the model's output float32 [rows, 1] to raw scores float64 [rows].
 
-    Raises DeepStageError where the output is absent, of another shape, or not finite: a model server can be ready
-    and answer nonsense.
+    Raises DeepStageError if the output is absent, has another shape, or is not finite: a model server that reports
+    that it is ready may still answer nonsense.
     """
     if output is None or output.shape != (rows, 1):
         shape = None if output is None else list(output.shape)
-        raise DeepStageError("error", f"the deep model answered the shape {shape} for {rows} rows")
+        raise DeepStageError("error", f"the deep model answered with shape {shape} for {rows} rows")
     scores: Float64 = output[:, 0].astype(np.float64)
     if not np.isfinite(scores).all():
-        raise DeepStageError("error", "the deep model answered a score that is not finite")
+        raise DeepStageError("error", "the deep model answered with a score that is not finite")
     return scores
 
 
 def probe_inputs(signature: DeepSignature) -> DeepInputs:
-    """One row of zeros, which every model of this signature must be able to score."""
+    """One row of zeros, which every model with this signature can score."""
     return DeepInputs(
         sequence=np.zeros((1, signature.sequence_length, signature.sequence_width), np.float32),
         features=np.zeros((1, signature.features), np.float32),

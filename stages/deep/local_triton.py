@@ -1,8 +1,8 @@
-"""An embedded Triton Inference Server: the real one, CPU only, for the demo, for tests and for laptops.
+"""An embedded Triton Inference Server (CPU only) for the demo, tests and development.
 
-The server comes from the wheel `nvidia-pytriton`, whose Python backend was compiled against numpy 1. Beside numpy 2
-it starts, reports ready, and answers empty tensors. Therefore it has a folder of its own, `server`, and a virtual
-environment of its own, `python`, with numpy 1 and ONNX Runtime: all that the model's process sees of packages.
+The server comes from the wheel `nvidia-pytriton`, whose Python backend is compiled against numpy 1. With numpy 2 it
+starts, reports ready, and answers with empty tensors. So it is installed in a directory of its own (`server`), and its
+models run in a virtual environment of their own (`python`) with numpy 1 and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from cascade.local_parts import (
 
 TRITON_VERSION = "2.51"
 _SERVER = ("nvidia-pytriton==0.7.0",)
-# numpy < 2 for the reason above; the rest is what this ONNX Runtime needs, all pinned.
+# numpy 1 for the reason above, ONNX Runtime, and what it needs
 _PACKAGES = (
     "flatbuffers==25.12.19",
     "numpy==1.26.4",
@@ -43,7 +43,7 @@ _PACKAGES = (
     "protobuf==7.36.2",
 )
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-# The wheel has stubs for more, but numpy 1 ends here.
+# The wheel has stubs for more versions, but numpy 1 supports none of them.
 _PYTHONS = ("3.11", "3.12")
 _LIBPYTHON = f"libpython{_PYTHON}.so.1.0"
 READY_TIMEOUT_S = 60.0
@@ -54,9 +54,9 @@ _STOP_GRACE_S = 15.0
 
 
 def install(directory: Path, report: Callable[[str], None]) -> None:
-    """Bring Triton into `directory`/triton, once; afterwards no network is needed.
+    """Download Triton to `directory`/triton, unless it is there. `report` receives lines for the user.
 
-    `report` receives lines for the user. Raises LocalPartError where this machine cannot run it or a download fails.
+    Raises LocalPartError if this machine cannot run Triton, or if a download fails.
     """
     directory = directory.absolute()
     target = directory / "triton"
@@ -65,16 +65,16 @@ def install(directory: Path, report: Callable[[str], None]) -> None:
         if _is_installed(directory):
             report(f"Triton {TRITON_VERSION}: present in {target}")
             return
-        started = time.monotonic()
+        started_s = time.monotonic()
         report(f"Triton {TRITON_VERSION}: downloading the server and its own Python packages (0.2 GB)")
         with staged_directory(target) as staged:
             _uv("pip", "install", "--no-deps", "--python", sys.executable, "--target", f"{staged}/server", *_SERVER)
             _uv("venv", "--python", sys.executable, f"{staged}/python")
             own_python = f"{staged}/python/bin/python"
             _uv("pip", "install", "--no-deps", "--compile-bytecode", "--python", own_python, *_PACKAGES)
-            _keep_the_server_only(staged / "server")
+            _remove_all_but_the_server(staged / "server")
             (staged / MARKER).write_text(json.dumps(_marker(), indent=1) + "\n")
-        report(f"Triton {TRITON_VERSION}: installed in {target} ({time.monotonic() - started:.0f} s)")
+        report(f"Triton {TRITON_VERSION}: installed in {target} ({time.monotonic() - started_s:.0f} s)")
 
 
 def _marker() -> dict[str, object]:
@@ -104,7 +104,8 @@ def _check_machine() -> None:
 
 
 def _uv(*arguments: str) -> None:
-    # The user's own mirrors hold, but no project's constraints: they name numpy 2. Hence the working directory, too.
+    # The user's settings for mirrors apply, but not the constraints of a project (uv also looks for them in the working
+    # directory): they may name numpy 2.
     environment = {name: value for name, value in os.environ.items() if name not in _UV_SETTINGS_LEFT_OUT}
     command = [sys.executable, "-m", "uv", "--quiet", *arguments]
     try:
@@ -115,14 +116,14 @@ def _uv(*arguments: str) -> None:
         raise LocalPartError(f"downloading Triton took more than {_INSTALL_TIMEOUT_S:g} s; try again") from error
     if done.returncode == 0:
         return
-    said = " ".join(done.stderr.split())[-400:]
-    if "No module named uv" in said:
+    error_text = " ".join(done.stderr.split())[-400:]
+    if "No module named uv" in error_text:
         raise LocalPartError("the package uv is missing; install the extra: pip install 'cascade-fraud[local]'")
-    raise LocalPartError(f"Triton cannot be installed: {said}; check the network and try again")
+    raise LocalPartError(f"Triton cannot be installed: {error_text}; check the network and try again")
 
 
-def _keep_the_server_only(server: Path) -> None:
-    """Put the stub of this Python where the Python backend looks for it; the wheel's other parts are not needed."""
+def _remove_all_but_the_server(server: Path) -> None:
+    """Copy this Python's stub to where the Python backend looks for it, and remove the rest of the wheel."""
     package = server / "pytriton"
     triton = package / "tritonserver"
     stub = triton / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
@@ -136,7 +137,7 @@ def _keep_the_server_only(server: Path) -> None:
 
 
 def missing_libpython() -> str | None:
-    """The shared library of Python, where the loader cannot find it, with the remedy, as one line; else None."""
+    """None if the loader finds the shared library of Python, else one line with the problem and the remedy."""
     attempt = [sys.executable, "-I", "-S", "-c", f"import ctypes; ctypes.CDLL('{_LIBPYTHON}')"]
     found = subprocess.run(attempt, env=_library_path(), capture_output=True, timeout=30, check=False)
     if found.returncode == 0:
@@ -148,7 +149,7 @@ def missing_libpython() -> str | None:
 
 
 def missing_parts(parts_dir: Path | None = None) -> str | None:
-    """What keeps the local Triton from starting, with the remedy, as one line; None where nothing does."""
+    """None if the local Triton can start, else one line with the problem and the remedy."""
     try:
         _check_machine()
     except LocalPartError as error:
@@ -166,9 +167,10 @@ def _library_path() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
-    """TLS of Triton's gRPC, PEM files: its certificate and key, and `clients`, the authority of its clients.
+    """TLS of Triton's gRPC, as PEM files.
 
-    With `clients` each client must show a certificate of that authority (mutual TLS).
+    - `certificate`, `key`: those of the server.
+    - `clients`: the authority that signs the clients' certificates; the server then refuses other clients (mutual TLS).
     """
 
     certificate: Path
@@ -176,16 +178,18 @@ class ServerTls:
     clients: Path | None = None
 
     def arguments(self) -> list[str]:
-        """The settings as Triton names them."""
+        """The settings as arguments for Triton."""
         mutual = ["--grpc-use-ssl-mutual=1", f"--grpc-root-cert={self.clients}"] if self.clients else []
         return ["--grpc-use-ssl=1", f"--grpc-server-cert={self.certificate}", f"--grpc-server-key={self.key}", *mutual]
 
 
 class LocalTriton:
-    """A running Triton that serves every model of `repository`, on 127.0.0.1, as a context manager.
+    """A Triton on 127.0.0.1 that serves every model of a repository, as a context manager.
 
-    `log_dir`: where `triton.log` goes; beside the repository by default. `grpc_port`: a free one by default. `tls`:
-    for gRPC; HTTP and metrics stay plain.
+    - `parts_dir`: directory of the embedded parts, by default `local_parts_dir()`.
+    - `log_dir`: directory for `triton.log`, by default that which contains the repository.
+    - `grpc_port`: by default a free port.
+    - `tls`: for gRPC; HTTP and metrics are not encrypted.
     """
 
     def __init__(
@@ -219,21 +223,21 @@ class LocalTriton:
 
     @property
     def http_url(self) -> str:
-        """Base of the HTTP interface, `http://127.0.0.1:port`."""
+        """Base URL of the HTTP interface, `http://127.0.0.1:port`."""
         return f"http://127.0.0.1:{self._ports[1]}"
 
     @property
     def metrics_url(self) -> str:
-        """Page of metrics in Prometheus' format."""
+        """URL of the metrics in Prometheus' format."""
         return f"http://127.0.0.1:{self._ports[2]}{_METRICS_PATH}"
 
     @property
     def pid(self) -> int | None:
-        """Process id while it runs."""
+        """Process id; None while Triton does not run."""
         return self._process.pid if self._process is not None else None
 
     def start(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Start Triton and wait until it and all its models are ready; raises LocalPartError."""
+        """Start Triton and wait until all its models are ready. Raises LocalPartError if they are not in time."""
         if self.pid is not None:
             return
         missing = missing_parts(self._parts_dir)
@@ -241,8 +245,10 @@ class LocalTriton:
             raise LocalPartError(missing)
         models = [entry.parent.name for entry in sorted(self.repository.glob("*/config.pbtxt"))]
         if not models:
-            raise LocalPartError(f"{self.repository} holds no model (NAME/config.pbtxt); write a repository first")
-        # Kept for the life of the object: clients find a restarted server where it was.
+            raise LocalPartError(
+                f"{self.repository} has no model (NAME/config.pbtxt); write a repository with `cascade repository`"
+            )
+        # the same ports at each start, so that clients find a restarted server
         if not self._ports:
             grpc_port, *others = free_ports(3)
             self._ports = [self._grpc_port or grpc_port, *others]
@@ -262,24 +268,24 @@ class LocalTriton:
             self._remove_regions()
 
     def kill(self) -> None:
-        """Kill Triton at once, as a failing machine would."""
+        """Kill Triton and the processes of its models, as if the machine failed."""
         if self._process is not None:
             self._process.kill()
             self._remove_regions()
 
     def freeze(self) -> None:
-        """Freeze Triton and its models (SIGSTOP): its connections stay open, and nothing is answered from now on."""
+        """Suspend Triton and its models (SIGSTOP): its connections stay open, but it answers nothing."""
         if self._process is not None:
             self._process.freeze()
 
     def thaw(self) -> None:
-        """Let a frozen Triton go on; harmless where it is not frozen or not running."""
+        """Resume a frozen Triton. Does nothing if it is not frozen or does not run."""
         if self._process is not None:
             self._process.thaw()
 
     def _remove_regions(self) -> None:
-        # A killed Triton leaves the shared memory that it had with its models, a megabyte each.
-        for region in Path("/dev/shm").glob(f"{self._region_prefix}*"):  # noqa: S108 - not ours to choose
+        # a killed Triton leaves the memory that it shared with its models, a megabyte each
+        for region in Path("/dev/shm").glob(f"{self._region_prefix}*"):  # noqa: S108 - the system determines the path
             region.unlink(missing_ok=True)
 
     def _command(self) -> list[str]:
@@ -305,8 +311,8 @@ class LocalTriton:
         ]
 
     def _environment(self) -> dict[str, str]:
-        # The model's process ignores every PYTHON variable; it takes the first `python3` of PATH for its own, and that
-        # one's packages. Nothing of the service's environment may come first: it holds numpy 2.
+        # The model's process ignores all PYTHON variables and uses the first `python3` of PATH with its packages. That
+        # must not be the Python of the service, which has numpy 2.
         return _library_path() | {
             "PATH": f"{self._parts_dir / 'triton' / 'python' / 'bin'}:/usr/bin:/bin",
             "LC_ALL": "C.UTF-8",
@@ -315,7 +321,7 @@ class LocalTriton:
         }
 
     def _answers(self, path: str) -> bool:
-        """Whether the HTTP interface, or that of the metrics, answers `path` with 200."""
+        """Whether the HTTP interface, or the metrics port for their path, answers a request with status 200."""
         port = self._ports[2] if path == _METRICS_PATH else self._ports[1]
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5.0)
         try:
@@ -328,5 +334,5 @@ class LocalTriton:
 
 
 def _ready_paths(models: list[str]) -> list[str]:
-    # the metrics come up last, after Triton calls itself ready
+    # the metrics are available last, after Triton reports that it is ready
     return ["/v2/health/ready", *(f"/v2/models/{model}/ready" for model in models), _METRICS_PATH]

@@ -1,4 +1,4 @@
-"""One asyncio loop in one thread of its own, for callers that live in plain threads."""
+"""An asyncio loop in a thread of its own, for callers in other threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """Runs coroutines for other threads until it is closed; belongs to the process that made it."""
+    """Runs coroutines for other threads until `close`, in the process that created it. `name`: for messages."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -31,10 +31,10 @@ class LoopThread:
         self._loop.run_forever()
 
     def submit(self, work: Coroutine[object, object, T]) -> Future[T]:
-        """Start a coroutine; its future fails with DeepStageError where the loop is closed, now or while it runs."""
+        """Start a coroutine. Its future fails with DeepStageError if the loop is closed before the coroutine ends."""
         problem = None
         if os.getpid() != self._owner_pid:
-            problem = f"{self._name} was made before a fork; make one in this process"
+            problem = f"{self._name} was created before a fork; create it in this process"
         with self._closing:
             if self._closed:
                 problem = f"{self._name} is closed"
@@ -54,7 +54,7 @@ class LoopThread:
             raise
 
     def close(self, last: Callable[[], Coroutine[object, object, object]] | None = None) -> None:
-        """End all work, run `last` on the loop, end loop and thread; doing it again is harmless."""
+        """Cancel all work, run `last` on the loop, end loop and thread. Further calls have no effect."""
         with self._closing:
             if self._closed or os.getpid() != self._owner_pid:
                 return

@@ -1,4 +1,4 @@
-"""Writes the Triton model repository for one deep model, from the templates in `triton_models`."""
+"""Writes the Triton model repository of a deep model, from the templates in `triton_models`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from cascade.local_parts import staged_directory
 from stages.deep.signature import BATCH_ROWS_MAX, MODEL_NAME, DeepSignature
 
 Target = Literal["cpu", "gpu"]
-# Beside `stages` in a checkout and in an installed wheel alike.
+# `triton_models` is beside `stages` both in a checkout and in an installed wheel.
 _TEMPLATES = Path(__file__).resolve().parents[2] / "triton_models"
 
 
 @dataclass(frozen=True, slots=True)
 class ServingLimits:
-    """How Triton runs the model and what it refuses.
+    """How Triton runs the model, and which requests it refuses.
 
-    `instances`: copies of the model. `threads`: CPU threads of ONNX Runtime in each copy.
+    - `instances`: copies of the model.
+    - `threads`: CPU threads of ONNX Runtime in each copy.
 
-    The other three belong to Triton's queue; 0 leaves them out (see docs/decisions/0003-triton-queue.md).
-    `batch_delay_us`: microseconds that a batch waits for company. `queue_requests_max`: requests that wait; a further
-    one is refused. `queue_timeout_us`: microseconds that a request waits before it is refused; a request may ask for
-    less.
+    The other three configure Triton's queue; 0 omits a setting (see docs/decisions/0003-triton-queue.md).
+
+    - `batch_delay_us`: time that a batch waits for more requests.
+    - `queue_requests_max`: requests that may wait; Triton refuses further ones.
+    - `queue_timeout_us`: time after which Triton refuses a waiting request; a request may set less.
     """
 
     instances: int = 1
@@ -55,7 +57,7 @@ class ServingLimits:
         return "".join(line + "\n" for line in lines)
 
 
-# A GPU has its queue bounded by Triton too. The local CPU server has not: its batcher stalls with any queue policy.
+# On a GPU, Triton bounds its queue too. The local CPU server must not: its batcher stalls with any queue policy.
 DEFAULT_LIMITS: dict[Target, ServingLimits] = {
     "cpu": ServingLimits(),
     "gpu": ServingLimits(batch_delay_us=200, queue_requests_max=256, queue_timeout_us=20_000),
@@ -63,17 +65,15 @@ DEFAULT_LIMITS: dict[Target, ServingLimits] = {
 
 
 def write_repository(
-    onnx: Path,
-    signature: DeepSignature,
-    out: Path,
-    target: Target,
-    limits: ServingLimits | None = None,
+    onnx: Path, signature: DeepSignature, out: Path, target: Target, limits: ServingLimits | None = None
 ) -> Path:
-    """Write a repository with the one model `fraud_deep` to `out`, and return `out`; what was there is replaced.
+    """Write a repository with the model `fraud_deep` to `out`, and return `out`; an existing directory is replaced.
 
-    `target`: `gpu` for Triton's ONNX Runtime backend on a GPU, `cpu` for the Python backend with ONNX Runtime.
-    `limits`: DEFAULT_LIMITS of the target where None. Raises OSError where a file cannot be read or written; `out` is
-    then as it was.
+    - `onnx`: file of the model.
+    - `target`: `gpu` for Triton's ONNX Runtime backend on a GPU, `cpu` for the Python backend with ONNX Runtime.
+    - `limits`: by default DEFAULT_LIMITS of the target.
+
+    Raises OSError if a file cannot be read or written; `out` is then unchanged.
     """
     template = _TEMPLATES / target / MODEL_NAME
     with staged_directory(Path(out)) as staged:

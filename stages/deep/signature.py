@@ -1,20 +1,20 @@
-"""The contract of the deep model: the names, types and shapes of its tensors, recorded in the bundle."""
+"""The contract of the deep model: names, types and shapes of its tensors, which the bundle records."""
 
 from __future__ import annotations
 
 import msgspec
 
 MODEL_NAME = "fraud_deep"
-# Rows of one call. It bounds what one request can cost, and is `max_batch_size` of the served model.
+# Largest number of rows of a call: `max_batch_size` of the served model. It bounds the cost of a request.
 BATCH_ROWS_MAX = 256
 
 
 class DeepSignature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Names and shapes of the deep model's tensors, all float32, with the batch axis first.
 
-    The model reads `sequence_input` [rows, sequence_length, sequence_width] and `features_input` [rows, features],
-    and answers `output` [rows, 1], raw scores (log-odds). `features` counts the screener's score, the last column.
-    `opset`: of ONNX.
+    The inputs are `sequence_input` [rows, sequence_length, sequence_width] and `features_input` [rows, features]. The
+    screener's score is the last of the features. The output is `output` [rows, 1], raw scores (log-odds). `opset` is
+    the version of the ONNX operator set.
 
     >>> DeepSignature(sequence_length=10, sequence_width=6, features=22).input_shapes
     {'sequence': (10, 6), 'features': (22,)}

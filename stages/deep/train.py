@@ -1,10 +1,9 @@
-"""Training of the deep model, and its export to ONNX."""
+"""Trains the deep model and exports it to ONNX."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -13,21 +12,21 @@ import torch
 from torch import nn
 
 from cascade.columns import Array, Float32, Float64, Int64
+from cascade.progress import Progress
 from cascade.protocols import DeepInputs
 from stages.deep.model import DeepModel
 
-Progress = Callable[[float], None]
-# The ONNX operator set that every supported server reads (ONNX Runtime 1.14 and newer), pinned: part of the contract.
+# An ONNX operator set that every supported server reads (ONNX Runtime 1.14 and newer).
 OPSET = 17
-# Rows a call outside training: bounds the memory of scoring a month of transactions.
+# Rows of a call outside training; bounds the memory of scoring a month of transactions.
 SCORE_ROWS = 8_192
 
 
 class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Size of the deep model and how it is trained.
+    """Size of the deep model, and how it is trained.
 
-    `genuine_share`: share of genuine transactions that is used, each weighted by its inverse, so that probabilities
-    stay right; frauds are all used.
+    - `genuine_share`: share of the genuine transactions that the training uses, each with the inverse as its weight, so
+      that the probabilities stay right. It uses all frauds.
     """
 
     hidden: int = 64
@@ -42,7 +41,7 @@ class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def train_deep(
     inputs: DeepInputs, fraud: Int64, weight: Float32, settings: DeepSettings, seed: int, progress: Progress
 ) -> DeepModel:
-    """Fit on the rows given, each with its weight; `progress` gets the share done, 0 to 1."""
+    """Fit a model to rows with fraud int64 [rows] and weight float32 [rows]."""
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     model = DeepModel(inputs, settings.hidden, settings.dropout)
@@ -74,14 +73,14 @@ def train_deep(
 
 
 def sample_genuine(fraud: Int64, share: float, seed: int) -> tuple[Array, Float32]:
-    """Positions int64 of all frauds and of a share of the genuine rows, in order, and the weight of each."""
+    """Draw all frauds and a random share of the genuine rows: their positions in order, int64, and their weights."""
     drawn = np.random.default_rng(seed).random(len(fraud)) < share
     chosen = np.flatnonzero((fraud == 1) | drawn)
     return chosen, np.where(fraud[chosen] == 1, 1.0, 1.0 / share).astype(np.float32)
 
 
 def score_torch(model: DeepModel, inputs: DeepInputs) -> Float64:
-    """Log-odds float64 [rows] by PyTorch."""
+    """Log-odds float64 [rows], computed by PyTorch."""
     parts = []
     with torch.inference_mode():
         for start in range(0, len(inputs), SCORE_ROWS):
@@ -92,22 +91,21 @@ def score_torch(model: DeepModel, inputs: DeepInputs) -> Float64:
 
 
 def export_onnx(model: DeepModel, example: DeepInputs) -> bytes:
-    """The model as ONNX: inputs `sequence` and `features`, output `logit` [rows, 1], rows being dynamic."""
+    """The model as ONNX: inputs `sequence` and `features`, output `logit` [rows, 1], with a dynamic number of rows."""
     target = io.BytesIO()
     arguments = (torch.from_numpy(example.sequence[:1]), torch.from_numpy(example.features[:1]))
-    names = ["sequence", "features"], ["logit"]
+    inputs, outputs = ["sequence", "features"], ["logit"]
+    names = {"input_names": inputs, "output_names": outputs}
+    axes = {name: {0: "rows"} for name in (*inputs, *outputs)}
     with warnings.catch_warnings():
-        # the exporter that keeps the recurrent unit one fused operator; its successor unrolls it into sixteen steps
+        # this exporter writes the recurrent unit as one fused operator; its successor unrolls it into sixteen steps
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model, arguments, target, dynamo=False, opset_version=OPSET, input_names=names[0], output_names=names[1],
-            dynamic_axes={name: {0: "rows"} for name in (*names[0], *names[1])},
-        )  # fmt: skip
+        torch.onnx.export(model, arguments, target, dynamo=False, opset_version=OPSET, dynamic_axes=axes, **names)
     return target.getvalue()
 
 
 def max_difference(model: DeepModel, onnx: bytes, inputs: DeepInputs) -> float:
-    """The largest absolute difference between the log-odds of PyTorch and of ONNX Runtime over the rows."""
+    """Largest absolute difference between the log-odds of PyTorch and of ONNX Runtime."""
     session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
     (logit,) = session.run(["logit"], {"sequence": inputs.sequence, "features": inputs.features})
     return float(np.max(np.abs(logit[:, 0] - score_torch(model, inputs)), initial=0.0))

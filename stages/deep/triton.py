@@ -1,4 +1,4 @@
-"""The deep stage on Triton, over gRPC."""
+"""The deep stage on a Triton server, over gRPC."""
 
 from __future__ import annotations
 
@@ -22,43 +22,45 @@ from stages.deep.loop_thread import LoopThread
 from stages.deep.signature import BATCH_ROWS_MAX, MODEL_NAME, DeepSignature
 
 _MESSAGE_BYTES_MAX = 64 * 1024 * 1024
-# gRPC's own limit is two minutes: a Triton that is back would stay unused that long.
+# gRPC's default is two minutes, for which a restarted Triton would stay unused.
 _RECONNECT_MS_FIRST, _RECONNECT_MS_MAX = 100, 2_000
-# How long a connection may take; gRPC calls it the least pause (issue 33423 of grpc/grpc). A refused one tells at once.
+# Time limit for connecting, which gRPC names the minimum backoff (issue 33423 of grpc/grpc). A refused connection fails
+# at once.
 _CONNECT_MS_MAX = 2_000
 _RETRY_S_FIRST, _RETRY_S_MAX = 0.05, 1.0
 _PROBE_TIMEOUT_S = 5.0
-# A call that nobody waits for any more is not cancelled, but left to end by itself for so long. Cancelling it as its
-# answer goes out is a race that Triton 2.51 loses: seen, it died of signal 11 within a thousand late calls (issues 7368
-# and 8034 of triton-inference-server/server, which name releases up to 25.01). The server drops what is late from its
-# queue by the request's own timeout all the same.
-_LEFT_S = 1.0
-# Calls left to themselves; beyond it the one left first is cancelled: by then the server hangs, or is gone.
-_LEFT_MAX = 256
-# Triton answers both with UNAVAILABLE, which is also what a server that is gone looks like: the text tells.
+# The stage does not cancel a call for which nobody waits any more, but abandons it: the request may run on for so long.
+# Triton 2.51 crashes (signal 11, within a thousand late calls) if a client cancels a request while the server sends the
+# answer: issues 7368 and 8034 of triton-inference-server/server, which name releases up to 25.01. The request's own
+# timeout still removes late requests from the server's queue.
+_ABANDONED_S_MAX = 1.0
+# Abandoned calls at a time. At more the stage cancels the oldest, since the server then hangs or is gone.
+_ABANDONED_MAX = 256
+# Triton answers both with UNAVAILABLE, as gRPC reports a server that is gone. Only the text distinguishes them.
 _QUEUE_FULL_TEXTS = ("maximum queue size", "queue is full")
 _QUEUE_TIMEOUT_TEXTS = ("timeout expired",)
 
 
 @dataclass(frozen=True, slots=True)
 class GrpcOptions:
-    """How to reach Triton.
+    """TLS and keep-alive of the connections to Triton.
 
-    `ssl` with `root_certificates` (the authority), and for mutual TLS `private_key` and `certificate_chain`: PEM
-    files. `keepalive_s`: seconds between pings on a quiet connection, `keepalive_timeout_s`: seconds without an
-    answer after which the connection counts as dead.
+    - `ssl`, `root_certificates`: whether to use TLS, and the authority that signed the server's certificate (PEM).
+    - `private_key`, `certificate_chain`: the client's own certificate (PEM), for mutual TLS.
+    - `keepalive_s`: seconds between pings on an idle connection.
+    - `keepalive_timeout_s`: seconds without an answer to a ping after which the connection counts as dead.
     """
 
     ssl: bool = False
     root_certificates: Path | None = None
     private_key: Path | None = None
     certificate_chain: Path | None = None
-    # Servers refuse clients that ping more often than every five minutes without a call.
+    # Servers refuse clients that ping an idle connection more often than every five minutes.
     keepalive_s: float = 300.0
     keepalive_timeout_s: float = 10.0
 
     def channel_arguments(self) -> list[tuple[str, int]]:
-        """The options as gRPC names them."""
+        """The options under gRPC's names."""
         return [
             ("grpc.max_send_message_length", _MESSAGE_BYTES_MAX),
             ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
@@ -72,21 +74,24 @@ class GrpcOptions:
 
 
 class TritonDeepStage:
-    """A deep stage (see `cascade.protocols.DeepStage`) that asks Triton at `url` (`host:port` of gRPC).
+    """A deep stage (see `cascade.protocols.DeepStage`) that calls a Triton server.
 
-    One long-lived connection on one loop in one thread. Make it in the process that uses it: after a fork every call
-    fails. Raises ModelServerError where the TLS files of `options` cannot be read.
+    It uses one long-lived connection, on an asyncio loop in a thread of its own. Create it in the process that uses it:
+    after a fork every call fails. Raises ModelServerError if the TLS files of `options` cannot be read.
 
-    With `hedge_ms` above 0, what has no answer after so long is asked a second time, and the first answer counts. The
-    second goes over a connection of its own, since the first may be what is clogged, and behind a load balancer may
-    reach another server. It is work twice over for a server that is slow from load: choose a delay that few calls
-    exceed. Source: Dean, Barroso, "The Tail at Scale", CACM 2013.
+    - `url`: `host:port` of Triton's gRPC.
+    - `signature`: the tensors of the bundle's model.
+    - `model`: its name on the server.
+    - `hedge_ms`: a call that has no answer after so long is sent a second time, and the first answer counts; 0: never.
 
-    A call whose time is up fails at once, but its request is left to end by itself, at most a second longer: see
-    `_LEFT_S`. `hedged` counts the second calls, `late_answers` the answers that came after the deadline.
+    The second call uses a connection of its own: the first connection may be the problem, and a load balancer may
+    choose another server. It is additional work for a server that is slow because of its load, so choose a delay that
+    few calls exceed. Source: Dean, Barroso, "The Tail at Scale", CACM 2013.
 
-    Memory: a call leaves nothing behind. Connections, stubs and the loop are made once; calls under way are bounded by
-    the caller, and those left to themselves by `_LEFT_MAX`.
+    A call fails at its deadline, but its request may run on for another second: see `_ABANDONED_S_MAX`.
+
+    Memory is bounded: connections, stubs and the loop are created once, the caller bounds the calls in flight, and
+    `_ABANDONED_MAX` bounds the abandoned ones.
     """
 
     def __init__(
@@ -104,11 +109,11 @@ class TritonDeepStage:
         self._hedge_s = hedge_ms / 1e3
         self.hedged = 0
         self.late_answers = 0
-        self._left: dict[asyncio.Task[Float64], None] = {}
+        self._abandoned: dict[asyncio.Task[Float64], None] = {}
         self._loop = LoopThread(f"the client of Triton at {url}")
         try:
             self._client = self._loop.submit(self._connect()).result()
-            # the pools of connections are the channels' own: see `channel_arguments`
+            # the channels share no pool of connections: see `channel_arguments`
             self._hedge_client = self._loop.submit(self._connect()).result() if self._hedge_s else None
         except OSError as error:
             self._loop.close()
@@ -131,7 +136,7 @@ class TritonDeepStage:
         )
 
     def submit(self, inputs: DeepInputs, timeout_s: float) -> Future[Float64]:
-        """Start scoring; see the protocol. More than 256 rows travel as several requests at the same time."""
+        """See the protocol. More than 256 rows are sent as several concurrent requests."""
         return self._loop.submit(self._score(inputs, time.monotonic() + timeout_s))
 
     def probe(self, timeout_s: float) -> Future[Float64]:
@@ -149,7 +154,7 @@ class TritonDeepStage:
 
     async def _score_batch(self, inputs: DeepInputs, deadline: float) -> Float64:
         if time.monotonic() >= deadline:
-            raise DeepStageError("deadline", "the time was up before the call began")
+            raise DeepStageError("deadline", "the deadline had passed before the call began")
         calls = [self._call(self._client, inputs, deadline)]
         late = False
         try:
@@ -165,33 +170,33 @@ class TritonDeepStage:
             raise DeepStageError("deadline", f"Triton at {self.url} did not answer in time") from None
         finally:
             for call in calls:
-                self._leave(call, late)
+                self._abandon(call, late)
 
     def _call(self, client: Any, inputs: DeepInputs, deadline: float) -> asyncio.Task[Float64]:
-        return asyncio.create_task(self._ask(client, inputs, max(deadline - time.monotonic(), 0.0)))
+        return asyncio.create_task(self._infer(client, inputs, max(deadline - time.monotonic(), 0.0)))
 
-    def _leave(self, call: asyncio.Task[Float64], late: bool) -> None:
-        """Let a call end that nobody waits for any more; `late`: because its time was up."""
-        patience = asyncio.get_running_loop().call_later(_LEFT_S, call.cancel)
+    def _abandon(self, call: asyncio.Task[Float64], late: bool) -> None:
+        """Let a call end for which nobody waits any more. `late`: whether that is because of its deadline."""
+        limit = asyncio.get_running_loop().call_later(_ABANDONED_S_MAX, call.cancel)
 
         def ended(call: asyncio.Task[Float64]) -> None:
-            patience.cancel()
-            self._left.pop(call, None)
+            limit.cancel()
+            self._abandoned.pop(call, None)
             if not call.cancelled() and call.exception() is None and late:
                 self.late_answers += 1
 
         if call.done():
             ended(call)
             return
-        self._left[call] = None
+        self._abandoned[call] = None
         call.add_done_callback(ended)
-        if len(self._left) > _LEFT_MAX:
-            oldest = next(iter(self._left))
-            # at once, since its end takes a turn of the loop, and more may be left in this one
-            del self._left[oldest]
+        if len(self._abandoned) > _ABANDONED_MAX:
+            oldest = next(iter(self._abandoned))
+            # here and not in `ended`, which runs one turn of the loop later: this turn may abandon more calls
+            del self._abandoned[oldest]
             oldest.cancel()
 
-    async def _ask(self, client: Any, inputs: DeepInputs, remaining_s: float) -> Float64:
+    async def _infer(self, client: Any, inputs: DeepInputs, remaining_s: float) -> Float64:
         from tritonclient.grpc import InferRequestedOutput
 
         try:
@@ -202,17 +207,17 @@ class TritonDeepStage:
                     _tensor(self._signature.features_input, inputs.features),
                 ],
                 outputs=[InferRequestedOutput(self._signature.output)],
-                # For the server's queue, in microseconds: it refuses what nobody waits for any more.
+                # for the server's queue, in microseconds: it refuses requests for which nobody waits any more
                 timeout=max(int(remaining_s * 1e6), 1),
-                client_timeout=remaining_s + _LEFT_S,
+                client_timeout=remaining_s + _ABANDONED_S_MAX,
             )
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            raise self._translated(error) from error
+            raise self._stage_error(error) from error
         return checked_scores(answer.as_numpy(self._signature.output), len(inputs))
 
-    def _translated(self, error: Exception) -> DeepStageError:
+    def _stage_error(self, error: Exception) -> DeepStageError:
         status, text = _status_and_text(error)
         lowered = text.lower()
         cause = "error"
@@ -223,10 +228,7 @@ class TritonDeepStage:
         return DeepStageError(cause, f"Triton at {self.url}: {status}: {text}")
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Return once the model is the promised one and has answered one row.
-
-        Raises ModelServerError: at once where another model is served, else after `timeout_s` seconds.
-        """
+        """See the protocol."""
         try:
             self._loop.submit(self._wait_ready(time.monotonic() + timeout_s, timeout_s)).result()
         except DeepStageError as error:
@@ -244,7 +246,7 @@ class TritonDeepStage:
                 raise
             except Exception as error:
                 problem = ": ".join(_status_and_text(error))
-            # Jitter: workers that start together must not ask together for ever.
+            # jitter, so that workers that start together do not ask at the same moments
             pause = pause_s * random.SystemRandom().uniform(0.5, 1.0)
             if time.monotonic() + pause >= deadline:
                 raise ModelServerError(
@@ -259,10 +261,10 @@ class TritonDeepStage:
             await self._probe_until(client, probe_deadline)
 
     async def _probe_until(self, client: Any, deadline: float) -> None:
-        """Have one row answered; a queue that refuses it, since the model is slow at first or busy, is asked again."""
+        """Score one row. Repeats the call if the queue refuses it, since a model is slow at first, or busy."""
         while True:
             try:
-                await self._ask(client, probe_inputs(self._signature), deadline - time.monotonic())
+                await self._infer(client, probe_inputs(self._signature), deadline - time.monotonic())
                 return
             except DeepStageError as error:
                 if error.cause not in ("deadline", "queue-full") or time.monotonic() + _RETRY_S_MAX >= deadline:
@@ -270,21 +272,22 @@ class TritonDeepStage:
             await asyncio.sleep(_RETRY_S_MAX * random.SystemRandom().uniform(0.5, 1.0))
 
     async def _check_model(self) -> None:
-        """Compare names, types and shapes of the served model, and its batch size, with what is promised."""
+        """Compare names, types and shapes of the served model's tensors, and its batch size, with the bundle's."""
         try:
             metadata = await self._client.get_model_metadata(self.model, client_timeout=_PROBE_TIMEOUT_S)
             answer = await self._client.get_model_config(self.model, client_timeout=_PROBE_TIMEOUT_S)
         except Exception as error:
             raise ModelServerError(f"Triton at {self.url}: {': '.join(_status_and_text(error))}") from error
-        found = {one.name: (one.datatype, list(one.shape)) for one in (*metadata.inputs, *metadata.outputs)}
-        promised = self._signature.input_shapes | self._signature.output_shapes
-        wanted = {name: ("FP32", [-1, *shape]) for name, shape in promised.items()}
-        remedy = "serve the model of the bundle, or name the bundle of the served model"
-        for name in sorted(found.keys() | wanted.keys()):
-            if found.get(name) != wanted.get(name):
+        tensors = (*metadata.inputs, *metadata.outputs)
+        actual = {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in tensors}
+        shapes = self._signature.input_shapes | self._signature.output_shapes
+        expected = {name: ("FP32", [-1, *shape]) for name, shape in shapes.items()}
+        for name in sorted(actual.keys() | expected.keys()):
+            if actual.get(name) != expected.get(name):
                 raise ModelServerError(
-                    f"Triton at {self.url} serves another {self.model}: tensor {name} is {_shown(found.get(name))}, "
-                    f"the bundle promises {_shown(wanted.get(name))}; {remedy}"
+                    f"Triton at {self.url} serves another {self.model}: tensor {name} is {_shown(actual.get(name))}, in"
+                    f" the bundle {_shown(expected.get(name))}; serve the bundle's model, or set bundle.path to the"
+                    " bundle of the served model"
                 )
         if answer.config.max_batch_size < BATCH_ROWS_MAX:
             raise ModelServerError(
@@ -293,15 +296,15 @@ class TritonDeepStage:
             )
 
     def close(self) -> None:
-        """Close the connections, the loop and the thread; calls under way fail, those left may end before."""
-        if self._left:
+        """See the protocol. Waits for abandoned calls, at most a second."""
+        if self._abandoned:
             with suppress(DeepStageError):
-                self._loop.submit(self._wait_for_left()).result()
+                self._loop.submit(self._wait_for_abandoned()).result()
         self._loop.close(last=self._disconnect)
 
-    async def _wait_for_left(self) -> None:
-        if self._left:
-            await asyncio.wait(list(self._left), timeout=_LEFT_S)
+    async def _wait_for_abandoned(self) -> None:
+        if self._abandoned:
+            await asyncio.wait(list(self._abandoned), timeout=_ABANDONED_S_MAX)
 
     def _clients(self) -> list[Any]:
         return [self._client] if self._hedge_client is None else [self._client, self._hedge_client]
@@ -312,7 +315,7 @@ class TritonDeepStage:
 
 
 async def _first_answer(calls: Iterable[asyncio.Task[Float64]]) -> Float64:
-    """The scores of the call that has them first; where all fail, the failure of the last."""
+    """The scores of the first call that succeeds. If all fail, raises the error of the last."""
     waiting = set(calls)
     while True:
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -338,7 +341,7 @@ def _tensor(name: str, values: Any) -> Any:
 
 
 def _status_and_text(error: Exception) -> tuple[str, str]:
-    """Name of the gRPC status (`UNAVAILABLE`) and the message as one line."""
+    """Name of the gRPC status, such as `UNAVAILABLE`, and the message as one line."""
     from tritonclient.utils import InferenceServerException
 
     if not isinstance(error, InferenceServerException):

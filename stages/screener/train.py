@@ -1,20 +1,17 @@
-"""Training of the screener: a small LightGBM model that ranks, for a microsecond a row."""
+"""Trains the screener: a small LightGBM model that scores a row in about a microsecond."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import lightgbm
 import msgspec
 import numpy as np
 
 from cascade.columns import Array, Float32, Float64, Int64
-
-Progress = Callable[[float], None]
+from cascade.progress import Progress
 
 
 class ScreenerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Size and regularisation of the screener; small and shallow on purpose: it only ranks."""
+    """Size and regularisation of the screener. It is small and shallow, since it must only rank the transactions."""
 
     trees: int = 64
     leaves: int = 16
@@ -28,7 +25,7 @@ class ScreenerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def train_screener(
     features: Float32, fraud: Int64, names: tuple[str, ...], settings: ScreenerSettings, seed: int, progress: Progress
 ) -> lightgbm.Booster:
-    """Fit on features float32 [rows, width] and fraud int64 [rows]; `progress` gets the share done, 0 to 1."""
+    """Fit a model to features float32 [rows, width] and fraud int64 [rows]. `names`: those of the features."""
     parameters = {
         "objective": "binary",
         "num_leaves": settings.leaves,
@@ -59,19 +56,23 @@ def out_of_fold_scores(
     folds: int,
     progress: Progress,
 ) -> Float64:
-    """Log-odds float64 [rows] of each row by a screener that was not trained on its part of the rows.
+    """Log-odds float64 [rows]; each row is scored by a screener that was trained without the row's block.
 
-    The rows are in order of time and are cut into `folds` blocks. The deep model reads the screener's score; fed with
-    scores of rows that the screener was trained on, it would learn to trust it more than it may.
+    The deep model learns from these scores. From scores of a screener that was trained on the same rows it would learn
+    to trust the screener too much.
+
+    - `features` float32 [rows, width], `fraud` int64 [rows]: in order of time.
+    - `names`: those of the features.
+    - `folds`: number of blocks of consecutive rows.
     """
     scores = np.empty(len(fraud))
     block: Array = np.arange(len(fraud)) * folds // len(fraud)
     for fold in range(folds):
-        held_out = block == fold
+        left_out = block == fold
 
         def report(share: float, done: int = fold) -> None:
             progress((done + share) / folds)
 
-        booster = train_screener(features[~held_out], fraud[~held_out], names, settings, seed, report)
-        scores[held_out] = booster.predict(features[held_out], raw_score=True)
+        booster = train_screener(features[~left_out], fraud[~left_out], names, settings, seed, report)
+        scores[left_out] = booster.predict(features[left_out], raw_score=True)
     return scores

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cascade.errors import DataError
-from cascade.policy import Costs
+from cascade.policy import Costs, Policy
 from stages.calibration import FRAUDS_MIN, calibrate, fit_calibration
 
 ROWS = 40_000
@@ -27,7 +27,7 @@ def test_slope_and_intercept_are_found_again(slope: float, intercept: float) -> 
 def test_calibrated_probabilities_add_up_to_the_frauds() -> None:
     raw, fraud = drawn(0.7, -1.0)
     probability = fit_calibration(raw, fraud).probability(raw)
-    # holds at the maximum of an unpenalised likelihood, and only there
+    # true at the maximum of an unpenalised likelihood, and only there
     assert probability.sum() == pytest.approx(fraud.sum(), rel=1e-3)
 
 
@@ -40,7 +40,7 @@ def test_no_penalty_pulls_the_slope_to_nought() -> None:
 @pytest.mark.parametrize("frauds", [0, 1, FRAUDS_MIN - 1, 1_000 - FRAUDS_MIN + 1, 1_000])
 def test_too_few_of_either_kind_are_refused(frauds: int) -> None:
     fraud = np.arange(1_000) < frauds
-    with pytest.raises(DataError, match=f"holds {frauds} frauds in 1000 transactions"):
+    with pytest.raises(DataError, match=f"has {frauds} frauds in 1000 transactions"):
         fit_calibration(np.linspace(3, -3, 1_000), fraud)
 
 
@@ -73,17 +73,17 @@ def test_escalated_rows_are_judged_by_the_deep_model() -> None:
     policy = calibrate(raw, oracle, fraud, amount, 0.2, costs)
     blind = calibrate(raw, raw, fraud, amount, 0.2, costs)
 
-    def cost(one: object, deep: np.ndarray) -> float:
-        probability = np.where(one.escalate(raw), one.deep.probability(deep), one.screener.probability(raw))
-        return float(costs.of_decisions(one.actions(probability), fraud, amount).mean())
+    def cost(policy: Policy, deep: np.ndarray) -> float:
+        probability = np.where(policy.escalate(raw), policy.deep.probability(deep), policy.screener.probability(raw))
+        return float(costs.of_decisions(policy.actions(probability), fraud, amount).mean())
 
     assert cost(policy, oracle) < 0.8 * cost(blind, raw)
 
 
-def test_what_the_screener_knows_for_certain_is_not_escalated() -> None:
+def test_rows_of_which_the_screener_is_certain_are_not_escalated() -> None:
     chance = np.random.default_rng(3)
     raw, fraud = drawn(1.0, 0.0)
-    # frauds beyond doubt on top, of which the deep model knows no more; it tells apart only the uncertain ones
+    # the highest scores are all frauds; the deep model separates frauds from genuine rows only among the others
     certain = np.arange(ROWS) < ROWS // 20
     raw, fraud = np.where(certain, 20.0 + chance.random(ROWS), raw), fraud | certain
     oracle = np.where(certain, 20.0, np.where(fraud, 4.0, -4.0)) + chance.normal(size=ROWS)

@@ -15,7 +15,7 @@ import pytest
 from cascade.columns import Float64
 from cascade.errors import DeepStageError
 from stages.deep.local_triton import LocalTriton
-from stages.deep.triton import _LEFT_S, TritonDeepStage, _first_answer
+from stages.deep.triton import _ABANDONED_S_MAX, TritonDeepStage, _first_answer
 from tests.conftest import TinyDeepModel
 
 HEDGE_MS = 100.0
@@ -95,7 +95,7 @@ def tasks_under_way(stage: TritonDeepStage) -> int:
     """Once those are over that may be left to end by themselves."""
 
     async def count() -> int:
-        give_up_s = time.monotonic() + _LEFT_S + 20
+        give_up_s = time.monotonic() + _ABANDONED_S_MAX + 20
         while (tasks := len(asyncio.all_tasks() - {asyncio.current_task()})) and time.monotonic() < give_up_s:
             await asyncio.sleep(0.05)
         return tasks

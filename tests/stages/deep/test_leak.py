@@ -16,7 +16,7 @@ import pytest
 from cascade.errors import DeepStageError
 from stages.deep import triton as module
 from stages.deep.local_triton import LocalTriton
-from stages.deep.triton import _LEFT_MAX, TritonDeepStage
+from stages.deep.triton import _ABANDONED_MAX, TritonDeepStage
 from tests.conftest import TinyDeepModel
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
@@ -56,7 +56,7 @@ def growth(call: Callable[[], object]) -> float:
 def test_calls_that_are_answered_leave_nothing_behind(stage: TritonDeepStage, tiny_deep_model: TinyDeepModel) -> None:
     inputs = tiny_deep_model.inputs(4)
     assert growth(lambda: stage.submit(inputs, 10).result()) < GROWTH_SHARE_MAX
-    assert len(stage._left) == 0
+    assert len(stage._abandoned) == 0
 
 
 def test_calls_that_are_late_leave_nothing_behind_and_the_server_alive(
@@ -89,23 +89,23 @@ def test_calls_that_a_frozen_server_leaves_are_bounded_in_number_and_time(
 ) -> None:
     # longer than the machine may stand still between the end of a call's time and the look at what is left
     left_s = 10.0
-    monkeypatch.setattr(module, "_LEFT_S", left_s)
+    monkeypatch.setattr(module, "_ABANDONED_S_MAX", left_s)
     inputs = tiny_deep_model.inputs(1)
     left: list[int] = []
     triton.freeze()
     try:
-        futures = [stage.submit(inputs, 5.0) for _ in range(_LEFT_MAX + 100)]
+        futures = [stage.submit(inputs, 5.0) for _ in range(_ABANDONED_MAX + 100)]
         for future in futures:
-            future.add_done_callback(lambda _: left.append(len(stage._left)))
+            future.add_done_callback(lambda _: left.append(len(stage._abandoned)))
         errors = [future.exception(60) for future in futures]
         give_up_s = time.monotonic() + left_s + 20
-        while stage._left and time.monotonic() < give_up_s:
+        while stage._abandoned and time.monotonic() < give_up_s:
             time.sleep(0.05)
-        left_later = len(stage._left)
+        left_later = len(stage._abandoned)
     finally:
         triton.thaw()
     assert {error.cause for error in errors if isinstance(error, DeepStageError)} == {"deadline"}
-    assert len(errors) == _LEFT_MAX + 100
-    assert max(left) == _LEFT_MAX
+    assert len(errors) == _ABANDONED_MAX + 100
+    assert max(left) == _ABANDONED_MAX
     assert left_later == 0
     assert len(stage.submit(inputs, 10).result()) == 1

@@ -1,4 +1,4 @@
-"""The embedded Triton: starts with what it has, says why when it cannot, and ends with its owner."""
+"""The embedded Triton starts with installed parts, reports why it cannot, and ends with its owner."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_installing_again_changes_nothing(triton_parts: Path) -> None:
 
 @pytest.mark.triton
 def test_metrics_page_counts_the_model(triton: LocalTriton) -> None:
-    with urllib.request.urlopen(triton.metrics_url, timeout=5) as page:  # noqa: S310 - an address of ours
+    with urllib.request.urlopen(triton.metrics_url, timeout=5) as page:  # noqa: S310 - a local address
         assert b'nv_inference_request_success{model="fraud_deep"' in page.read()
 
 
@@ -55,7 +55,7 @@ def test_parts_that_are_not_installed_are_named_with_the_remedy(tmp_path: Path) 
 
 @pytest.mark.triton
 def test_a_directory_without_models_is_named(triton_parts: Path, tmp_path: Path) -> None:
-    with pytest.raises(LocalPartError, match="holds no model"):
+    with pytest.raises(LocalPartError, match="has no model"):
         LocalTriton(tmp_path, parts_dir=triton_parts).start()
 
 

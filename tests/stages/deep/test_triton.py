@@ -107,9 +107,7 @@ def test_a_model_of_another_shape_is_named_at_once(triton: LocalTriton, tiny_dee
     promised = msgspec.structs.replace(tiny_deep_model.signature, features=9)
     stage = TritonDeepStage(triton.grpc_url, promised)
     started = time.monotonic()
-    with pytest.raises(
-        ModelServerError, match=r"tensor features is FP32 \[-1, 4\], the bundle promises FP32 \[-1, 9\]"
-    ):
+    with pytest.raises(ModelServerError, match=r"tensor features is FP32 \[-1, 4\], in the bundle FP32 \[-1, 9\]"):
         stage.wait_ready(30)
     assert time.monotonic() - started < 5
     stage.close()
@@ -200,7 +198,7 @@ def test_a_model_that_is_busy_at_the_start_is_asked_again(
 def refusals(stage: TritonDeepStage, monkeypatch: pytest.MonkeyPatch) -> list[DeepStageError]:
     """What is refused of the calls of `stage` from now on."""
     refused: list[DeepStageError] = []
-    ask = stage._ask
+    ask = stage._infer
 
     async def listen(client: Any, inputs: DeepInputs, remaining_s: float) -> Float64:
         try:
@@ -209,7 +207,7 @@ def refusals(stage: TritonDeepStage, monkeypatch: pytest.MonkeyPatch) -> list[De
             refused.append(error)
             raise
 
-    monkeypatch.setattr(stage, "_ask", listen)
+    monkeypatch.setattr(stage, "_infer", listen)
     return refused
 
 
