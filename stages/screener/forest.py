@@ -1,13 +1,13 @@
-"""A LightGBM model as arrays, read from its text, with the meaning of each split kept.
+"""Reads a LightGBM model from its text into arrays.
 
-A split sends a row to the right where its value exceeds a threshold. What makes that hard are the values that LightGBM
-treats apart: missing ones (NaN, or zero as well, to a default side) and categories (a set of them goes left). Each way
-of treating a feature becomes a column of its own in which the comparison alone decides: a missing value is minus
-infinity there where it goes left and infinity where it goes right; a category is 0 where it goes left and 1 where not,
-and so is a value where only missing ones go right (their threshold is infinite).
+A split sends a row to the right if its value exceeds a threshold, with two exceptions: missing values (NaN, or zero as
+well) go to a default side, and a split by category sends a set of categories to the left. Each way of treating a
+feature becomes a column in which a comparison alone decides. In such a column a missing value is minus infinity if it
+goes left, and infinity if it goes right. A category is 0 if it goes left, else 1. If only missing values go right
+(LightGBM's threshold is then infinite), they are 1 and all other values 0.
 
-Rows are float32, thresholds float64. The largest float32 that is not above a threshold decides the same of every
-float32, so the comparison is made there.
+Rows are float32, LightGBM's thresholds float64. The largest float32 that does not exceed a threshold decides the same
+for every float32, so the columns use that.
 
 Source of the format and of the rules: LightGBM 4, `src/io/tree.cpp` and `include/LightGBM/tree.h`.
 """
@@ -24,18 +24,18 @@ import numpy as np
 from cascade.columns import Array, Float32, Float64, Int32
 from cascade.errors import CascadeError
 
-# decision_type: bit 0 a split by category, bit 1 missing values go left, bits 2 and 3 what is missing
+# decision_type: bit 0: a split by category; bit 1: missing values go left; bits 2 and 3: which values are missing
 _CATEGORY, _LEFT = 1, 2
 _MISSING_SHIFT = 2
 _BETWEEN_0_AND_1 = np.float32(0.5)
 
 
 class UnsupportedForestError(CascadeError):
-    """The model is beyond the compiled screener; LightGBM itself has to score it."""
+    """The compiled screener does not support the model; LightGBM itself can score it."""
 
 
 class ColumnKind(IntEnum):
-    """How a column is made from its feature."""
+    """How the values of a column follow from those of its feature: which are missing, and where they go."""
 
     NAN_IS_ZERO = 0
     NAN_LEFT = 1
@@ -49,27 +49,32 @@ class ColumnKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the splits compare, a column each.
+    """The columns that the splits compare.
 
-    `feature` int32 [columns], `kind` int32 [columns] of ColumnKind; of a CATEGORY, `set_start` and `set_words` int32
-    [columns] say where in `sets` (uint32 words, a bit a category) those that go left stand.
+    - `table` int32 [columns, 4]: feature, ColumnKind, and for a CATEGORY the first word and the number of words of the
+      set of categories that go left; the words are in `sets`.
+    - `sets` uint32 [words]: sets of categories, a bit for each category.
     """
 
-    feature: Int32
-    kind: Int32
-    set_start: Int32
-    set_words: Int32
+    table: Int32
     sets: Array
 
+    @property
+    def feature(self) -> Int32:
+        """Feature of each column, int32 [columns]."""
+        return self.table[:, 0]
+
     def __len__(self) -> int:
-        return len(self.feature)
+        return len(self.table)
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """One tree. Child c >= 0 is a split, else the leaf ~c; a tree of one leaf has no splits.
+    """A tree; a tree of a single leaf has no splits.
 
-    `column` int32 [splits], `threshold` float32 [splits], `left`, `right` int32 [splits], `value` float64 [leaves].
+    - `column` int32 [splits], `threshold` float32 [splits]: what a split compares.
+    - `left`, `right` int32 [splits]: children; c ≥ 0 is a split, c < 0 the leaf ~c.
+    - `value` float64 [leaves].
     """
 
     column: Int32
@@ -80,13 +85,13 @@ class Tree:
 
     @property
     def leaves(self) -> int:
-        """How many leaves it has."""
+        """Number of leaves."""
         return len(self.value)
 
 
 @dataclass(frozen=True, slots=True)
 class Forest:
-    """A whole model: the raw score of a row is the sum of its leaves' values, also of a random forest."""
+    """A model of `width` features. The raw score of a row is the sum of its leaves' values, also in a random forest."""
 
     width: int
     columns: Columns
@@ -94,28 +99,28 @@ class Forest:
 
     @property
     def leaves_max(self) -> int:
-        """Leaves of the largest tree."""
+        """Number of leaves of the largest tree."""
         return max((tree.leaves for tree in self.trees), default=1)
 
 
 def read_forest(model_text: bytes) -> Forest:
-    """Read LightGBM's text format; raises UnsupportedForestError where the model is not one score by plain trees."""
+    """Read LightGBM's text format. Raises UnsupportedForestError unless the model is a sum of plain trees."""
     try:
         header, trees = _blocks(model_text.decode())
         if header.get("num_tree_per_iteration") != "1":
-            raise UnsupportedForestError("it gives more than one score a row")
+            raise UnsupportedForestError("it gives more than one score per row")
         width, table = int(header["max_feature_idx"]) + 1, _ColumnTable()
-        found = [_tree(fields, table) for fields in trees]
-        columns = table.made()
+        forest = [_tree(fields, table) for fields in trees]
+        columns = table.columns()
         if not ((columns.feature >= 0) & (columns.feature < width)).all():
-            raise ValueError("a split is of no feature")
-        return Forest(width, columns, found)
+            raise ValueError("a split has a feature that does not exist")
+        return Forest(width, columns, forest)
     except (KeyError, ValueError, IndexError) as error:
-        raise UnsupportedForestError(f"its text is not as expected ({type(error).__name__}: {error})") from error
+        raise UnsupportedForestError(f"its text has an unknown form ({type(error).__name__}: {error})") from error
 
 
 def _blocks(text: str) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """The fields of the header and of each tree; lines without a value are fields that are there."""
+    """The fields of the header and of each tree. A line without a value is a field with an empty value."""
     blocks: list[dict[str, str]] = [{}]
     for line in text.splitlines():
         name, _, value = line.partition("=")
@@ -129,7 +134,7 @@ def _blocks(text: str) -> tuple[dict[str, str], list[dict[str, str]]]:
 
 
 class _ColumnTable:
-    """Columns as the splits ask for them, each once."""
+    """Collects the columns that the splits need, without repetition."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, ColumnKind, bytes], int] = {}
@@ -137,16 +142,12 @@ class _ColumnTable:
     def number(self, feature: int, kind: ColumnKind, words: bytes = b"") -> int:
         return self._numbers.setdefault((feature, kind, words), len(self._numbers))
 
-    def made(self) -> Columns:
-        features, kinds, words = zip(*self._numbers, strict=True) if self._numbers else ((), (), ())
-        sizes = np.array([len(one) // 4 for one in words], np.int32)
-        return Columns(
-            feature=np.array(features, np.int32),
-            kind=np.array(kinds, np.int32),
-            set_start=(np.cumsum(sizes) - sizes).astype(np.int32),
-            set_words=sizes,
-            sets=np.frombuffer(b"".join(words), np.uint32),
-        )
+    def columns(self) -> Columns:
+        table, sets = np.zeros((len(self._numbers), 4), np.int32), b""
+        for (feature, kind, words), number in self._numbers.items():
+            table[number] = feature, kind, len(sets) // 4, len(words) // 4
+            sets += words
+        return Columns(table, np.frombuffer(sets, np.uint32))
 
 
 def _tree(fields: Mapping[str, str], columns: _ColumnTable) -> Tree:
@@ -161,12 +162,12 @@ def _tree(fields: Mapping[str, str], columns: _ColumnTable) -> Tree:
     features = _numbers(fields, "split_feature", np.int64)
     thresholds = _numbers(fields, "threshold", np.float64)
     if np.isnan(thresholds).any():
-        raise UnsupportedForestError("it has thresholds that are no numbers")
+        raise UnsupportedForestError("it has thresholds that are not numbers")
     left, right = _numbers(fields, "left_child", np.int32), _numbers(fields, "right_child", np.int32)
     if {len(decisions), len(features), len(thresholds), len(left), len(right), len(value) - 1} != {leaves - 1}:
-        raise ValueError("a tree's lists are not of one length")
+        raise ValueError("a tree's lists have different lengths")
     if not (np.sort(np.concatenate([left, right])) == np.delete(np.arange(-leaves, leaves - 1), leaves)).all():
-        raise ValueError("a tree's children are not each of its leaves and splits once")
+        raise ValueError("a tree's children are not all of its leaves and splits, each once")
     sets = _category_sets(fields)
     compared = _rounded_down(thresholds)
     column = np.empty(leaves - 1, np.int32)
@@ -196,7 +197,7 @@ def _kind(decision: int, alone: bool) -> ColumnKind:
 
 
 def _category_sets(fields: Mapping[str, str]) -> list[bytes]:
-    """The words of each set of categories, as octets."""
+    """The words of each set of categories, as bytes."""
     if fields.get("num_cat", "0") == "0":
         return []
     bounds = _numbers(fields, "cat_boundaries", np.int64)
@@ -205,7 +206,7 @@ def _category_sets(fields: Mapping[str, str]) -> list[bytes]:
 
 
 def _rounded_down(thresholds: Float64) -> Float32:
-    """The largest float32 that is not above each."""
+    """For each threshold, the largest float32 that does not exceed it."""
     with np.errstate(over="ignore"):
         near: Float32 = thresholds.astype(np.float32)
     above = near.astype(np.float64) > thresholds

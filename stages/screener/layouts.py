@@ -1,7 +1,8 @@
-"""A forest laid out for the kernels: as nodes to walk, or as splits in order of their thresholds (QuickScorer)."""
+"""Converts a forest to the tables of the kernels: nodes to walk, or splits in order of threshold (QuickScorer)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,13 @@ from stages.screener.forest import Forest, Tree
 
 @dataclass(frozen=True, slots=True)
 class WalkTables:
-    """All trees in one array of nodes, for walking from root to leaf; a leaf is its own child.
+    """The nodes of all trees, for walking from root to leaf.
 
-    `column` int32 [nodes], `threshold` float32 [nodes], `child` int32 [2 × nodes] (left, right), `value` float64
-    [nodes], `root` int32 [trees], `depth` int32 [groups of `group` trees]: steps that reach every leaf.
+    - `column` int32 [nodes], `threshold` float32 [nodes]: what a split compares.
+    - `child` int32 [2 × nodes]: left and right child of each node; a leaf is its own child.
+    - `value` float64 [nodes]: value of a leaf.
+    - `root` int32 [trees]: root of each tree.
+    - `depth` int32 [groups]: number of steps that reach every leaf of a group of trees.
     """
 
     column: Int32
@@ -29,16 +33,16 @@ class WalkTables:
 
 
 def walk_tables(forest: Forest, group: int) -> WalkTables:
-    """Lay a forest out for walking."""
+    """Tables for walking a forest. `group`: trees that take each step together."""
     columns, thresholds, children, values, roots, depths = [], [], [], [], [], []
     start = 0
     for tree in forest.trees:
         splits, leaves = len(tree.column), tree.leaves
-        own: Int64 = np.arange(start, start + splits + leaves, dtype=np.int64)
+        nodes: Int64 = np.arange(start, start + splits + leaves, dtype=np.int64)
         sides = [np.where(side >= 0, start + side, start + splits + ~side) for side in (tree.left, tree.right)]
         columns.append(np.concatenate([tree.column, np.zeros(leaves, np.int32)]))
         thresholds.append(np.concatenate([tree.threshold, np.full(leaves, np.inf, np.float32)]))
-        children.append(np.stack([np.concatenate([side, own[splits:]]) for side in sides], axis=1).ravel())
+        children.append(np.stack([np.concatenate([side, nodes[splits:]]) for side in sides], axis=1).ravel())
         values.append(np.concatenate([np.zeros(splits), tree.value]))
         roots.append(start)
         depths.append(_depth(tree))
@@ -54,8 +58,8 @@ def walk_tables(forest: Forest, group: int) -> WalkTables:
     )
 
 
-def _joined(parts: list[Array], kind: DTypeLike) -> Array:
-    return np.concatenate([np.zeros(0, kind), *parts]).astype(kind)
+def _joined(parts: Sequence[Array], dtype: DTypeLike) -> Array:
+    return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)
 
 
 def _depth(tree: Tree) -> int:
@@ -68,77 +72,89 @@ def _depth(tree: Tree) -> int:
 
 @dataclass(frozen=True, slots=True)
 class MaskTables:
-    """All splits in order of their thresholds, for QuickScorer: a split that sends a row right rules leaves out.
+    """The splits of all trees in order of threshold, for QuickScorer.
 
-    The leaves of a tree are numbered from left to right, a bit each. Trees are cut into blocks; of a block, segment s
-    holds the splits `start[s]` to `start[s + 1]`, all of column `column[s]`, thresholds ascending; segments
-    `block[b]` to `block[b + 1]` are those of block b, whose trees are `tree_block[b]` to `tree_block[b + 1]`.
-    `threshold` float32 [splits], `tree` int32 [splits] counted from the block's first, `ruled_out` uint32 or uint64
-    [splits], `value` float64 [trees, leaves at most].
+    The bits of a mask are the leaves of a tree from left to right. The trees are divided into blocks. The splits of a
+    block are divided into segments, of which each compares another column. The fields are in the order of the kernel's
+    parameters.
+
+    - `block_segment`, `block_tree` int64 [blocks + 1]: first segment and first tree of each block.
+    - `segment_column` int64 [segments]: the column that a segment compares.
+    - `segment_split` int64 [segments + 1]: first split of each segment.
+    - `threshold` float32 [splits]: ascending within a segment.
+    - `tree` int64 [splits]: tree of a split, counted from the first of the block.
+    - `left_leaves` uint32 or uint64 [splits]: mask of the leaves below a split's left child, which a row cannot reach
+      if it exceeds the threshold.
+    - `value` float64 [trees, leaves of the largest tree]: values of the leaves from left to right.
     """
 
-    block: Int64
-    tree_block: Int64
-    column: Int64
-    start: Int64
+    block_segment: Int64
+    block_tree: Int64
+    segment_column: Int64
+    segment_split: Int64
     threshold: Float32
     tree: Int64
-    ruled_out: Array
+    left_leaves: Array
     value: Float64
 
 
 def mask_dtype(forest: Forest) -> np.dtype[Any]:
-    """The masks' dtype: a bit for each leaf of the largest tree."""
+    """The dtype of the masks, with a bit for each leaf of the largest tree."""
     return np.dtype(np.uint32 if forest.leaves_max <= 32 else np.uint64)
 
 
 def mask_tables(forest: Forest, trees_per_block: int) -> MaskTables:
-    """Lay a forest out for QuickScorer; no tree may have more than 64 leaves."""
-    kind = mask_dtype(forest)
-    numbered = [_numbered(tree, kind) for tree in forest.trees]
-    block, tree_block, column, start = [0], [0], [], [0]
-    thresholds, trees, ruled_out = [], [], []
+    """Tables for QuickScorer; no tree may have more than 64 leaves."""
+    dtype = mask_dtype(forest)
+    masks, leaf_orders = zip(*(_masks(tree, dtype) for tree in forest.trees), strict=True)
+    block_segment, block_tree, segment_column, segment_split = [0], [0], [], [0]
+    thresholds, trees, left_leaves = [], [], []
     for first in range(0, len(forest.trees), trees_per_block):
-        members = forest.trees[first : first + trees_per_block]
-        of_column = _joined([tree.column for tree in members], np.int32)
+        block = slice(first, first + trees_per_block)
+        members = forest.trees[block]
+        column = _joined([tree.column for tree in members], np.int32)
         threshold = _joined([tree.threshold for tree in members], np.float32)
         owner = np.repeat(np.arange(len(members)), [len(tree.column) for tree in members])
-        masks = _joined([masks for masks, _ in numbered[first : first + trees_per_block]], kind)
-        order = np.lexsort((owner, threshold, of_column))
-        present, counts = np.unique(of_column, return_counts=True)
-        column.extend(present.tolist())
-        start.extend((start[-1] + np.cumsum(counts)).tolist())
-        block.append(len(column))
-        tree_block.append(first + len(members))
+        order = np.lexsort((owner, threshold, column))
+        present, counts = np.unique(column, return_counts=True)
+        segment_column.extend(present.tolist())
+        segment_split.extend((segment_split[-1] + np.cumsum(counts)).tolist())
+        block_segment.append(len(segment_column))
+        block_tree.append(first + len(members))
         thresholds.append(threshold[order])
         trees.append(owner[order])
-        ruled_out.append(masks[order])
+        left_leaves.append(_joined(masks[block], dtype)[order])
     value = np.zeros((len(forest.trees), forest.leaves_max))
-    for row, (_, leaf_order) in enumerate(numbered):
-        value[row, : len(leaf_order)] = forest.trees[row].value[leaf_order]
+    for row, (tree, leaf_order) in enumerate(zip(forest.trees, leaf_orders, strict=True)):
+        value[row, : len(leaf_order)] = tree.value[leaf_order]
     return MaskTables(
-        block=np.array(block), tree_block=np.array(tree_block), column=np.array(column, np.int64),
-        start=np.array(start), threshold=_joined(thresholds, np.float32), tree=_joined(trees, np.int64),
-        ruled_out=_joined(ruled_out, kind), value=value,
-    )  # fmt: skip
+        block_segment=np.array(block_segment),
+        block_tree=np.array(block_tree),
+        segment_column=np.array(segment_column, np.int64),
+        segment_split=np.array(segment_split),
+        threshold=_joined(thresholds, np.float32),
+        tree=_joined(trees, np.int64),
+        left_leaves=_joined(left_leaves, dtype),
+        value=value,
+    )
 
 
-def _numbered(tree: Tree, kind: np.dtype[Any]) -> tuple[Array, Int64]:
-    """(the bits of the leaves below each split's left child, the leaves from left to right)."""
+def _masks(tree: Tree, dtype: np.dtype[Any]) -> tuple[Array, Int64]:
+    """(mask of the leaves below each split's left child, the leaves from left to right)."""
     masks = [0] * len(tree.column)
     order: list[int] = []
     left, right = tree.left.tolist(), tree.right.tolist()
     if not masks:
-        return np.zeros(0, kind), np.zeros(1, np.int64)
-    # each split comes twice: before its left side, and between its sides
-    waiting: list[tuple[int, int]] = [(0, -1)]
-    while waiting:
-        node, began = waiting.pop()
+        return np.zeros(0, dtype), np.zeros(1, np.int64)
+    # Depth first, with two visits of each split: before its left side (first leaf -1), and between its sides.
+    pending: list[tuple[int, int]] = [(0, -1)]
+    while pending:
+        node, first_leaf = pending.pop()
         if node < 0:
             order.append(~node)
-        elif began < 0:
-            waiting += [(node, len(order)), (left[node], -1)]
+        elif first_leaf < 0:
+            pending += [(node, len(order)), (left[node], -1)]
         else:
-            masks[node] = (1 << len(order)) - (1 << began)
-            waiting.append((right[node], -1))
-    return np.array(masks, np.uint64).astype(kind), np.array(order, np.int64)
+            masks[node] = (1 << len(order)) - (1 << first_leaf)
+            pending.append((right[node], -1))
+    return np.array(masks, np.uint64).astype(dtype), np.array(order, np.int64)

@@ -1,4 +1,4 @@
-"""The screener by LightGBM's own predict: the reference that every faster screener must equal."""
+"""The screener that uses LightGBM's own `predict`, which every faster screener must equal."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cascade.errors import BundleError
 
 
 class LightGbmScreener:
-    """Scores batches with LightGBM, in the calling thread."""
+    """Scores batches with LightGBM in the calling thread."""
 
     method = "lightgbm"
 
     def __init__(self, model_text: bytes, width: int) -> None:
-        """`model_text`: LightGBM's text format; `width`: features of a row. Raises BundleError where they differ."""
+        """`model_text`: LightGBM's text format. Raises BundleError unless it is a model of `width` features."""
         try:
             self._booster = lightgbm.Booster(model_str=model_text.decode())
         except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:
@@ -29,11 +29,11 @@ class LightGbmScreener:
 
     def score(self, features: Float32) -> Float64:
         """Log-odds float64 [rows] of features float32 [rows, width]."""
-        # one thread: at a few hundred rows LightGBM's thread pool costs more than the trees
+        # one thread: for a few hundred rows LightGBM's thread pool takes longer than the trees
         raw: Float64 = self._booster.predict(features, raw_score=True, num_threads=1)
         return raw
 
 
-def width_mismatch(taken: int, given: int) -> BundleError:
-    """The error of a model that takes rows of another width than the features give."""
-    return BundleError(f"screener.txt: takes {taken} features, features.toml gives {given}; train the bundle again")
+def width_mismatch(expected: int, actual: int) -> BundleError:
+    """The error for a model that expects another number of features than features.toml defines."""
+    return BundleError(f"screener.txt: expects {expected} features, features.toml has {actual}; train the bundle again")

@@ -44,5 +44,5 @@ def test_a_model_that_cannot_be_compiled_is_scored_by_lightgbm(bundle: Bundle) -
 
 @pytest.mark.parametrize("width", [3, 300])
 def test_rows_of_another_width_are_refused(bundle: Bundle, width: int) -> None:
-    with pytest.raises(BundleError, match=rf"takes \d+ features, features.toml gives {width}"):
+    with pytest.raises(BundleError, match=rf"expects \d+ features, features.toml has {width}"):
         make_screener(bundle, width)

@@ -29,7 +29,7 @@ EDGES = np.array(
 
 
 def lines(values: Any, form: str = "%.17g") -> str:
-    return " ".join(form % one for one in values)
+    return " ".join(form % value for value in values)
 
 
 def random_tree(chance: np.random.Generator, leaves: int, thresholds: Array, skewed: bool) -> str:
@@ -176,14 +176,14 @@ def test_a_stump_is_a_forest() -> None:
         (model_text(["num_leaves=2\nnum_cat=0"]), "leaf_value"),
         (
             model_text([random_tree(np.random.default_rng(1), 3, np.array([np.nan]), False)]),
-            "no numbers",
+            "not numbers",
         ),
         ("", "no end of trees"),
-        (STUMP.replace("threshold=0.5", "threshold=0.5 1"), "not of one length"),
-        (STUMP.replace("right_child=-2", "right_child=-1"), "each of its leaves and splits once"),
-        (STUMP.replace("right_child=-2", "right_child=7"), "each of its leaves and splits once"),
-        (STUMP.replace("split_feature=5", "split_feature=6"), "of no feature"),
-        (STUMP.replace("split_feature=5", "split_feature=-1"), "of no feature"),
+        (STUMP.replace("threshold=0.5", "threshold=0.5 1"), "different lengths"),
+        (STUMP.replace("right_child=-2", "right_child=-1"), "all of its leaves and splits, each once"),
+        (STUMP.replace("right_child=-2", "right_child=7"), "all of its leaves and splits, each once"),
+        (STUMP.replace("split_feature=5", "split_feature=6"), "a feature that does not exist"),
+        (STUMP.replace("split_feature=5", "split_feature=-1"), "a feature that does not exist"),
     ],
 )
 def test_what_is_beyond_it_is_said(text: str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Triton's Python backend for the deep model: the ONNX file beside it, run by ONNX Runtime on the CPU."""
+"""Triton's Python backend for the deep model: runs the ONNX file in this directory with ONNX Runtime on the CPU."""
 
 import json
 from pathlib import Path
@@ -9,23 +9,23 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """One instance of the model; the names of its tensors are those of the configuration."""
+    """An instance of the model. The configuration has the names of its tensors."""
 
     def initialize(self, args):
-        """Open the session; the number of threads is the configuration's parameter `threads`."""
+        """Open the session, with the number of threads from the configuration's parameter `threads`."""
         config = json.loads(args["model_config"])
-        self.input_names = [one["name"] for one in config["input"]]
+        self.input_names = [tensor["name"] for tensor in config["input"]]
         self.output_name = config["output"][0]["name"]
         options = ort.SessionOptions()
         options.intra_op_num_threads = int(config["parameters"]["threads"]["string_value"])
         options.inter_op_num_threads = 1
-        # A thread that spins while it waits burns the very energy that the service saves.
+        # a thread that spins while it waits would consume the energy that the service saves
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def execute(self, requests):
-        """Answer all requests of one batch by a single run; an error is answered, never raised."""
+        """Answer all requests of a batch with a single run. Errors become responses; nothing is raised."""
         try:
             inputs = [
                 [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
