@@ -1,8 +1,9 @@
-"""`cascade chaos`: workers killed again and again, brokers and Triton in trouble, and then everything is counted.
+"""`cascade chaos`: kills workers under load, disturbs Kafka and Triton, and counts what was lost or decided twice.
 
-Real parts: three nodes of Apache Kafka, a Triton, workers as processes. A cycle kills one worker (SIGKILL) under a
-steady load and waits until every partition has decisions again for what came after the kill. At the end both topics are
-read from their beginning, and each partition's state is held against a fold of its log without any interruption.
+The parts are real: three nodes of Apache Kafka, a Triton, workers as processes. A cycle kills one worker (SIGKILL)
+under a steady load, and waits until every partition has decisions about transactions that came after the kill. At the
+end the check reads both topics from their beginning, and compares each partition's state with an uninterrupted fold of
+its log.
 """
 
 from __future__ import annotations
@@ -14,32 +15,31 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, get_args
 
 import msgspec
 import numpy as np
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from bench.cluster import (
     Check,
     Follower,
     SteadyLoad,
-    apart,
     check,
-    ends_of,
+    end_offsets,
     escalating_bundle,
     origin,
     read_decisions,
     read_transactions,
+    separate_terminals,
     simulated,
     wait_until_all_committed,
     write_json,
 )
 from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory
 from bench.states import PartitionState, compare_states
+from bench.tables import figure_table, print_table
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.errors import BrokerError, CascadeError, LocalPartError
 from cascade.ledger.machine import Machine, describe_machine
@@ -50,32 +50,34 @@ from streaming.local_broker import LocalBroker
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 NODES = 3
 ESCALATED_SHARE = 0.1
-# Far from the edge on two cores that nine processes share: what is tested is that nothing is lost, not the deadline.
+# Generous, since nine processes may share two cores: the run tests that nothing is lost, not the deadline.
 BUDGET_MS = 500
 SNAPSHOT_INTERVAL_S = 5.0
-# A partition without decisions for this long after a kill does not come back: the run ends and fails.
+# The run fails if a partition has no decision for this long after a kill.
 RECOVERY_S_MAX = 120.0
 SETTLE_S_MAX = 180.0
-# The broker takes a silent member for dead after 10 s: a pause beyond it moves the partitions to the others.
+# Bounds of the pauses before a restart. The session timeout is 10 s: after it the partitions move to other workers.
 PAUSES_S = ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.5, 4.0), (0.5, 4.0), (11.0, 13.0))
 POLL_S = 0.2
 PULSE_STOPPED_S, PULSE_RUNNING_S = 0.2, 0.05
 
 Fault = Literal[
-    "broker killed", "broker stopped", "broker frozen", "triton stopped", "triton killed", "triton slowed",
+    "broker killed",
+    "broker stopped",
+    "broker frozen",
+    "triton stopped",
+    "triton killed",
+    "triton slowed",
     "triton hung",
-]  # fmt: skip
-FAULTS: tuple[Fault, ...] = (
-    "broker killed", "broker stopped", "broker frozen", "triton stopped", "triton killed", "triton slowed",
-    "triton hung",
-)  # fmt: skip
+]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """One cycle, as the seed wants it.
+    """The plan of one cycle. Times in seconds.
 
-    `worker` is killed `lead_s` seconds after `fault` (None: the kill alone) began on broker node `node`, and started
-    again after `pause_s`; the fault ends after `fault_s`.
+    `fault` (None: no fault beside the kill) begins, on broker node `node` if it is a broker fault. `worker` is killed
+    `lead_s` later, and restarted `pause_s` after that. The fault ends `fault_s` after it began.
     """
 
     worker: int
@@ -87,10 +89,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cycle(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a plan; None where it took too long.
+    """The outcome of a plan; times in seconds from the kill, None if over RECOVERY_S_MAX.
 
-    `recovery_s`: from the kill until every partition had decisions of what came after it. `ready_s`: until the worker
-    was ready again, with partitions of its own.
+    `recovery_s`: until every partition had decisions about transactions that came after the kill. `ready_s`: until the
+    worker was ready again, with partitions of its own.
     """
 
     plan: Plan
@@ -99,7 +101,7 @@ class Cycle(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recovery(msgspec.Struct, frozen=True, kw_only=True):
-    """Recovery times in seconds of some kills."""
+    """Quantiles of the recovery times of a group of kills, seconds."""
 
     kills: int
     p50_s: float
@@ -108,12 +110,12 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `cascade chaos` saw.
+    """The report of `cascade chaos`.
 
-    `faults`: how often each fired. `ended_by_themselves`: parts that ended without being killed, with what a worker
-    said last; they were started again. `settled`: all was decided and committed within the bound after the load's
-    end. `per_second`: transactions over the whole of the load, kills included. `recovery`: of all kills, of those
-    alone, of those whose worker came back at once, of those beside a fault of broker or Triton.
+    `faults`: how often each struck. `ended_by_themselves`: parts that ended without a kill and were restarted, workers
+    with the end of their log. `settled`: all transactions were decided and committed within SETTLE_S_MAX after the
+    load. `load_s`: duration of the load, s. `per_second`: transactions a second over that time, kills included.
+    `recovery`: by kind of cycle. `rate`: transactions a second that the load sent.
     """
 
     ok: bool
@@ -139,7 +141,7 @@ class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plans(seed: int, cycles: int, workers: int) -> list[Plan]:
-    """The cycles of a seed: half with the kill alone, half with one of the faults, each fault equally often."""
+    """The plans of a seed: half of the cycles have a fault beside the kill, each fault equally often."""
     chance = np.random.default_rng(seed)
     deck: list[Fault | None] = []
     found = []
@@ -164,41 +166,41 @@ def plans(seed: int, cycles: int, workers: int) -> list[Plan]:
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-class Trouble(Protocol):
-    """One fault of one part, between `begin` and `end`."""
+class ActiveFault(Protocol):
+    """One fault of one part, which lasts from `begin` to `end`."""
 
     def begin(self) -> None:
-        """Make trouble."""
+        """Let the fault strike."""
 
     def end(self) -> None:
-        """Make good, and wait until the part serves again."""
+        """Repair the part, and wait until it serves again."""
 
 
-class BrokerTrouble:
-    """A node that is killed, stopped or frozen."""
+class BrokerFault:
+    """Kills, stops or freezes a broker node."""
 
     def __init__(self, broker: LocalBroker, node: int, kind: Fault) -> None:
         self._broker, self._node, self._kind = broker, node, kind
 
     def begin(self) -> None:
-        """See Trouble."""
-        work = {
+        """See ActiveFault."""
+        strike = {
             "broker killed": self._broker.kill_node,
             "broker stopped": self._broker.stop_node,
             "broker frozen": self._broker.freeze_node,
         }[self._kind]
-        work(self._node)
+        strike(self._node)
 
     def end(self) -> None:
-        """See Trouble."""
+        """See ActiveFault."""
         if self._kind == "broker frozen":
             self._broker.thaw_node(self._node)
         else:
             self._broker.start_node(self._node)
 
 
-class TritonTrouble:
-    """A Triton that is stopped, killed, hung (frozen), or slowed: frozen four fifths of the time."""
+class TritonFault:
+    """Stops, kills, hangs (freezes) or slows Triton; a slowed Triton is frozen four fifths of the time."""
 
     def __init__(self, triton: LocalTriton, kind: Fault) -> None:
         self._triton, self._kind = triton, kind
@@ -206,7 +208,7 @@ class TritonTrouble:
         self._pulses = threading.Thread(target=self._pulse, name="pulses", daemon=True)
 
     def begin(self) -> None:
-        """See Trouble."""
+        """See ActiveFault."""
         if self._kind == "triton stopped":
             self._triton.stop()
         elif self._kind == "triton killed":
@@ -217,7 +219,7 @@ class TritonTrouble:
             self._pulses.start()
 
     def end(self) -> None:
-        """See Trouble."""
+        """See ActiveFault."""
         if self._pulses.ident is not None:
             self._stop.set()
             self._pulses.join()
@@ -231,24 +233,24 @@ class TritonTrouble:
             self._triton.thaw()
 
 
-def trouble(parts: EmbeddedParts, plan: Plan) -> Trouble | None:
-    """The fault of a plan; None where it has none."""
+def fault_of(parts: EmbeddedParts, plan: Plan) -> ActiveFault | None:
+    """The fault of a plan, None if it has none; raises CascadeError unless broker and Triton are embedded."""
     if plan.fault is None:
         return None
     if plan.fault.startswith("broker"):
         if parts.broker is None:
-            raise CascadeError("KAFKA_BOOTSTRAP names another's broker, which is not ours to kill; unset it")
-        return BrokerTrouble(parts.broker, plan.node, plan.fault)
+            raise CascadeError("KAFKA_BOOTSTRAP is set; unset it, since chaos kills nodes of its own broker only")
+        return BrokerFault(parts.broker, plan.node, plan.fault)
     if parts.triton is None:
-        raise CascadeError("no Triton was started")
-    return TritonTrouble(parts.triton, plan.fault)
+        raise CascadeError("there is no embedded Triton")
+    return TritonFault(parts.triton, plan.fault)
 
 
 # --- cycles -----------------------------------------------------------------------------------------------------------
 
 
 class Conductor:
-    """Carries out plans on running parts, one after the other; what ends by itself is started again and noted."""
+    """Executes plans on running parts, in sequence. Restarts parts that end by themselves, and takes note of them."""
 
     def __init__(self, parts: EmbeddedParts, services: Sequence[ServiceProcess], follower: Follower) -> None:
         self._parts = parts
@@ -257,9 +259,9 @@ class Conductor:
         self.ended_by_themselves: list[str] = []
 
     def run(self, plan: Plan) -> Cycle:
-        """Kill, start again, wait for the recovery; raises LocalPartError where a part does not come back."""
-        self.revive()
-        service, fault = self._services[plan.worker], trouble(self._parts, plan)
+        """Execute a plan and wait for the recovery; raises LocalPartError if a part does not start again."""
+        self.restart_ended()
+        service, fault = self._services[plan.worker], fault_of(self._parts, plan)
         began_s = time.monotonic()
         if fault is not None:
             fault.begin()
@@ -267,7 +269,7 @@ class Conductor:
             time.sleep(plan.lead_s if fault is not None else 0.0)
             service.kill()
             killed_s = time.monotonic()
-            # what is appended from here on came after the kill
+            # transactions from these offsets on came after the kill
             watch = self._follower.watch(self._ends())
             time.sleep(plan.pause_s)
             service.start()
@@ -277,7 +279,7 @@ class Conductor:
                 fault.end()
         give_up_s = killed_s + RECOVERY_S_MAX
         recovered = self._await(lambda: watch.done, give_up_s)
-        # the next kill must hit a worker that works
+        # the next kill must hit a ready worker
         ready = self._await(lambda: service.waiting_for() is None, give_up_s)
         ready_s = time.monotonic() - killed_s
         return Cycle(
@@ -286,8 +288,8 @@ class Conductor:
             ready_s=ready_s if ready else None,
         )
 
-    def revive(self) -> None:
-        """Start what ended by itself, and keep what it said."""
+    def restart_ended(self) -> None:
+        """Restart the parts that ended by themselves, and take note of them."""
         for service in self._services:
             if not service.running:
                 self.ended_by_themselves.append(f"worker: {service.log_tail()}")
@@ -301,12 +303,12 @@ class Conductor:
             for node in range(broker.nodes):
                 broker.start_node(node)
 
-    def _await(self, holds: Callable[[], bool], give_up_s: float) -> bool:
-        """Whether it holds in time; what ends meanwhile is started again."""
-        while not holds():
+    def _await(self, condition: Callable[[], bool], give_up_s: float) -> bool:
+        """Wait for a condition; returns whether it held in time. Restarts parts that end meanwhile."""
+        while not condition():
             if time.monotonic() > give_up_s:
                 return False
-            self.revive()
+            self.restart_ended()
             time.sleep(POLL_S)
         return True
 
@@ -314,47 +316,50 @@ class Conductor:
         give_up_s = time.monotonic() + RECOVERY_S_MAX
         while True:
             try:
-                return ends_of(self._services[0].config, self._services[0].config.kafka.topics.transactions)
+                return end_offsets(self._services[0].config, self._services[0].config.kafka.topics.transactions)
             except BrokerError:
                 if time.monotonic() > give_up_s:
                     raise
                 time.sleep(POLL_S)
 
 
-def _came_back(cycle: Cycle) -> bool:
+def _recovered(cycle: Cycle) -> bool:
     return cycle.recovery_s is not None and cycle.ready_s is not None
 
 
 def recoveries(cycles: Sequence[Cycle]) -> dict[str, Recovery]:
-    """Recovery times by kind of cycle; kinds without any are left out."""
-    groups = {
-        "all": list(cycles),
-        "kill alone": [one for one in cycles if one.plan.fault is None],
-        "kill alone, back at once": [one for one in cycles if one.plan.fault is None and one.plan.pause_s == 0],
-        "with a broker fault": [one for one in cycles if (one.plan.fault or "").startswith("broker")],
-        "with a Triton fault": [one for one in cycles if (one.plan.fault or "").startswith("triton")],
+    """Recovery times by kind of cycle, for the kinds that occur."""
+    kinds: dict[str, Callable[[Plan], bool]] = {
+        "all": lambda plan: True,
+        "kill alone": lambda plan: plan.fault is None,
+        "kill alone, back at once": lambda plan: plan.fault is None and plan.pause_s == 0,
+        "with a broker fault": lambda plan: (plan.fault or "").startswith("broker"),
+        "with a Triton fault": lambda plan: (plan.fault or "").startswith("triton"),
     }
     found = {}
-    for name, group in groups.items():
-        times = np.array([one.recovery_s for one in group if one.recovery_s is not None])
-        if len(times):
-            p50, p99 = np.quantile(times, [0.5, 0.99], method="higher")
-            found[name] = Recovery(kills=len(times), p50_s=float(p50), p99_s=float(p99), max_s=float(times.max()))
+    for name, belongs in kinds.items():
+        times_s = np.array([each.recovery_s for each in cycles if belongs(each.plan) and each.recovery_s is not None])
+        if len(times_s):
+            p50, p99 = np.quantile(times_s, [0.5, 0.99], method="higher")
+            found[name] = Recovery(kills=len(times_s), p50_s=float(p50), p99_s=float(p99), max_s=float(times_s.max()))
     return found
 
 
 @app.command()
 def chaos(
-    cycles: Annotated[int, typer.Option(min=1, max=10_000, help="Kills, one after the other.")] = 200,
+    cycles: Annotated[int, typer.Option(min=1, max=10_000, help="Number of kills, in sequence.")] = 200,
     workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes of one group.")] = 3,
-    partitions: Annotated[int, typer.Option(min=1, max=64, help="Of the transactions topic.")] = 6,
+    partitions: Annotated[int, typer.Option(min=1, max=64, help="Partitions of the transactions topic.")] = 6,
     rate: Annotated[float, typer.Option(min=1.0, help="Transactions a second.")] = 300.0,
-    share_terminals: Annotated[bool, typer.Option(help="Workers tell each other of terminals.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the data and of the order of troubles.")] = 1,
+    share_terminals: Annotated[bool, typer.Option(help="Workers exchange terminal summaries.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the data and of the faults.")] = 1,
     out: Annotated[Path, typer.Option(help="Directory for logs and data; emptied first.")] = Path("build/chaos"),
     json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
 ) -> None:
-    """Kill workers under load, disturb Kafka and Triton meanwhile, and count what was lost or decided twice."""
+    """Kill workers under load, disturb Kafka and Triton, and count what was lost or decided twice.
+
+    The exit status is 1 if a transaction was lost or decided twice, or if a partition's state is wrong.
+    """
     report = run_chaos(out, cycles, workers, partitions, rate, seed, share_terminals)
     if json is not None:
         write_json(json, report)
@@ -366,11 +371,11 @@ def chaos(
 def run_chaos(
     out: Path, cycles: int, workers: int, partitions: int, rate: float, seed: int, share_terminals: bool = False
 ) -> ChaosReport:
-    """See `chaos`."""
+    """Run `cascade chaos`; the command's options explain the arguments."""
     started_s = time.monotonic()
     directory = fresh_directory(out)
     schema = load_bundle(SHIPPED_BUNDLE).schema
-    data = apart(simulated(schema, cards=3_000, terminals=500, days=30, seed=seed), schema, partitions)
+    data = separate_terminals(simulated(schema, cards=3_000, terminals=500, days=30, seed=seed), schema, partitions)
     bundle = escalating_bundle(directory / "bundle", ESCALATED_SHARE, data)
     with Steps() as progress, ExitStack() as stack:
         progress("start Kafka and Triton", 0.0)
@@ -392,12 +397,12 @@ def run_chaos(
             load.check()
             done.append(conductor.run(plan))
             progress("kill and recover", len(done) / cycles)
-            if not _came_back(done[-1]):
+            if not _recovered(done[-1]):
                 break
         sent = load.stop()
         load_s = time.monotonic() - load_began_s
         progress("decide the rest", 0.0)
-        conductor.revive()
+        conductor.restart_ended()
         settled = wait_until_all_committed(config, SETTLE_S_MAX)
         progress("decide the rest", 1.0)
         _stop_all(services, conductor)
@@ -405,11 +410,11 @@ def run_chaos(
         result = check(read_transactions(config, bundle.schema), read_decisions(config), sent)
         states = compare_states(config, bundle)
         progress("read and compare", 1.0)
-    faults = Counter(one.plan.fault for one in done if one.plan.fault is not None)
-    equal = bool(states) and all(one.equal for one in states)
+    faults = Counter(cycle.plan.fault for cycle in done if cycle.plan.fault is not None)
+    equal = bool(states) and all(state.equal for state in states)
     nothing_wrong = not (result.lost or result.twice or result.strays or result.order_violations)
     return ChaosReport(
-        ok=nothing_wrong and equal and settled and len(done) == cycles and _came_back(done[-1]),
+        ok=nothing_wrong and equal and settled and len(done) == cycles and _recovered(done[-1]),
         cycles=len(done),
         kills=len(done),
         faults={name: faults[name] for name in FAULTS},
@@ -439,7 +444,7 @@ def _worker_config(parts: EmbeddedParts, directory: Path, number: int, partition
             "delivery": "exactly-once",
             "kafka": {"instance": f"worker-{number}"},
             "deadline": {"budget_ms": BUDGET_MS},
-            # labels act in the order in which they were sent, whoever folds them and when: else states differ rightly
+            # else the state depends on when a worker reads a label, and states could not be compared
             "labels": {"alignment": "exact"},
             "state": {"snapshots": str(directory / "snapshots"), "interval_s": SNAPSHOT_INTERVAL_S},
             "terminals": {"share": share_terminals},
@@ -449,7 +454,7 @@ def _worker_config(parts: EmbeddedParts, directory: Path, number: int, partition
 
 
 def _stop_all(services: Sequence[ServiceProcess], conductor: Conductor) -> None:
-    """SIGTERM to all at once, so that none takes over what another leaves."""
+    """Send SIGTERM to all workers at once, so that none takes over another's partitions."""
 
     def stop(service: ServiceProcess) -> None:
         try:
@@ -464,43 +469,31 @@ def _stop_all(services: Sequence[ServiceProcess], conductor: Conductor) -> None:
 def show(report: ChaosReport, console: Console) -> None:
     """Print the report."""
     found = report.check
-    kinds = ", ".join(f"{name} {count}" for name, count in report.faults.items())
-    console.print(
-        f"\n {report.kills} kills of {report.workers} workers, {report.partitions} partitions,"
-        f" {found.sent:,} transactions at {report.per_second:,.0f}/s; beside them: {kinds}\n",
-        highlight=False,
-    )
-    table = _table("what was found", "count", "must be")
-    for name, count, wanted in (
+    table = figure_table("check", "count", "must be")
+    for name, count, expected in (
         ("transactions lost", found.lost, "0"),
         ("transactions decided twice", found.twice, "0"),
         ("decisions of no transaction", found.strays, "0"),
-        ("screened decisions out of their card's order", found.order_violations, "0"),
-        ("partitions whose state differs", sum(not one.equal for one in report.states), "0"),
+        ("screened decisions out of order within a card", found.order_violations, "0"),
+        ("partitions whose state differs", sum(not state.equal for state in report.states), "0"),
         ("partitions whose state was compared", len(report.states), f"{report.partitions}"),
-        ("escalated decisions behind later ones of their card", found.escalated_behind, "any: by design"),
-        ("parts that ended by themselves, and were started again", len(report.ended_by_themselves), "-"),
+        ("escalated decisions out of order within a card", found.escalated_behind, "any"),
+        ("parts that ended by themselves", len(report.ended_by_themselves), "any"),
     ):
-        table.add_row(name, f"{count:,}", wanted)
-    console.print(table)
-    times = _table("recovery, kill to decisions", "kills", "p50 s", "p99 s", "max s")
-    for name, one in report.recovery.items():
-        times.add_row(name, f"{one.kills:,}", f"{one.p50_s:.1f}", f"{one.p99_s:.1f}", f"{one.max_s:.1f}")
-    console.print(times)
-    console.print(
-        f" {found.escalated / max(found.decisions, 1):.1%} escalated; {found.degraded_share:.1%} degraded;"
-        f" {'all decided and committed' if report.settled else 'NOT all decided in time'};"
-        f" {'nothing wrong' if report.ok else 'FAILED'}; {report.elapsed_s:,.0f} s in all\n"
-        f" {origin(report.machine, report.seed)}",
-        highlight=False,
+        table.add_row(name, f"{count:,}", expected)
+    print_table(console, table)
+    table = figure_table("recovery, kill to decisions", "kills", "p50 s", "p99 s", "max s")
+    for name, times in report.recovery.items():
+        table.add_row(name, f"{times.kills:,}", f"{times.p50_s:.1f}", f"{times.p99_s:.1f}", f"{times.max_s:.1f}")
+    print_table(
+        console,
+        table,
+        f"{found.sent:,} transactions at {report.per_second:,.0f}/s; {report.kills} kills of {report.workers} workers;"
+        f" {report.partitions} partitions; {report.elapsed_s:,.0f} s",
+        "faults: " + ", ".join(f"{name} {count}" for name, count in report.faults.items()),
+        f"escalated: {found.escalated / max(found.decisions, 1):.1%}; degraded: {found.degraded_share:.1%}",
+        "all decided and committed" if report.settled else f"NOT all decided within {SETTLE_S_MAX:.0f} s",
+        *(f"ended by itself: {part}" for part in report.ended_by_themselves),
+        "passed" if report.ok else "FAILED",
+        origin(report.machine, report.seed),
     )
-    for line in report.ended_by_themselves:
-        console.print(f" ended by itself: {line}", highlight=False, style="yellow")
-
-
-def _table(first: str, *numbers: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), show_edge=False)
-    table.add_column(first, min_width=24)
-    for number in numbers:
-        table.add_column(number, justify="right", no_wrap=True)
-    return table

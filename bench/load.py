@@ -1,9 +1,9 @@
-"""An open-loop load, in a process of its own: the schedule is kept whatever the service does.
+"""An open-loop load, in a process of its own, whose schedule does not depend on the service.
 
-`python -m bench.load --config cascade.toml --plan plan.npz --report report.json` reads the plan, connects, waits to be
-told when to start (`Load.begin`), and sends each message when it is due. A service that falls behind meets more load,
-not less, so latencies that are counted from the schedule are free of coordinated omission (Tene, "How NOT to Measure
-Latency", 2013).
+`python -m bench.load --config cascade.toml --plan plan.npz --report report.json` reads the plan, connects, waits for
+the start time (`Load.begin`), and sends each message when it is due. The load does not slow down when the service falls
+behind, so latencies that count from the schedule are free of coordinated omission (Tene, "How NOT to Measure Latency",
+2013).
 """
 
 from __future__ import annotations
@@ -27,24 +27,26 @@ from cascade.local_parts import OwnedProcess
 from streaming.clients import make_producer
 
 Arrivals = Literal["constant", "poisson", "burst", "day"]
-# Sends that are due within it leave together; a sleep is hardly shorter.
+# Messages that are due within a tick are sent together. A sleep cannot be much shorter.
 TICK_S = 0.0005
-# Bounds one call to the client, and so how late the next due record may be looked at.
+# Bounds the duration of one call to the client, which delays the next messages.
 SEND_ROWS_MAX = 2_000
 FLUSH_S_MAX = 60.0
-# From the word to the start: longer than the load takes to hear it.
+# Time from `Load.begin` to the start: longer than the process takes to read the start time.
 START_S, START_POLL_S = 0.5, 0.05
-# A burst: so many times the mean rate for a tenth of each second.
+# A burst has BURST_FACTOR times the mean rate for this share of each second.
 BURST_FACTOR, BURST_SHARE = 5.0, 0.1
-# A day's curve, squeezed into the run: the rate swings between these shares of twice the mean.
+# The run is one day: its rate swings between these shares of twice the mean.
 DAY_LEAST, DAY_MOST = 0.1, 0.9
 
 
 def departures(arrivals: Arrivals, rate: float, seconds: float, seed: int) -> Float64:
-    """Seconds after the start at which each record is due, float64, ascending: about `rate` × `seconds` of them.
+    """The times at which records are due, seconds after the start, float64 [about `rate` × `seconds`], ascending.
 
-    `constant`: even gaps; `poisson`: gaps of independent arrivals; `burst`: Poisson, five times the mean rate in the
-    first tenth of each second; `day`: Poisson, one swing of a day from its quietest over its busiest hour and back.
+    arrivals: "constant": even gaps; "poisson": independent arrivals; "burst": Poisson with five times the mean rate in
+        the first tenth of each second; "day": Poisson with a rate that rises from its least to its most and falls back.
+    rate: mean number of records a second.
+    seconds: duration.
     """
     count = max(int(rate * seconds), 1)
     if arrivals == "constant":
@@ -58,14 +60,14 @@ def departures(arrivals: Arrivals, rate: float, seconds: float, seed: int) -> Fl
         density = np.where(grid % 1.0 < BURST_SHARE, BURST_FACTOR, quiet)
     else:
         density = DAY_LEAST + (DAY_MOST - DAY_LEAST) * (1 - np.cos(2 * np.pi * grid / seconds)) / 2
-    # times in which each record is as likely: the inverse of the density's integral
+    # inverse of the distribution function, which is the integral of the density
     reached = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
     return np.asarray(np.interp(even / seconds * reached[-1], reached, grid), np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Messages for a topic and when they are due: `due_s` float64 [n], seconds after the start."""
+    """Messages for a topic. `due_s`: when they are due, float64 [messages], seconds after the start."""
 
     topic: str
     due_s: Float64
@@ -73,38 +75,38 @@ class Plan:
     values: list[bytes]
 
     def write(self, path: Path) -> None:
-        """Into an .npz file."""
+        """Write the plan as an .npz file."""
+        (keys, key_ends), (values, value_ends) = _joined(self.keys), _joined(self.values)
         np.savez(
-            path, topic=np.array(self.topic), due_s=self.due_s, keys=_joined(self.keys),
-            key_ends=_ends(self.keys), values=_joined(self.values),
-            value_ends=_ends(self.values),
-        )  # fmt: skip
+            path,
+            topic=np.array(self.topic),
+            due_s=self.due_s,
+            keys=keys,
+            key_ends=key_ends,
+            values=values,
+            value_ends=value_ends,
+        )
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """What `write` wrote."""
+        """Read a file of `write`."""
         with np.load(path) as found:
-            return cls(
-                str(found["topic"]), found["due_s"],
-                _parts(found["keys"], found["key_ends"]), _parts(found["values"], found["value_ends"]),
-            )  # fmt: skip
+            keys = _split(found["keys"], found["key_ends"])
+            return cls(str(found["topic"]), found["due_s"], keys, _split(found["values"], found["value_ends"]))
 
 
-def _joined(parts: list[bytes]) -> Array:
-    return np.frombuffer(b"".join(parts), np.uint8)
+def _joined(parts: list[bytes]) -> tuple[Array, Int64]:
+    """All parts in one uint8 array, and the position of the end of each."""
+    return np.frombuffer(b"".join(parts), np.uint8), np.cumsum(list(map(len, parts)), dtype=np.int64)
 
 
-def _ends(parts: list[bytes]) -> Int64:
-    return np.cumsum([len(one) for one in parts], dtype=np.int64)
-
-
-def _parts(joined: Array, ends: Int64) -> list[bytes]:
+def _split(joined: Array, ends: Int64) -> list[bytes]:
     text, starts = joined.tobytes(), [0, *ends[:-1].tolist()]
     return [text[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How a plan went: `behind_ms_*`: how late records were handed to the client against their schedule."""
+    """The report of a load. `behind_ms_*`: delay from a record's due time until it was passed to the client."""
 
     sent: int
     seconds: float
@@ -113,16 +115,14 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load:
-    """`python -m bench.load` as a context manager; `wait` gives its report."""
+    """Runs `python -m bench.load` as a context manager; `wait` returns its report."""
 
     def __init__(self, config_path: Path, plan: Plan) -> None:
         self._plan_path = config_path.with_suffix(".plan.npz")
         self._report_path = config_path.with_suffix(".load.json")
         self._plan = plan
-        command = [
-            sys.executable, "-m", "bench.load", "--config", str(config_path), "--plan", str(self._plan_path),
-            "--report", str(self._report_path),
-        ]  # fmt: skip
+        command = [sys.executable, "-m", "bench.load", "--config", str(config_path)]
+        command += ["--plan", str(self._plan_path), "--report", str(self._report_path)]
         self._process = OwnedProcess("the load", command, config_path.with_suffix(".load.log"), os.environ)
 
     def __enter__(self) -> Self:
@@ -138,16 +138,16 @@ class Load:
         self._plan_path.unlink(missing_ok=True)
 
     def begin(self) -> float:
-        """Let the plan start in a moment; returns when, seconds since the epoch."""
+        """Start the plan START_S from now; returns the start time, seconds since the epoch."""
         start_s = time.time() + START_S
         path = start_file(self._report_path)
-        # at once or not at all
+        # renamed, so that the process never reads a part of it
         path.with_suffix(".part").write_text(repr(start_s))
         path.with_suffix(".part").rename(path)
         return start_s
 
     def wait(self) -> LoadReport:
-        """Return when all is sent and kept; raises LocalPartError where it was not."""
+        """Return when all records are acknowledged; raises LocalPartError if the process fails."""
         give_up_s = time.time() + float(self._plan.due_s[-1]) + 2 * FLUSH_S_MAX
         while self._process.running and time.time() < give_up_s:
             time.sleep(0.05)
@@ -157,16 +157,16 @@ class Load:
 
 
 def start_file(report: Path) -> Path:
-    """The file that says when a load is to start, in seconds since the epoch."""
+    """The file with the start time of a load, seconds since the epoch."""
     return report.with_suffix(".start")
 
 
 def load(
-    config: Annotated[Path, typer.Option(help="Configuration: where Kafka is, and the client.")],
-    plan: Annotated[Path, typer.Option(help="The plan, .npz.")],
+    config: Annotated[Path, typer.Option(help="Configuration file, for Kafka and its client.")],
+    plan: Annotated[Path, typer.Option(help="File with the plan, .npz.")],
     report: Annotated[Path, typer.Option(help="File to write, JSON.")],
 ) -> None:
-    """Send a plan."""
+    """Send the messages of a plan when they are due."""
     todo = Plan.read(plan)
     behind_s = np.zeros(len(todo.values))
     sent, count = 0, len(todo.values)
@@ -189,11 +189,9 @@ def load(
         producer.flush(FLUSH_S_MAX)
     finally:
         producer.close(FLUSH_S_MAX)
-    told = LoadReport(
-        sent=count, seconds=seconds, behind_ms_p99=1e3 * float(np.quantile(behind_s, 0.99)),
-        behind_ms_max=1e3 * float(behind_s.max()),
-    )  # fmt: skip
-    report.write_bytes(msgspec.json.encode(told))
+    p99_ms, max_ms = 1e3 * float(np.quantile(behind_s, 0.99)), 1e3 * float(behind_s.max())
+    result = LoadReport(sent=count, seconds=seconds, behind_ms_p99=p99_ms, behind_ms_max=max_ms)
+    report.write_bytes(msgspec.json.encode(result))
 
 
 if __name__ == "__main__":

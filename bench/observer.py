@@ -1,8 +1,8 @@
-"""A consumer downstream, in a process of its own: when did each decision become visible?
+"""A consumer downstream, in a process of its own, that measures when each decision becomes visible.
 
-`python -m bench.observer --config cascade.toml --out seen.npz` reads the decisions (`read_committed`) until SIGTERM and
-then writes what it saw: a row each of `partition` and `offset` (int64) of the transaction, `path` (int64: 0 screened,
-1 deep, 2 degraded), and `seen_s` (float64), when the fetch that brought it returned, seconds since the epoch.
+`python -m bench.observer --config cascade.toml --out seen.npz` reads the decisions (`read_committed`) until SIGTERM,
+and then writes a row for each: `partition` and `offset` (int64) of the transaction, `path` (int64: 0 screened, 1 deep,
+2 degraded), and `seen_s` (float64), when its fetch returned, seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Annotated, Self
 import numpy as np
 import typer
 
-from bench.cluster import place_of
+from bench.cluster import parse_decision_id
 from cascade.columns import Bool, Float64, Int64
 from cascade.config import load_config
 from cascade.errors import LocalPartError
@@ -29,15 +29,15 @@ from streaming.clients import make_consumer
 from streaming.decisions import Decision, decode_decision
 
 POLL_S, POLL_ROWS_MAX = 0.05, 20_000
-# Bounds the memory of a run that nobody ends: a gigabyte or so.
+# Bounds the memory to about a gigabyte if nothing stops the observer.
 DECISIONS_MAX = 5_000_000
 READY_TIMEOUT_S = 60.0
 SCREENED, DEEP, DEGRADED = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What an observer wrote, in the order of arrival: see the module."""
+class Observations:
+    """The file of an observer, in the order of arrival; the module explains the columns."""
 
     partition: Int64
     offset: Int64
@@ -51,22 +51,21 @@ class Seen:
             return cls(found["partition"], found["offset"], found["path"], found["seen_s"])
 
     def screened(self) -> Bool:
-        """Mask of the decisions that the screener made by itself, bool [rows]."""
+        """Mask of the screened decisions, bool [rows]."""
         mask: Bool = self.path == SCREENED
         return mask
 
 
 class Observer:
-    """`python -m bench.observer` as a context manager; `end` stops it and gives what it saw."""
+    """Runs `python -m bench.observer` as a context manager; `end` stops it and returns its observations."""
 
     def __init__(self, config_path: Path, latest: bool = False) -> None:
-        """`latest`: pass over the decisions that are there already."""
+        """`latest`: skip the decisions that the topic already contains."""
         self._out = config_path.with_suffix(".seen.npz")
         self._ready = ready_mark(self._out)
-        command = [
-            sys.executable, "-m", "bench.observer", "--config", str(config_path), "--out", str(self._out),
-            *(["--latest"] if latest else []),
-        ]  # fmt: skip
+        command = [sys.executable, "-m", "bench.observer", "--config", str(config_path), "--out", str(self._out)]
+        if latest:
+            command.append("--latest")
         self._process = OwnedProcess("the observer", command, config_path.with_suffix(".observer.log"), os.environ)
 
     def __enter__(self) -> Self:
@@ -79,25 +78,25 @@ class Observer:
     def __exit__(self, *_: object) -> None:
         self._process.stop()
 
-    def end(self) -> Seen:
-        """Stop reading; raises LocalPartError where it saw nothing."""
+    def end(self) -> Observations:
+        """Stop the observer; raises LocalPartError if it wrote no file."""
         self._process.stop(60.0)
         if not self._out.exists():
             raise LocalPartError(f"the observer ended without a file: {self._process.log_tail()}")
-        return Seen.read(self._out)
+        return Observations.read(self._out)
 
 
 def ready_mark(path: Path) -> Path:
-    """The file by which a process that will write `path` says that it is ready."""
+    """The file that a process creates when it is ready to measure; `path` is the file that it writes at its end."""
     return path.with_suffix(".ready")
 
 
 def observe(
-    config: Annotated[Path, typer.Option(help="Configuration of the service that decides.")],
+    config: Annotated[Path, typer.Option(help="Configuration file of the service that decides.")],
     out: Annotated[Path, typer.Option(help="File to write, .npz.")],
-    latest: Annotated[bool, typer.Option("--latest", help="Pass over what is there already.")] = False,
+    latest: Annotated[bool, typer.Option("--latest", help="Skip the decisions that exist already.")] = False,
 ) -> None:
-    """Note when each decision becomes visible, until SIGTERM."""
+    """Record when each decision becomes visible, until SIGTERM."""
     settings, stop = load_config(config), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -113,18 +112,18 @@ def observe(
         ready_mark(out).touch()
         while not stop.is_set() and len(values) < DECISIONS_MAX:
             fetched = consumer.poll(POLL_S, POLL_ROWS_MAX)
-            # decoded after the end: it must not make the next ones late
+            # decoded after the end, since decoding would delay the next fetch
             seen_s.append(time.time())
-            counts.append(sum(len(one) for one in fetched))
-            for one in fetched:
-                values += one.values
+            counts.append(sum(map(len, fetched)))
+            for batch in fetched:
+                values += batch.values
     decisions = [decode_decision(value or b"", settings.kafka.codec) for value in values]
-    places = np.array([place_of(one.decision_id) for one in decisions], np.int64).reshape(-1, 2)
+    positions = np.array([parse_decision_id(each.decision_id) for each in decisions], np.int64).reshape(-1, 2)
     np.savez(
         out,
-        partition=places[:, 0],
-        offset=places[:, 1],
-        path=np.array([_path(one) for one in decisions], np.int64),
+        partition=positions[:, 0],
+        offset=positions[:, 1],
+        path=np.array(list(map(_path, decisions)), np.int64),
         seen_s=np.repeat(np.array(seen_s), counts),
     )
 

@@ -1,6 +1,6 @@
-"""`python -m bench.silent run ...`: the service with a ledger that keeps nothing, to measure what the ledger costs.
+"""`python -m bench.silent run ...`: the service with a ledger that records nothing, to measure what the ledger costs.
 
-For nothing else: such a service has no metrics, no energy and no accounts.
+It has no other use: such a service reports no metrics, no energy and no decisions.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from cascade.ledger.account import MeterState
 
 
 class SilentLedger(Ledger):
-    """Is told everything and keeps nothing."""
+    """Accepts every call and records nothing."""
 
     def sample_energy(self) -> tuple[MeterState, ...]:
-        """Without a meter."""
+        """Returns no meters."""
         return ()
 
 
@@ -33,7 +33,7 @@ for _name in vars(Ledger):
 
 
 def silence() -> None:
-    """Give the service such a ledger, and neither a sampler of energy nor a journal."""
+    """Replace the service's ledger, and remove its energy sampler and its journal."""
     service: Any = streaming.service
     service.Ledger = SilentLedger
     service.EnergySampler = service.journal_kept = lambda *_: contextlib.nullcontext()

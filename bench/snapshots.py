@@ -1,6 +1,6 @@
-"""What a snapshot costs: `python -m bench.snapshots` prints the loop's pause and the time to write and to load it.
+"""The cost of a snapshot: `python -m bench.snapshots` prints the pause of the worker's loop, and write and load times.
 
-Random transactions of many cards, seeded, through the shipped bundle's feature engine; no Kafka.
+It folds seeded random transactions of many cards with the shipped bundle's feature engine, without Kafka.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Annotated
 
 import numpy as np
 import typer
 from rich.console import Console
 
+from bench.tables import figure_table, print_table
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import ColumnBatch
 from cascade.ledger.machine import describe_machine
@@ -24,7 +26,7 @@ from stages.assembly import make_engine
 from streaming.files import FsspecFiles
 from streaming.snapshots import Snapshot, SnapshotStore
 
-ROWS_A_BATCH = 100_000
+BATCH_ROWS = 100_000
 TERMINALS = 20_000
 START_MS, STEP_MS = 1_750_000_000_000, 10
 REPEATS = 5
@@ -32,49 +34,55 @@ PARTITION = ("transactions", 0)
 
 
 def measure(
-    cards: Annotated[list[int], typer.Option(help="Numbers of cards, each on top of the last.")],
-    transactions_per_card: Annotated[int, typer.Option(min=1)] = 3,
+    cards: Annotated[list[int], typer.Option(help="Number of cards; give several to measure growing states.")],
+    transactions_per_card: Annotated[int, typer.Option(min=1, help="Mean number for each measurement.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the transactions.")] = 1,
 ) -> None:
-    """Fold transactions, and time the parts of a snapshot at each number of cards."""
-    console = Console()
+    """Fold transactions, and measure the parts of a snapshot for each number of cards."""
+    table = figure_table("cards", "state MB", "pause ms", "first pause ms", "write s", "load s")
     bundle = load_bundle(SHIPPED_BUNDLE)
     features = make_engine(bundle).features
     chance, rows = np.random.default_rng(seed), 0
-    where = {PARTITION: 1}
-    for number in cards:
-        for _ in range(0, number * transactions_per_card, ROWS_A_BATCH):
-            features.update(_transactions(bundle.schema, chance, number, rows))
-            rows += ROWS_A_BATCH
+    positions = {PARTITION: 1}
+    for count in cards:
+        for _ in range(0, count * transactions_per_card, BATCH_ROWS):
+            features.update(_transactions(bundle.schema, chance, count, rows))
+            rows += BATCH_ROWS
         buffers = features.export_buffers()
         with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(1) as writer:
             store = SnapshotStore(FsspecFiles(directory), 2, "bench", "bench", SystemClock(), writer.submit)
-            into_buffers = [_seconds(lambda: features.export_state(buffers)) for _ in range(REPEATS)]  # noqa: B023
+            pauses_s = [_seconds(partial(features.export_state, buffers)) for _ in range(REPEATS)]
             fresh_s = _seconds(features.export_state)
             arrays = features.export_state(buffers)
-            write_s = _seconds(lambda: store.save(Snapshot(arrays, where, {}, {})).result())  # noqa: B023
-            (name,) = store.candidates(where, {})[PARTITION]
-            load_s = _seconds(lambda: store.load(name))  # noqa: B023
-        console.print(
-            f"{features.statistics()[bundle.schema.roles.card].keys:,} cards,"
-            f" {sum(array.nbytes for array in arrays.values()) / 1e6:,.0f} MB: pause"
-            f" {1e3 * float(np.median(into_buffers)):.0f} ms (median of {REPEATS};"
-            f" {1e3 * fresh_s:,.0f} ms into fresh memory), write {write_s:.1f} s, load {load_s:.1f} s",
-            highlight=False,
+            write_s = _seconds(lambda: store.save(Snapshot(arrays, positions, {}, {})).result())  # noqa: B023
+            (name,) = store.candidates(positions, {})[PARTITION]
+            load_s = _seconds(partial(store.load, name))
+        table.add_row(
+            f"{features.statistics()[bundle.schema.roles.card].keys:,}",
+            f"{sum(array.nbytes for array in arrays.values()) / 1e6:,.0f}",
+            f"{1e3 * float(np.median(pauses_s)):.0f}",
+            f"{1e3 * fresh_s:,.0f}",
+            f"{write_s:.1f}",
+            f"{load_s:.1f}",
         )
     machine = describe_machine()
-    console.print(f"{machine.processor}, {machine.cores} cores; numpy {np.__version__}; seed {seed}", style="dim")
+    print_table(
+        Console(),
+        table,
+        f"pause: of the worker's loop, median of {REPEATS}; first pause: with newly allocated buffers",
+        f"{machine.processor}, {machine.cores} cores; numpy {np.__version__}; seed {seed}",
+    )
 
 
 def _transactions(schema: Schema, chance: np.random.Generator, cards: int, first: int) -> ColumnBatch:
-    columns = {name: np.zeros(ROWS_A_BATCH, field.dtype) for name, field in schema.fields.items()}
-    roles, numbers = schema.roles, first + np.arange(ROWS_A_BATCH)
+    columns = {name: np.zeros(BATCH_ROWS, field.dtype) for name, field in schema.fields.items()}
+    roles, numbers = schema.roles, first + np.arange(BATCH_ROWS)
     columns[roles.transaction_id][:] = numbers
     columns[roles.event_time][:] = START_MS + STEP_MS * numbers
-    columns[roles.amount][:] = chance.lognormal(3.0, 1.0, ROWS_A_BATCH)
-    columns[roles.card][:] = chance.integers(0, cards, ROWS_A_BATCH)
-    columns[roles.terminal][:] = chance.integers(0, TERMINALS, ROWS_A_BATCH)
-    return ColumnBatch(columns, ROWS_A_BATCH)
+    columns[roles.amount][:] = chance.lognormal(3.0, 1.0, BATCH_ROWS)
+    columns[roles.card][:] = chance.integers(0, cards, BATCH_ROWS)
+    columns[roles.terminal][:] = chance.integers(0, TERMINALS, BATCH_ROWS)
+    return ColumnBatch(columns, BATCH_ROWS)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -1,7 +1,7 @@
-"""`cascade soak`: memory of the worker, with the Triton client in it, under steady load: does it grow?
+"""`cascade soak`: checks that the memory of the worker, with its Triton client, does not grow under a steady load.
 
-The load repeats a small world: all its cards and terminals, and more event time than the longest window, pass within
-the warm-up, so the feature state is as large then as it will ever be. What still grows after it is a leak.
+The load repeats a small data set. Within the warm-up it covers all cards and terminals, and more event time than the
+longest window, so the feature state has its final size then. Memory that grows after the warm-up is a leak.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ import msgspec
 import numpy as np
 import psutil
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from bench.cluster import (
     SteadyLoad,
@@ -29,6 +27,7 @@ from bench.cluster import (
     write_json,
 )
 from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory
+from bench.tables import figure_table, print_table
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import Float64
 from cascade.errors import CascadeError
@@ -41,18 +40,18 @@ ESCALATED_SHARE = 0.1
 PARTITIONS = 2
 SAMPLE_INTERVAL_S = 1.0
 SETTLE_S_MAX = 60.0
-# Event days that pass in the warm-up: more than the longest window (30 days) and its lateness.
+# Event days of the warm-up: more than the longest window (30 days) with its lateness.
 WARM_UP_DAYS = 46
-# What a card of the simulator makes a day, nearly.
-TRANSACTIONS_A_CARD_AND_DAY = 1.15
+# About what `cascade.simulator` makes.
+TRANSACTIONS_PER_CARD_DAY = 1.15
 DUPLICATES_WINDOW_S = 30.0
 
 
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
     """Resident memory of one process and its children after the warm-up.
 
-    `first_mb`, `last_mb`: medians of the first and of the last third, MB. `by_thirds`: the growth from one to the
-    other, a share. `by_fit`: of a straight line through all samples, from its start to its end, a share.
+    `first_mb`, `last_mb`: medians of the first and of the last third, MB. `by_thirds`: growth between these medians, a
+    share. `by_fit`: growth of the line of least squares through all samples, from its start to its end, a share.
     """
 
     name: str
@@ -64,12 +63,16 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def worst(self) -> float:
-        """The larger of the two."""
+        """The larger of the two growths."""
         return max(self.by_thirds, self.by_fit)
 
 
 class SoakReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `cascade soak` saw; `ok`: the worker grew by no more than `growth_max`, and all was decided."""
+    """The report of `cascade soak`.
+
+    `ok`: the worker grew by no more than `growth_max`, and `settled`. `settled`: all transactions were decided and
+    committed soon after the load. `growth`: of worker and Triton, in this order. `rss_mb`: samples, one a second.
+    """
 
     ok: bool
     growth_max: float
@@ -91,16 +94,19 @@ class SoakReport(msgspec.Struct, frozen=True, kw_only=True):
 
 @app.command()
 def soak(
-    minutes: Annotated[float, typer.Option(min=0.5, help="Length, warm-up included.")] = 10.0,
+    minutes: Annotated[float, typer.Option(min=0.5, help="Duration with the warm-up, minutes.")] = 10.0,
     rate: Annotated[float, typer.Option(min=10.0, help="Transactions a second.")] = 500.0,
-    warm_up: Annotated[float, typer.Option(min=10.0, help="Seconds that are not judged.")] = 120.0,
-    seed: Annotated[int, typer.Option(help="Of the data.")] = 1,
+    warm_up: Annotated[float, typer.Option(min=10.0, help="Warm-up, seconds; its samples do not count.")] = 120.0,
+    seed: Annotated[int, typer.Option(help="Seed of the data.")] = 1,
     out: Annotated[Path, typer.Option(help="Directory for logs and data; emptied first.")] = Path("build/soak"),
     json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
 ) -> None:
-    """Sample the memory of worker and Triton under load; fail where the worker grows after the warm-up."""
+    """Sample the memory of worker and Triton under load.
+
+    The exit status is 1 if the worker's memory grows by more than 2 % after the warm-up.
+    """
     if 60 * minutes < 2 * warm_up:
-        raise typer.BadParameter("at least as long as the warm-up must be judged: more --minutes, or less --warm-up")
+        raise typer.BadParameter("must be at least twice --warm-up", param_hint="--minutes")
     report = run_soak(out, minutes, rate, warm_up, seed)
     if json is not None:
         write_json(json, report)
@@ -110,11 +116,11 @@ def soak(
 
 
 def run_soak(out: Path, minutes: float, rate: float, warm_up_s: float, seed: int) -> SoakReport:
-    """See `soak`."""
+    """Run `cascade soak`; the command's options explain the arguments."""
     started_s = time.monotonic()
     directory = fresh_directory(out)
-    cards = max(int(rate * warm_up_s / (WARM_UP_DAYS * TRANSACTIONS_A_CARD_AND_DAY)), 20)
-    # The memory of duplicates is a ring: its pages are touched the first time round, which must end with the warm-up.
+    cards = max(int(rate * warm_up_s / (WARM_UP_DAYS * TRANSACTIONS_PER_CARD_DAY)), 20)
+    # First decisions are in a ring buffer, whose pages become resident in its first round: within the warm-up.
     duplicates = {"window_s": DUPLICATES_WINDOW_S, "ids_max": max(int(rate * warm_up_s / 2), 1_024)}
     schema = load_bundle(SHIPPED_BUNDLE).schema
     data = simulated(schema, cards=cards, terminals=cards, days=WARM_UP_DAYS, seed=seed)
@@ -172,7 +178,7 @@ def run_soak(out: Path, minutes: float, rate: float, warm_up_s: float, seed: int
 
 
 class MemorySampler:
-    """Resident memory (MB) of some processes, each with its children, once a second, in a thread."""
+    """Samples the resident memory of processes once a second, in a thread; each with its children. `rss_mb`: in MB."""
 
     def __init__(self, pids: dict[str, int]) -> None:
         self.rss_mb: dict[str, list[float]] = {name: [] for name in pids}
@@ -182,7 +188,7 @@ class MemorySampler:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop sampling; what was sampled stays."""
+        """Stop sampling."""
         self._stop.set()
         self._thread.join()
 
@@ -193,15 +199,15 @@ class MemorySampler:
             for name, process in self._processes.items():
                 try:
                     family = [process, *process.children(recursive=True)]
-                    self.rss_mb[name].append(sum(one.memory_info().rss for one in family) / 1e6)
+                    self.rss_mb[name].append(sum(member.memory_info().rss for member in family) / 1e6)
                 except psutil.Error:
                     return
 
 
 def measure_growth(name: str, rss_mb: Float64) -> Growth:
-    """Growth over the samples, at even distances in time; raises CascadeError where there are fewer than three."""
+    """The growth over samples at even distances in time; raises CascadeError for fewer than three samples."""
     if len(rss_mb) < 3:
-        raise CascadeError(f"{name}: {len(rss_mb)} samples of memory after the warm-up; did it end?")
+        raise CascadeError(f"{name}: only {len(rss_mb)} memory samples after the warm-up; the process may have ended")
     third = len(rss_mb) // 3
     first, last = float(np.median(rss_mb[:third])), float(np.median(rss_mb[-third:]))
     slope, start = np.polyfit(np.arange(len(rss_mb)), rss_mb, 1)
@@ -217,22 +223,20 @@ def measure_growth(name: str, rss_mb: Float64) -> Growth:
 
 def show(report: SoakReport, console: Console) -> None:
     """Print the report."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), show_edge=False)
-    table.add_column("resident memory, MB")
-    for name in ("first third", "last third", "growth %", "line %", "max %"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for position, one in enumerate(report.growth):
-        limit = f"{100 * report.growth_max:g}" if position == 0 else "-"
-        cells = f"{one.first_mb:.1f}", f"{one.last_mb:.1f}", f"{100 * one.by_thirds:+.2f}", f"{100 * one.by_fit:+.2f}"
-        table.add_row(one.name, *cells, limit)
-    console.print()
-    console.print(table)
-    console.print(
-        f"\n {report.minutes:g} min at {report.rate:,.0f}/s, {report.transactions:,} transactions,"
-        f" {report.escalated_share:.1%} escalated, {report.deep_calls:,} deep calls, {report.degraded_share:.1%}"
-        f" degraded; the first {report.warm_up_s:g} s are not judged: by then all {report.cards:,} cards and"
-        f" {WARM_UP_DAYS} days of event time have passed, and the rest repeats them;"
-        f" line: of a straight line through all samples; {'no growth' if report.ok else 'FAILED'}\n"
-        f" {origin(report.machine, report.seed)}",
-        highlight=False,
+    table = figure_table("resident memory", "first MB", "last MB", "growth %", "by line %", "limit %")
+    limits = [f"{100 * report.growth_max:g}", "-"]
+    for growth, limit in zip(report.growth, limits, strict=True):
+        memory = f"{growth.first_mb:.1f}", f"{growth.last_mb:.1f}"
+        table.add_row(growth.name, *memory, f"{100 * growth.by_thirds:+.2f}", f"{100 * growth.by_fit:+.2f}", limit)
+    print_table(
+        console,
+        table,
+        "first, last: medians of the first and last third; by line: least squares through all samples",
+        f"{report.minutes:g} min at {report.rate:,.0f}/s: {report.transactions:,} transactions;"
+        f" escalated: {report.escalated_share:.1%}; deep calls: {report.deep_calls:,};"
+        f" degraded: {report.degraded_share:.1%}",
+        f"warm-up: {report.warm_up_s:g} s, with all {report.cards:,} cards and {WARM_UP_DAYS} days of event time",
+        "all decided and committed" if report.settled else f"NOT all decided within {SETTLE_S_MAX:.0f} s",
+        "passed" if report.ok else "FAILED",
+        origin(report.machine, report.seed),
     )

@@ -13,14 +13,13 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from bench.cluster import write_json
 from bench.faults.run import Outcome, simulate
 from bench.faults.schedule import derive
 from bench.faults.world import KINDS
+from bench.tables import figure_table, print_table
 from cascade.ledger.machine import Machine, describe_machine
 from cascade.progress import Steps
 
@@ -144,24 +143,21 @@ def simulate_faults(
 
 
 def _show(report: FaultsReport, console: Console) -> None:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("fault")
-    table.add_column("struck", justify="right")
+    table = figure_table("fault", "struck")
     for kind, count in report.faults.items():
         table.add_row(kind, f"{count:,}")
-    console.print(table)
-    last_seed = report.first_seed + report.schedules - 1
-    console.print(
-        f"schedules: {report.schedules:,} (seeds {report.first_seed} to {last_seed})\n"
-        f"faults: {sum(report.faults.values()):,}\n"
-        f"time: {report.seconds:.0f} s, {report.schedules / max(report.seconds, 0.1):.1f} schedules/s"
-        f" in {report.processes} processes; simulated: {report.simulated_s:,.0f} s\n"
+    notes = [f"never struck: {', '.join(report.never_struck)}"] if report.never_struck else []
+    print_table(
+        console,
+        table,
+        f"schedules: {report.schedules:,}, from seed {report.first_seed};"
+        f" {report.schedules / max(report.seconds, 0.1):.1f}/s in {report.processes} processes",
+        f"time: {report.seconds:.0f} s; simulated time: {report.simulated_s:,.0f} s",
+        f"faults: {sum(report.faults.values()):,}",
         f"violations: {report.violations}",
-        highlight=False,
+        *notes,
+        f"{report.machine.processor}, {report.machine.cores} cores",
     )
-    console.print(f"{report.machine.processor}, {report.machine.cores} cores", style="dim", highlight=False)
-    if report.never_struck:
-        console.print(f"never struck: {', '.join(report.never_struck)}", highlight=False)
     for violation in report.details[:VIOLATIONS_SHOWN_MAX]:
         console.print(f"VIOLATION: cascade simulate-faults --replay {violation.seed}", style="bold red")
         for problem in violation.problems:

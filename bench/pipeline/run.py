@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.cluster import Endless, shipped_bundle_with, simulated, threshold_for
+from bench.cluster import EndlessData, shipped_bundle_with, simulated, threshold_for
 from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory
 from bench.peers import Work, peer_named
 from bench.pipeline.report import PipelineReport, standings
@@ -37,7 +37,7 @@ def run_pipeline(scenario: Scenario, out: Path) -> PipelineReport:
         bundles = _bundles(directory, threshold_for(scenario.escalation_share, data))
         progress("simulate", 1.0)
         parts = stack.enter_context(EmbeddedParts(directory, bundles["cascade"]))
-        traffic = Traffic(parts.bundle.schema, Endless(parts.bundle.schema, data))
+        traffic = Traffic(parts.bundle.schema, EndlessData(parts.bundle.schema, data))
         for round_ in range(scenario.rounds):
             # each round begins with another one, so that none has the same neighbour always
             order = variants[round_ % len(variants) :] + variants[: round_ % len(variants)]

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from bench.cluster import Endless
+from bench.cluster import EndlessData
 from bench.embedded import EmbeddedParts, Settings, records_in
 from bench.load import Load, LoadReport, Plan, departures
-from bench.observer import DEEP, DEGRADED, SCREENED, Observer, Seen
+from bench.observer import DEEP, DEGRADED, SCREENED, Observations, Observer
 from bench.pipeline.processes import Held, cpu_s_of, page_faults_of
 from bench.pipeline.scenario import Live, Objectives, Scenario, Variant
 from cascade.bundle import Bundle
@@ -149,7 +149,7 @@ class Traffic:
     """Endless transactions of a schema, and as messages; what was encoded once is kept for the next turn."""
 
     schema: Schema
-    rows: Endless
+    rows: EndlessData
     bytes_max: int = 65_536
     _kept: dict[CodecName, tuple[list[bytes], list[bytes]]] = field(default_factory=dict)
 
@@ -348,7 +348,7 @@ class _Turn:
         time.sleep(0.3)  # the observer's last fetch
 
     def _latencies(
-        self, plan: Plan, start_s: float, base: Int64, seen: Seen, warm_up_s: float
+        self, plan: Plan, start_s: float, base: Int64, seen: Observations, warm_up_s: float
     ) -> tuple[Float64, Int64]:
         """Seconds from departure to decision, and the path, of what was due after the warm-up."""
         number = np.array([partition_of(key, self._partitions) for key in plan.keys], np.int64)

@@ -1,3 +1,5 @@
+"""The fault simulator: a seed determines its run, the schedules break no promise, and the command reports them."""
+
 from __future__ import annotations
 
 import json
@@ -13,9 +15,9 @@ from bench.faults.schedule import derive
 from bench.faults.world import KINDS
 from cascade.cli import main
 
-SCHEDULES = 1_000
-# one that crashes, replays and meets a circuit breaker's jitter
+# Among these are crashes, replays, and circuit breakers that open.
 SEEDS = range(12)
+SCHEDULES_SHORT, SCHEDULES_LONG = 100, 1_000
 
 
 def test_the_same_seed_gives_the_same_run() -> None:
@@ -34,36 +36,40 @@ def test_a_seed_gives_the_same_run_in_another_process() -> None:
 
 def test_seeds_differ() -> None:
     options = [derive(seed) for seed in range(100)]
-    assert len({repr(one) for one in options}) == 100
-    assert {one.config.delivery for one in options} == {"exactly-once", "at-least-once"}
-    assert {one.workers for one in options} == {1, 2, 3}
-    assert {one.partitions for one in options} == {1, 2, 3, 4}
+    assert len(set(map(repr, options))) == 100
+    assert {each.config.delivery for each in options} == {"exactly-once", "at-least-once"}
+    assert {each.workers for each in options} == {1, 2, 3}
+    assert {each.partitions for each in options} == {1, 2, 3, 4}
+
+
+def test_no_schedule_of_a_hundred_breaks_a_promise() -> None:
+    problems = {seed: found for seed in range(1, SCHEDULES_SHORT + 1) if (found := simulate(seed).problems)}
+    assert problems == {}
 
 
 @pytest.fixture(scope="module")
 def report() -> FaultsReport:
-    return run_schedules(SCHEDULES, 1)
+    return run_schedules(SCHEDULES_LONG, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_schedule_of_a_thousand_breaks_a_promise(report: FaultsReport) -> None:
-    assert [(one.seed, one.problems) for one in report.details] == []
-    assert report.schedules == SCHEDULES
+    assert [(violation.seed, violation.problems) for violation in report.details] == []
+    assert report.schedules == SCHEDULES_LONG
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_kind_of_fault_strikes(report: FaultsReport) -> None:
     assert set(report.faults) == set(KINDS)
     assert report.never_struck == []
 
 
-def test_the_command_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "build" / "faults.json"
-    status = main(["simulate-faults", "--schedules", "4", "--seed", "7", "--out", str(out), "--processes", "1"])
-    assert status == 0
-    figures = json.loads(out.read_bytes())
-    assert (figures["schedules"], figures["violations"], figures["seeds"]) == (4, 0, [])
-    assert set(figures["faults"]) == set(KINDS)
+    assert main(["simulate-faults", "--schedules", "4", "--seed", "7", "--out", str(out)]) == 0
+    report = json.loads(out.read_bytes())
+    assert (report["schedules"], report["violations"], report["seeds"]) == (4, 0, [])
+    assert set(report["faults"]) == set(KINDS)
     assert "violations: 0" in capsys.readouterr().out
 
 
@@ -75,11 +81,14 @@ def test_replay_prints_options_and_trace(capsys: pytest.CaptureFixture[str]) -> 
     assert "no promise was broken" in printed
 
 
+@pytest.mark.parametrize("options", [["--replay", "3"], ["--schedules", "1", "--seed", "3"]])
 def test_a_broken_promise_fails_the_command_and_names_the_seed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = simulate(3)
     broken.problems.append("state: altered")
     monkeypatch.setattr("bench.faults.commands.simulate", lambda seed: broken)
-    assert main(["simulate-faults", "--replay", "3"]) == 1
-    assert "state: altered" in capsys.readouterr().out
+    assert main(["simulate-faults", *options, "--out", str(tmp_path / "faults.json")]) == 1
+    printed = capsys.readouterr().out
+    assert "state: altered" in printed
+    assert "--replay 3" in printed or '"seed": 3' in printed

@@ -25,8 +25,8 @@ from bench.cluster import (
     Follower,
     SteadyLoad,
     check,
-    committed_of,
-    ends_of,
+    committed_offsets,
+    end_offsets,
     escalating_bundle,
     read_decisions,
     read_transactions,
@@ -172,7 +172,7 @@ class Stream:
 
     def _ask_for_ends(self) -> bool:
         try:
-            self.ends = ends_of(self.config, self.config.kafka.topics.transactions)
+            self.ends = end_offsets(self.config, self.config.kafka.topics.transactions)
         except BrokerError:
             return False
         return True
@@ -381,7 +381,7 @@ def left_alone(
             load.start()
         for name, config in configs.items():
             if not name.startswith("idle"):
-                wait_until(lambda: any(committed_of(config).values()), f"decisions of {name}")  # noqa: B023
+                wait_until(lambda: any(committed_offsets(config).values()), f"decisions of {name}")  # noqa: B023
         running_cluster.each(Proxy.refuse)
         with ThreadPoolExecutor(len(services)) as waiting:
             return dict(zip(services, waiting.map(end_of, services), strict=True))
@@ -437,7 +437,7 @@ def test_a_second_sigterm_ends_a_drain_that_cannot_end_at_once(
     try:
         wait_ready(service, config)
         load.start()
-        wait_until(lambda: any(committed_of(config).values()), "decisions")
+        wait_until(lambda: any(committed_offsets(config).values()), "decisions")
         # nothing is acknowledged any more: the drain has to wait
         cluster.each(Proxy.pause)
         time.sleep(1.0)
@@ -471,7 +471,7 @@ def test_liveness_fails_for_a_partition_with_lag_and_no_progress(
     try:
         wait_ready(service, config)
         load.start()
-        wait_until(lambda: any(committed_of(config).values()), "decisions")
+        wait_until(lambda: any(committed_offsets(config).values()), "decisions")
         assert health(config, "/healthz")[0] == 200
         stuck.touch()
         took_s = wait_until(lambda: health(config, "/healthz")[0] == 503, "liveness fails", stall_s + 30)

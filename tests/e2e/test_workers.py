@@ -23,7 +23,7 @@ import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.cluster import committed_of, ends_of, escalating_bundle, read_decisions, simulated
+from bench.cluster import committed_offsets, end_offsets, escalating_bundle, read_decisions, simulated
 from bench.embedded import EmbeddedParts, ServiceProcess, play_file, wait_for_decisions
 from cascade.bundle import Bundle, load_bundle
 from cascade.config import Config
@@ -180,7 +180,9 @@ def told(
         exemplars = exemplars_in(ask(config, "/metrics", OPENMETRICS)[1])
         wait_until(lambda: sum(decided_by_collected(receiver).values()) >= half, "collected")
         collected = decided_by_collected(receiver)
-        wait_until(lambda: committed_of(config) == ends_of(config, config.kafka.topics.transactions), "committed")
+        wait_until(
+            lambda: committed_offsets(config) == end_offsets(config, config.kafka.topics.transactions), "committed"
+        )
         # what is in no account yet dies with its worker
         wait_until(lambda: accounted_in(config) >= half, "accounted")
         pids = worker_pids(service)
@@ -247,7 +249,7 @@ def test_an_opentelemetry_collector_has_the_same_of_both(told: Told) -> None:
 def test_exemplars_name_transactions_that_their_worker_decided(told: Told) -> None:
     shares = {worker.removeprefix("worker "): numbers for worker, numbers in told.shares.items()}
     assert set(told.exemplars.values()) == {"0", "1"}
-    ends = ends_of(told.config, told.config.kafka.topics.transactions)
+    ends = end_offsets(told.config, told.config.kafka.topics.transactions)
     for decision_id, worker in told.exemplars.items():
         partition, offset = map(int, decision_id.rsplit("-", 2)[1:])
         assert partition in shares[worker]
@@ -312,7 +314,7 @@ def test_the_ledger_on_disk_is_of_all_of_them_too(told: Told) -> None:
 def test_sigterm_ends_all_of_them_in_time(told: Told) -> None:
     assert told.stopped_after_s < DRAIN_MS / 1e3
     assert told.left == []
-    assert committed_of(told.config) == ends_of(told.config, told.config.kafka.topics.transactions)
+    assert committed_offsets(told.config) == end_offsets(told.config, told.config.kafka.topics.transactions)
 
 
 @pytest.mark.parametrize(
