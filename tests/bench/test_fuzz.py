@@ -1,13 +1,14 @@
-"""The bounded fuzz run, and proof that each of its checks finds what it is for."""
+"""Short and long fuzz runs, and a test of each check: an injected fault must be found."""
 
 from __future__ import annotations
 
-import gc
+import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import msgspec
@@ -16,11 +17,10 @@ import pytest
 
 import bench.fuzz
 from bench.fuzz import (
-    DEAR_BATCH_EVERY,
+    COSTLY_BATCH_EVERY,
     FuzzReport,
     Tally,
     Target,
-    Violation,
     batches_for,
     find_violation,
     make_batch,
@@ -34,13 +34,21 @@ from cascade.columns import ColumnBatch
 from streaming.codecs import Decoded, Reject, RejectReason
 
 
-@pytest.fixture(scope="module", autouse=True)
-def a_small_heap() -> Iterator[None]:
-    """As in a process of its own: a collection that walks what the other tests left takes a second of CPU."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+class CpuClock:
+    """Replaces the CPU clock, so that no check depends on the machine. `slow_codec` moves it."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def cpu_clock(monkeypatch: pytest.MonkeyPatch) -> CpuClock:
+    clock = CpuClock()
+    monkeypatch.setattr(time, "thread_time", clock)
+    return clock
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +56,26 @@ def targets() -> list[Target]:
     return make_targets()
 
 
-@pytest.mark.slow
-def test_two_hundred_thousand_hostile_messages_break_no_promise(tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.mktemp("fuzz") / "fuzz.json"
-    assert main(["fuzz", "--messages", "200_000", "--seed", "1", "--json", str(path)]) == 0
+def fuzz(path: Path, messages: int) -> FuzzReport:
+    assert main(["fuzz", "--messages", str(messages), "--seed", "1", "--json", str(path)]) == 0
     report = msgspec.json.decode(path.read_bytes(), type=FuzzReport)
     assert report.violations == []
-    assert report.messages >= 200_000
+    assert report.messages >= messages
     assert report.accepted + sum(report.rejected.values()) == report.messages
-    assert set(report.rejected) == {reason.value for reason in RejectReason}, "some rule was never met"
+    assert set(report.rejected) == {reason.value for reason in RejectReason}, "no message broke some rule"
     assert report.accepted > 0.1 * report.messages
-    assert report.compared > 500
+    assert report.compared > report.messages / 400
+    return report
+
+
+@pytest.mark.usefixtures("cpu_clock")
+def test_twenty_thousand_hostile_messages_break_no_promise(tmp_path: Path) -> None:
+    assert fuzz(tmp_path / "fuzz.json", 20_000).processes == 1
+
+
+@pytest.mark.long
+def test_a_million_hostile_messages_break_no_promise(tmp_path: Path) -> None:
+    assert fuzz(tmp_path / "fuzz.json", 1_000_000).processes == 2
 
 
 def test_a_batch_is_the_same_whenever_it_is_made(targets: list[Target]) -> None:
@@ -68,21 +85,24 @@ def test_a_batch_is_the_same_whenever_it_is_made(targets: list[Target]) -> None:
         assert make_batch(target, 1, number) != make_batch(target, 2, number)
 
 
-def test_batches_hold_at_least_what_was_asked_for(targets: list[Target]) -> None:
+def test_the_batches_contain_at_least_the_requested_messages(targets: list[Target]) -> None:
     for count in (1, 17, 200_000, 1_000_000):
         batches = batches_for(count)
         assert sum(map(rows_of, range(batches - 1))) < count <= sum(map(rows_of, range(batches)))
     assert [len(make_batch(target_of(targets, number), 1, number)) for number in (0, 1)] == [rows_of(0), rows_of(1)]
 
 
-def test_each_codec_and_schema_has_its_turn_with_dear_batches_too(targets: list[Target]) -> None:
-    dear = [target_of(targets, number) for number in range(0, 8 * DEAR_BATCH_EVERY, DEAR_BATCH_EVERY)]
-    assert {id(one) for one in dear} == {id(one) for one in targets}
+def test_each_codec_and_schema_gets_costly_batches(targets: list[Target]) -> None:
+    costly = [target_of(targets, number) for number in range(0, 8 * COSTLY_BATCH_EVERY, COSTLY_BATCH_EVERY)]
+    assert set(map(id, costly)) == set(map(id, targets))
 
 
-@pytest.mark.parametrize("place", range(8))
-def test_every_kind_of_mutation_and_the_whole_corpus_are_within_the_promises(targets: list[Target], place: int) -> None:
-    target, seen = targets[place], Tally()
+@pytest.mark.usefixtures("cpu_clock")
+@pytest.mark.parametrize("target_index", range(8))
+def test_no_kind_of_mutation_and_no_message_of_the_corpus_breaks_a_promise(
+    targets: list[Target], target_index: int
+) -> None:
+    target, seen = targets[target_index], Tally()
     maker = Maker(target.name, target.fields, target.valid, bench.fuzz.SETTINGS.message_bytes_max, Random(7))
     for kind in KINDS:
         values = [kind(maker) for _ in range(20)]
@@ -91,24 +111,27 @@ def test_every_kind_of_mutation_and_the_whole_corpus_are_within_the_promises(tar
     assert find_violation(target, list(maker.valid), 1, 1, seen) is None
 
 
-# --- what the checks are for: each fault is injected into a codec, and must be found ----------------------------------
+# --- the checks: each fault is injected into a codec, and must be found -----------------------------------------------
+
+Alteration = Callable[[Decoded, Sequence[Message]], Decoded]
 
 
 class FaultyCodec:
-    """A fault, for tests of the checks: what `spoil` makes of a good codec's reading."""
+    """A codec whose decoded rows and rejects are altered."""
 
-    def __init__(self, target: Target, spoil: Callable[[Decoded, Sequence[Message]], Decoded]) -> None:
+    def __init__(self, target: Target, alter: Alteration) -> None:
         self.name = target.codec.name
-        self._good = target.codec
-        self._spoil = spoil
+        self._codec = target.codec
+        self._alter = alter
 
     def decode(self, values: Sequence[Message]) -> Decoded:
-        return self._spoil(self._good.decode(values), values)
+        return self._alter(self._codec.decode(values), values)
 
     def encode(self, batch: ColumnBatch) -> list[bytes]:
-        return self._good.encode(batch)
+        return self._codec.encode(batch)
 
 
+# The message for which some faults occur.
 MARK = b"\x00the culprit"
 
 
@@ -116,23 +139,25 @@ def values_of(target: Target) -> list[Message]:
     return [*target.codec.encode(target.valid), MARK, *make_batch(target, 1, 1)]
 
 
-def spoilt_column(name: str, value: object) -> Callable[[Decoded, Sequence[Message]], Decoded]:
-    def spoil(decoded: Decoded, values: Sequence[Message]) -> Decoded:
-        column = decoded.batch[name].copy()
-        column[:] = value
-        return replace(decoded, batch=replace(decoded.batch, columns={**decoded.batch.columns, name: column}))
+def column(name: str, value: object) -> Alteration:
+    """Sets a whole column to a value."""
 
-    return spoil
+    def alter(decoded: Decoded, values: Sequence[Message]) -> Decoded:
+        altered = decoded.batch[name].copy()
+        altered[:] = value
+        return replace(decoded, batch=replace(decoded.batch, columns={**decoded.batch.columns, name: altered}))
+
+    return alter
 
 
-def told(text: str) -> Callable[[Decoded, Sequence[Message]], Decoded]:
-    """A detail of another wording for the marked message."""
+def detail(text: str) -> Alteration:
+    """Sets the detail of the marked message's reject."""
 
-    def spoil(decoded: Decoded, values: Sequence[Message]) -> Decoded:
-        rejects = [replace(one, detail=text) if values[one.index] == MARK else one for one in decoded.rejects]
+    def alter(decoded: Decoded, values: Sequence[Message]) -> Decoded:
+        rejects = [replace(each, detail=text) if values[each.index] == MARK else each for each in decoded.rejects]
         return replace(decoded, rejects=rejects)
 
-    return spoil
+    return alter
 
 
 def raising(decoded: Decoded, values: Sequence[Message]) -> Decoded:
@@ -141,15 +166,8 @@ def raising(decoded: Decoded, values: Sequence[Message]) -> Decoded:
     return decoded
 
 
-def slow(decoded: Decoded, values: Sequence[Message]) -> Decoded:
-    until_s = time.thread_time() + (1.1 if MARK in values else 0.0)
-    while time.thread_time() < until_s:
-        pass
-    return decoded
-
-
 def losing(decoded: Decoded, values: Sequence[Message]) -> Decoded:
-    return replace(decoded, rejects=[one for one in decoded.rejects if values[one.index] != MARK])
+    return replace(decoded, rejects=[each for each in decoded.rejects if values[each.index] != MARK])
 
 
 def doubling(decoded: Decoded, values: Sequence[Message]) -> Decoded:
@@ -158,104 +176,113 @@ def doubling(decoded: Decoded, values: Sequence[Message]) -> Decoded:
 
 def wordy(decoded: Decoded, values: Sequence[Message]) -> Decoded:
     letters = "abcdefghijklmnopqrstuvwxyz"
-    details = [f"{one.detail} {letters[one.index % 26]}{letters[one.index // 26 % 26]}" for one in decoded.rejects]
-    rejects = [replace(one, detail=detail) for one, detail in zip(decoded.rejects, details, strict=True)]
+    rejects = [
+        replace(each, detail=f"{each.detail} {letters[each.index % 26]}{letters[each.index // 26 % 26]}")
+        for each in decoded.rejects
+    ]
     return replace(decoded, rejects=rejects)
 
 
-FAULTS: dict[str, tuple[Callable[[Decoded, Sequence[Message]], Decoded], str, bool]] = {
-    "raises": (raising, "raised OverflowError", True),
-    "is slow": (slow, "ms of CPU", True),
-    "loses a message": (losing, "0 times a row or a reject", True),
-    "doubles a message": (doubling, "2 times a row or a reject", False),
-    "tells a value": (told("card_id: 4000123400000017 is not allowed"), "hold a value", True),
-    "tells nothing": (told(""), "do not say why", True),
-    "tells too much": (told("x" * 201), "too long", True),
-    "tells what breaks a terminal": (told("a\x1b[2J"), "not printable", True),
-    "tells of each message another thing": (wordy, "hold a value", False),
-    "takes a negative amount": (spoilt_column("amount", -1.0), "amount is outside", False),
-    "takes an endless amount": (spoilt_column("amount", np.inf), "amount is outside", False),
-    "takes an unknown category": (spoilt_column("entry_mode", 3), "entry_mode is outside", False),
-    "reads another amount": (spoilt_column("amount", 1.0), "reads another amount", False),
-    "reads another card": (spoilt_column("card_id", 5), "reads another card_id", False),
+# By name: the alteration, a part of the violation's text, and whether the violation names the marked message.
+FAULTS: dict[str, tuple[Alteration, str, bool]] = {
+    "raises an error": (raising, "raised OverflowError", True),
+    "loses a message": (losing, "a row or a reject 0 times", True),
+    "doubles a message": (doubling, "a row or a reject 2 times", False),
+    "detail with a value": (detail("card_id: 4000123400000017 is not allowed"), "contain a value", True),
+    "empty detail": (detail(""), "lack the reason or the detail", True),
+    "long detail": (detail("x" * 201), "too long", True),
+    "detail with a control character": (detail("a\x1b[2J"), "not printable", True),
+    "another detail for each message": (wordy, "contain a value", False),
+    "negative amount": (column("amount", -1.0), "amount is outside", False),
+    "infinite amount": (column("amount", np.inf), "amount is outside", False),
+    "unknown category": (column("entry_mode", 3), "entry_mode is outside", False),
+    "another amount": (column("amount", 1.0), "reads another amount", False),
+    "another card": (column("card_id", 5), "reads another card_id", False),
 }
 
 
+@pytest.mark.usefixtures("cpu_clock")
 @pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.parametrize("place", [0, 2, 4, 6])
-def test_a_codec_that_breaks_a_promise_is_found(targets: list[Target], place: int, name: str) -> None:
-    spoil, what, by_the_mark = FAULTS[name]
-    target = targets[place]
+@pytest.mark.parametrize("target_index", [0, 2, 4, 6])
+def test_a_codec_that_breaks_a_promise_is_found(targets: list[Target], target_index: int, name: str) -> None:
+    alter, what, by_the_mark = FAULTS[name]
+    target = targets[target_index]
     values = values_of(target)
-    assert find_violation(target, values, 3, 1, Tally()) is None, "the good codec passes"
-    violation = find_violation(replace(target, codec=FaultyCodec(target, spoil)), values, 3, 1, Tally())
+    assert find_violation(target, values, 3, 1, Tally()) is None, "the codec itself breaks no promise"
+    violation = find_violation(replace(target, codec=FaultyCodec(target, alter)), values, 3, 1, Tally())
     assert violation is not None
     assert what in violation.what
     assert (violation.seed, violation.batch) == (3, 1)
     assert not by_the_mark or violation.message_hex == MARK.hex()
 
 
-def test_a_text_that_deceives_the_eye_is_found(targets: list[Target]) -> None:
+def test_a_slow_message_is_found(targets: list[Target], cpu_clock: CpuClock) -> None:
+    def slow(decoded: Decoded, values: Sequence[Message]) -> Decoded:
+        cpu_clock.now_s += 1.1 if MARK in values else 0.0
+        return decoded
+
+    target = replace(targets[0], codec=FaultyCodec(targets[0], slow))
+    violation = find_violation(target, values_of(target), 3, 1, Tally())
+    assert violation is not None
+    assert "the batch took 1100 ms of CPU" in violation.what
+    assert violation.message_hex == MARK.hex()
+
+
+@pytest.mark.usefixtures("cpu_clock")
+def test_a_text_with_a_direction_mark_is_found(targets: list[Target]) -> None:
     target = targets[1]
-    faulty = FaultyCodec(target, spoilt_column("card_id", "K\u202e1".encode()))
+    faulty = FaultyCodec(target, column("card_id", "K\u202e1".encode()))
     violation = find_violation(replace(target, codec=faulty), values_of(target), 3, 1, Tally())
     assert violation is not None
     assert "card_id is outside" in violation.what
 
 
-class DeadlyTurn:
-    """A fault for tests of the watch: the process that reads a batch ends, or stops."""
-
-    def __init__(self, number: signal.Signals) -> None:
-        self._number = number
-
-    def __call__(self, *_: object) -> None:
-        os.kill(os.getpid(), self._number)
+# --- processes that end or stall --------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch, targets: list[Target]) -> None:
+    """Forks processes, which so have the test's faults. They need no threads, which a fork does not copy."""
+    monkeypatch.setattr(bench.fuzz, "START_METHOD", "fork")
+    monkeypatch.setattr(bench.fuzz, "make_targets", lambda: targets)
+
+
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
-    ("number", "what"), [(signal.SIGKILL, "the process ended with -9"), (signal.SIGSTOP, "no end of a batch")]
+    ("number", "stall_s_max", "what"),
+    [(signal.SIGKILL, 600.0, "the process ended with -9"), (signal.SIGSTOP, 0.1, "a batch did not end")],
 )
-def test_a_process_that_dies_or_stands_still_is_told_with_its_batch(
-    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, what: str
+def test_a_process_that_dies_or_stalls_is_reported_with_its_batch(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, stall_s_max: float, what: str
 ) -> None:
-    monkeypatch.setattr(bench.fuzz, "STALL_S_MAX", 2.0)
-    violations = watch_with_a_fault(DeadlyTurn(number))
-    assert len(violations) == 1
+    monkeypatch.setattr(bench.fuzz, "STALL_S_MAX", stall_s_max)
+    context = multiprocessing.get_context("fork")
+    position, queue = context.Value("q", 5), context.Queue()
+    process = context.Process(target=lambda: os.kill(os.getpid(), number), daemon=True)
+    process.start()
+    try:
+        violations = bench.fuzz._watch([bench.fuzz._Child(process, position)], queue, 1, lambda batch: None)
+    finally:
+        process.kill()
+        process.join()
+    assert [violation.batch for violation in violations] == [5]
     assert what in violations[0].what
-    assert "not again" in violations[0].what, "its messages do no harm"
-    assert violations[0].batch == 5
+    assert "no single message reproduces it" in violations[0].what
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_message_that_ends_a_process_is_found(monkeypatch: pytest.MonkeyPatch, targets: list[Target]) -> None:
     values = make_batch(target_of(targets, 5), 1, 5)
     culprit = next(value for value in values[300:] if value and len(value) > 40 and values.count(value) == 1)
-    good = bench.fuzz.read
+    read = bench.fuzz.read
 
     def deadly(target: Target, some: list[Message]) -> object:
         if culprit in some:
             os.kill(os.getpid(), signal.SIGKILL)
-        return good(target, some)
+        return read(target, some)
 
-    # forked, so that the fault is there too; simulating again would need threads that a fork leaves behind
-    monkeypatch.setattr(bench.fuzz, "START_METHOD", "fork")
-    monkeypatch.setattr(bench.fuzz, "make_targets", lambda: targets)
     monkeypatch.setattr(bench.fuzz, "read", deadly)
+    monkeypatch.setattr(bench.fuzz, "BATCHES_IN_PROCESS", 0)
     report = bench.fuzz.run(8 * 1024, 1, 1, lambda share: None)
-    assert [(one.batch, one.message_hex) for one in report.violations] == [(5, culprit[:200].hex())]
+    assert [(violation.batch, violation.message_hex) for violation in report.violations] == [(5, culprit[:200].hex())]
     assert "the process ended with -9" in report.violations[0].what
-
-
-def watch_with_a_fault(turn: Callable[..., None]) -> list[Violation]:
-    """The watch over one process that has begun batch 5 and then takes this turn."""
-    import multiprocessing
-
-    context = multiprocessing.get_context("fork")
-    at, queue = context.Value("q", 5), context.Queue()
-    process = context.Process(target=turn, daemon=True)
-    process.start()
-    try:
-        return bench.fuzz._watch([bench.fuzz._Crewman(process)], [at], queue, 1, lambda batch: None)
-    finally:
-        process.kill()
-        process.join()

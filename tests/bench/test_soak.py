@@ -41,7 +41,7 @@ def test_memory_that_shrinks_is_no_growth() -> None:
 
 
 def test_too_few_samples_are_refused() -> None:
-    with pytest.raises(CascadeError, match="2 samples"):
+    with pytest.raises(CascadeError, match="2 memory samples"):
         measure_growth("worker", np.array([400.0, 401.0]))
 
 
