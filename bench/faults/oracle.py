@@ -174,9 +174,9 @@ class Oracle:
 
     def _decision_breaches(self, published: Mapping[str, list[Published]]) -> Iterator[str]:
         expected = {decision_id for decision_id, _ in self._expected()}
-        for decision_id in expected - published.keys():
+        for decision_id in sorted(expected - published.keys()):
             yield f"{decision_id} was lost"
-        for decision_id in published.keys() - expected:
+        for decision_id in sorted(published.keys() - expected):
             yield f"{decision_id} was decided, but is no readable record"
         for decision_id, found in published.items():
             if self._exactly_once and len(found) > 1:
@@ -253,7 +253,7 @@ class Oracle:
         codec = label_codec(self._options)
         for partition in self._broker.partitions(self._topics.labels):
             unreadable |= {(partition, offset) for offset in _unreadable(codec, self._broker.logs[partition])}
-        for position in unreadable - found.keys():
+        for position in sorted(unreadable - found.keys()):
             yield f"{position} has no dead letter"
         for position, count in found.items():
             if position not in unreadable:

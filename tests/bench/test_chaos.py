@@ -1,13 +1,15 @@
-"""Chaos: the plans are fair and repeat, and a short run on real parts finds nothing wrong."""
+"""Chaos: the plans are fair and reproducible, a cycle restarts what has ended, a bounded run on real parts passes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from bench.chaos import FAULTS, Cycle, plans, recoveries, run_chaos
+from bench.chaos import FAULTS, Conductor, Cycle, Plan, plans, recoveries, run_chaos
 
 
 def test_a_seed_gives_the_same_plans_and_another_seed_others() -> None:
@@ -17,37 +19,98 @@ def test_a_seed_gives_the_same_plans_and_another_seed_others() -> None:
 
 def test_two_hundred_cycles_have_every_fault_every_worker_and_every_kind_of_pause() -> None:
     found = plans(1, 200, 3)
-    faults = Counter(one.fault for one in found)
+    faults = Counter(plan.fault for plan in found)
     assert min(faults[name] for name in FAULTS) >= 200 // (2 * len(FAULTS)) - 1
     assert 80 <= faults[None] <= 120
-    assert min(Counter(one.worker for one in found).values()) > 40
-    assert sum(one.pause_s == 0 for one in found) > 60
-    assert sum(one.pause_s > 10 for one in found) > 15
-    assert {one.node for one in found} == {0, 1, 2}
+    assert min(Counter(plan.worker for plan in found).values()) > 40
+    assert sum(plan.pause_s == 0 for plan in found) > 60
+    assert sum(plan.pause_s > 10 for plan in found) > 15
+    assert {plan.node for plan in found} == {0, 1, 2}
 
 
-def test_recovery_times_are_given_for_each_kind_of_cycle() -> None:
-    told = [Cycle(plan=one, recovery_s=float(number), ready_s=None) for number, one in enumerate(plans(1, 100, 3))]
-    found = recoveries(told)
+def test_recovery_times_are_reported_for_each_kind_of_cycle() -> None:
+    cycles = [Cycle(plan=plan, recovery_s=float(number), ready_s=None) for number, plan in enumerate(plans(1, 100, 3))]
+    found = recoveries(cycles)
     assert (found["all"].kills, found["all"].p50_s, found["all"].max_s) == (100, 50.0, 99.0)
-    apart = ("kill alone", "with a broker fault", "with a Triton fault")
-    assert sum(found[name].kills for name in apart) == 100
-    assert "with a broker fault" not in recoveries([one for one in told if one.plan.fault is None])
+    disjoint = ("kill alone", "with a broker fault", "with a Triton fault")
+    assert sum(found[name].kills for name in disjoint) == 100
+    assert "with a broker fault" not in recoveries([cycle for cycle in cycles if cycle.plan.fault is None])
+
+
+class FakeParts:
+    """Parts without processes: two workers and Triton, which note what the conductor does with them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        monkeypatch.setattr("bench.chaos.end_offsets", lambda config, topic: {0: 7})
+        monkeypatch.setattr("bench.chaos.POLL_S", 0.0)
+        self.services: list[Any] = [self._service(number) for number in range(2)]
+        triton = SimpleNamespace(pid=1, **self._noted("Triton", "stop", "thaw", "start"))
+        watch = SimpleNamespace(done=True, seen_s=float("inf"))
+        parts: Any = SimpleNamespace(triton=triton, broker=None)
+        self.watched: list[dict[int, int]] = []
+        follower: Any = SimpleNamespace(watch=lambda ends: self.watched.append(ends) or watch)
+        self.conductor = Conductor(parts, self.services, follower)
+
+    def _service(self, number: int) -> SimpleNamespace:
+        topics = SimpleNamespace(transactions="transactions")
+        return SimpleNamespace(
+            running=True,
+            waiting_for=lambda: None,
+            log_tail=lambda: "out of memory",
+            config=SimpleNamespace(kafka=SimpleNamespace(topics=topics)),
+            **self._noted(f"worker {number}", "kill", "start"),
+        )
+
+    def _noted(self, name: str, *methods: str) -> dict[str, Any]:
+        return {method: lambda method=method: self.calls.append(f"{name} {method}") for method in methods}
+
+
+def plan_of(fault: Any) -> Plan:
+    return Plan(worker=1, pause_s=0.0, fault=fault, node=0, lead_s=0.0, fault_s=0.0)
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> FakeParts:
+    return FakeParts(monkeypatch)
+
+
+def test_a_cycle_kills_one_worker_within_the_fault_and_waits_for_later_transactions(fakes: FakeParts) -> None:
+    cycle = fakes.conductor.run(plan_of("triton stopped"))
+    kill = ["worker 1 kill", "worker 1 start"]
+    assert fakes.calls == ["Triton stop", *kill, "Triton thaw", "Triton start"]
+    assert fakes.watched == [{0: 7}]
+    assert cycle.recovery_s == float("inf")
+    assert cycle.ready_s is not None
+
+
+def test_a_worker_that_ends_by_itself_is_restarted_and_reported(fakes: FakeParts) -> None:
+    fakes.services[0].running = False
+    fakes.conductor.restart_ended()
+    assert fakes.calls == ["worker 0 start"]
+    assert fakes.conductor.ended_by_themselves == ["worker: out of memory"]
+
+
+def test_a_fault_ends_even_if_the_worker_does_not_start(fakes: FakeParts) -> None:
+    fakes.services[1].start = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        fakes.conductor.run(plan_of("triton stopped"))
+    assert fakes.calls[-1] == "Triton start"
 
 
 @pytest.mark.kafka
 @pytest.mark.triton
 @pytest.mark.cluster
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_short_run_loses_nothing_decides_nothing_twice_and_ends_with_the_same_state(
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_bounded_run_loses_nothing_decides_nothing_twice_and_ends_with_the_same_state(
     tmp_path: Path, kafka_parts: Path, triton_parts: Path
 ) -> None:
-    report = run_chaos(tmp_path / "chaos", cycles=2, workers=2, partitions=4, rate=150.0, seed=5)
+    report = run_chaos(tmp_path / "chaos", cycles=4, workers=2, partitions=4, rate=150.0, seed=5)
     assert report.check.sent > 1_000
     assert report.check.escalated > 50
     assert (report.check.lost, report.check.twice, report.check.strays, report.check.order_violations) == (0, 0, 0, 0)
     assert report.settled
-    assert sorted(one.partition for one in report.states if one.equal) == [0, 1, 2, 3]
-    assert report.recovery["all"].kills == report.kills == 2
+    assert sorted(state.partition for state in report.states if state.equal) == [0, 1, 2, 3]
+    assert report.recovery["all"].kills == report.kills == 4
     assert report.ok

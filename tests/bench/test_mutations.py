@@ -1,10 +1,14 @@
-"""The simulator finds bugs: each deliberate one below is found within a bounded number of runs."""
+"""The fault simulator finds bugs: each mutation of the worker below breaks a promise in some schedule.
+
+Each mutation names the breach and seeds whose schedules have shown it. A change of the worker can move the breach to
+other schedules; the long test then searches for other seeds, and prints them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -29,10 +33,30 @@ from streaming.worker import Worker
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 SCHEDULES_MAX = 400
-pytestmark = pytest.mark.slow
 
 
-def commit_before_the_decisions_are_kept(patch: pytest.MonkeyPatch) -> None:
+@dataclass(frozen=True)
+class Case:
+    """A mutation, a part of the text of the breach, and seeds that have shown it."""
+
+    mutate: Mutation
+    breach: str
+    seeds: tuple[int, ...]
+
+
+CASES: list[Case] = []
+
+
+def caught(breach: str, *seeds: int) -> Callable[[Mutation], Mutation]:
+    def add(mutate: Mutation) -> Mutation:
+        CASES.append(Case(mutate, breach, seeds))
+        return mutate
+
+    return add
+
+
+@caught("was lost", 108, 127, 129)
+def commit_before_the_decisions_are_acknowledged(patch: pytest.MonkeyPatch) -> None:
     send_many = AtLeastOnceOutbox.send_many
 
     def mutated(
@@ -44,6 +68,7 @@ def commit_before_the_decisions_are_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(AtLeastOnceOutbox, "send_many", mutated)
 
 
+@caught("was lost", 5, 9, 11)
 def commit_offsets_beside_the_transaction(patch: pytest.MonkeyPatch) -> None:
     advance = ExactlyOnceOutbox.advance
 
@@ -58,7 +83,8 @@ def commit_offsets_beside_the_transaction(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ExactlyOnceOutbox, "advance", mutated)
 
 
-def take_what_is_in_flight_for_decided_on_revoke(patch: pytest.MonkeyPatch) -> None:
+@caught("was lost", 3, 14)
+def commit_in_flight_records_on_revoke(patch: pytest.MonkeyPatch) -> None:
     revoked = Worker._on_revoked
 
     def mutated(self: Worker, partitions: list[Partition]) -> None:
@@ -71,7 +97,8 @@ def take_what_is_in_flight_for_decided_on_revoke(patch: pytest.MonkeyPatch) -> N
     patch.setattr(Worker, "_on_revoked", mutated)
 
 
-def forget_what_is_decided_ahead(patch: pytest.MonkeyPatch) -> None:
+@caught("was decided 2 times", 9, 53, 62)
+def ignore_the_commit_metadata(patch: pytest.MonkeyPatch) -> None:
     class Forgetful(Decided):
         @classmethod
         def from_commit(cls, offset: int, metadata: str) -> Decided:
@@ -80,11 +107,12 @@ def forget_what_is_decided_ahead(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("streaming.recovery.Decided", Forgetful)
 
 
+@caught("raised ValueError", 38, 55, 59)
 def publish_a_late_answer(patch: pytest.MonkeyPatch) -> None:
     collect = Escalations.collect
     late: list[tuple[Escalations, Outcome]] = []
 
-    def await_late(self: Escalations, call: DeepCall) -> None:
+    def count_when_late(self: Escalations, call: DeepCall) -> None:
         def publish(answer: Future[Float64]) -> None:
             if answer.exception() is None:
                 late.append(
@@ -94,14 +122,15 @@ def publish_a_late_answer(patch: pytest.MonkeyPatch) -> None:
         call.future.add_done_callback(publish)
 
     def mutated(self: Escalations) -> list[Outcome]:
-        ours = [outcome for one, outcome in late if one is self]
+        published = [outcome for escalations, outcome in late if escalations is self]
         late[:] = [pair for pair in late if pair[0] is not self]
-        return collect(self) + ours
+        return collect(self) + published
 
-    patch.setattr(Escalations, "_await_late", await_late)
+    patch.setattr(Escalations, "_count_when_late", count_when_late)
     patch.setattr(Escalations, "collect", mutated)
 
 
+@caught("state: of worker", 0, 3, 5)
 def fold_nothing_in_a_replay(patch: pytest.MonkeyPatch) -> None:
     def mutated(self: Engine, batch: ColumnBatch, sources: Int64 | None = None) -> None:
         """Nothing."""
@@ -109,7 +138,8 @@ def fold_nothing_in_a_replay(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Engine, "fold", mutated)
 
 
-def take_a_snapshot_that_is_ahead_of_the_commit(patch: pytest.MonkeyPatch) -> None:
+@caught("was lost", 23, 30, 36)
+def restore_a_snapshot_ahead_of_the_commit(patch: pytest.MonkeyPatch) -> None:
     candidates = SnapshotStore.candidates
 
     def mutated(self: SnapshotStore, committed: Positions, beginnings: Positions) -> dict[Partition, list[str]]:
@@ -118,7 +148,8 @@ def take_a_snapshot_that_is_ahead_of_the_commit(patch: pytest.MonkeyPatch) -> No
     patch.setattr(SnapshotStore, "candidates", mutated)
 
 
-def send_on_after_a_commit_of_unknown_outcome(patch: pytest.MonkeyPatch) -> None:
+@caught("was decided 2 times", 30, 45, 98)
+def continue_after_a_commit_of_unknown_outcome(patch: pytest.MonkeyPatch) -> None:
     advance = ExactlyOnceOutbox.advance
 
     def mutated(self: ExactlyOnceOutbox, force: bool = False) -> None:
@@ -131,24 +162,28 @@ def send_on_after_a_commit_of_unknown_outcome(patch: pytest.MonkeyPatch) -> None
     patch.setattr(ExactlyOnceOutbox, "advance", mutated)
 
 
-def go_on_where_the_group_says_instead_of_where_the_state_stands(patch: pytest.MonkeyPatch) -> None:
-    def replay(self: Recovery, one: OwnedPartition) -> None:
-        one.phase = Phase.REPLAYING
-        one.next = self._consumer.position(one.partition)
-        self._consumer.resume([one.partition])
+@caught("state: of worker", 0, 3, 5)
+def resume_at_the_commit_instead_of_the_snapshot(patch: pytest.MonkeyPatch) -> None:
+    def replay(self: Recovery, owned: OwnedPartition) -> None:
+        owned.phase = Phase.REPLAYING
+        owned.next = self._consumer.position(owned.partition)
+        self._consumer.resume([owned.partition])
 
     patch.setattr(Recovery, "_replay", replay)
 
 
+@caught("state: of worker", 3, 15, 18)
 def keep_the_state_of_lost_partitions(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(FeatureEngine, "forget", lambda self, source: None)
 
 
-def forget_first_decisions_with_the_process(patch: pytest.MonkeyPatch) -> None:
+@caught("must repeat", 48, 50, 63)
+def lose_first_decisions_in_a_restart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(FirstDecisions, "absorb", lambda self, arrays, partitions: None)
 
 
-def let_everything_wait(patch: pytest.MonkeyPatch) -> None:
+@caught("in flight, at most", 7, 16, 52)
+def ignore_the_limit_of_records_in_flight(patch: pytest.MonkeyPatch) -> None:
     made = Worker._make_outbox
 
     def mutated(self: Worker) -> object:
@@ -159,6 +194,7 @@ def let_everything_wait(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Worker, "_make_outbox", mutated)
 
 
+@caught("decisions in the ledger", 5, 9, 10)
 def count_decisions_when_they_are_sent(patch: pytest.MonkeyPatch) -> None:
     send_many = ExactlyOnceOutbox.send_many
 
@@ -171,13 +207,13 @@ def count_decisions_when_they_are_sent(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ExactlyOnceOutbox, "send_many", mutated)
 
 
+@caught("the lag remains", 0, 1, 2)
 def dead_letter_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Publisher, "reject", lambda self, fetched, rejects: None)
 
 
-def pass_over_gaps(patch: pytest.MonkeyPatch) -> None:
-    """Whatever a fetch holds is taken, wherever it begins."""
-
+@caught("was lost", 2, 7, 8)
+def ignore_gaps_between_fetches(patch: pytest.MonkeyPatch) -> None:
     def mutated(self: OwnedPartition, fetched: FetchedBatch) -> Accepted:
         self.next = int(fetched.offsets[-1]) + 1
         return Accepted(fetched)
@@ -185,6 +221,7 @@ def pass_over_gaps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OwnedPartition, "accept", mutated)
 
 
+@caught("for labels differs", 0, 10, 34)
 def never_rewind_the_labels(patch: pytest.MonkeyPatch) -> None:
     rewind = LabelFollower.rewind
 
@@ -195,9 +232,8 @@ def never_rewind_the_labels(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LabelFollower, "rewind", mutated)
 
 
-def mend_a_lost_partition_in_place(patch: pytest.MonkeyPatch) -> None:
-    """The open transaction goes on although it holds decisions of a partition that another owns."""
-
+@caught("was decided 2 times", 35, 351)
+def keep_the_transaction_after_a_partition_is_lost(patch: pytest.MonkeyPatch) -> None:
     def mutated(self: ExactlyOnceOutbox, partitions: Sequence[Partition]) -> None:
         for partition in partitions:
             self._committed.pop(partition, None)
@@ -205,7 +241,8 @@ def mend_a_lost_partition_in_place(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ExactlyOnceOutbox, "forget", mutated)
 
 
-def commit_after_failed_deliveries(patch: pytest.MonkeyPatch) -> None:
+@caught("was lost", 60, 108, 127)
+def commit_after_a_failed_delivery(patch: pytest.MonkeyPatch) -> None:
     advance = AtLeastOnceOutbox.advance
 
     def mutated(self: AtLeastOnceOutbox, force: bool = False) -> None:
@@ -218,17 +255,28 @@ def commit_after_failed_deliveries(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(AtLeastOnceOutbox, "advance", mutated)
 
 
-MUTATIONS = [
-    one for name, one in list(globals().items()) if callable(one) and getattr(one, "__module__", "") == __name__
-]
+def find(case: Case, seeds: Iterable[int]) -> int | None:
+    """The first of the seeds whose schedule shows the breach."""
+    for seed in seeds:
+        if any(case.breach in problem for problem in simulate(seed).problems):
+            return seed
+    return None
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda one: one.__name__)
-def test_a_mutation_of_the_worker_is_caught(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
-    mutation(monkeypatch)
-    for seed in range(SCHEDULES_MAX):
-        outcome = simulate(seed)
-        if outcome.problems:
-            print(f"caught by seed {seed}: {outcome.problems[0]}")
-            return
-    pytest.fail(f"not caught within {SCHEDULES_MAX} schedules")
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.mutate.__name__)
+
+
+@each_case
+def test_a_mutation_is_caught_by_a_schedule_that_the_worker_passes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find(case, case.seeds) is None
+    case.mutate(monkeypatch)
+    assert find(case, case.seeds) is not None, f"no breach {case.breach!r}; the long test finds other seeds"
+
+
+@pytest.mark.long
+@each_case
+def test_a_mutation_is_caught_by_a_search(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.mutate(monkeypatch)
+    seed = find(case, range(SCHEDULES_MAX))
+    assert seed is not None
+    print(f"{case.mutate.__name__}: {case.breach!r} by seed {seed}")

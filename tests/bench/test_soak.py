@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench.delivery import MODES, Turn, _rate, _ratio
-from bench.soak import GROWTH_MAX, MemorySampler, measure_growth
+from bench.soak import GROWTH_MAX, MemorySampler, measure_growth, run_soak
 from cascade.errors import CascadeError
 
 
@@ -56,6 +57,23 @@ def test_the_sampler_counts_a_processs_children_and_ends_with_the_process(monkey
         parent.communicate(b"\n")
     memory._thread.join()
     assert max(samples) > 60
+
+
+@pytest.mark.kafka
+@pytest.mark.triton
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_bounded_run_decides_everything_and_does_not_grow(
+    tmp_path: Path, kafka_parts: Path, triton_parts: Path
+) -> None:
+    report = run_soak(tmp_path / "soak", minutes=4.0, rate=200.0, warm_up_s=60.0, seed=1)
+    assert report.settled
+    assert report.transactions > 20_000
+    assert 0.02 < report.escalated_share < 0.3
+    worker, triton = report.growth
+    assert (worker.name, triton.name) == ("worker with Triton client", "Triton")
+    assert worker.samples > 120
+    assert worker.worst <= GROWTH_MAX
 
 
 def test_the_rate_does_not_count_the_first_fetch() -> None:
