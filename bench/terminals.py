@@ -443,7 +443,7 @@ def show(report: Report, console: Console, json: Path) -> None:
         table.add_row(" cascade", *_figures(way.cascade), end_section=True)
     print_table(console, table)
     for way in report.ways[1:]:
-        table = figure_table("feature", "mean value", "mean error", "max error", "rows with error %", title=way.name)
+        table = figure_table("feature", "mean", "mean error", "max error", "wrong rows %", title=way.name)
         for error in way.errors:
             figures = (error.reference_mean, error.difference_mean, error.difference_max)
             table.add_row(error.name, *(f"{figure:.3g}" for figure in figures), f"{100 * error.differing_share:.1f}")
