@@ -1,5 +1,7 @@
 """Builds the site from `docs/` with Sphinx: see decision 11. `make docs` fails on every warning."""
 
+from sphinx.application import Sphinx
+
 import cascade
 
 project = "Cascade"
@@ -9,19 +11,18 @@ version = release = cascade.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["images/*.md"]
 nitpicky = True
 # Types of other packages: their inventories of names would have to be downloaded.
 nitpick_ignore_regex = [("py:.*", r"(collections|concurrent|datetime|enum|numpy|pathlib|types|typing|np)\..*")]
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["attrs_inline"]
 myst_heading_anchors = 4
 
 # The docstrings are plain text with `names` in single back-ticks.
 default_role = "code"
+highlight_language = "none"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_use_type_comments = False
 autodoc_default_options = {"members": True, "undoc-members": True}
 python_use_unqualified_type_names = True
 add_module_names = False
@@ -38,3 +39,15 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b5c7a", "color-brand-content": "#0b5c7a"},
     "dark_css_variables": {"color-brand-primary": "#6ec3e0", "color-brand-content": "#6ec3e0"},
 }
+
+
+def _without_the_signature_of_protocols(
+    app: object, kind: str, name: str, value: object, options: object, signature: str | None, returned: str | None
+) -> tuple[str, str | None] | None:
+    """A protocol is not called: its `(*args, **kwargs)` would only confuse."""
+    return ("", returned) if kind == "class" and getattr(value, "_is_protocol", False) else None
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-signature", _without_the_signature_of_protocols)
