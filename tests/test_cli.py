@@ -22,7 +22,7 @@ def cascade(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
 
 
 def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Status, standard output and standard error, in this process: a tenth of the time of a new one."""
+    """Status, standard output and standard error of a call in this process, ten times as fast as in a new one."""
     status = cli.main(list(arguments))
     captured = capsys.readouterr()
     return status, captured.out, captured.err
@@ -58,7 +58,7 @@ def test_no_command_shows_the_help_and_counts_as_wrong_usage(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("argument", ["--help", "-h", "help"])
-def test_each_way_to_ask_for_help_is_heard(capsys: pytest.CaptureFixture[str], argument: str) -> None:
+def test_each_way_to_ask_for_help_works(capsys: pytest.CaptureFixture[str], argument: str) -> None:
     assert called(capsys, argument)[0] == 0
 
 
@@ -74,7 +74,7 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name:
     shown = " ".join(out.replace("│", " ").split())
     options = [word for word in shown.split() if word.startswith("--") and word != "--help"]
     assert options
-    # what it is for, and each option with a line: a bare option teaches nothing
+    # what the command does, and a line for each option
     assert len(shown) > 60 * (1 + len(set(options)) // 2)
 
 
@@ -109,16 +109,19 @@ def test_a_command_like_no_other_is_answered_with_where_to_look(capsys: pytest.C
     assert called(capsys, "xyzzy") == (2, "", "cascade: no command xyzzy; `cascade --help` lists them\n")
 
 
-@pytest.mark.parametrize("arguments", [
-    ("train",),
-    ("train", "--data", "x.parquet", "--out", "y", "--budget", "2"),
-    ("train", "--data", "x.parquet", "--out", "y", "--validation", "soon"),
-    ("train", "--data", "x.parquet", "--out", "y", "--until", "yesterday"),
-    ("simulate",),
-    ("simulate", "--out", "x.parquet", "--cards", "many"),
-    ("replay",),
-    ("local", "no-such-part"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train",),
+        ("train", "--data", "x.parquet", "--out", "y", "--budget", "2"),
+        ("train", "--data", "x.parquet", "--out", "y", "--validation", "soon"),
+        ("train", "--data", "x.parquet", "--out", "y", "--until", "yesterday"),
+        ("simulate",),
+        ("simulate", "--out", "x.parquet", "--cards", "many"),
+        ("replay",),
+        ("local", "no-such-part"),
+    ],
+)
 def test_wrong_usage_ends_with_2_and_without_a_traceback(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:
@@ -128,7 +131,7 @@ def test_wrong_usage_ends_with_2_and_without_a_traceback(
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "fast", "nan", "inf"])
-def test_a_rate_that_is_none_is_wrong_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path, rate: str) -> None:
+def test_a_rate_must_be_a_positive_number(capsys: pytest.CaptureFixture[str], tmp_path: Path, rate: str) -> None:
     data = tmp_path / "data.parquet"
     assert called(capsys, "simulate", "--out", str(data), "--cards", "20", "--days", "3")[0] == 0
     (tmp_path / "cascade.toml").write_text(f'[bundle]\npath = "{SHIPPED}"\n')
@@ -138,16 +141,16 @@ def test_a_rate_that_is_none_is_wrong_usage(capsys: pytest.CaptureFixture[str], 
     assert "--rate" in err
 
 
-def test_simulated_data_are_told_as_json_and_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_simulated_data_are_written_and_counted_in_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "deeper" / "data.parquet"
     arguments = ("--out", str(file), "--cards", "60", "--days", "20", "--seed", "3", "--fraud-share", "0.05", "--json")
     status, out, err = called(capsys, "simulate", *arguments)
     assert status == 0, err
-    told = json.loads(out)
+    counts = json.loads(out)
     frame = pl.read_parquet(file)
-    assert told["file"] == str(file)
-    assert told["transactions"] == frame.height
-    assert told["frauds"] == frame["fraud"].sum() == sum(told["patterns"].values()) > 0
+    assert counts["file"] == str(file)
+    assert counts["transactions"] == frame.height
+    assert counts["frauds"] == frame["fraud"].sum() == sum(counts["patterns"].values()) > 0
     again = tmp_path / "again.parquet"
     assert called(capsys, "simulate", "--out", str(again), *arguments[2:])[0] == 0
     assert again.read_bytes() == file.read_bytes(), "the same seed must give the same file"
@@ -160,11 +163,14 @@ def test_a_simulation_out_of_range_is_one_line(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("command", ["run", "evaluate", "replay", "doctor"])
-@pytest.mark.parametrize(("text", "key", "value", "remedy"), [
-    ("[deadline]\nbudget_ms = -3", "deadline.budget_ms", "-3", "use 1 to 60000"),
-    ('[deep]\nbackend = "gpu"', "deep.backend", "'gpu'", 'use "triton" or "onnxruntime"'),
-    ("[worker]\nbatch_rows = 5", "worker.batch_rows", "", "did you mean batch_rows_max?"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "key", "value", "remedy"),
+    [
+        ("[deadline]\nbudget_ms = -3", "deadline.budget_ms", "-3", "use 1 to 60000"),
+        ('[deep]\nbackend = "gpu"', "deep.backend", "'gpu'", 'use "triton" or "onnxruntime"'),
+        ("[worker]\nbatch_rows = 5", "worker.batch_rows", "", "did you mean batch_rows_max?"),
+    ],
+)
 def test_a_wrong_setting_is_one_line_with_file_key_value_and_remedy(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, text: str, key: str, value: str, remedy: str
 ) -> None:
@@ -173,12 +179,12 @@ def test_a_wrong_setting_is_one_line_with_file_key_value_and_remedy(
     data = () if command in ("run", "doctor") else ("--data", str(tmp_path / "x.parquet"))
     status, out, err = called(capsys, command, "--config", str(file), *data)
     assert status == 1
-    said = out + err
-    assert "Traceback" not in said
-    if command != "doctor":  # which checks more than the file, a line each
+    shown = out + err
+    assert "Traceback" not in shown
+    if command != "doctor":  # which has a line for each of its checks
         assert len(err.splitlines()) == 1
-    said = " ".join(said.replace("│", " ").split())
-    assert all(part in said for part in (key, value, remedy))
+    shown = " ".join(shown.replace("│", " ").split())
+    assert all(part in shown for part in (key, value, remedy))
 
 
 def test_a_missing_configuration_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -200,7 +206,7 @@ def test_data_that_cannot_be_read_are_one_line(capsys: pytest.CaptureFixture[str
     assert not (tmp_path / "bundle").exists()
 
 
-def test_an_error_of_ours_never_shows_a_traceback(tmp_path: Path) -> None:
+def test_an_error_of_cascade_never_shows_a_traceback(tmp_path: Path) -> None:
     done = cascade("run", "--config", "absent.toml", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""

@@ -92,7 +92,7 @@ def test_a_directory_in_the_place_of_a_file_is_refused(copy: Path, file: str) ->
     assert file in refusal(copy)
 
 
-def test_an_absent_directory_says_what_to_do(tmp_path: Path) -> None:
+def test_the_message_for_an_absent_directory_has_a_remedy(tmp_path: Path) -> None:
     assert "cascade train" in refusal(tmp_path / "nowhere")
 
 
@@ -108,13 +108,16 @@ def test_a_manifest_that_is_none_is_refused(copy: Path, octets: bytes) -> None:
     assert "is not a manifest" in refusal(copy)
 
 
-@pytest.mark.parametrize("change", [
-    lambda manifest: manifest.pop("version"),
-    lambda manifest: manifest.update(version=3),
-    lambda manifest: manifest.update(extra=1),
-    lambda manifest: manifest["files"].update({"deep.onnx": {"size_bytes": "12", "sha256": ""}}),
-    lambda manifest: manifest["files"]["deep.onnx"].pop("sha256"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.pop("version"),
+        lambda manifest: manifest.update(version=3),
+        lambda manifest: manifest.update(extra=1),
+        lambda manifest: manifest["files"].update({"deep.onnx": {"size_bytes": "12", "sha256": ""}}),
+        lambda manifest: manifest["files"]["deep.onnx"].pop("sha256"),
+    ],
+)
 def test_a_manifest_of_another_shape_is_refused(copy: Path, change: Callable[[dict], object]) -> None:
     change_manifest(copy, change)
     assert MANIFEST in refusal(copy)
@@ -131,17 +134,20 @@ def test_a_manifest_with_a_file_too_many_is_refused(copy: Path) -> None:
     assert "missing or unknown files ../../etc/passwd" in refusal(copy)
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("escalation_budget", 1.5),
-    ("escalation_budget", -0.1),
-    ("review_from", -0.1),
-    ("decline_from", 0.0),
-    ("screener", {"slope": 0.0, "intercept": 1.0}),
-    ("deep", {"slope": -1.0, "intercept": 1.0}),
-    ("review_from", "0.1"),
-    ("review_from", None),
-    ("unknown", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("escalation_budget", 1.5),
+        ("escalation_budget", -0.1),
+        ("review_from", -0.1),
+        ("decline_from", 0.0),
+        ("screener", {"slope": 0.0, "intercept": 1.0}),
+        ("deep", {"slope": -1.0, "intercept": 1.0}),
+        ("review_from", "0.1"),
+        ("review_from", None),
+        ("unknown", 1),
+    ],
+)
 def test_numbers_that_are_no_policy_are_refused(
     tmp_path: Path, content: dict[str, bytes], key: str, value: object
 ) -> None:
@@ -172,7 +178,7 @@ def test_files_that_are_no_bundle_are_not_written(
 
 def test_writing_replaces_the_whole_of_an_older_bundle(tmp_path: Path, content: dict[str, bytes]) -> None:
     old = write_bundle(tmp_path / "bundle", "old", content)
-    (tmp_path / "bundle" / "left.over").write_bytes(b"from the old one")
+    (tmp_path / "bundle" / "left.over").write_bytes(b"from the old bundle")
     new = write_bundle(tmp_path / "bundle", "new", content | {"report.json": b"{}"})
     assert load_bundle(tmp_path / "bundle").version == new.version != old.version
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -17,7 +17,7 @@ from stages.deep.in_process import OnnxDeepStage
 from stages.offline import OfflineScores, labels_of, score_offline
 
 SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
-# ONNX Runtime may add in another order where a batch has another size; measured on log-odds
+# ONNX Runtime may add in another order in a batch of another size; measured on log-odds
 DEEP_DIFFERENCE_MAX = 1e-5
 
 
@@ -46,8 +46,8 @@ def offline(bundle: Bundle, data: LabelledData, deep: DeepStage) -> OfflineScore
     return score_offline(bundle, screener, deep, data, np.ones(data.batch.rows, bool), lambda _: None)
 
 
-def tell_labels(engine: Engine, data: LabelledData, start_ms: float, until_ms: float) -> None:
-    """Of frauds whose label is due after `start_ms` and by `until_ms`."""
+def fold_labels_between(engine: Engine, data: LabelledData, start_ms: float, until_ms: float) -> None:
+    """Fold the labels of frauds that are due after `start_ms` and by `until_ms`."""
     schema = engine.features.schema
     due = data.batch[schema.roles.event_time] + schema.label.delay_ms
     rows = np.flatnonzero((data.fraud == 1) & (due > start_ms) & (due <= until_ms))
@@ -56,17 +56,17 @@ def tell_labels(engine: Engine, data: LabelledData, start_ms: float, until_ms: f
 
 def in_micro_batches(engine: Engine, data: LabelledData, sizes: Iterator[int]) -> Iterator[Screened]:
     times = data.batch[engine.features.schema.roles.event_time]
-    start, told_ms = 0, -np.inf
+    start, folded_ms = 0, -np.inf
     while start < data.batch.rows:
         rows = np.arange(start, min(start + next(sizes), data.batch.rows))
-        tell_labels(engine, data, told_ms, float(times[rows[-1]]))
-        told_ms = float(times[rows[-1]])
+        fold_labels_between(engine, data, folded_ms, float(times[rows[-1]]))
+        folded_ms = float(times[rows[-1]])
         yield engine.screen(data.batch.take(rows))
         start = int(rows[-1]) + 1
 
 
 def raw_of(screened: Iterable[Screened]) -> Float64:
-    return np.concatenate([one.raw for one in screened])
+    return np.concatenate([batch.raw for batch in screened])
 
 
 @pytest.mark.parametrize("rows_max", [1, 3, 64, 1_000, 100_000])
@@ -76,11 +76,11 @@ def test_scores_do_not_depend_on_the_size_of_a_micro_batch(
     chance = np.random.default_rng(rows_max)
     raw, escalate, answers = [], [], []
     sizes = iter(lambda: int(chance.integers(1, rows_max + 1)), None)
-    for one in in_micro_batches(make_engine(bundle), data, sizes):
-        raw.append(one.raw)
-        escalate.append(one.escalate)
-        if one.escalate.any():
-            answers.append(deep.submit(one.deep_inputs(one.escalate), 60).result())
+    for screened in in_micro_batches(make_engine(bundle), data, sizes):
+        raw.append(screened.raw)
+        escalate.append(screened.escalate)
+        if screened.escalate.any():
+            answers.append(deep.submit(screened.deep_inputs(screened.escalate), 60).result())
     np.testing.assert_array_equal(np.concatenate(raw), offline.screener_raw)
     escalated = np.flatnonzero(np.concatenate(escalate))
     assert 5 < len(escalated) < data.batch.rows
@@ -90,9 +90,9 @@ def test_scores_do_not_depend_on_the_size_of_a_micro_batch(
 def test_labels_that_come_before_their_transactions_change_no_score(
     bundle: Bundle, data: LabelledData, offline: OfflineScores
 ) -> None:
-    # so it is when the state is built anew from the log: all labels are there before the first transaction
+    # as after a replay of the log: all labels are there before the first transaction
     engine = make_engine(bundle)
-    tell_labels(engine, data, -np.inf, np.inf)
+    fold_labels_between(engine, data, -np.inf, np.inf)
     screened = [
         engine.screen(data.batch.take(np.arange(n, min(n + 500, data.batch.rows))))
         for n in range(0, data.batch.rows, 500)
@@ -100,13 +100,13 @@ def test_labels_that_come_before_their_transactions_change_no_score(
     np.testing.assert_array_equal(raw_of(screened), offline.screener_raw)
 
 
-def test_labels_told_twice_change_no_score(bundle: Bundle, data: LabelledData, offline: OfflineScores) -> None:
+def test_labels_that_arrive_twice_change_no_score(bundle: Bundle, data: LabelledData, offline: OfflineScores) -> None:
     engine = make_engine(bundle)
     half = data.batch.rows // 2
     raw_of(in_micro_batches(engine, data.take(np.arange(half)), iter(lambda: 500, None)))
     middle_ms = float(data.batch["event_time"][half - 1])
-    tell_labels(engine, data, -np.inf, middle_ms)
-    tell_labels(engine, data, middle_ms, np.inf)
+    fold_labels_between(engine, data, -np.inf, middle_ms)
+    fold_labels_between(engine, data, middle_ms, np.inf)
     np.testing.assert_array_equal(
         engine.screen(data.batch.take(np.arange(half, data.batch.rows))).raw, offline.screener_raw[half:]
     )
@@ -122,7 +122,7 @@ def test_folded_rows_are_remembered_like_scored_ones(
 ) -> None:
     engine = make_engine(bundle)
     half = data.batch.rows // 2
-    tell_labels(engine, data, -np.inf, np.inf)
+    fold_labels_between(engine, data, -np.inf, np.inf)
     engine.fold(data.batch.take(np.arange(half)))
     rest = engine.screen(data.batch.take(np.arange(half, data.batch.rows)))
     np.testing.assert_array_equal(rest.raw, offline.screener_raw[half:])

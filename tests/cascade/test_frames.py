@@ -82,7 +82,7 @@ def read(tmp_path: Path, data: pl.DataFrame, unit: str = "ms", suffix: str = ".p
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
-def test_columns_come_as_the_schema_says(tmp_path: Path, suffix: str) -> None:
+def test_columns_have_the_types_of_the_schema(tmp_path: Path, suffix: str) -> None:
     data = read(tmp_path, frame(), suffix=suffix)
     batch = data.batch
     assert batch.rows == 3
@@ -102,14 +102,17 @@ def test_rows_are_put_in_order_of_time_and_ties_keep_theirs(tmp_path: Path) -> N
     assert data.fraud.tolist() == [0, 1, 0]
 
 
-@pytest.mark.parametrize(("unit", "times", "wanted"), [
-    ("s", [T_MS // 1000], [T_MS // 1000 * 1000]),
-    ("ms", [T_MS], [T_MS]),
-    ("us", [T_MS * 1000 + 999], [T_MS]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("unit", "times", "wanted"),
+    [
+        ("s", [T_MS // 1000], [T_MS // 1000 * 1000]),
+        ("ms", [T_MS], [T_MS]),
+        ("us", [T_MS * 1000 + 999], [T_MS]),
+    ],
+)
 def test_whole_numbers_are_times_in_the_schemas_unit(unit: str, times: list[int], wanted: list[int]) -> None:
-    one = frame()[:1].with_columns(time=pl.Series(times, dtype=pl.Int64))
-    assert frame_to_batch(one, schema(unit), "data")["time"].tolist() == wanted
+    row = frame()[:1].with_columns(time=pl.Series(times, dtype=pl.Int64))
+    assert frame_to_batch(row, schema(unit), "data")["time"].tolist() == wanted
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us"])
@@ -129,7 +132,7 @@ def test_dates_are_midnight_utc() -> None:
     assert batch["time"].tolist() == [int(datetime(2025, 1, 1, tzinfo=UTC).timestamp() * 1000)]
 
 
-def test_strings_are_kept_as_utf8_bytes_up_to_their_limit() -> None:
+def test_strings_become_utf8_bytes_up_to_their_limit() -> None:
     batch = frame_to_batch(frame(card=["äö", "k", "1234"]), schema(), "data")
     assert [text.decode() for text in batch["card"].tolist()] == ["äö", "k", "1234"]
 
@@ -156,25 +159,31 @@ def test_nulls_are_counted_and_refused(tmp_path: Path, column: str) -> None:
     assert f"column {column} has 1 nulls" in refusal(tmp_path, holed)
 
 
-@pytest.mark.parametrize(("column", "values"), [
-    ("time", ["now", "then", "soon"]),
-    ("terminal", ["x", "y", "z"]),
-    ("amount", ["a", "b", "c"]),
-    ("mode", ["chip", "cash", "chip"]),
-    ("time", [[1], [2], [3]]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("time", ["now", "then", "soon"]),
+        ("terminal", ["x", "y", "z"]),
+        ("amount", ["a", "b", "c"]),
+        ("mode", ["chip", "cash", "chip"]),
+        ("time", [[1], [2], [3]]),
+    ],
+)
 def test_a_column_of_the_wrong_type_is_refused(tmp_path: Path, column: str, values: list[object]) -> None:
     assert f"column {column} " in refusal(tmp_path, frame(**{column: values}))
 
 
-@pytest.mark.parametrize(("column", "values"), [
-    ("amount", [1.0, -0.01, 2.0]),
-    ("amount", [1.0, 100.01, 2.0]),
-    ("amount", [1.0, float("nan"), 2.0]),
-    ("amount", [1.0, float("inf"), 2.0]),
-    ("time", [T_MS, 0, T_MS]),
-    ("time", [T_MS, 2**62, T_MS]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("amount", [1.0, -0.01, 2.0]),
+        ("amount", [1.0, 100.01, 2.0]),
+        ("amount", [1.0, float("nan"), 2.0]),
+        ("amount", [1.0, float("inf"), 2.0]),
+        ("time", [T_MS, 0, T_MS]),
+        ("time", [T_MS, 2**62, T_MS]),
+    ],
+)
 def test_a_value_out_of_limits_is_named_with_its_row(tmp_path: Path, column: str, values: list[float]) -> None:
     line = refusal(tmp_path, frame(**{column: values}))
     assert f"1 values of {column} are not numbers within" in line
@@ -202,12 +211,15 @@ def test_an_empty_file_is_an_empty_batch(tmp_path: Path) -> None:
     assert len(data.fraud) == 0
 
 
-@pytest.mark.parametrize(("name", "octets"), [
-    ("data.parquet", b"PAR1 not really"),
-    ("data.csv", b""),
-    ("data.xlsx", b""),
-    ("data", b""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "octets"),
+    [
+        ("data.parquet", b"PAR1 not really"),
+        ("data.csv", b""),
+        ("data.xlsx", b""),
+        ("data", b""),
+    ],
+)
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str, octets: bytes) -> None:
     (tmp_path / name).write_bytes(octets)
     with pytest.raises(DataError) as caught:

@@ -1,4 +1,4 @@
-"""Processes of ours: that a frozen one does nothing, from the return of the call on."""
+"""Owned processes: a frozen process does nothing after `freeze` returns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from cascade.local_parts import OwnedProcess
 
-# four threads that each write a byte, again and again, so that the file's length says whether one of them still runs
+# four threads that write bytes all the time: the file grows while any of them runs
 BUSY = """
 import sys, threading, time
 def write():
@@ -35,7 +35,7 @@ def written(tmp_path: Path) -> Path:
 @pytest.fixture
 def busy(tmp_path: Path, written: Path) -> Iterator[OwnedProcess]:
     command = [sys.executable, "-c", BUSY, str(written)]
-    with OwnedProcess("the busy one", command, tmp_path / "log", os.environ) as process:
+    with OwnedProcess("the busy process", command, tmp_path / "log", os.environ) as process:
         yield process
         process.kill()
 

@@ -1,4 +1,4 @@
-"""The policy: budgets hold, thresholds cost the least, probabilities are in order."""
+"""The policy: no band exceeds its budget, thresholds cost the least, probabilities keep the order of the scores."""
 
 from __future__ import annotations
 
@@ -55,18 +55,21 @@ def test_the_highest_scores_are_skipped_and_ties_with_them(raw: np.ndarray, budg
     assert (raw > ceiling).sum() < max(skipped, 1)
 
 
-@pytest.mark.parametrize(("raw", "budget", "skip", "rows"), [
-    ([1.0, 2.0, 3.0, 4.0], 0.5, 0.0, [2, 3]),
-    ([1.0, 2.0, 3.0, 4.0], 0.5, 0.25, [1, 2]),
-    ([1.0, 2.0, 3.0, 4.0], 0.5, 0.75, [0]),
-    ([1.0, 2.0, 3.0, 4.0], 0.5, 1.0, []),
-    ([1.0, 2.0, 2.0, 2.0], 0.5, 0.0, []),
-    ([1.0, 2.0, 2.0, 2.0], 0.5, 0.25, [0]),
-    ([1.0, 2.0, 2.0, 3.0], 0.5, 0.0, [3]),
-    ([1.0, 1.0, 1.0, 1.0], 1.0, 0.0, [0, 1, 2, 3]),
-    ([1.0, 2.0, 3.0, 4.0], 0.2, 0.0, []),
-    ([1.0, 2.0, 3.0, 4.0], 0.0, 0.5, []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("raw", "budget", "skip", "rows"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], 0.5, 0.0, [2, 3]),
+        ([1.0, 2.0, 3.0, 4.0], 0.5, 0.25, [1, 2]),
+        ([1.0, 2.0, 3.0, 4.0], 0.5, 0.75, [0]),
+        ([1.0, 2.0, 3.0, 4.0], 0.5, 1.0, []),
+        ([1.0, 2.0, 2.0, 2.0], 0.5, 0.0, []),
+        ([1.0, 2.0, 2.0, 2.0], 0.5, 0.25, [0]),
+        ([1.0, 2.0, 2.0, 3.0], 0.5, 0.0, [3]),
+        ([1.0, 1.0, 1.0, 1.0], 1.0, 0.0, [0, 1, 2, 3]),
+        ([1.0, 2.0, 3.0, 4.0], 0.2, 0.0, []),
+        ([1.0, 2.0, 3.0, 4.0], 0.0, 0.5, []),
+    ],
+)
 def test_bands_by_hand(raw: list[float], budget: float, skip: float, rows: list[int]) -> None:
     assert np.flatnonzero(escalated(np.array(raw), budget, skip)).tolist() == rows
 
@@ -75,19 +78,23 @@ def test_without_rows_nothing_is_escalated() -> None:
     assert escalation_band(np.array([]), 0.01) == (RAW_MAX, RAW_MAX)
 
 
-def cost_of(pair: tuple[float, float], probability: np.ndarray, fraud: np.ndarray, amount: np.ndarray,
-            costs: Costs) -> float:  # fmt: skip
+def cost_of(
+    pair: tuple[float, float], probability: np.ndarray, fraud: np.ndarray, amount: np.ndarray, costs: Costs
+) -> float:
     policy = Policy(0.01, 0.0, 1.0, Calibration(1.0, 0.0), Calibration(1.0, 0.0), *pair, costs)
     return math.fsum(costs.of_decisions(policy.actions(probability), fraud, amount))
 
 
+twentieths = st.integers(0, 20).map(lambda number: number / 20)
+quarters = st.integers(0, 8_000).map(lambda number: number / 4)
+
+
 @settings(deadline=None, max_examples=200)
 @given(
-    rows=st.lists(st.tuples(st.integers(0, 20).map(lambda twentieth: twentieth / 20), st.booleans(),
-                            st.integers(0, 8_000).map(lambda quarters: quarters / 4)), max_size=12),
+    rows=st.lists(st.tuples(twentieths, st.booleans(), quarters), max_size=12),
     review=st.sampled_from((0.0, 0.25, 5.0, 1e6)),
     false_decline=st.sampled_from((0.0, 1.0, 25.0, 1e6)),
-)  # fmt: skip
+)
 def test_decision_thresholds_cost_as_little_as_any_pair(
     rows: list[tuple[float, bool, float]], review: float, false_decline: float
 ) -> None:
@@ -108,7 +115,7 @@ def test_thresholds_lie_midway_between_rows() -> None:
     assert decision_thresholds(probability, fraud, amount, Costs(7.0, 25.0)) == (pytest.approx(0.7),) * 2
 
 
-def test_neighbouring_probabilities_are_kept_apart() -> None:
+def test_a_threshold_separates_neighbouring_probabilities() -> None:
     genuine = np.nextafter(1.0, 0.0) - 2**-53
     found = [genuine - 2**-53 * shift for shift in range(2)]
     for low in found:
@@ -148,17 +155,20 @@ def test_a_sound_policy_passes_its_check() -> None:
     POLICY.check("policy.json")
 
 
-@pytest.mark.parametrize(("changes", "rule"), [
-    ({"escalation_budget": 1.5}, "escalation_budget"),
-    ({"escalation_budget": -0.1}, "escalation_budget"),
-    ({"escalation_threshold": math.nan}, "escalation_threshold"),
-    ({"escalation_ceiling": math.inf}, "escalation_ceiling"),
-    ({"screener": Calibration(0.0, 1.0)}, "slopes"),
-    ({"deep": Calibration(-1.0, 1.0)}, "slopes"),
-    ({"review_from": 0.9}, "review_from ≤ decline_from"),
-    ({"review_from": -0.1}, "review_from ≤ decline_from"),
-    ({"decline_from": math.nan}, "review_from ≤ decline_from"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"escalation_budget": 1.5}, "escalation_budget"),
+        ({"escalation_budget": -0.1}, "escalation_budget"),
+        ({"escalation_threshold": math.nan}, "escalation_threshold"),
+        ({"escalation_ceiling": math.inf}, "escalation_ceiling"),
+        ({"screener": Calibration(0.0, 1.0)}, "slopes"),
+        ({"deep": Calibration(-1.0, 1.0)}, "slopes"),
+        ({"review_from": 0.9}, "review_from ≤ decline_from"),
+        ({"review_from": -0.1}, "review_from ≤ decline_from"),
+        ({"decline_from": math.nan}, "review_from ≤ decline_from"),
+    ],
+)
 def test_numbers_that_are_no_policy_are_refused(changes: dict[str, object], rule: str) -> None:
     numbers = {name: getattr(POLICY, name) for name in POLICY.__struct_fields__} | changes
     with pytest.raises(BundleError, match=rule) as caught:

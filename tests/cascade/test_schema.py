@@ -77,27 +77,30 @@ def schema() -> Schema:
     return parse_schema(GOOD.encode(), "schema.toml")
 
 
-@pytest.mark.parametrize(("old", "new", "key", "value", "remedy"), [
-    ('card = "pan"', 'card = "card"', "roles.card", "card", "add [fields.card] or name another"),
-    ('transaction_id = "id"', 'transaction_id = "paid"', "fields.paid.type", "float64", "use int64 or string"),
-    ('event_time = "at"', 'event_time = "id"', "fields.id.type", "int64", "use timestamp"),
-    ('amount = "paid"', 'amount = "id"', "fields.id.type", "int64", "use float64"),
-    ('card = "pan"', 'card = "mode"', "fields.mode.type", "category", "use int64 or string"),
-    ('terminal = "shop"', 'terminal = "at"', "fields.at.type", "timestamp", "use int64 or string"),
-    ('delay = "7d"', 'delay = "a week"', "label.delay", "a week", 'write for example "7d"'),
-    ('delay = "7d"', 'delay = "0d"', "label.delay", "0d", 'write for example "7d"'),
-    ('field = "fraud"', 'field = "mode"', "label.field", "mode", "remove it from [fields]"),
-    ('unit = "s"', 'unit = "minutes"', "fields.at.unit", "minutes", "use s, ms or us"),
-    ('unit = "s"', "", "fields.at.unit", "", "use s, ms or us"),
-    ('values = ["chip", "online"]', "", "fields.mode.values", (), "list them"),
-    ('type = "string"', 'type = "string"\nvalues = ["a"]', "fields.pan.values", ("a",), "list them"),
-    ("max_length = 20", "max_length = 0", "fields.pan.max_length", 0, "use 1 to 256 bytes"),
-    ("max_length = 20", "max_length = 257", "fields.pan.max_length", 257, "use 1 to 256 bytes"),
-    ("max_length = 20", "minimum = 1", "fields.pan.minimum", 1.0, "remove it"),
-    ('values = ["chip", "online"]', 'values = ["chip"]\nmaximum = 2', "fields.mode.maximum", 2.0, "remove it"),
-    ("minimum = 2020-01-01T00:00:00Z", "minimum = 5", "fields.at.minimum", 5.0, "write a date such as"),
-    ("minimum = 0.5", "minimum = 101", "fields.paid.minimum", 101.0, "swap them"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "key", "value", "remedy"),
+    [
+        ('card = "pan"', 'card = "card"', "roles.card", "card", "add [fields.card] or name another"),
+        ('transaction_id = "id"', 'transaction_id = "paid"', "fields.paid.type", "float64", "use int64 or string"),
+        ('event_time = "at"', 'event_time = "id"', "fields.id.type", "int64", "use timestamp"),
+        ('amount = "paid"', 'amount = "id"', "fields.id.type", "int64", "use float64"),
+        ('card = "pan"', 'card = "mode"', "fields.mode.type", "category", "use int64 or string"),
+        ('terminal = "shop"', 'terminal = "at"', "fields.at.type", "timestamp", "use int64 or string"),
+        ('delay = "7d"', 'delay = "a week"', "label.delay", "a week", 'write for example "7d"'),
+        ('delay = "7d"', 'delay = "0d"', "label.delay", "0d", 'write for example "7d"'),
+        ('field = "fraud"', 'field = "mode"', "label.field", "mode", "remove it from [fields]"),
+        ('unit = "s"', 'unit = "minutes"', "fields.at.unit", "minutes", "use s, ms or us"),
+        ('unit = "s"', "", "fields.at.unit", "", "use s, ms or us"),
+        ('values = ["chip", "online"]', "", "fields.mode.values", (), "list them"),
+        ('type = "string"', 'type = "string"\nvalues = ["a"]', "fields.pan.values", ("a",), "list them"),
+        ("max_length = 20", "max_length = 0", "fields.pan.max_length", 0, "use 1 to 256 bytes"),
+        ("max_length = 20", "max_length = 257", "fields.pan.max_length", 257, "use 1 to 256 bytes"),
+        ("max_length = 20", "minimum = 1", "fields.pan.minimum", 1.0, "remove it"),
+        ('values = ["chip", "online"]', 'values = ["chip"]\nmaximum = 2', "fields.mode.maximum", 2.0, "remove it"),
+        ("minimum = 2020-01-01T00:00:00Z", "minimum = 5", "fields.at.minimum", 5.0, "write a date such as"),
+        ("minimum = 0.5", "minimum = 101", "fields.paid.minimum", 101.0, "swap them"),
+    ],
+)
 def test_what_does_not_fit_is_named(old: str, new: str, key: str, value: object, remedy: str) -> None:
     error = refusal(old, new)
     assert (error.key, error.value) == (key, value)
@@ -111,15 +114,18 @@ def test_dates_need_a_zone_and_belong_to_timestamps() -> None:
     assert refusal("maximum = 2030", "maximum = 2019").key == "fields.at.minimum"
 
 
-@pytest.mark.parametrize(("old", "new", "problem"), [
-    ('name = "shop"', "name = ", "Invalid value"),
-    ('name = "shop"', "", "missing required field `name`"),
-    ("version = 1", 'version = "1"', "Expected `int`, got `str`"),
-    ('terminal = "shop"', "", "missing required field `terminal`"),
-    ("max_length", "length_max", "unknown field `length_max`"),
-    ('type = "int64"', 'type = "int32"', "Invalid enum value 'int32'"),
-    ("[label]", "[labels]", "label"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('name = "shop"', "name = ", "Invalid value"),
+        ('name = "shop"', "", "missing required field `name`"),
+        ("version = 1", 'version = "1"', "Expected `int`, got `str`"),
+        ('terminal = "shop"', "", "missing required field `terminal`"),
+        ("max_length", "length_max", "unknown field `length_max`"),
+        ('type = "int64"', 'type = "int32"', "Invalid enum value 'int32'"),
+        ("[label]", "[labels]", "label"),
+    ],
+)
 def test_what_is_no_schema_is_named(old: str, new: str, problem: str) -> None:
     error = refusal(old, new)
     assert problem in str(error)
@@ -157,9 +163,13 @@ def test_a_label_message_has_the_keys_and_the_label(schema: Schema) -> None:
 def batch(**columns: object) -> ColumnBatch:
     """Three rows inside the limits, with some columns replaced."""
     good = {
-        "id": np.array([1, 2, 3]), "at": np.full(3, 1_600_000_000_000), "paid": np.array([0.5, 50.0, 100.0]),
-        "pan": np.array([b"a", b"b", b""], "S20"), "shop": np.array([-5, 0, 2**62]), "mode": np.array([0, 1, 0]),
-    }  # fmt: skip
+        "id": np.array([1, 2, 3]),
+        "at": np.full(3, 1_600_000_000_000),
+        "paid": np.array([0.5, 50.0, 100.0]),
+        "pan": np.array([b"a", b"b", b""], "S20"),
+        "shop": np.array([-5, 0, 2**62]),
+        "mode": np.array([0, 1, 0]),
+    }
     return ColumnBatch(good | columns, 3)
 
 
@@ -169,12 +179,15 @@ def test_limits_are_inclusive(schema: Schema) -> None:
     assert out_of_limits(schema.fields, batch(at=first_and_last)) == {}
 
 
-@pytest.mark.parametrize(("name", "values", "bad"), [
-    ("paid", [0.499, 50.0, 100.001], [True, False, True]),
-    ("paid", [np.nan, np.inf, -np.inf], [True, True, True]),
-    ("shop", [-6, -5, 0], [True, False, False]),
-    ("at", [1_577_836_799_999, 1_577_836_800_000, 1_893_452_400_001], [True, False, True]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "values", "bad"),
+    [
+        ("paid", [0.499, 50.0, 100.001], [True, False, True]),
+        ("paid", [np.nan, np.inf, -np.inf], [True, True, True]),
+        ("shop", [-6, -5, 0], [True, False, False]),
+        ("at", [1_577_836_799_999, 1_577_836_800_000, 1_893_452_400_001], [True, False, True]),
+    ],
+)
 def test_offenders_are_marked_by_field(schema: Schema, name: str, values: list[float], bad: list[bool]) -> None:
     found = out_of_limits(schema.fields, batch(**{name: np.array(values)}))
     assert {field: mask.tolist() for field, mask in found.items()} == {name: bad}

@@ -116,7 +116,7 @@ def test_compromised_terminals_keep_ordinary_amounts(frame: pl.DataFrame) -> Non
     assert median["account_takeover"] > 2 * median["none"]
 
 
-def test_no_pattern_is_told_by_the_amount_alone(frame: pl.DataFrame) -> None:
+def test_the_amount_alone_does_not_reveal_a_fraud(frame: pl.DataFrame) -> None:
     genuine = frame.filter(pl.col("fraud") == 0)["amount"].to_numpy()
     fraud = frame.filter(pl.col("fraud") == 1)["amount"].to_numpy()
     threshold = np.quantile(genuine, 0.99)
@@ -124,12 +124,9 @@ def test_no_pattern_is_told_by_the_amount_alone(frame: pl.DataFrame) -> None:
 
 
 def test_drift_raises_spending_and_the_online_share() -> None:
-    frame = simulate(
-        SimulatorSettings(
-            cards=400, terminals=600, days=1_095, seed=5, spend_inflation_per_year=0.1, online_growth_per_year=0.5,
-            transactions_per_card_day=0.3, fraud_share=0.0,
-        )
-    )  # fmt: skip
+    volume = {"cards": 400, "terminals": 600, "days": 1_095, "transactions_per_card_day": 0.3, "fraud_share": 0.0}
+    drift = {"spend_inflation_per_year": 0.1, "online_growth_per_year": 0.5}
+    frame = simulate(SimulatorSettings(seed=5, **volume, **drift))  # type: ignore[arg-type]
     yearly = frame.group_by(pl.col("event_time").dt.year()).agg(
         pl.col("amount").log().mean().alias("level"), (pl.col("entry_mode") == "online").mean().alias("online")
     )
@@ -147,20 +144,25 @@ def test_cards_leave_and_new_ones_enter() -> None:
     assert len(early - late) > 0.2 * len(early)
 
 
-def test_progress_is_told_in_order_to_the_end() -> None:
-    told: list[float] = []
-    simulate(SimulatorSettings(cards=20, terminals=20, days=2), lambda _part, done: told.append(done))
-    assert told == sorted(told)
-    assert told[-1] == 1.0
+def test_progress_rises_to_the_end() -> None:
+    shares: list[float] = []
+    simulate(SimulatorSettings(cards=20, terminals=20, days=2), lambda _part, share: shares.append(share))
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("cards", 0), ("terminals", 3), ("days", 0), ("fraud_share", 1.0), ("start", date(1999, 1, 1)),
-        ("transactions_per_card_day", float("nan")), ("seed", -1),
+        ("cards", 0),
+        ("terminals", 3),
+        ("days", 0),
+        ("fraud_share", 1.0),
+        ("start", date(1999, 1, 1)),
+        ("transactions_per_card_day", float("nan")),
+        ("seed", -1),
     ],
-)  # fmt: skip
+)
 def test_settings_out_of_range_are_named(name: str, value: object) -> None:
     with pytest.raises(SettingError, match=name):
         SimulatorSettings(**{name: value})  # type: ignore[arg-type]

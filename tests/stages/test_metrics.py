@@ -16,13 +16,13 @@ def plain_card_precision(score: list[float], fraud: list[bool], day: list[int], 
     for today in sorted(set(day)):
         best: dict[int, float] = {}
         defrauded: set[int] = set()
-        for one_score, one_fraud, one_day, one_card in rows:
-            if one_day == today and one_card not in found:
-                best[one_card] = max(best.get(one_card, -np.inf), one_score)
-                if one_fraud:
-                    defrauded.add(one_card)
-        chosen = sorted(best, key=lambda one: -best[one])[:top]
-        caught = [one for one in chosen if one in defrauded]
+        for row_score, row_fraud, row_day, row_card in rows:
+            if row_day == today and row_card not in found:
+                best[row_card] = max(best.get(row_card, -np.inf), row_score)
+                if row_fraud:
+                    defrauded.add(row_card)
+        chosen = sorted(best, key=lambda row_card: -best[row_card])[:top]
+        caught = [row_card for row_card in chosen if row_card in defrauded]
         daily.append(len(caught) / top)
         found.update(caught)
     return sum(daily) / len(daily)
@@ -31,12 +31,12 @@ def plain_card_precision(score: list[float], fraud: list[bool], day: list[int], 
 @st.composite
 def scored_days(draw: st.DrawFn) -> tuple[list[float], list[bool], list[int], list[int]]:
     rows = draw(st.integers(1, 60))
-    # scores without ties: which of two equal cards comes first is nobody's business
+    # scores without ties: the order of equal cards is not defined
     score = draw(st.permutations(range(rows)))
     fraud = draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
     day = draw(st.lists(st.integers(17_000, 17_003), min_size=rows, max_size=rows))
     card = draw(st.lists(st.integers(-3, 8), min_size=rows, max_size=rows))
-    return [float(one) for one in score], fraud, day, card
+    return [float(row_score) for row_score in score], fraud, day, card
 
 
 @settings(max_examples=200, deadline=None)

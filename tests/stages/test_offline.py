@@ -131,7 +131,7 @@ def test_the_cascade_takes_the_deep_score_of_escalated_rows_only(bundle: Bundle)
     np.testing.assert_array_equal(probability[1:3], bundle.policy.deep.probability(np.array([4.0, 5.0])))
 
 
-def test_label_messages_hold_all_that_the_schema_asks_of_them(bundle: Bundle, data: LabelledData) -> None:
+def test_label_messages_have_all_fields_of_the_schema(bundle: Bundle, data: LabelledData) -> None:
     rows = data.take(np.flatnonzero(data.fraud)[:3])
     labels = labels_of(rows, bundle.schema.label.field)
     assert set(bundle.schema.label_fields()) <= set(labels.columns)

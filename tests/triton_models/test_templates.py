@@ -28,9 +28,9 @@ def test_both_targets_have_the_same_contract(tiny_deep_model: TinyDeepModel, tmp
         assert getattr(cpu, part) == getattr(gpu, part)
     assert cpu.name == MODEL_NAME
     assert cpu.max_batch_size == BATCH_ROWS_MAX
-    assert {one.name: list(one.dims) for one in cpu.input} == {"sequence": [5, 3], "features": [4]}
-    assert {one.name: list(one.dims) for one in cpu.output} == {"logit": [1]}
-    assert sorted(one.batch_size for one in cpu.model_warmup) == [1, BATCH_ROWS_MAX]
+    assert {tensor.name: list(tensor.dims) for tensor in cpu.input} == {"sequence": [5, 3], "features": [4]}
+    assert {tensor.name: list(tensor.dims) for tensor in cpu.output} == {"logit": [1]}
+    assert sorted(warmup.batch_size for warmup in cpu.model_warmup) == [1, BATCH_ROWS_MAX]
 
 
 def test_each_target_has_its_backend_and_device(tiny_deep_model: TinyDeepModel, tmp_path: Path) -> None:

@@ -17,15 +17,14 @@ from stages.screener.kernels import LANES
 
 DIFFERENCE_MAX = 1e-9
 WIDTH = 6
-# Where comparisons go wrong if anything does: no number, no limit, the least there is, what LightGBM takes for zero,
-# categories at and beyond their sets' ends.
-EDGES = np.array(
-    [
-        np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 1e-38, 1e-35, -1e-35, 1.1e-35, 3.4e38, -3.4e38, -0.5, -1.0,
-        0.5, 1.0, 31.0, 32.0, 63.9, 64.0, 2147483648.0, -2147483649.0, 1e20,
-    ],
+# Values at which comparisons are likely to go wrong: not a number, infinite, the smallest numbers, those that LightGBM
+# treats as zero, and categories at and beyond the ends of their sets.
+EDGES = np.fromstring(
+    "nan inf -inf 0.0 -0.0 1e-45 -1e-45 1e-38 1e-35 -1e-35 1.1e-35 3.4e38 -3.4e38 -0.5 -1.0 "
+    "0.5 1.0 31.0 32.0 63.9 64.0 2147483648.0 -2147483649.0 1e20",
     np.float32,
-)  # fmt: skip
+    sep=" ",
+)
 
 
 def lines(values: Any, form: str = "%.17g") -> str:
@@ -33,12 +32,12 @@ def lines(values: Any, form: str = "%.17g") -> str:
 
 
 def random_tree(chance: np.random.Generator, leaves: int, thresholds: Array, skewed: bool) -> str:
-    """The text of a tree that was grown by splitting leaves at random; `skewed`: always the newest."""
+    """The text of a tree grown by splitting random leaves; `skewed`: always the newest leaf."""
     splits = leaves - 1
     left, right = np.zeros(splits, int), np.zeros(splits, int)
     place: dict[int, tuple[Array, int]] = {}
     for split in range(splits):
-        # as LightGBM numbers them: the leaf that is split stays the left one, the new leaf is the right one
+        # LightGBM's numbers: the leaf that is split becomes the left leaf, the new leaf is the right one
         leaf = split if skewed else int(chance.integers(split + 1))
         if leaf in place:
             side, parent = place[leaf]
@@ -71,10 +70,15 @@ def random_tree(chance: np.random.Generator, leaves: int, thresholds: Array, ske
 def model_text(trees: list[str], **header: str) -> str:
     names = " ".join(f"f{number}" for number in range(WIDTH))
     fields = {
-        "version": "v4", "num_class": "1", "num_tree_per_iteration": "1", "label_index": "0",
-        "max_feature_idx": str(WIDTH - 1), "objective": "binary sigmoid:1", "feature_names": names,
+        "version": "v4",
+        "num_class": "1",
+        "num_tree_per_iteration": "1",
+        "label_index": "0",
+        "max_feature_idx": str(WIDTH - 1),
+        "objective": "binary sigmoid:1",
+        "feature_names": names,
         "feature_infos": " ".join(["[-1:1]"] * WIDTH),
-    }  # fmt: skip
+    }
     head = "\n".join(["tree", *(f"{name}={value}" for name, value in (fields | header).items())])
     bodies = [f"Tree={number}\n{tree}\n\n" for number, tree in enumerate(trees)]
     return f"{head}\n\n{''.join(bodies)}\nend of trees\n"
@@ -186,7 +190,7 @@ def test_a_stump_is_a_forest() -> None:
         (STUMP.replace("split_feature=5", "split_feature=-1"), "a feature that does not exist"),
     ],
 )
-def test_what_is_beyond_it_is_said(text: str, reason: str) -> None:
+def test_an_unsupported_model_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(UnsupportedForestError, match=reason):
         read_forest(text.encode())
 
