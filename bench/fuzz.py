@@ -544,8 +544,8 @@ def _show(report: FuzzReport, console: Console) -> None:
     print_table(
         console,
         table,
-        f"messages: {report.messages:,} in {report.seconds:.1f} s ({report.messages_per_second:,.0f}/s)"
-        f" in {report.processes} processes",
+        f"messages: {report.messages:,} in {report.seconds:.1f} s ({report.messages_per_second:,.0f}/s);"
+        f" processes: {report.processes}",
         f"slowest batch: {report.slowest_batch_ms:.0f} ms of CPU (limit {BATCH_CPU_MS_MAX:,.0f} ms)",
         f"memory growth: {report.rss_growth_mb:.1f} MB (limit {RSS_GROWTH_MB_MAX:.0f} MB)",
         f"rows compared with a reference parser: {report.compared:,}",

@@ -223,7 +223,7 @@ def measure_growth(name: str, rss_mb: Float64) -> Growth:
 
 def show(report: SoakReport, console: Console) -> None:
     """Print the report."""
-    table = figure_table("resident memory", "first MB", "last MB", "growth %", "by line %", "limit %")
+    table = figure_table("resident memory", "first MB", "last MB", "growth %", "line %", "limit %")
     limits = [f"{100 * report.growth_max:g}", "-"]
     for growth, limit in zip(report.growth, limits, strict=True):
         memory = f"{growth.first_mb:.1f}", f"{growth.last_mb:.1f}"
@@ -231,7 +231,7 @@ def show(report: SoakReport, console: Console) -> None:
     print_table(
         console,
         table,
-        "first, last: medians of the first and last third; by line: least squares through all samples",
+        "first, last: medians of the first and last third; line: least squares through all samples",
         f"{report.minutes:g} min at {report.rate:,.0f}/s: {report.transactions:,} transactions;"
         f" escalated: {report.escalated_share:.1%}; deep calls: {report.deep_calls:,};"
         f" degraded: {report.degraded_share:.1%}",

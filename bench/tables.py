@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 
 def figure_table(names: str | None, *figures: str, title: str | None = None) -> Table:
@@ -24,4 +26,6 @@ def print_table(console: Console, table: Table, *notes: str) -> None:
     console.print()
     console.print(table)
     if notes:
-        console.print("\n" + "\n".join(f" {note}" for note in notes), highlight=False)
+        console.print()
+    for note in notes:
+        console.print(Padding(Text(note), (0, 0, 0, 1), expand=False))

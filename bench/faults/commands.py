@@ -151,7 +151,7 @@ def _show(report: FaultsReport, console: Console) -> None:
         console,
         table,
         f"schedules: {report.schedules:,}, from seed {report.first_seed};"
-        f" {report.schedules / max(report.seconds, 0.1):.1f}/s in {report.processes} processes",
+        f" {report.schedules / max(report.seconds, 0.1):.1f}/s; processes: {report.processes}",
         f"time: {report.seconds:.0f} s; simulated time: {report.simulated_s:,.0f} s",
         f"faults: {sum(report.faults.values()):,}",
         f"violations: {report.violations}",

@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 from bench.faults.world import Life, World
 from cascade.errors import BrokerError
 
-# Late commits after which the process crashes.
+# Share of late commits after which the process crashes.
 CRASH_AFTER_LATE_SHARE = 0.5
 Answer = TypeVar("Answer")
 # What happens to a request.

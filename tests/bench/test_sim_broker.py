@@ -114,7 +114,8 @@ def test_the_clock_jumps_and_the_monotonic_one_does_not() -> None:
     assert clock.monotonic() == monotonic_s
 
 
-def test_a_run_without_an_end_is_stopped() -> None:
+def test_a_run_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.faults.world.ROUNDS_MAX", 1_000)
     world = World(1)
 
     def again() -> None:
