@@ -38,7 +38,7 @@ _POLL_S = 0.05
 _LAUNCH_TIMEOUT_S = 30.0
 _STDERR = 2
 
-# The child runs this script, which replaces itself by the part's program. Exec preserves the death signal: the kernel
+# The child runs this script, which replaces itself with the part's program. Exec preserves the death signal: the kernel
 # kills the part when its owner dies, even by SIGKILL, which no handler of the owner can catch. A preexec_fn would need
 # fewer lines, but would run Python between fork and exec, in a process whose other threads may hold locks. If the owner
 # died before prctl, the child has another parent, and exits.
