@@ -1,5 +1,7 @@
 """Builds the site from `docs/` with Sphinx: see decision 11. `make docs` fails on every warning."""
 
+import re
+
 from sphinx.application import Sphinx
 
 import cascade
@@ -13,7 +15,11 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 source_suffix = {".md": "markdown"}
 nitpicky = True
 # Types of other packages: their inventories of names would have to be downloaded.
-nitpick_ignore_regex = [("py:.*", r"(collections|concurrent|datetime|enum|numpy|pathlib|types|typing|np)\..*")]
+ARRAYS = ("Array", "Bool", "Float32", "Float64", "Int64")
+nitpick_ignore_regex = [
+    ("py:.*", "|".join(ARRAYS)),
+    ("py:.*", r"(collections|concurrent|datetime|enum|numpy|pathlib|types|typing|np)\..*"),
+]
 
 myst_enable_extensions = ["attrs_inline"]
 myst_heading_anchors = 4
@@ -23,6 +29,7 @@ default_role = "code"
 highlight_language = "none"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_type_aliases = {name: name for name in ARRAYS}
 autodoc_default_options = {"members": True, "undoc-members": True}
 python_use_unqualified_type_names = True
 add_module_names = False
@@ -41,13 +48,15 @@ html_theme_options = {
 }
 
 
-def _without_the_signature_of_protocols(
+def _signature(
     app: object, kind: str, name: str, value: object, options: object, signature: str | None, returned: str | None
-) -> tuple[str, str | None] | None:
-    """A protocol is not called: its `(*args, **kwargs)` would only confuse."""
-    return ("", returned) if kind == "class" and getattr(value, "_is_protocol", False) else None
+) -> tuple[str | None, str | None]:
+    """Names of arrays as the code has them; none for a protocol, as it is not called."""
+    texts = [re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text or "") or None for text in (signature, returned)]
+    protocol = kind == "class" and getattr(value, "_is_protocol", False)
+    return "" if protocol else texts[0], texts[1]
 
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.connect("autodoc-process-signature", _without_the_signature_of_protocols)
+    app.connect("autodoc-process-signature", _signature)
