@@ -36,7 +36,7 @@ def silence() -> None:
     """Replace the service's ledger, and remove its energy sampler and its journal."""
     service: Any = streaming.service
     service.Ledger = SilentLedger
-    service.EnergySampler = service.journal_kept = lambda *_: contextlib.nullcontext()
+    service.EnergySampler = service.journal_written = lambda *_: contextlib.nullcontext()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from streaming.service import check_topics, serve
 from streaming.supervisor import supervise
 from streaming.worker_slot import WorkerSlot
 
-# Beyond rounding: the stream's state was not the recorded data's.
+# A larger difference is not rounding: the service's features differed from those of the whole file.
 SCORE_DIFFERENCE_MAX = 1e-6
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 ConfigOption = Annotated[Path, typer.Option(help="Configuration file; docs/cascade.example.toml shows every key.")]
@@ -41,19 +41,19 @@ BROKER_WAIT_S = 30.0
 @app.command()
 def run(
     config: ConfigOption = Path("cascade.toml"),
-    create_topics: Annotated[int, typer.Option(min=0, help="Make missing topics, with this many partitions.")] = 0,
-    ledger: Annotated[Path | None, typer.Option(help="Also write the ledger's JSON line to this file.")] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="End with the ledger as one JSON line instead of a table.")
-    ] = False,
+    create_topics: Annotated[
+        int, typer.Option(min=0, help="Create missing topics with this many partitions; 0: create none.")
+    ] = 0,
+    ledger: Annotated[Path | None, typer.Option(help="Also write the ledger to this file, as a JSON line.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the ledger as a JSON line instead of tables.")] = False,
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
     worker_directory: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Run the service: transactions and labels in, decisions and dead letters out, until SIGTERM.
+    """Run the service: read transactions and labels, write decisions and dead letters, until SIGTERM.
 
-    SIGTERM (or Ctrl-C) finishes what was taken, commits, and ends with the ledger. A second one ends at once; nothing
-    is lost then either, but some transactions will be decided again with the same decision id. With `worker.processes`
-    above 1 it starts so many workers, and health, metrics and ledger are of all of them.
+    At SIGTERM or Ctrl-C it decides and commits the transactions in flight, and prints the ledger. A second signal ends
+    it at once: no transaction is lost, but some are decided again, with the same decision id. If `worker.processes` is
+    above 1, it starts that many workers; health, metrics and ledger cover all of them.
     """
     if worker is not None and worker_directory is not None:
         slot = WorkerSlot(worker, worker_directory)
@@ -76,20 +76,27 @@ def run(
 @app.command()
 def replay(
     data: Annotated[Path, typer.Option(help="Labelled transactions, Parquet or CSV, with the schema's columns.")],
-    rate: Annotated[str, typer.Option(help="Mean transactions a second at the data's own rhythm, or max.")] = "max",
+    rate: Annotated[
+        str,
+        typer.Option(
+            help="Mean transactions per second, in the rhythm of the event times; or max: as fast as possible."
+        ),
+    ] = "max",
     config: ConfigOption = Path("cascade.toml"),
-    schema: Annotated[Path | None, typer.Option(help="Schema file; the bundle's where absent.")] = None,
-    start: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day (UTC).")] = None,
+    schema: Annotated[Path | None, typer.Option(help="Schema file; default: the bundle's schema.")] = None,
+    start: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day, UTC.")] = None,
     end: Annotated[
-        datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Day to stop before (UTC).")
+        datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Day after the last one, UTC.")
     ] = None,
-    create_topics: Annotated[int, typer.Option(min=0, help="Make missing topics, with this many partitions.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print what was played as JSON.")] = False,
+    create_topics: Annotated[
+        int, typer.Option(min=0, help="Create missing topics with this many partitions; 0: create none.")
+    ] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Play a data file into Kafka: transactions at their times (scaled), labels `label.delay` after them.
+    """Play a data file into Kafka: transactions in the rhythm of their event times, labels `label.delay` later.
 
-    A label is sent for each fraud once the clock of the data has passed its delay, and is confirmed before any later
-    transaction is sent. Labels of frauds before --from are sent first, as far as they are due.
+    A label is sent for each fraud. It is sent and acknowledged before the first transaction whose event time is after
+    the label's delay. Labels of frauds before --from that are due by then are sent first.
     """
     settings = load_config(config)
     known = load_schema(schema) if schema is not None else load_bundle(Path(settings.bundle.path)).schema
@@ -110,24 +117,24 @@ def replay(
     per_second = played.transactions / max(played.elapsed_s, 1e-9)
     typer.echo(
         f"{played.transactions:,} transactions and {played.labels:,} labels in {played.elapsed_s:.1f} s"
-        f" ({per_second:,.0f}/s); at worst {played.behind_s_max * 1e3:.0f} ms behind schedule"
+        f" ({per_second:,.0f} transactions/s); at most {played.behind_s_max * 1e3:.0f} ms behind schedule"
     )
 
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(help="The labelled file that was played.")],
+    data: Annotated[Path, typer.Option(help="The labelled file that was replayed.")],
     config: ConfigOption = Path("cascade.toml"),
-    start: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day (UTC).")] = None,
+    start: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day, UTC.")] = None,
     end: Annotated[
-        datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Day to stop before (UTC).")
+        datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Day after the last one, UTC.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the figures to this file, as JSON.")] = None,
 ) -> None:
-    """Join the decisions topic with the truth; judge the cascade beside screener-only and deep-only.
+    """Compare the decisions topic with the labels, beside the screener alone and the deep model alone.
 
-    The two alternatives are scored offline with the same bundle, features taken over the whole file; so the file
-    should hold all that was played.
+    Both models are scored offline by the same bundle, with features from the whole file. So the file should contain all
+    transactions that were replayed.
     """
     settings = load_config(config)
     with Steps() as progress:
@@ -141,7 +148,7 @@ def evaluate(
 def evaluate_topic(
     settings: Config, data: Path, days: tuple[datetime | None, datetime | None], progress: Steps
 ) -> Judged:
-    """Read the decisions topic of `settings` and judge it by the file `data`, for decisions within `days`."""
+    """Reads the decisions topic and evaluates it by the labels in the file `data`, for days from, to (UTC)."""
     bundle = load_bundle(Path(settings.bundle.path))
     labelled = read_labelled(data, bundle.schema)
     within = between(labelled, bundle.schema.roles.event_time, *days)
@@ -158,7 +165,7 @@ def evaluate_topic(
 
 
 def between(data: LabelledData, event_time: str, start: datetime | None, end: datetime | None) -> Bool:
-    """Mask of the rows from `start` on and before `end` (UTC days)."""
+    """Mask of the rows from `start` on and before `end` (UTC days), bool [rows]."""
     times = data.batch[event_time]
     mask: Bool = np.ones(len(times), bool)
     if start is not None:
@@ -176,46 +183,51 @@ def _rate(text: str) -> float | None:
     except ValueError:
         rate = 0.0
     if not 0.0 < rate <= 1e7:
-        raise typer.BadParameter("use a number of transactions a second above 0, or max", param_hint="--rate")
+        raise typer.BadParameter(
+            "use a number of transactions per second, above 0 and at most 10,000,000, or max", param_hint="--rate"
+        )
     return rate
 
 
 def show_evaluation(evaluation: Evaluation, console: Console) -> None:
-    """Print an evaluation: the table, and what stands beside it."""
-    table = Table(
-        title=f"{evaluation.transactions:,} decisions, {evaluation.frauds:,} frauds, bundle {evaluation.bundle}",
-        title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
+    """Prints an evaluation: a table with a column for each way to decide, within 80 columns, and the counts."""
+    console.print(
+        f"{evaluation.transactions:,} decisions, {evaluation.frauds:,} frauds, bundle {evaluation.bundle}",
+        style="italic", soft_wrap=True,
     )  # fmt: skip
-    table.add_column("decided by", no_wrap=True)
-    for column in ("AUC", "AP", "CP@100", "recall", "caught", "missed", "false alarms", "cost/1k"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, model in (
-        ("cascade", evaluation.cascade),
-        ("screener only", evaluation.screener_only),
-        ("deep only", evaluation.deep_only),
-    ):
-        table.add_row(name, *_figures(model))
+    models = (evaluation.cascade, evaluation.screener_only, evaluation.deep_only)
+    table = Table("decided by", box=box.SIMPLE_HEAD, show_edge=False)
+    for name in ("cascade", "screener only", "deep only"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for figures in zip(_NAMES, *map(_figures, models), strict=True):
+        table.add_row(*figures)
     console.print(table)
     console.print(
-        "AP: average precision; CP@100: card precision top-100; recall: at the escalation budget\n"
-        f"caught: frauds reviewed or declined (probability from {evaluation.review_from:.3f} on); cost by the policy",
+        f"caught: reviewed or declined, from a probability of {evaluation.review_from:.3f} on",
         style="dim",
     )
     show_counts(evaluation, console)
 
 
 def show_counts(evaluation: Evaluation, console: Console) -> None:
-    """Print what an evaluation says beside its table of models."""
-    difference = f"largest difference to the offline scores {evaluation.offline_difference_max:.1g}"
+    """Prints the counts and the largest score difference of an evaluation."""
+    difference = f"largest difference from the offline scores {evaluation.offline_difference_max:.1g}"
     if evaluation.offline_difference_max > SCORE_DIFFERENCE_MAX:
-        difference += ": labels came later than in the data's own time (labels.alignment)"
+        difference += ": the service read labels later than their delay (see labels.alignment)"
     console.print(
         f"escalated {evaluation.escalated_share:.2%}; degraded {evaluation.degraded_share:.2%}; without a decision"
-        f" {evaluation.missing:,}; decided again {evaluation.repeated:,}\n{difference}"
+        f" {evaluation.missing:,}; repeated decisions {evaluation.repeated:,}\n{difference}"
     )
 
 
+_NAMES = (
+    "AUC", "average precision", "card precision top-100", "recall at the escalation budget", "frauds caught",
+    "frauds missed", "false alarms", "policy cost of 1,000 transactions",
+)  # fmt: skip
+
+
 def _figures(model: ModelEvaluation) -> list[str]:
+    """The figures of a column, in the order of `_NAMES`."""
     quality = model.quality
     ranks = (quality.auc, quality.average_precision, quality.card_precision_top100, quality.recall_at_budget)
     counts = (model.caught, model.missed, model.false_alarms)

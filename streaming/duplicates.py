@@ -115,11 +115,12 @@ class FirstDecisions:
         return int(self._counters[HELD])
 
     def warm_up(self) -> None:
-        """Compile the kernels, so that the first transactions do not pay for it."""
+        """Compiles the kernels ahead of the first transactions."""
         none = np.zeros(0, np.int64)
         self._look_up(none, none, none, none, none, none, none.copy())
         kernels.find_places(self._by_place, self._entries, self._seed, 0, none, none.copy())
         kernels.forget(self._by_identity, self._by_place, self._entries, self._counters, 0)
+        self._register(np.zeros((0, ENTRY_WIDTH), np.int64), none.copy())
 
     def look_up(self, batch: ColumnBatch, roles: Roles, partitions: Int64, offsets: Int64, appended_ms: Int64) -> Int64:
         """Entries int64 [rows] of the rows' first occurrences, for `first`; -1 where the row is itself a first one.
@@ -257,14 +258,16 @@ class FirstDecisions:
         rows = np.zeros((len(chosen), ENTRY_WIDTH), np.int64)
         rows[:, ID:] = arrays[_ENTRIES][chosen]
         entries = np.empty(len(rows), np.int64)
-        distinct = kernels.absorb(
-            self._by_identity, self._by_place, self._entries, self._counters, self._known, self._seed, rows, entries,
-        )  # fmt: skip
-        if not distinct:
+        if not self._register(rows, entries):
             for partition in wanted:
                 self.forget(partition)
             raise StateError(f"array {_ENTRIES} holds a transaction or an offset twice")
         self._absorb_decisions(arrays, chosen, entries)
+
+    def _register(self, rows: Int64, entries: Int64) -> bool:
+        return kernels.absorb(
+            self._by_identity, self._by_place, self._entries, self._counters, self._known, self._seed, rows, entries
+        )
 
     def _absorb_decisions(self, arrays: Mapping[str, Array], chosen: Int64, entries: Int64) -> None:
         """Copy the decisions of the rows `chosen`, which became `entries`; some may have made room for others."""

@@ -1,4 +1,4 @@
-"""The little that snapshots ask of a place for files: a directory or, through fsspec, an object store."""
+"""Files for snapshots, in a directory or, through fsspec, in an object store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import fsspec
 from cascade.errors import SettingError
 
 _UNFINISHED = ".part"
-# A file that has been in the making for so long was left by a process that was killed.
+# An older unfinished file was left by a killed process.
 UNFINISHED_MAX = timedelta(hours=1)
 
 
@@ -19,7 +19,7 @@ class Files(Protocol):
     """Files by name; every call may raise OSError."""
 
     def names(self) -> list[str]:
-        """The names of all files that are whole, in no particular order."""
+        """The names of all finished files, in any order."""
         ...
 
     def read(self, name: str) -> bytes:
@@ -31,16 +31,16 @@ class Files(Protocol):
         ...
 
     def write(self, name: str, octets: bytes) -> None:
-        """Write a file that shows under its name only when it is whole."""
+        """Writes a file, which gets its name when it is finished."""
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file; one that is gone already is no error."""
+        """Removes a file, if it exists."""
         ...
 
 
 class FsspecFiles:
-    """Files below a directory or URL; raises SettingError where that cannot be used."""
+    """Files in a directory or below a URL; raises SettingError if it cannot be used."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -53,7 +53,7 @@ class FsspecFiles:
                 "state.snapshots",
                 url,
                 f"cannot be used ({error})",
-                "name a directory or URL to write to",
+                "set it to a writable directory or URL",
             ) from error
 
     def names(self) -> list[str]:
@@ -77,7 +77,7 @@ class FsspecFiles:
             self._fs.pipe_file(path + _UNFINISHED, octets)
             self._fs.mv(path + _UNFINISHED, path)
         except OSError:
-            # on a full disk its beginning would take the room of the next one
+            # on a full disk the unfinished file would take the space of the next one
             with contextlib.suppress(OSError):
                 self._fs.rm(path + _UNFINISHED)
             raise
@@ -94,12 +94,12 @@ class FsspecFiles:
         try:
             paths: list[str] = self._fs.ls(self._root, detail=False)
         except FileNotFoundError:
-            # an object store has no folder before it has a file
+            # an object store has no directory before its first file
             return []
         return paths
 
     def _sweep(self) -> None:
-        """Remove what killed processes left unfinished."""
+        """Removes the unfinished files of killed processes."""
         for path in self._paths():
             if path.endswith(_UNFINISHED):
                 with contextlib.suppress(FileNotFoundError, NotImplementedError):

@@ -19,7 +19,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from cascade.errors import SettingError
 
 ComponentStatus = Literal["ok", "waiting", "failed"]
-# a probe that does not finish its request holds a thread no longer than this
+# an unfinished request occupies its thread no longer than this
 _REQUEST_TIMEOUT_S = 5.0
 ALWAYS_SENT = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 OPENMETRICS = "application/openmetrics-text"
@@ -27,7 +27,7 @@ OPENMETRICS = "application/openmetrics-text"
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """How one part is: its status, a line of text, and since when (seconds of the state's clock)."""
+    """The state of a component: status, a line of text, and since when (seconds of the state's clock)."""
 
     status: ComponentStatus
     text: str
@@ -35,10 +35,10 @@ class Component:
 
 
 class HealthState:
-    """What the worker tells about itself; any thread may read and write it.
+    """The health of the service's components; for any thread.
 
-    Ready: at least one component was named and all are `ok`. Alive: none has failed and the loop has called
-    `progress` within `stall_s_max` seconds.
+    Ready: there is a component, and all are `ok`. Alive: none has failed, and the loop has called `progress` within
+    `stall_s_max` seconds.
 
     >>> state = HealthState(stall_s_max=60)
     >>> state.waiting("broker", "connecting to 127.0.0.1:9092")
@@ -58,48 +58,48 @@ class HealthState:
         self._set(name, "ok", text)
 
     def waiting(self, name: str, text: str) -> None:
-        """The component is not there yet; `text` says what for."""
+        """The component is not ready yet; `text`: what it waits for."""
         self._set(name, "waiting", text)
 
     def failed(self, name: str, text: str) -> None:
-        """The component will not come back by itself: the process should be restarted."""
+        """The component cannot recover: the process should be restarted."""
         self._set(name, "failed", text)
 
     def forget(self, name: str) -> None:
-        """The component is no longer ours."""
+        """Removes the component."""
         with self._lock:
             self._components.pop(name, None)
 
     def waits(self, name: str) -> bool:
-        """Whether the component is waited for."""
+        """Whether the component is waiting."""
         component = self._components.get(name)
         return component is not None and component.status == "waiting"
 
     def progress(self) -> None:
-        """The loop has gone round."""
+        """Notes that the loop has completed a turn."""
         now_s = self._clock()
         with self._lock:
             self._progress_s = now_s
 
     def components(self) -> dict[str, Component]:
-        """All components as they are now."""
+        """A copy of all components, by name."""
         with self._lock:
             return dict(self._components)
 
     def not_ready(self) -> list[str]:
-        """What readiness waits for, a line each; empty where ready."""
+        """The components that are not ready, a line each; empty if the service is ready."""
         components = self.components()
         if not components:
             return ["starting"]
         return [f"{name}: {part.text or part.status}" for name, part in components.items() if part.status != "ok"]
 
     def not_alive(self) -> list[str]:
-        """Why the process should be restarted, a line each; empty where alive."""
+        """The reasons to restart the process, a line each; empty if the service is alive."""
         with self._lock:
             components, stalled_s = dict(self._components), self._clock() - self._progress_s
         reasons = [f"{name}: {part.text}" for name, part in components.items() if part.status == "failed"]
         if stalled_s > self.stall_s_max:
-            reasons.append(f"loop: no progress for {stalled_s:.0f} s, at most {self.stall_s_max:.0f} s")
+            reasons.append(f"loop: no progress for {stalled_s:.0f} s, the limit is {self.stall_s_max:.0f} s")
         return reasons
 
     def since(self, component: Component) -> float:
@@ -118,15 +118,16 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A probe that goes away before its answer is no error of ours."""
+        """Ignores clients that disconnect before the answer."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 
 class HealthServer:
-    """Serves a HealthState, a metrics registry and `more` in a thread of its own, until closed; a context manager.
+    """Serves health, metrics and more routes over HTTP in a thread; a context manager.
 
-    `port` 0 takes a free one; the attribute `port` says which. Raises SettingError where the address cannot be had.
+    state: for /healthz and /readyz. registry: for /metrics. host, port: the address; port 0 takes a free one, see the
+    attribute `port`. more: further routes by path. Raises SettingError if the address cannot be bound.
     """
 
     def __init__(
@@ -145,8 +146,8 @@ class HealthServer:
                 "configuration",
                 "health.port",
                 f"{host}:{port}",
-                f"cannot be had ({error})",
-                "choose another address, or port 0 for a free one",
+                f"cannot be bound ({error})",
+                "choose another address, or port 0 for a free port",
             ) from error
         self.host, self.port = host, int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="cascade-health", daemon=True)
@@ -169,7 +170,7 @@ class HealthServer:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is sent back."""
+    """An HTTP response."""
 
     status: HTTPStatus
     content_type: str
@@ -179,7 +180,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an answer may depend on: the query, and two headers, empty where they are not sent."""
+    """An HTTP request: its query, and two headers, empty if they were not sent."""
 
     query: str
     accept: str
@@ -215,19 +216,19 @@ def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(answer.body)
 
         def end_headers(self) -> None:
-            """With every answer, a refusal too."""
+            """Adds the headers that every response has, errors included."""
             for name, value in ALWAYS_SENT.items():
                 self.send_header(name, value)
             super().end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """A probe a second is not worth a line."""
+            """Logs nothing: probes come every second."""
 
     return Handler
 
 
 def _metrics(registry: CollectorRegistry, accept: str) -> Answer:
-    """OpenMetrics 1.0, which has exemplars, where it is asked for at least as much as text; else the classic text."""
+    """OpenMetrics 1.0, which has exemplars, if the client accepts it as much as text; else the classic text."""
     asked = _qualities(accept)
     if asked.get(OPENMETRICS, 0.0) > 0.0 and asked[OPENMETRICS] >= asked.get("text/plain", 0.0):
         return Answer(HTTPStatus.OK, openmetrics.CONTENT_TYPE_LATEST, _openmetrics_text(registry))
@@ -240,7 +241,7 @@ def _openmetrics_text(registry: CollectorRegistry) -> bytes:
 
 
 def _qualities(accept: str) -> dict[str, float]:
-    """How much each media type is wanted, 0 to 1 (RFC 9110, 12.5.1); a range that cannot be read is passed over."""
+    """The quality of each media type, 0 to 1 (RFC 9110, 12.5.1); ignores ranges that cannot be parsed."""
     found: dict[str, float] = {}
     for media_range in accept.split(","):
         kind, *parameters = (part.strip().lower() for part in media_range.split(";"))

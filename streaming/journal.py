@@ -1,4 +1,4 @@
-"""The service keeps its ledger on disk, and lives on where the disk does not take it."""
+"""Writes the ledger's journal; a disk error never ends the service."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = structlog.get_logger()
 
 
 @contextmanager
-def journal_kept(settings: LedgerSettings, account: Callable[[], Account]) -> Iterator[None]:
-    """Write a line every `interval_s`, and the last one at the end; raises SettingError as Journal does.
+def journal_written(settings: LedgerSettings, account: Callable[[], Account]) -> Iterator[None]:
+    """Writes a line every `interval_s`, and the last one at the end; raises SettingError as Journal does.
 
-    A full disk costs lines, which the next one that is written makes up for; the log says so.
+    A full disk loses lines, and the log has a warning. The next line contains their figures.
     """
     if not settings.directory:
         yield

@@ -1,8 +1,8 @@
-"""Lag by partition, watched from outside the loop: records that wait while none is taken are a worker that is dead.
+"""Watches the lag of each partition beside the loop: a partition with lag and no progress has failed.
 
-A consumer can stop fetching a partition and go on polling, heartbeating and looking well. Only the log's end against
-the loop's position tells. The watch has a thread and a connection of its own: it must not die of the same cause. It is
-also the one who notices a lost broker while nothing comes and nothing is sent.
+A consumer may stop fetching a partition while it polls and sends heartbeats. Only the end of the log, compared with the
+loop's position, shows this. The watch has its own thread and connection, so that the same fault does not stop it. It
+also detects a lost broker while no records arrive and none are sent.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from streaming.health import HealthState
 
 log = structlog.get_logger()
 INTERVAL_S = 5.0
-# A broker that answers nobody for so long is lost: an election of leaders or coordinators takes less.
+# A broker that does not answer for this long is lost; elections of leaders and coordinators take less.
 LOST_S = 30.0
 Positions = Mapping[Partition, int]
 
 
 class LagWatch:
-    """Tells health of each partition's lag, and fails liveness where one has lag and no progress for `stall_s_max`.
+    """Shows each partition's lag in health, and fails liveness if a partition has lag and no progress.
 
-    `positions` gives the loop's next offset by partition, empty where none is assigned. Nothing is concluded about the
-    loop from a broker that does not answer; after `LOST_S` seconds of that `lost` is called with what the broker said.
+    connect: makes the consumer of the watch. positions: returns the loop's next offset by partition; empty if none is
+    assigned. health: shows a component for each partition. stall_s_max: seconds with lag and no progress until the
+    component fails; time without an answer of the broker does not count. lost: called with the broker's error after
+    LOST_S without an answer. interval_s: between two comparisons. clock: monotonic seconds.
     """
 
     def __init__(
@@ -53,39 +55,39 @@ class LagWatch:
         self._clock = clock
         self._moved: dict[Partition, tuple[int, float]] = {}
         self._failed: set[Partition] = set()
-        self._told: set[Partition] = set()
+        self._shown: set[Partition] = set()
         # replaced as a whole, so other threads may read it
         self._lags: dict[Partition, int] = {}
-        self._away_since_s: float | None = None
+        self._no_answer_since_s: float | None = None
         self._consumer: ConsumerClient | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cascade-lag", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Starts the watch."""
         self._thread.start()
 
     def lags(self) -> dict[Partition, int]:
-        """Records that wait, by partition that is ours; any thread may ask."""
+        """The number of records that wait, by assigned partition; for any thread."""
         return self._lags
 
     def close(self) -> None:
-        """Stop watching and release the connection."""
+        """Stops the watch and closes its connection."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
         self._disconnect()
 
     def look(self) -> None:
-        """Compare positions with the ends of the log, once."""
+        """Compares the positions with the ends of the log once."""
         positions = self._positions()
-        for partition in self._told - positions.keys():
+        for partition in self._shown - positions.keys():
             self._health.forget(_name(partition))
             self._moved.pop(partition, None)
             self._failed.discard(partition)
-        self._told = set(positions)
+        self._shown = set(positions)
         if not positions:
-            self._away_since_s = None
+            self._no_answer_since_s = None
             self._lags = {}
             return
         asked_s = self._clock()
@@ -95,10 +97,10 @@ class LagWatch:
             ends = self._consumer.end_offsets(positions)
         except BrokerError as error:
             self._disconnect()
-            self._is_away(str(error), asked_s)
+            self._no_answer(str(error), asked_s)
             return
-        if self._away_since_s is not None:
-            self._away_since_s = None
+        if self._no_answer_since_s is not None:
+            self._no_answer_since_s = None
             self._health.ok("broker")
         now_s = self._clock()
         self._lags = {
@@ -107,14 +109,14 @@ class LagWatch:
         for partition, position in positions.items():
             self._judge(partition, position, self._lags[partition], now_s)
 
-    def _is_away(self, reason: str, asked_s: float) -> None:
-        # what the broker's absence cost is not held against the loop
+    def _no_answer(self, reason: str, asked_s: float) -> None:
+        # time without the broker does not count as a stall of the loop
         self._moved.clear()
         self._health.waiting("broker", reason)
-        if self._away_since_s is None:
-            self._away_since_s = asked_s
-        if self._clock() - self._away_since_s > LOST_S:
-            self._away_since_s = None
+        if self._no_answer_since_s is None:
+            self._no_answer_since_s = asked_s
+        if self._clock() - self._no_answer_since_s > LOST_S:
+            self._no_answer_since_s = None
             self._lost(reason)
 
     def _judge(self, partition: Partition, position: int, lag: int, now_s: float) -> None:
@@ -125,9 +127,9 @@ class LagWatch:
             self._failed.discard(partition)
             self._health.ok(name, f"lag {lag:,}")
         elif now_s - since_s > self._stall_s_max:
-            text = f"{lag:,} records wait and none was taken for {now_s - since_s:.0f} s"
+            text = f"no progress for {now_s - since_s:.0f} s with {lag:,} records waiting"
             if partition not in self._failed:
-                log.error("partition stands still", partition=partition[1], lag=lag)
+                log.error("partition makes no progress", partition=partition[1], lag=lag)
             self._failed.add(partition)
             self._health.failed(name, text)
 
@@ -141,11 +143,11 @@ class LagWatch:
             try:
                 consumer.close()
             except BrokerError as error:
-                log.debug("the watch's connection", problem=str(error))
+                log.debug("connection of the lag watch not closed in order", reason=str(error))
 
 
 class LagCollector(Collector):
-    """The lag of each partition as a metric, as `lags` gives it."""
+    """The lag of each partition as a metric, from `lags`."""
 
     def __init__(self, lags: Callable[[], Mapping[Partition, int]]) -> None:
         self._lags = lags
@@ -153,7 +155,7 @@ class LagCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """The family, at this moment."""
         family = GaugeMetricFamily(
-            "cascade_partition_lag_records", "Records that wait, of the partitions that are ours.",
+            "cascade_partition_lag_records", "Records that wait in the partitions of this worker.",
             labels=["topic", "partition"],
         )  # fmt: skip
         for (topic, number), lag in self._lags().items():

@@ -37,7 +37,7 @@ def install() -> None:
         part.install(directory, typer.echo)
     typer.echo("Cascade's kernels: compiling")
     started_s = time.monotonic()
-    compile_kernels(make_engine(load_bundle(SHIPPED_BUNDLE)), Config())
+    compile_kernels(make_engine(load_bundle(SHIPPED_BUNDLE)), Config(), ["avro"])
     typer.echo(f"Cascade's kernels: ready ({time.monotonic() - started_s:.0f} s)")
 
 

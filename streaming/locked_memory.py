@@ -1,4 +1,4 @@
-"""Memory that stays: what the process has touched is neither swapped out nor dropped to be read from disk again."""
+"""Locks memory: pages that the process has used are neither swapped out nor dropped and read again from disk."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 from cascade.errors import SettingError
 
-# Linux, <sys/mman.h>, x86-64 and arm64: what is mapped, what will be, and each page from its first use on. Without
-# the last all of the state's room, gigabytes, would be there from the start.
+# Linux, <sys/mman.h>, x86-64 and arm64: mapped pages, pages mapped later, and each only from its first use on. Without
+# the last flag the feature state would take its maximum, gigabytes, from the start.
 _CURRENT, _FUTURE, _ON_FAULT = 1, 2, 4
 # Linux, <linux/capability.h>
 _IPC_LOCK = 14
-REMEDY = "allow it (ulimit -l unlimited, LimitMEMLOCK=infinity, or the capability IPC_LOCK), or set it to false"
+REMEDY = "raise the limit (ulimit -l unlimited, LimitMEMLOCK=infinity, or capability IPC_LOCK), or set it to false"
 
 
 def lock_memory() -> None:
-    """Lock the process's pages, those to come from their first use on; raises SettingError where that is not allowed.
+    """Locks the process's pages, later ones from their first use on; raises SettingError if that is not allowed.
 
     See mlockall(2), MCL_ONFAULT.
     """
@@ -32,9 +32,9 @@ def lock_memory() -> None:
 
 
 def locking_problem() -> str:
-    """Why memory cannot be locked here; empty where it can be.
+    """Why memory cannot be locked here; empty if it can.
 
-    A finite limit is refused even where what is mapped now would fit: memory asked for beyond it would be denied later.
+    Any finite limit is a problem: allocations beyond it would fail later.
     """
     limit_bytes, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if limit_bytes == resource.RLIM_INFINITY or _has_capability():

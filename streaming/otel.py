@@ -1,7 +1,7 @@
-"""The ledger goes to an OpenTelemetry collector as well, where that is wanted: OTLP over HTTP, at intervals.
+"""Sends the metrics to an OpenTelemetry collector at intervals, if it is configured: OTLP over HTTP.
 
-A thread of its own reads the metrics and sends them. What is not taken costs nothing but itself: the figures are
-cumulative, so the next that are taken make up for it. A collector that is away is told once, and once when it is back.
+A separate thread reads and sends the metrics. The figures are cumulative, so a later success replaces failed attempts.
+The log has a line when sending begins to fail, and a line when it works again.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from streaming.otel_collector import OtelCollector
 
 log = structlog.get_logger()
-# What the last figures may cost the end of a service.
+# The most that the last figures may delay the end of the service.
 CLOSE_S: Final = 2.0
 Collect = Callable[[], Iterable[Metric]]
 
 
 @contextmanager
 def otel_exported(config: Config, collect: Collect, started_s: float) -> Iterator[None]:
-    """Send what `collect` gives every `otel.interval_s`, and once more at the end; does nothing without an endpoint.
+    """Sends the metrics of `collect` every `otel.interval_s`, and at the end; does nothing without an endpoint.
 
-    `started_s`: since when it counts, seconds since the epoch. Raises SettingError where the extra is not installed or
-    the headers cannot be read.
+    `started_s`: the start of the counters, seconds since the epoch. Raises SettingError if the extra is not installed
+    or the headers cannot be read.
     """
     if not config.otel.endpoint:
         yield
@@ -44,7 +44,7 @@ def otel_exported(config: Config, collect: Collect, started_s: float) -> Iterato
 
 
 class _Pusher:
-    """Sends every `interval_s` seconds in a thread of its own, and says when that begins to fail or to work."""
+    """Sends every `interval_s` seconds in a thread; logs when sending begins to fail, and when it works again."""
 
     def __init__(self, collector: OtelCollector, interval_s: float) -> None:
         self._collector, self._interval_s = collector, interval_s
@@ -54,7 +54,7 @@ class _Pusher:
         self._thread.start()
 
     def close(self) -> None:
-        """Send the last figures, within `CLOSE_S`; a collector that did not answer is not asked again."""
+        """Sends the last figures within `CLOSE_S`, unless the last attempt failed."""
         self._stop.set()
         self._thread.join(CLOSE_S)
         self._collector.close()
@@ -69,10 +69,10 @@ class _Pusher:
         try:
             problem = self._collector.send()
         except Exception as error:
-            # whatever it is, it ends no export but this one
+            # no error may end the thread
             problem = f"{type(error).__name__}: {error}"
         if problem and not self._failing:
-            log.error("metrics do not reach the OpenTelemetry collector: tried again, in silence", reason=problem)
+            log.error("metrics do not reach the OpenTelemetry collector: retrying silently", reason=problem)
         elif self._failing and not problem:
             log.info("metrics reach the OpenTelemetry collector again")
         self._failing = bool(problem)
@@ -84,6 +84,6 @@ def _connect(config: Config, collect: Collect, started_s: float) -> OtelCollecto
     except ImportError as error:
         raise SettingError(
             "configuration", "otel.endpoint", config.otel.endpoint, f"OpenTelemetry is not installed ({error})",
-            "pip install 'cascade-fraud[otel]', or leave the endpoint out",
+            "pip install 'cascade-fraud[otel]', or remove otel.endpoint",
         ) from error  # fmt: skip
     return OtelCollector(config.otel, config.kafka.instance, collect, started_s)

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector, by OpenTelemetry's own exporter. Needs the extra `otel`: imported only when wanted."""
+"""Sends to an OpenTelemetry collector with OpenTelemetry's exporter. Needs the extra `otel`: imported on demand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOGGER: Final = "opentelemetry.exporter.otlp.proto.http.metric_exporter"
 
 
 class Session(requests.Session):
-    """Keeps why its last request failed: the exporter tells its logger only, and takes a redirect for success."""
+    """Stores why its last request failed: the exporter only logs it, and takes a redirect for success."""
 
     problem = ""
 
@@ -43,10 +43,10 @@ class Session(requests.Session):
 
 
 class OtelCollector:
-    """Sends what `collect` gives; `started_s`, seconds since the epoch: since when that counts.
+    """Sends the metrics of `collect`.
 
-    `instance` is the service's name among others, another at each start where empty. Raises SettingError where the
-    headers cannot be read.
+    settings: endpoint, TLS, headers, interval. instance: `service.instance.id`; if empty, random at each start.
+    started_s: the start of the counters, seconds since the epoch. Raises SettingError if the headers cannot be read.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class OtelCollector:
     ) -> None:
         self._collect, self._started_s = collect, started_s
         self._session = Session()
-        # a proxy is for others than this machine
+        # no proxy for this machine
         self._session.trust_env = not is_loopback(settings.endpoint)
         logger = logging.getLogger(_LOGGER)
         logger.handlers, logger.propagate = [logging.NullHandler()], False
@@ -66,14 +66,14 @@ class OtelCollector:
             "service.name": "cascade", "service.version": cascade.__version__,
             "service.instance.id": instance or str(uuid.uuid4()),
         }  # fmt: skip
-        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say it better
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence
         self._resource = Resource.create(own).merge(OTELResourceDetector().detect())
 
     def send(self) -> str:
-        """Send the figures as they are now; returns why that failed, empty where it did not."""
+        """Sends the present figures; returns the reason of a failure, else an empty text."""
         result = self._exporter.export(metrics_data(self._collect(), self._resource, self._started_s, time.time()))
-        return self._session.problem or ("" if result is MetricExportResult.SUCCESS else "they were not sent")
+        return self._session.problem or ("" if result is MetricExportResult.SUCCESS else "not sent")
 
     def close(self) -> None:
-        """Give up what is under way."""
+        """Ends a request in progress."""
         self._exporter.shutdown()

@@ -1,4 +1,4 @@
-"""The service: a worker with everything that it needs, from a configuration file."""
+"""The service: builds a worker and its collaborators from the configuration, and runs it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from streaming.codecs import topic_codec
 from streaming.dead_letters import OVERHEAD_BYTES_MAX
 from streaming.files import FsspecFiles
 from streaming.health import HealthServer, HealthState
-from streaming.journal import journal_kept
+from streaming.journal import journal_written
 from streaming.kernel_compilation import compile_kernels
 from streaming.lag import LagCollector, LagWatch
 from streaming.live import live_routes
@@ -54,33 +54,31 @@ from streaming.worker import Parts, Worker
 from streaming.worker_slot import WorkerSlot
 
 log = structlog.get_logger()
-# What a topic takes by default; a dead letter is its message and headers besides.
+# Kafka's default of max.message.bytes; a dead letter is larger than its message by its headers.
 KAFKA_MESSAGE_BYTES = 1_048_588
-# The loop and the clients' threads hand the interpreter to each other; Python's 5 ms a hand-over are a whole latency
-# limit.
+# The loop and the clients' threads take turns in the interpreter; Python's default of 5 ms is a whole latency limit.
 THREAD_SWITCH_S = 0.0005
 CLOSE_S = 5.0
 TOPICS_S_MAX, TOPICS_PAUSE_S = 30.0, 1.0
 # The longest window and label delay that feature files have in practice, twice.
 SUMMARIES_RETENTION_MS = 90 * 86_400_000
-# Full collections come early and stay small: about a millisecond each, where the defaults let them grow to ten.
+# Frequent full collections take about a millisecond each; with the default thresholds they grow to ten.
 GC_THRESHOLDS = (700, 5, 2)
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
 def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None) -> LedgerSummary:
-    """Run one worker until SIGTERM or SIGINT; returns the ledger's summary.
+    """Runs a worker until SIGTERM or SIGINT; returns the ledger's summary.
 
-    `create_topics`: make missing topics with this many partitions (0: stop with a line that names them). `slot`: of
-    this worker among several, whose settings `config` then is. Raises CascadeError, one line, for what the user can
-    mend.
+    config: the worker's own settings. create_topics: creates missing topics with this many partitions; 0: raises a
+    BrokerError that names them. slot: of a supervised worker. Raises CascadeError, a line with the remedy.
     """
     _set_up_process(config, slot)
     bundle = load_bundle(Path(config.bundle.path))
     engine = make_engine(bundle)
     health = HealthState(config.health.stall_s_max)
     with ExitStack() as stack, stop_signals() as stopping:
-        for part in ("state", "broker", "deep model", "partitions"):
+        for part in ("kernels", "state", "broker", "deep model", "partitions"):
             health.waiting(part, "starting")
         deep = make_deep_stage(bundle, config.deep)
         stack.callback(deep.close)
@@ -97,7 +95,7 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
         registry = ledger_registry(ledger)
         if slot is None:
             stack.enter_context(EnergySampler(ledger.sample_energy))
-            stack.enter_context(journal_kept(config.ledger, ledger.account))
+            stack.enter_context(journal_written(config.ledger, ledger.account))
             stack.enter_context(otel_exported(config, registry.collect, ledger.started.timestamp()))
         else:
             stack.enter_context(slot.account_written(ledger))
@@ -111,7 +109,7 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
         clock = SystemClock()
         snapshots = _snapshot_store(config, bundle, clock, stack)
         hasher = CardHasher.from_settings(config.privacy, os.environ)
-        compile_kernels(engine, config)
+        _compile_kernels(engine, config, health)
         health.ok("state")
         await_broker(config, health, stopping)
         await_model(deep, health, stopping, config.deep.start_wait_s_max)
@@ -157,12 +155,22 @@ def _set_up_process(config: Config, slot: WorkerSlot | None) -> None:
         lock_memory()
 
 
+def _compile_kernels(engine: Engine, config: Config, health: HealthState) -> None:
+    """Compiles the kernels before the worker joins its group, so that no transaction waits for them."""
+    health.waiting("kernels", "compiling, half a minute at the first start")
+    log.info("compiling kernels")
+    started_s = time.monotonic()
+    compile_kernels(engine, config, [config.kafka.codec], health.progress)
+    health.ok("kernels")
+    log.info("kernels are compiled", seconds=round(time.monotonic() - started_s, 1))
+
+
 def _snapshot_store(config: Config, bundle: Bundle, clock: SystemClock, stack: ExitStack) -> SnapshotStore | None:
     if not config.state.snapshots:
         return None
     writer = ThreadPoolExecutor(1, "cascade-snapshots")
     stack.callback(writer.shutdown)
-    # without a name of its own a worker must not write over another's
+    # a worker without an instance name gets a new name, so that it never overwrites the files of another
     name = config.kafka.instance or uuid.uuid4().hex[:12]
     files = FsspecFiles(config.state.snapshots)
     return SnapshotStore(files, config.state.keep, fingerprint(bundle), name, clock, writer.submit)
@@ -172,7 +180,7 @@ def _connect(
     config: Config, bundle: Bundle, engine: Engine, deep: DeepStage, ledger: Ledger, health: HealthState,
     snapshots: SnapshotStore | None, hasher: CardHasher | None, clock: SystemClock, session: ExitStack,
 ) -> Parts:  # fmt: skip
-    """New connections to the broker, closed with the session, and everything else that a worker needs."""
+    """Connects to the broker, until the end of the session, and returns the collaborators of a worker."""
 
     def consumer(group: str | None) -> ConsumerClient:
         made = make_consumer(config.kafka, group)
@@ -182,7 +190,7 @@ def _connect(
     transactional_id = None
     if config.delivery == "exactly-once":
         transactional_id = f"{config.kafka.group}-{config.kafka.instance or uuid.uuid4().hex}"
-    # first of all: it ends what an earlier run of this worker has left open
+    # first of all: it ends a transaction that an earlier run of this worker left open
     producer = make_producer(config.kafka, transactional_id)
     session.callback(_quietly, lambda: producer.close(CLOSE_S))
     bytes_max = config.worker.message_bytes_max
@@ -208,17 +216,17 @@ def _connect(
 
 
 def _quietly(close: Callable[[], None]) -> None:
-    """Close a connection; a broker that is gone makes a bad end, and the session's own error says more."""
+    """Closes a connection; logs the error of a lost broker, since the session's own error explains more."""
     try:
         close()
     except BrokerError as error:
-        log.debug("closing", problem=str(error))
+        log.debug("connection not closed in order", reason=str(error))
 
 
 def _settle_interpreter() -> None:
-    """Keep the interpreter's own pauses below the latencies that are promised.
+    """Keeps the interpreter's pauses far below the latency limits.
 
-    A full garbage collection walks all the objects of the libraries, 0.15 s; they stay for good, and need no walk.
+    A full garbage collection visits all objects of the libraries, 0.15 s; frozen objects are not visited.
     """
     gc.collect()
     gc.freeze()
@@ -227,7 +235,7 @@ def _settle_interpreter() -> None:
 
 
 def service_level(config: Config) -> ServiceLevel:
-    """The configuration's objectives as the ledger takes them."""
+    """The configured objectives, for the ledger."""
     return ServiceLevel(
         latency=(
             LatencyObjective(path="screened", limit_ms=config.sla.screened_p99_ms),
@@ -238,7 +246,7 @@ def service_level(config: Config) -> ServiceLevel:
 
 
 def topic_specs(config: Config, partitions: int) -> list[TopicSpec]:
-    """The topics as Cascade wants them: transactions are stamped by the broker, since deadlines count from it."""
+    """The topics of a configuration; the broker sets the timestamps, since deadlines count from the append."""
     names, bytes_max = config.kafka.topics, config.worker.message_bytes_max
     stamped = {"message.timestamp.type": "LogAppendTime"}
     letter_bytes_max = max(KAFKA_MESSAGE_BYTES, bytes_max + OVERHEAD_BYTES_MAX)
@@ -256,9 +264,9 @@ def topic_specs(config: Config, partitions: int) -> list[TopicSpec]:
 
 
 def check_topics(config: Config, create_partitions: int) -> None:
-    """Make missing topics with this many partitions, or, where it is 0, raise BrokerError that names them.
+    """Creates missing topics with this many partitions; if it is 0, raises a BrokerError that names them.
 
-    A node that goes away meanwhile, when the broker was reached already, is no reason to give up at once.
+    Retries errors that Kafka calls retriable for TOPICS_S_MAX, since a node may restart meanwhile.
     """
     give_up_s = time.monotonic() + TOPICS_S_MAX
     while True:
@@ -268,7 +276,7 @@ def check_topics(config: Config, create_partitions: int) -> None:
         except BrokerError as error:
             if not getattr(error.__cause__, "retriable", False) or time.monotonic() > give_up_s:
                 raise
-            log.warning("asking for the topics again", reason=str(error))
+            log.warning("checking the topics again", reason=str(error))
             time.sleep(TOPICS_PAUSE_S)
 
 
@@ -280,18 +288,18 @@ def _check_topics(config: Config, create_partitions: int) -> None:
     missing = missing_topics(config.kafka, [spec.name for spec in specs])
     if missing:
         raise BrokerError(
-            f"Kafka at {config.kafka.bootstrap} has no topic {', '.join(missing)}; make them, or give"
+            f"Kafka at {config.kafka.bootstrap} has no topic {', '.join(missing)}; create the missing topics, or pass"
             " --create-topics PARTITIONS"
         )
 
 
 def configure_log(settings: LogSettings, worker: int | None = None) -> None:
-    """Log lines to standard error, as text or JSON; the libraries' own loggers only from warnings on.
+    """Logs to standard error, as text or JSON; the libraries log from level WARNING on.
 
-    `worker`: its number among several, which each line then names.
+    `worker`: the number of a supervised worker, which is added to each line.
     """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
-    # kafka-python reports each reconnection attempt as an error with no more than the address
+    # kafka-python logs each reconnection attempt as an error that contains only the address
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
@@ -319,21 +327,21 @@ def _naming(worker: int) -> structlog.typing.Processor:
 
 
 def _meters(config: Config, slot: WorkerSlot | None) -> list[EnergyMeter]:
-    """The service's meters; of several workers each meters itself, and what they share is their supervisor's."""
+    """The service's meters; a supervised worker reads its own CPU only, its supervisor reads the shared devices."""
     if slot is None:
         return service_meters(config)
     return [CpuModelMeter([os.getpid()], watts_per_core(config.energy))]
 
 
 def service_meters(config: Config) -> list[EnergyMeter]:
-    """The meters of this process and of the Triton on this machine."""
+    """The meters of this process and of a Triton server on this machine."""
     return find_meters(
         energy_pids(config), watts_per_core(config.energy), idle_watts_per_core=config.energy.idle_watts_per_core
     )
 
 
 def energy_pids(config: Config) -> list[int]:
-    """The processes whose energy is the service's: this one, and a Triton on this machine."""
+    """The processes whose energy counts for the service: this one, and a Triton server on this machine."""
     host, _, port = config.deep.url.rpartition(":")
     if config.deep.backend != "triton" or host not in LOOPBACK:
         return [os.getpid()]

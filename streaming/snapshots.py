@@ -1,14 +1,14 @@
-"""Snapshots of the feature state: so that a restart folds the last minute of the log, and not months.
+"""Snapshots of the feature state, so that a restart folds the last minute of the log and not months.
 
-A snapshot is the state after all records below certain offsets, one a partition. Each partition of it can be taken by
-itself, by whichever worker has that partition next, where its committed offset is not below the snapshot's: what lies
-between is folded again, and nothing is emitted for what is decided. One file a snapshot:
+A snapshot is the state after all records below an offset of each partition. A worker restores only the partitions that
+it is assigned, from a snapshot whose offset is not above the committed one, and folds the records between the two
+again, without a decision. The file of a snapshot:
 
-    CASCADE-SNAPSHOT, a line       so that nothing else is taken for one
+    CASCADE-SNAPSHOT, a line       identifies the format
     header as JSON, a line         offsets, hash of schema and features, SHA-256 of the rest
     arrays as NumPy's npz
 
-A file that is torn, altered or foreign is passed over, with a warning, and the one before is used.
+A truncated, altered or foreign file is ignored with a warning, and the previous snapshot is used.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ log = structlog.get_logger()
 MAGIC = b"CASCADE-SNAPSHOT 2\n"
 SUFFIX = ".snapshot"
 HEADER_BYTES_MAX = 1 << 20
-# Enough for the files of many workers; more than this in one place is another thing's directory.
+# Enough for many workers; a directory with more files is used for something else.
 FILES_MAX = 10_000
 Positions = dict[Partition, int]
 Submit = Callable[[Callable[[], None]], Future[None]]
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a snapshot is of: the offsets of the next record of each partition that it does not hold.
+    """The content of a snapshot: for each partition the offset of the first record that it does not contain.
 
-    `committed`: where the commits of its transactions stood; decisions of later records may since have been made anew.
-    `fingerprint`: of schema and features. `sha256` (hex) and `size_bytes`: of the arrays' bytes.
+    `committed`: the committed offsets at that time; later records may have been decided again since. `fingerprint`: of
+    schema and features. `sha256` (hex) and `size_bytes`: of the arrays' bytes.
     """
 
     fingerprint: str
@@ -60,7 +60,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A state and the offsets that it stands at."""
+    """A state and its offsets."""
 
     arrays: Mapping[str, Array]
     transactions: Positions
@@ -69,16 +69,17 @@ class Snapshot:
 
 
 def fingerprint(bundle: Bundle) -> str:
-    """Of what decides the state's content: schema, features, layout. Models may change, and the state stays good."""
+    """Returns a hash of schema, features and state layout. Other models can use the same state."""
     content = (bundle.content["schema.toml"], bundle.content["features.toml"], str(STATE_LAYOUT).encode())
     return hashlib.sha256(b"\0".join(content)).hexdigest()
 
 
 class SnapshotStore:
-    """The snapshots in one place, of all workers: of each partition the newest `keep` stay.
+    """The snapshots of all workers, in a directory or an object store.
 
-    `mark`: the fingerprint. `name`: of this worker, so that two never write the same file. `submit` runs the writing
-    beside the loop: one thread, or, in a simulation, none.
+    files: the place. keep: how many snapshots of each partition stay. mark: the fingerprint of this service's bundle.
+    name: of this worker, part of its file names. clock: for file names and durations. submit: runs a write, in another
+    thread than the loop's.
     """
 
     def __init__(self, files: Files, keep: int, mark: str, name: str, clock: Clock, submit: Submit) -> None:
@@ -88,30 +89,31 @@ class SnapshotStore:
         self._working: Future[None] | None = None
         self._headers: dict[str, Header] = {}
         self._distrusted: set[str] = set()
-        self._passed_over: set[str] = set()
+        self._ignored: set[str] = set()
         self._newest_ms = 0
 
     @property
     def busy(self) -> bool:
-        """Whether work in the background is not done yet."""
+        """Whether a background task is unfinished."""
         return self._working is not None and not self._working.done()
 
     def save(self, snapshot: Snapshot) -> Future[None]:
-        """Write it in the background; the arrays may not change until then. A failure is logged: the log is there."""
+        """Writes a snapshot in the background; the arrays must not change until then. Logs a failure."""
         return self.prepare(lambda: self._write(snapshot))
 
     def prepare(self, work: Callable[[], None]) -> Future[None]:
-        """Do something in the background; `busy` until it is done."""
+        """Runs `work` in the background; `busy` until it is finished."""
         self._working = self._submit(work)
         return self._working
 
     def candidates(self, committed: Positions, beginnings: Positions) -> dict[Partition, list[str]]:
-        """For each partition the snapshots that can serve it, those of the latest offsets first.
+        """Returns, for each partition, the snapshots that can be restored, those with the latest offsets first.
 
-        `committed`: offsets below which all is decided; a snapshot beyond holds records that may have to be scored
-        again. `beginnings`: the first offsets, of transactions and labels, that the log still holds. Raises StateError
-        where there are snapshots and none can serve, being distrusted, ahead, or of offsets before what the log holds,
-        and the log is not whole: the state cannot be what it was, and that is for the operator to decide.
+        committed: committed offsets; a snapshot beyond contains records that may have to be decided again. beginnings:
+        the first offsets of the logs of transactions and labels.
+
+        Raises StateError if there are snapshots, none can be restored, and the log was truncated: the previous state
+        cannot be rebuilt, and the operator must decide.
         """
         headers = self._known_headers()
         found: dict[Partition, list[str]] = {}
@@ -136,7 +138,7 @@ class SnapshotStore:
         return found
 
     def load(self, name: str) -> Snapshot | None:
-        """Read and verify one; None, with a warning, where it is damaged or gone."""
+        """Reads and verifies a snapshot; None, with a warning, if it is damaged or deleted."""
         try:
             return _decoded(self._files.read(name), self._mark)
         except (StateError, OSError) as error:
@@ -144,12 +146,12 @@ class SnapshotStore:
             return None
 
     def distrust(self, name: str, reason: str) -> None:
-        """One cannot be used, for `reason`: it is no candidate any more."""
-        log.warning("snapshot passed over", file=name, reason=reason)
+        """Excludes a snapshot from the candidates, with a warning."""
+        log.warning("snapshot ignored", file=name, reason=reason)
         self._distrusted.add(name)
 
     def finish(self, timeout_s: float) -> bool:
-        """Wait for what is being written; False where that takes longer."""
+        """Waits for the background task; False if it takes longer than `timeout_s`."""
         try:
             if self._working is not None:
                 self._working.result(timeout_s)
@@ -172,9 +174,9 @@ class SnapshotStore:
         log.info("snapshot written", megabytes=round(len(octets) / 1e6, 1), seconds=seconds)
 
     def _new_time_ms(self) -> int:
-        """Now, or the next ms that no file of ours has in its name.
+        """Returns the time, or the next ms that no file of this worker has in its name.
 
-        What was read of a file stays true of its name, also where two are written at once, or clocks go back.
+        Files are never overwritten, even if clocks go back: their headers are cached by name.
         """
         taken = set(self._files.names())
         self._newest_ms = max(int(self._clock.time() * 1e3), self._newest_ms + 1)
@@ -186,10 +188,10 @@ class SnapshotStore:
         return f"{created_ms:015d}-{self._name}{SUFFIX}"
 
     def _superfluous(self) -> list[str]:
-        """Files that are not among the `keep` of the latest offsets for any of their partitions.
+        """Returns the files that are not among the latest `keep` for any of their partitions, by offset.
 
-        Those that are ahead of what was committed, as far as the files tell, can serve no start yet, so of the others
-        as many stay. Those of other fingerprints are left alone. Offsets tell what is later; clocks may jump.
+        Snapshots ahead of the committed offsets, as far as the files show these, cannot be restored yet; so the latest
+        `keep` of the others stay too. Files of other fingerprints stay.
         """
         headers = self._known_headers()
         by_partition: dict[Partition, list[tuple[int, int, str]]] = {}
@@ -208,44 +210,45 @@ class SnapshotStore:
         return [name for name in headers if name not in needed]
 
     def _known_headers(self) -> dict[str, Header]:
-        """Headers of our fingerprint, by file; files are never altered, so each is read once."""
+        """Headers with this service's fingerprint, by file; each is read once, since files never change."""
         names = sorted((name for name in self._files.names() if name.endswith(SUFFIX)), reverse=True)[:FILES_MAX]
         headers: dict[str, Header] = {}
         for name in names:
             try:
                 header = self._headers.get(name) or _header(self._files.read_start(name, HEADER_BYTES_MAX), self._mark)
             except (StateError, OSError) as error:
-                if name not in self._passed_over:
-                    log.warning("snapshot passed over", file=name, reason=str(error))
-                self._passed_over.add(name)
+                if name not in self._ignored:
+                    log.warning("snapshot ignored", file=name, reason=str(error))
+                self._ignored.add(name)
                 continue
             headers[name] = header
         self._headers = headers
         self._distrusted &= headers.keys()
-        self._passed_over &= set(names)
+        self._ignored &= set(names)
         return headers
 
 
 def _lost(name: str, partition: Partition, offset: int, header: Header, beginnings: Positions) -> str:
-    """What of the log a start from this snapshot would need and no longer find, as a line; empty where nothing."""
-    for place, needed in ((partition, offset), *_positions(header.labels).items()):
-        if beginnings.get(place, 0) > needed:
+    """The error if the log has lost records that this snapshot needs, as a line; else empty."""
+    for (topic, partition_id), needed in ((partition, offset), *_positions(header.labels).items()):
+        beginning = beginnings.get((topic, partition_id), 0)
+        if beginning > needed:
             return (
-                f"snapshot {name} ends at offset {needed} of {place[0]}-{place[1]}, whose log now begins at"
-                f" {beginnings[place]}: what lies between is lost. Delete the snapshots to go on with what the"
-                " log holds, or restore the log; then raise the topic's retention"
+                f"snapshot {name} ends at offset {needed} of {topic}-{partition_id}, whose log now begins at offset"
+                f" {beginning}: the records between are lost. Delete the snapshots to continue without them, or restore"
+                " the log; then raise the topic's retention"
             )
     return ""
 
 
 def _cut_short(name: str, partition: Partition, beginning: int) -> str:
-    """What is lost of a partition by a snapshot that cannot be used, as a line; empty where the log holds it all."""
+    """The error if a snapshot cannot be used and the log was truncated, as a line; else empty."""
     if beginning == 0:
         return ""
     return (
-        f"snapshot {name} cannot be used, and the log of {partition[0]}-{partition[1]} begins at {beginning}: what lies"
-        " before is lost. Delete the snapshots to go on with what the log holds, or restore one; then keep more of them"
-        " (state.keep)"
+        f"snapshot {name} cannot be used, and the log of {partition[0]}-{partition[1]} begins at offset {beginning}:"
+        " the records before it are lost. Delete the snapshots to continue without them, or restore another snapshot;"
+        " then raise state.keep"
     )
 
 
@@ -264,14 +267,14 @@ def _encoded(snapshot: Snapshot, mark: str, created_ms: int) -> bytes:
 
 def _header(octets: bytes, mark: str) -> Header:
     if not octets.startswith(MAGIC):
-        raise StateError("not a snapshot of this format")
+        raise StateError("it is not a snapshot of this version")
     end = octets.find(b"\n", len(MAGIC), len(MAGIC) + HEADER_BYTES_MAX)
     try:
         header = msgspec.json.decode(octets[len(MAGIC) : max(end, len(MAGIC))], type=Header)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateError(f"its header cannot be read ({error})") from error
     if header.fingerprint != mark:
-        raise StateError("it is of another schema or other features")
+        raise StateError("it was taken with another schema or other features")
     return header
 
 
@@ -279,7 +282,7 @@ def _decoded(octets: bytes, mark: str) -> Snapshot:
     header = _header(octets, mark)
     payload = memoryview(octets)[octets.find(b"\n", len(MAGIC)) + 1 :]
     if len(payload) != header.size_bytes or hashlib.sha256(payload).hexdigest() != header.sha256:
-        raise StateError("it is torn or altered: its checksum does not match")
+        raise StateError("it is truncated or altered: its checksum does not match")
     with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
         arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
     return Snapshot(

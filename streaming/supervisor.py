@@ -1,7 +1,7 @@
-"""Several workers on one machine: processes of one consumer group under a supervisor, which is the service to others.
+"""Several workers on one machine: processes of a consumer group, under a supervisor.
 
-The supervisor decides nothing. It checks what all workers need, makes topics, starts the workers, starts one again that
-has ended or hangs, passes on the signal to stop, and tells health, metrics and the ledger of all of them as of one.
+The supervisor decides no transaction. It checks the configuration, creates topics, starts the workers, restarts a
+worker that ended or hangs, and stops all of them at SIGTERM. Its health, metrics and ledger cover all workers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from cascade.ledger import (
 from cascade.local_parts import OwnedProcess
 from streaming.clients import make_consumer
 from streaming.health import HealthServer, HealthState
-from streaming.journal import journal_kept
+from streaming.journal import journal_written
 from streaming.live import live_routes
 from streaming.otel import otel_exported
 from streaming.privacy import CardHasher
@@ -49,30 +49,30 @@ from streaming.worker_metrics import Groups, parse_metrics, workers_registry
 from streaming.worker_slot import WorkerSlot, write_settings
 
 log = structlog.get_logger()
-# A worker that ends so often in a row, each time so soon, will not be mended by another start.
+# After so many short lives in a row another start does not help.
 SHORT_LIVES_MAX = 5
 SHORT_LIFE_S = 60.0
 PAUSE_S_FIRST, PAUSE_S_MAX = 0.5, 8.0
 WATCH_S = 0.2
-# A worker's health costs it about a millisecond of its interpreter.
-LOOK_S = 1.0
-# Between two looks it is two seconds at most without an answer: more, and the machine itself stood still.
-LOOKED_AWAY_S = 5.0
-# A worker that says that it hangs is believed when it has said so for this long.
+# A health request takes about a millisecond of the worker's interpreter.
+HEALTH_INTERVAL_S = 1.0
+# A longer pause between two health requests means that the machine itself was suspended.
+SUSPENDED_S = 5.0
+# A worker that reports itself as not alive for this long hangs.
 HANGS_S = 3.0
-# It will hardly drain: the log has what it did not decide, as after any kill.
+# A hung worker hardly drains; its undecided records stay in the log, as after any kill.
 HUNG_GRACE_S = 5.0
-# Beyond the time that a worker has to drain: it still closes its connections.
+# A worker closes its connections after its drain timeout.
 CLOSING_S = 6.0
-# What is not one worker's own: the GPU, the processor package, Triton, and the supervisor.
+# The label `worker` of the GPU, the processor package, Triton and the supervisor.
 SHARED = "shared"
 
 
 def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
-    """Run `worker.processes` workers until SIGTERM or SIGINT; returns the summary of all their ledgers.
+    """Runs `worker.processes` workers until SIGTERM or SIGINT; returns the summary of all their ledgers.
 
-    `create_topics` as for one. Raises CascadeError, one line, for what the user can mend, before any worker starts;
-    WorkerEndedError where one ends again and again.
+    `create_topics`: see `serve`. Before any worker starts, raises CascadeError, a line with the remedy; later
+    WorkerEndedError, if a worker ends at each start.
     """
     configure_log(config.log)
     bundle = load_bundle(Path(config.bundle.path))
@@ -98,7 +98,7 @@ def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
             of_workers = [found for worker in workers if (found := worker.account()) is not None]
             return merge_accounts([ledger.account(), *of_workers])
 
-        stack.enter_context(journal_kept(config.ledger, account))
+        stack.enter_context(journal_written(config.ledger, account))
         registry = workers_registry(lambda: _metrics(workers, ledger))
         stack.enter_context(otel_exported(config, registry.collect, ledger.started.timestamp()))
         if config.health.enabled:
@@ -120,11 +120,11 @@ def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
 
 
 def run_workers(workers: Sequence[SupervisedWorker], health: HealthState, stopping: Stopping) -> None:
-    """Tend to all of them until it is time to stop and all have ended; raises what ended one of them for good."""
+    """Runs all workers until `stopping` and their end; raises the WorkerEndedError of a worker that cannot run."""
     with ThreadPoolExecutor(len(workers), "supervise") as pool:
-        tending = [pool.submit(worker.tend) for worker in workers]
+        tending = [pool.submit(worker.run) for worker in workers]
         for task in tending:
-            # without one of them its partitions would be the others', who may not be able to carry them
+            # without this worker the others would get its partitions, and they may not have the capacity
             task.add_done_callback(lambda _: stopping.set())
         while wait(tending, WATCH_S).not_done:
             health.progress()
@@ -133,10 +133,10 @@ def run_workers(workers: Sequence[SupervisedWorker], health: HealthState, stoppi
 
 
 class SupervisedWorker:
-    """One worker, from its first process to its last.
+    """A worker and its processes, one after another.
 
-    `command` runs a process of it; `drain_s`: what that has to end by itself, once told to. `restarts`: times that it
-    ended without having been told to.
+    slot: its number and files. command: starts a process. drain_s: time between SIGTERM and SIGKILL. health: shows the
+    worker as a component. stopping: stops the worker. `restarts`: how often a process ended without being stopped.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class SupervisedWorker:
         self._ended: Account | None = None
         self._accounting = threading.Lock()
         self._name = f"worker {slot.number}"
-        # a process of its own session: Ctrl-C in a terminal is the supervisor's to pass on
+        # in a session of its own: Ctrl-C in a terminal reaches only the supervisor, which stops the workers
         self._process = OwnedProcess(self._name, command, None, os.environ)
         self._drain_s = drain_s
         self._health, self._stopping = health, stopping
@@ -155,16 +155,16 @@ class SupervisedWorker:
 
     @property
     def running(self) -> bool:
-        """Whether a process of it runs."""
+        """Whether its process runs."""
         return self._process.running
 
     def account(self) -> Account | None:
-        """Of all its processes, the one that runs included, up to a second ago; None where they wrote none."""
+        """The account of all its processes, at most a second old; None if they wrote none."""
         with self._accounting:
             return _both(self._ended, self._written())
 
-    def tend(self) -> None:
-        """Keep it running until it is time to stop, then end it; raises WorkerEndedError where it will not run."""
+    def run(self) -> None:
+        """Runs and restarts its process until `stopping`; raises WorkerEndedError after SHORT_LIVES_MAX short lives."""
         short_lives, pause_s = 0, PAUSE_S_FIRST
         while not self._stopping.is_set():
             lived_s = self._live()
@@ -174,61 +174,60 @@ class SupervisedWorker:
             ended = f"{self._name} ended with {_worded(self._process.exit_status)}"
             if short_lives >= SHORT_LIVES_MAX:
                 raise WorkerEndedError(
-                    f"{ended}, for the {short_lives}th time in a row within {SHORT_LIFE_S:.0f} s of its start; its own"
-                    " lines above say why"
+                    f"{ended}, for the {short_lives}th time in a row within {SHORT_LIFE_S:.0f} s of its start; see its"
+                    " log lines above"
                 )
             self.restarts += 1
-            log.error("a worker ended: it is started again", worker=self.slot.number, ended=ended, pause_s=pause_s)
-            self._health.failed(self._name, f"{ended}; it is started again")
+            log.error("worker ended: restarting it", worker=self.slot.number, ended=ended, pause_s=pause_s)
+            self._health.failed(self._name, f"{ended}; restarting it")
             self._stopping.wait(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
 
     def _live(self) -> float:
-        """One process, from its start to its end; how long it ran, in seconds."""
+        """Runs a process from its start to its end; returns how long it ran, in seconds."""
         started_s, grace_s = time.monotonic(), self._drain_s
         try:
             self._process.start()
             self._health.waiting(self._name, "starting")
             hangs = self._watch()
             if hangs:
-                log.error("a worker hangs: it is ended", worker=self.slot.number, reason=hangs)
-                self._health.failed(self._name, f"{hangs}; it is ended")
+                log.error("worker hangs: stopping it", worker=self.slot.number, reason=hangs)
+                self._health.failed(self._name, f"{hangs}; stopping it")
                 grace_s = min(grace_s, HUNG_GRACE_S)
             lived_s = time.monotonic() - started_s
         finally:
-            # it has ended, or it is time to
             if not self._process.stop(grace_s):
-                log.error("a worker did not end in time and was killed", worker=self.slot.number)
-            self._keep_account()
+                log.error("worker did not stop in time: killed", worker=self.slot.number)
+            self._add_account()
         return lived_s
 
     def _watch(self) -> str:
-        """Returns once the process has ended, is to be told to, or hangs: then why that is said of it, else empty.
+        """Returns when the process has ended, must stop, or hangs: then the reason, else an empty text.
 
-        It hangs where it says of itself what an orchestrator would restart it for, or gives no answer for too long.
-        While it starts there is nothing to ask.
+        It hangs if it reports itself as not alive, or does not answer for `health.stall_s_max`. A starting process has
+        no port yet and is not asked.
         """
-        looked_s = well_s = time.monotonic()
+        asked_s = alive_s = time.monotonic()
         while self._process.running and not self._stopping.is_set():
             now_s = time.monotonic()
             port = self.slot.read_port()
             if port is None:
-                looked_s = well_s = now_s
-            elif now_s - looked_s >= LOOK_S or self._health.waits(self._name):
-                if now_s - looked_s > LOOKED_AWAY_S:
-                    # this machine stood still, and the worker with it: that is not held against it
-                    well_s = now_s
-                looked_s = now_s
+                asked_s = alive_s = now_s
+            elif now_s - asked_s >= HEALTH_INTERVAL_S or self._health.waits(self._name):
+                if now_s - asked_s > SUSPENDED_S:
+                    # the machine was suspended, and the worker with it
+                    alive_s = now_s
+                asked_s = now_s
                 reasons = ask_health(port, self._name, self._health)
                 if reasons == []:
-                    well_s = now_s
-                elif now_s - well_s > (HANGS_S if reasons else self._health.stall_s_max):
-                    return "; ".join(reasons or [f"no answer for {now_s - well_s:.0f} s"])
+                    alive_s = now_s
+                elif now_s - alive_s > (HANGS_S if reasons else self._health.stall_s_max):
+                    return "; ".join(reasons or [f"no answer for {now_s - alive_s:.0f} s"])
             self._stopping.wait(WATCH_S)
         return ""
 
-    def _keep_account(self) -> None:
-        """The process has ended: its account becomes a part of the worker's, and is in no file any more."""
+    def _add_account(self) -> None:
+        """Adds the account of a process that ended to the worker's, and deletes its file."""
         with self._accounting:
             self._ended = _both(self._ended, self._written())
             self.slot.clear()
@@ -237,7 +236,7 @@ class SupervisedWorker:
         try:
             return self.slot.read_account()
         except DataError as error:
-            log.warning("a worker's ledger is lost", worker=self.slot.number, reason=str(error))
+            log.warning("worker's account cannot be read", worker=self.slot.number, reason=str(error))
             return None
 
 
@@ -247,14 +246,14 @@ def _both(first: Account | None, other: Account | None) -> Account | None:
 
 
 def _check_partitions(config: Config) -> None:
-    """Raise SettingError where some worker would never get a partition, and never be ready."""
+    """Raises SettingError if there are fewer partitions than workers: a worker without one is never ready."""
     topic, processes = config.kafka.topics.transactions, config.worker.processes
     with closing(make_consumer(config.kafka, None)) as consumer:
         partitions = len(consumer.partitions_for(topic))
     if partitions < processes:
         raise SettingError(
             "configuration", "worker.processes", processes, f"topic {topic} has {partitions} partitions",
-            "have at most one worker a partition, or more partitions",
+            "set it to the number of partitions at most, or add partitions to the topic",
         )  # fmt: skip
 
 
@@ -265,7 +264,7 @@ def _worded(status: int | None) -> str:
 
 
 def _command(slot: WorkerSlot) -> list[str]:
-    # a new interpreter, never a fork: threads and gRPC do not live through one
+    # a new interpreter, never a fork: threads and gRPC do not survive a fork
     return [
         sys.executable, "-m", "cascade", "run",
         "--worker", str(slot.number), "--worker-directory", str(slot.directory),
@@ -275,13 +274,13 @@ def _command(slot: WorkerSlot) -> list[str]:
 @contextmanager
 def _directory() -> Iterator[Path]:
     try:
-        held = tempfile.TemporaryDirectory(prefix="cascade-workers-")
+        directory = tempfile.TemporaryDirectory(prefix="cascade-workers-")
     except OSError as error:
         raise SettingError(
             "environment", "TMPDIR", os.environ.get("TMPDIR"), f"no directory for the workers' files ({error})",
-            "name one that can be written to",
+            "set it to a writable directory",
         ) from error  # fmt: skip
-    with held as name:
+    with directory as name:
         yield Path(name)
 
 
@@ -297,6 +296,8 @@ def _metrics(workers: Sequence[SupervisedWorker], ledger: Ledger) -> Groups:
 
 def _state(worker: SupervisedWorker) -> list[Metric]:
     return [
-        GaugeMetricFamily("cascade_worker_up", "1 where the worker's process runs.", float(worker.running)),
-        CounterMetricFamily("cascade_worker_restarts", "Times that the worker ended untold.", worker.restarts),
+        GaugeMetricFamily("cascade_worker_up", "1 if the worker's process runs.", float(worker.running)),
+        CounterMetricFamily(
+            "cascade_worker_restarts", "Times that the worker ended without being stopped.", worker.restarts
+        ),
     ]

@@ -1,4 +1,4 @@
-"""What a process waits for at its start, and how it is told to stop."""
+"""Waits for broker and deep model at the start, and stops the process at a signal."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from streaming.clients.topics import wait_for_broker
 from streaming.health import HealthState
 
 log = structlog.get_logger()
-# One attempt; while it lasts the service says in health and log what it waits for, and then tries again.
+# Length of an attempt; before the next one, health and log name what the service waits for.
 WAIT_ATTEMPT_S = 5.0
-# Health hears of every attempt, the log of the first one and then ever less often.
+# Health shows every attempt; the log has the first one, and then fewer and fewer.
 LOG_PAUSE_FIRST_S, LOG_PAUSE_MAX_S = 2.0, 30.0
 
 
 class _StopRequested(Exception):
-    """The process was told to stop while it was waiting."""
+    """The process must stop while it is waiting."""
 
 
 class Stopping:
-    """Whether to stop; tells those who asked to hear of it."""
+    """A flag that the process must stop, with listeners."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
         self._listeners: list[Callable[[], None]] = []
 
     def set(self) -> None:
-        """Stop."""
+        """Sets the flag, and calls the listeners."""
         self._event.set()
         for listener in self._listeners:
             listener()
 
     def is_set(self) -> bool:
-        """Whether to stop."""
+        """Whether the process must stop."""
         return self._event.is_set()
 
     def wait(self, timeout_s: float) -> None:
-        """Return when it is time to stop, or after so long."""
+        """Returns when the flag is set, or after `timeout_s`."""
         self._event.wait(timeout_s)
 
     def on_set(self, listener: Callable[[], None]) -> None:
-        """Call it when it is time to stop; at once, where it is already."""
+        """Adds a listener; calls it at once if the flag is set."""
         self._listeners.append(listener)
         if self.is_set():
             listener()
@@ -59,7 +59,7 @@ class Stopping:
 
 @contextmanager
 def stop_signals() -> Iterator[Stopping]:
-    """SIGTERM and SIGINT ask to stop; a second one ends the process at once."""
+    """Sets the flag at SIGTERM or SIGINT; a second signal ends the process at once."""
     stopping = Stopping()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -78,10 +78,10 @@ def stop_signals() -> Iterator[Stopping]:
             signal.signal(number, handler)
 
 
-def await_broker(config: Config, health: HealthState, stopping: Stopping, patience_s: float = math.inf) -> None:
-    """Return once the broker answers, or when told to stop; raises BrokerError after `patience_s`, or if refused."""
+def await_broker(config: Config, health: HealthState, stopping: Stopping, wait_s_max: float = math.inf) -> None:
+    """Waits for the broker or for `stopping`; raises BrokerError after `wait_s_max`, or at an access error."""
     log_s = time.monotonic()
-    give_up_s, pause_s = log_s + patience_s, LOG_PAUSE_FIRST_S
+    give_up_s, pause_s = log_s + wait_s_max, LOG_PAUSE_FIRST_S
 
     def report(text: str) -> None:
         nonlocal log_s, pause_s
@@ -100,18 +100,19 @@ def await_broker(config: Config, health: HealthState, stopping: Stopping, patien
             return
         except BrokerError as error:
             if error.__cause__ is not None or time.monotonic() > give_up_s:
-                raise  # refused: waiting does not help; or waited for long enough
+                raise  # an access error, or the end of the wait
             report(str(error))
             continue
         return
 
 
-def await_model(deep: DeepStage, health: HealthState, stopping: Stopping, patience_s: float) -> None:
-    """Return once the model answers, when told to stop, or after `patience_s`: then the breaker finds it later.
+def await_model(deep: DeepStage, health: HealthState, stopping: Stopping, wait_s_max: float) -> None:
+    """Waits for the deep model, for `stopping`, or for `wait_s_max`.
 
-    Transactions without a decision are worse than decisions of the screener.
+    The service then starts without the model: decisions of the screener are better than none. The circuit breaker finds
+    the model when it is back.
     """
-    give_up_s = time.monotonic() + patience_s
+    give_up_s = time.monotonic() + wait_s_max
     while not stopping.is_set():
         health.progress()
         try:
@@ -120,7 +121,7 @@ def await_model(deep: DeepStage, health: HealthState, stopping: Stopping, patien
             health.waiting("deep model", str(error))
             log.warning("waiting for the deep model", reason=str(error))
             if time.monotonic() > give_up_s:
-                log.warning("starting without the deep model: the screener decides alone", waited_s=patience_s)
+                log.warning("starting without the deep model: the screener decides alone", waited_s=wait_s_max)
                 return
             stopping.wait(1.0)
             continue

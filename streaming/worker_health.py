@@ -1,4 +1,4 @@
-"""What a supervisor asks its workers over HTTP."""
+"""Reads the health and the metrics of supervised workers over HTTP."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class _Component(msgspec.Struct, frozen=True):
 
 
 class _Health(msgspec.Struct, frozen=True):
-    """The body of `/healthz`: why it should be restarted, and its parts."""
+    """The body of `/healthz`: the reasons to restart, and the components."""
 
     waiting_for: list[str]
     components: dict[str, _Component]
 
 
 def ask_health(port: int, name: str, health: HealthState) -> list[str] | None:
-    """Take a worker's health over into `health`, as the component `name`; None where it does not answer.
+    """Copies a worker's health into `health`, as the component `name`.
 
-    Returns why it should be started again, a line each, empty where it is alive. One question, for readiness is in the
-    answer about liveness as well.
+    Returns the reasons to restart the worker, a line each, empty if it is alive; None if it does not answer. A single
+    request is enough: the answer of `/healthz` has the components, and so the readiness.
     """
     body = _ask(port, "/healthz")
     if body is None:
@@ -38,7 +38,7 @@ def ask_health(port: int, name: str, health: HealthState) -> list[str] | None:
     try:
         found = msgspec.json.decode(body, type=_Health)
     except msgspec.MsgspecError as error:
-        health.waiting(name, f"an answer that cannot be read ({error})")
+        health.waiting(name, f"unreadable answer ({error})")
         return None
     waits = [
         f"{part}: {component.text or component.status}"
@@ -56,7 +56,7 @@ def ask_health(port: int, name: str, health: HealthState) -> list[str] | None:
 
 
 def ask_metrics(port: int | None) -> str:
-    """A worker's metrics in OpenMetrics, which has exemplars; empty where it does not answer."""
+    """Returns a worker's metrics in OpenMetrics, which has exemplars; empty if it does not answer."""
     body = None if port is None else _ask(port, "/metrics", {"Accept": OPENMETRICS})
     return "" if body is None else body.decode()
 

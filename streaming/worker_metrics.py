@@ -1,4 +1,4 @@
-"""The metrics of several workers as one exposition: each sample with its worker's number."""
+"""Merges the metrics of several workers into an exposition whose samples have the worker's number."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Groups = Mapping[str, Iterable[Metric]]
 
 
 def parse_metrics(text: str) -> list[Metric]:
-    """The families of an exposition, OpenMetrics or the classic text; raises ValueError where it is neither."""
+    """Returns the families of an exposition in OpenMetrics or the classic format; raises ValueError for any other."""
     if text.endswith("# EOF\n"):
         return list(openmetrics.text_string_to_metric_families(text))  # type: ignore[no-untyped-call]
     return list(text_string_to_metric_families(text))
 
 
 def merge_metrics(groups: Groups) -> list[Metric]:
-    """One family of each name, with the samples of all groups; the group's name is the label `worker`.
+    """Returns a family for each name, with the samples of all groups; the group's name is the label `worker`.
 
-    What the groups say of a name's type and help is the first one's: they run the same code.
+    Type and help are those of the first group: all groups run the same code.
     """
     families: dict[str, Metric] = {}
     for worker, metrics in groups.items():
@@ -40,7 +40,7 @@ def _labelled(sample: Sample, worker: str) -> Sample:
 
 
 class WorkersCollector(Collector):
-    """Asks `groups` at each scrape, and merges what they say."""
+    """Collects `groups` at each scrape, and merges their metrics."""
 
     def __init__(self, groups: Callable[[], Groups]) -> None:
         self._groups = groups
@@ -51,7 +51,7 @@ class WorkersCollector(Collector):
 
 
 def workers_registry(groups: Callable[[], Groups]) -> CollectorRegistry:
-    """A registry of its own that holds the collector, for `prometheus_client.exposition`."""
+    """Returns a separate registry with the collector, for `prometheus_client.exposition`."""
     registry = CollectorRegistry()
     registry.register(WorkersCollector(groups))
     return registry

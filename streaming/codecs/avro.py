@@ -69,10 +69,6 @@ class AvroCodec:
         self._writers = Writers(schemas, fields)
         self._columns = _Columns(fields)
         self._head: bytes | None = None
-        # compiles the kernel now, and not with the first message; for octets that cannot be written to, as theirs
-        none = np.zeros(0, np.int64)
-        ours = parse_writer(schema_text(fields), fields)
-        self._columns.read(np.frombuffer(b"-", np.uint8), none, none, [(ours, none)], {})
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """Read a fetch; raises BrokerError where a writer's schema cannot be had now."""
@@ -125,6 +121,15 @@ class AvroCodec:
                 for row in of_writer.tolist():
                     faults.setdefault(row, writer)
         return found
+
+
+def compile_avro_kernel() -> None:
+    """Compiles the kernel ahead of the first message."""
+    fields = {"amount": Field(type="float64")}
+    rows = np.zeros(0, np.int64)
+    # read-only octets, as those of messages
+    octets = np.frombuffer(b"-", np.uint8)
+    _Columns(fields).read(octets, rows, rows, [(parse_writer(schema_text(fields), fields), rows)], {})
 
 
 class _Columns:

@@ -478,7 +478,7 @@ def test_liveness_fails_for_a_partition_with_lag_and_no_progress(
         assert took_s > stall_s - 6
         reasons = health(config, "/healthz")[1]["waiting_for"]
         (reason,) = [line for line in reasons if line.startswith(f"partition {config.kafka.topics.transactions}-0: ")]
-        assert "records wait and none was taken for" in reason
+        assert " records waiting" in reason
         assert len(reasons) == 1, "the other partitions are well"
     finally:
         service.kill()

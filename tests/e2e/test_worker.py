@@ -558,7 +558,7 @@ def test_a_killed_worker_goes_on_from_its_snapshot_and_scores_as_if_nothing_had_
         assert 2 <= len(files) <= keep + 1
         # the newest is torn, as by a full disk: the one before will do
         files[-1].write_bytes(files[-1].read_bytes()[:-100])
-    assert "snapshot passed over" in told
+    assert "snapshot ignored" in told
     decisions = decisions_in(config)
     assert sorted(int(one.transaction_id) for one in decisions) == list(range(rows))
     check_scores(decisions, offline, bundle)

@@ -267,7 +267,7 @@ def test_a_killed_worker_is_named_and_comes_back(told: Told) -> None:
 
 def test_a_worker_that_hangs_is_named_killed_and_replaced(told: Told) -> None:
     (line,) = told.hung
-    found = re.fullmatch(r"worker 0: no answer for (\d+) s; it is ended", line)
+    found = re.fullmatch(r"worker 0: no answer for (\d+) s; stopping it", line)
     assert found
     assert STALL_S_MAX <= int(found[1]) < STALL_S_MAX + 10
     assert not psutil.pid_exists(told.pids[0])

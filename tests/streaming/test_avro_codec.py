@@ -405,9 +405,10 @@ def test_the_dearest_fetch_is_read_in_some_milliseconds() -> None:
 def test_the_kernel_is_compiled_before_the_first_message() -> None:
     """A process of its own: here other tests have compiled it already."""
     program = """
-from streaming.codecs.avro import AvroCodec
+from streaming.codecs.avro import AvroCodec, compile_avro_kernel
 from streaming.codecs.avro_kernels import read_messages
 from tests.streaming.test_avro_codec import FIELDS, GOOD, Held, PLAIN, PLAIN_NUMBER, record, written
+compile_avro_kernel()
 codec = AvroCodec(FIELDS, 65_536, Held({PLAIN_NUMBER: record(PLAIN)}))
 compiled = list(read_messages.signatures)
 assert codec.decode([written(PLAIN, GOOD)]).batch.rows == 1

@@ -57,7 +57,7 @@ def test_lag_without_progress_fails_liveness_within_the_bound(scene: Scene) -> N
     for now_s in range(0, 61, 5):
         assert scene.at(now_s, {HERE: 7}, {HERE: 107}) == []
     assert scene.at(65, {HERE: 7}, {HERE: 250}) == [
-        "partition transactions-0: 243 records wait and none was taken for 65 s"
+        "partition transactions-0: no progress for 65 s with 243 records waiting"
     ]
 
 

@@ -150,7 +150,7 @@ def test_health_says_which_worker_ended_and_how(start: Callable[..., Run], monke
     assert run.health.not_alive() == []
     os.kill(run.pids()[1], signal.SIGKILL)
     wait_until(lambda: bool(run.health.not_alive()))
-    assert run.health.not_alive() == ["worker 1: worker 1 ended with signal 9; it is started again"]
+    assert run.health.not_alive() == ["worker 1: worker 1 ended with signal 9; restarting it"]
 
 
 def test_a_worker_that_ends_at_each_start_ends_all_after_five_with_one_line(start: Callable[..., Run]) -> None:
@@ -188,11 +188,11 @@ def test_a_worker_that_says_for_some_time_that_it_hangs_is_ended_and_started_aga
     monkeypatch.setattr(supervisor, "PAUSE_S_FIRST", 30.0)
     run = start(ASKED, ASKED)
     wait_until(lambda: run.starts(0) == run.starts(1) == 1)
-    (run.directories[0] / "hangs").write_text("partition 3: stands still")
+    (run.directories[0] / "hangs").write_text("partition 3: no progress")
     wait_until(lambda: bool(run.health.not_alive()))
     assert run.workers[0].restarts == 0, "it is believed only when it has said so for some time"
     wait_until(lambda: run.workers[0].restarts == 1)
-    assert run.health.not_alive() == ["worker 0: worker 0 ended with signal 15; it is started again"]
+    assert run.health.not_alive() == ["worker 0: worker 0 ended with signal 15; restarting it"]
     assert run.workers[1].restarts == 0
 
 
@@ -200,7 +200,7 @@ def test_a_worker_that_hung_for_a_moment_is_left_alone(
     start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "HANGS_S", 30.0)
-    monkeypatch.setattr(supervisor, "LOOK_S", 0.05)
+    monkeypatch.setattr(supervisor, "HEALTH_INTERVAL_S", 0.05)
     run = start(ASKED)
     wait_until(lambda: run.starts(0) == 1)
     (run.directories[0] / "hangs").write_text("loop: no progress")

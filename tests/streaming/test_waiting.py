@@ -22,7 +22,7 @@ def test_health_hears_of_every_attempt_and_the_log_ever_less_often(
     config = msgspec.convert({"bundle": {"path": str(tmp_path)}, "kafka": {}}, Config)
     config = msgspec.structs.replace(config, kafka=KafkaSettings(bootstrap="127.0.0.1:1"))
     with capture_logs() as logs, pytest.raises(BrokerError):
-        await_broker(config, health, Stopping(), patience_s=0.5)
+        await_broker(config, health, Stopping(), wait_s_max=0.5)
     assert len(told) > 1
     assert [line["event"] for line in logs] == told[:1]
     assert "connection refused" in told[0]

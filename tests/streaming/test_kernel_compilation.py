@@ -1,0 +1,68 @@
+"""No transaction waits for the compilation of a kernel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cascade.bundle import SHIPPED_BUNDLE
+from cascade.config import BundleSettings, Config
+from streaming import service
+from streaming.health import HealthState
+
+# Runs simulated workers, with restarts and rebalances, and prints the kernels that are compiled after the start. The
+# digests are the simulator's own.
+PROGRAM = """
+import sys
+from numba.core.dispatcher import Dispatcher
+from bench.faults.run import simulate
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
+from cascade.config import Config
+from stages.assembly import make_engine
+from streaming.kernel_compilation import compile_kernels
+
+def signatures():
+    own = ("cascade.", "stages.", "streaming.")
+    modules = [module for name, module in sys.modules.items() if name.startswith(own)]
+    kernels = {kernel for module in modules for kernel in vars(module).values() if isinstance(kernel, Dispatcher)}
+    kernels = {kernel for kernel in kernels if kernel.__module__ != "cascade.features.digest"}
+    return {(kernel.__module__, kernel.__name__, signature) for kernel in kernels for signature in kernel.signatures}
+
+compile_kernels(make_engine(load_bundle(SHIPPED_BUNDLE)), Config(), ["avro"])
+at_start = signatures()
+for seed in range(20):
+    simulate(seed)
+print(sorted({f"{module}.{name}" for module, name, _ in signatures() - at_start}))
+"""
+
+
+def test_a_worker_compiles_no_kernel_after_its_start() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_kernels_are_compiled_before_the_worker_joins_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    health, events = HealthState(60.0), list[Any]()
+
+    def compile_kernels(engine: object, config: Config, codecs: list[str], on_progress: object) -> None:
+        events.append((codecs, health.not_ready()))
+
+    monkeypatch.setattr(service, "compile_kernels", compile_kernels)
+    monkeypatch.setattr(service, "HealthState", lambda stall_s_max: health)
+    monkeypatch.setattr(service, "await_broker", lambda *_: events.append("broker"))
+    monkeypatch.setattr(service, "await_model", lambda *_: None)
+    monkeypatch.setattr(service, "check_topics", lambda *_: None)
+    monkeypatch.setattr(service, "run_sessions", lambda *_: events.append("join"))
+    monkeypatch.setattr(service, "_settle_interpreter", lambda: None)
+    monkeypatch.setattr(
+        service, "LagWatch", lambda *_: SimpleNamespace(lags=dict, start=lambda: None, close=lambda: None)
+    )
+    service.serve(Config(bundle=BundleSettings(path=str(SHIPPED_BUNDLE))))
+    (codecs, waiting_for), *later = events
+    assert (codecs, later) == (["json"], ["broker", "join"])
+    assert "kernels: compiling, half a minute at the first start" in waiting_for
+    assert not any(line.startswith("kernels") for line in health.not_ready())
