@@ -6,7 +6,7 @@ attributes of a protocol is one.
 
 from __future__ import annotations
 
-import time
+import time as machine_time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -33,17 +33,9 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's clock."""
 
-    def time(self) -> float:
-        """See Clock."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """See Clock."""
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        """See Clock."""
-        time.sleep(seconds)
+    time = staticmethod(machine_time.time)
+    monotonic = staticmethod(machine_time.monotonic)
+    sleep = staticmethod(machine_time.sleep)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,20 +5,29 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
+import structlog
 
 from cascade import __version__, cli
+from cascade.bundle import SHIPPED_BUNDLE
 
-SHIPPED = Path(__file__).parents[1] / "cascade" / "bundles" / "simulator"
 COMMANDS = [name for name, command in cli.COMMANDS.items() if not command.group]
 
 
 def cascade(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cascade", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+
+
+@pytest.fixture(autouse=True)
+def restored_log() -> Iterator[None]:
+    """A command sets the log up for the standard error of its test, which pytest closes afterwards."""
+    yield
+    structlog.reset_defaults()
 
 
 def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -134,7 +143,7 @@ def test_wrong_usage_ends_with_2_and_without_a_traceback(
 def test_a_rate_must_be_a_positive_number(capsys: pytest.CaptureFixture[str], tmp_path: Path, rate: str) -> None:
     data = tmp_path / "data.parquet"
     assert called(capsys, "simulate", "--out", str(data), "--cards", "20", "--days", "3")[0] == 0
-    (tmp_path / "cascade.toml").write_text(f'[bundle]\npath = "{SHIPPED}"\n')
+    (tmp_path / "cascade.toml").write_text(f'[bundle]\npath = "{SHIPPED_BUNDLE}"\n')
     arguments = ("--data", str(data), "--config", str(tmp_path / "cascade.toml"))
     status, _, err = called(capsys, "replay", *arguments, "--rate", rate)
     assert status == 2

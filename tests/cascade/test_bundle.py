@@ -7,20 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from cascade.bundle import BUNDLE_FORMAT, FILES, MANIFEST, load_bundle, write_bundle
+from cascade.bundle import BUNDLE_FORMAT, FILES, MANIFEST, SHIPPED_BUNDLE, load_bundle, write_bundle
 from cascade.errors import BundleError, CascadeError
-
-SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 
 
 @pytest.fixture
 def content() -> dict[str, bytes]:
-    return {file: (SHIPPED / file).read_bytes() for file in FILES}
+    return {file: (SHIPPED_BUNDLE / file).read_bytes() for file in FILES}
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(SHIPPED, tmp_path / "bundle"))
+    return Path(shutil.copytree(SHIPPED_BUNDLE, tmp_path / "bundle"))
 
 
 def refusal(directory: Path) -> str:

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cascade.bundle import Bundle, load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.columns import Float64
 from cascade.engine import Engine, Screened, deep_inputs
 from cascade.frames import LabelledData, frame_to_batch
@@ -16,14 +15,13 @@ from stages.assembly import deep_signature, make_engine, make_screener
 from stages.deep.in_process import OnnxDeepStage
 from stages.offline import OfflineScores, labels_of, score_offline
 
-SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 # ONNX Runtime may add in another order in a batch of another size; measured on log-odds
 DEEP_DIFFERENCE_MAX = 1e-5
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return load_bundle(SHIPPED)
+    return load_bundle(SHIPPED_BUNDLE)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +33,7 @@ def data(bundle: Bundle) -> LabelledData:
 
 @pytest.fixture(scope="module")
 def deep(bundle: Bundle) -> Iterator[DeepStage]:
-    stage = OnnxDeepStage(SHIPPED / "deep.onnx", deep_signature(bundle))
+    stage = OnnxDeepStage(SHIPPED_BUNDLE / "deep.onnx", deep_signature(bundle))
     yield stage
     stage.close()
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import lightgbm
 import numpy as np
 import pytest
 
-from cascade.bundle import Bundle, load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.errors import BundleError
 from stages.assembly import make_engine, make_screener
-
-SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return load_bundle(SHIPPED)
+    return load_bundle(SHIPPED_BUNDLE)
 
 
 def test_the_shipped_screener_is_compiled_and_scores_as_lightgbm_does(bundle: Bundle) -> None:

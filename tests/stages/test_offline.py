@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cascade.bundle import Bundle, load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.features import FeatureEngine
 from cascade.frames import LabelledData, frame_to_batch
 from cascade.protocols import DeepStage, Screener
@@ -16,12 +15,10 @@ from stages.assembly import deep_signature, make_screener
 from stages.deep.in_process import OnnxDeepStage
 from stages.offline import OfflineScores, fold_rows, labels_of, score_offline
 
-SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
-
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return load_bundle(SHIPPED)
+    return load_bundle(SHIPPED_BUNDLE)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +34,7 @@ def screener(bundle: Bundle) -> Screener:
 
 @pytest.fixture(scope="module")
 def deep(bundle: Bundle) -> Iterator[DeepStage]:
-    stage = OnnxDeepStage(SHIPPED / "deep.onnx", deep_signature(bundle))
+    stage = OnnxDeepStage(SHIPPED_BUNDLE / "deep.onnx", deep_signature(bundle))
     yield stage
     stage.close()
 
