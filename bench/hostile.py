@@ -284,8 +284,10 @@ def _piece_moved(make: Maker) -> Message:
     """A piece is omitted, or copied to another position."""
     message = make.valid_message()
     low, high = sorted((make.below(len(message)), make.below(len(message))))
-    place = make.below(len(message))
-    return message[:low] + message[high:] if place & 1 else message[:place] + message[low:high] + message[place:]
+    position = make.below(len(message))
+    if position & 1:
+        return message[:low] + message[high:]
+    return message[:position] + message[low:high] + message[position:]
 
 
 def _two_spliced(make: Maker) -> Message:
@@ -299,9 +301,9 @@ def _two_concatenated(make: Maker) -> Message:
 
 def _token_inserted(make: Maker) -> Message:
     message = make.valid_message()
-    place = make.below(len(message))
+    position = make.below(len(message))
     token = make.choice(make.tokens)
-    return message[:place] + token + message[place + (len(token) if make.chance.random() < 0.5 else 0) :]
+    return message[:position] + token + message[position + (len(token) if make.chance.random() < 0.5 else 0) :]
 
 
 def _value_extreme(make: Maker) -> Message:
@@ -380,8 +382,8 @@ def costliest(make: Maker) -> bytes:
     entries, room = make.entries(), make.bytes_max - 1_000
     if make.name in HEADS:
         text = "é" * (room // 2 if make.below(2) else 12)
-        place = make.below(len(entries))
-        entries[place][1] = make.instead_of(entries[place][1], make.encode(text))
+        position = make.below(len(entries))
+        entries[position][1] = make.instead_of(entries[position][1], make.encode(text))
         return make.join(entries)
     kind, new = make.below(6), make.encode("new")
     if kind == 0:

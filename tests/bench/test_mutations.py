@@ -132,7 +132,7 @@ def publish_a_late_answer(patch: pytest.MonkeyPatch) -> None:
 
 @caught("state: of worker", 0, 3, 5)
 def fold_nothing_in_a_replay(patch: pytest.MonkeyPatch) -> None:
-    def mutated(self: Engine, batch: ColumnBatch, sources: Int64 | None = None) -> None:
+    def mutated(self: Engine, batch: ColumnBatch, partition_ids: Int64 | None = None) -> None:
         """Nothing."""
 
     patch.setattr(Engine, "fold", mutated)
@@ -174,7 +174,7 @@ def resume_at_the_commit_instead_of_the_snapshot(patch: pytest.MonkeyPatch) -> N
 
 @caught("state: of worker", 3, 15, 18)
 def keep_the_state_of_lost_partitions(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(FeatureEngine, "forget", lambda self, source: None)
+    patch.setattr(FeatureEngine, "forget", lambda self, partition_id: None)
 
 
 @caught("must repeat", 48, 50, 63)
