@@ -70,7 +70,7 @@ def demo(
     bundle = load_bundle(SHIPPED_BUNDLE)
     with Steps() as progress:
         data_path = directory / "transactions.parquet"
-        simulate(SIMULATION, lambda _, share: progress("simulate", share)).write_parquet(data_path)
+        simulate(SIMULATION, lambda share: progress("simulate", share)).write_parquet(data_path)
         data = read_labelled(data_path, bundle.schema)
         live_rows = min(int(rate * seconds), data.batch.rows // 2)
         backlog_rows = data.batch.rows - live_rows

@@ -26,7 +26,7 @@ import polars as pl
 
 from cascade.columns import Bool, Float64, Int64
 from cascade.errors import SettingError
-from cascade.progress import StepProgress
+from cascade.progress import Progress
 
 PATTERNS: Final = (
     "none",
@@ -197,35 +197,31 @@ class _Rows:
         return _Rows(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-def simulate(settings: SimulatorSettings, progress: StepProgress | None = None) -> pl.DataFrame:
+def simulate(settings: SimulatorSettings, progress: Progress | None = None) -> pl.DataFrame:
     """Simulate transactions, in order of event_time, then transaction_id. Equal settings give an equal frame.
 
     Columns: `transaction_id` int64, `event_time` datetime[ms, UTC], `card_id` int64, `terminal_id` int64, `amount`
     float64 (EUR, two decimals), `entry_mode` string (one of ENTRY_MODES), `fraud` int8, and `fraud_pattern` string
     (one of PATTERNS; `none` for a genuine transaction). `fraud_pattern` is part of the answer and never a feature.
 
-    The simulation calls `progress` with the name of the present part and the share that is done.
+    The simulation calls `progress` with the share that is done.
     """
-    report = progress if progress is not None else _silent
+    report = progress or (lambda share: None)
     # a stream of random numbers for each part: a change in one part leaves the others as they were
     streams = [np.random.Generator(np.random.PCG64(seed)) for seed in np.random.SeedSequence(settings.seed).spawn(9)]
-    report("cards and terminals", 0.0)
+    report(0.0)
     terminals = _make_terminals(streams[0], settings)
     cards = _make_cards(streams[1], settings, terminals)
-    report("genuine transactions", 0.1)
+    report(0.1)
     world = _World(settings, terminals, cards)
     card, time_ms = _genuine_times(streams[2], world)
     rows = _genuine_purchases(streams[3], world, card, time_ms)
-    report("fraud", 0.6)
+    report(0.6)
     rows = _add_fraud(streams[4:8], world, rows)
-    report("sorting", 0.85)
+    report(0.85)
     frame = _frame(streams[8], settings, terminals, rows)
-    report("done", 1.0)
+    report(1.0)
     return frame
-
-
-def _silent(part: str, done: float) -> None:
-    pass
 
 
 def _pick_columns(rng: np.random.Generator, cumulative: Float64, row: Int64) -> Int64:

@@ -144,7 +144,7 @@ def simulate(
         cards=cards, terminals=terminals, days=days, start=start.date(), fraud_share=fraud_share, seed=seed
     )
     with Steps() as progress:
-        frame = run(settings, progress)
+        frame = run(settings, lambda share: progress("simulate", share))
     out.parent.mkdir(parents=True, exist_ok=True)
     frame.write_parquet(out, compression="zstd")
     frauds = frame.filter(frame["fraud"] == 1)["fraud_pattern"].value_counts(sort=True)

@@ -146,7 +146,7 @@ def test_cards_leave_and_new_ones_enter() -> None:
 
 def test_progress_rises_to_the_end() -> None:
     shares: list[float] = []
-    simulate(SimulatorSettings(cards=20, terminals=20, days=2), lambda _part, share: shares.append(share))
+    simulate(SimulatorSettings(cards=20, terminals=20, days=2), shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
