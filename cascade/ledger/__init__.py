@@ -1,4 +1,4 @@
-"""What every decision took: latency, energy, and whether the service level is met."""
+"""What each decision cost: latency, energy and carbon, and whether the service level is met."""
 
 from cascade.ledger.account import Account, merge_accounts
 from cascade.ledger.attribution import Books, Entry, MixedEnergyError, attribute
@@ -15,7 +15,7 @@ from cascade.ledger.energy import (
 from cascade.ledger.errors import MeterError
 from cascade.ledger.export import LedgerCollector, energy_metrics, ledger_registry
 from cascade.ledger.figures import summarise
-from cascade.ledger.journal import Journal, Life, merged_between, read_journal
+from cascade.ledger.journal import Journal, Run, merged_between, read_journal
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.ledger import Ledger
 from cascade.ledger.render import render
@@ -38,7 +38,6 @@ __all__ = [
     "Ledger",
     "LedgerCollector",
     "LedgerSummary",
-    "Life",
     "MeterError",
     "MixedEnergyError",
     "ModelQuality",
@@ -47,6 +46,7 @@ __all__ = [
     "Path",
     "QualityComparison",
     "RaplMeter",
+    "Run",
     "ServiceLevel",
     "Stage",
     "StageClock",

@@ -1,6 +1,6 @@
-"""A ledger's account: everything that it knows at a moment, in a form that is written, read and merged.
+"""A ledger's account: all its counts, histograms and meter readings at a moment; it can be written, read and merged.
 
-A summary holds quantiles, and quantiles of several ledgers cannot be put together; an account holds the histograms.
+A summary has quantiles, which cannot be merged. An account has the histograms.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import reduce
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 
@@ -20,17 +20,20 @@ from cascade.ledger.sla import ServiceLevel
 from cascade.protocols import EnergyKind
 
 ACCOUNT_FORMAT: Final = 1
-# What a table can show; a merged meter says how many sources it has beyond these.
+# A table has room for these; `MeterState.source` gives the number of the others.
 SOURCES_MAX: Final = 4
 
 
-class MeterState(msgspec.Struct, frozen=True, kw_only=True):
-    """The last word of one meter: joules since the ledger began, or the problem since which it gives none.
+class MeterState(msgspec.Struct, frozen=True):
+    """The last reading of one meter, or of `meters` meters of the same name and kind, merged.
 
-    `kind` stays known where a meter that once worked is lost, so that its kind's total is known to lack it. Merged, it
-    is `meters` of them: their sum, the first `SOURCES_MAX` of their sources in order, and no sum where one was lost.
-    `carbon_g`: of these joules, where carbon is accounted and the grid's intensity was known all the time.
-    `uncertainty` and `check_j`: as an EnergyReading has them.
+    meter: its name.
+    kind: also set after a working meter was lost, so that the total of its kind is unknown; None if it never worked.
+    sources: where the joules come from, sorted; at most `SOURCES_MAX`.
+    energy_j: joules since the ledger began; None if a meter was lost.
+    problem: why `energy_j` is None.
+    carbon_g: gCO2e of these joules; None without carbon accounting, or if the grid's intensity was ever unknown.
+    uncertainty, check_j: as in EnergyReading.
     """
 
     meter: str
@@ -43,26 +46,14 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
     uncertainty: float | None = None
     check_j: float | None = None
 
-    @classmethod
-    def of(
-        cls, meter: str, kind: EnergyKind | None, source: str, energy_j: float | None, problem: str | None,
-        carbon_g: float | None = None, uncertainty: float | None = None, check_j: float | None = None,
-    ) -> Self:  # fmt: skip
-        """The state of a single meter; `source` is empty where it has none."""
-        sources = (source,) if source else ()
-        return cls(
-            meter=meter, kind=kind, sources=sources, energy_j=energy_j, problem=problem, carbon_g=carbon_g,
-            uncertainty=uncertainty, check_j=check_j,
-        )  # fmt: skip
-
     @property
     def source(self) -> str:
-        """Where the joules come from, in a line."""
+        """All sources in one line."""
         more = self.meters - len(self.sources)
         return "; ".join(self.sources) + (f"; and {more} more" if self.sources and more else "")
 
     def since(self, earlier: MeterState | None) -> MeterState:
-        """The joules after an earlier word of the same meter; of all where that gave none."""
+        """The joules since an earlier state of the same meter; all of them if `earlier` has none."""
         if self.energy_j is None or earlier is None or earlier.energy_j is None:
             return self
         sources = tuple(f"a part of {source}" for source in self.sources)
@@ -76,7 +67,7 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def merged(self, other: MeterState) -> MeterState:
-        """Both together."""
+        """The sum of both states; without joules if either has none."""
         known = self.energy_j is not None and other.energy_j is not None
         return MeterState(
             meter=self.meter,
@@ -92,11 +83,11 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a ledger knows from `started` to `ended`; of several, merged, from the first to the last.
+    """All counts and readings of a ledger from `started` to `ended`, or of several merged ledgers.
 
-    `bundle_versions`, `screeners`, `deep_backends`, `machines`: each that occurs, in order. `carbon_bases`: by which
-    inputs carbon was accounted, each that occurs; `embodied_g`: of the hardware's making, None where no carbon is
-    accounted.
+    watts_per_core, gpu_idle_watts: stated in the settings; None if not stated.
+    bundle_versions, screeners, deep_backends, machines, carbon_bases: each value that occurs, sorted.
+    embodied_g: gCO2e of manufacturing the hardware; None without carbon accounting.
     """
 
     format: int = ACCOUNT_FORMAT
@@ -115,13 +106,15 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     deep_backends: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
-        """One line of JSON, without a line end."""
+        """One line of JSON without a newline."""
         return msgspec.json.encode(self, enc_hook=_encode)
 
     def since(self, earlier: Account) -> Account:
-        """What came after `earlier`, an account of the same ledger; raises DataError where it is none."""
+        """The difference from `earlier`, an earlier account of the same ledger; raises DataError if it is not one."""
         if earlier.started != self.started or earlier.ended > self.ended:
-            raise DataError("ledger accounts: not an earlier and a later one of the same ledger")
+            raise DataError(
+                "ledger accounts: only two accounts of the same ledger have a difference, the earlier first"
+            )
         before = {(state.meter, state.kind): state for state in earlier.meters}
         return msgspec.structs.replace(
             self,
@@ -133,64 +126,64 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_json(cls, line: bytes) -> Account:
-        """The account that `to_json` wrote; raises DataError for anything else."""
+        """Reads what `to_json` wrote; raises DataError for anything else."""
         try:
             account = msgspec.json.decode(line, type=cls, dec_hook=_decode)
         except msgspec.MsgspecError as error:
-            raise DataError(f"ledger account: not one that this release reads ({error})") from error
+            raise DataError(f"ledger account: this release cannot read it ({error})") from error
         if account.format != ACCOUNT_FORMAT:
-            raise DataError(f"ledger account: format {account.format}, this release reads {ACCOUNT_FORMAT}")
+            raise DataError(f"ledger account: format {account.format}; this release reads format {ACCOUNT_FORMAT}")
         return account
 
 
 def merge_accounts(accounts: Iterable[Account]) -> Account:
-    """One account of all, as of a ledger that had been told everything, in whatever order they are given.
+    """The account that a single ledger would have made of the same events; the order of `accounts` does not matter.
 
-    Counts and buckets are exact; sums of seconds and joules are so within the rounding of float64. Meters of the same
-    name and kind are added up: what two ledgers have metered both, a GPU say, counts twice, so one of them must own it.
-    Raises DataError where there are none, or where they were kept under different service levels or stated watts.
+    Counts and buckets are exact; sums of seconds and joules are exact within the rounding of float64. Meters of the
+    same name and kind are added up, so only one ledger may read a device: a GPU in two ledgers would count twice.
+    Raises DataError if there is no account, or if service levels or stated watts differ.
     """
-    given = list(accounts)
-    if not given:
-        raise DataError("ledger accounts: none to merge")
-    return reduce(_merged, given)
+    found = list(accounts)
+    if not found:
+        raise DataError("ledger accounts: there is none to merge")
+    return reduce(_merged, found)
 
 
-def _merged(one: Account, other: Account) -> Account:
-    if _terms(one) != _terms(other):
-        raise DataError("ledger accounts: kept under different service levels or stated watts; merge like with like")
-    counters = one.counters.copy()
-    counters.merge(other.counters)
+def _merged(first: Account, second: Account) -> Account:
+    if _settings(first) != _settings(second):
+        raise DataError("ledger accounts: their service levels or stated watts differ; merge only accounts that agree")
+    counters = first.counters.copy()
+    counters.merge(second.counters)
     return Account(
-        started=min(one.started, other.started),
-        ended=max(one.ended, other.ended),
+        started=min(first.started, second.started),
+        ended=max(first.ended, second.ended),
         counters=counters,
-        meters=_merged_meters(one.meters + other.meters),
-        service_level=one.service_level,
-        watts_per_core=one.watts_per_core,
-        bundle_versions=tuple(sorted({*one.bundle_versions, *other.bundle_versions})),
-        screeners=tuple(sorted({*one.screeners, *other.screeners})),
-        machines=_in_order(one.machines + other.machines),
-        carbon_bases=tuple(sorted({*one.carbon_bases, *other.carbon_bases})),
-        embodied_g=sum_if_known((one.embodied_g, other.embodied_g)),
-        gpu_idle_watts=one.gpu_idle_watts,
-        deep_backends=tuple(sorted({*one.deep_backends, *other.deep_backends})),
+        meters=_merged_meters(first.meters + second.meters),
+        service_level=first.service_level,
+        watts_per_core=first.watts_per_core,
+        bundle_versions=tuple(sorted({*first.bundle_versions, *second.bundle_versions})),
+        screeners=tuple(sorted({*first.screeners, *second.screeners})),
+        machines=_distinct(first.machines + second.machines),
+        carbon_bases=tuple(sorted({*first.carbon_bases, *second.carbon_bases})),
+        embodied_g=sum_if_known((first.embodied_g, second.embodied_g)),
+        gpu_idle_watts=first.gpu_idle_watts,
+        deep_backends=tuple(sorted({*first.deep_backends, *second.deep_backends})),
     )
 
 
-def _terms(account: Account) -> tuple[object, ...]:
-    """What two accounts must have alike to be put together."""
+def _settings(account: Account) -> tuple[object, ...]:
+    """The settings that must be equal in accounts to be merged."""
     return account.service_level, account.watts_per_core, account.gpu_idle_watts
 
 
 def sum_if_known(values: Sequence[float | None]) -> float | None:
-    """Their sum; None where one of them is not known, never a part of it."""
+    """The sum; None if any value is unknown, so that a partial sum never passes for the whole."""
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
 
 
 def _max_if_known(values: Sequence[float | None]) -> float | None:
-    """The largest; None where one of them is not known."""
+    """The maximum; None if any value is unknown."""
     known = [value for value in values if value is not None]
     return max(known) if len(known) == len(values) else None
 
@@ -203,7 +196,7 @@ def _merged_meters(states: Iterable[MeterState]) -> tuple[MeterState, ...]:
     return tuple(found[key] for key in sorted(found, key=lambda key: (key[0], key[1] or "")))
 
 
-def _in_order(machines: Iterable[Machine]) -> tuple[Machine, ...]:
+def _distinct(machines: Iterable[Machine]) -> tuple[Machine, ...]:
     by_text = {machine.text: machine for machine in machines}
     return tuple(by_text[text] for text in sorted(by_text))
 
@@ -211,10 +204,10 @@ def _in_order(machines: Iterable[Machine]) -> tuple[Machine, ...]:
 def _encode(value: Any) -> Any:
     if isinstance(value, LatencyHistogram):
         return value.to_dict()
-    raise NotImplementedError(f"{type(value)} has no place in an account")
+    raise NotImplementedError(f"an account cannot contain a {type(value)}")
 
 
 def _decode(kind: type, value: Any) -> Any:
     if kind is LatencyHistogram:
         return LatencyHistogram.from_dict(value)
-    raise NotImplementedError(f"{kind} has no place in an account")
+    raise NotImplementedError(f"an account cannot contain a {kind}")

@@ -1,15 +1,16 @@
-"""Who used the joules that the meters told, as double entry: every meter's joules stand on both sides.
+"""Attribution of the meters' joules to what used them, as double-entry books.
 
-On one side is what a meter says. On the other are entries: idle, each stage, the deep model's answers, the answers that
-came to nothing, what the worker does besides, and a residual, which is what the entries do not explain. The two sides
-are equal by construction; how well the books are kept is told by the residual, and by how far the counter is from the
-same joules by another way.
+The reading of a meter stands on one side. On the other side stand entries: idle, each stage, deep answers that decided
+a transaction, deep answers that decided nothing, the rest of the worker, and a residual. The residual is what the
+entries do not explain, so the two sides are equal by construction. The books are good if the residual is small, and if
+a second measurement of the same joules (`check_j`) agrees with the counter.
 
-Worker: its CPU seconds by stage, measured on its own thread, at the stated watts; the rest of its process (fetching,
-the clients' threads) on a line of its own. Deep model: by the rows it was sent, those whose answers decided something
-apart from those that came too late or whose transactions were decided without. Idle: where it is stated; without a
-statement it is within the other lines, and `Books.idle_stated` says so. What a machine-wide counter tells is not
-divided: other processes are in it.
+Worker: the CPU seconds of each stage, measured on the worker's thread, times the stated watts. One further line has the
+rest of the process: fetching and the threads of the clients.
+Deep model: divided by rows. Rows whose answers came too late, or whose transactions were decided otherwise, have a line
+of their own.
+Idle: a line of its own if idle power is stated; else it is part of the other lines, and `Books.idle_stated` is False.
+Counters of the whole machine are not divided, because other processes are in them.
 """
 
 from __future__ import annotations
@@ -25,36 +26,40 @@ from cascade.ledger.counters import Counters
 from cascade.ledger.energy import DEEP_METER, IDLE_METER, WORKER_METER
 from cascade.protocols import EnergyKind
 
-# Names of entries beside those of the worker's stages.
+# Names of lines; the worker's stages are lines too.
 IDLE: Final = "idle"
 WORKER_REST: Final = "worker, besides its stages"
 DEEP: Final = "deep answers"
 WASTED: Final = "deep answers that decided nothing"
 UNDIVIDED: Final = "machine, not divided"
 RESIDUAL: Final = "residual"
-# Of a meter's joules: what adding up float64 leaves.
+# A residual below this share of the meter's joules is the rounding error of float64 sums.
 ROUNDING: Final = 1e-12
 Path = Literal["screened", "escalated"]
+OfEach = Path | Literal["all"] | None
+# line, joules, the decisions that share them equally
+_Share = tuple[str, float, OfEach]
 
 
 class MixedEnergyError(CascadeError):
-    """A sum over measured and modelled joules was asked for without saying that a mixture is meant."""
+    """A caller asked for a sum over measured and modelled joules without `mixed=True`."""
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """Joules of one meter on one line. `of_each`: decisions that share them equally; None where nobody's."""
+class Entry(msgspec.Struct, frozen=True):
+    """Joules of one meter on one line. `of_each`: the decisions that share them equally; None if none do."""
 
     line: str
     meter: str
     kind: EnergyKind
     energy_j: float
-    of_each: Path | Literal["all"] | None
+    of_each: OfEach
 
 
-class Closing(msgspec.Struct, frozen=True, kw_only=True):
-    """How one meter's page closes: its joules, what the entries besides the residual explain, and what is left.
+class Closing(msgspec.Struct, frozen=True):
+    """The balance of one meter.
 
-    `check_j`: the same joules by another way (power integrated over time), where there is one.
+    energy_j: joules by the meter; entries_j: the sum of its entries; residual_j: the difference.
+    check_j: the same joules by a second measurement (power integrated over time); None if there is none.
     """
 
     meter: str
@@ -66,27 +71,28 @@ class Closing(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def residual_share(self) -> float:
-        """Of the meter's joules; 0 where it has none."""
+        """The residual as a share of the meter's joules; 0 if it has none."""
         return self.residual_j / self.energy_j if self.energy_j else 0.0
 
     @property
     def check_share(self) -> float | None:
-        """How far the other way is from the meter, as a share of it."""
+        """The difference of the second measurement from the meter, as a share of the meter's joules."""
         return None if self.check_j is None or not self.energy_j else self.check_j / self.energy_j - 1.0
 
 
-class PathEnergy(msgspec.Struct, frozen=True, kw_only=True):
-    """mJ of one kind that a decision on a path has used, its share of what all share included; idle is not in it."""
+class PathEnergy(msgspec.Struct, frozen=True):
+    """mJ of one kind for a decision on a path: its own, and its share of what all decisions use. Without idle."""
 
     path: Path
     kind: EnergyKind
     mj_per_decision: float
 
 
-class Books(msgspec.Struct, frozen=True, kw_only=True):
-    """The books of a window. `lost`: meters that gave no joules, whose page is missing.
+class Books(msgspec.Struct, frozen=True):
+    """The entries and balances of all meters over a period.
 
-    `idle_stated`: whether idle stands apart; else it is within the other lines.
+    idle_stated: True if idle has lines of its own; else it is part of the other lines.
+    lost: meters without joules, for which there are no entries.
     """
 
     entries: tuple[Entry, ...]
@@ -96,21 +102,21 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     lost: tuple[str, ...]
 
     def total_j(self, lines: Iterable[str] | None = None, *, mixed: bool = False) -> float:
-        """Joules on these lines, on all where None; raises MixedEnergyError for two kinds at once, unless `mixed`.
+        """Joules on these lines, on all if None. Raises MixedEnergyError if both kinds occur, unless `mixed` is True.
 
-        >>> one = Entry(line="decode", meter="cpu-worker", kind="modelled", energy_j=2.0, of_each="all")
-        >>> books = Books(entries=(one,), closings=(), paths=(), idle_stated=False, lost=())
+        >>> entry = Entry("decode", "cpu-worker", "modelled", energy_j=2.0, of_each="all")
+        >>> books = Books((entry,), closings=(), paths=(), idle_stated=False, lost=())
         >>> books.total_j(["decode"])
         2.0
         """
         wanted = None if lines is None else set(lines)
         chosen = [entry for entry in self.entries if wanted is None or entry.line in wanted]
         if len({entry.kind for entry in chosen}) > 1 and not mixed:
-            raise MixedEnergyError("joules both measured and modelled: ask for one kind, or for a mixed sum by name")
+            raise MixedEnergyError("these joules are both measured and modelled: choose one kind, or pass mixed=True")
         return sum(entry.energy_j for entry in chosen)
 
     def by_line(self, kind: EnergyKind) -> dict[str, float]:
-        """Joules of a kind by line, in the order of the entries."""
+        """Joules of one kind by line, in the order of the entries."""
         found: dict[str, float] = {}
         for entry in self.entries:
             if entry.kind == kind:
@@ -119,7 +125,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def attribute(account: Account) -> Books:
-    """The books of an account."""
+    """The books of an account: entries and a balance for each meter that has joules."""
     entries: list[Entry] = []
     closings: list[Closing] = []
     lost: list[str] = []
@@ -128,99 +134,77 @@ def attribute(account: Account) -> Books:
         if state.energy_j is None or state.kind is None:
             lost.append(state.meter)
             continue
-        page = _page(state, state.energy_j, state.kind, account)
-        explained_j = sum(entry.energy_j for entry in page)
+        shares = _shares(state, state.energy_j, account)
+        explained_j = sum(energy_j for _, energy_j, _ in shares)
         residual_j = state.energy_j - explained_j
         if abs(residual_j) <= ROUNDING * state.energy_j:
             residual_j = 0.0
-        idle_stated |= any(entry.line == IDLE for entry in page)
-        entries += [entry for entry in page if entry.energy_j]
-        if residual_j:
-            entries.append(_entry(RESIDUAL, state, state.kind, residual_j, None))
-        closings.append(
-            Closing(
-                meter=state.meter, kind=state.kind, energy_j=state.energy_j, entries_j=explained_j,
-                residual_j=residual_j, check_j=state.check_j,
-            )
-        )  # fmt: skip
-    return Books(
-        entries=tuple(entries), closings=tuple(closings), paths=_paths(entries, account.counters),
-        idle_stated=idle_stated, lost=tuple(lost),
-    )  # fmt: skip
+        idle_stated |= any(line == IDLE for line, _, _ in shares)
+        entries += [
+            Entry(line, state.meter, state.kind, energy_j, of_each)
+            for line, energy_j, of_each in [*shares, (RESIDUAL, residual_j, None)]
+            if energy_j
+        ]
+        closings.append(Closing(state.meter, state.kind, state.energy_j, explained_j, residual_j, state.check_j))
+    return Books(tuple(entries), tuple(closings), _paths(entries, account.counters), idle_stated, tuple(lost))
 
 
-def _page(state: MeterState, energy_j: float, kind: EnergyKind, account: Account) -> list[Entry]:
-    """The entries that one meter's joules go to."""
+def _shares(state: MeterState, energy_j: float, account: Account) -> list[_Share]:
+    """Divides the joules of one meter."""
     counters = account.counters
     if state.meter == WORKER_METER:
-        return _worker(state, energy_j, kind, counters, account.watts_per_core)
+        return _worker(energy_j, counters, account.watts_per_core)
     if state.meter == DEEP_METER:
-        return _deep(state, energy_j, kind, counters)
+        return _deep(energy_j, counters)
     if state.meter == IDLE_METER:
-        return [_entry(IDLE, state, kind, energy_j, None)]
+        return [(IDLE, energy_j, None)]
     if state.meter.startswith("gpu"):
-        return _gpu(state, energy_j, kind, account)
-    return [_entry(UNDIVIDED, state, kind, energy_j, None)]
+        return _gpu(energy_j, account, state.meters)
+    return [(UNDIVIDED, energy_j, None)]
 
 
-def _worker(
-    state: MeterState, energy_j: float, kind: EnergyKind, counters: Counters, watts_per_core: float | None
-) -> list[Entry]:
-    """By stage, and the rest; where the stages' clocks tell more than the process used, the residual is negative."""
+def _worker(energy_j: float, counters: Counters, watts_per_core: float | None) -> list[_Share]:
+    """By stage. The residual is negative if the stages' clocks add up to more than the process has used."""
     if watts_per_core is None:
-        return [_entry(WORKER_REST, state, kind, energy_j, "all")]
-    page = [
-        _entry(stage, state, kind, cpu_s * watts_per_core, "all")
-        for stage, cpu_s in counters.stage_cpu_s.items()
-        if cpu_s
+        return [(WORKER_REST, energy_j, "all")]
+    stages: list[_Share] = [
+        (stage, cpu_s * watts_per_core, "all") for stage, cpu_s in counters.stage_cpu_s.items() if cpu_s
     ]
-    rest_j = energy_j - sum(entry.energy_j for entry in page)
-    return [*page, _entry(WORKER_REST, state, kind, max(rest_j, 0.0), "all")]
+    rest_j = energy_j - sum(stage_j for _, stage_j, _ in stages)
+    return [*stages, (WORKER_REST, max(rest_j, 0.0), "all")]
 
 
-def _deep(state: MeterState, dynamic_j: float, kind: EnergyKind, counters: Counters) -> list[Entry]:
-    """By rows: those that an answer decided, and those that were sent for nothing; without any row, a residual."""
+def _deep(dynamic_j: float, counters: Counters) -> list[_Share]:
+    """By rows. Without any row there is nothing to divide by, so that the joules become the residual."""
     rows = counters.deep_rows
     if not rows:
         return []
     answered = min(counters.paths["escalated"].count, rows)
     wasted_j = dynamic_j * (rows - answered) / rows
-    return [
-        _entry(DEEP, state, kind, dynamic_j - wasted_j, "escalated"),
-        _entry(WASTED, state, kind, wasted_j, None),
-    ]
+    return [(DEEP, dynamic_j - wasted_j, "escalated"), (WASTED, wasted_j, None)]
 
 
-def _gpu(state: MeterState, energy_j: float, kind: EnergyKind, account: Account) -> list[Entry]:
-    """Idle, where it is stated, and the rest by rows; idle is never more than there is."""
+def _gpu(energy_j: float, account: Account, gpus: int) -> list[_Share]:
+    """Stated idle power first, at most all of the joules; the rest by rows."""
     if account.gpu_idle_watts is None:
-        return _deep(state, energy_j, kind, account.counters)
+        return _deep(energy_j, account.counters)
     elapsed_s = (account.ended - account.started).total_seconds()
-    idle_j = min(account.gpu_idle_watts * elapsed_s * state.meters, energy_j)
-    return [
-        _entry(IDLE, state, kind, idle_j, None), *_deep(state, energy_j - idle_j, kind, account.counters)
-    ]  # fmt: skip
-
-
-def _entry(
-    line: str, state: MeterState, kind: EnergyKind, energy_j: float, of_each: Path | Literal["all"] | None
-) -> Entry:
-    return Entry(line=line, meter=state.meter, kind=kind, energy_j=energy_j, of_each=of_each)
+    idle_j = min(account.gpu_idle_watts * elapsed_s * gpus, energy_j)
+    return [(IDLE, idle_j, None), *_deep(energy_j - idle_j, account.counters)]
 
 
 def _paths(entries: Sequence[Entry], counters: Counters) -> tuple[PathEnergy, ...]:
-    """What a screened and an escalated decision cost, by kind: its share of what all share, and what is its own."""
+    """The energy of a screened and of an escalated decision, by kind."""
     decisions, escalated = counters.decisions, counters.paths["escalated"].count
-    found = []
+    if not decisions:
+        return ()
+    paths = []
     for kind in dict.fromkeys(entry.kind for entry in entries):
         of_all_j = sum(entry.energy_j for entry in entries if entry.kind == kind and entry.of_each == "all")
         own_j = sum(entry.energy_j for entry in entries if entry.kind == kind and entry.of_each == "escalated")
-        if not decisions:
-            continue
         shared_mj = 1e3 * of_all_j / decisions
         if of_all_j:
-            found.append(PathEnergy(path="screened", kind=kind, mj_per_decision=shared_mj))
+            paths.append(PathEnergy("screened", kind, shared_mj))
         if escalated and (of_all_j or own_j):
-            own_mj = 1e3 * own_j / escalated
-            found.append(PathEnergy(path="escalated", kind=kind, mj_per_decision=shared_mj + own_mj))
-    return tuple(found)
+            paths.append(PathEnergy("escalated", kind, shared_mj + 1e3 * own_j / escalated))
+    return tuple(paths)

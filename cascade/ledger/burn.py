@@ -1,10 +1,11 @@
-"""Error budgets from a journal: what is left of each, and how fast it burns over several windows.
+"""Error budgets from a journal: the part of each that is left, and its burn rate over several windows.
 
-An objective may be broken by a share of its events, its budget; a burn rate of 1 uses the budget up exactly. Windows
-and factors are those of the Site Reliability Workbook (Beyer et al., O'Reilly, 2018), chapter 5, "Alerting on SLOs",
-"6: Multiwindow, Multi-Burn-Rate Alerts", for a period of 30 days: an alarm asks for a burn above its factor over the
-long window, so that it matters, and over the short one too, so that it still goes on.
-`k8s/prometheus/cascade-rules.yaml` has the same for Prometheus; a test holds the two together.
+The error budget of an objective is the share of its events that may miss it. A burn rate of 1 uses the budget up
+exactly at the end of its period. Windows and factors are those of the Site Reliability Workbook (Beyer et al.,
+O'Reilly, 2018), chapter 5, "Alerting on SLOs", "6: Multiwindow, Multi-Burn-Rate Alerts", for a period of 30 days. An
+alarm requires a burn rate above its factor over two windows: over the long window, so that the loss is significant, and
+over the short window, so that the problem is still present.
+`k8s/prometheus/cascade-rules.yaml` has the same rules for Prometheus; a test compares the two.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final, Literal
 import msgspec
 
 from cascade.ledger.account import Account
-from cascade.ledger.journal import Life, merged_between
+from cascade.ledger.journal import Run, merged_between
 from cascade.ledger.sla import ObjectiveEvents
 
 BurnStatus = Literal["page", "ticket", "within", "no data"]
@@ -26,7 +27,7 @@ WINDOWS_S: Final[dict[str, int]] = {"5m": 300, "30m": 1_800, "1h": 3_600, "6h": 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Burns above `factor` over both windows, names of WINDOWS_S, are worth `severity`."""
+    """The severity of burn rates above `factor` over both windows, which are names of WINDOWS_S."""
 
     severity: Literal["page", "ticket"]
     long: str
@@ -34,7 +35,7 @@ class Alarm:
     factor: float
 
 
-# 2 %, 5 % and 10 % of the budget of 30 days; pages first.
+# These use up 2 %, 5 % and 10 % of the budget of 30 days. Pages come first.
 ALARMS: Final = (
     Alarm("page", "1h", "5m", 14.4),
     Alarm("page", "6h", "30m", 6.0),
@@ -42,11 +43,12 @@ ALARMS: Final = (
 )
 
 
-class BurnRate(msgspec.Struct, frozen=True, kw_only=True):
-    """Over the last `window_s`: of `events`, `breaches` broke the objective.
+class BurnRate(msgspec.Struct, frozen=True):
+    """The last `window_s` seconds: of `events`, `breaches` missed the objective.
 
-    `covered_s`: what the journal has of it, from line to line: shorter where the journal is, longer by less than the
-    time between two lines. `rate`: the share of breaches over the budget; None without events or without a budget.
+    covered_s: seconds between the journal's lines that were used: less than `window_s` if the journal is shorter, more
+        by up to the time between two lines.
+    rate: the share of breaches over the budget; None without events or without a budget.
     """
 
     window: str
@@ -57,12 +59,12 @@ class BurnRate(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None
 
 
-class ObjectiveBurn(msgspec.Struct, frozen=True, kw_only=True):
-    """An objective over the whole span, and over the windows that end with it.
+class ObjectiveBurn(msgspec.Struct, frozen=True):
+    """An objective over a period, and over the windows at its end.
 
-    `budget`: the share of events that may break it. `budget_left`: the share of the whole span's budget that was not
-    used, negative where more was; None without events or without a budget. `status` by ALARMS: `page`, `ticket`,
-    `within`, or `no data` without events in the span.
+    budget: the share of events that may miss the objective.
+    budget_left: the unused share of the period's budget, negative if it is exceeded; None without events or budget.
+    status: by ALARMS `page`, `ticket` or `within`; `no data` without events in the period.
     """
 
     name: str
@@ -75,24 +77,24 @@ class ObjectiveBurn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def burn_rates(
-    lives: Sequence[Life], start: datetime | None = None, end: datetime | None = None
+    runs: Sequence[Run], start: datetime | None = None, end: datetime | None = None
 ) -> tuple[ObjectiveBurn, ...]:
-    """Each objective's budget between two moments, as `merged_between` takes them; empty where there is no account.
+    """The error budgets of all objectives between two moments, as in `merged_between`; empty without an account.
 
-    The windows end with the last line up to `end`, and reach back no further than `start`. Raises DataError where the
-    accounts were kept under different service levels.
+    The windows end with the last line up to `end`, and reach back to `start` at most. Raises DataError if the service
+    levels of the accounts differ.
     """
-    whole = merged_between(lives, start, end)
+    whole = merged_between(runs, start, end)
     if whole is None:
         return ()
     parts = [
-        (name, merged_between(lives, _later(start, whole.ended - timedelta(seconds=window_s)), whole.ended))
+        (name, merged_between(runs, _later(start, whole.ended - timedelta(seconds=window_s)), whole.ended))
         for name, window_s in WINDOWS_S.items()
     ]
     windows = [(name, part, _events(part)) for name, part in parts if part is not None]
     return tuple(
-        _objective(one, tuple(_rate(name, part, events[position], whole.ended) for name, part, events in windows))
-        for position, one in enumerate(_events(whole))
+        _objective(counts, tuple(_rate(name, part, events[index], whole.ended) for name, part, events in windows))
+        for index, counts in enumerate(_events(whole))
     )
 
 
@@ -105,17 +107,13 @@ def _events(account: Account) -> tuple[ObjectiveEvents, ...]:
 
 
 def _rate(window: str, part: Account, counts: ObjectiveEvents, end: datetime) -> BurnRate:
-    return BurnRate(
-        window=window, window_s=WINDOWS_S[window], covered_s=(end - part.started).total_seconds(),
-        events=counts.events, breaches=counts.breaches, rate=counts.burn,
-    )  # fmt: skip
+    covered_s = (end - part.started).total_seconds()
+    return BurnRate(window, WINDOWS_S[window], covered_s, counts.events, counts.breaches, counts.burn)
 
 
 def _objective(counts: ObjectiveEvents, rates: tuple[BurnRate, ...]) -> ObjectiveBurn:
-    return ObjectiveBurn(
-        name=counts.name, budget=counts.budget, events=counts.events, breaches=counts.breaches,
-        budget_left=counts.budget_left, rates=rates, status=_status(counts, rates),
-    )  # fmt: skip
+    status = _status(counts, rates)
+    return ObjectiveBurn(counts.name, counts.budget, counts.events, counts.breaches, counts.budget_left, rates, status)
 
 
 def _status(counts: ObjectiveEvents, rates: tuple[BurnRate, ...]) -> BurnStatus:
@@ -124,7 +122,7 @@ def _status(counts: ObjectiveEvents, rates: tuple[BurnRate, ...]) -> BurnStatus:
     by_window = {rate.window: rate for rate in rates}
     for alarm in ALARMS:
         both = [by_window.get(window) for window in (alarm.long, alarm.short)]
-        # without a division: an objective that allows no breach burns at once, and one without events does not
-        if all(one is not None and one.breaches > alarm.factor * counts.budget * one.events for one in both):
+        # no division: without a budget the first breach is above every factor, and without events nothing is
+        if all(rate is not None and rate.breaches > alarm.factor * counts.budget * rate.events for rate in both):
             return alarm.severity
     return "within"

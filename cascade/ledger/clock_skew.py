@@ -1,14 +1,14 @@
-"""How far the worker's clock may be from the one that stamps records, by what records seem to have waited.
+"""A bound on the offset between the worker's clock and the clock that stamps records, from the waits of records.
 
-Records are stamped by the broker (`LogAppendTime`, as Cascade makes the topics), else by their producer (`CreateTime`).
-A record that is taken when the worker's clock says `now` has waited now - stamp = delay + offset, where offset is by
-how much the worker's clock is ahead of the other. No delay is negative, so the least wait of many bounds the offset
-from above: the worker's clock is ahead by at most that, and where it is below zero, behind by at least as much. (After
-V. Paxson, On Calibrating Measurements of Packet Transit Times, SIGMETRICS 1998.)
+The broker stamps records (`LogAppendTime`, the setting of Cascade's topics), else their producer does (`CreateTime`).
+If the worker takes a record at `now` of its own clock, then now - stamp = delay + offset, where `offset` is by how much
+the worker's clock is ahead. No delay is negative, so the least wait of many records bounds the offset from above: the
+worker's clock is ahead by at most the least wait; if the least wait is negative, it is behind by at least as much.
+Source: V. Paxson, On Calibrating Measurements of Packet Transit Times, SIGMETRICS 1998.
 
-One way it cannot tell a delay that all records have from an offset, and behind a backlog, where every record waits, the
-bound is as loose as the backlog is long. Kafka's stamps are whole milliseconds, cut off, so the bound is up to one too
-high.
+Measurements in one direction cannot separate the offset from a delay that all records have. With a backlog every record
+waits, so the bound is as loose as the backlog is long. Kafka truncates stamps to milliseconds, so the bound is up to
+1 ms too high.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from collections.abc import Callable
 from typing import Final
 
 WINDOW_S: Final = 60.0
-# A clock that was set right is believed after ten minutes.
+# After a clock is corrected, the bound is correct again ten minutes later.
 WINDOWS: Final = 10
 
 
 class LeastWait:
-    """The least wait of the last ten minutes, by windows of a minute, so that its memory is bounded.
+    """The least wait of the last ten minutes, by windows of a minute, in bounded memory.
 
-    `clock`: seconds, never going back.
+    `clock`: seconds that never go back.
 
     >>> seconds = iter([0.0, 30.0, 300.0, 301.0, 630.0, 2_000.0])
     >>> waits = LeastWait(lambda: next(seconds))
@@ -42,7 +42,7 @@ class LeastWait:
         self._windows: deque[tuple[int, float]] = deque(maxlen=WINDOWS)
 
     def record(self, wait_s: float) -> None:
-        """A record had waited `wait_s` seconds, negative where its stamp is ahead."""
+        """Adds a record that has waited `wait_s` seconds, negative if its stamp is ahead of the worker's clock."""
         window = int(self._clock() // WINDOW_S)
         if self._windows and self._windows[-1][0] == window:
             wait_s = min(wait_s, self._windows.pop()[1])
@@ -50,7 +50,7 @@ class LeastWait:
 
     @property
     def least_s(self) -> float | None:
-        """The least of the windows that are not older than ten minutes; None where no record came."""
+        """The least wait in seconds of the last ten minutes; None without a record."""
         if not self._windows:
             return None
         oldest = int(self._clock() // WINDOW_S) - WINDOWS + 1

@@ -1,4 +1,4 @@
-"""`cascade ledger`: what services have kept on disk, put together."""
+"""`cascade ledger`: merges and prints the journals that services write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cascade.ledger.burn import burn_rates
 from cascade.ledger.counterfactual import deep_only
 from cascade.ledger.deep_cost import DeepCost
 from cascade.ledger.figures import summarise
-from cascade.ledger.journal import Life, merged_between, read_journal
+from cascade.ledger.journal import NO_ACCOUNT, Run, merged_between, read_journal
 from cascade.ledger.render import number_text, render
 from cascade.ledger.slices import METHODS, SliceBooks, attribute_windows, read_trace
 from cascade.ledger.summary import LedgerSummary
@@ -29,14 +29,17 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Ledgers that services have kept on disk, as [ledger] of the configuration says.",
+    help="Print the journals of services: the figures that [ledger] of the configuration makes them write to disk.",
 )
 
-Paths = Annotated[list[Path], typer.Argument(help="Directories of services, or files from them.", exists=True)]
-From = Annotated[
-    str | None, typer.Option("--from", help="From the last line up to this time: 2026-11-25T08:00, in UTC.")
+Paths = Annotated[list[Path], typer.Argument(help="Journal directories of services, or files in them.", exists=True)]
+From = Annotated[str | None, typer.Option("--from", help="Start, in UTC unless it has an offset: 2026-11-25T08:00.")]
+Until = Annotated[str | None, typer.Option("--until", help="End; both default to the whole journal.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of tables.")]
+DeepCostFile = Annotated[
+    Path | None,
+    typer.Option(help="File of `cascade bench deep-calls` from the same machine; adds the comparison with deep-only."),
 ]
-Until = Annotated[str | None, typer.Option("--until", help="Up to the last line up to this time.")]
 
 
 @app.command()
@@ -44,22 +47,19 @@ def merge(
     paths: Paths,
     start: From = None,
     until: Until = None,
-    deep_cost: Annotated[
-        Path | None,
-        typer.Option(help="What `cascade bench deep-calls` wrote on the service's machine: adds deep-only."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of tables.")] = False,
+    deep_cost: DeepCostFile = None,
+    json: Json = False,
 ) -> None:
-    """One ledger of all services, workers and restarts: counts and latencies as if one had seen everything.
+    """Print one ledger of all services, workers and restarts.
 
-    Error budgets burn over windows that end with the last line: 5 and 30 minutes, 1 and 6 hours, 3 days.
+    Burn rates of the error budgets cover the last 5 and 30 minutes, 1 and 6 hours, and 3 days of the journal.
     """
-    lives = read_journal(paths)
-    found = merged_between(lives, moment("--from", start), moment("--until", until))
-    if found is None:
-        raise DataError("no account between these times: each service writes a line every ledger.interval_s")
-    burn = burn_rates(lives, moment("--from", start), moment("--until", until))
-    summary = msgspec.structs.replace(summarise(found), burn=burn)
+    runs = read_journal(paths)
+    account = merged_between(runs, moment("--from", start), moment("--until", until))
+    if account is None:
+        raise DataError(NO_ACCOUNT)
+    burn = burn_rates(runs, moment("--from", start), moment("--until", until))
+    summary = msgspec.structs.replace(summarise(account), burn=burn)
     if deep_cost is not None:
         counterfactual = deep_only(summary, DeepCost.read(deep_cost))
         summary = msgspec.structs.replace(summary, counterfactual=counterfactual)
@@ -68,54 +68,60 @@ def merge(
         return
     console = Console()
     render(summary, console)
-    console.print(_told(lives), highlight=False)
+    console.print(_journal_note(runs), highlight=False)
 
 
 @app.command()
 def intervals(
     paths: Paths,
     seconds: Annotated[
-        float, typer.Option(min=1.0, help="Length of an interval, at least that of the lines.")
+        float, typer.Option(min=1.0, help="Length of an interval; use ledger.interval_s or more.")
     ] = 3_600.0,
     start: From = None,
     until: Until = None,
-    json: Annotated[bool, typer.Option("--json", help="One line of JSON an interval instead of a table.")] = False,
+    json: Json = False,
 ) -> None:
-    """The same, interval by interval: decisions, escalation, latency and energy over time."""
-    lives = read_journal(paths)
-    first = moment("--from", start) or min(life.accounts[0].started for life in lives)
-    last = moment("--until", until) or max(life.accounts[-1].ended for life in lives)
-    summaries = interval_summaries(lives, first, last, seconds)
+    """Print the figures over time, a row for each interval.
+
+    A row has the decisions, the shares of escalated and degraded ones, p99 latencies and the energy of a transaction.
+    """
+    runs = read_journal(paths)
+    first = moment("--from", start) or min(run.accounts[0].started for run in runs)
+    last = moment("--until", until) or max(run.accounts[-1].ended for run in runs)
+    summaries = interval_summaries(runs, first, last, seconds)
     if json:
         sys.stdout.buffer.writelines(summary.to_json_line() + b"\n" for summary in summaries)
         return
     console = Console()
     console.print()
     console.print(_table(summaries))
-    console.print(_told(lives), highlight=False)
+    console.print(_journal_note(runs), highlight=False)
 
 
 @app.command()
 def slices(
-    trace: Annotated[Path, typer.Argument(help="JSON lines, a window of a device each; see docs/energy.md.")],
+    trace: Annotated[Path, typer.Argument(help="JSON lines, one window of one GPU each; see docs/energy.md.")],
     method: Annotated[
-        str, typer.Option(help=f"How joules are shared: {', '.join(METHODS)}; the last two for comparison.")
+        str, typer.Option(help=f"Rule that divides the joules: {', '.join(METHODS)}. The last two are for comparison.")
     ] = METHODS[0],
-    json: Annotated[bool, typer.Option("--json", help="One line of JSON a device instead of tables.")] = False,
+    json: Json = False,
 ) -> None:
-    """Joules of GPUs cut into MIG slices, by slice, from a recorded trace; the rows add up to the device's counter."""
+    """Divide the joules of GPUs among their MIG slices.
+
+    The trace has the recorded readings. The rows of a GPU add up to its energy counter.
+    """
     if method not in METHODS:
         raise DataError(f"--method {method}: use one of {', '.join(METHODS)}")
     try:
         content = trace.read_bytes()
     except OSError as error:
         raise DataError(f"{trace}: cannot be read ({error.strerror})") from error
-    found = attribute_windows(read_trace(content, str(trace)), method)
+    devices = attribute_windows(read_trace(content, str(trace)), method)
     if json:
-        sys.stdout.buffer.writelines(msgspec.json.encode(books) + b"\n" for books in found)
+        sys.stdout.buffer.writelines(msgspec.json.encode(books) + b"\n" for books in devices)
         return
     console = Console()
-    for books in found:
+    for books in devices:
         console.print(f"\n{books.device}: {books.energy_j:,.1f} J in {books.seconds:,.0f} s", highlight=False)
         console.print(_slices_table(books))
         console.print(_slices_note(books), highlight=False, style="dim")
@@ -134,27 +140,27 @@ def _slices_table(books: SliceBooks) -> Table:
 
 
 def _slices_note(books: SliceBooks) -> str:
-    told = f"attributed from the device's counter; residual {abs(books.residual_share):.2%}"
+    note = f"attributed from the GPU's counter; residual {abs(books.residual_share):.2%}"
     if books.check_j is None or not books.energy_j:
-        return told
-    return f"{told}; power integrated {books.check_j / books.energy_j - 1:+.2%}"
+        return note
+    return f"{note}; power integrated {books.check_j / books.energy_j - 1:+.2%}"
 
 
-def interval_summaries(lives: list[Life], first: datetime, last: datetime, seconds: float) -> list[LedgerSummary]:
-    """A summary for each interval of `seconds` from `first` on in which there were accounts, up to `last`.
+def interval_summaries(runs: list[Run], first: datetime, last: datetime, seconds: float) -> list[LedgerSummary]:
+    """Summaries of the intervals of `seconds` between `first` and `last`, without those that have no journal line.
 
-    What a line tells belongs to the interval in which it was written. Raises DataError for too many intervals.
+    A line counts in the interval in which it was written. Raises DataError for more than INTERVALS_MAX intervals.
     """
     step = timedelta(seconds=seconds)
     count = max(-((first - last) // step), 0)
     if count > INTERVALS_MAX:
-        raise DataError(f"{count:,} intervals of {seconds:g} s, at most {INTERVALS_MAX:,} are told: take longer ones")
-    found = (merged_between(lives, first + number * step, first + (number + 1) * step) for number in range(count))
-    return [summarise(account) for account in found if account is not None]
+        raise DataError(f"{count:,} intervals of {seconds:g} s, the maximum is {INTERVALS_MAX:,}; raise --seconds")
+    accounts = (merged_between(runs, first + number * step, first + (number + 1) * step) for number in range(count))
+    return [summarise(account) for account in accounts if account is not None]
 
 
 def moment(option: str, text: str | None) -> datetime | None:
-    """A time that an option gives, with a time zone; raises DataError for anything else."""
+    """The time in an option's text, in UTC unless the text has an offset; raises DataError if it is not a time."""
     if text is None:
         return None
     try:
@@ -164,11 +170,11 @@ def moment(option: str, text: str | None) -> datetime | None:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-def _told(lives: list[Life]) -> str:
-    torn = sum(life.torn for life in lives)
-    lines = sum(len(life.accounts) for life in lives)
-    return f"\n {lines:,} lines of {len(lives):,} {'life' if len(lives) == 1 else 'lives'}" + (
-        f"; {torn} cut off by a crash, passed over" if torn else ""
+def _journal_note(runs: list[Run]) -> str:
+    torn = sum(run.torn for run in runs)
+    lines = sum(len(run.accounts) for run in runs)
+    return f"\n {lines:,} journal lines from {len(runs):,} {'run' if len(runs) == 1 else 'runs'} of the service" + (
+        f"; {torn} lines skipped that a crash cut off" if torn else ""
     )
 
 
@@ -177,14 +183,14 @@ def _table(summaries: list[LedgerSummary]) -> Table:
     names = ("until, UTC", "decisions", "/s", "esc. %", "degr. %", "scr. ms", "esc. ms", "meas. mJ", "mod. mJ")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    for one in summaries:
-        joules = {total.kind: total.per_transaction_mj for total in one.energy_totals}
-        table.add_row(
-            f"{one.ended.astimezone(UTC):%m-%d %H:%M:%S}", f"{one.transactions:,}", f"{one.per_second:,.0f}",
-            _percent(one.escalation_share), _percent(one.degraded_share), _p99_ms(one, "screened"),
-            _p99_ms(one, "escalated"), number_text(joules.get("measured")), number_text(joules.get("modelled")),
-        )  # fmt: skip
-    table.caption = "p99 by path, append to decision; energy a transaction, measured and modelled"
+    for summary in summaries:
+        mj = {total.kind: total.per_transaction_mj for total in summary.energy_totals}
+        counts = (f"{summary.transactions:,}", f"{summary.per_second:,.0f}")
+        shares = (_percent(summary.escalation_share), _percent(summary.degraded_share))
+        p99_ms = (_p99_ms(summary, "screened"), _p99_ms(summary, "escalated"))
+        energy = (number_text(mj.get("measured")), number_text(mj.get("modelled")))
+        table.add_row(f"{summary.ended.astimezone(UTC):%m-%d %H:%M:%S}", *counts, *shares, *p99_ms, *energy)
+    table.caption = "scr., esc. ms: p99 of the screened and the escalated path; meas., mod. mJ: energy per transaction"
     table.caption_justify = "left"
     return table
 

@@ -1,30 +1,31 @@
-"""What deep-only would have cost for the same stream: every transaction through the deep model, nothing screened.
+"""The energy of deep-only: the same stream with every transaction through the deep model and without the screener.
 
-Whole service against whole service. From what the meters say of the cascade is taken off what deep-only does not need;
-what is left it shares. Put on is each transaction's part of a deep call, at the cost that was measured on the same
-machine with the same model (DeepCost):
+The comparison is between two whole services. Deep-only needs what the cascade used, without the screener and without
+the cascade's own deep calls, and in addition one part of a deep call for each transaction. The cost of a deep call was
+measured on the same machine with the same model (DeepCost):
 
-    own deep  = (model server's joules − its idle power · time) + calls · client's joules a call
+    own deep  = (joules of the model server − its idle power · time) + calls · client's joules per call
     shared    = cascade − screener − own deep
-    deep-only = shared + transactions · joules a call of b ÷ b
+    deep-only = shared + transactions · joules of a call of b rows ÷ b
 
-So idle power, fetching, decoding, features, producing and whatever else the service does stand on both sides, and the
-cascade's own deep calls stay at what its meters say, whatever a call costs alone.
+Idle power, fetching, decoding, features, producing and all other work are therefore on both sides. The meters, not the
+measured cost, give the joules of the cascade's own deep calls.
 
-How full deep-only's calls are decides most of it. `filled`, the kinder: b is the largest measured call that the
-stream's mean rate fills so early that its first transaction still meets the escalated path's limit, (b − 1) ÷ rate +
-wall time of the call ≤ limit; the largest measured where no limit is stated. `as_called`: b is the mean of the
-cascade's own calls. Kind to deep-only as well: gathering the model's inputs for all transactions costs nothing, and the
-screener is taken off although a model may read its score.
+The result depends most on b, the rows of a deep call. `filled` favours deep-only: b is the largest measured call that
+the mean rate of the stream fills early enough for its first transaction to meet the limit of the escalated path,
+(b − 1) ÷ rate + wall time of the call ≤ limit; without a limit, the largest measured call. `as_called`: b is the mean
+of the cascade's own calls. Two more assumptions favour deep-only: collecting the model's inputs for all transactions
+costs nothing, and the screener is left out although a model may read its score.
 
-The break-even escalation rate is where both cost the same, at what an escalated transaction has cost here:
+Both services use the same energy at the break-even escalation rate, if each escalated transaction costs what it costs
+here:
 
-    (joules a call of b ÷ b − screener ÷ transactions) ÷ (own deep ÷ asked)
+    (joules of a call of b rows ÷ b − screener ÷ transactions) ÷ (own deep ÷ transactions sent to the deep model)
 
-Intervals: the ends of the measured intervals, each at its worse side; wider than any way that assumes that the errors
-are independent. What the ledger itself counted is taken as exact: it stands on both sides with the same error. Joules
-of the two kinds are compared apart, and those of a meter of the whole machine (RAPL) not at all, since they cannot be
-divided.
+An interval combines the measured intervals, each at its less favourable end, so that it is wider than any interval
+that assumes independent errors. The ledger's own joules count as exact, because their error is the same on both sides.
+Measured and modelled joules are compared separately. Joules of the whole machine (RAPL) are not compared, because they
+cannot be divided.
 """
 
 from __future__ import annotations
@@ -38,32 +39,32 @@ from cascade.ledger.errors import CounterfactualError
 from cascade.ledger.summary import Counterfactual, DeepOnly, EnergyComparison, EnergyFigure, LedgerSummary
 from cascade.protocols import EnergyKind
 
-# Measured joules a call by weight: (meter, place in the table of calls) to calls.
+# A sum of measured calls: (meter, index in DeepCost.calls) to the number of calls.
 _Weights = dict[tuple[str, int], float]
 
 
 def deep_only(summary: LedgerSummary, cost: DeepCost) -> Counterfactual:
-    """Deep-only beside the cascade that `summary` tells of, at the measured `cost` of a deep call.
+    """Compares the cascade of `summary` with deep-only, at the measured `cost` of a deep call.
 
-    Raises CounterfactualError, one line, where the cost was not measured for this: other kinds of energy, other
-    meters, another machine, bundle, backend or wattage, a size of calls that was not tried, or nothing to compare.
+    Raises CounterfactualError if the cost was measured for another machine, bundle, backend, wattage, meter or kind of
+    energy, if it lacks calls of the needed size, or if the ledger has no transaction.
     """
-    transactions = summary.transactions - summary.paths["duplicate"].decisions
+    transactions = _transactions(summary)
     if transactions <= 0 or summary.elapsed_s <= 0:
-        raise CounterfactualError("deep-only: no transaction went through the models; give a ledger with decisions")
+        raise CounterfactualError("deep-only: no transaction went through the models; choose a ledger with decisions")
     check_service(summary, cost)
     figures = compared_figures(summary, cost)
     limit_ms = _limit_ms(summary)
     return Counterfactual(
         transactions=transactions,
-        asked=_asked(summary),
+        asked=_escalated(summary),
         per_second=summary.per_second,
         limit_ms=limit_ms,
         comparisons=tuple(
-            _comparison(kind, [one for one in figures if one.kind == kind], summary, cost, transactions, limit_ms)
-            for kind in dict.fromkeys(one.kind for one in figures if one.kind is not None)
+            _comparison(kind, [figure for figure in figures if figure.kind == kind], summary, cost, limit_ms)
+            for kind in dict.fromkeys(figure.kind for figure in figures if figure.kind is not None)
         ),
-        undivided=tuple(one.meter for one in summary.energy if one.meter in UNDIVIDED),
+        undivided=tuple(figure.meter for figure in summary.energy if figure.meter in UNDIVIDED),
         measured_at=cost.measured_at,
         server=cost.server,
         rounds=cost.rounds,
@@ -71,22 +72,34 @@ def deep_only(summary: LedgerSummary, cost: DeepCost) -> Counterfactual:
     )
 
 
-def _asked(summary: LedgerSummary) -> int:
+def _transactions(summary: LedgerSummary) -> int:
+    """The transactions that went through the models: all but duplicates."""
+    return summary.transactions - summary.paths["duplicate"].decisions
+
+
+def _escalated(summary: LedgerSummary) -> int:
+    """The transactions that were sent to the deep model, in time or not."""
     return summary.paths["escalated"].decisions + summary.paths["degraded"].decisions
 
 
 def _limit_ms(summary: LedgerSummary) -> float | None:
-    """The tightest limit on the latency of escalated transactions."""
-    limits = [one.limit for one in summary.objectives if one.unit == "ms" and one.name.endswith(" of escalated")]
+    """The lowest latency limit of escalated transactions."""
+    limits = [
+        result.limit for result in summary.objectives if result.unit == "ms" and result.name.endswith(" of escalated")
+    ]
     return min(limits, default=None)
 
 
 def _comparison(
-    kind: EnergyKind, figures: list[EnergyFigure], summary: LedgerSummary, cost: DeepCost, transactions: int,
-    limit_ms: float | None,
-) -> EnergyComparison:  # fmt: skip
-    """One kind's meters: each either the worker's, the reserved cores' idle, or the model server's (CPU or GPU)."""
-    metered_j = {one.meter: one.energy_j or 0.0 for one in figures}
+    kind: EnergyKind, figures: list[EnergyFigure], summary: LedgerSummary, cost: DeepCost, limit_ms: float | None
+) -> EnergyComparison:
+    """Compares the joules of one kind.
+
+    figures: the meters of that kind: of the worker, of reserved idle cores, or of the model server (CPU or GPU).
+    limit_ms: latency limit of the escalated path; None without one.
+    """
+    transactions = _transactions(summary)
+    metered_j = {figure.meter: figure.energy_j or 0.0 for figure in figures}
     cascade_j = sum(metered_j.values())
     screener_j = summary.stages["screener"].cpu_s * cost.watts_per_core if WORKER_METER in metered_j else 0.0
     serving = [meter for meter in metered_j if meter not in (WORKER_METER, IDLE_METER)]
@@ -94,15 +107,17 @@ def _comparison(
     serving_j = sum(metered_j[meter] for meter in serving)
     idle_j = [_idle_j(meter, metered_j[meter], summary.elapsed_s, cost) for meter in serving]
     rows, calls = summary.deep.rows_per_call, summary.deep.calls
-    client = _call_weights(cost, rows, calls, [one for one in calling if one == WORKER_METER])
-    own = _sum(cost, client, serving_j, [_negative(one) for one in idle_j])
-    # what both need, but for the client's part of the cascade's own calls
-    base_j, less_client = cascade_j - screener_j - serving_j, _scaled(client, -1.0)
+    client = _call_weights(cost, rows, calls, [meter for meter in calling if meter == WORKER_METER])
+    own = _sum(cost, client, serving_j, [Estimate(-idle.value, -idle.high, -idle.low) for idle in idle_j])
+    # shared joules, before the client's part of the cascade's own calls is taken off
+    base_j, less_client = cascade_j - screener_j - serving_j, {key: -weight for key, weight in client.items()}
 
     def at(rows: float) -> DeepOnly:
         weights = _call_weights(cost, rows, transactions / rows, calling)
-        energy = _sum(cost, _added(weights, less_client), base_j, idle_j)
-        return _deep_only(rows, energy, _sum(cost, weights), cascade_j, screener_j, own, _asked(summary), transactions)
+        added = {key: weights.get(key, 0.0) + less_client.get(key, 0.0) for key in weights | less_client}
+        energy, calls_j = _sum(cost, added, base_j, idle_j), _sum(cost, weights)
+        break_even = _break_even(calls_j, screener_j, own, _escalated(summary) / transactions)
+        return _deep_only(rows, energy, calls_j, cascade_j, break_even)
 
     return EnergyComparison(
         kind=kind,
@@ -118,40 +133,46 @@ def _comparison(
 
 
 def _deep_only(
-    rows: float, energy: Estimate, calls: Estimate, cascade_j: float, screener_j: float, own: Estimate, asked: int,
-    transactions: int,
-) -> DeepOnly:  # fmt: skip
-    """All figures of deep-only; `calls`: joules of all its calls alone."""
+    rows: float, energy: Estimate, calls: Estimate, cascade_j: float, break_even_share: Estimate | None
+) -> DeepOnly:
+    """The figures of deep-only.
+
+    rows: rows per call. energy: J of deep-only. calls: J of its calls alone. cascade_j: J of the cascade.
+    """
     if calls.low <= 0 or energy.low <= 0 or cascade_j <= 0:
         raise CounterfactualError(
-            "deep-only: by the meters a deep call is not surely above idle; measure on the device that runs the model, "
-            "in longer or more rounds"
+            "deep-only: the meters do not show that a deep call needs more than idle; measure on the device that runs "
+            "the model, in longer or more rounds"
         )
     return DeepOnly(
         rows_per_call=rows,
         energy_j=energy,
-        ratio=Estimate(value=energy.value / cascade_j, low=energy.low / cascade_j, high=energy.high / cascade_j),
-        saving_j=Estimate(value=energy.value - cascade_j, low=energy.low - cascade_j, high=energy.high - cascade_j),
-        saving_share=Estimate(
-            value=1 - cascade_j / energy.value, low=1 - cascade_j / energy.low, high=1 - cascade_j / energy.high
-        ),
-        break_even_share=_break_even(calls, screener_j, own, asked / transactions),
+        ratio=energy.map(lambda energy_j: energy_j / cascade_j),
+        saving_j=energy.map(lambda energy_j: energy_j - cascade_j),
+        saving_share=energy.map(lambda energy_j: 1 - cascade_j / energy_j),
+        break_even_share=break_even_share,
     )
 
 
-def _break_even(calls: Estimate, screener_j: float, own: Estimate, asked_share: float) -> Estimate | None:
-    """The share at which what is escalated, at its cost here, costs what deep-only's calls do without the screener."""
-    if own.low <= 0 or not asked_share:
+def _break_even(calls: Estimate, screener_j: float, own: Estimate, escalated_share: float) -> Estimate | None:
+    """The escalation rate at which both cost the same; see the module.
+
+    calls: J of all calls of deep-only. screener_j: J of the screener. own: J of the cascade's own deep calls.
+    escalated_share: share of the transactions that the cascade sent to the deep model.
+    """
+    if own.low <= 0 or not escalated_share:
         return None
     corners = [
-        (end - screener_j) / own_j * asked_share for end in (calls.low, calls.high) for own_j in (own.low, own.high)
+        (end - screener_j) / own_j * escalated_share for end in (calls.low, calls.high) for own_j in (own.low, own.high)
     ]
-    value = (calls.value - screener_j) / own.value * asked_share
-    return Estimate(value=value, low=min(corners), high=max(corners))
+    return Estimate((calls.value - screener_j) / own.value * escalated_share, min(corners), max(corners))
 
 
 def filled_rows(cost: DeepCost, per_second: float, limit_ms: float | None) -> int:
-    """The largest measured call that fills and answers within the limit, the smallest at least; see the module."""
+    """The rows of the largest measured call that fills and answers within the limit, or of the smallest call.
+
+    per_second: transactions per second. limit_ms: latency limit of the escalated path; None without one.
+    """
     fitting = [
         call.rows
         for call in cost.calls
@@ -161,46 +182,39 @@ def filled_rows(cost: DeepCost, per_second: float, limit_ms: float | None) -> in
 
 
 def _call_weights(cost: DeepCost, rows: float | None, calls: float, meters: Iterable[str]) -> _Weights:
-    """`calls` of `rows` as a sum of measured ones, by these meters."""
+    """A number of calls of `rows` rows, by the given meters, as a sum of measured calls; empty if `rows` is None."""
     if rows is None:
         return {}
-    places = cost.weights(rows)
-    if places is None:
+    weights = cost.weights(rows)
+    if weights is None:
         measured = cost.rows
         raise CounterfactualError(
-            f"deep-only: the stream's deep calls have {rows:.1f} transactions each, measured were {measured[0]} to "
-            f"{measured[-1]}; {MEASURE_AGAIN} with --rows"
+            f"deep-only: the deep calls of the stream have {rows:.1f} transactions each, but calls of {measured[0]} to "
+            f"{measured[-1]} were measured; {MEASURE_AGAIN} with --rows"
         )
-    return {(meter, place): calls * weight for meter in meters for place, weight in places.items()}
-
-
-def _added(one: _Weights, other: _Weights) -> _Weights:
-    return {key: one.get(key, 0.0) + other.get(key, 0.0) for key in one | other}
-
-
-def _scaled(weights: _Weights, factor: float) -> _Weights:
-    return {key: factor * weight for key, weight in weights.items()}
+    return {(meter, index): calls * weight for meter in meters for index, weight in weights.items()}
 
 
 def _sum(cost: DeepCost, weights: _Weights, fixed_j: float = 0.0, more: Iterable[Estimate] = ()) -> Estimate:
-    """Joules; a measured call counts once, with the sum of its weights, so what cancels leaves no uncertainty."""
+    """Joules of measured calls, of `fixed_j` and of `more`.
+
+    Each measured call occurs once, with the sum of its weights, so that calls that cancel leave no uncertainty.
+    """
     value = low = high = fixed_j
-    for (meter, place), weight in weights.items():
-        call = cost.calls[place].energy_mj[meter]
+    for (meter, index), weight in weights.items():
+        call = cost.calls[index].energy_mj[meter]
         value += weight * call.value / 1e3
         low += weight * (call.low if weight > 0 else call.high) / 1e3
         high += weight * (call.high if weight > 0 else call.low) / 1e3
-    for one in more:
-        value, low, high = value + one.value, low + one.low, high + one.high
-    return Estimate(value=value, low=low, high=high)
-
-
-def _negative(one: Estimate) -> Estimate:
-    return Estimate(value=-one.value, low=-one.high, high=-one.low)
+    for estimate in more:
+        value, low, high = value + estimate.value, low + estimate.low, high + estimate.high
+    return Estimate(value, low, high)
 
 
 def _idle_j(meter: str, metered_j: float, seconds: float, cost: DeepCost) -> Estimate:
-    """What a model server's meter tells without any call, over the ledger's time; never more than it has told."""
-    watts = next(one.idle_w for one in cost.meters if one.meter == meter)
-    value, low, high = (min(max(one, 0.0) * seconds, metered_j) for one in (watts.value, watts.low, watts.high))
-    return Estimate(value=value, low=low, high=high)
+    """Joules that a meter of the model server counts without any call, at most all that it has counted.
+
+    metered_j: J that the meter has counted in `seconds`.
+    """
+    watts = next(found.idle_w for found in cost.meters if found.meter == meter)
+    return watts.map(lambda idle_w: min(max(idle_w, 0.0) * seconds, metered_j))

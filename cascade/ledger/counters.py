@@ -1,4 +1,4 @@
-"""What a ledger counts."""
+"""The counts of a ledger."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ from cascade.ledger.stage_clock import STAGES, Stage
 
 PATHS: Final[tuple[Path, ...]] = get_args(Path)
 
-# Causes and reasons become label values of metrics: a bug that puts a message into them must not fill Prometheus.
+# Causes and reasons become label values of metrics. The bound protects Prometheus from a bug that makes ever new ones.
 LABELS_MAX: Final = 32
 OTHER_LABEL: Final = "other"
 
 
 @dataclass(slots=True)
 class Counters:
-    """The ledger's counts; a copy is consistent within itself.
+    """The counts of a ledger.
 
-    `early_records`: stamped ahead of the worker's clock. `least_wait_s`: of a record in the last ten minutes, as
-    `LeastWait` has it: the lowest and the highest of all ledgers that are in here; None where no record came.
+    paths, stages, deep_calls: latency of decisions by path, of stages, and of calls to the deep model.
+    stage_cpu_s: CPU seconds of the worker's thread, by stage.
+    deep_rows: transactions in calls to the deep model.
+    late_answers: calls whose answer came too late for some or all of their transactions.
+    recoveries: seconds from the assignment of a partition to its first decision.
+    sessions: times that the worker opened its connections; offset_gaps: confirmed gaps in the log.
+    hedged_calls: deep calls that were sent a second time.
+    escalation_raised, escalation_raised_max: how far overload raises the escalation threshold now, and its maximum,
+        log-odds.
+    early_records: records with a stamp ahead of the worker's clock.
+    least_wait_s: the lowest and the highest `LeastWait.least_s` of the merged ledgers; None without a record.
     """
 
     paths: dict[Path, LatencyHistogram]
@@ -44,7 +53,7 @@ class Counters:
 
     @classmethod
     def empty(cls) -> Counters:
-        """Counters before the first batch."""
+        """The counters before the first batch."""
         return cls(
             paths={path: LatencyHistogram() for path in PATHS},
             stages={stage: LatencyHistogram() for stage in STAGES},
@@ -68,9 +77,9 @@ class Counters:
         )
 
     def merge(self, other: Counters) -> None:
-        """Add all that `other` has counted; of how far overload raised the threshold, the larger stays.
+        """Adds the counts of `other`; `escalation_raised` becomes the maximum.
 
-        Each worker has a clock of its own: of the least waits, the lowest and the highest stay.
+        `least_wait_s` becomes the range over both, because each worker has a clock of its own.
         """
         for path, histogram in other.paths.items():
             self.paths[path].merge(histogram)
@@ -92,16 +101,15 @@ class Counters:
         self.escalation_raised = max(self.escalation_raised, other.escalation_raised)
         self.escalation_raised_max = max(self.escalation_raised_max, other.escalation_raised_max)
         self.early_records += other.early_records
-        waits = [one for one in (self.least_wait_s, other.least_wait_s) if one is not None]
+        waits = [wait_s for wait_s in (self.least_wait_s, other.least_wait_s) if wait_s is not None]
         if waits:
             self.least_wait_s = (min(low for low, _ in waits), max(high for _, high in waits))
 
     def since(self, earlier: Counters) -> Counters:
-        """What was counted after `earlier`, a copy of these counters at an earlier time.
+        """The counts since `earlier`, a copy of these counters from an earlier time.
 
-        The threshold's rise and the least wait are those at the end; the rise's highest is exact where it is a new one,
-        else at least so high.
-        Raises DataError where `earlier` has counted what these have not.
+        `escalation_raised` and `least_wait_s` are those at the end. `escalation_raised_max` is exact if it is a new
+        maximum, else a lower bound. Raises DataError if a latency count of `earlier` is higher than now.
         """
         raised = max(earlier.escalation_raised, self.escalation_raised)
         highest = self.escalation_raised_max if self.escalation_raised_max > earlier.escalation_raised_max else raised
@@ -127,11 +135,11 @@ class Counters:
 
     @property
     def decisions(self) -> int:
-        """Decisions on all paths."""
+        """The number of decisions on all paths."""
         return sum(histogram.count for histogram in self.paths.values())
 
     def objective_events(self, level: ServiceLevel) -> tuple[ObjectiveEvents, ...]:
-        """The service level as counts of events and breaches."""
+        """The events and breaches of each objective."""
         return count_events(level, self.paths, decisions=self.decisions, degraded=self.paths["degraded"].count)
 
 
@@ -140,7 +148,7 @@ def _grown(counts: dict[str, int], earlier: dict[str, int]) -> dict[str, int]:
 
 
 def add(counts: dict[str, int], label: str, count: int) -> None:
-    """Count under a label; under `OTHER_LABEL` where there are too many."""
+    """Adds to the count of a label; to that of `OTHER_LABEL` if there are LABELS_MAX labels already."""
     if label not in counts and len(counts) >= LABELS_MAX:
         label = OTHER_LABEL
     counts[label] = counts.get(label, 0) + count

@@ -1,14 +1,13 @@
-"""What a call to the deep model costs, as it was measured on one machine with one model; `cascade bench deep-calls`.
+"""The cost of a call to the deep model, as `cascade bench deep-calls` has measured it on one machine with one model.
 
-Nothing here is taken from a data sheet. A call of `rows` transactions that was not measured costs what lies between its
-two measured neighbours, on a straight line: a call is a fixed part and a part a row. Beyond the smallest and the
-largest nothing is told.
+No figure comes from a data sheet. The cost of a call with any other number of rows is interpolated linearly between its
+measured neighbours, because a call has a fixed cost and a cost per row. There is no extrapolation.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +23,7 @@ from cascade.protocols import EnergyKind
 DEEP_COST_FORMAT: Final = 1
 CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 10_000
-# The same rounds always have the same interval.
+# Fixed, so that the same rounds always give the same interval.
 _SEED: Final = 1
 
 Backend = Literal["triton", "onnxruntime"]
@@ -32,35 +31,38 @@ Precision = Literal["fp32", "fp16"]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """A figure and its interval, in the unit of the field that holds it."""
+class Estimate(msgspec.Struct, frozen=True):
+    """A figure and its interval; the name of the field gives the unit."""
 
     value: float
     low: float
     high: float
 
+    def map(self, function: Callable[[float], float]) -> Estimate:
+        """The figure and its interval through an increasing function."""
+        return Estimate(function(self.value), function(self.low), function(self.high))
+
 
 def median_estimate(values: Sequence[float]) -> Estimate:
-    """The median of rounds, and its 95 % interval by the percentile bootstrap over them.
+    """The median of rounds, with its 95 % interval by the percentile bootstrap.
 
-    Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. Raises ValueError where there is no
-    value.
+    Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. Raises ValueError without values.
 
     >>> median_estimate([2.0, 2.0, 2.0])
     Estimate(value=2.0, low=2.0, high=2.0)
     """
-    found = np.asarray(values, np.float64)
-    if not found.size:
-        raise ValueError("no rounds to take the median of")
-    drawn = np.random.default_rng(_SEED).integers(0, found.size, (RESAMPLES, found.size))
-    medians = np.median(found[drawn], axis=1)
+    rounds = np.asarray(values, np.float64)
+    if not rounds.size:
+        raise ValueError("a median needs at least one round")
+    drawn = np.random.default_rng(_SEED).integers(0, rounds.size, (RESAMPLES, rounds.size))
+    medians = np.median(rounds[drawn], axis=1)
     low, high = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    value = float(np.median(found))
-    return Estimate(value=value, low=min(float(low), value), high=max(float(high), value))
+    value = float(np.median(rounds))
+    return Estimate(value, min(float(low), value), max(float(high), value))
 
 
 class CostMeter(msgspec.Struct, frozen=True, kw_only=True):
-    """A meter that was read: its name and source as in the ledger. `idle_w`: watts by it while there were no calls."""
+    """A meter of the measurement, with its name and source as in the ledger. `idle_w`: its watts without calls."""
 
     meter: str
     kind: EnergyKind
@@ -69,10 +71,12 @@ class CostMeter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallCost(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of `rows` transactions; `calls` were made in all. Idle is taken off everything but `wall_ms`.
+    """The cost of one call of `rows` transactions, without idle (except in `wall_ms`).
 
-    `client_cpu_ms`: CPU of the process that calls, which with ONNX Runtime runs the model too. `server_cpu_ms`: of the
-    model server and its descendants; None where there is none. `energy_mj`: by meter.
+    calls: number of calls that were measured.
+    client_cpu_ms: CPU of the calling process; with ONNX Runtime it runs the model too.
+    server_cpu_ms: CPU of the model server and its descendants; None without a server.
+    energy_mj: mJ by meter.
     """
 
     rows: Annotated[int, msgspec.Meta(ge=1)]
@@ -84,11 +88,14 @@ class CallCost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeepCost(msgspec.Struct, frozen=True, kw_only=True):
-    """The table of calls, `rows` rising, and all that it holds for.
+    """The costs of calls by increasing `rows`, and the service for which they were measured.
 
-    `model_sha256`: of deep.onnx, or of what `precision` made of it. `server`: what answered, in words. `scores_apart`:
-    largest difference from the FP32 model on the CPU, as log-odds. `watts_per_core`: behind modelled joules.
-    `round_s`: seconds that each number of rows had in each of `rounds`. `method`: how the figures were made.
+    model_sha256: of deep.onnx, or of the model that `precision` made from it.
+    server: the software that answered, in words.
+    scores_apart: largest difference from the scores of the FP32 model on the CPU, log-odds; None if not compared.
+    watts_per_core: watts that the modelled joules assume.
+    round_s: seconds of each number of rows in each of the `rounds`.
+    method: how the figures were measured, in words.
     """
 
     format: int = DEEP_COST_FORMAT
@@ -109,11 +116,11 @@ class DeepCost(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         rows = self.rows
-        if any(one >= other for one, other in pairwise(rows)):
-            raise ValueError(f"calls: rows must rise, got {list(rows)}")
+        if any(before >= after for before, after in pairwise(rows)):
+            raise ValueError(f"calls: rows must increase, got {list(rows)}")
         names = {meter.meter for meter in self.meters}
         if len(names) < len(self.meters) or any(set(call.energy_mj) != names for call in self.calls):
-            raise ValueError("calls: each must have joules by each meter, once")
+            raise ValueError("calls: each must have one figure of joules for each meter")
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -121,27 +128,26 @@ class DeepCost(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(call.rows for call in self.calls)
 
     def weights(self, rows: float) -> dict[int, float] | None:
-        """A call of `rows` as a sum of measured ones: position in `calls` to weight; None where it lies beyond them."""
+        """A call of `rows` as a weighted sum of measured calls: index in `calls` to weight; None beyond their range."""
         measured = self.rows
         if not measured[0] <= rows <= measured[-1]:
             return None
-        place = bisect_left(measured, rows)
-        if measured[place] == rows:
-            return {place: 1.0}
-        share = (rows - measured[place - 1]) / (measured[place] - measured[place - 1])
-        return {place - 1: 1.0 - share, place: share}
+        index = bisect_left(measured, rows)
+        if measured[index] == rows:
+            return {index: 1.0}
+        share = (rows - measured[index - 1]) / (measured[index] - measured[index - 1])
+        return {index - 1: 1.0 - share, index: share}
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """What `cascade bench deep-calls` wrote; raises DataError, one line, for anything else."""
+        """Reads a file of `cascade bench deep-calls`; raises DataError for anything else."""
         try:
             cost = msgspec.json.decode(path.read_bytes(), type=cls)
         except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); `cascade bench deep-calls` writes it"
-            ) from error
+            reason = f"cannot be read ({error.strerror}); create it with `cascade bench deep-calls`"
+            raise DataError(f"{path}: {reason}") from error
         except msgspec.MsgspecError as error:
-            raise DataError(f"{path}: not written by `cascade bench deep-calls` of this release ({error})") from error
+            raise DataError(f"{path}: not a file of `cascade bench deep-calls` of this release ({error})") from error
         if cost.format != DEEP_COST_FORMAT:
-            raise DataError(f"{path}: format {cost.format}, this release reads {DEEP_COST_FORMAT}; measure again")
+            raise DataError(f"{path}: format {cost.format}; this release reads {DEEP_COST_FORMAT}, measure again")
         return cost

@@ -1,4 +1,4 @@
-"""Energy meters: which there are, and the model for machines without a counter."""
+"""Energy meters: finding those of this machine, and the CPU model for machines without a counter."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from cascade.protocols import EnergyMeter, EnergyReading
 
 __all__ = ["CpuIdleMeter", "CpuModelMeter", "EnergySampler", "NvmlMeter", "RaplMeter", "find_meters", "watts_per_core"]
 
-# Names of the modelled meters: the service's own processes, those that serve its deep model, and reserved cores.
+# Names of the modelled meters: of the worker, of the processes that serve the deep model, and of reserved cores.
 WORKER_METER: Final = "cpu-worker"
 DEEP_METER: Final = "cpu-deep"
 IDLE_METER: Final = "cpu-idle"
 
 
 class CpuModelMeter:
-    """CPU seconds of processes × stated watts per busy core: modelled, for machines without a counter.
+    """Models energy as CPU seconds of processes × stated watts per busy core, without idle power.
 
-    This process counts by itself, since its children are other parts; any other process (Triton) counts with its
-    descendants. Idle power is not in it. Raises MeterError where a process does not exist, ValueError where
-    `watts_per_core` is not positive.
+    This process counts alone, because its children have other meters; any other process (Triton) counts with its
+    descendants. Raises MeterError if a process does not exist, ValueError if `watts_per_core` is not positive or
+    `pids` is empty.
     """
 
     def __init__(self, pids: Sequence[int], watts_per_core: float, name: str = WORKER_METER) -> None:
@@ -52,14 +52,13 @@ class CpuModelMeter:
         self._start_s = self._last_s = self._cpu_s()
 
     def read(self) -> EnergyReading:
-        """Joules since the meter was made; raises MeterError where a process has ended."""
-        # a descendant that ends unwaited-for takes its seconds along: what was counted once stays counted
+        """Joules since construction; raises MeterError if a process has ended."""
+        # the seconds of a descendant that nobody waited for disappear when it ends, but the total must not decrease
         self._last_s = max(self._last_s, self._cpu_s())
         used_s = self._last_s - self._start_s
-        parts = (["this process"] if self._own else []) + [
-            f"process {process.pid} and its descendants" for process in self._others
-        ]
-        source = f"{used_s:.2f} CPU s of {', '.join(parts)} × {self._watts_per_core:g} W per busy core (stated)"
+        processes = ["this process"] if self._own else []
+        processes += [f"process {process.pid} and its descendants" for process in self._others]
+        source = f"{used_s:.2f} CPU s of {', '.join(processes)} × {self._watts_per_core:g} W per busy core (stated)"
         return EnergyReading(used_s * self._watts_per_core, "modelled", source)
 
     def _cpu_s(self) -> float:
@@ -68,10 +67,9 @@ class CpuModelMeter:
 
 
 class CpuIdleMeter:
-    """What the service's cores draw while they do nothing: cores × time × stated watts, modelled.
+    """Models the idle energy of cores that are reserved for the service: cores × time × stated watts.
 
-    For cores that are reserved for the service: they draw this besides what CpuModelMeter tells of their work.
-    `cores`: None for all that this process may run on.
+    CpuModelMeter models the energy of work, without idle. `cores`: None for all cores that this process may use.
     """
 
     name = IDLE_METER
@@ -84,7 +82,7 @@ class CpuIdleMeter:
         self._start_s = clock()
 
     def read(self) -> EnergyReading:
-        """Joules since the meter was made."""
+        """Joules since construction."""
         elapsed_s = self._clock() - self._start_s
         source = f"{self._cores} reserved cores × {elapsed_s:.1f} s × {self._watts:g} W idle (stated)"
         return EnergyReading(self._cores * elapsed_s * self._watts, "modelled", source)
@@ -92,47 +90,42 @@ class CpuIdleMeter:
 
 @cache
 def _processors() -> dict[str, float]:
-    """Watts a hardware thread, by processor: its maker's thermal design power over its threads."""
+    """Watts per hardware thread, by processor: the thermal design power divided by the threads."""
     with (files("cascade.ledger") / "processors.csv").open(encoding="utf-8") as file:
         return {row["processor"]: float(row["tdp_w"]) / int(row["hardware_threads"]) for row in csv.DictReader(file)}
 
 
 def watts_per_core(settings: EnergySettings) -> float:
-    """Watts of a busy core: of the named processor, else the stated figure. Raises SettingError for an unknown one."""
+    """Watts of a busy core: of `energy.processor`, else as stated. Raises SettingError for an unknown processor."""
     if not settings.processor:
         return settings.watts_per_core
-    found = _processors().get(settings.processor)
-    if found is None:
-        raise SettingError(
-            "configuration", "energy.processor", settings.processor, "not in the table",
-            f"use one of {', '.join(_processors())}, or state energy.watts_per_core",
-        )  # fmt: skip
-    return found
+    watts = _processors().get(settings.processor)
+    if watts is None:
+        remedy = f"use one of {', '.join(_processors())}, or state energy.watts_per_core"
+        raise SettingError("configuration", "energy.processor", settings.processor, "not in the table", remedy)
+    return watts
 
 
 def _process(pid: int, name: str) -> psutil.Process:
     try:
         return psutil.Process(pid)
     except psutil.Error as error:
-        raise MeterError(name, f"no process {pid}", "give the process that serves the model") from error
+        raise MeterError(name, f"no process {pid}", "name the process that serves the model") from error
 
 
 def _tree_cpu_s(root: psutil.Process, name: str) -> float:
-    """CPU seconds of a process, its descendants, and those of them that have ended and were waited for."""
+    """CPU seconds of a process and its descendants, with the ended ones that their parent has waited for."""
     try:
         times = [root.cpu_times()]
         processes = root.children(recursive=True)
     except psutil.Error as error:
-        raise MeterError(
-            name,
-            f"process {root.pid} has ended",
-            "its energy is unknown from then on: start a new ledger",
-        ) from error
+        remedy = "its energy is unknown from then on; restart the service"
+        raise MeterError(name, f"process {root.pid} has ended", remedy) from error
     for process in processes:
         try:
             times.append(process.cpu_times())
         except psutil.Error:
-            continue  # ended between the two calls: its parent has its seconds
+            continue  # it ended between the two calls, and its parent has its seconds
     return float(sum(time.user + time.system + time.children_user + time.children_system for time in times))
 
 
@@ -144,14 +137,18 @@ def find_meters(
     nvml: NvmlLibrary | None = None,
     powercap: Path = POWERCAP,
 ) -> list[EnergyMeter]:
-    """The meters that this machine offers: GPUs by NVML, processor packages by RAPL, and always the CPU model.
+    """The meters of this machine: GPUs by NVML, processor packages by RAPL, and always the CPU model.
 
-    `pids`: the processes of the model; this one is metered apart from the others, which serve the deep model. `nvml`:
-    instead of the module `pynvml`. Hardware that is absent or may not be read is left out. Raises as CpuModelMeter
-    does.
+    pids: the processes of the CPU model. This process gets one meter; the others, which serve the deep model, another.
+    watts_per_core: watts of a busy core.
+    idle_watts_per_core: watts of an idle reserved core; 0 for no such meter.
+    nvml: replaces the module `pynvml`.
+    powercap: replaces the directory of the RAPL counters.
+
+    Hardware that is absent or not readable has no meter. Raises MeterError and ValueError as CpuModelMeter does.
     """
     meters: list[EnergyMeter] = list(nvml_meters(nvml_library() if nvml is None else nvml))
-    with suppress(MeterError):  # usual: root only, masked in containers, absent in virtual machines
+    with suppress(MeterError):  # often only root may read it, containers hide it, and virtual machines have none
         meters.append(RaplMeter(powercap))
     own = [pid for pid in pids if pid == os.getpid()]
     serving = [pid for pid in pids if pid != os.getpid()]
@@ -165,7 +162,7 @@ def find_meters(
 
 
 def nvml_library() -> NvmlLibrary:
-    """The module `pynvml`, loaded where it is wanted."""
+    """The module `pynvml`, imported at the first call."""
     import pynvml
 
     library: NvmlLibrary = pynvml
@@ -173,9 +170,9 @@ def nvml_library() -> NvmlLibrary:
 
 
 class EnergySampler:
-    """Calls `sample` at an interval on a thread of its own, so that counters neither wrap nor go unread.
+    """A context manager that calls `sample` at an interval on its own thread, so that no counter wraps unnoticed.
 
-    `interval_s`: at least 0.1 (counters step no faster, and metering costs power). Use it as a context manager.
+    `interval_s`: seconds, at least 0.1: counters step no faster, and metering costs power too.
     """
 
     INTERVAL_S_MIN: Final = 0.1

@@ -1,4 +1,4 @@
-"""The ledger's own errors: a meter that cannot be read, a comparison that would be a guess."""
+"""The errors of the ledger."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from cascade.errors import CascadeError
 
 
 class MeterError(CascadeError):
-    """An energy counter is absent, forbidden or lost; the message names it and the remedy."""
+    """An energy counter is absent, not readable or lost. The message names the meter and the remedy."""
 
     def __init__(self, meter: str, problem: str, remedy: str) -> None:
         self.meter, self.problem, self.remedy = meter, problem, remedy
@@ -14,4 +14,4 @@ class MeterError(CascadeError):
 
 
 class CounterfactualError(CascadeError):
-    """What deep-only would have cost was not measured for this service; says why, and the remedy."""
+    """The energy of deep-only cannot be computed for this ledger. The message names the reason and the remedy."""

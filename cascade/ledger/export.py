@@ -1,4 +1,4 @@
-"""The ledger as Prometheus metrics, collected when scraped."""
+"""The ledger as Prometheus metrics, collected at each scrape."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _Buckets = list[tuple[str, float] | tuple[str, float, Exemplar]]
 
 
 class LedgerCollector(Collector):
-    """Metrics of one ledger, a consistent copy for each scrape, which also samples the energy meters.
+    """Metrics of one ledger. Each scrape reads the energy meters and takes a consistent copy of the counts.
 
-    Histogram counts come from the ledger's finer buckets: one that a limit cuts is counted above it, so a count is at
-    most 1.6 % of the limit's neighbourhood too low, and never too high. The latency of decisions has exemplars, which
-    OpenMetrics shows: for each bucket a recent decision in it.
+    The histogram counts come from the ledger's finer buckets, 1.6 % wide. A fine bucket that contains a limit counts
+    above the limit, so that a count is never too high. The latency of decisions has exemplars, which only OpenMetrics
+    contains: a recent decision for each bucket.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
     def collect(self) -> Iterable[Metric]:
-        """All families, at this moment."""
+        """All metric families."""
         counters = self._ledger.counters()
         yield from _decisions(counters, self._ledger)
         yield from _stages(counters)
@@ -47,27 +47,24 @@ class LedgerCollector(Collector):
         yield GaugeMetricFamily(
             "cascade_start_time_seconds", "When the ledger began, since the epoch.", self._ledger.started.timestamp()
         )
-        ledger = self._ledger
-        versions = {
-            "version": cascade.__version__, "bundle_version": ledger.bundle_version, "screener": ledger.screener
-        }  # fmt: skip
+        versions = {"bundle_version": self._ledger.bundle_version, "screener": self._ledger.screener}
+        versions["version"] = cascade.__version__
         yield InfoMetricFamily("cascade_build", "Versions that decide.", value=versions)
 
 
 def ledger_registry(ledger: Ledger) -> CollectorRegistry:
-    """A registry of its own that holds the ledger's collector, for `prometheus_client.exposition`."""
+    """A new registry with the ledger's collector, for `prometheus_client.exposition`."""
     registry = CollectorRegistry()
     registry.register(LedgerCollector(ledger))
     return registry
 
 
 def _decisions(counters: Counters, ledger: Ledger) -> Iterable[Metric]:
-    yield _counter(
-        "cascade_decisions", "Decisions.", "path", ((path, held.count) for path, held in counters.paths.items())
-    )
+    counts = ((path, histogram.count) for path, histogram in counters.paths.items())
+    yield _counter("cascade_decisions", "Decisions.", "path", counts)
     latency = HistogramMetricFamily("cascade_decision_latency_seconds", "From append to decision.", labels=["path"])
-    for path, held in counters.paths.items():
-        latency.add_metric([path], _buckets(held, ledger.exemplars(path)), held.sum_s)
+    for path, histogram in counters.paths.items():
+        latency.add_metric([path], _buckets(histogram, ledger.exemplars(path)), histogram.sum_s)
     yield latency
     yield _counter("cascade_degraded", "Degraded decisions.", "cause", counters.degraded_by_cause.items())
     yield _counter("cascade_dead_letters", "Records that could not be read.", "reason", counters.dead_letters.items())
@@ -75,15 +72,15 @@ def _decisions(counters: Counters, ledger: Ledger) -> Iterable[Metric]:
 
 
 def _stages(counters: Counters) -> Iterable[Metric]:
-    stages = ((stage, held) for stage, held in counters.stages.items() if held.count)
+    stages = ((stage, histogram) for stage, histogram in counters.stages.items() if histogram.count)
     yield _histogram("cascade_stage_duration_seconds", "Time that a transaction spends in a stage.", "stage", stages)
-    cpu_s = ((stage, spent) for stage, spent in counters.stage_cpu_s.items() if spent)
+    cpu_s = ((stage, seconds) for stage, seconds in counters.stage_cpu_s.items() if seconds)
     yield _counter("cascade_stage_cpu_seconds", "CPU time of a stage's thread.", "stage", cpu_s)
 
 
 def _deep(counters: Counters) -> Iterable[Metric]:
     yield CounterMetricFamily("cascade_deep_rows", "Transactions sent to the deep model.", counters.deep_rows)
-    yield CounterMetricFamily("cascade_late_answers", "Deep answers after the decision.", counters.late_answers)
+    yield CounterMetricFamily("cascade_late_answers", "Deep calls answered too late.", counters.late_answers)
     calls = HistogramMetricFamily("cascade_deep_call_duration_seconds", "Calls to the deep model.")
     calls.add_metric([], _buckets(counters.deep_calls), counters.deep_calls.sum_s)
     yield calls
@@ -95,7 +92,7 @@ def _delivery(counters: Counters) -> Iterable[Metric]:
     )
     recovery.add_metric([], _buckets(counters.recoveries), counters.recoveries.sum_s)
     yield recovery
-    yield CounterMetricFamily("cascade_sessions", "Times that connections were made anew.", counters.sessions)
+    yield CounterMetricFamily("cascade_sessions", "Times that the worker opened its connections.", counters.sessions)
     yield CounterMetricFamily("cascade_offset_gaps", "Confirmed gaps in the log.", counters.offset_gaps)
     yield CounterMetricFamily("cascade_hedged_calls", "Deep calls sent a second time.", counters.hedged_calls)
     yield GaugeMetricFamily(
@@ -111,8 +108,8 @@ def _clock(counters: Counters) -> Iterable[Metric]:
     )
     bound = GaugeMetricFamily(
         "cascade_clock_skew_bound_seconds",
-        "Least wait of a record in ten minutes, by its stamp: the worker's clock is ahead of the one that stamps"
-        " records (the broker's, with LogAppendTime) by at most this; below zero, it is behind by at least as much.",
+        "Least wait of a record in ten minutes. The worker's clock is ahead of the clock that stamps records (the"
+        " broker's, with LogAppendTime) by at most this; if negative, it is behind by at least as much.",
     )
     if counters.least_wait_s is not None:
         bound.add_metric([], counters.least_wait_s[0])
@@ -120,9 +117,9 @@ def _clock(counters: Counters) -> Iterable[Metric]:
 
 
 def energy_metrics(states: Iterable[MeterState]) -> Iterable[Metric]:
-    """Joules, grams of CO2e where they are accounted, and whether each meter answers."""
+    """Joules of each meter, grams of CO2e with carbon accounting, and whether the meter answers."""
     joules = CounterMetricFamily("cascade_energy_joules", "Energy since the start.", labels=["meter", "kind"])
-    working = GaugeMetricFamily("cascade_energy_meter_up", "1 where the meter answers.", labels=["meter"])
+    working = GaugeMetricFamily("cascade_energy_meter_up", "1 if the meter answers.", labels=["meter"])
     grams = CounterMetricFamily("cascade_carbon_grams", "CO2e of the energy since the start.", labels=["meter", "kind"])
     for state in states:
         working.add_metric([state.meter], float(state.energy_j is not None))
@@ -136,15 +133,10 @@ def energy_metrics(states: Iterable[MeterState]) -> Iterable[Metric]:
 
 
 def _objectives(results: Iterable[ObjectiveResult]) -> Iterable[Metric]:
-    met = GaugeMetricFamily(
-        "cascade_objective_met", "1 where met since the start; absent without data.", labels=["objective"]
-    )
-    use = GaugeMetricFamily(
-        "cascade_objective_used_ratio", "Value over limit; absent without data.", labels=["objective"]
-    )
-    limit = GaugeMetricFamily(
-        "cascade_objective_limit_seconds", "The limit of a latency objective.", labels=["objective"]
-    )
+    labels = ["objective"]
+    met = GaugeMetricFamily("cascade_objective_met", "1 if met since the start; absent without data.", labels=labels)
+    use = GaugeMetricFamily("cascade_objective_used_ratio", "Value over limit; absent without data.", labels=labels)
+    limit = GaugeMetricFamily("cascade_objective_limit_seconds", "Limit of a latency objective.", labels=labels)
     for result in results:
         if result.unit == "ms":
             limit.add_metric([result.name], result.limit / 1e3)
@@ -158,14 +150,15 @@ def _objectives(results: Iterable[ObjectiveResult]) -> Iterable[Metric]:
 
 
 def _events(counts: Iterable[ObjectiveEvents]) -> Iterable[Metric]:
-    """For burn rates: breaches over events, over the budget."""
-    events = CounterMetricFamily("cascade_objective_events", "Decisions an objective is about.", labels=["objective"])
-    breaches = CounterMetricFamily("cascade_objective_breaches", "Those of them that broke it.", labels=["objective"])
-    budget = GaugeMetricFamily("cascade_objective_budget_ratio", "The share that may break it.", labels=["objective"])
-    for one in counts:
-        events.add_metric([one.name], one.events)
-        breaches.add_metric([one.name], one.breaches)
-        budget.add_metric([one.name], one.budget)
+    """The terms of a burn rate: breaches over events, over the budget."""
+    labels = ["objective"]
+    events = CounterMetricFamily("cascade_objective_events", "Decisions that an objective covers.", labels=labels)
+    breaches = CounterMetricFamily("cascade_objective_breaches", "Decisions that missed it.", labels=labels)
+    budget = GaugeMetricFamily("cascade_objective_budget_ratio", "Share that may miss it.", labels=labels)
+    for objective in counts:
+        events.add_metric([objective.name], objective.events)
+        breaches.add_metric([objective.name], objective.breaches)
+        budget.add_metric([objective.name], objective.budget)
     yield from (events, breaches, budget)
 
 
@@ -191,10 +184,10 @@ def _buckets(histogram: LatencyHistogram, exemplars: Sequence[LatencyExemplar | 
     if not exemplars:
         return list(named)
     return [
-        (limit, count) if one is None else (limit, count, _exemplar(one))
-        for (limit, count), one in zip(named, exemplars, strict=True)
+        (limit, count) if exemplar is None else (limit, count, _exemplar(exemplar))
+        for (limit, count), exemplar in zip(named, exemplars, strict=True)
     ]
 
 
-def _exemplar(one: LatencyExemplar) -> Exemplar:
-    return Exemplar({EXEMPLAR_LABEL: one.decision_id}, one.latency_s, one.at_s)
+def _exemplar(exemplar: LatencyExemplar) -> Exemplar:
+    return Exemplar({EXEMPLAR_LABEL: exemplar.decision_id}, exemplar.latency_s, exemplar.at_s)

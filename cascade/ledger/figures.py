@@ -1,4 +1,4 @@
-"""From what a ledger has counted to the figures that it reports."""
+"""Computes the figures of a ledger from its counts."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from cascade.protocols import EnergyKind
 
 
 def summarise(account: Account, quality: QualityComparison | None = None) -> LedgerSummary:
-    """All figures of an account; `quality` is evaluated by the caller, who has the labels."""
+    """All figures of an account. The caller evaluates `quality`, because a ledger has no labels."""
     counters = account.counters
     elapsed_s = (account.ended - account.started).total_seconds()
     decisions = counters.decisions
-    asked = counters.paths["escalated"].count + counters.paths["degraded"].count
+    escalated = counters.paths["escalated"].count + counters.paths["degraded"].count
     figures = tuple(_energy_figure(state, decisions) for state in account.meters)
     return LedgerSummary(
         started=account.started,
@@ -43,7 +43,7 @@ def summarise(account: Account, quality: QualityComparison | None = None) -> Led
         transactions=decisions,
         per_second=decisions / elapsed_s if elapsed_s > 0 else 0.0,
         paths=_path_figures(counters),
-        escalation_share=_per(asked, decisions),
+        escalation_share=_per(escalated, decisions),
         degraded_share=_per(counters.paths["degraded"].count, decisions),
         degraded_by_cause=counters.degraded_by_cause,
         duplicate_share=_per(counters.paths["duplicate"].count, decisions),
@@ -76,7 +76,7 @@ def summarise(account: Account, quality: QualityComparison | None = None) -> Led
 
 
 def objectives(level: ServiceLevel, counters: Counters) -> tuple[ObjectiveResult, ...]:
-    """The service level against the given counts."""
+    """The results of the service level's objectives for these counts."""
     return evaluate(level, counters.paths, decisions=counters.decisions, degraded=counters.paths["degraded"].count)
 
 
@@ -85,14 +85,14 @@ def _per(amount: float, count: int) -> float | None:
 
 
 def _path_figures(counters: Counters) -> dict[str, PathFigures]:
-    everything = LatencyHistogram()
+    whole = LatencyHistogram()
     for histogram in counters.paths.values():
-        everything.merge(histogram)
-    histograms: list[tuple[str, LatencyHistogram]] = [*counters.paths.items(), ("all", everything)]
+        whole.merge(histogram)
+    histograms: list[tuple[str, LatencyHistogram]] = [*counters.paths.items(), ("all", whole)]
     return {
         path: PathFigures(
             decisions=histogram.count,
-            share=_per(histogram.count, everything.count),
+            share=_per(histogram.count, whole.count),
             latency=LatencyFigures.of(histogram),
         )
         for path, histogram in histograms
@@ -134,7 +134,7 @@ def _energy_figure(state: MeterState, decisions: int) -> EnergyFigure:
 
 
 def _energy_totals(figures: Sequence[EnergyFigure], decisions: int) -> tuple[EnergyTotal, ...]:
-    """A total for each kind that occurs; unknown where one of its meters is."""
+    """A total for each kind that occurs; unknown if a meter of that kind was lost."""
     totals = []
     for kind in get_args(EnergyKind):
         members = [figure for figure in figures if figure.kind == kind]
@@ -153,23 +153,23 @@ def _energy_totals(figures: Sequence[EnergyFigure], decisions: int) -> tuple[Ene
 
 
 def _carbon_figures(account: Account, decisions: int) -> CarbonFigures | None:
-    """Grams by kind of energy; None where no carbon is accounted."""
+    """Grams by kind of energy; None without carbon accounting."""
     if not account.carbon_bases:
         return None
     totals = []
     for kind in get_args(EnergyKind):
-        found = [state.carbon_g for state in account.meters if state.kind == kind]
-        if found:
-            grams = sum_if_known(found)
+        by_meter = [state.carbon_g for state in account.meters if state.kind == kind]
+        if by_meter:
+            grams = sum_if_known(by_meter)
             totals.append(CarbonTotal(kind=kind, operational_g=grams, per_million_g=_per_million(grams, decisions)))
-    alone = totals[0].operational_g if len(totals) == 1 else None
-    whole = sum_if_known((alone, account.embodied_g))
+    operational_g = totals[0].operational_g if len(totals) == 1 else None
+    whole_g = sum_if_known((operational_g, account.embodied_g))
     return CarbonFigures(
         bases=account.carbon_bases,
         totals=tuple(totals),
         embodied_g=account.embodied_g,
         embodied_per_million_g=_per_million(account.embodied_g, decisions),
-        sci_g_per_million=_per_million(whole, decisions),
+        sci_g_per_million=_per_million(whole_g, decisions),
     )
 
 

@@ -1,7 +1,7 @@
-"""Latency histograms with fixed log-linear buckets, recorded a batch at a time.
+"""Latency histograms with fixed log-linear buckets; a call records a whole batch.
 
-After HdrHistogram (Gil Tene, hdrhistogram.org). The buckets are read off the bits of the double itself: its
-exponent and the top six bits of its fraction are the bucket, so recording is a shift, a clip and a count.
+After HdrHistogram (Gil Tene, hdrhistogram.org). The exponent of a double and the top six bits of its fraction are the
+number of its bucket, so that recording is a clip, a shift and a count.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from cascade.columns import Float64, Int64
 from cascade.errors import DataError
 
-# 2^6 buckets an octave: the middle of a bucket is within 1/128 (0.8 %) of every value in it.
+# With 2^6 buckets per octave, the middle of a bucket is within 1/128 (0.8 %) of each value in it.
 _FRACTION_BITS: Final = 6
 _BUCKETS_PER_OCTAVE: Final = 1 << _FRACTION_BITS
 _SHIFT: Final = 52 - _FRACTION_BITS
@@ -32,7 +32,7 @@ _FIRST_CODE: Final = int(np.float64(LOWEST_S).view(np.int64)) >> _SHIFT
 
 
 def _bounds() -> Float64:
-    """Lower bounds of all buckets and the upper bound of the last, in seconds."""
+    """The lower bounds of all buckets and the upper bound of the last, in seconds, float64 [buckets + 1]."""
     codes = np.arange(_FIRST_CODE, _FIRST_CODE + _BUCKETS + 1, dtype=np.int64)
     return (codes << _SHIFT).view(np.float64)
 
@@ -40,8 +40,8 @@ def _bounds() -> Float64:
 class LatencyHistogram:
     """Counts of durations from 1 µs to 1,000 s (2^-20 to 2^10 s), within 0.8 % of each value.
 
-    Shorter and negative ones count in the lowest bucket, longer ones in the highest, where `clamped` counts them; mean
-    and maximum take them as the range's end. Not safe to share between threads: the Ledger holds the lock.
+    Durations outside this range count as its nearest end, also in the mean and the maximum; `clamped` counts those
+    above it. Not thread-safe: the Ledger has a lock.
 
     >>> histogram = LatencyHistogram()
     >>> histogram.record(np.array([0.001, 0.002, 0.003, 0.100]))
@@ -60,11 +60,11 @@ class LatencyHistogram:
 
     @property
     def mean_s(self) -> float:
-        """Arithmetic mean in seconds; NaN where nothing was recorded."""
+        """Arithmetic mean in seconds; NaN if the histogram is empty."""
         return self.sum_s / self.count if self.count else math.nan
 
     def record(self, values_s: Float64) -> None:
-        """Add durations in seconds, float64 [n]; raises ValueError where one is NaN."""
+        """Adds durations in seconds, float64 [n]. Raises ValueError if there is a NaN."""
         if not len(values_s):
             return
         inside = np.clip(np.ascontiguousarray(values_s, np.float64), LOWEST_S, _LARGEST)
@@ -80,7 +80,7 @@ class LatencyHistogram:
             self.clamped += int((inside == _LARGEST).sum())
 
     def record_many(self, value_s: float, count: int) -> None:
-        """Add `count` equal durations in seconds; raises ValueError for NaN or a negative count."""
+        """Adds `count` equal durations in seconds. Raises ValueError for NaN or a negative count."""
         if math.isnan(value_s) or count < 0:
             raise ValueError(f"cannot record {count} latencies of {value_s} s")
         if not count:
@@ -96,7 +96,7 @@ class LatencyHistogram:
             self.clamped += count
 
     def merge(self, other: LatencyHistogram) -> None:
-        """Add all that `other` has counted."""
+        """Adds the counts of `other`."""
         self._counts += other._counts
         self.count += other.count
         self.sum_s += other.sum_s
@@ -104,15 +104,15 @@ class LatencyHistogram:
         self.clamped += other.clamped
 
     def since(self, earlier: LatencyHistogram) -> LatencyHistogram:
-        """What was counted after `earlier`, a copy of this histogram at an earlier time.
+        """The counts since `earlier`, a copy of this histogram from an earlier time.
 
-        The maximum is exact where it is a new one, else the end of the highest bucket that has grown. Raises DataError
-        where `earlier` has counted what this one has not.
+        The maximum is exact if it is a new maximum, else the upper bound of the highest bucket that has grown. Raises
+        DataError if a count of `earlier` is higher than now.
         """
         grown = LatencyHistogram()
         grown._counts = self._counts - earlier._counts
         if (grown._counts < 0).any():
-            raise DataError("latency histogram: the earlier one has counts that the later one lacks")
+            raise DataError("latency histogram: the earlier one has higher counts than the later one")
         grown.count = self.count - earlier.count
         grown.clamped = self.clamped - earlier.clamped
         if grown.count:
@@ -128,10 +128,10 @@ class LatencyHistogram:
         return twin
 
     def quantile(self, q: float) -> float:
-        """The value in seconds that a share `q` of the durations does not exceed; NaN where nothing was recorded.
+        """The value in seconds that a share `q` of the durations does not exceed; NaN if the histogram is empty.
 
-        Rank ⌈q · count⌉ (numpy's `inverted_cdf`), within `RELATIVE_ERROR_MAX` of the exact value inside the range.
-        Raises ValueError where `q` is outside 0..1.
+        It has rank ⌈q · count⌉ (numpy's `inverted_cdf`) and is within `RELATIVE_ERROR_MAX` of the exact value inside
+        the range. Raises ValueError if `q` is outside 0..1.
         """
         if not 0.0 <= q <= 1.0:
             raise ValueError(f"quantile {q} is outside 0..1")
@@ -143,12 +143,12 @@ class LatencyHistogram:
         return min(0.5 * float(low + high), self.max_s)
 
     def counts_up_to(self, limits_s: Float64) -> Int64:
-        """How many durations are at most each limit in seconds, int64 [limits]; a limit inside a bucket excludes it."""
+        """The number of durations up to each limit in seconds, int64 [limits], without the bucket that a limit cuts."""
         whole = np.searchsorted(_bounds()[1:], limits_s, side="right")
         return np.append(np.int64(0), np.cumsum(self._counts))[whole]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON: totals, and the buckets that are not empty by their number."""
+        """The totals, and the counts of the buckets that are not empty, in plain types for JSON."""
         filled = np.flatnonzero(self._counts)
         return {
             "buckets_per_octave": _BUCKETS_PER_OCTAVE,
@@ -161,20 +161,18 @@ class LatencyHistogram:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """The histogram that `to_dict` wrote; raises DataError where it was not, or has other buckets."""
+        """Reads what `to_dict` wrote; raises DataError for anything else, or for other buckets."""
         try:
             if (state["buckets_per_octave"], state["lowest_exponent"]) != (_BUCKETS_PER_OCTAVE, _LOWEST_EXPONENT):
-                raise DataError(
-                    "latency histogram: written with other buckets; merge it with the release that wrote it"
-                )
+                raise DataError("latency histogram: another release wrote it, with other buckets; use that release")
             histogram = cls()
             for bucket, count in state["buckets"].items():
                 if not 0 <= int(bucket) < _BUCKETS or int(count) < 0:
-                    raise DataError(f"latency histogram: bucket {bucket} with count {count}; the record is damaged")
+                    raise DataError(f"latency histogram: bucket {bucket} has count {count}; the record is damaged")
                 histogram._counts[int(bucket)] = int(count)
             histogram.count = int(histogram._counts.sum())
             histogram.sum_s, histogram.max_s = float(state["sum_s"]), float(state["max_s"])
             histogram.clamped = int(state["clamped"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"latency histogram: not in the form of `to_dict` ({error!r})") from error
+            raise DataError(f"latency histogram: this release cannot read it ({error!r})") from error
         return histogram

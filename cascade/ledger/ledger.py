@@ -1,4 +1,4 @@
-"""The ledger: what every decision took, told once a batch and read at any time from any thread."""
+"""The ledger: counts decisions, latency and energy batch by batch. Any thread may read it at any time."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from cascade.protocols import EnergyMeter, EnergyReading
 
 
 class _MeterAccount:
-    """One meter's joules from the ledger's beginning, or from its first answer where that came later.
+    """The joules of a meter since the ledger began, or since the first successful reading if that came later.
 
-    Their carbon is added up answer by answer, since the grid's intensity changes; unknown once, it stays unknown.
+    Each reading adds the carbon of its own joules, because the intensity of the grid changes. Once the intensity was
+    unknown, the carbon stays unknown.
     """
 
     def __init__(self, meter: EnergyMeter, carbon: Carbon | None) -> None:
         self._meter, self._carbon = meter, carbon
         self._first: EnergyReading | None = None
-        self._told_j = 0.0
+        self._last_j = 0.0
         self._carbon_g: float | None = None if carbon is None else 0.0
 
     def state(self) -> MeterState:
@@ -39,14 +40,20 @@ class _MeterAccount:
             reading = self._meter.read()
         except (CascadeError, OSError) as error:
             kind = None if self._first is None else self._first.kind
-            return MeterState.of(self._meter.name, kind, "", None, str(error))
+            return MeterState(self._meter.name, kind, (), None, str(error))
         self._first = self._first or reading
         energy_j = reading.energy_j - self._first.energy_j
-        self._add_carbon(energy_j - self._told_j)
-        self._told_j = energy_j
-        check_j = None if reading.check_j is None else reading.check_j - (self._first.check_j or 0.0)
-        return MeterState.of(
-            self._meter.name, reading.kind, reading.source, energy_j, None, self._carbon_g, reading.uncertainty, check_j
+        self._add_carbon(energy_j - self._last_j)
+        self._last_j = energy_j
+        return MeterState(
+            self._meter.name,
+            reading.kind,
+            (reading.source,) if reading.source else (),
+            energy_j,
+            problem=None,
+            carbon_g=self._carbon_g,
+            uncertainty=reading.uncertainty,
+            check_j=None if reading.check_j is None else reading.check_j - (self._first.check_j or 0.0),
         )
 
     def _add_carbon(self, energy_j: float) -> None:
@@ -56,14 +63,20 @@ class _MeterAccount:
 
 
 class Ledger:
-    """Counts decisions, latency and energy; the worker calls each `record_` once a batch.
+    """Counts decisions, latency and energy; the worker calls each `record_` method once for a batch.
 
-    Any thread may call any method: one lock guards the counts (held for microseconds, and for the copy that readers
-    take), another the meters, so that a slow counter never holds up the worker. Energy counts from the ledger's
-    construction, whenever the meters were made; keep them sampled with an EnergySampler over `sample_energy`.
-    `watts_per_core` prices the CPU seconds of stages; `gpu_idle_watts` is what a GPU draws without work, where stated.
-    `bundle_version` and `screener` (how it scores) may be set anew when a bundle is swapped. `deep_backend`: what runs
-    the deep model, as deep.backend names it. `carbon` turns joules into gCO2e. `clock`: seconds, never going back.
+    Any thread may call any method. One lock guards the counts, for microseconds at a time; another guards the meters,
+    so that a slow meter never delays the worker. Energy counts from the construction of the ledger; an EnergySampler
+    must call `sample_energy`, so that no counter wraps unnoticed.
+
+    meters: the sources of joules.
+    service_level: the objectives; None for the default ones.
+    watts_per_core: watts of a busy core, for the energy of stages; None if not stated.
+    gpu_idle_watts: watts of a GPU without work; None if not stated.
+    bundle_version, screener: the version of the bundle, and how its screener scores; a new bundle sets them again.
+    deep_backend: the backend of the deep model, as in the setting deep.backend.
+    carbon: converts joules to gCO2e; None for no carbon accounting.
+    clock: seconds that never go back.
 
     >>> import numpy as np
     >>> ledger = Ledger()
@@ -106,20 +119,20 @@ class Ledger:
         self.sample_energy()
 
     def record_stage(self, stage: Stage, wall_s: float, cpu_s: float, rows: int) -> None:
-        """A stage took `wall_s` and `cpu_s` seconds for a batch of `rows`: each row spent `wall_s` in it."""
+        """Adds a stage's seconds for a batch of `rows`; each row counts with the `wall_s` of the whole batch."""
         with self._counting:
             self._counters.stages[stage].record_many(wall_s, rows)
             self._counters.stage_cpu_s[stage] += cpu_s
 
     def record_queue(self, values_s: Float64) -> None:
-        """Seconds that each transaction of a batch waited before its work began, float64 [rows]."""
+        """Adds the seconds that each transaction of a batch has waited before its work began, float64 [rows]."""
         with self._counting:
             self._counters.stages["queue"].record(values_s)
 
     def record_arrival(self, least_wait_s: float, early: int = 0) -> None:
-        """Of records fetched together: the least seconds that one had waited, and how many were stamped ahead of now.
+        """Adds the least wait of records that were fetched together, and the number with a stamp ahead of now.
 
-        Both by the worker's clock against the records' stamps, so the wait is negative where that clock is behind.
+        `least_wait_s`: seconds by the worker's clock since the record's stamp, negative if that clock is behind.
         """
         with self._counting:
             self._waits.record(least_wait_s)
@@ -128,15 +141,14 @@ class Ledger:
     def record_decisions(
         self, path: Path, latency_s: Float64, cause: str | None = None, ids: Ids | None = None
     ) -> None:
-        """Decisions on `path`, with the seconds from append to decision, float64 [rows].
+        """Adds the decisions of a batch on one path.
 
-        `cause` belongs to `degraded`, and only there; raises ValueError otherwise. `ids` gives the decision ids of rows
-        int64 [some], which become exemplars; it is asked for one row a bucket at most.
+        latency_s: seconds from append to decision, float64 [rows].
+        cause: why they are degraded; required on the path `degraded` and not allowed elsewhere, else ValueError.
+        ids: returns the decision ids of rows int64 [n], for exemplars; called with at most one row per bucket.
         """
         if (cause is not None) != (path == "degraded"):
-            raise ValueError(
-                f"path {path!r} with cause {cause!r}: a cause belongs to degraded decisions, and only there"
-            )
+            raise ValueError(f"path {path!r} with cause {cause!r}: exactly the degraded decisions must have a cause")
         with self._counting:
             self._counters.paths[path].record(latency_s)
             if cause is not None:
@@ -145,54 +157,54 @@ class Ledger:
             self._exemplars.record(path, latency_s, ids, time.time())
 
     def count_dead_letters(self, reason: str, count: int) -> None:
-        """`count` records could not be read, for `reason` (a short fixed word, never data)."""
+        """Adds records that were dead-lettered for `reason`, a short fixed word that contains no data."""
         with self._counting:
             add(self._counters.dead_letters, reason, count)
 
     def count_labels(self, count: int) -> None:
-        """`count` labels arrived."""
+        """Adds labels that arrived."""
         with self._counting:
             self._counters.labels += count
 
     def count_late(self, count: int) -> None:
-        """`count` deep answers came after their transactions were decided."""
+        """Adds deep calls whose answer came too late for some or all of their transactions."""
         with self._counting:
             self._counters.late_answers += count
 
     def record_recovery(self, seconds: float) -> None:
-        """A partition's state was rebuilt, from its assignment to its first decision, in `seconds`."""
+        """Adds the seconds from the assignment of a partition to its first decision."""
         with self._counting:
             self._counters.recoveries.record_many(seconds, 1)
 
     def count_session(self) -> None:
-        """The worker has begun with connections made anew."""
+        """Counts that the worker has opened its connections."""
         with self._counting:
             self._counters.sessions += 1
 
     def count_offset_gap(self) -> None:
-        """A stretch of offsets without records was found in the log, and confirmed by a second fetch."""
+        """Counts a gap in the offsets of the log that a second fetch has confirmed."""
         with self._counting:
             self._counters.offset_gaps += 1
 
     def set_hedged(self, calls: int) -> None:
-        """So many deep calls were sent a second time, in all."""
+        """Sets the total number of deep calls that were sent a second time."""
         with self._counting:
             self._counters.hedged_calls = calls
 
     def set_escalation_raised(self, log_odds: float) -> None:
-        """The escalation threshold now stands so far above the policy's, for overload."""
+        """Sets how far overload raises the escalation threshold above the policy's, log-odds."""
         with self._counting:
             self._counters.escalation_raised = log_odds
             self._counters.escalation_raised_max = max(self._counters.escalation_raised_max, log_odds)
 
     def add_deep_call(self, rows: int, wall_s: float) -> None:
-        """One call to the deep model for `rows` transactions took `wall_s` seconds."""
+        """Adds a call to the deep model for `rows` transactions, of `wall_s` seconds."""
         with self._counting:
             self._counters.deep_calls.record_many(wall_s, 1)
             self._counters.deep_rows += rows
 
     def counters(self) -> Counters:
-        """A copy of all counts, consistent within itself."""
+        """A consistent copy of all counts."""
         with self._counting:
             copy = self._counters.copy()
             least_s = self._waits.least_s
@@ -200,24 +212,24 @@ class Ledger:
         return copy
 
     def exemplars(self, path: Path) -> list[LatencyExemplar | None]:
-        """A recent decision for each of the exported buckets, see `Exemplars.of`."""
+        """A recent decision for each exported bucket, as `Exemplars.of`."""
         return self._exemplars.of(path)
 
     def sample_energy(self) -> tuple[MeterState, ...]:
-        """Read every meter; one that fails stays in the list with its problem and without a reading."""
+        """Reads every meter. The state of a meter that fails has a problem and no joules."""
         with self._metering:
             return tuple(meter.state() for meter in self._meters)
 
     def objectives(self, counters: Counters) -> tuple[ObjectiveResult, ...]:
-        """The service level against the given counts."""
+        """The results of the service level's objectives for these counts."""
         return objectives(self._service_level, counters)
 
     def objective_events(self, counters: Counters) -> tuple[ObjectiveEvents, ...]:
-        """The service level as counts of events and breaches."""
+        """The events and breaches of the service level's objectives for these counts."""
         return counters.objective_events(self._service_level)
 
     def account(self) -> Account:
-        """All that is known up to now, in a form that merges with the accounts of other ledgers."""
+        """The account up to now; `merge_accounts` merges it with those of other ledgers."""
         meters, elapsed_s = self.sample_energy(), self._clock() - self._start_s
         return Account(
             started=self.started,
@@ -236,5 +248,5 @@ class Ledger:
         )
 
     def summary(self, quality: QualityComparison | None = None) -> LedgerSummary:
-        """All figures up to now; `quality` is evaluated by the caller, who has the labels."""
+        """All figures up to now. The caller evaluates `quality`, because a ledger has no labels."""
         return summarise(self.account(), quality)

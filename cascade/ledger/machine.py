@@ -1,4 +1,4 @@
-"""The machine and the versions that a ledger's figures belong to."""
+"""The machine and the versions of the software behind a ledger's figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 import psutil
 
-# What decides, moves or measures; a package that is not installed is left out.
+# The packages that decide, transport or measure.
 _PACKAGES: Final = (
     "cascade-fraud",
     "numpy",
@@ -28,7 +28,10 @@ _PACKAGES: Final = (
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """`cores`: logical processors that this process may use. `memory_gib`: physical memory, GiB."""
+    """A machine and its software. `cores`: logical processors that the process may use. `memory_gib`: physical memory.
+
+    packages: installed versions, by package.
+    """
 
     processor: str
     cores: int
@@ -39,7 +42,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """All of it in a line, for under a table."""
+        """The whole description in one line."""
         packages = ", ".join(f"{name} {version}" for name, version in self.packages.items())
         return (
             f"{self.processor}, {self.cores} cores, {self.memory_gib:g} GiB; {self.system}; Python {self.python}; "
@@ -48,7 +51,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def describe_machine() -> Machine:
-    """This machine, its Python, and the installed versions of the packages that matter to figures."""
+    """Describes this machine and its software."""
     return Machine(
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,

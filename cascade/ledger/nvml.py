@@ -1,4 +1,4 @@
-"""Joules of NVIDIA GPUs from NVML; the only place that calls it, and where its errors become ours."""
+"""Joules of NVIDIA GPUs from NVML. Only this module calls NVML; it raises MeterError for NVML's errors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from cascade.protocols import EnergyReading
 
 _Result = TypeVar("_Result")
 _MIG_ENABLED: Final = 1
-# NVML API reference, nvmlDeviceGetPowerUsage: within 5 % of the current draw.
+# NVML API reference, nvmlDeviceGetPowerUsage: accurate to within 5 % of the current draw.
 UNCERTAINTY: Final = 0.05
 
 
 class NvmlLibrary(Protocol):
-    """The functions of the module `pynvml` that are used, with its own names."""
+    """The functions of the module `pynvml` that this module calls."""
 
     NVMLError: type[Exception]
 
     def nvmlInit(self) -> Any:
-        """Connect to the driver."""
+        """Connects to the driver."""
         ...
 
     def nvmlDeviceGetCount(self) -> int:
@@ -42,7 +42,7 @@ class NvmlLibrary(Protocol):
         ...
 
     def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: Any) -> Any:
-        """Handle of the GPU that holds a MIG device."""
+        """Handle of the GPU of a MIG device."""
         ...
 
     def nvmlDeviceGetMigMode(self, handle: Any) -> Any:
@@ -67,13 +67,16 @@ class NvmlLibrary(Protocol):
 
 
 class NvmlMeter:
-    """Energy of one whole GPU, by UUID.
+    """The energy of one whole GPU.
 
-    A MIG device has no counter of its own: its parent's is read, which covers all slices, and the source says so.
-    The counter `nvmlDeviceGetTotalEnergyConsumption` (mJ, Volta and newer) steps about every 100 ms. Beside it
-    `nvmlDeviceGetPowerUsage` (mW) is integrated by the trapezoid rule between reads, at least one a second: a check of
-    the counter, and the meter itself where the GPU has no counter. The uncertainty is what NVML's documentation states
-    of power. Raises MeterError where the GPU has neither.
+    The counter is `nvmlDeviceGetTotalEnergyConsumption` (mJ, Volta and newer), which steps about every 100 ms. The
+    meter also integrates `nvmlDeviceGetPowerUsage` (mW) between readings by the trapezoid rule, which needs a reading
+    each second. The integral checks the counter, or replaces it on a GPU without one. The uncertainty is that of NVML's
+    documentation for power. A MIG device has no counter, so the meter reads the whole GPU, and `source` names that.
+
+    nvml: the module `pynvml`. uuid: of a GPU or a MIG device. name: of the meter. clock: seconds that never go back.
+
+    Raises MeterError if the GPU has neither counter nor power.
     """
 
     def __init__(
@@ -94,7 +97,7 @@ class NvmlMeter:
         self._last_s = self._first_s = clock()
 
     def read(self) -> EnergyReading:
-        """Joules since the meter was made; raises MeterError, then and ever after, where the counter is lost."""
+        """Joules since construction. Raises MeterError if the counter is lost, and at each later call."""
         if self._lost is not None:
             raise self._lost
         try:
@@ -106,7 +109,7 @@ class NvmlMeter:
                 source = self._read_counter(self._last_mj)
                 check_j = None if power is None else self._integrated_j
         except MeterError as error:
-            # what was used meanwhile is unknown, so the meter must not come back with a smaller sum
+            # the joules until a later reading would be missing from the sum
             self._lost = error
             raise
         return EnergyReading(self._energy_j, "measured", f"{source} of {self._about}", UNCERTAINTY, check_j)
@@ -120,7 +123,7 @@ class NvmlMeter:
         return "NVML total energy"
 
     def _integrate_power(self, last_mw: int) -> str | None:
-        """Where the joules come from; None where power, as a check only, cannot be read any more."""
+        """The source of the integral; None if power served as a check only and is not readable any more."""
         now_mw = self._power_mw()
         if now_mw is None:
             self._last_mw = None
@@ -132,12 +135,12 @@ class NvmlMeter:
         return f"NVML power integrated over {self._samples} samples in {now_s - self._first_s:.1f} s"
 
     def _power_mw(self) -> int | None:
-        """The power now; as a check only, None where it cannot be read."""
+        """The power now. If it is only a check of the counter, None if it is not readable, else raises MeterError."""
         read = self._nvml.nvmlDeviceGetPowerUsage
         return self._call(read, self._handle) if self._last_mj is None else self._optional(read)
 
     def _physical(self, handle: Any) -> Any:
-        with suppress(self._nvml.NVMLError):  # drivers before MIG do not know the question
+        with suppress(self._nvml.NVMLError):  # drivers older than MIG lack the function
             if self._nvml.nvmlDeviceIsMigDeviceHandle(handle):
                 return self._call(self._nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle)
         return handle
@@ -157,13 +160,12 @@ class NvmlMeter:
         try:
             return function(argument)
         except self._nvml.NVMLError as error:
-            raise MeterError(
-                self.name, f"NVML: {error}", "check nvidia-smi, and that the container may see the whole GPU"
-            ) from error
+            remedy = "check nvidia-smi, and that the container has access to the whole GPU"
+            raise MeterError(self.name, f"NVML: {error}", remedy) from error
 
 
 def nvml_meters(nvml: NvmlLibrary, clock: Callable[[], float] = time.monotonic) -> list[NvmlMeter]:
-    """A meter for each physical GPU with a counter or a power reading; empty where there is no driver."""
+    """A meter for each physical GPU with a counter or a power reading; empty without a driver."""
     try:
         nvml.nvmlInit()
         uuids = [

@@ -1,14 +1,14 @@
-"""The ledger's metrics as OpenTelemetry's, from the families that Prometheus gets, so that nothing is counted twice.
+"""Converts the ledger's Prometheus families to OpenTelemetry metrics.
 
-Names follow OpenTelemetry's semantic conventions: dots between namespaces, the unit (UCUM) beside the name and not in
-it. Counters are monotonic sums and histograms have explicit buckets, both cumulative since their worker began.
-Needs the extra `otel`, so nothing imports this module before it is wanted.
+Names follow OpenTelemetry's semantic conventions: dots separate namespaces, and the unit (UCUM) is not part of the
+name. Counters are monotonic sums and histograms have explicit buckets; both are cumulative since their worker began.
+Importing this module requires the extra `otel`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics.export import (
@@ -31,11 +31,11 @@ from prometheus_client.samples import Sample
 import cascade
 
 SCOPE: Final = "cascade.ledger"
-# Every data point has it as its beginning.
+# The start time of every data point of its worker.
 START: Final = "cascade_start_time_seconds"
-# Told by the supervisor, who lives longer than the worker that they are about.
+# The supervisor counts these. It lives longer than its workers, so their start time does not apply.
 SUPERVISORS: Final = frozenset({"cascade_worker_up", "cascade_worker_restarts"})
-# Prometheus' family: OpenTelemetry's name and unit. What is counted is a whole number, and has its unit in braces.
+# From the Prometheus family to OpenTelemetry's name and unit. A unit in braces marks a count, which is an integer.
 NAMES: Final[dict[str, tuple[str, str]]] = {
     "cascade_decisions": ("cascade.decisions", "{decision}"),
     "cascade_decision_latency_seconds": ("cascade.decision.duration", "s"),
@@ -88,13 +88,18 @@ ATTRIBUTES: Final[dict[str, str]] = {
 
 
 def metrics_data(families: Iterable[Metric], resource: Resource, started_s: float, now_s: float) -> MetricsData:
-    """All families at `now_s`; `started_s`, both seconds since the epoch, is where a family names no beginning."""
-    found = list(families)
-    started = {one.labels.get("worker", ""): one.value for family in found if family.name == START
-               for one in family.samples}  # fmt: skip
+    """The metrics of all families.
+
+    families: of Prometheus. resource: the service, as OpenTelemetry describes it.
+    started_s: start time of data points whose worker has no `START`, seconds since the epoch.
+    now_s: time of all data points, seconds since the epoch.
+    """
+    listed = list(families)
+    starts = [sample for family in listed if family.name == START for sample in family.samples]
+    started = {sample.labels.get("worker", ""): sample.value for sample in starts}
     metrics = [
         _metric(family, {} if family.name in SUPERVISORS else started, started_s, _nanoseconds(now_s))
-        for family in found
+        for family in listed
         if family.name != START and family.samples
     ]
     scope = ScopeMetrics(InstrumentationScope(SCOPE, cascade.__version__), metrics, "")
@@ -102,7 +107,7 @@ def metrics_data(families: Iterable[Metric], resource: Resource, started_s: floa
 
 
 def _metric(family: Metric, started: Mapping[str, float], started_s: float, now_ns: int) -> OtelMetric:
-    # a family that is new here keeps its name until it gets a better one
+    # a family that is not in NAMES keeps its own name
     name, unit = NAMES.get(family.name, (family.name.replace("cascade_", "cascade.", 1), ""))
     counted = unit.startswith("{")
 
@@ -115,7 +120,7 @@ def _metric(family: Metric, started: Mapping[str, float], started_s: float, now_
 
     data: Sum | Gauge | Histogram
     if family.type == "counter":
-        points = [point(one) for one in family.samples if one.name == f"{family.name}_total"]
+        points = [point(sample) for sample in family.samples if sample.name == f"{family.name}_total"]
         data = Sum(points, AggregationTemporality.CUMULATIVE, is_monotonic=True)
     elif family.type == "histogram":
         histograms = [
@@ -124,23 +129,23 @@ def _metric(family: Metric, started: Mapping[str, float], started_s: float, now_
         ]
         data = Histogram(histograms, AggregationTemporality.CUMULATIVE)
     else:
-        data = Gauge([point(one) for one in family.samples])
+        data = Gauge([point(sample) for sample in family.samples])
     return OtelMetric(name, family.documentation, unit, data)
 
 
 def _by_labels(samples: Iterable[Sample]) -> Iterable[tuple[dict[str, str], list[Sample]]]:
-    """The samples of each histogram of a family, by their labels without the bucket's limit."""
-    found: dict[tuple[tuple[str, str], ...], list[Sample]] = {}
+    """The samples of each histogram of a family: its labels, without the limit `le` of a bucket, and its samples."""
+    by_labels: dict[tuple[tuple[str, str], ...], list[Sample]] = {}
     for sample in samples:
         key = tuple((name, value) for name, value in sample.labels.items() if name != "le")
-        found.setdefault(key, []).append(sample)
-    return [(dict(labels), held) for labels, held in found.items()]
+        by_labels.setdefault(key, []).append(sample)
+    return [(dict(labels), found) for labels, found in by_labels.items()]
 
 
 def _histogram(
     name: str, labels: Mapping[str, str], samples: Iterable[Sample], start_ns: int, now_ns: int
 ) -> HistogramDataPoint:
-    """Prometheus counts up to each limit, OpenTelemetry between them; minimum and maximum are not known."""
+    """A data point of one histogram: Prometheus counts up to each limit, OpenTelemetry between two limits."""
     limits, counts, exemplars = [], [], []
     total, below = 0.0, 0
     for sample in samples:
@@ -153,11 +158,11 @@ def _histogram(
             if sample.exemplar is not None:
                 at_ns = _nanoseconds(float(sample.exemplar.timestamp or 0.0))
                 exemplars.append(Exemplar(_attributes(sample.exemplar.labels), sample.exemplar.value, at_ns))
+    unknown: Any = None  # minimum and maximum
+    attributes, bounds = _attributes(labels), limits[:-1]
     return HistogramDataPoint(
-        attributes=_attributes(labels), start_time_unix_nano=start_ns, time_unix_nano=now_ns, count=below, sum=total,
-        bucket_counts=counts, explicit_bounds=limits[:-1], min=None, max=None,  # type: ignore[arg-type]  # left out
-        exemplars=exemplars,
-    )  # fmt: skip
+        attributes, start_ns, now_ns, below, total, counts, bounds, unknown, unknown, exemplars=exemplars
+    )
 
 
 def _attributes(labels: Mapping[str, str]) -> dict[str, str]:

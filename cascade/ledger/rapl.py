@@ -15,7 +15,7 @@ POWERCAP: Final = Path("/sys/class/powercap")
 
 @dataclass(slots=True)
 class _Package:
-    """One package's counter, µJ; `range_uj` is None where the maximum cannot be read."""
+    """The counter of one package, µJ. `range_uj`: its maximum; None if not readable."""
 
     path: Path
     name: str
@@ -27,7 +27,7 @@ class _Package:
     def advance(self, now_uj: int) -> None:
         step = now_uj - self.last_uj
         if step < 0:
-            # without the maximum, what was counted before the wrap is unknown: take the sure part only
+            # without the maximum, the µJ before the wrap are unknown and left out
             self.wraps_unknown += self.range_uj is None
             step = now_uj if self.range_uj is None else step + self.range_uj
         self.counted_uj += step
@@ -35,11 +35,11 @@ class _Package:
 
 
 class RaplMeter:
-    """Energy of all processor packages of the machine, everything that runs on it included.
+    """The energy of all processor packages of the machine, with everything that runs on it.
 
-    Only the domains `package-N`: they contain `core` and are contained in `psys`, so adding those would count twice.
-    The counters wrap after about a minute to twenty; reads must be closer together than that (the EnergySampler's are).
-    Source: Linux kernel, Documentation/power/powercap. Raises MeterError where no package can be read.
+    It reads only the domains `package-N`: `core` is a part of them and `psys` contains them, so that either would count
+    twice. The counters wrap after one to twenty minutes, so readings must be closer together, as an EnergySampler makes
+    them. Source: Linux kernel, Documentation/power/powercap. Raises MeterError if no package is readable.
     """
 
     name = "rapl"
@@ -47,22 +47,22 @@ class RaplMeter:
     def __init__(self, root: Path = POWERCAP) -> None:
         self._packages: Sequence[_Package] = [_open(path) for path in package_paths(root)]
         if not self._packages:
-            raise MeterError(self.name, f"no processor package under {root}", "use the model of CPU seconds instead")
+            raise MeterError(self.name, f"no processor package under {root}", "use the CPU model instead")
 
     def read(self) -> EnergyReading:
-        """Joules since the meter was made; raises MeterError where a counter can no longer be read."""
+        """Joules since construction. Raises MeterError if a counter is not readable any more."""
         for package in self._packages:
             package.advance(_read_uj(package.path / "energy_uj"))
         names = ", ".join(package.name for package in self._packages)
         source = f"RAPL {names} (whole machine)"
         if wraps := sum(package.wraps_unknown for package in self._packages):
-            source += f"; a lower bound: wrapped {wraps} times and max_energy_range_uj cannot be read"
+            source += f"; a lower bound: wrapped {wraps} times, and max_energy_range_uj is not readable"
         return EnergyReading(sum(package.counted_uj for package in self._packages) / 1e6, "measured", source)
 
 
 def package_paths(root: Path = POWERCAP) -> list[Path]:
-    """Powercap directories of the processor packages, in order; empty where the kernel offers none."""
-    # not intel-rapl-mmio: it repeats the same packages
+    """The powercap directories of the processor packages, sorted; empty if the kernel has none."""
+    # intel-rapl-mmio has the same packages again
     return [zone for zone in sorted(root.glob("intel-rapl:*")) if _text(zone / "name").startswith("package")]
 
 
@@ -85,12 +85,9 @@ def _read_uj(path: Path) -> int:
     try:
         return int(path.read_text(encoding="ascii"))
     except PermissionError as error:
-        raise MeterError(
-            "rapl",
-            f"{path} may be read by root only (since CVE-2020-8694)",
-            "run as root, or let the service's group read energy_uj with a udev rule",
-        ) from error
+        problem = f"only root may read {path} (since CVE-2020-8694)"
+        remedy = "run as root, or let the service's group read energy_uj with a udev rule"
+        raise MeterError("rapl", problem, remedy) from error
     except (OSError, ValueError) as error:
-        raise MeterError(
-            "rapl", f"{path} cannot be read ({error})", "see whether the powercap driver is loaded"
-        ) from error
+        remedy = "check that the powercap driver is loaded"
+        raise MeterError("rapl", f"{path} cannot be read ({error})", remedy) from error

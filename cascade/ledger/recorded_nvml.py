@@ -1,4 +1,4 @@
-"""A named fake for absent hardware: NVML that plays back a recorded trace."""
+"""A fake NVML for machines without a GPU: it plays back recorded traces."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import msgspec
 
 
 class RecordedGpu(msgspec.Struct, frozen=True, kw_only=True):
-    """One GPU's trace: at `time_s` (rising, from 0) what the counters read; None where the GPU has no such counter.
+    """The trace of one GPU: readings at the times `time_s`, in seconds from 0 on, increasing.
 
-    `energy_mj`: total since the driver was loaded, mJ. `power_mw`: mW. `mig_uuids`: its MIG devices, none where MIG is
-    off. `lost_after_s`: when the GPU falls off the bus.
+    energy_mj: mJ since the driver was loaded; None without this counter.
+    power_mw: mW; None without this counter.
+    mig_uuids: its MIG devices; empty without MIG.
+    lost_after_s: when the GPU falls off the bus; None for never.
     """
 
     uuid: str
@@ -26,11 +28,11 @@ class RecordedGpu(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecordedNvmlError(Exception):
-    """What the fake raises where pynvml would raise its NVMLError."""
+    """The fake raises it where pynvml would raise its NVMLError."""
 
 
 class RecordedNvml:
-    """Plays back GPUs' traces behind the functions of `pynvml` that the meters use; a handle is a UUID."""
+    """Plays back the traces of GPUs through the functions of `pynvml` that the meters call; a handle is a UUID."""
 
     NVMLError: type[Exception] = RecordedNvmlError
 
@@ -41,11 +43,11 @@ class RecordedNvml:
 
     @classmethod
     def from_json(cls, content: bytes, clock: Callable[[], float] = time.monotonic) -> RecordedNvml:
-        """A fake of the GPUs in a JSON list of RecordedGpu; raises msgspec.ValidationError for another form."""
+        """The GPUs of a JSON list of RecordedGpu; raises msgspec.ValidationError for any other content."""
         return cls(msgspec.json.decode(content, type=tuple[RecordedGpu, ...]), clock)
 
     def nvmlInit(self) -> None:
-        """Succeeds where there is a GPU to play back."""
+        """Raises RecordedNvmlError if there is no GPU to play back."""
         if not self._gpus:
             raise RecordedNvmlError("Driver Not Loaded")
 
@@ -67,7 +69,7 @@ class RecordedNvml:
         return int(any(handle in gpu.mig_uuids for gpu in self._gpus))
 
     def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: str) -> str:
-        """Handle of the GPU that holds a MIG device."""
+        """Handle of the GPU of a MIG device."""
         return self._parent(handle).uuid
 
     def nvmlDeviceGetMigMode(self, handle: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""A ledger's summary as tables for a terminal of 80 columns or more."""
+"""Prints a ledger's summary as tables for a terminal of 80 columns or more."""
 
 from __future__ import annotations
 
@@ -24,23 +24,26 @@ from cascade.ledger.summary import (
     EnergyFigure,
     LatencyFigures,
     LedgerSummary,
-    ModelQuality,
     QualityComparison,
 )
 
 _ABSENT: Final = "–"
+LATENCY_COLUMNS: Final = ("p50 ms", "p99 ms", "p99.9 ms", "max ms")
 _DECIMALS_MAX: Final = 6
 _STATUS_STYLE: Final[dict[Status, str]] = {"met": "bold green", "missed": "bold red", "no data": "yellow"}
 _BURN_STYLE: Final[dict[BurnStatus, str]] = {
-    "within": "bold green", "ticket": "bold yellow", "page": "bold red", "no data": "yellow"
-}  # fmt: skip
-# Kafka's stamps are whole milliseconds.
+    "within": "bold green",
+    "ticket": "bold yellow",
+    "page": "bold red",
+    "no data": "yellow",
+}
+# Kafka stamps records in whole milliseconds.
 _SKEW_SHOWN_MS: Final = 1.0
 _KIND_STYLE: Final = {"measured": "green", "modelled": "yellow"}
 
 
 def render(summary: LedgerSummary, console: Console) -> None:
-    """Print a summary: decisions, objectives, stages, energy, quality, and what the figures belong to."""
+    """Prints decisions, objectives, stages, energy, carbon and quality, and the machine and bundle behind them."""
     console.print()
     console.print(_headline(summary))
     console.print(_decisions(summary))
@@ -63,18 +66,21 @@ def render(summary: LedgerSummary, console: Console) -> None:
 
 
 def _headline(summary: LedgerSummary) -> Padding:
-    gap = "   "
-    line = Text.assemble(
-        (f"{summary.transactions:,}", "bold"), " decisions in ", (_duration(summary.elapsed_s), "bold"), gap,
-        (f"{summary.per_second:,.0f}", "bold"), "/s", gap,
-        (percent_text(summary.escalation_share), "bold"), " escalated", gap,
-        (percent_text(summary.degraded_share), "bold"), " degraded",
-    )  # fmt: skip
-    return Padding(line, (0, 1))
+    figures = [
+        (f"{summary.transactions:,}", " decisions in "),
+        (_duration(summary.elapsed_s), "   "),
+        (f"{summary.per_second:,.0f}", "/s   "),
+        (percent_text(summary.escalation_share), " escalated   "),
+        (percent_text(summary.degraded_share), " degraded"),
+    ]
+    return Padding(Text.assemble(*(part for figure, text in figures for part in ((figure, "bold"), text))), (0, 1))
 
 
 def _table(title: str, first: str, *numbers: str, caption: str | None = None) -> Table:
-    """A table with one column of names and the rest right-aligned numbers."""
+    """A table with a column of names and right-aligned columns of numbers.
+
+    title: above the table. first: header of the names. numbers: headers of the numbers. caption: below the table.
+    """
     table = Table(
         title=f"\n {title}",
         caption=None if caption is None else "\n".join(f" {line}" for line in caption.splitlines()),
@@ -94,96 +100,86 @@ def _table(title: str, first: str, *numbers: str, caption: str | None = None) ->
 
 
 def _decisions(summary: LedgerSummary) -> Table:
-    table = _table(
-        "Decisions and latency, append to decision",
-        "path", "decisions", "share %", "p50 ms", "p99 ms", "p99.9 ms", "max ms",
-        caption=_causes(summary),
-    )  # fmt: skip
+    columns = ("decisions", "share %", *LATENCY_COLUMNS)
+    table = _table("Decisions, and latency from append to decision", "path", *columns, caption=_events(summary))
     for name, path in summary.paths.items():
         if name == "duplicate" and not path.decisions:
             continue
         if name == "all":
             table.add_section()
-        cells = (f"{path.decisions:,}", number_text(path.share, 100.0), *_latency(path.latency))
+        cells = (f"{path.decisions:,}", number_text(path.share, 100.0), *latency_cells(path.latency))
         table.add_row(name, *cells, style="bold" if name == "all" else "")
     return table
 
 
-def _causes(summary: LedgerSummary) -> str | None:
-    besides = {
+def _events(summary: LedgerSummary) -> str | None:
+    """Causes, reasons and unusual events, one line each; None if there are none."""
+    events = {
         "late deep answers": summary.deep.late_answers,
         "hedged deep calls": summary.deep.hedged_calls,
         "gaps in the log": summary.offset_gaps,
-        "sessions begun again": max(summary.sessions - summary.processes, 0),
+        "reconnections": max(summary.sessions - summary.processes, 0),
     }
-    recovery = summary.recovery
-    parts = [
-        _listing("degraded by", summary.degraded_by_cause, summary.transactions),
-        _listing("dead letters by", summary.dead_letters),
-        _listing("besides", {name: count for name, count in besides.items() if count}),
-        ""
-        if not summary.escalation_raised_max
-        else f"overload raised the escalation threshold by up to {summary.escalation_raised_max:.1f} log-odds",
+    lines = [
+        _listing("causes of degraded decisions", summary.degraded_by_cause, summary.transactions),
+        _listing("reasons of dead letters", summary.dead_letters),
+        _listing("events", {name: count for name, count in events.items() if count}),
         _clock(summary.clock),
-        ""
-        if recovery is None
-        else f"state of {recovery.count} partitions rebuilt, each within {recovery.max_ms / 1e3:.1f} s",
     ]
-    return "\n".join(part for part in parts if part) or None
+    if summary.escalation_raised_max:
+        lines.append(f"overload raised the escalation threshold by up to {summary.escalation_raised_max:.1f} log-odds")
+    if summary.recovery is not None:
+        seconds = summary.recovery.max_ms / 1e3
+        lines.append(f"the state of {summary.recovery.count} partitions was restored, each within {seconds:.1f} s")
+    return "\n".join(line for line in lines if line) or None
 
 
 def _clock(clock: ClockFigures | None) -> str:
-    """What the waits say of the worker's clock; empty where that is within what the stamps can tell."""
+    """The bounds on the offset of the worker's clock; empty if they are within the resolution of the stamps."""
     if clock is None:
         return ""
     low_ms, high_ms = clock.least_wait_ms, clock.least_wait_ms_highest
-    said = []
+    bounds = []
     if low_ms < -_SKEW_SHOWN_MS:
-        said.append(f"behind by at least {number_text(-low_ms)} ms")
+        bounds.append(f"behind by at least {number_text(-low_ms)} ms")
     if high_ms > _SKEW_SHOWN_MS:
-        said.append(f"ahead by at most {number_text(high_ms)} ms")
+        bounds.append(f"ahead by at most {number_text(high_ms)} ms")
     if clock.early_records:
-        said.append(f"{clock.early_records:,} records came before their time")
-    return f"the worker's clock against the records' stamps: {', '.join(said)}" if said else ""
+        bounds.append(f"{clock.early_records:,} records with a stamp ahead of it")
+    return f"the worker's clock against the stamps of records: {', '.join(bounds)}" if bounds else ""
 
 
 def _listing(title: str, counts: Mapping[str, int], total: int = 0) -> str:
-    shown = (
-        f"{name} {count:,}" + (f" ({percent_text(count / total)})" if total else "") for name, count in counts.items()
+    shares = {name: f" ({percent_text(count / total)})" if total else "" for name, count in counts.items()}
+    return (
+        f"{title}: {', '.join(f'{name} {count:,}{shares[name]}' for name, count in counts.items())}" if counts else ""
     )
-    return f"{title}: {', '.join(shown)}" if counts else ""
 
 
 def _objectives(objectives: Sequence[ObjectiveResult]) -> Table:
-    table = _table("Service level", "objective", "value", "limit", "unit", "margin %", "status")
+    table = _table("Service level", "objective", "value", "limit")
+    table.add_column("status", no_wrap=True)
     for objective in objectives:
-        scale, unit = (100.0, "%") if objective.unit == "share" else (1.0, objective.unit)
-        table.add_row(
-            objective.name,
-            number_text(objective.value, scale),
-            number_text(objective.limit, scale),
-            unit,
-            _ABSENT if objective.margin is None else f"{100 * objective.margin:+.0f}",
-            Text(objective.status, style=_STATUS_STYLE[objective.status]),
-        )
+        status = Text(objective.status, style=_STATUS_STYLE[objective.status])
+        table.add_row(objective.name, *objective_cells(objective), status)
     return table
 
 
 def _burn(objectives: Sequence[ObjectiveBurn]) -> Table:
-    rules = ", ".join(f"{one.severity} above {one.factor:g} over {one.long} and {one.short}" for one in ALARMS)
-    partial = {rate.window: rate.covered_s for rate in objectives[0].rates if rate.covered_s < rate.window_s}
-    short = ", ".join(f"{window} {_duration(covered_s)}" for window, covered_s in partial.items())
-    table = _table(
-        "Error budgets, and how fast they burn: 1 uses a budget up exactly",
-        "objective", "left %", *WINDOWS_S, "status",
-        caption=f"{rules}" + (f"\nthe journal reaches back less far: {short}" if short else ""),
-    )  # fmt: skip
-    for one in objectives:
-        rates = {rate.window: rate.rate for rate in one.rates}
-        table.add_row(
-            one.name, number_text(one.budget_left, 100.0), *(number_text(rates.get(window)) for window in WINDOWS_S),
-            Text(one.status, style=_BURN_STYLE[one.status]),
-        )  # fmt: skip
+    notes = ["at a burn rate of 1, the budget is used up exactly at the end of its period"]
+    notes += [f"{alarm.severity}: above {alarm.factor:g} over {alarm.long} and over {alarm.short}" for alarm in ALARMS]
+    partial = [rate for rate in objectives[0].rates if rate.covered_s < rate.window_s]
+    if partial:
+        covered = ", ".join(f"{_duration(rate.covered_s)} of {rate.window}" for rate in partial)
+        notes.append(f"the journal covers only {covered}")
+    title = "Error budgets left (negative: exceeded), and burn rates by window"
+    table = _table(title, "objective", "left %", *WINDOWS_S, caption="\n".join(notes))
+    table.add_column("status", no_wrap=True)
+    for objective in objectives:
+        by_window = {rate.window: rate.rate for rate in objective.rates}
+        rates = (number_text(by_window.get(window)) for window in WINDOWS_S)
+        status = Text(objective.status, style=_BURN_STYLE[objective.status])
+        table.add_row(objective.name, number_text(objective.budget_left, 100.0), *rates, status)
     return table
 
 
@@ -192,22 +188,19 @@ def _stages(summary: LedgerSummary) -> Table:
     deep = summary.deep
     notes = []
     if watts is not None:
-        notes.append(f"* modelled: CPU seconds of the worker's own thread × {watts:g} W per busy core")
+        notes.append(f"* modelled: CPU seconds of the worker's thread × {watts:g} W per busy core")
     if deep.rows_per_call is not None:
         notes.append(f"deep calls: {deep.calls:,}, {deep.rows_per_call:.1f} transactions each")
-    table = _table(
-        "Stages, time that a transaction spends",
-        "stage", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "CPU µs/tx", "mJ/tx*",
-        caption="\n".join(notes) or None,
-    )  # fmt: skip
+    columns = (*LATENCY_COLUMNS, "CPU µs/tx", "mJ/tx*")
+    table = _table("Stages, and the time of a transaction in them", "stage", *columns, caption="\n".join(notes) or None)
     for name, stage in summary.stages.items():
         if stage.latency is None and not stage.cpu_s:
             continue
-        # waiting, and the model server's work, take none of the worker's own CPU
+        # the worker uses no CPU while it waits, or while the model server works
         cpu = (_ABSENT, _ABSENT)
         if stage.cpu_s:
             cpu = (number_text(stage.cpu_us_per_transaction), number_text(stage.modelled_mj_per_transaction))
-        table.add_row(name, *_latency(stage.latency), *cpu)
+        table.add_row(name, *latency_cells(stage.latency), *cpu)
     return table
 
 
@@ -216,10 +209,8 @@ def _energy(summary: LedgerSummary) -> Table:
     table.add_column("kind", no_wrap=True)
     table.add_column("source", overflow="fold", ratio=1)
     for figure in summary.energy:
-        table.add_row(
-            figure.meter, number_text(figure.energy_j), number_text(figure.per_transaction_mj), _kind(figure.kind),
-            _source(figure),
-        )  # fmt: skip
+        cells = (number_text(figure.energy_j), number_text(figure.per_transaction_mj))
+        table.add_row(figure.meter, *cells, _kind(figure.kind), _source(figure))
     sums = [total for total in summary.energy_totals if len(total.meters) > 1]
     if sums:
         table.add_section()
@@ -231,8 +222,8 @@ def _energy(summary: LedgerSummary) -> Table:
 
 
 def _books(books: Books, summary: LedgerSummary) -> Table:
-    """Both sides of every meter: what it was spent on, and how the page closes."""
-    table = _table("Energy by who used it", "line", "J", "% of kind", "mJ/tx", caption=_books_notes(books, summary))
+    """The joules by use, and the residual of each meter."""
+    table = _table("Energy by use", "use", "J", "% of kind", "mJ/tx", caption=_books_notes(books, summary))
     table.add_column("kind", no_wrap=True)
     for kind in dict.fromkeys(entry.kind for entry in books.entries):
         lines = books.by_line(kind)
@@ -245,32 +236,33 @@ def _books(books: Books, summary: LedgerSummary) -> Table:
 
 
 def _books_notes(books: Books, summary: LedgerSummary) -> str:
-    costs = ", ".join(f"{one.path} {number_text(one.mj_per_decision)} mJ ({one.kind})" for one in books.paths)
-    closed = ", ".join(
-        f"{one.meter} {number_text(one.residual_share, 100.0)} %"
-        + ("" if one.check_share is None else f" (power integrated {one.check_share:+.2%})")
-        for one in books.closings
+    costs = ", ".join(f"{path.path} {number_text(path.mj_per_decision)} mJ ({path.kind})" for path in books.paths)
+    residuals = ", ".join(
+        f"{closing.meter} {number_text(closing.residual_share, 100.0)} %"
+        + ("" if closing.check_share is None else f" (power integrated {closing.check_share:+.2%})")
+        for closing in books.closings
     )
-    # joules of these transactions over frauds of others would say nothing
+    # joules per fraud need joules and frauds of the same transactions
     quality = summary.quality if summary.quality and summary.quality.transactions == summary.transactions else None
-    caught = next((one for one in quality.models if one.frauds_caught), None) if quality else None
+    model = next((model for model in quality.models if model.frauds_caught), None) if quality else None
     per_fraud = ", ".join(
-        f"{number_text(total.energy_j / caught.frauds_caught)} J ({total.kind})"
+        f"{number_text(total.energy_j / model.frauds_caught)} J ({total.kind})"
         for total in summary.energy_totals
-        if caught is not None and total.energy_j is not None
+        if model is not None and total.energy_j is not None
     )
     notes = [
-        f"a decision, without idle: {costs}" if costs else "",
-        f"a fraud caught by {caught.name}: {per_fraud}" if caught is not None and per_fraud else "",
-        f"residual: {closed}" if closed else "",
-        "" if books.idle_stated else "idle power is not stated, so it is within these lines where a meter has it",
+        f"per decision, without idle: {costs}" if costs else "",
+        f"per fraud caught by {model.name}: {per_fraud}" if model is not None and per_fraud else "",
+        f"residual: {residuals}" if residuals else "",
+        "" if books.idle_stated else "idle power is not stated: these lines include it if the meter does",
     ]
     return "\n".join(note for note in notes if note)
 
 
 def _carbon(carbon: CarbonFigures) -> Table:
     inputs = "\n".join(carbon.bases)
-    table = _table("Carbon", "CO2e", "g", "g a million", caption=f"{inputs}\n((E · I) + M) per R, ISO/IEC 21031:2024")
+    caption = f"{inputs}\n((E · I) + M) per R, ISO/IEC 21031:2024"
+    table = _table("Carbon", "gCO2e", "total", "per million decisions", caption=caption)
     table.add_column("kind", no_wrap=True)
     for total in carbon.totals:
         table.add_row(
@@ -283,58 +275,57 @@ def _carbon(carbon: CarbonFigures) -> Table:
     return table
 
 
-def _deep_only(found: Counterfactual) -> Table:
-    """Cascade beside deep-only, by kind: in calls as full as arrive in time, and in calls like the cascade's own."""
-    table = _table(
-        f"Deep-only for the same {found.transactions:,} transactions",
-        "service", "J", "×", "saved %", "even at %",
-        caption=_deep_only_notes(found),
-    )  # fmt: skip
+def _deep_only(counterfactual: Counterfactual) -> Table:
+    """The cascade against deep-only, by kind: with large calls, and with calls as large as the cascade's own."""
+    title = f"Deep-only for the same {counterfactual.transactions:,} transactions"
+    columns = ("J", "×", "saved %", "even at %")
+    table = _table(title, "service", *columns, caption=_deep_only_notes(counterfactual))
     table.add_column("kind", no_wrap=True)
-    for one in found.comparisons:
-        table.add_row("cascade", number_text(one.cascade_j), "1", _ABSENT, _ABSENT, _kind(one.kind))
-        for other in filter(None, (one.filled, one.as_called)):
+    for comparison in counterfactual.comparisons:
+        kind = _kind(comparison.kind)
+        table.add_row("cascade", number_text(comparison.cascade_j), "1", _ABSENT, _ABSENT, kind)
+        for other in filter(None, (comparison.filled, comparison.as_called)):
             even = other.break_even_share
-            table.add_row(
-                f"deep-only, {number_text(other.rows_per_call)} each", number_text(other.energy_j.value),
-                number_text(other.ratio.value), _interval(other.saving_share, 100.0),
-                _ABSENT if even is None else number_text(even.value, 100.0), _kind(one.kind),
-            )  # fmt: skip
+            cells = (number_text(other.energy_j.value), number_text(other.ratio.value))
+            even_text = _ABSENT if even is None else number_text(even.value, 100.0)
+            name = f"deep-only, {number_text(other.rows_per_call)} each"
+            table.add_row(name, *cells, _interval(other.saving_share, 100.0), even_text, kind)
     return table
 
 
-def _deep_only_notes(found: Counterfactual) -> str:
-    limit = "" if found.limit_ms is None else f" within {found.limit_ms:g} ms"
-    notes = [_verdict(one) for one in found.comparisons]
-    notes += [
-        f"each: transactions a call; first as {found.per_second:,.0f}/s fill it{limit}, second as the cascade's own",
-        "even at: share escalated at which both cost the same; it was"
-        f" {percent_text(found.asked / found.transactions)}",
-        *(_own_calls(one) for one in found.comparisons),
-        "both with fetching, decoding, features, producing and idle; deep-only without the screener",
-        f"cost of a deep call measured {found.measured_at:%Y-%m-%d %H:%M} UTC on {found.server}:",
-        found.method,
+def _deep_only_notes(counterfactual: Counterfactual) -> str:
+    limit = "" if counterfactual.limit_ms is None else f" within {counterfactual.limit_ms:g} ms"
+    escalated = percent_text(counterfactual.asked / counterfactual.transactions)
+    notes = [
+        *(_verdict(comparison) for comparison in counterfactual.comparisons),
+        "each: transactions per deep call; in the first row as many as arrive at"
+        f" {counterfactual.per_second:,.0f}/s{limit}, in the second as many as in the cascade's own calls",
+        f"even at: the escalation rate at which both use the same energy; here it was {escalated}",
+        *(_own_calls(comparison) for comparison in counterfactual.comparisons),
+        "both include fetching, decoding, features, producing and idle; deep-only has no screener",
+        f"cost of a deep call: measured {counterfactual.measured_at:%Y-%m-%d %H:%M} UTC on {counterfactual.server}:",
+        counterfactual.method,
     ]
-    if found.undivided:
-        notes.append(f"not compared, since of the whole machine: {', '.join(found.undivided)}")
+    if counterfactual.undivided:
+        notes.append(f"not compared, because they measure the whole machine: {', '.join(counterfactual.undivided)}")
     return "\n".join(note for note in notes if note)
 
 
-def _verdict(one: EnergyComparison) -> str:
-    """What the kinder comparison says, in words."""
-    share = one.filled.saving_share
+def _verdict(comparison: EnergyComparison) -> str:
+    """The result of `filled`, which favours deep-only, in words."""
+    share, kind = comparison.filled.saving_share, comparison.kind
     if share.high < 0:
-        return f"deep-only would have cost LESS ({one.kind})"
+        return f"deep-only would have used less energy ({kind})"
     if share.low <= 0:
-        return f"no difference is shown: the interval holds zero ({one.kind})"
-    return f"the cascade saves {number_text(share.low, 100.0)} to {number_text(share.high, 100.0)} % ({one.kind})"
+        return f"no difference is shown: the interval of the saving contains zero ({kind})"
+    return f"the cascade saves {number_text(share.low, 100.0)} to {number_text(share.high, 100.0)} % ({kind})"
 
 
-def _own_calls(one: EnergyComparison) -> str:
-    if one.own_deep_priced_j is None:
+def _own_calls(comparison: EnergyComparison) -> str:
+    if comparison.own_deep_priced_j is None:
         return ""
-    metered, priced = number_text(one.own_deep_j.value), number_text(one.own_deep_priced_j.value)
-    return f"the cascade's own deep calls: {metered} J by its meters, {priced} J at a call's cost ({one.kind})"
+    metered, priced = number_text(comparison.own_deep_j.value), number_text(comparison.own_deep_priced_j.value)
+    return f"the cascade's own deep calls: {metered} J by its meters, {priced} J at a call's cost ({comparison.kind})"
 
 
 def _interval(estimate: Estimate, scale: float = 1.0) -> str:
@@ -351,27 +342,23 @@ def _source(figure: EnergyFigure) -> Text:
 
 
 def _no_meters() -> Padding:
-    return Padding(Text("Energy: no meter was given, so nothing is known of it", style="yellow"), (1, 1, 0, 1))
+    return Padding(Text("Energy: unknown, because the ledger has no meter", style="yellow"), (1, 1, 0, 1))
 
 
 def _quality(quality: QualityComparison) -> Table:
-    table = _table(
-        f"Quality on {quality.transactions:,} transactions, {quality.frauds:,} frauds",
-        "decided by", "caught", "missed", "false alarms", "AUC", "AP", "CP@100",
-        caption=f"caught: {quality.alert_rule}\nAP: average precision; CP@100: card precision top-100",
-    )  # fmt: skip
+    title = f"Quality on {quality.transactions:,} transactions, {quality.frauds:,} of them fraud"
+    columns = ("caught", "missed", "false alarms", "AUC", "AP", "CP@100")
+    caption = f"alerts: {quality.alert_rule}\nAP: average precision; CP@100: card precision top-100"
+    table = _table(title, "decided by", *columns, caption=caption)
     for model in quality.models:
-        table.add_row(model.name, *_quality_cells(model))
+        counts = (model.frauds_caught, model.frauds_missed, model.false_alarms)
+        scores = (model.auc_roc, model.average_precision, model.card_precision_100)
+        table.add_row(
+            model.name,
+            *(_ABSENT if count is None else f"{count:,}" for count in counts),
+            *(_ABSENT if score is None else f"{score:.3f}" for score in scores),
+        )
     return table
-
-
-def _quality_cells(model: ModelQuality) -> tuple[str, ...]:
-    alarms = _ABSENT if model.false_alarms is None else f"{model.false_alarms:,}"
-    scores = (model.auc_roc, model.average_precision, model.card_precision_100)
-    return (
-        f"{model.frauds_caught:,}", f"{model.frauds_missed:,}", alarms,
-        *(_ABSENT if score is None else f"{score:.3f}" for score in scores),
-    )  # fmt: skip
 
 
 def _footer(summary: LedgerSummary) -> Padding:
@@ -386,23 +373,27 @@ def _footer(summary: LedgerSummary) -> Padding:
 def _processes(summary: LedgerSummary) -> str:
     if summary.processes == 1:
         return ""
-    lost = f", {summary.restarts} ended and started again, without their last second" if summary.restarts else ""
+    lost = f", {summary.restarts} unexpected ends (each lost its last second)" if summary.restarts else ""
     return f"{summary.processes} workers{lost}; "
 
 
-def _latency(figures: LatencyFigures | None) -> tuple[str, str, str, str]:
+def objective_cells(objective: ObjectiveResult) -> tuple[str, str]:
+    """The value and the limit of an objective with their unit."""
+    scale, unit = (100.0, "%") if objective.unit == "share" else (1.0, objective.unit)
+    value = _ABSENT if objective.value is None else f"{number_text(objective.value, scale)} {unit}"
+    return value, f"≤ {objective.limit * scale:g} {unit}"
+
+
+def latency_cells(figures: LatencyFigures | None) -> tuple[str, str, str, str]:
+    """The cells of LATENCY_COLUMNS."""
     if figures is None:
         return (_ABSENT,) * 4
-    return (
-        number_text(figures.p50_ms),
-        number_text(figures.p99_ms),
-        number_text(figures.p999_ms),
-        number_text(figures.max_ms),
-    )
+    p50, p99, p999 = number_text(figures.p50_ms), number_text(figures.p99_ms), number_text(figures.p999_ms)
+    return p50, p99, p999, number_text(figures.max_ms)
 
 
 def number_text(value: float | None, scale: float = 1.0) -> str:
-    """Three significant digits, no exponents: what a histogram within 1 % can claim."""
+    """A number with three significant digits, the accuracy of the histograms, and without an exponent."""
     if value is None:
         return _ABSENT
     scaled = value * scale
@@ -413,7 +404,7 @@ def number_text(value: float | None, scale: float = 1.0) -> str:
 
 
 def percent_text(share: float | None) -> str:
-    """A share in 0..1 as per cent, as `number_text` writes it."""
+    """A share in 0..1 as per cent, in the form of `number_text`."""
     return _ABSENT if share is None else f"{number_text(share, 100.0)} %"
 
 

@@ -1,4 +1,4 @@
-"""Service-level objectives, and what the ledger's figures say of them."""
+"""Service-level objectives and their evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Status = Literal["met", "missed", "no data"]
 
 
 class LatencyObjective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A share `quantile` of the decisions on `path` takes at most `limit_ms`; raises SettingError out of range."""
+    """A share `quantile` of the decisions on `path` takes at most `limit_ms`. Raises SettingError if out of range."""
 
     path: Path
     quantile: float = 0.99
@@ -25,13 +25,18 @@ class LatencyObjective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     def __post_init__(self) -> None:
         if not 0.0 < self.quantile < 1.0:
-            raise SettingError("sla", "latency.quantile", self.quantile, "out of range", "use 0.99, say")
+            raise SettingError("sla", "latency.quantile", self.quantile, "must be between 0 and 1", "use 0.99, say")
         if not 0.0 < self.limit_ms <= 1e6:
-            raise SettingError("sla", "latency.limit_ms", self.limit_ms, "out of range", "use 5.0, say")
+            raise SettingError("sla", "latency.limit_ms", self.limit_ms, "must be in (0, 1e6]", "use 5.0, say")
+
+    @property
+    def name(self) -> str:
+        """The name of the objective in figures and metrics, for example `p99 of screened`."""
+        return f"p{100 * self.quantile:g} of {self.path}"
 
 
 class ServiceLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The agreement: latency objectives, and the largest share of all decisions that may be degraded."""
+    """The latency objectives, and the largest share of all decisions that may be degraded."""
 
     latency: tuple[LatencyObjective, ...] = (
         LatencyObjective(path="screened", limit_ms=5.0),
@@ -41,14 +46,17 @@ class ServiceLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.degraded_share_max <= 1.0:
-            raise SettingError("sla", "degraded_share_max", self.degraded_share_max, "not a share", "use 0.001, say")
+            problem = "must be a share from 0 to 1"
+            raise SettingError("sla", "degraded_share_max", self.degraded_share_max, problem, "use 0.001, say")
 
 
-class ObjectiveResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One objective against the figures; `value` and `limit` in `unit` (`ms`, or `share` in 0..1).
+class ObjectiveResult(msgspec.Struct, frozen=True):
+    """The result of one objective.
 
-    `value` is None where there is no data, and then the objective is not met. `margin` is what is left of the limit,
-    as a share of it: 0.2 is a fifth below, negative is above; None where there is no data or the limit is 0.
+    limit, value: in `unit`, which is `ms` or `share` (0..1). `value` is None without data.
+    status: `met`, `missed`, or `no data`.
+    margin: the unused share of the limit: 0.2 if the value is a fifth below the limit, negative above it; None without
+        data or for a limit of 0.
     """
 
     name: str
@@ -60,14 +68,14 @@ class ObjectiveResult(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def met(self) -> bool:
-        """True only where data shows it."""
+        """True if there is data and the objective is met."""
         return self.status == "met"
 
 
-class ObjectiveEvents(msgspec.Struct, frozen=True, kw_only=True):
-    """An objective as counts, for error budgets and burn rates: of `events`, `breaches` broke it.
+class ObjectiveEvents(msgspec.Struct, frozen=True):
+    """The counts of one objective, for error budgets and burn rates: of `events`, `breaches` missed it.
 
-    `budget`: the share that may. A latency in the histogram's bucket that the limit cuts counts as a breach.
+    `budget`: the share of events that may miss it. A latency in the histogram bucket of the limit counts as a breach.
     """
 
     name: str
@@ -77,13 +85,13 @@ class ObjectiveEvents(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def burn(self) -> float | None:
-        """The share of breaches over the budget: 1 uses it up exactly. None without events or without a budget."""
+        """The burn rate: share of breaches over the budget; None without events or without a budget."""
         allowed = self.budget * self.events
         return self.breaches / allowed if allowed else None
 
     @property
     def budget_left(self) -> float | None:
-        """The share of the budget that was not used, negative where more was; None as `burn`."""
+        """The unused share of the budget, negative if it is exceeded; None as `burn`."""
         burn = self.burn
         return None if burn is None else 1.0 - burn
 
@@ -91,42 +99,34 @@ class ObjectiveEvents(msgspec.Struct, frozen=True, kw_only=True):
 def count_events(
     level: ServiceLevel, latency: Mapping[Path, LatencyHistogram], *, decisions: int, degraded: int
 ) -> tuple[ObjectiveEvents, ...]:
-    """Each objective's counts; arguments as of `evaluate`."""
+    """The events and breaches of each objective; arguments as in `evaluate`."""
     counts = []
     for objective in level.latency:
         histogram = latency.get(objective.path, LatencyHistogram())
-        within = int(histogram.counts_up_to(np.array([objective.limit_ms / 1e3]))[0])
-        counts.append(
-            ObjectiveEvents(
-                name=_latency_name(objective), events=histogram.count, breaches=histogram.count - within,
-                budget=1.0 - objective.quantile,
-            )
-        )  # fmt: skip
-    counts.append(
-        ObjectiveEvents(name=DEGRADED_SHARE, events=decisions, breaches=degraded, budget=level.degraded_share_max)
-    )
-    return tuple(counts)
+        breaches = histogram.count - int(histogram.counts_up_to(np.array([objective.limit_ms / 1e3]))[0])
+        counts.append(ObjectiveEvents(objective.name, histogram.count, breaches, budget=1.0 - objective.quantile))
+    return (*counts, ObjectiveEvents(DEGRADED_SHARE, decisions, degraded, level.degraded_share_max))
 
 
 def evaluate(
     level: ServiceLevel, latency: Mapping[Path, LatencyHistogram], *, decisions: int, degraded: int
 ) -> tuple[ObjectiveResult, ...]:
-    """Each objective's result; `latency` by path, `degraded` of `decisions` counted."""
+    """The result of each objective.
+
+    level: the objectives. latency: of the decisions, by path. decisions: their number, on all paths. degraded: the
+    number of degraded decisions among them.
+    """
     results = []
     for objective in level.latency:
         histogram = latency.get(objective.path)
         value = 1e3 * histogram.quantile(objective.quantile) if histogram is not None and histogram.count else None
-        results.append(_result(_latency_name(objective), "ms", objective.limit_ms, value))
+        results.append(_result(objective.name, "ms", objective.limit_ms, value))
     share = degraded / decisions if decisions else None
     results.append(_result(DEGRADED_SHARE, "share", level.degraded_share_max, share))
     return tuple(results)
 
 
-def _latency_name(objective: LatencyObjective) -> str:
-    return f"p{100 * objective.quantile:g} of {objective.path}"
-
-
 def _result(name: str, unit: Literal["ms", "share"], limit: float, value: float | None) -> ObjectiveResult:
     status: Status = "no data" if value is None else "met" if value <= limit else "missed"
     margin = None if value is None or not limit else (limit - value) / limit
-    return ObjectiveResult(name=name, unit=unit, limit=limit, value=value, status=status, margin=margin)
+    return ObjectiveResult(name, unit, limit, value, status, margin)

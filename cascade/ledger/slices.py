@@ -1,19 +1,19 @@
-"""Joules of a GPU that is cut into MIG slices, by slice: a slice has no counter of its own.
+"""Attribution of a GPU's joules to its MIG slices, which have no counter of their own.
 
 For each window of the device's counter:
 
-    idle     = idle power of the whole device × time, at most the counter; shared by provisioned SMs
-    dynamic  = counter − idle; shared by activity × SMs of each slice
-    rows     = idle and dynamic of each slice that is in use; idle of empty slices; of stranded SMs; what no activity
-               explains
+    idle     = idle power of the whole device × time, at most the counter; divided by SMs
+    dynamic  = counter − idle; divided by activity × SMs of each slice
+    rows     = idle and dynamic joules of each slice in use; idle joules of empty slices and of stranded SMs; dynamic
+               joules that no activity explains
 
-The rows add up to the counter, whatever the activities say: no model of a slice's power holds across workloads, but
-shares of the measured total do. Activity is that of the slice itself, 0 to 1 (DCGM's `DCGM_FI_PROF_GR_ENGINE_ACTIVE`).
-Stranded are the SMs that are in no slice: those that the profiles leave over, and those that MIG itself takes.
+The rows always add up to the counter, because they are shares of the measured total: no model of a slice's power is
+accurate for all workloads. Activity is that of the slice itself, 0 to 1 (DCGM's `DCGM_FI_PROF_GR_ENGINE_ACTIVE`).
+Stranded SMs are in no slice: the profiles leave some over, and MIG itself takes some.
 
-Beside it stand the two ways that are in use, for comparison (`Method`): "activity" shares the dynamic joules by
-activity alone, whatever a slice's size, and leaves idle out, as Kepler does; "occupied" lets only slices in use pay, by
-their size, so that nobody pays for an empty one, as CEEMS does.
+Two methods of other tools are there for comparison (`Method`). "activity", as in Kepler, divides the dynamic joules by
+activity without the size of a slice, and leaves out idle. "occupied", as in CEEMS, divides all joules by size among the
+slices in use, so that empty slices get none.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from cascade.errors import DataError
+from cascade.ledger.account import sum_if_known
 
 EMPTY: Final = "empty slices"
 STRANDED: Final = "stranded SMs"
@@ -36,7 +37,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Slice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A MIG device in a window. `activity`: mean over the window; None where nothing runs on it, which is not 0."""
+    """A MIG device in a window. `activity`: mean over the window; None, which is not 0, if nothing runs on it."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     sms: Annotated[int, msgspec.Meta(ge=1, le=1_024)]
@@ -44,9 +45,10 @@ class Slice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was read of one device: `energy_j` by its counter over `seconds`, `check_j` by integrated power.
+    """The readings of one device: `energy_j` by its counter over `seconds`, `check_j` by integrated power.
 
-    `idle_w`: of the whole device, MIG on, nothing running. `sms`: of the whole device.
+    idle_w: watts of the whole device with MIG on and nothing running.
+    sms: SMs of the whole device.
     """
 
     device: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -58,14 +60,14 @@ class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     check_j: Joules | None = None
 
     def __post_init__(self) -> None:
-        if sum(one.sms for one in self.slices) > self.sms:
+        if sum(part.sms for part in self.slices) > self.sms:
             raise ValueError(f"{self.device}: its slices have more SMs than its {self.sms}")
-        if len({one.name for one in self.slices}) < len(self.slices):
-            raise ValueError(f"{self.device}: two slices of one name")
+        if len({part.name for part in self.slices}) < len(self.slices):
+            raise ValueError(f"{self.device}: two slices have the same name")
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """Joules of a slice, or of one of the lines that are nobody's."""
+class Row(msgspec.Struct, frozen=True):
+    """Joules of a slice, or of EMPTY, STRANDED or UNEXPLAINED."""
 
     name: str
     idle_j: float
@@ -73,14 +75,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def energy_j(self) -> float:
-        """Both."""
+        """Idle and dynamic joules together."""
         return self.idle_j + self.dynamic_j
 
 
 class SliceBooks(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows of one device over its windows; `attributed_j` is their sum, which is the counter's within rounding.
+    """The rows of one device over its windows.
 
-    `check_j`: power integrated over the same windows; None where one of them has none.
+    seconds, energy_j: length of the windows, and joules of the counter in them.
+    check_j: power integrated over the same windows; None if a window has none.
     """
 
     device: str
@@ -91,17 +94,17 @@ class SliceBooks(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def attributed_j(self) -> float:
-        """Of all rows."""
+        """The joules of all rows."""
         return sum(row.energy_j for row in self.rows)
 
     @property
     def residual_share(self) -> float:
-        """What the rows leave of the counter, as a share of it."""
+        """The part of the counter that is in no row, as a share of the counter."""
         return 1.0 - self.attributed_j / self.energy_j if self.energy_j else 0.0
 
 
 def attribute_window(window: Window, method: Method = "activity-size") -> tuple[Row, ...]:
-    """The rows of one window, the slices in their order, then the lines that are nobody's where they have joules."""
+    """The rows of one window: the slices in their order, then those of EMPTY, STRANDED and UNEXPLAINED with joules."""
     idle_j = min(window.idle_w * window.seconds, window.energy_j)
     dynamic_j = window.energy_j - idle_j
     if method == "activity":
@@ -109,46 +112,46 @@ def attribute_window(window: Window, method: Method = "activity-size") -> tuple[
     if method == "occupied":
         return _by_occupied_size(window)
     per_sm_j = idle_j / window.sms
-    weights = [(one.activity or 0.0) * one.sms for one in window.slices]
+    weights = [(part.activity or 0.0) * part.sms for part in window.slices]
     whole = sum(weights)
     rows = [
-        Row(name=one.name, idle_j=per_sm_j * one.sms, dynamic_j=dynamic_j * weight / whole if whole else 0.0)
-        for one, weight in zip(window.slices, weights, strict=True)
-        if one.activity is not None
+        Row(part.name, idle_j=per_sm_j * part.sms, dynamic_j=dynamic_j * weight / whole if whole else 0.0)
+        for part, weight in zip(window.slices, weights, strict=True)
+        if part.activity is not None
     ]
-    empty = sum(one.sms for one in window.slices if one.activity is None)
-    stranded = window.sms - sum(one.sms for one in window.slices)
-    nobodys = [
-        Row(name=EMPTY, idle_j=per_sm_j * empty, dynamic_j=0.0),
-        Row(name=STRANDED, idle_j=per_sm_j * stranded, dynamic_j=0.0),
-        Row(name=UNEXPLAINED, idle_j=0.0, dynamic_j=0.0 if whole else dynamic_j),
+    empty = sum(part.sms for part in window.slices if part.activity is None)
+    stranded = window.sms - sum(part.sms for part in window.slices)
+    others = [
+        Row(EMPTY, idle_j=per_sm_j * empty, dynamic_j=0.0),
+        Row(STRANDED, idle_j=per_sm_j * stranded, dynamic_j=0.0),
+        Row(UNEXPLAINED, idle_j=0.0, dynamic_j=0.0 if whole else dynamic_j),
     ]
-    return (*rows, *(row for row in nobodys if row.energy_j))
+    return (*rows, *(row for row in others if row.energy_j))
 
 
 def _by_activity(window: Window, dynamic_j: float) -> tuple[Row, ...]:
-    whole = sum(one.activity or 0.0 for one in window.slices)
+    whole = sum(part.activity or 0.0 for part in window.slices)
     return tuple(
-        Row(name=one.name, idle_j=0.0, dynamic_j=dynamic_j * one.activity / whole if whole else 0.0)
-        for one in window.slices
-        if one.activity is not None
+        Row(part.name, idle_j=0.0, dynamic_j=dynamic_j * part.activity / whole if whole else 0.0)
+        for part in window.slices
+        if part.activity is not None
     )
 
 
 def _by_occupied_size(window: Window) -> tuple[Row, ...]:
-    used = [one for one in window.slices if one.activity is not None]
-    whole = sum(one.sms for one in used)
-    return tuple(Row(name=one.name, idle_j=0.0, dynamic_j=window.energy_j * one.sms / whole) for one in used)
+    used = [part for part in window.slices if part.activity is not None]
+    whole = sum(part.sms for part in used)
+    return tuple(Row(part.name, idle_j=0.0, dynamic_j=window.energy_j * part.sms / whole) for part in used)
 
 
 def attribute_windows(windows: Iterable[Window], method: Method = "activity-size") -> list[SliceBooks]:
-    """The books of each device, in the order in which they occur. Raises DataError where there is no window."""
+    """The books of each device, in the order in which the devices occur. Raises DataError without a window."""
     by_device: dict[str, list[Window]] = {}
     for window in windows:
         by_device.setdefault(window.device, []).append(window)
     if not by_device:
-        raise DataError("MIG trace: no window in it")
-    return [_books(device, found, method) for device, found in by_device.items()]
+        raise DataError("MIG trace: it contains no window")
+    return [_books(device, device_windows, method) for device, device_windows in by_device.items()]
 
 
 def _books(device: str, windows: Sequence[Window], method: Method) -> SliceBooks:
@@ -158,24 +161,25 @@ def _books(device: str, windows: Sequence[Window], method: Method) -> SliceBooks
         for row in attribute_window(window, method):
             idle_j[row.name] = idle_j.get(row.name, 0.0) + row.idle_j
             dynamic_j[row.name] = dynamic_j.get(row.name, 0.0) + row.dynamic_j
-    nobodys = [name for name in (EMPTY, STRANDED, UNEXPLAINED) if name in idle_j]
-    names = [*(name for name in idle_j if name not in nobodys), *nobodys]
-    checks = [window.check_j for window in windows if window.check_j is not None]
+    others = [name for name in (EMPTY, STRANDED, UNEXPLAINED) if name in idle_j]
+    names = [*(name for name in idle_j if name not in others), *others]
+
     return SliceBooks(
-        device=device, seconds=sum(window.seconds for window in windows),
+        device=device,
+        seconds=sum(window.seconds for window in windows),
         energy_j=sum(window.energy_j for window in windows),
-        check_j=sum(checks) if len(checks) == len(windows) else None,
-        rows=tuple(Row(name=name, idle_j=idle_j[name], dynamic_j=dynamic_j[name]) for name in names),
-    )  # fmt: skip
+        check_j=sum_if_known([window.check_j for window in windows]),
+        rows=tuple(Row(name, idle_j[name], dynamic_j[name]) for name in names),
+    )
 
 
 def read_trace(content: bytes, origin: str) -> list[Window]:
-    """Windows from JSON lines, one a line; raises DataError, one line, for anything else."""
+    """The windows in JSON lines; raises DataError for anything else. `origin` names the file in errors."""
     windows = []
     for number, line in enumerate(content.splitlines(), 1):
         if line.strip():
             try:
                 windows.append(msgspec.json.decode(line, type=Window))
             except msgspec.MsgspecError as error:
-                raise DataError(f"{origin}, line {number}: not a window of a MIG trace ({error})") from error
+                raise DataError(f"{origin}, line {number}: must be a window of a MIG trace ({error})") from error
     return windows

@@ -1,4 +1,4 @@
-"""What a stage takes of the wall and of the processor, a batch at a time."""
+"""The wall time and the CPU time of a stage, for a batch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 
 
 class StageClock:
-    """Times a block: `wall_s`, and `cpu_s` of the calling thread; usable again and again, not nested in itself.
+    """Times a `with` block: `wall_s`, and `cpu_s` of the calling thread. It may be used repeatedly, but not nested.
 
-    Work that a library does on threads of its own is outside `cpu_s`; the process-wide meter has it.
+    `cpu_s` does not include the threads of libraries; the CPU meter of the process does.
 
     >>> clock = StageClock()
     >>> with clock:

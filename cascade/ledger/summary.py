@@ -1,4 +1,4 @@
-"""What a ledger says at a moment, as plain records: the form of its JSON lines and the source of its tables."""
+"""The figures of a ledger as plain records: its JSON lines, and the source of its tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUMMARY_FORMAT: Final = 2
 
 
 class LatencyFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Quantiles, mean and maximum in ms; `clamped` of `count` values lay beyond the histogram's range."""
+    """Quantiles, mean and maximum in ms. `clamped` of the `count` values were above the range of the histogram."""
 
     count: int
     mean_ms: float
@@ -32,7 +32,7 @@ class LatencyFigures(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, histogram: LatencyHistogram) -> LatencyFigures | None:
-        """The figures of a histogram; None where it is empty."""
+        """The figures of a histogram; None if it is empty."""
         if not histogram.count:
             return None
         return cls(
@@ -47,7 +47,7 @@ class LatencyFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PathFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Decisions on one path: how many, their share of all, and the latency from append to decision."""
+    """The decisions on one path: their number, their share of all, and their latency from append to decision."""
 
     decisions: int
     share: float | None
@@ -55,10 +55,12 @@ class PathFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StageFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """One stage: `latency` is what each transaction spent in it, so a row of a batch has the batch's duration.
+    """One stage.
 
-    `cpu_s`: of the worker's thread, in total. `cpu_us_per_transaction` and `modelled_mj_per_transaction` (CPU seconds ×
-    stated watts) are over all decisions of the ledger; None where there are none, or no watts are stated.
+    latency: time that each transaction spent in it: for all rows of a batch, the duration of the batch.
+    cpu_s: CPU seconds of the worker's thread, in total.
+    cpu_us_per_transaction: CPU µs over all decisions of the ledger; None without decisions.
+    modelled_mj_per_transaction: CPU seconds × stated watts, over all decisions; None without either.
     """
 
     latency: LatencyFigures | None
@@ -68,10 +70,12 @@ class StageFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeepCallFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Calls to the deep model; `latency` is a call's, not a transaction's. `late_answers`: calls answered too late for
-    some or all of their rows.
+    """The calls to the deep model.
 
-    `hedged_calls`: sent a second time.
+    calls, rows, rows_per_call: their number, their transactions, and the mean of transactions per call.
+    latency: of calls, not of transactions.
+    late_answers: calls whose answer came too late for some or all of their transactions.
+    hedged_calls: calls that were sent a second time.
     """
 
     calls: int
@@ -83,11 +87,12 @@ class DeepCallFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClockFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """The worker's clock against the one that stamps records, by their least wait in the last ten minutes.
+    """The worker's clock against the clock that stamps records, by the least wait of the last ten minutes.
 
-    The worker's clock is ahead by at most `least_wait_ms`; where that is negative, behind by at least as much. Of
-    several workers it is the lowest, `least_wait_ms_highest` the highest. `early_records`: stamped ahead of the
-    worker's clock.
+    least_wait_ms: the worker's clock is ahead by at most this; if negative, behind by at least as much. The lowest of
+        several workers.
+    least_wait_ms_highest: the highest of several workers.
+    early_records: records with a stamp ahead of the worker's clock.
     """
 
     least_wait_ms: float
@@ -96,7 +101,7 @@ class ClockFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EnergyFigure(msgspec.Struct, frozen=True, kw_only=True):
-    """One meter's figure. Where its counter was lost, `energy_j` is None (never 0) and `problem` says why."""
+    """The joules of one meter. If the meter was lost, `energy_j` is None (never 0) and `problem` is the reason."""
 
     meter: str
     kind: EnergyKind | None
@@ -107,7 +112,7 @@ class EnergyFigure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EnergyTotal(msgspec.Struct, frozen=True, kw_only=True):
-    """The sum over the meters of one kind; None where one of them was lost. There is no total over both kinds."""
+    """The joules of all meters of one kind; None if one of them was lost. There is no total over both kinds."""
 
     kind: EnergyKind
     meters: tuple[str, ...]
@@ -116,7 +121,7 @@ class EnergyTotal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CarbonTotal(msgspec.Struct, frozen=True, kw_only=True):
-    """Grams of CO2e of the energy of one kind; None where a meter of it was lost, or the grid's intensity unknown."""
+    """Grams of CO2e for the energy of one kind; None if one of its meters was lost or the intensity was unknown."""
 
     kind: EnergyKind
     operational_g: float | None
@@ -124,10 +129,12 @@ class CarbonTotal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CarbonFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Carbon after ISO/IEC 21031; `bases`: the inputs. `embodied_g`: of the hardware's making, for the time.
+    """gCO2e after ISO/IEC 21031.
 
-    `sci_g_per_million`: operational and embodied for a million decisions, where all energy is of one kind; a sum of
-    measured and modelled grams is not told.
+    bases: the inputs. totals: grams of the energy, by kind.
+    embodied_g: grams of manufacturing the hardware, for the time of the ledger.
+    sci_g_per_million: operational and embodied grams per million decisions; None if the energy has both kinds, because
+        measured and modelled grams are never added up.
     """
 
     bases: tuple[str, ...]
@@ -138,7 +145,7 @@ class CarbonFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelQuality(msgspec.Struct, frozen=True, kw_only=True):
-    """How well one way of deciding did. Counts are at the comparison's `alert_rule`; None where not evaluated."""
+    """The quality of one model. Counts are at the `alert_rule` of the comparison; None for a figure not evaluated."""
 
     name: str
     frauds_caught: int
@@ -150,9 +157,9 @@ class ModelQuality(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QualityComparison(msgspec.Struct, frozen=True, kw_only=True):
-    """Ways of deciding side by side, on the same `transactions` of which `frauds` are fraud.
+    """Models side by side, on the same `transactions`, of which `frauds` are fraud.
 
-    `alert_rule`: when a transaction counts as caught, the same for all (`the 1 % with the highest scores`, say).
+    `alert_rule`: which transactions are alerts, for all models (for example `the 1 % with the highest scores`).
     """
 
     transactions: int
@@ -162,10 +169,12 @@ class QualityComparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeepOnly(msgspec.Struct, frozen=True, kw_only=True):
-    """Deep-only in calls of `rows_per_call` transactions, J; `ratio`: how many times the cascade's joules.
+    """The energy of deep-only in calls of `rows_per_call` transactions.
 
-    `saving_j`, `saving_share` (of deep-only's joules): negative where deep-only costs less. `break_even_share`: of
-    transactions that are escalated, at which both cost the same; None where the cascade asked the deep model nothing.
+    energy_j: its joules. ratio: its joules over those of the cascade.
+    saving_j, saving_share: joules that the cascade saves, and their share of `energy_j`; negative if deep-only uses
+        less.
+    break_even_share: escalation rate at which both use the same; None if the cascade made no deep call.
     """
 
     rows_per_call: float
@@ -177,12 +186,15 @@ class DeepOnly(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EnergyComparison(msgspec.Struct, frozen=True, kw_only=True):
-    """Cascade against deep-only by the meters of one kind, J.
+    """The cascade against deep-only by the meters of one kind, in joules.
 
-    `cascade_j`: by the ledger. `screener_j`: its screener's part. `own_deep_j`: its deep calls' part, where the model
-    server's is metered and the client's priced by the call; `own_deep_priced_j`: both priced, as a check. `shared_j`:
-    what is left, which deep-only needs as well. `filled`: calls as full as the stream fills them in time; `as_called`:
-    as full as the cascade's own; None where it made none.
+    cascade_j: joules of the cascade, by the ledger.
+    screener_j: the part of its screener.
+    own_deep_j: the part of its deep calls: the model server's joules by its meter, the client's at the cost of a call.
+    own_deep_priced_j: the same, with both at the cost of a call, as a check; None without a deep call.
+    shared_j: the rest, which deep-only needs too.
+    filled: deep-only in calls as large as the stream fills them within the limit.
+    as_called: deep-only in calls as large as the cascade's own; None without a deep call.
     """
 
     kind: EnergyKind
@@ -197,11 +209,13 @@ class EnergyComparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counterfactual(msgspec.Struct, frozen=True, kw_only=True):
-    """What the same stream would have cost with every transaction through the deep model; see ledger/counterfactual.py.
+    """The energy of the same stream with every transaction through the deep model; see ledger/counterfactual.py.
 
-    `transactions`: through the models, so without duplicates; `asked`: of them, the deep model was asked. `per_second`
-    and `limit_ms` (the escalated path's; None where there is none) say how full a call gets in time. `undivided`:
-    meters of the whole machine, which are not compared. The rest tells by what the cost of a call was measured.
+    transactions: without duplicates. asked: those that were sent to the deep model.
+    per_second, limit_ms: rate of the stream, and limit of the escalated path (None without one), for `filled`.
+    comparisons: by kind of energy.
+    undivided: meters of the whole machine, which are not compared.
+    measured_at, server, rounds, method: of the DeepCost.
     """
 
     transactions: int
@@ -217,19 +231,24 @@ class Counterfactual(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a ledger knows at `ended`. Shares are in 0..1 of all decisions; None where there are none.
+    """All figures of a ledger at `ended`. Shares are in 0..1 of all decisions; None without decisions.
 
-    `paths` also holds `all`. `escalation_share` is what the deep model was asked: escalated and degraded together.
-    `degraded_by_cause`, `dead_letters` (by reason), `labels`: counts. `duplicate_share`: transactions that came again
-    and got their first decision again, the hit rate of the idempotency cache. `recovery`: from the assignment of a
-    partition to its first decision, one value a partition. `sessions`: times that connections were made anew, the
-    first included. `offset_gaps`: stretches without records in the log. `escalation_raised_max`: how far overload has
-    raised the escalation threshold, log-odds. `screener`: how it scored; `deep_backend`: what ran the deep model.
-    `processes`: workers of one service side by side; `restarts`: times that one of them ended unexpectedly, whose last
-    second is then in no figure. `burn`: error budgets over time, of a journal only. `clock`: None where no
-    record came in the last ten minutes. `books`: the joules by who used them. `other_machines`: beside `machine`, where
-    ledgers of several were merged.
-    `counterfactual`: deep-only, where its cost was measured and given.
+    screener, deep_backend: how the screener scored, and the backend of the deep model.
+    paths: by path, and `all`.
+    escalation_share: escalated and degraded decisions together.
+    degraded_by_cause, dead_letters, labels: counts; dead letters by reason.
+    duplicate_share: repeated transactions, which got their first decision again: the hit rate of the idempotency cache.
+    recovery: time from the assignment of a partition to its first decision.
+    sessions: times that the worker opened its connections, with the first.
+    offset_gaps: confirmed gaps in the offsets of the log.
+    escalation_raised_max: how far overload has raised the escalation threshold, log-odds.
+    energy, energy_totals: joules by meter and by kind. books: joules by use.
+    burn: error budgets over time; only from a journal.
+    clock: None without a record in the last ten minutes.
+    other_machines: further machines of merged ledgers.
+    processes: workers of the service.
+    restarts: times that a worker ended unexpectedly; its last second is missing in all figures.
+    counterfactual: the comparison with deep-only; None without a measured DeepCost.
     """
 
     format: int = SUMMARY_FORMAT
@@ -270,16 +289,16 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     counterfactual: Counterfactual | None = None
 
     def to_json_line(self) -> bytes:
-        """One line of JSON, without a line end."""
+        """One line of JSON without a newline."""
         return msgspec.json.encode(self)
 
     @classmethod
     def from_json_line(cls, line: bytes) -> LedgerSummary:
-        """The summary that `to_json_line` wrote; raises DataError for anything else."""
+        """Reads what `to_json_line` wrote; raises DataError for anything else."""
         try:
             summary = msgspec.json.decode(line, type=cls)
         except msgspec.MsgspecError as error:
-            raise DataError(f"ledger summary: not a line that this release reads ({error})") from error
+            raise DataError(f"ledger summary: this release cannot read it ({error})") from error
         if summary.format != SUMMARY_FORMAT:
-            raise DataError(f"ledger summary: format {summary.format}, this release reads {SUMMARY_FORMAT}")
+            raise DataError(f"ledger summary: format {summary.format}; this release reads format {SUMMARY_FORMAT}")
         return summary

@@ -1,1 +1,1 @@
-"""What a ledger's journal says, as one page that a manager and an auditor can read."""
+"""The report: the journal of a ledger as one HTML page for managers and auditors."""

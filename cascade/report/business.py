@@ -1,10 +1,10 @@
-"""From joules a decision to money and tonnes of CO2e a year, at a stated volume, price and place.
+"""Energy, money and tonnes of CO2e per year, at an assumed volume, price and place.
 
-    kWh a year    = J a decision / 3.6e6 · volume · PUE
-    money a year  = kWh · price
-    tCO2e a year  = kWh · intensity / 1e6
+    kWh per year    = J per decision / 3.6e6 · volume · PUE
+    money per year  = kWh · price
+    tCO2e per year  = kWh · intensity / 1e6
 
-The service's own energy only: of a measured or of a modelled kind, never of both together.
+They include only the energy of the service, and only one kind of it: measured or modelled.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from cascade.ledger.render import number_text
 from cascade.ledger.summary import LedgerSummary
 from cascade.protocols import EnergyKind
 
-# NVML states 5 %; a stated figure of watts a core may be off by a factor of two either way.
+# NVML is accurate to within 5 %. Stated watts per core may be wrong by a factor of two in either direction.
 ENERGY_RANGE: Final[dict[EnergyKind, tuple[float, float]]] = {"measured": (0.95, 1.05), "modelled": (0.5, 2.0)}
 PRICE_RANGE, VOLUME_RANGE, PUE_RANGE = (0.5, 2.0), (0.5, 2.0), (1.1, 2.0)
-# From nearly all hydro and nuclear power to nearly all coal.
+# The range of grids: nearly all hydro and nuclear power, and nearly all coal.
 CLEAN_REGION, COAL_REGION = "SWE", "IND"
 Input = Literal["energy", "volume", "price", "pue", "intensity"]
 
 
 class Assumptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the yearly figures rest on beside the ledger.
+    """The assumptions behind the yearly figures.
 
-    `volume`: decisions a year. `price`: of a kWh, in `currency`.
+    volume: decisions per year. price: per kWh, in `currency`. pue: of the data centre.
+    region: ISO 3166-1 alpha-3 code of the place, for the carbon intensity of its grid.
     """
 
     volume: Annotated[float, msgspec.Meta(gt=0, le=1e15)] = 1e9
@@ -41,23 +42,18 @@ class Assumptions(msgspec.Struct, frozen=True, kw_only=True):
     region: str = "DEU"
 
     @property
-    def region_name(self) -> str:
-        """As the table has it."""
-        return _intensity(self.region)[0]
+    def grid(self) -> tuple[str, int, float]:
+        """Name, year and gCO2e per kWh of the region; raises SettingError for a region that is not in the table."""
+        return _intensity(self.region)
 
     @property
     def g_per_kwh(self) -> float:
-        """Of the region, location-based, the year's average; raises SettingError for one that is not in the table."""
-        return _intensity(self.region)[2]
-
-    @property
-    def year(self) -> int:
-        """Of the intensity."""
-        return _intensity(self.region)[1]
+        """The carbon intensity of the region's grid, location-based, yearly average; raises as `grid`."""
+        return self.grid[2]
 
 
-class Year(msgspec.Struct, frozen=True, kw_only=True):
-    """A year's worth of decisions, of the energy of one kind."""
+class Year(msgspec.Struct, frozen=True):
+    """The figures of a year by the energy of one kind: kWh, money in the assumed currency, tonnes of CO2e."""
 
     kind: EnergyKind
     kwh: float
@@ -65,8 +61,11 @@ class Year(msgspec.Struct, frozen=True, kw_only=True):
     t_co2e: float
 
 
-class Swing(msgspec.Struct, frozen=True, kw_only=True):
-    """A yearly figure at the low and at the high end of one input's range, all others as assumed."""
+class Swing(msgspec.Struct, frozen=True):
+    """A yearly figure (`low`, `high`) at the two ends of the range of one input; the other inputs are as assumed.
+
+    low_text, high_text: the ends of the range.
+    """
 
     input: Input
     low_text: str
@@ -75,63 +74,65 @@ class Swing(msgspec.Struct, frozen=True, kw_only=True):
     high: float
 
 
-def year(kind: EnergyKind, j_per_decision: float, given: Assumptions) -> Year:
-    """The yearly figures."""
-    kwh = j_per_decision / JOULES_PER_KWH * given.volume * given.pue
-    return Year(kind=kind, kwh=kwh, money=kwh * given.price, t_co2e=kwh * given.g_per_kwh / 1e6)
+def year(kind: EnergyKind, j_per_decision: float, assumptions: Assumptions) -> Year:
+    """The yearly figures at `j_per_decision` joules per decision."""
+    kwh = j_per_decision / JOULES_PER_KWH * assumptions.volume * assumptions.pue
+    return Year(kind, kwh, money=kwh * assumptions.price, t_co2e=kwh * assumptions.g_per_kwh / 1e6)
 
 
 def mass_text(t_co2e: float) -> str:
-    """Tonnes in the unit that can be read: t, kg or g."""
-    scale, unit = next((one for one in ((1.0, "t"), (1e3, "kg")) if t_co2e * one[0] >= 1.0), (1e6, "g"))
-    return f"{number_text(t_co2e, scale)} {unit}"
+    """Tonnes as text in a unit of suitable size: t, kg or g."""
+    return _text(t_co2e, (1.0, "t"), (1e3, "kg"), (1e6, "g"))
 
 
 def energy_text(kwh: float) -> str:
-    """kWh in the unit that can be read: MWh, kWh or Wh."""
-    scale, unit = next((one for one in ((1e-3, "MWh"), (1.0, "kWh")) if kwh * one[0] >= 1.0), (1e3, "Wh"))
-    return f"{number_text(kwh, scale)} {unit}"
+    """kWh as text in a unit of suitable size: MWh, kWh or Wh."""
+    return _text(kwh, (1e-3, "MWh"), (1.0, "kWh"), (1e3, "Wh"))
 
 
-def years(summary: LedgerSummary, given: Assumptions) -> list[Year]:
-    """One for each kind of energy whose joules are known."""
+def _text(value: float, *units: tuple[float, str]) -> str:
+    """The value in the first unit in which it is at least 1, else in the last."""
+    scale, unit = next((unit for unit in units if value * unit[0] >= 1.0), units[-1])
+    return f"{number_text(value, scale)} {unit}"
+
+
+def years(summary: LedgerSummary, assumptions: Assumptions) -> list[Year]:
+    """The yearly figures for each kind of energy whose joules are known."""
     return [
-        year(total.kind, total.per_transaction_mj / 1e3, given)
+        year(total.kind, total.per_transaction_mj / 1e3, assumptions)
         for total in summary.energy_totals
         if total.per_transaction_mj is not None
     ]
 
 
-def swings(base: Year, given: Assumptions) -> tuple[Sequence[Swing], Sequence[Swing]]:
-    """How money, and how tonnes, move with each input, the widest first."""
-    low_g, high_g = _intensity(CLEAN_REGION)[2], _intensity(COAL_REGION)[2]
-    energy, low_pue, high_pue = ENERGY_RANGE[base.kind], *PUE_RANGE
-    shared: list[tuple[Input, str, str, float, float]] = [
-        ("energy", f"× {energy[0]:g}", f"× {energy[1]:g}", *energy),
-        ("volume", f"× {VOLUME_RANGE[0]:g}", f"× {VOLUME_RANGE[1]:g}", *VOLUME_RANGE),
-        ("pue", f"{low_pue:g}", f"{high_pue:g}", low_pue / given.pue, high_pue / given.pue),
+def swings(base: Year, assumptions: Assumptions) -> tuple[list[Swing], list[Swing]]:
+    """The swings of the money and of the tonnes of `base` for each input, the widest first."""
+    low, high = PUE_RANGE
+    shared = [
+        _multiplied("energy", ENERGY_RANGE[base.kind]),
+        _multiplied("volume", VOLUME_RANGE),
+        Swing("pue", f"{low:g}", f"{high:g}", low / assumptions.pue, high / assumptions.pue),
     ]
-    price: tuple[Input, str, str, float, float] = (
-        "price", f"× {PRICE_RANGE[0]:g}", f"× {PRICE_RANGE[1]:g}", *PRICE_RANGE
-    )  # fmt: skip
-    grid: tuple[Input, str, str, float, float] = (
-        "intensity", f"{low_g:.0f} g", f"{high_g:.0f} g", low_g / given.g_per_kwh, high_g / given.g_per_kwh
-    )  # fmt: skip
+    price, g_per_kwh = _multiplied("price", PRICE_RANGE), assumptions.g_per_kwh
+    low, high = (_intensity(region)[2] for region in (CLEAN_REGION, COAL_REGION))
+    grid = Swing("intensity", f"{low:.0f} g", f"{high:.0f} g", low / g_per_kwh, high / g_per_kwh)
     return _widest_first(base.money, [*shared, price]), _widest_first(base.t_co2e, [*shared, grid])
 
 
-def _widest_first(value: float, factors: Sequence[tuple[Input, str, str, float, float]]) -> list[Swing]:
-    found = [
-        Swing(input=name, low_text=low_text, high_text=high_text, low=value * low, high=value * high)
-        for name, low_text, high_text, low, high in factors
-    ]
-    return sorted(found, key=lambda one: one.low - one.high)
+def _multiplied(name: Input, factors: tuple[float, float]) -> Swing:
+    low, high = factors
+    return Swing(name, f"× {low:g}", f"× {high:g}", low, high)
+
+
+def _widest_first(value: float, factors: Sequence[Swing]) -> list[Swing]:
+    """The swings of `value`, from the factors that each input multiplies it with."""
+    scaled = [msgspec.structs.replace(swing, low=value * swing.low, high=value * swing.high) for swing in factors]
+    return sorted(scaled, key=lambda swing: swing.low - swing.high)
 
 
 def _intensity(region: str) -> tuple[str, int, float]:
-    found = intensity_table().get(region.upper())
-    if found is None:
-        raise SettingError(
-            "report", "--region", region, "is not in the table", "give an ISO 3166-1 alpha-3 code as DEU"
-        )
-    return found
+    row = intensity_table().get(region.upper())
+    if row is None:
+        remedy = "use an ISO 3166-1 alpha-3 code, such as DEU"
+        raise SettingError("report", "--region", region, "not in the table", remedy)
+    return row

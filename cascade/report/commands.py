@@ -1,4 +1,4 @@
-"""`cascade report`: a journal as one page."""
+"""`cascade report`: writes a journal as one HTML page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from cascade.errors import DataError, SettingError
-from cascade.ledger.commands import From, Paths, Until, moment
+from cascade.ledger.commands import DeepCostFile, From, Paths, Until, moment
 from cascade.ledger.counterfactual import deep_only
 from cascade.ledger.deep_cost import DeepCost
 from cascade.ledger.journal import read_journal
@@ -26,30 +26,29 @@ DEFAULTS = Assumptions()
 @app.command()
 def report(
     paths: Paths,
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
-    lang: Annotated[str, typer.Option(help="en or ja.")] = "en",
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    lang: Annotated[str, typer.Option(help="Language of the page: en or ja.")] = "en",
     start: From = None,
     until: Until = None,
-    volume: Annotated[float, typer.Option(help="Decisions a year, of the business page.")] = DEFAULTS.volume,
-    price: Annotated[float, typer.Option(help="Of a kWh.")] = DEFAULTS.price,
-    currency: Annotated[str, typer.Option(help="Of the price.")] = DEFAULTS.currency,
-    region: Annotated[str, typer.Option(help="ISO 3166-1 alpha-3: its grid's average.")] = DEFAULTS.region,
-    pue: Annotated[float, typer.Option(help="Of the data centre.")] = DEFAULTS.pue,
-    deep_cost: Annotated[
-        Path | None,
-        typer.Option(help="What `cascade bench deep-calls` wrote on the service's machine: adds the saving."),
-    ] = None,
+    volume: Annotated[float, typer.Option(help="Decisions per year, for the business page.")] = DEFAULTS.volume,
+    price: Annotated[float, typer.Option(help="Price of a kWh.")] = DEFAULTS.price,
+    currency: Annotated[str, typer.Option(help="Currency of the price.")] = DEFAULTS.currency,
+    region: Annotated[
+        str, typer.Option(help="Country of the grid whose average carbon intensity applies, ISO 3166-1 alpha-3.")
+    ] = DEFAULTS.region,
+    pue: Annotated[float, typer.Option(help="PUE of the data centre.")] = DEFAULTS.pue,
+    deep_cost: DeepCostFile = None,
 ) -> None:
-    """One self-contained page (it prints, too) of what services have kept on disk, as [ledger] says.
+    """Write the journals of services as one HTML page, which loads nothing and prints well.
 
-    Latency, energy by who used it, both over time, error budgets, a business page, an energy sheet, and the method.
+    It has latency, energy by use, both over time, error budgets, a business page, an energy sheet and the method.
     """
     language = words(lang)
-    given = _assumptions(volume, price, currency, region, pue)
+    assumptions = _assumptions(volume, price, currency, region, pue)
     figures = gather(read_journal(paths), moment("--from", start), moment("--until", until))
     command = shlex.join(["cascade", "report", *(path.name for path in paths)])
     counterfactual = None if deep_cost is None else deep_only(figures.summary, DeepCost.read(deep_cost))
-    page = make_page(figures, given, language, command, counterfactual)
+    page = make_page(figures, assumptions, language, command, counterfactual)
     try:
         out.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -58,13 +57,13 @@ def report(
 
 
 def _assumptions(volume: float, price: float, currency: str, region: str, pue: float) -> Assumptions:
-    given = {"volume": volume, "price": price, "currency": currency, "region": region, "pue": pue}
+    """The assumptions of the business page; raises SettingError if one is out of range or the region is unknown."""
+    options = {"volume": volume, "price": price, "currency": currency, "region": region, "pue": pue}
     try:
-        found = msgspec.convert(given, Assumptions)
+        assumptions = msgspec.convert(options, Assumptions)
     except msgspec.ValidationError as error:
-        raise SettingError(
-            "report", "business page", ", ".join(f"{name} {value}" for name, value in given.items()), str(error),
-            "see cascade report --help",
-        ) from error  # fmt: skip
-    _ = found.g_per_kwh
-    return found
+        text = ", ".join(f"{name} {value}" for name, value in options.items())
+        remedy = "see cascade report --help"
+        raise SettingError("report", "business page", text, str(error), remedy) from error
+    _ = assumptions.grid
+    return assumptions

@@ -1,15 +1,18 @@
-"""The report's plots, as SVG whose text stays text, so that any language's letters are the reader's own."""
+"""The plots of the report, as SVG. Text stays text, so that the browser's fonts draw the letters of any language."""
 
 from __future__ import annotations
 
 import io
+import logging
 import math
-import re
 import warnings
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from itertools import cycle
 from typing import Any
 
 from cascade.errors import CascadeError
+from cascade.ledger.attribution import DEEP, IDLE, RESIDUAL, UNDIVIDED, WASTED, WORKER_REST, Books
 from cascade.ledger.render import number_text
 from cascade.report.business import Swing
 from cascade.report.figures import CURVE, Figures
@@ -21,54 +24,76 @@ KIND_COLOURS = {"measured": "#009e73", "modelled": "#e69f00"}
 MUTED, INK = "#57606a", "#1b1f24"
 WIDTH_IN = 8.6
 MS_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
-# Room at the left, as a share of the width: full-width letters are wider than the drawing library takes them for.
+# Space at the left, as a share of the width: full-width letters are wider than matplotlib assumes.
 MARGINS = {"en": 0.0, "ja": 0.08}
-_FONT = re.compile(r" 'DejaVu Sans'(?:, [^;\"]*)?")
+# Part of every installation of matplotlib. It lays out the text; the page's own fonts draw it.
+FONT = "DejaVu Sans"
+LINE_KEYS = {
+    IDLE: "line_idle",
+    WORKER_REST: "line_rest",
+    DEEP: "line_deep",
+    WASTED: "line_wasted",
+    UNDIVIDED: "line_undivided",
+    RESIDUAL: "line_residual",
+}
+DOTS: Any = {"marker": "o", "markersize": 3}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cascade",
+    "font.sans-serif": [FONT],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "grid.color": "#e6e9ed",
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": INK,
+}
 
 
 class PlotsMissingError(CascadeError):
-    """The library that draws is not installed."""
+    """matplotlib is not installed."""
 
 
 def latency(figures: Figures, words: Words) -> str:
-    """Latency by share of decisions, for each path, with the limits of its p99."""
+    """The latency of each path by share of decisions, with the limits of the latency objectives."""
 
     def draw(axes: Any) -> None:
         for path, colour in PATH_COLOURS.items():
-            held = figures.account.counters.paths[path]  # type: ignore[index]
-            if not held.count:
+            histogram = figures.account.counters.paths[path]  # type: ignore[index]
+            if not histogram.count:
                 continue
-            shares = [share for share in CURVE if held.count >= 1.0 / (1.0 - share)] or [0.5]
+            shares = [share for share in CURVE if histogram.count >= 1.0 / (1.0 - share)] or [0.5]
+            latency_ms = [1e3 * histogram.quantile(share) for share in shares]
             places = [-_log_rest(share) for share in shares]
-            axes.plot(places, [1e3 * held.quantile(share) for share in shares], marker="o", markersize=3,
-                      color=colour, label=words(f"path_{path}"))  # fmt: skip
+            axes.plot(places, latency_ms, color=colour, label=words(f"path_{path}"), **DOTS)
         for objective in figures.account.service_level.latency:
             axes.axhline(objective.limit_ms, color=PATH_COLOURS.get(objective.path, MUTED), linestyle=":", linewidth=1)
-        ticks = [0.5, 0.9, 0.99, 0.999, 0.9999]
-        axes.set_xticks([-_log_rest(share) for share in ticks], [f"{share:.2%}".rstrip("0%").rstrip(".") + " %"
-                                                                 for share in ticks])  # fmt: skip
+        ticks = {"50 %": 0.5, "90 %": 0.9, "99 %": 0.99, "99.9 %": 0.999, "99.99 %": 0.9999}
+        axes.set_xticks([-_log_rest(share) for share in ticks.values()], ticks)
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         axes.set_yticks([tick for tick in MS_TICKS if low <= tick <= high], minor=False)
         axes.set_yticks([], minor=True)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         for objective in figures.account.service_level.latency:
-            axes.text(0.05, objective.limit_ms, words("plot_limit"), fontsize=8, color=MUTED, va="bottom")
+            limit = words("plot_limit", objective=objective_text(objective.name, words))
+            axes.text(0.05, objective.limit_ms, limit, fontsize=8, color=MUTED, va="bottom")
         axes.set_xlabel(words("plot_latency_x"))
         axes.set_ylabel(words("plot_latency_y"))
-        axes.legend(frameon=False)
+        _legend(axes)
 
     return _svg(draw, 3.4, words)
 
 
-def energy(figures: Figures, words: Words) -> str:
-    """mJ a decision by line, a bar for each kind."""
-    books = figures.summary.books
-    decisions = figures.summary.transactions
+def energy(books: Books, decisions: int, words: Words) -> str:
+    """mJ per decision, a bar for each use and kind. `decisions`: more than 0."""
 
     def draw(axes: Any) -> None:
-        if books is None:
-            return
         rows = [
             (line, kind, 1e3 * joules / decisions)
             for kind in KIND_COLOURS
@@ -84,131 +109,139 @@ def energy(figures: Figures, words: Words) -> str:
         axes.margins(x=0.12)
         for kind in dict.fromkeys(kind for _, kind, _ in rows):
             axes.barh([0], [0], color=KIND_COLOURS[kind], label=words(f"kind_{kind}"))
-        axes.legend(frameon=False, loc="lower right")
+        _legend(axes, "lower right")
 
-    lines = 0 if books is None else len(books.entries)
-    return _svg(draw, 0.9 + 0.28 * max(lines, 3), words)
+    return _svg(draw, 0.9 + 0.28 * max(len(books.entries), 3), words)
 
 
 def energy_over_time(figures: Figures, words: Words) -> str:
-    """mJ a decision by kind."""
+    """mJ per decision in each interval, by kind."""
 
     def draw(axes: Any) -> None:
         for kind, colour in KIND_COLOURS.items():
-            told = [
-                (point.at, total.per_transaction_mj)
+            values = [
+                next((total.per_transaction_mj for total in point.summary.energy_totals if total.kind == kind), None)
                 for point in figures.points
-                for total in point.summary.energy_totals
-                if total.kind == kind and total.per_transaction_mj is not None
             ]
-            if told:
-                axes.plot([at for at, _ in told], [value for _, value in told], color=colour, marker="o",
-                          markersize=3, label=words(f"kind_{kind}"))  # fmt: skip
+            _over_time(axes, figures, values, colour, words(f"kind_{kind}"))
         axes.set_ylabel(words("plot_energy"))
         axes.set_ylim(bottom=0)
-        axes.legend(frameon=False)
-        _time(axes)
+        _legend(axes)
 
     return _svg(draw, 2.4, words)
 
 
 def escalated_over_time(figures: Figures, words: Words) -> str:
-    """Per cent of the decisions that the deep model was asked for."""
+    """The escalation rate in each interval, per cent."""
 
     def draw(axes: Any) -> None:
-        told = [(point.at, 100 * share) for point in figures.points
-                if (share := point.summary.escalation_share) is not None]  # fmt: skip
-        axes.plot([at for at, _ in told], [value for _, value in told], color=PATH_COLOURS["escalated"], marker="o",
-                  markersize=3)  # fmt: skip
+        shares = [point.summary.escalation_share for point in figures.points]
+        percentages = [None if share is None else 100 * share for share in shares]
+        _over_time(axes, figures, percentages, PATH_COLOURS["escalated"])
         axes.set_ylabel(words("plot_escalated"))
         axes.set_ylim(bottom=0)
-        _time(axes)
 
     return _svg(draw, 2.4, words)
 
 
 def budget_over_time(figures: Figures, words: Words) -> str:
-    """Per cent left of each objective's error budget."""
+    """The part of each error budget that is left after each interval, per cent, at least -100."""
 
     def draw(axes: Any) -> None:
-        for place, event in enumerate(figures.events):
-            told = [(point.at, max(100 * point.budget_left[event.name], -100.0)) for point in figures.points]
-            colour = (*PATH_COLOURS.values(), "#cc79a7")[place % 4]
-            axes.plot([at for at, _ in told], [value for _, value in told], color=colour, marker="o", markersize=3,
-                      label=objective_text(event.name, words))  # fmt: skip
+        for event, colour in zip(figures.events, cycle((*PATH_COLOURS.values(), "#cc79a7"))):
+            left = [max(100 * point.budget_left[event.name], -100.0) for point in figures.points]
+            _over_time(axes, figures, left, colour, objective_text(event.name, words))
         axes.axhline(0, color=INK, linewidth=1)
         axes.set_ylabel(words("plot_budget"))
         axes.set_ylim(-105, 105)
-        axes.legend(frameon=False, loc="lower left")
-        _time(axes)
+        _legend(axes, "lower left")
 
     return _svg(draw, 2.8, words)
 
 
-def sensitivity(found: Sequence[Swing], value: float, unit: str, words: Words) -> str:
-    """A bar for each input, from the figure at its low end to that at its high end."""
+def sensitivity(swings: Sequence[Swing], value: float, unit: str, words: Words) -> str:
+    """A bar for the swing of each input around a figure other than 0.
+
+    swings: the widest first. value: the figure as assumed. unit: its unit, for the axis. words: texts of the labels.
+    """
 
     def draw(axes: Any) -> None:
-        shown = list(reversed(found))
-        places = range(len(shown))
-        axes.barh(places, [one.high - one.low for one in shown], left=[one.low for one in shown], color="#56b4e9")
+        shown = list(reversed(swings))
+        rows = range(len(shown))
+        axes.barh(rows, [bar.high - bar.low for bar in shown], left=[bar.low for bar in shown], color="#56b4e9")
         axes.axvline(value, color=INK, linewidth=1)
-        for place, one in zip(places, shown, strict=True):
-            axes.text(one.low, place, f"{one.low_text} ", va="center", ha="right", fontsize=8, color=MUTED)
-            axes.text(one.high, place, f" {one.high_text}", va="center", ha="left", fontsize=8, color=MUTED)
-        axes.set_yticks(places, [words(f"input_{one.input}") for one in shown])
+        for row, bar in zip(rows, shown, strict=True):
+            axes.text(bar.low, row, f"{bar.low_text} ", va="center", ha="right", fontsize=8, color=MUTED)
+            axes.text(bar.high, row, f" {bar.high_text}", va="center", ha="left", fontsize=8, color=MUTED)
+        axes.set_yticks(rows, [words(f"input_{bar.input}") for bar in shown])
         axes.set_xlabel(unit)
-        low, high = min(one.low for one in shown), max(one.high for one in shown)
+        low, high = min(bar.low for bar in shown), max(bar.high for bar in shown)
         axes.set_xlim(low - 0.14 * (high - low), high + 0.14 * (high - low))
 
-    return _svg(draw, 0.9 + 0.34 * len(found), words)
+    return _svg(draw, 0.9 + 0.34 * len(swings), words)
 
 
 def line_text(line: str, words: Words) -> str:
-    """A line of the books in the report's language; a stage's name is its own."""
-    keys = {
-        "idle": "line_idle", "worker, besides its stages": "line_rest", "deep answers": "line_deep",
-        "deep answers that decided nothing": "line_wasted", "machine, not divided": "line_undivided",
-        "residual": "line_residual",
-    }  # fmt: skip
-    return words(keys[line]) if line in keys else line
+    """The name of a line of the books in the report's language; stages keep their own names."""
+    return words(LINE_KEYS[line]) if line in LINE_KEYS else line
 
 
 def objective_text(name: str, words: Words) -> str:
-    """An objective's name in the report's language."""
+    """The name of an objective in the report's language."""
     quantile, of, path = name.partition(" of ")
     if not of:
         return words("objective_degraded")
-    return words("objective_latency", quantile=quantile.removeprefix("p"), path=words.either(f"path_{path}", path))
+    return words("objective_latency", quantile=quantile.removeprefix("p"), path=words.get(f"path_{path}", path))
 
 
 def _log_rest(share: float) -> float:
     return math.log10(1.0 - share)
 
 
-def _time(axes: Any) -> None:
+def _legend(axes: Any, place: str = "best") -> None:
+    # matplotlib warns of a legend without entries
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, loc=place)
+
+
+def _over_time(
+    axes: Any, figures: Figures, values: Sequence[float | None], colour: str, label: str | None = None
+) -> None:
+    """Plots a value for each point of the report, without those that are None.
+
+    axes: of matplotlib. figures: with the points. values: one for each point. label: for the legend; None for none.
+    """
     from matplotlib import dates
 
+    known = [(point.at, value) for point, value in zip(figures.points, values, strict=True) if value is not None]
+    if known:
+        axes.plot(*zip(*known, strict=True), color=colour, label=label, **DOTS)
+    # without limits, matplotlib finds no ticks for a single point
+    step = timedelta(seconds=max(figures.interval_s, 1.0))
+    axes.set_xlim(figures.points[0].at - step, figures.points[-1].at + step)
     library: Any = dates  # without types
-    locator = library.AutoDateLocator(maxticks=8)
+    # with the default of minticks, matplotlib warns that it has no ticks for 4 minutes, 4 hours or 4 days
+    locator = library.AutoDateLocator(minticks=3, maxticks=8)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(library.ConciseDateFormatter(locator, show_offset=False))
 
 
 def _svg(draw: Callable[[Any], None], height_in: float, words: Words) -> str:
+    """The SVG of one plot.
+
+    draw: draws into the axes of matplotlib. height_in: inches. words: texts, whose language sets the left margin.
+    """
+    # its warnings are about its font cache and its configuration directory, which the report does not need
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise PlotsMissingError("the report's plots need matplotlib: install cascade-fraud[report]") from error
-    settings: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": "cascade", "font.family": "sans-serif", "font.size": 9,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e9ed",
-        "axes.axisbelow": True, "axes.edgecolor": MUTED, "text.color": INK, "axes.labelcolor": INK,
-        "xtick.color": MUTED, "ytick.color": INK,
-    }  # fmt: skip
-    with mpl.rc_context(settings), warnings.catch_warnings():
-        # letters that the drawing library's own font does not have are the reader's to draw
+        raise PlotsMissingError("the plots of the report need matplotlib: install cascade-fraud[report]") from error
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcdefaults()  # the user's own settings could name fonts that do not exist
+        mpl.rcParams.update(STYLE)
+        # the browser draws the letters that are missing in FONT
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         draw(figure.subplots())
@@ -217,4 +250,4 @@ def _svg(draw: Callable[[Any], None], height_in: float, words: Words) -> str:
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
-    return _FONT.sub(" sans-serif", text[text.index("<svg") :])
+    return f"<div class=wide>{text[text.index('<svg') :].replace(repr(FONT), 'sans-serif')}</div>"

@@ -1,4 +1,4 @@
-"""The report's words, by language."""
+"""The texts of the report, by language."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ LANGUAGES: Final = ("en", "ja")
 
 
 class Words:
-    """Texts of one language by name; those that take values have their names in braces."""
+    """The texts of one language, by key. A text may contain the names of values in braces."""
 
     def __init__(self, language: str, texts: dict[str, str]) -> None:
         self.language, self._texts = language, texts
 
-    def __call__(self, name: str, /, **values: Any) -> str:
-        """The text, with values put in."""
-        return self._texts[name].format(**values) if values else self._texts[name]
+    def __call__(self, key: str, /, **values: Any) -> str:
+        """The text of a key, with the values inserted."""
+        return self._texts[key].format(**values) if values else self._texts[key]
 
-    def either(self, name: str, otherwise: str) -> str:
-        """The text where there is one."""
-        return self._texts.get(name, otherwise)
+    def get(self, key: str, default: str) -> str:
+        """The text of a key, or `default` if there is none."""
+        return self._texts.get(key, default)
 
 
 @cache
 def words(language: str) -> Words:
-    """Raises SettingError for a language that there is not."""
+    """The texts of a language; raises SettingError if the report does not have it."""
     if language not in LANGUAGES:
-        raise SettingError("report", "--lang", language, "is not there", f"use one of {', '.join(LANGUAGES)}")
+        raise SettingError("report", "--lang", language, "not available", f"use one of {', '.join(LANGUAGES)}")
     text = files("cascade.report").joinpath(f"texts/{language}.json").read_bytes()
     return Words(language, msgspec.json.decode(text, type=dict[str, str]))

@@ -41,7 +41,7 @@ def told() -> set[str]:
     ledger.add_deep_call(1, 0.1)
     ledger.count_dead_letters("syntax", 1)
     meters = [
-        MeterState.of("nvml", "measured", "counter", 1.0, None, 1.0),
+        MeterState("nvml", "measured", ("counter",), 1.0, None, carbon_g=1.0),
     ]
     registry = ledger_registry(ledger)
     registry.register(LagCollector(lambda: {("transactions", 0): 3}))

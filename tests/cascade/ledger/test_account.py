@@ -1,4 +1,4 @@
-"""Accounts: what several ledgers counted, merged, is what one ledger would have counted."""
+"""Accounts: those of several ledgers, merged, equal the account of a single ledger with all the work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Work = Callable[[Ledger], None]
 
 
 def dyadic(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Durations whose sums are exact in float64, so that equality can be asked for."""
+    """Durations whose sums are exact in float64, so that tests can compare for equality."""
     return rng.integers(1, 1 << 16, count) / 2.0**20
 
 
@@ -57,7 +57,7 @@ def account_of(*works: Work, started_s: float = 0.0, ended_s: float = 60.0, **se
     )
 
 
-def test_merged_ledgers_equal_one_that_was_told_everything() -> None:
+def test_merged_accounts_equal_the_account_of_a_single_ledger_with_all_the_work() -> None:
     parts = [account_of(some_work(seed)) for seed in range(4)]
     whole = account_of(*(some_work(seed) for seed in range(4)))
     merged = merge_accounts(parts)
@@ -66,14 +66,14 @@ def test_merged_ledgers_equal_one_that_was_told_everything() -> None:
     assert summarise(merged).transactions == sum(summarise(part).transactions for part in parts) == 1_058
 
 
-def test_merging_is_associative_and_in_any_order_the_same() -> None:
+def test_merging_is_associative_and_independent_of_the_order() -> None:
     parts = [
         account_of(some_work(seed), started_s=10.0 * seed, meters=[Meter(f"counter {seed}", float(seed))])
         for seed in range(3)
     ]
-    one, two, three = parts
-    left = merge_accounts([merge_accounts([one, two]), three]).to_json()
-    assert left == merge_accounts([one, merge_accounts([two, three])]).to_json()
+    first, second, third = parts
+    left = merge_accounts([merge_accounts([first, second]), third]).to_json()
+    assert left == merge_accounts([first, merge_accounts([second, third])]).to_json()
     by_counts = {json_with_sorted_counts(merge_accounts(order)) for order in itertools.permutations(parts)}
     assert len(by_counts) == 1
 
@@ -82,14 +82,14 @@ def json_with_sorted_counts(account: Account) -> bytes:
     return msgspec.json.encode(msgspec.json.decode(account.to_json()), order="deterministic")
 
 
-def test_merging_leaves_its_parts_alone() -> None:
-    one, two = account_of(some_work(1)), account_of(some_work(2))
-    before = one.to_json()
-    merge_accounts([one, two])
-    assert one.to_json() == before
+def test_merging_does_not_change_its_arguments() -> None:
+    first, second = account_of(some_work(1)), account_of(some_work(2))
+    before = first.to_json()
+    merge_accounts([first, second])
+    assert first.to_json() == before
 
 
-def test_a_merged_account_spans_all_and_so_does_its_rate() -> None:
+def test_the_time_and_the_rate_of_a_merged_account_cover_all_ledgers() -> None:
     summary = summarise(
         merge_accounts([account_of(some_work(0), ended_s=60), account_of(some_work(0), started_s=50, ended_s=100)])
     )
@@ -97,7 +97,7 @@ def test_a_merged_account_spans_all_and_so_does_its_rate() -> None:
     assert summary.per_second == pytest.approx(2.26)
 
 
-def test_an_account_is_read_as_it_was_written() -> None:
+def test_an_account_survives_writing_and_reading() -> None:
     account = account_of(some_work(3), meters=[Meter("counter", 5.0)])
     assert Account.from_json(account.to_json()).to_json() == account.to_json()
     assert summarise(Account.from_json(account.to_json())) == summarise(account)
@@ -106,15 +106,15 @@ def test_an_account_is_read_as_it_was_written() -> None:
 @pytest.mark.parametrize(
     "spoil", [lambda line: line[:-1], lambda _: b"{}", lambda line: line.replace(b":1,", b":9,", 1)]
 )
-def test_what_is_no_account_is_refused_in_a_line(spoil: Callable[[bytes], bytes]) -> None:
+def test_anything_but_an_account_is_an_error_of_one_line(spoil: Callable[[bytes], bytes]) -> None:
     with pytest.raises(DataError, match="ledger account") as caught:
         Account.from_json(spoil(account_of(some_work(1)).to_json()))
     assert "\n" not in str(caught.value)
 
 
-def test_ledgers_of_different_promises_are_not_merged() -> None:
+def test_accounts_with_different_service_levels_are_not_merged() -> None:
     other = account_of(some_work(1), service_level=ServiceLevel(degraded_share_max=0.5))
-    with pytest.raises(DataError, match="different service levels"):
+    with pytest.raises(DataError, match="service levels or stated watts differ"):
         merge_accounts([account_of(some_work(1)), other])
     with pytest.raises(DataError, match="none to merge"):
         merge_accounts([])
@@ -134,27 +134,23 @@ class Meter:
 
 
 def test_joules_of_the_same_meter_add_up_and_their_sources_are_named() -> None:
-    (figure,) = summarise(
-        merge_accounts(
-            [
-                account_of(some_work(0), meters=[Meter("worker 0", 2.0)]),
-                account_of(some_work(0), meters=[Meter("worker 1", 3.0)]),
-            ]
-        )
-    ).energy
+    accounts = [
+        account_of(some_work(0), meters=[Meter(f"worker {number}", joules)]) for number, joules in enumerate((2.0, 3.0))
+    ]
+    (figure,) = summarise(merge_accounts(accounts)).energy
     assert (figure.energy_j, figure.kind, figure.source) == (5.0, "modelled", "worker 0; worker 1")
 
 
 def state(source: str, energy_j: float | None, problem: str | None = None) -> MeterState:
-    return MeterState.of("cpu-model", "modelled", source, energy_j, problem)
+    return MeterState("cpu-model", "modelled", (source,), energy_j, problem)
 
 
-def test_a_meter_that_one_of_them_lost_has_no_sum() -> None:
+def test_a_merged_meter_has_no_joules_if_one_of_its_meters_was_lost() -> None:
     merged = state("a", 1.0).merged(state("b", None, "gone"))
     assert (merged.energy_j, merged.problem, merged.meters) == (None, "gone", 2)
 
 
-def test_sources_stay_few_whatever_the_number_of_meters() -> None:
+def test_the_number_of_sources_of_a_merged_meter_is_bounded() -> None:
     merged = state("00", 1.0)
     for number in range(1, 20):
         merged = merged.merged(state(f"{number:02}", 1.0))
@@ -162,9 +158,9 @@ def test_sources_stay_few_whatever_the_number_of_meters() -> None:
     assert merged.source == "; ".join(f"{number:02}" for number in range(SOURCES_MAX)) + "; and 16 more"
 
 
-def test_the_table_says_how_many_workers_and_what_is_missing() -> None:
+def test_the_table_has_the_numbers_of_workers_and_of_restarts() -> None:
     summary = msgspec.structs.replace(summarise(account_of(some_work(1))), processes=3, restarts=2)
     assert LedgerSummary.from_json_line(summary.to_json_line()) == summary
     out = io.StringIO()
     render(summary, Console(file=out, width=160))
-    assert "3 workers, 2 ended and started again, without their last second" in out.getvalue()
+    assert "3 workers, 2 unexpected ends (each lost its last second)" in out.getvalue()

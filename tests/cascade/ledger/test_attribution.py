@@ -1,10 +1,9 @@
-"""The books of the ledger: both sides equal, nothing counted twice, nothing mixed silently."""
+"""The books of the ledger: both sides are equal, nothing counts twice, and kinds are never mixed silently."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -21,24 +20,28 @@ WATTS = 7.0
 
 
 def _account(*meters: MeterState, gpu_idle_watts: float | None = None, deep_rows: int = 100) -> Account:
-    """A hundred seconds: 9,900 screened, 80 escalated, 20 degraded; a hundred rows were sent to the deep model."""
+    """100 seconds with 9,900 screened, 80 escalated and 20 degraded decisions, and `deep_rows` deep rows."""
     counters = Counters.empty()
     for path, count in (("screened", 9_900), ("escalated", 80), ("degraded", 20)):
         counters.paths[path].record(np.full(count, 1e-3))  # type: ignore[index]
     counters.stage_cpu_s |= {"decode": 1.0, "features": 2.0, "produce": 0.5}
     counters.deep_rows = deep_rows
     return Account(
-        started=START, ended=START + timedelta(seconds=100), counters=counters, meters=meters,
-        service_level=ServiceLevel(), watts_per_core=WATTS, bundle_versions=(), screeners=(), machines=(MACHINE,),
+        started=START,
+        ended=START + timedelta(seconds=100),
+        counters=counters,
+        meters=meters,
+        service_level=ServiceLevel(),
+        watts_per_core=WATTS,
+        bundle_versions=(),
+        screeners=(),
+        machines=(MACHINE,),
         gpu_idle_watts=gpu_idle_watts,
-    )  # fmt: skip
+    )
 
 
 def _state(meter: str, energy_j: float | None, kind: str = "modelled", **more: object) -> MeterState:
-    return msgspec.structs.replace(
-        MeterState.of(meter, kind, "a counter", energy_j, None if energy_j is not None else "lost"),  # type: ignore[arg-type]
-        **more,
-    )
+    return MeterState(meter, kind, ("a counter",), energy_j, None if energy_j is not None else "lost", **more)  # type: ignore[arg-type]
 
 
 def _lines(books: Books, kind: str) -> dict[str, float]:
@@ -49,37 +52,33 @@ WORKER = _state("cpu-worker", 5.0 * WATTS)
 GPU = _state("gpu0", 9_000.0, "measured", check_j=8_910.0)
 
 
-def test_the_workers_joules_go_to_its_stages_and_what_it_does_besides() -> None:
+def test_the_workers_joules_are_divided_among_its_stages_and_the_rest() -> None:
     lines = _lines(attribute(_account(WORKER)), "modelled")
-    assert lines == {
-        "decode": pytest.approx(1.0 * WATTS), "features": pytest.approx(2.0 * WATTS),
-        "produce": pytest.approx(0.5 * WATTS), WORKER_REST: pytest.approx(1.5 * WATTS),
-    }  # fmt: skip
+    cpu_s = {"decode": 1.0, "features": 2.0, "produce": 0.5, WORKER_REST: 1.5}
+    assert lines == pytest.approx({line: seconds * WATTS for line, seconds in cpu_s.items()})
 
 
-def test_deep_joules_of_answers_that_decided_nothing_stand_apart() -> None:
+def test_deep_answers_that_decided_nothing_have_their_own_line() -> None:
     lines = _lines(attribute(_account(_state("cpu-deep", 50.0))), "modelled")
-    assert lines == {DEEP: pytest.approx(40.0), WASTED: pytest.approx(10.0)}
+    assert lines == pytest.approx({DEEP: 40.0, WASTED: 10.0})
 
 
-def test_a_gpus_idle_is_apart_where_it_is_stated_and_never_more_than_there_is() -> None:
+def test_stated_idle_of_a_gpu_has_its_own_line_and_at_most_all_joules() -> None:
     stated = attribute(_account(GPU, gpu_idle_watts=50.0))
     assert stated.idle_stated
-    assert _lines(stated, "measured") == {
-        IDLE: pytest.approx(5_000.0), DEEP: pytest.approx(3_200.0), WASTED: pytest.approx(800.0)
-    }  # fmt: skip
+    assert _lines(stated, "measured") == pytest.approx({IDLE: 5_000.0, DEEP: 3_200.0, WASTED: 800.0})
     unstated = attribute(_account(GPU))
     assert not unstated.idle_stated
-    assert _lines(unstated, "measured") == {DEEP: pytest.approx(7_200.0), WASTED: pytest.approx(1_800.0)}
+    assert _lines(unstated, "measured") == pytest.approx({DEEP: 7_200.0, WASTED: 1_800.0})
     too_much = attribute(_account(GPU, gpu_idle_watts=500.0))
     assert _lines(too_much, "measured")[IDLE] == pytest.approx(9_000.0)
-    two = attribute(merge_accounts([_account(GPU, gpu_idle_watts=50.0)] * 2))
-    assert _lines(two, "measured")[IDLE] == pytest.approx(10_000.0)
+    two_gpus = attribute(merge_accounts([_account(GPU, gpu_idle_watts=50.0)] * 2))
+    assert _lines(two_gpus, "measured")[IDLE] == pytest.approx(10_000.0)
 
 
-def test_joules_without_any_deep_call_are_the_residual() -> None:
+def test_joules_of_a_gpu_without_a_deep_call_are_the_residual() -> None:
     books = attribute(_account(GPU, gpu_idle_watts=50.0, deep_rows=0))
-    assert _lines(books, "measured") == {IDLE: pytest.approx(5_000.0), RESIDUAL: pytest.approx(4_000.0)}
+    assert _lines(books, "measured") == pytest.approx({IDLE: 5_000.0, RESIDUAL: 4_000.0})
     (closing,) = books.closings
     assert closing.residual_share == pytest.approx(4 / 9)
     assert closing.check_share == pytest.approx(-0.01)
@@ -90,44 +89,45 @@ def test_a_machine_wide_counter_is_not_divided() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_both_sides_are_equal_whatever_the_meters_say(seed: int) -> None:
+def test_the_entries_of_a_meter_add_up_to_its_reading(seed: int) -> None:
     chance = np.random.default_rng(seed)
     names = ["cpu-worker", "cpu-deep", "cpu-idle", "gpu0", "gpu1", "rapl"]
-    meters = [_state(name, float(chance.exponential(1_000.0)), "measured" if chance.random() < 0.5 else "modelled")
-              for name in names if chance.random() < 0.8]  # fmt: skip
+    meters = [
+        _state(name, float(chance.exponential(1_000.0)), "measured" if chance.random() < 0.5 else "modelled")
+        for name in names
+        if chance.random() < 0.8
+    ]
     account = _account(
         *meters, gpu_idle_watts=float(chance.uniform(0, 80)) or None, deep_rows=int(chance.integers(0, 200))
     )
     books = attribute(account)
     for state in meters:
-        told = sum(entry.energy_j for entry in books.entries if entry.meter == state.meter)
-        assert told == pytest.approx(state.energy_j)
+        entries_j = sum(entry.energy_j for entry in books.entries if entry.meter == state.meter)
+        assert entries_j == pytest.approx(state.energy_j)
     assert books.total_j(mixed=True) == pytest.approx(sum(state.energy_j or 0.0 for state in meters))
 
 
-def test_stage_clocks_that_tell_more_than_the_process_used_leave_a_negative_residual() -> None:
+def test_the_residual_is_negative_if_the_stage_clocks_exceed_the_process() -> None:
     books = attribute(_account(_state("cpu-worker", 3.0 * WATTS)))
     assert _lines(books, "modelled")[RESIDUAL] == pytest.approx(-0.5 * WATTS)
 
 
-def test_measured_and_modelled_are_only_added_up_by_name() -> None:
+def test_measured_and_modelled_joules_are_only_added_up_on_request() -> None:
     books = attribute(_account(WORKER, GPU))
-    with pytest.raises(MixedEnergyError, match="by name"):
+    with pytest.raises(MixedEnergyError, match="mixed=True"):
         books.total_j()
     assert books.total_j(mixed=True) == pytest.approx(9_000.0 + 5.0 * WATTS)
     assert books.total_j(["decode", WORKER_REST]) == pytest.approx(2.5 * WATTS)
 
 
-def test_a_lost_meter_has_no_page_and_is_named() -> None:
+def test_a_lost_meter_has_no_entries_and_is_named() -> None:
     books = attribute(_account(WORKER, _state("gpu0", None, "measured")))
     assert books.lost == ("gpu0",)
     assert [closing.meter for closing in books.closings] == ["cpu-worker"]
 
 
-def test_an_escalated_decision_costs_its_share_and_its_answer() -> None:
-    costs = {(one.path, one.kind): one.mj_per_decision for one in attribute(_account(WORKER, GPU)).paths}
-    shared_mj = 1e3 * 5.0 * WATTS / 10_000
-    assert costs == {
-        ("screened", "modelled"): pytest.approx(shared_mj), ("escalated", "modelled"): pytest.approx(shared_mj),
-        ("escalated", "measured"): pytest.approx(1e3 * 7_200.0 / 80),
-    }  # fmt: skip
+def test_an_escalated_decision_uses_its_share_and_its_deep_answer() -> None:
+    costs = {(cost.path, cost.kind): cost.mj_per_decision for cost in attribute(_account(WORKER, GPU)).paths}
+    shared_mj, deep_mj = 1e3 * 5.0 * WATTS / 10_000, 1e3 * 7_200.0 / 80
+    modelled = {("screened", "modelled"): shared_mj, ("escalated", "modelled"): shared_mj}
+    assert costs == pytest.approx(modelled | {("escalated", "measured"): deep_mj})

@@ -1,4 +1,4 @@
-"""Burn rates from a journal: what each window has, what the rule makes of it, and that Prometheus' rules agree."""
+"""Burn rates from a journal: the windows, the alarms, and that the rules of Prometheus are the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 from datetime import timedelta
 from pathlib import Path
+from typing import Self
 
 import msgspec
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 from rich.console import Console
 
 from cascade.cli import main
-from cascade.ledger import Account, Journal, Ledger, LedgerSummary, ServiceLevel, merged_between, read_journal
+from cascade.ledger import Account, Ledger, LedgerSummary, Run, ServiceLevel, merged_between, read_journal
 from cascade.ledger import Path as DecisionPath
 from cascade.ledger.burn import ALARMS, WINDOWS_S, ObjectiveBurn, burn_rates
+from cascade.ledger.journal import SUFFIX
 from cascade.ledger.render import render
 from tests.cascade.ledger.test_account import NOON
 
@@ -25,52 +27,52 @@ GOOD_S, BAD_S = 0.001, 0.1
 MINUTE = timedelta(minutes=1)
 
 
-class Kept:
-    """A journal with a line a minute, in which `late` of 1,000 decisions a minute took too long."""
+class Service:
+    """A service of 1,000 decisions per minute that writes a journal line each minute, and its journal in memory."""
 
-    def __init__(self, directory: Path, path: DecisionPath = "screened", **level: float) -> None:
-        self._ledger = Ledger(service_level=ServiceLevel(**level))  # type: ignore[arg-type]
+    def __init__(self, path: DecisionPath = "screened", **level: float) -> None:
+        self.ledger = Ledger(service_level=ServiceLevel(**level))  # type: ignore[arg-type]
         self._path: DecisionPath = path
-        self.minutes = 0
-        self.journal = Journal(directory, self.account, 10**9, 100)
+        self._minutes = 0
+        self.accounts: list[Account] = []
 
-    def account(self) -> Account:
-        return msgspec.structs.replace(self._ledger.account(), started=NOON, ended=NOON + self.minutes * MINUTE)
-
-    def run(self, minutes: int, late: int, every: int = 1) -> Kept:
+    def work(self, minutes: int, late: int, every: int = 1) -> Self:
+        """Works for some minutes, with `late` late decisions in each, and a line `every` minutes."""
         for _ in range(minutes // every):
-            self.minutes += every
-            self._ledger.record_decisions(self._path, np.full((1_000 - late) * every, GOOD_S))
-            self._ledger.record_decisions(self._path, np.full(late * every, BAD_S))
-            self.journal.write()
+            self._minutes += every
+            self.ledger.record_decisions(self._path, np.full((1_000 - late) * every, GOOD_S))
+            self.ledger.record_decisions(self._path, np.full(late * every, BAD_S))
+            ended = NOON + self._minutes * MINUTE
+            self.accounts.append(msgspec.structs.replace(self.ledger.account(), started=NOON, ended=ended))
         return self
 
+    @property
+    def journal(self) -> list[Run]:
+        return [Run("run", self.accounts, torn=0)]
 
-def screened(directory: Path, end_minute: int | None = None) -> ObjectiveBurn:
+
+def screened(service: Service, end_minute: int | None = None) -> ObjectiveBurn:
     end = None if end_minute is None else NOON + end_minute * MINUTE
-    return next(one for one in burn_rates(read_journal([directory]), end=end) if one.name == "p99 of screened")
+    return next(burn for burn in burn_rates(service.journal, end=end) if burn.name == "p99 of screened")
 
 
-def rates(burn: ObjectiveBurn) -> dict[str, float]:
-    return {one.window: pytest.approx(one.rate, rel=1e-9) for one in burn.rates}
+def rates(burn: ObjectiveBurn) -> dict[str, float | None]:
+    return {rate.window: rate.rate for rate in burn.rates}
 
 
-def test_each_window_burns_by_what_happened_in_it(tmp_path: Path) -> None:
-    Kept(tmp_path).run(330, 5).run(25, 20).run(5, 100)
-    burn = screened(tmp_path)
-    # late of 1,000 over a budget of 1 %
-    assert rates(burn) == {
-        "5m": 10.0, "30m": (25 * 2 + 5 * 10) / 30, "1h": (30 * 0.5 + 25 * 2 + 5 * 10) / 60,
-        "6h": (330 * 0.5 + 25 * 2 + 5 * 10) / 360, "3d": (330 * 0.5 + 25 * 2 + 5 * 10) / 360,
-    }  # fmt: skip
+def test_the_rate_of_a_window_comes_from_the_events_in_it() -> None:
+    burn = screened(Service().work(330, 5).work(25, 20).work(5, 100))
+    # late decisions of 1,000, over a budget of 1 %
+    whole = (330 * 0.5 + 25 * 2 + 5 * 10) / 360
+    short = {"5m": 10.0, "30m": (25 * 2 + 5 * 10) / 30, "1h": (30 * 0.5 + 25 * 2 + 5 * 10) / 60}
+    assert rates(burn) == pytest.approx(short | {"6h": whole, "3d": whole}, rel=1e-9)
     assert burn.events == 360_000
-    assert burn.budget_left == pytest.approx(1 - (330 * 0.5 + 25 * 2 + 5 * 10) / 360)
+    assert burn.budget_left == pytest.approx(1 - whole)
 
 
-def test_a_window_says_how_much_of_it_the_journal_has(tmp_path: Path) -> None:
-    Kept(tmp_path).run(90, 0, every=20)
-    covered_s = {one.window: one.covered_s for one in screened(tmp_path).rates}
-    # lines at 20, 40, 60 and 80 minutes: a window begins with the last line before it
+def test_a_window_has_the_seconds_that_the_journal_covers() -> None:
+    covered_s = {rate.window: rate.covered_s for rate in screened(Service().work(90, 0, every=20)).rates}
+    # with lines at 20, 40, 60 and 80 minutes, a window begins at the last line before it
     assert covered_s == {"5m": 1_200.0, "30m": 2_400.0, "1h": 3_600.0, "6h": 4_800.0, "3d": 4_800.0}
 
 
@@ -85,44 +87,41 @@ def test_a_window_says_how_much_of_it_the_journal_has(tmp_path: Path) -> None:
         ([(320, 70), (40, 0)], "ticket"),
     ],
 )
-def test_the_status_follows_the_rule_of_two_windows(tmp_path: Path, phases: list[tuple[int, int]], status: str) -> None:
-    kept = Kept(tmp_path)
+def test_an_alarm_needs_both_of_its_windows(phases: list[tuple[int, int]], status: str) -> None:
+    service = Service()
     for minutes, late in phases:
-        kept.run(minutes, late)
-    assert screened(tmp_path).status == status
+        service.work(minutes, late)
+    assert screened(service).status == status
 
 
-def test_windows_end_where_the_span_does_and_begin_no_earlier(tmp_path: Path) -> None:
-    Kept(tmp_path).run(60, 100).run(60, 0)
-    assert screened(tmp_path).rates[0].rate == 0.0
-    assert screened(tmp_path, end_minute=60).rates[0].rate == pytest.approx(10.0)
-    lives = read_journal([tmp_path])
-    (cut, *_) = burn_rates(lives, start=NOON + 60 * MINUTE)
-    assert (cut.events, cut.breaches, {one.rate for one in cut.rates}) == (60_000, 0, {0.0})
-    assert burn_rates(lives, start=NOON + 200 * MINUTE) == ()
+def test_windows_end_with_the_period_and_do_not_begin_before_it() -> None:
+    service = Service().work(60, 100).work(60, 0)
+    assert screened(service).rates[0].rate == 0.0
+    assert screened(service, end_minute=60).rates[0].rate == pytest.approx(10.0)
+    (cut, *_) = burn_rates(service.journal, start=NOON + 60 * MINUTE)
+    assert (cut.events, cut.breaches, {rate.rate for rate in cut.rates}) == (60_000, 0, {0.0})
+    assert burn_rates(service.journal, start=NOON + 200 * MINUTE) == ()
 
 
-def test_services_and_restarts_burn_one_budget(tmp_path: Path) -> None:
-    for name, late in (("a", 0), ("b", 40)):
-        Kept(tmp_path / name).run(60, late)
-    (burn, *_) = burn_rates(read_journal([tmp_path / "a", tmp_path / "b"]))
-    assert rates(burn)["1h"] == 2.0
+def test_several_runs_burn_the_same_budget() -> None:
+    (burn, *_) = burn_rates([*Service().work(60, 0).journal, *Service().work(60, 40).journal])
+    assert rates(burn)["1h"] == pytest.approx(2.0, rel=1e-9)
 
 
-def test_no_events_is_no_data_and_no_budget_is_no_rate(tmp_path: Path) -> None:
-    Kept(tmp_path / "idle", path="escalated").run(10, 0)
-    assert screened(tmp_path / "idle").status == "no data"
-    assert screened(tmp_path / "idle").budget_left is None
-    kept = Kept(tmp_path / "none", degraded_share_max=0.0).run(10, 0)
-    degraded = burn_rates(read_journal([tmp_path / "none"]))[-1]
+def test_without_events_there_is_no_data_and_without_a_budget_no_rate() -> None:
+    idle = screened(Service(path="escalated").work(10, 0))
+    assert (idle.status, idle.budget_left) == ("no data", None)
+    service = Service(degraded_share_max=0.0).work(10, 0)
+    degraded = burn_rates(service.journal)[-1]
     assert (degraded.name, degraded.status, degraded.budget_left) == ("degraded share", "within", None)
-    kept._ledger.record_decisions("degraded", np.full(1, BAD_S), cause="error")
-    kept.run(1, 0)
-    assert burn_rates(read_journal([tmp_path / "none"]))[-1].status == "page"
+    service.ledger.record_decisions("degraded", np.full(1, BAD_S), cause="error")
+    service.work(1, 0)
+    assert burn_rates(service.journal)[-1].status == "page"
 
 
-def test_merge_tells_them_in_its_table_and_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Kept(tmp_path).run(20, 100)
+def test_merge_has_the_burn_rates_in_its_table_and_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [account.to_json() + b"\n" for account in Service().work(20, 100).accounts]
+    (tmp_path / f"run-000000{SUFFIX}").write_bytes(b"".join(lines))
     assert main(["ledger", "merge", str(tmp_path), "--json"]) == 0
     summary = LedgerSummary.from_json_line(capsys.readouterr().out.encode())
     assert summary.burn == burn_rates(read_journal([tmp_path]))
@@ -131,10 +130,10 @@ def test_merge_tells_them_in_its_table_and_in_json(tmp_path: Path, capsys: pytes
     render(summary, Console(file=out, width=80))
     (row,) = [line.split() for line in out.getvalue().splitlines() if "p99 of screened" in line and "page" in line]
     assert [round(float(cell), 6) for cell in row[3:-1]] == [-900, 10, 10, 10, 10, 10]
-    assert "the journal reaches back less far: 30m 20 min 00 s" in " ".join(out.getvalue().split())
+    assert "the journal covers only 20 min 00 s of 30m" in " ".join(out.getvalue().split())
 
 
-def test_a_ledger_without_a_journal_tells_none() -> None:
+def test_a_ledger_without_a_journal_has_no_burn_rates() -> None:
     assert Ledger().summary().burn == ()
 
 
@@ -147,11 +146,10 @@ def test_prometheus_rules_have_the_same_windows_factors_and_severities() -> None
     burn = r"cascade:objective_burn:rate(\w+) > ([\d.]+)"
     alerts = re.findall(rf"expr: {burn} and {burn}\n\s+labels: {{severity: (\w+)}}", text)
     assert [(severity, long, short, float(factor)) for long, factor, short, _, severity in alerts] == [
-        (one.severity, one.long, one.short, one.factor) for one in ALARMS
+        (alarm.severity, alarm.long, alarm.short, alarm.factor) for alarm in ALARMS
     ]
-    assert all(one[1] == one[3] for one in alerts)
+    assert all(factor == other for _, factor, _, other, _ in alerts)
 
 
-def test_an_empty_span_has_no_account(tmp_path: Path) -> None:
-    Kept(tmp_path).run(1, 0)
-    assert merged_between(read_journal([tmp_path]), NOON + 2 * MINUTE) is None
+def test_a_period_without_a_line_has_no_account() -> None:
+    assert merged_between(Service().work(1, 0).journal, NOON + 2 * MINUTE) is None

@@ -1,4 +1,4 @@
-"""Carbon: the standard's formula on known numbers, intensities by place and hour, and what is unknown stays unknown."""
+"""Carbon: the formula of the standard on known numbers, intensities by place and hour, and unknown intensities."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Meter:
         return EnergyReading(self.energy_j, self.kind, "a counter")
 
 
-class Dial:
-    """A fake grid, to be turned."""
+class FakeGrid:
+    """A grid whose intensity the test sets."""
 
-    basis = "a dial"
+    basis = "a fake grid"
 
     def __init__(self) -> None:
         self.value: float | None = 360.0
@@ -50,15 +50,15 @@ def test_the_formula_on_known_numbers() -> None:
     carbon = make_carbon(settings)
     assert carbon is not None
     assert carbon.operational_g(3.6e6, NOON) == pytest.approx(1.5 * 381.0, abs=0.2)
-    # 350.64 kg / 4 over 4 years of 8,766 hours are 2.5 g an hour
+    # 350.64 kg / 4 over 4 years of 8,766 hours are 2.5 g per hour
     assert carbon.embodied_g(7_200.0) == pytest.approx(5.0)
     assert carbon.bases == (
         "Germany, average of 2023: 380.9 g/kWh (Ember and Energy Institute, CC BY 4.0); PUE 1.5",
-        "embodied: 2.5 g an hour",
+        "embodied: 2.5 g per hour",
     )
 
 
-def test_the_table_has_what_is_published() -> None:
+def test_the_table_has_the_published_values() -> None:
     table = intensity_table()
     assert len(table) == 212
     for region, published in {"SWE": 41, "FRA": 56, "USA": 369, "DEU": 381, "POL": 662, "IND": 713}.items():
@@ -68,12 +68,12 @@ def test_the_table_has_what_is_published() -> None:
         assert g_per_kwh == pytest.approx(published, abs=0.6)
 
 
-def test_carbon_follows_the_grid_while_energy_is_used() -> None:
-    dial, meter = Dial(), Meter("gpu", "measured")
-    ledger = Ledger(meters=[meter], carbon=Carbon(dial, 1.0, None))
+def test_each_joule_counts_at_the_intensity_of_its_time() -> None:
+    grid, meter = FakeGrid(), Meter("gpu", "measured")
+    ledger = Ledger(meters=[meter], carbon=Carbon(grid, 1.0, None))
     ledger.record_decisions("screened", np.full(1_000, 0.001))
     for joules, g_per_kwh in ((1_000.0, 360.0), (3_000.0, 36.0)):
-        meter.energy_j, dial.value = joules, g_per_kwh
+        meter.energy_j, grid.value = joules, g_per_kwh
         ledger.sample_energy()
     carbon = ledger.summary().carbon
     assert carbon is not None
@@ -84,12 +84,12 @@ def test_carbon_follows_the_grid_while_energy_is_used() -> None:
 
 
 def test_an_unknown_intensity_makes_the_grams_unknown_and_never_zero() -> None:
-    dial, meter = Dial(), Meter("gpu", "measured")
-    ledger = Ledger(meters=[meter], carbon=Carbon(dial, 1.0, None))
+    grid, meter = FakeGrid(), Meter("gpu", "measured")
+    ledger = Ledger(meters=[meter], carbon=Carbon(grid, 1.0, None))
     ledger.record_decisions("screened", np.full(10, 0.001))
-    dial.value, meter.energy_j = None, 100.0
+    grid.value, meter.energy_j = None, 100.0
     ledger.sample_energy()
-    dial.value, meter.energy_j = 360.0, 200.0
+    grid.value, meter.energy_j = 360.0, 200.0
     carbon = ledger.summary().carbon
     assert carbon is not None
     assert carbon.totals[0].operational_g is None
@@ -98,19 +98,18 @@ def test_an_unknown_intensity_makes_the_grams_unknown_and_never_zero() -> None:
 
 def test_measured_and_modelled_grams_have_no_sum() -> None:
     meters = [Meter("gpu", "measured"), Meter("cpu-model", "modelled")]
-    ledger = Ledger(meters=meters, carbon=Carbon(Dial(), 1.0, 1.0))
+    ledger = Ledger(meters=meters, carbon=Carbon(FakeGrid(), 1.0, 1.0))
     ledger.record_decisions("screened", np.full(10, 0.001))
     meters[0].energy_j, meters[1].energy_j = 1_000.0, 2_000.0
     summary = ledger.summary()
     assert summary.carbon is not None
-    assert [(one.kind, one.operational_g) for one in summary.carbon.totals] == [
-        ("measured", pytest.approx(0.1)), ("modelled", pytest.approx(0.2)),
-    ]  # fmt: skip
+    grams = {total.kind: total.operational_g for total in summary.carbon.totals}
+    assert grams == pytest.approx({"measured": 0.1, "modelled": 0.2})
     assert summary.carbon.sci_g_per_million is None
     console = Console(file=io.StringIO(), width=100)
     render(summary, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "a dial; PUE 1" in text
+    assert "a fake grid; PUE 1" in text
     assert "SCI" not in text
 
 
@@ -120,22 +119,22 @@ def test_without_settings_there_is_no_carbon() -> None:
     assert summary.carbon is None
 
 
-def test_workers_of_one_service_account_the_hardware_once() -> None:
+def test_the_hardware_counts_once_for_all_workers_of_a_service() -> None:
     settings = CarbonSettings(region="FRA", embodied_kg=100.0)
     supervisor = Ledger(carbon=make_carbon(settings), clock=iter([0.0, 3_600.0]).__next__)
     workers = [
         Ledger(meters=[Meter("cpu-model", "modelled")], carbon=make_carbon(settings, embodied=False)) for _ in range(2)
     ]
-    accounts = [one.account() for one in (supervisor, *workers)]
+    accounts = [ledger.account() for ledger in (supervisor, *workers)]
     carbon = summarise(merge_accounts(accounts)).carbon
     assert carbon is not None
     assert carbon.embodied_g == pytest.approx(1e5 / (4 * 8_766))
     assert len(carbon.bases) == 2
 
 
-def test_an_account_keeps_its_grams_on_disk_and_in_parts() -> None:
+def test_the_grams_of_an_account_survive_writing_and_division() -> None:
     meter, seconds = Meter("gpu", "measured"), iter([0.0, 60.0, 120.0])
-    ledger = Ledger(meters=[meter], carbon=Carbon(Dial(), 1.0, 36.0), clock=seconds.__next__)
+    ledger = Ledger(meters=[meter], carbon=Carbon(FakeGrid(), 1.0, 36.0), clock=seconds.__next__)
     meter.energy_j = 1_000.0
     first = ledger.account()
     meter.energy_j = 4_000.0
@@ -154,7 +153,7 @@ def csv_of(path: Path, values: dict[datetime, float]) -> Path:
     return path
 
 
-def test_a_value_holds_until_the_next_one_and_at_most_a_day(tmp_path: Path) -> None:
+def test_a_value_is_valid_until_the_next_value_and_for_25_hours_at_most(tmp_path: Path) -> None:
     grid = HourlyGrid(csv_of(tmp_path / "i.csv", {NOON: 300.0, NOON + timedelta(hours=1): 200.0}), "DEU", "marginal")
     assert grid.g_per_kwh(NOON - timedelta(seconds=1)) is None
     assert grid.g_per_kwh(NOON + timedelta(minutes=59)) == 300.0
@@ -163,7 +162,7 @@ def test_a_value_holds_until_the_next_one_and_at_most_a_day(tmp_path: Path) -> N
     assert grid.basis == "DEU, marginal, by the hour from i.csv"
 
 
-def test_a_new_file_is_taken_and_a_broken_one_is_not(tmp_path: Path) -> None:
+def test_a_new_file_replaces_the_values_unless_it_is_broken(tmp_path: Path) -> None:
     path = csv_of(tmp_path / "i.csv", {NOON: 300.0})
     grid = HourlyGrid(path, "", "average")
     for number, (text, expected) in enumerate(
@@ -185,7 +184,7 @@ def test_a_new_file_is_taken_and_a_broken_one_is_not(tmp_path: Path) -> None:
         {"zone": "DE", "data": [{"carbonIntensity": 302, "datetime": "2026-01-01T12:00:00+00:00"}]},
     ],
 )
-def test_json_of_a_feed(tmp_path: Path, content: object) -> None:
+def test_the_json_of_a_feed_is_read(tmp_path: Path, content: object) -> None:
     path = tmp_path / "feed.json"
     path.write_text(json.dumps(content))
     carbon = make_carbon(CarbonSettings(file=str(path), pue=1.0))
@@ -209,7 +208,7 @@ def test_json_of_a_feed(tmp_path: Path, content: object) -> None:
         ("i.json", '{"history": []}'),
     ],
 )
-def test_a_file_that_cannot_be_used_stops_the_start_with_a_line(tmp_path: Path, name: str, text: str) -> None:
+def test_a_bad_file_is_a_setting_error_of_one_line(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.write_text(text, "latin-1")
     with pytest.raises(SettingError, match=r"carbon\.file") as caught:
@@ -217,18 +216,18 @@ def test_a_file_that_cannot_be_used_stops_the_start_with_a_line(tmp_path: Path, 
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_region_stops_the_start_with_a_line() -> None:
+def test_an_unknown_region_is_a_setting_error() -> None:
     with pytest.raises(SettingError, match=r"carbon\.region.*alpha-3"):
         make_carbon(CarbonSettings(region="Narnia"))
     assert YearlyGrid("deu").g_per_kwh(NOON) == YearlyGrid("DEU").g_per_kwh(NOON)
 
 
-def test_a_missing_file_stops_the_start_with_a_line(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_setting_error(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"carbon\.file.*cannot be read"):
         make_carbon(CarbonSettings(file=str(tmp_path / "nowhere.csv")))
 
 
-def test_a_line_of_an_earlier_release_without_carbon_is_still_read() -> None:
+def test_a_line_of_an_earlier_release_without_carbon_is_readable() -> None:
     account = Ledger(meters=[Meter("gpu", "measured")]).account()
     plain = msgspec.json.decode(account.to_json())
     for name in ("carbon_bases", "embodied_g"):

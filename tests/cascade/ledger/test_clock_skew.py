@@ -1,4 +1,4 @@
-"""The least wait: what it bounds, how long it is believed, and how it stands in accounts, metrics and the table."""
+"""The least wait: its bound on the clock offset, its ten minutes, and its place in accounts, metrics and tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ledger(clock: Clock) -> Ledger:
     return Ledger(clock=clock)
 
 
-def test_the_least_wait_is_never_below_the_offset_and_reaches_it_with_a_record_without_delay(clock: Clock) -> None:
+def test_the_least_wait_is_the_offset_plus_the_least_delay(clock: Clock) -> None:
     rng = np.random.default_rng(1)
     for offset_s in (-0.040, 0.0, 0.250):
         waits, delays_s = LeastWait(clock), rng.exponential(0.005, 1_000)
@@ -44,7 +44,7 @@ def test_the_least_wait_is_never_below_the_offset_and_reaches_it_with_a_record_w
         assert offset_s <= waits.least_s < offset_s + 0.001
 
 
-def test_a_clock_that_was_set_right_is_believed_after_ten_minutes(clock: Clock) -> None:
+def test_the_bound_forgets_a_wait_after_ten_minutes(clock: Clock) -> None:
     waits, clock.now_s = LeastWait(clock), 0.0
     waits.record(-5.0)
     for _ in range(1, WINDOWS):
@@ -58,7 +58,7 @@ def test_a_clock_that_was_set_right_is_believed_after_ten_minutes(clock: Clock) 
     assert waits.least_s is None
 
 
-def test_its_memory_is_bounded(clock: Clock) -> None:
+def test_the_memory_of_the_least_wait_is_bounded(clock: Clock) -> None:
     waits = LeastWait(clock)
     for _ in range(10_000):
         clock.now_s += WINDOW_S
@@ -66,7 +66,7 @@ def test_its_memory_is_bounded(clock: Clock) -> None:
     assert len(waits._windows) == WINDOWS
 
 
-def test_merged_workers_keep_the_lowest_and_the_highest_and_add_what_came_early() -> None:
+def test_merged_workers_have_the_lowest_and_the_highest_wait_and_the_sum_of_early_records() -> None:
     accounts = []
     for wait_s, early in ((-0.003, 7), (0.004, 0), (None, 0)):
         ledger = Ledger()
@@ -78,7 +78,9 @@ def test_merged_workers_keep_the_lowest_and_the_highest_and_add_what_came_early(
     assert (clock.least_wait_ms, clock.least_wait_ms_highest, clock.early_records) == (-3.0, 4.0, 7)
 
 
-def test_a_part_of_an_account_has_the_wait_at_its_end_and_its_own_early_records(ledger: Ledger, clock: Clock) -> None:
+def test_a_difference_of_accounts_has_the_wait_at_its_end_and_its_own_early_records(
+    ledger: Ledger, clock: Clock
+) -> None:
     ledger.record_arrival(-0.010, 3)
     before = ledger.account()
     clock.now_s += WINDOWS * WINDOW_S
@@ -88,7 +90,7 @@ def test_a_part_of_an_account_has_the_wait_at_its_end_and_its_own_early_records(
     assert (part.early_records, part.least_wait_s) == (1, (-0.001, -0.001))
 
 
-def test_it_is_read_as_written_and_lines_of_earlier_releases_are_read_still(ledger: Ledger) -> None:
+def test_the_wait_survives_writing_and_is_absent_in_lines_of_earlier_releases(ledger: Ledger) -> None:
     ledger.record_arrival(-0.010, 3)
     line = ledger.account().to_json()
     assert Account.from_json(line).counters.least_wait_s == (-0.010, -0.010)
@@ -105,7 +107,7 @@ def metrics(ledger: Ledger) -> str:
     return generate_latest(ledger_registry(ledger)).decode()
 
 
-def test_the_gauge_is_there_once_a_record_came(ledger: Ledger) -> None:
+def test_the_gauge_is_absent_before_the_first_record(ledger: Ledger) -> None:
     assert "\ncascade_clock_skew_bound_seconds " not in metrics(ledger)
     ledger.record_arrival(-0.25, 2)
     assert "\ncascade_clock_skew_bound_seconds -0.25\n" in metrics(ledger)
@@ -113,27 +115,25 @@ def test_the_gauge_is_there_once_a_record_came(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wait_s", "early", "said"),
+    ("wait_s", "early", "text"),
     [
         (0.0009, 0, None),
         (-0.0009, 0, None),
-        (0.0042, 0, "the worker's clock against the records' stamps: ahead by at most 4.20 ms"),
-        (
-            -0.030, 5,
-            "the worker's clock against the records' stamps: behind by at least 30.0 ms, 5 records came before their"
-            " time",
-        ),
+        (0.0042, 0, "ahead by at most 4.20 ms"),
+        (-0.030, 5, "behind by at least 30.0 ms, 5 records with a stamp ahead of it"),
     ],
-)  # fmt: skip
-def test_the_table_tells_it_beyond_a_millisecond(ledger: Ledger, wait_s: float, early: int, said: str | None) -> None:
+)
+def test_the_table_has_the_bound_if_it_exceeds_a_millisecond(
+    ledger: Ledger, wait_s: float, early: int, text: str | None
+) -> None:
     ledger.record_decisions("screened", np.full(5, 0.001))
     ledger.record_arrival(wait_s, early)
     out = io.StringIO()
     render(ledger.summary(), Console(file=out, width=200))
     shown = " ".join(out.getvalue().split())
-    assert ("the worker's clock" in shown) == (said is not None)
-    assert said is None or said in shown
+    assert ("the worker's clock" in shown) == (text is not None)
+    assert text is None or f"the worker's clock against the stamps of records: {text}" in shown
 
 
-def test_a_ledger_that_saw_no_record_tells_nothing(ledger: Ledger) -> None:
+def test_a_ledger_without_a_record_has_no_bound(ledger: Ledger) -> None:
     assert ledger.summary().clock is None

@@ -1,8 +1,9 @@
-"""Energy meters: wrap-around, permissions, lost counters and fallbacks; an absent counter never reads zero."""
+"""Energy meters: wrap-around, permissions, lost counters and fallbacks. An absent counter never reads zero."""
 
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def _zone(root: Path, zone: str, name: str, energy_uj: int, range_uj: int | None
     return path
 
 
-def test_rapl_adds_packages_and_leaves_out_what_they_contain(tmp_path: Path) -> None:
+def test_rapl_adds_up_packages_and_no_other_domain(tmp_path: Path) -> None:
     zones = [
         _zone(tmp_path, "intel-rapl:0", "package-0", 5_000_000),
         _zone(tmp_path, "intel-rapl:1", "package-1", 7_000_000),
@@ -62,7 +63,7 @@ def test_rapl_adds_packages_and_leaves_out_what_they_contain(tmp_path: Path) -> 
     assert "package-1" in reading.source
 
 
-def test_rapl_wrap_around_is_counted(tmp_path: Path) -> None:
+def test_rapl_counts_across_a_wrap(tmp_path: Path) -> None:
     zone = _zone(tmp_path, "intel-rapl:0", "package-0", 999_000_000)
     meter = RaplMeter(tmp_path)
     (zone / "energy_uj").write_text("2000000")
@@ -71,7 +72,7 @@ def test_rapl_wrap_around_is_counted(tmp_path: Path) -> None:
     assert meter.read().energy_j == pytest.approx(5.0)
 
 
-def test_rapl_wrap_with_unknown_maximum_is_a_stated_lower_bound_and_never_negative(tmp_path: Path) -> None:
+def test_rapl_has_a_lower_bound_after_a_wrap_with_an_unknown_maximum(tmp_path: Path) -> None:
     zone = _zone(tmp_path, "intel-rapl:0", "package-0", 999_000_000, range_uj=None)
     meter = RaplMeter(tmp_path)
     (zone / "energy_uj").write_text("2000000")
@@ -80,10 +81,10 @@ def test_rapl_wrap_with_unknown_maximum_is_a_stated_lower_bound_and_never_negati
     assert "lower bound" in reading.source
 
 
-def test_rapl_without_permission_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rapl_without_permission_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zone = _zone(tmp_path, "intel-rapl:0", "package-0", 1)
     (zone / "energy_uj").chmod(0)
-    if os.access(zone / "energy_uj", os.R_OK):  # root reads everything: refuse in its place
+    if os.access(zone / "energy_uj", os.R_OK):  # root may read any file, so the test refuses in place of the kernel
         read_text = Path.read_text
 
         def refuse(path: Path, *arguments: str, **options: str) -> str:
@@ -92,11 +93,11 @@ def test_rapl_without_permission_says_what_to_do(tmp_path: Path, monkeypatch: py
             return read_text(path, *arguments, **options)
 
         monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(MeterError, match=r"root only.*udev"):
+    with pytest.raises(MeterError, match=r"only root may read.*udev"):
         RaplMeter(tmp_path)
 
 
-def test_rapl_lost_counter_raises_instead_of_reading_zero(tmp_path: Path) -> None:
+def test_a_lost_rapl_counter_raises_instead_of_reading_zero(tmp_path: Path) -> None:
     zone = _zone(tmp_path, "intel-rapl:0", "package-0", 1)
     meter = RaplMeter(tmp_path)
     (zone / "energy_uj").unlink()
@@ -104,20 +105,23 @@ def test_rapl_lost_counter_raises_instead_of_reading_zero(tmp_path: Path) -> Non
         meter.read()
 
 
-def test_rapl_absent_is_no_meter(tmp_path: Path) -> None:
+def test_without_packages_there_is_no_rapl_meter(tmp_path: Path) -> None:
     with pytest.raises(MeterError, match="no processor package"):
         RaplMeter(tmp_path)
 
 
 def _gpu(**changes: object) -> RecordedGpu:
     fields: dict[str, object] = {
-        "uuid": "GPU-1", "name": A100, "time_s": (0.0, 1.0, 2.0, 3.0),
-        "energy_mj": (1_000_000, 1_100_000, 1_250_000, 1_300_000), "power_mw": (100_000, 150_000, 50_000, 50_000),
-    }  # fmt: skip
+        "uuid": "GPU-1",
+        "name": A100,
+        "time_s": (0.0, 1.0, 2.0, 3.0),
+        "energy_mj": (1_000_000, 1_100_000, 1_250_000, 1_300_000),
+        "power_mw": (100_000, 150_000, 50_000, 50_000),
+    }
     return RecordedGpu(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def test_nvml_reads_the_energy_counter_since_the_meter_was_made() -> None:
+def test_nvml_reads_the_energy_counter_since_construction() -> None:
     clock = ManualClock()
     (meter,) = nvml_meters(RecordedNvml([_gpu()], clock), clock)
     assert meter.read().energy_j == 0.0
@@ -139,7 +143,7 @@ def test_nvml_without_a_counter_integrates_power() -> None:
     assert "power integrated over 4 samples in 3.0 s" in reading.source
 
 
-def test_nvml_lost_gpu_raises_and_never_comes_back_with_a_smaller_sum() -> None:
+def test_a_meter_of_a_lost_gpu_raises_even_after_the_gpu_is_back() -> None:
     clock = ManualClock()
     (meter,) = nvml_meters(RecordedNvml([_gpu(lost_after_s=1.5)], clock), clock)
     clock.now_s += 2.0
@@ -150,7 +154,7 @@ def test_nvml_lost_gpu_raises_and_never_comes_back_with_a_smaller_sum() -> None:
         meter.read()
 
 
-def test_nvml_counter_that_goes_back_is_lost() -> None:
+def test_an_nvml_counter_that_goes_back_is_lost() -> None:
     clock = ManualClock()
     (meter,) = nvml_meters(RecordedNvml([_gpu(energy_mj=(9_000, 9_500, 10, 20))], clock), clock)
     clock.now_s += 2.0
@@ -158,7 +162,7 @@ def test_nvml_counter_that_goes_back_is_lost() -> None:
         meter.read()
 
 
-def test_nvml_mig_device_is_metered_by_its_parent_and_says_so() -> None:
+def test_the_meter_of_a_mig_device_reads_the_whole_gpu_and_names_it() -> None:
     clock = ManualClock()
     nvml = RecordedNvml([_gpu(mig_uuids=("MIG-a", "MIG-b"))], clock)
     meter = NvmlMeter(nvml, "MIG-b", clock=clock)
@@ -169,25 +173,25 @@ def test_nvml_mig_device_is_metered_by_its_parent_and_says_so() -> None:
     assert "all MIG slices together" in reading.source
 
 
-def test_nvml_gpu_with_neither_counter_is_no_meter() -> None:
+def test_a_gpu_without_counter_and_power_has_no_meter() -> None:
     assert nvml_meters(RecordedNvml([_gpu(energy_mj=None, power_mw=None)])) == []
     assert nvml_meters(RecordedNvml([])) == []
 
 
-def test_recorded_trace_is_read_from_json() -> None:
+def test_a_recorded_trace_is_read_from_json() -> None:
     clock = ManualClock()
     nvml = RecordedNvml.from_json(msgspec.json.encode([_gpu()]), clock)
     assert nvml.nvmlDeviceGetTotalEnergyConsumption("GPU-1") == 1_000_000
 
 
-def test_real_nvml_binding_has_the_functions_that_are_used() -> None:
+def test_pynvml_has_the_functions_that_the_meters_call() -> None:
     pynvml = pytest.importorskip("pynvml")
     used = [name for name in vars(RecordedNvml) if name.startswith("nvml")]
     assert len(used) >= 10
     assert all(hasattr(pynvml, name) for name in [*used, "NVMLError"])
 
 
-def test_cpu_model_is_modelled_and_names_its_inputs() -> None:
+def test_the_cpu_model_is_modelled_and_names_its_inputs() -> None:
     meter = CpuModelMeter([os.getpid()], 10.0)
     spent_s = time.process_time()
     while time.process_time() - spent_s < 0.05:
@@ -199,15 +203,15 @@ def test_cpu_model_is_modelled_and_names_its_inputs() -> None:
     assert "10 W per busy core" in reading.source
 
 
-def test_cpu_model_counts_another_process_with_its_children_and_notices_its_end() -> None:
+def test_the_cpu_model_counts_another_process_with_its_children_and_raises_after_its_end() -> None:
     spin = "import time\nwhile time.process_time() < 0.3: pass\n"
-    code = (
-        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {spin!r}]); print('done', flush=True); input()"
-    )
+    run = f"subprocess.run([sys.executable, '-c', {spin!r}])"
+    code = f"import subprocess, sys; input(); {run}; print('done', flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdin is not None
     assert child.stdout is not None
     meter = CpuModelMeter([child.pid], 1.0)
+    print(file=child.stdin, flush=True)  # the work begins after the meter, however late that was
     assert child.stdout.readline() == "done\n"
     assert meter.read().energy_j >= 0.25
     child.communicate("\n", timeout=30)
@@ -215,7 +219,7 @@ def test_cpu_model_counts_another_process_with_its_children_and_notices_its_end(
         meter.read()
 
 
-def test_cpu_model_refuses_nonsense() -> None:
+def test_the_cpu_model_refuses_impossible_arguments() -> None:
     with pytest.raises(ValueError, match="watts"):
         CpuModelMeter([os.getpid()], 0.0)
     with pytest.raises(ValueError, match="no process"):
@@ -224,7 +228,7 @@ def test_cpu_model_refuses_nonsense() -> None:
         CpuModelMeter([2**22 + 1], 5.0)
 
 
-def test_only_present_hardware_becomes_a_meter(tmp_path: Path) -> None:
+def test_only_present_hardware_has_a_meter(tmp_path: Path) -> None:
     without = find_meters([os.getpid()], 5.0, nvml=RecordedNvml([]), powercap=tmp_path)
     assert [meter.name for meter in without] == ["cpu-worker"]
     _zone(tmp_path, "intel-rapl:0", "package-0", 1)
@@ -240,7 +244,7 @@ def test_only_present_hardware_becomes_a_meter(tmp_path: Path) -> None:
         child.communicate(b"\n", timeout=30)
 
 
-def test_reserved_cores_draw_their_idle_power_whatever_is_done() -> None:
+def test_reserved_cores_have_their_idle_power_all_the_time() -> None:
     clock = ManualClock()
     meter = CpuIdleMeter(2.0, 4, clock)
     clock.now_s += 10.0
@@ -256,7 +260,7 @@ def test_watts_come_from_the_table_of_processors_or_are_stated() -> None:
         watts_per_core(EnergySettings(processor="pentium"))
 
 
-def test_nvml_checks_the_counter_by_integrated_power_and_says_its_uncertainty() -> None:
+def test_nvml_checks_the_counter_by_integrated_power_and_has_its_uncertainty() -> None:
     clock = ManualClock()
     steady = _gpu(energy_mj=(0, 100_000, 200_000, 300_000), power_mw=(98_000, 98_000, 98_000, 98_000))
     (meter,) = nvml_meters(RecordedNvml([steady], clock), clock)
@@ -269,20 +273,21 @@ def test_nvml_checks_the_counter_by_integrated_power_and_says_its_uncertainty() 
     assert alone.read().check_j is None
 
 
-def test_this_machine_has_at_least_the_model() -> None:
+def test_this_machine_has_at_least_the_cpu_model() -> None:
     meters = find_meters([os.getpid()], 5.0)
     assert meters[-1].read().kind == "modelled"
 
 
-def test_sampler_samples_until_it_is_left() -> None:
-    calls: list[float] = []
-    with EnergySampler(lambda: calls.append(time.monotonic()), interval_s=0.1):
-        give_up_s = time.monotonic() + 30.0
-        while len(calls) < 2 and time.monotonic() < give_up_s:
-            time.sleep(0.02)
-    sampled = len(calls)
-    assert sampled >= 2
-    time.sleep(0.15)
-    assert len(calls) == sampled
+def test_the_sampler_samples_until_its_block_ends() -> None:
+    calls, twice = [0], threading.Event()
+
+    def sample() -> None:
+        calls[0] += 1
+        if calls[0] == 2:
+            twice.set()
+
+    with EnergySampler(sample, interval_s=0.1) as sampler:
+        assert twice.wait(30.0)
+    assert not sampler._thread.is_alive()
     with pytest.raises(ValueError, match="at least"):
         EnergySampler(lambda: None, interval_s=0.01)

@@ -1,19 +1,23 @@
-"""The report: self-contained, the ledger's own figures, nothing mixed silently, in both languages."""
+"""The report: it loads nothing, has the figures of the ledger, never mixes kinds of energy, and has two languages."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from cascade.cli import main
 from cascade.ledger import Account, Ledger, merged_between, read_journal, summarise
+from cascade.ledger import Path as DecisionPath
 from cascade.ledger.account import MeterState
 from cascade.ledger.carbon import intensity_table
 from cascade.ledger.journal import SUFFIX
@@ -28,31 +32,34 @@ CARBON = ("Germany, average of 2023: 381 g/kWh; PUE 1.54", "embodied: 0.74 g an 
 
 
 def _meters(minute: int, gpu: bool) -> tuple[MeterState, ...]:
-    worker = MeterState.of("cpu-worker", "modelled", "CPU s", 30.0 * minute, None, 0.005 * minute)
+    worker = MeterState("cpu-worker", "modelled", ("CPU s",), 30.0 * minute, None, carbon_g=0.005 * minute)
     if not gpu:
         return (worker,)
-    return (worker, MeterState.of("gpu0", "measured", "NVML", 600.0 * minute, None, 0.1 * minute, 0.05, 594.0 * minute))
+    checked = {"carbon_g": 0.1 * minute, "uncertainty": 0.05, "check_j": 594.0 * minute}
+    return (worker, MeterState("gpu0", "measured", ("NVML",), 600.0 * minute, None, **checked))
 
 
 def _journal(directory: Path, minutes: int = 6, gpu: bool = False) -> list[Account]:
     directory.mkdir()
     ledger = Ledger(watts_per_core=7.0, bundle_version="b-<1>", screener="quickscorer")
+    settings = {"carbon_bases": CARBON, "gpu_idle_watts": 5.0 if gpu else None}
     accounts = []
     for minute in range(1, minutes + 1):
         some_work(minute)(ledger)
-        accounts.append(
-            msgspec.structs.replace(
-                ledger.account(), started=NOON, ended=NOON + timedelta(minutes=minute), meters=_meters(minute, gpu),
-                carbon_bases=CARBON, embodied_g=0.01 * minute, gpu_idle_watts=5.0 if gpu else None,
-            )
-        )  # fmt: skip
-    text = b"".join(account.to_json() + b"\n" for account in accounts)
-    (directory / f"20261125T120000-0a0b0c0d-000000{SUFFIX}").write_bytes(text)
+        times = {"started": NOON, "ended": NOON + timedelta(minutes=minute), "embodied_g": 0.01 * minute}
+        meters = _meters(minute, gpu)
+        accounts.append(msgspec.structs.replace(ledger.account(), meters=meters, **times, **settings))
+    _write(directory, accounts)
     return accounts
 
 
+def _write(directory: Path, accounts: list[Account]) -> None:
+    text = b"".join(account.to_json() + b"\n" for account in accounts)
+    (directory / f"20261125T120000-0a0b0c0d-000000{SUFFIX}").write_bytes(text)
+
+
 class _Text(HTMLParser):
-    """What a reader sees, and what a browser would fetch."""
+    """The text that a reader sees, and the addresses that a browser would fetch."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -84,7 +91,7 @@ def _page(tmp_path: Path, *options: str, gpu: bool = False) -> str:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_page_is_whole_in_itself_and_has_the_ledgers_figures(tmp_path: Path, language: str) -> None:
+def test_the_page_loads_nothing_and_has_the_figures_of_the_ledger(tmp_path: Path, language: str) -> None:
     page = _page(tmp_path, "--lang", language)
     seen = _Text(page)
     assert seen.fetched == []
@@ -98,25 +105,25 @@ def test_the_page_is_whole_in_itself_and_has_the_ledgers_figures(tmp_path: Path,
     assert f"{summary.transactions:,}" in seen.text
     assert number_text(1e3 * total.per_transaction_mj) in seen.text
     for path in ("screened", "escalated", "degraded"):
-        held = summary.paths[path].latency
-        assert held is not None
-        assert number_text(held.p99_ms) in seen.text
+        latency = summary.paths[path].latency
+        assert latency is not None
+        assert number_text(latency.p99_ms) in seen.text
         assert words(language)(f"path_{path}") in seen.text
     assert summary.carbon is not None
     assert number_text(summary.carbon.sci_g_per_million) in seen.text
-    # a bundle's name is text, whatever is in it
+    # the name of a bundle is text, not HTML
     assert "b-<1>" in seen.text
     assert "b-<1>" not in page
 
 
-def test_both_languages_say_the_same_things_with_the_same_values() -> None:
+def test_both_languages_have_the_same_texts_with_the_same_values() -> None:
     texts = [words(language)._texts for language in LANGUAGES]
     assert texts[0].keys() == texts[1].keys()
     for name, text in texts[0].items():
         assert set(re.findall(r"{\w+}", text)) == set(re.findall(r"{\w+}", texts[1][name])), name
 
 
-def test_measured_and_modelled_stand_apart_and_are_marked(tmp_path: Path) -> None:
+def test_measured_and_modelled_joules_are_separate_and_marked(tmp_path: Path) -> None:
     page = _page(tmp_path, gpu=True)
     account = merged_between(read_journal([tmp_path / "journal"]))
     assert account is not None
@@ -130,25 +137,25 @@ def test_measured_and_modelled_stand_apart_and_are_marked(tmp_path: Path) -> Non
     assert page.count("<svg") == 9  # a pair of sensitivity plots for each kind
 
 
-def test_a_year_is_arithmetic() -> None:
-    given = Assumptions(volume=2e9, price=0.25, pue=1.5, region="DEU")
-    found = year("modelled", 3.6, given)
+def test_the_yearly_figures_follow_their_formulas() -> None:
+    assumptions = Assumptions(volume=2e9, price=0.25, pue=1.5, region="DEU")
+    found = year("modelled", 3.6, assumptions)
     assert found.kwh == pytest.approx(3_000.0)
     assert found.money == pytest.approx(750.0)
     assert found.t_co2e == pytest.approx(3_000.0 * intensity_table()["DEU"][2] / 1e6)
-    money, tonnes = swings(found, given)
-    assert {one.input for one in money} == {"energy", "volume", "pue", "price"}
-    assert {one.input for one in tonnes} == {"energy", "volume", "pue", "intensity"}
-    by_input = {one.input: one for one in money}
+    money, tonnes = swings(found, assumptions)
+    assert {swing.input for swing in money} == {"energy", "volume", "pue", "price"}
+    assert {swing.input for swing in tonnes} == {"energy", "volume", "pue", "intensity"}
+    by_input = {swing.input: swing for swing in money}
     assert (by_input["price"].low, by_input["price"].high) == pytest.approx((375.0, 1_500.0))
     assert by_input["pue"].high == pytest.approx(1_000.0)
-    widths = [one.high - one.low for one in money]
+    widths = [swing.high - swing.low for swing in money]
     assert widths == sorted(widths, reverse=True)
-    measured, _ = swings(year("measured", 3.6, given), given)
-    assert next(one for one in measured if one.input == "energy").high == pytest.approx(750.0 * 1.05)
+    measured, _ = swings(year("measured", 3.6, assumptions), assumptions)
+    assert next(swing for swing in measured if swing.input == "energy").high == pytest.approx(750.0 * 1.05)
 
 
-def test_units_can_be_read_at_any_size() -> None:
+def test_amounts_have_units_of_suitable_size() -> None:
     assert [mass_text(value) for value in (12.3, 0.0123, 1.23e-5)] == ["12.3 t", "12.3 kg", "12.3 g"]
     assert [energy_text(value) for value in (1.5e4, 15.0, 0.015)] == ["15.0 MWh", "15.0 kWh", "15.0 Wh"]
 
@@ -164,26 +171,67 @@ def test_points_over_time_are_bounded_and_cover_everything(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        (["--lang", "de"], "--lang"), (["--region", "XYZ"], "--region"), (["--volume", "0"], "volume"),
-        (["--pue", "0.5"], "pue"), (["--from", "yesterday"], "--from"), (["--from", "2031-01-01"], "no account"),
+        (["--lang", "de"], "--lang"),
+        (["--region", "XYZ"], "--region"),
+        (["--volume", "0"], "volume"),
+        (["--pue", "0.5"], "pue"),
+        (["--from", "yesterday"], "--from"),
+        (["--from", "2031-01-01"], "no account"),
         (["--out", "/nowhere/report.html"], "cannot be written"),
     ],
-)  # fmt: skip
-def test_a_wrong_option_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+)
+def test_a_wrong_option_is_an_error_of_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    _journal(tmp_path / "journal")
+    _journal(tmp_path / "journal", minutes=1)
     assert main(["report", str(tmp_path / "journal"), "--out", str(tmp_path / "r.html"), *options]) == 1
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(
+    ("path", "minutes", "lines", "options"),
+    [
+        (None, 0, 1, []),
+        (None, 1, 1, ["--lang", "ja"]),
+        ("screened", 1, 3, ["--price", "0"]),
+        ("duplicate", 80, 2, []),
+        ("escalated", 2_000, 2, []),
+    ],
+)
+def test_no_journal_makes_matplotlib_warn(
+    tmp_path: Path, path: DecisionPath | None, minutes: int, lines: int, options: list[str]
+) -> None:
+    ledger = Ledger()
+    accounts = []
+    for line in range(1, lines + 1):
+        if path is not None:
+            ledger.record_decisions(path, np.full(10, 0.001))
+        times = {"started": NOON, "ended": NOON + line * timedelta(minutes=minutes)}
+        meters = (MeterState("cpu-worker", "modelled", ("CPU s",), 30.0 * line, None),)
+        accounts.append(msgspec.structs.replace(ledger.account(), meters=meters, **times))
+    (tmp_path / "journal").mkdir()
+    _write(tmp_path / "journal", accounts)
+    assert "<svg" in _page(tmp_path, *options)
+
+
+def test_the_command_prints_one_line_where_matplotlib_can_write_no_cache(tmp_path: Path) -> None:
+    _journal(tmp_path / "journal", minutes=1)
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "cascade", "report", str(tmp_path / "journal"), "--out", str(tmp_path / "r.html")]
+    environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "file" / "below")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_browser_draws_it_and_prints_it(tmp_path: Path, language: str) -> None:
+def test_a_browser_draws_and_prints_the_page(tmp_path: Path, language: str) -> None:
     _page(tmp_path, "--lang", language, gpu=True)
     browser = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     url = (tmp_path / "report.html").as_uri()
