@@ -1,9 +1,9 @@
-"""Attribution of the meters' joules to what used them, as double-entry books.
+"""Attribution of the joules of the meters to their uses, as double-entry books.
 
-The reading of a meter stands on one side. On the other side stand entries: idle, each stage, deep answers that decided
-a transaction, deep answers that decided nothing, the rest of the worker, and a residual. The residual is what the
-entries do not explain, so the two sides are equal by construction. The books are good if the residual is small, and if
-a second measurement of the same joules (`check_j`) agrees with the counter.
+The reading of a meter is on one side. The entries are on the other: idle, each stage, deep answers that decided a
+transaction, deep answers that decided nothing, the rest of the worker, and a residual. The residual is the part that
+the other entries do not explain, so the two sides are equal by construction. The books are good if the residual is
+small, and if a second measurement of the same joules (`check_j`) agrees with the counter.
 
 Worker: the CPU seconds of each stage, measured on the worker's thread, times the stated watts. One further line has the
 rest of the process: fetching and the threads of the clients.

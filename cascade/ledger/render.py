@@ -130,7 +130,7 @@ def _events(summary: LedgerSummary) -> str | None:
         lines.append(f"overload raised the escalation threshold by up to {summary.escalation_raised_max:.1f} log-odds")
     if summary.recovery is not None:
         seconds = summary.recovery.max_ms / 1e3
-        lines.append(f"the state of {summary.recovery.count} partitions was restored, each within {seconds:.1f} s")
+        lines.append(f"partitions whose state was restored: {summary.recovery.count}, each within {seconds:.1f} s")
     return "\n".join(line for line in lines if line) or None
 
 

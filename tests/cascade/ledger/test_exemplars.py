@@ -1,4 +1,4 @@
-"""Exemplars: of each bucket a recent decision that is in it, in OpenMetrics alone, and as many as buckets."""
+"""Exemplars: a recent decision for each bucket, in OpenMetrics only, and at most as many as there are buckets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import time
 
 import numpy as np
-import pytest
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -26,12 +25,12 @@ def places(rows: int, topic: str = "transactions") -> RecordPositions:
 
 def buckets_of(ledger: Ledger, path: str = "screened") -> list[Sample]:
     text = generate_openmetrics(ledger_registry(ledger)).decode()
-    (family,) = [one for one in text_string_to_metric_families(text) if one.name == NAME]
-    return [one for one in family.samples if one.name == f"{NAME}_bucket" and one.labels["path"] == path]
+    (family,) = [family for family in text_string_to_metric_families(text) if family.name == NAME]
+    return [sample for sample in family.samples if sample.name == f"{NAME}_bucket" and sample.labels["path"] == path]
 
 
-def test_each_bucket_shows_the_last_decision_that_fell_into_it() -> None:
-    rng = np.random.default_rng(1)
+def test_each_bucket_has_the_last_decision_in_it() -> None:
+    rng, begun_s = np.random.default_rng(1), time.time()
     ledger = Ledger()
     latency_s = rng.lognormal(-5.0, 2.0, 500)
     for start in range(0, 500, 100):
@@ -56,32 +55,31 @@ def test_each_bucket_shows_the_last_decision_that_fell_into_it() -> None:
             assert sample.exemplar.value == latency_s[row]
             assert low_s < sample.exemplar.value <= high_s
             assert sample.exemplar.timestamp is not None
-            assert float(sample.exemplar.timestamp) == pytest.approx(time.time(), abs=60)
+            assert begun_s - 0.001 <= float(sample.exemplar.timestamp) <= time.time() + 0.001
         low_s = high_s
     assert math.isinf(low_s)
 
 
-def test_ids_are_those_of_the_decisions() -> None:
+def test_the_ids_of_exemplars_are_the_decision_ids() -> None:
     found = places(6)
     whole = [decision_ids(*found.partitions[row % 2], found.offsets[row : row + 1])[0] for row in range(6)]
     assert found.ids(np.array([4, 1])) == [whole[4], whole[1]]
 
 
-def test_paths_have_their_own_and_duplicates_too() -> None:
+def test_each_path_has_its_own_exemplars_and_decisions_without_ids_have_none() -> None:
     ledger = Ledger()
     ledger.record_decisions("screened", np.array([0.003]), None, places(1).ids)
     ledger.record_decisions("degraded", np.array([0.003]), "deadline", places(1, "other").ids)
     ledger.record_decisions("duplicate", np.array([0.003]))
     shown = {
-        path: [one.exemplar.labels["decision_id"] for one in buckets_of(ledger, path) if one.exemplar]
+        path: [sample.exemplar.labels["decision_id"] for sample in buckets_of(ledger, path) if sample.exemplar]
         for path in ("screened", "escalated", "degraded", "duplicate")
     }
-    assert shown == {
-        "screened": ["transactions-3-1000"], "escalated": [], "degraded": ["other-3-1000"], "duplicate": []
-    }  # fmt: skip
+    with_ids = {"screened": ["transactions-3-1000"], "degraded": ["other-3-1000"]}
+    assert shown == {"escalated": [], "duplicate": []} | with_ids
 
 
-def test_the_classic_text_has_none_and_is_what_it_was() -> None:
+def test_the_classic_text_format_has_no_exemplars() -> None:
     with_ids, without = Ledger(), Ledger()
     with_ids.started = without.started
     with_ids.record_decisions("screened", np.array([0.003, 2.0]), None, places(2).ids)
@@ -90,16 +88,16 @@ def test_the_classic_text_has_none_and_is_what_it_was() -> None:
     assert b"decision_id" not in generate_latest(ledger_registry(with_ids))
 
 
-def test_an_id_that_openmetrics_has_no_room_for_is_left_out() -> None:
+def test_an_id_longer_than_openmetrics_allows_is_left_out() -> None:
     exemplars, names = Exemplars(), ["x" * ID_CHARACTERS_MAX, "x" * (ID_CHARACTERS_MAX + 1)]
     exemplars.record("screened", np.array([0.003, 0.3]), lambda rows: [names[row] for row in rows], 1.0)
-    assert [one.decision_id for one in exemplars.of("screened") if one] == names[:1]
+    assert [exemplar.decision_id for exemplar in exemplars.of("screened") if exemplar] == names[:1]
     ledger = Ledger()
     ledger.record_decisions("screened", np.array([0.003]), None, places(1, "t" * 249).ids)
-    assert all(one.exemplar is None for one in buckets_of(ledger))
+    assert all(sample.exemplar is None for sample in buckets_of(ledger))
 
 
-def test_only_one_row_a_bucket_is_named_however_large_the_batch() -> None:
+def test_a_batch_of_any_size_makes_one_id_per_bucket() -> None:
     asked: list[int] = []
 
     def ids(rows: np.ndarray) -> list[str]:

@@ -1,4 +1,4 @@
-"""The ledger on disk: what was written is what comes back, whatever is torn, deleted, full or taken."""
+"""The ledger on disk: reading returns what was written, also after torn lines, deleted files and a full disk."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.cascade.ledger.test_account import NOON, some_work
 MINUTE = timedelta(minutes=1)
 
 
-class Told:
-    """A ledger whose account is as of `minute` minutes past noon."""
+class Service:
+    """A service whose ledger is at `minute` minutes past noon."""
 
     def __init__(self, seed: int = 0) -> None:
         self.ledger = Ledger(watts_per_core=8.0, bundle_version="b-1", screener="walk")
@@ -40,18 +40,18 @@ class Told:
         )
 
 
-def journal_of(directory: Path, told: Told, **limits: Any) -> Journal:
-    return Journal(directory, told.account, **{"file_bytes_max": 10**9, "files_max": 100} | limits)
+def journal_of(directory: Path, service: Service, **limits: Any) -> Journal:
+    return Journal(directory, service.account, **{"file_bytes_max": 10**9, "files_max": 100} | limits)
 
 
-def written(directory: Path, minutes: int = 5, **limits: Any) -> Told:
-    told = Told()
-    journal = journal_of(directory, told, **limits)
+def written(directory: Path, minutes: int = 5, **limits: Any) -> Service:
+    service = Service()
+    journal = journal_of(directory, service, **limits)
     for _ in range(minutes):
-        told.work()
+        service.work()
         journal.write()
     journal.close()
-    return told
+    return service
 
 
 def the_file(directory: Path) -> Path:
@@ -60,36 +60,36 @@ def the_file(directory: Path) -> Path:
 
 
 def counts(account: Account | None) -> Any:
-    """What has to be equal to the bit, however the parts were put together."""
+    """The counts, which must be equal to the bit however the parts were merged."""
     assert account is not None
     return msgspec.json.decode(account.to_json())["counters"]
 
 
-def test_what_was_written_is_what_comes_back(tmp_path: Path) -> None:
-    told = written(tmp_path)
-    (life,) = read_journal([tmp_path])
-    assert len(life.accounts) == 6
-    assert life.accounts[-1].to_json() == told.account().to_json()
-    assert life.torn == 0
+def test_reading_returns_what_was_written(tmp_path: Path) -> None:
+    service = written(tmp_path)
+    (run,) = read_journal([tmp_path])
+    assert len(run.accounts) == 6
+    assert run.accounts[-1].to_json() == service.account().to_json()
+    assert run.torn == 0
 
 
-def test_the_parts_of_a_life_are_together_the_whole(tmp_path: Path) -> None:
-    told = written(tmp_path)
-    lives = read_journal([tmp_path])
+def test_the_parts_of_a_run_add_up_to_the_whole(tmp_path: Path) -> None:
+    service = written(tmp_path)
+    runs = read_journal([tmp_path])
     moments = [NOON + minute * MINUTE for minute in range(6)]
-    parts = [merged_between(lives, *pair) for pair in itertools.pairwise(moments)]
+    parts = [merged_between(runs, *pair) for pair in itertools.pairwise(moments)]
     assert [part.counters.labels for part in parts if part] == [1, 2, 3, 4, 5]
     assert [part.started for part in parts if part] == moments[:-1]
     whole = merge_accounts([part for part in parts if part is not None])
-    assert counts(whole) == counts(told.account())
+    assert counts(whole) == counts(service.account())
 
 
 def test_a_part_has_its_own_quantiles_and_a_maximum_within_a_bucket(tmp_path: Path) -> None:
-    ledger = Told()
-    journal = journal_of(tmp_path, ledger)
+    service = Service()
+    journal = journal_of(tmp_path, service)
     for latency_s in (0.5, 0.001):
-        ledger.minute += 1
-        ledger.ledger.record_stage("features", latency_s, 0.0, 1_000)
+        service.minute += 1
+        service.ledger.record_stage("features", latency_s, 0.0, 1_000)
         journal.write()
     journal.close()
     part = merged_between(read_journal([tmp_path]), NOON + MINUTE)
@@ -100,29 +100,29 @@ def test_a_part_has_its_own_quantiles_and_a_maximum_within_a_bucket(tmp_path: Pa
     assert histogram.max_s == pytest.approx(0.001, rel=0.02)
 
 
-def test_several_lives_in_several_directories_merge(tmp_path: Path) -> None:
+def test_several_runs_in_several_directories_merge(tmp_path: Path) -> None:
     parts = [written(tmp_path / name, minutes) for name, minutes in (("a", 2), ("b", 4))]
     parts.append(written(tmp_path / "a", 3))  # a restart
-    lives = read_journal([tmp_path / "a", tmp_path / "b"])
-    assert len(lives) == 3
-    assert counts(merged_between(lives)) == counts(merge_accounts([part.account() for part in parts]))
+    runs = read_journal([tmp_path / "a", tmp_path / "b"])
+    assert len(runs) == 3
+    assert counts(merged_between(runs)) == counts(merge_accounts([part.account() for part in parts]))
 
 
-def test_a_line_that_a_crash_cut_off_anywhere_is_passed_over(tmp_path: Path) -> None:
+def test_a_line_that_a_crash_cut_off_at_any_byte_is_skipped(tmp_path: Path) -> None:
     written(tmp_path, 2)
     file = the_file(tmp_path)
     content = file.read_bytes()
-    (life,) = read_journal([tmp_path])
+    (run,) = read_journal([tmp_path])
     last = content.rstrip(b"\n").rindex(b"\n") + 1
     for length in [*range(last, len(content), 97), len(content) - 1]:
         file.write_bytes(content[:length])
         (torn,) = read_journal([tmp_path])
-        assert [one.to_json() for one in torn.accounts] == [one.to_json() for one in life.accounts[:-1]]
+        assert [account.to_json() for account in torn.accounts] == [account.to_json() for account in run.accounts[:-1]]
         assert torn.torn == int(length > last)
 
 
 @pytest.mark.parametrize("line", [b"", b"{}", b'{"format": 99}', b"\xff\xfe", b"[1]"])
-def test_a_damaged_line_elsewhere_is_named(tmp_path: Path, line: bytes) -> None:
+def test_any_other_damaged_line_is_an_error_with_its_number(tmp_path: Path, line: bytes) -> None:
     written(tmp_path, 2)
     file = the_file(tmp_path)
     first, _, rest = file.read_bytes().partition(b"\n")
@@ -131,32 +131,32 @@ def test_a_damaged_line_elsewhere_is_named(tmp_path: Path, line: bytes) -> None:
         read_journal([tmp_path])
 
 
-def test_files_are_followed_by_others_and_the_newest_stay_and_the_total_with_them(tmp_path: Path) -> None:
-    told = written(tmp_path, 9, file_bytes_max=1, files_max=3)
+def test_only_the_newest_files_remain_and_the_total_is_complete(tmp_path: Path) -> None:
+    service = written(tmp_path, 9, file_bytes_max=1, files_max=3)
     files = sorted(path.name for path in tmp_path.glob(f"*{SUFFIX}"))
     assert len(files) == 3
     assert files[-1].endswith(f"-000009{SUFFIX}")
-    (life,) = read_journal([tmp_path])
-    assert life.accounts[-1].to_json() == told.account().to_json()
+    (run,) = read_journal([tmp_path])
+    assert run.accounts[-1].to_json() == service.account().to_json()
 
 
-def test_a_directory_is_one_services(tmp_path: Path) -> None:
-    first = journal_of(tmp_path, Told())
+def test_only_one_service_writes_to_a_directory(tmp_path: Path) -> None:
+    first = journal_of(tmp_path, Service())
     with pytest.raises(SettingError, match=r"ledger\.directory.*another service"):
-        journal_of(tmp_path, Told())
+        journal_of(tmp_path, Service())
     first.close()
-    journal_of(tmp_path, Told()).close()
+    journal_of(tmp_path, Service()).close()
 
 
-def test_a_directory_that_cannot_be_is_a_setting_error(tmp_path: Path) -> None:
+def test_an_impossible_directory_is_a_setting_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SettingError, match=r"ledger\.directory"):
-        journal_of(tmp_path / "file" / "below", Told())
+        journal_of(tmp_path / "file" / "below", Service())
 
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """A fault: while it holds True, a line does not get to the disk."""
+    """A fault: while its value is True, no line is written completely."""
     full = [False]
     sync = os.fsync
 
@@ -170,22 +170,22 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return full
 
 
-def test_a_full_disk_costs_lines_and_the_next_one_makes_up_for_them(tmp_path: Path, full_disk: list[bool]) -> None:
-    told = Told()
-    journal = journal_of(tmp_path, told)
+def test_the_next_line_makes_up_for_lines_that_a_full_disk_lost(tmp_path: Path, full_disk: list[bool]) -> None:
+    service = Service()
+    journal = journal_of(tmp_path, service)
     journal.write()
     for full in (True, True, False):
         full_disk[0] = full
-        told.work()
+        service.work()
         if full:
             with pytest.raises(OSError, match="No space"):
                 journal.write()
         else:
             journal.write()
     journal.close()
-    (life,) = read_journal([tmp_path])
-    assert life.torn == 2
-    assert life.accounts[-1].to_json() == told.account().to_json()
+    (run,) = read_journal([tmp_path])
+    assert run.torn == 2
+    assert run.accounts[-1].to_json() == service.account().to_json()
 
 
 @pytest.mark.parametrize(
@@ -194,20 +194,20 @@ def test_a_full_disk_costs_lines_and_the_next_one_makes_up_for_them(tmp_path: Pa
 )
 def test_joules_of_a_part(before: float | None, after: float | None, joules: float | None) -> None:
     states = [
-        MeterState.of("nvml", "measured", "counter", energy_j, None if energy_j is not None else "gone")
+        MeterState("nvml", "measured", ("counter",), energy_j, None if energy_j is not None else "gone")
         for energy_j in (before, after)
     ]
     assert states[1].since(states[0]).energy_j == joules
 
 
 def test_accounts_of_different_ledgers_have_no_difference() -> None:
-    one, other = Told(), Told()
-    other.started += MINUTE
+    first, second = Service(), Service()
+    second.started += MINUTE
     with pytest.raises(DataError, match="same ledger"):
-        other.account().since(one.account())
-    one.work()
+        second.account().since(first.account())
+    first.work()
     with pytest.raises(DataError):
-        Told().account().since(one.account())
+        Service().account().since(first.account())
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -219,12 +219,12 @@ def run(capfdbinary: pytest.CaptureFixture[bytes], *arguments: object) -> tuple[
     return status, out, err
 
 
-def test_merge_tells_all_and_a_time_a_part(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    told = written(tmp_path)
+def test_merge_prints_the_whole_journal_or_a_period(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    service = written(tmp_path)
     status, out, _ = run(capfdbinary, "merge", tmp_path, "--json")
     assert status == 0
     summary = LedgerSummary.from_json_line(out)
-    assert summary.transactions == told.account().counters.decisions
+    assert summary.transactions == service.account().counters.decisions
     assert summary.elapsed_s == 300.0
     _, out, _ = run(
         capfdbinary, "merge", tmp_path, "--json", "--from", "2026-01-01T12:02", "--until", "2026-01-01T14:03+02:00"
@@ -232,46 +232,46 @@ def test_merge_tells_all_and_a_time_a_part(tmp_path: Path, capfdbinary: pytest.C
     assert LedgerSummary.from_json_line(out).labels == 3
     status, out, _ = run(capfdbinary, "merge", tmp_path)
     assert status == 0
-    assert b"6 lines of 1 life" in out
+    assert b"6 journal lines from 1 run" in out
 
 
-def test_intervals_are_told_one_by_one(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    told = written(tmp_path)
+def test_intervals_prints_one_row_per_interval(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    service = written(tmp_path)
     status, out, _ = run(capfdbinary, "intervals", tmp_path, "--seconds", 120, "--json")
     assert status == 0
     summaries = [LedgerSummary.from_json_line(line) for line in out.splitlines()]
-    assert [one.labels for one in summaries] == [1 + 2, 3 + 4, 5]
-    assert sum(one.transactions for one in summaries) == told.account().counters.decisions
+    assert [summary.labels for summary in summaries] == [1 + 2, 3 + 4, 5]
+    assert sum(summary.transactions for summary in summaries) == service.account().counters.decisions
     status, out, _ = run(capfdbinary, "intervals", tmp_path, "--seconds", 120)
     assert status == 0
     assert out.count(b"01-01 12:0") == 3
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["merge", "{}", "--from", "noon"], b"--from noon: not a time"),
         (["merge", "{}", "--from", "2027-01-01"], b"no account between"),
-        (["intervals", "{}", "--seconds", "1", "--until", "2027-01-01"], b"at most 10,000"),
+        (["intervals", "{}", "--seconds", "1", "--until", "2027-01-01"], b"the maximum is 10,000"),
         (["merge", "{}/empty"], b"no account in"),
     ],
 )
-def test_a_mistake_is_one_line(
-    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], arguments: list[str], said: bytes
+def test_a_wrong_argument_is_an_error_of_one_line(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], arguments: list[str], message: bytes
 ) -> None:
     (tmp_path / "empty").mkdir()
     written(tmp_path)
-    status, out, err = run(capfdbinary, *(one.format(tmp_path) for one in arguments))
+    status, out, err = run(capfdbinary, *(argument.format(tmp_path) for argument in arguments))
     assert status == 1
     assert out == b""
     (line,) = err.splitlines()
-    assert said in line
+    assert message in line
 
 
-def test_a_life_begins_with_its_ledger_and_files_sort_by_time(tmp_path: Path) -> None:
-    late, early = Told(), Told()
+def test_a_run_begins_with_its_ledger_and_files_sort_by_time(tmp_path: Path) -> None:
+    late, early = Service(), Service()
     late.started = datetime.fromisoformat("2026-03-01T00:00:00+00:00")
-    for told in (late, early):
-        journal_of(tmp_path, told).close()
-    assert [life.accounts[0].started for life in read_journal([tmp_path])] == [NOON, late.started]
+    for service in (late, early):
+        journal_of(tmp_path, service).close()
+    assert [run.accounts[0].started for run in read_journal([tmp_path])] == [NOON, late.started]
     assert [path.name[:8] for path in sorted(tmp_path.glob(f"*{SUFFIX}"))] == ["20260101", "20260301"]

@@ -1,4 +1,4 @@
-"""Latency histograms: within the stated error of exact quantiles, and additive."""
+"""Latency histograms: quantiles within the stated error, and exact addition."""
 
 import json
 import math
@@ -61,7 +61,7 @@ def test_merge_is_the_union(left: list[float], right: list[float]) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(st.floats(0.0, 2e3), st.integers(1, 100))
-def test_one_duration_for_many_rows_is_the_same_as_that_many_values(value: float, count: int) -> None:
+def test_record_many_equals_recording_each_duration(value: float, count: int) -> None:
     many = LatencyHistogram()
     many.record_many(value, count)
     each = _filled(np.full(count, value))
@@ -69,7 +69,7 @@ def test_one_duration_for_many_rows_is_the_same_as_that_many_values(value: float
     assert (many.max_s, many.clamped) == (each.max_s, each.clamped)
 
 
-def test_dict_roundtrip_through_json_keeps_everything() -> None:
+def test_a_histogram_survives_json() -> None:
     histogram = _filled(np.random.default_rng(1).lognormal(-6, 2, 10_000))
     again = LatencyHistogram.from_dict(json.loads(json.dumps(histogram.to_dict())))
     assert again.to_dict() == histogram.to_dict()
@@ -96,7 +96,7 @@ def test_values_below_the_range_count_in_the_lowest_bucket() -> None:
     assert histogram.quantile(1.0) == pytest.approx(LOWEST_S, rel=0.01)
 
 
-def test_nan_is_refused_and_leaves_the_histogram_as_it_was() -> None:
+def test_nan_is_refused_and_does_not_change_the_histogram() -> None:
     histogram = _filled(np.array([0.001]))
     with pytest.raises(ValueError, match="NaN"):
         histogram.record(np.array([0.1, math.nan]))

@@ -1,4 +1,4 @@
-"""The ledger: what it is told is what it says, kinds of energy are kept apart, and readers see a consistent state."""
+"""The ledger: its figures equal what was recorded, kinds of energy stay separate, and readers see consistent counts."""
 
 import io
 import threading
@@ -68,7 +68,7 @@ def _ledger(*meters: FixedMeter) -> Ledger:
     return ledger
 
 
-def test_summary_says_what_was_recorded() -> None:
+def test_the_summary_has_what_was_recorded() -> None:
     summary = _ledger().summary()
     assert summary.transactions == 1_000
     assert summary.per_second == pytest.approx(500.0)
@@ -107,7 +107,7 @@ def test_measured_and_modelled_energy_are_never_one_figure() -> None:
     assert "12.0" not in str([total.energy_j for total in summary.energy_totals])
 
 
-def test_lost_meter_makes_its_total_unknown_and_not_smaller() -> None:
+def test_a_lost_meter_makes_its_total_unknown_and_not_smaller() -> None:
     gpu, other = FixedMeter("gpu0", "measured"), FixedMeter("gpu1", "measured")
     ledger = _ledger(gpu, other)
     gpu.lost = True
@@ -117,7 +117,7 @@ def test_lost_meter_makes_its_total_unknown_and_not_smaller() -> None:
     assert summary.energy_totals[0].energy_j is None
 
 
-def test_empty_ledger_has_no_shares_and_meets_nothing() -> None:
+def test_an_empty_ledger_has_no_shares_and_meets_no_objective() -> None:
     summary = Ledger().summary()
     assert summary.escalation_share is None
     assert summary.paths["screened"].latency is None
@@ -125,19 +125,19 @@ def test_empty_ledger_has_no_shares_and_meets_nothing() -> None:
     assert LedgerSummary.from_json_line(summary.to_json_line()) == summary
 
 
-def test_json_line_roundtrip_is_one_line_and_loses_nothing() -> None:
+def test_a_summary_survives_its_json_line() -> None:
     summary = _ledger(FixedMeter("cpu", "modelled")).summary(QUALITY)
     line = summary.to_json_line()
     assert b"\n" not in line
     assert LedgerSummary.from_json_line(line) == summary
 
 
-def test_a_line_of_another_form_is_refused() -> None:
+def test_anything_but_a_summary_is_refused() -> None:
     with pytest.raises(DataError, match="ledger summary"):
         LedgerSummary.from_json_line(b"{}")
 
 
-def test_cause_belongs_to_degraded_decisions_only() -> None:
+def test_exactly_the_degraded_decisions_have_a_cause() -> None:
     ledger = Ledger()
     with pytest.raises(ValueError, match="cause"):
         ledger.record_decisions("screened", np.array([0.1]), cause="deadline")
@@ -145,7 +145,7 @@ def test_cause_belongs_to_degraded_decisions_only() -> None:
         ledger.record_decisions("degraded", np.array([0.1]))
 
 
-def test_causes_and_reasons_are_bounded() -> None:
+def test_the_number_of_reasons_is_bounded() -> None:
     ledger = Ledger()
     for number in range(3 * LABELS_MAX):
         ledger.count_dead_letters(f"reason {number}", 1)
@@ -167,21 +167,21 @@ def test_readers_see_whole_batches_while_the_worker_writes() -> None:
     worker.start()
     try:
         for _ in range(200):
-            held = ledger.counters().paths["screened"]
-            assert held.count % 64 == 0
-            assert held.count == sum(held.to_dict()["buckets"].values())
-            assert held.sum_s == pytest.approx(held.count * 0.001)
+            histogram = ledger.counters().paths["screened"]
+            assert histogram.count % 64 == 0
+            assert histogram.count == sum(histogram.to_dict()["buckets"].values())
+            assert histogram.sum_s == pytest.approx(histogram.count * 0.001)
     finally:
         stop.set()
         worker.join()
 
 
-def test_stage_clock_tells_work_from_waiting() -> None:
+def test_the_stage_clock_separates_work_from_waiting() -> None:
     clock = StageClock()
     with clock:
         threading.Event().wait(0.05)
-    assert clock.wall_s >= 0.04
-    assert clock.cpu_s < 0.03
+    assert clock.wall_s > 0.04
+    assert clock.cpu_s < clock.wall_s / 2
     with clock:
         sum(range(300_000))
     assert clock.cpu_s > 0.0
@@ -193,7 +193,7 @@ def _rendered(ledger: Ledger, quality: QualityComparison | None = None, width: i
     return out.getvalue()
 
 
-def test_rendering_puts_the_kind_beside_every_energy_figure() -> None:
+def test_each_energy_figure_has_its_kind_beside_it() -> None:
     gpu, cpu = FixedMeter("gpu0", "measured"), FixedMeter("cpu-model", "modelled")
     ledger = _ledger(gpu, cpu)
     gpu.energy_j, cpu.energy_j = 62.3, 51.7
@@ -203,25 +203,34 @@ def test_rendering_puts_the_kind_beside_every_energy_figure() -> None:
     assert any("* modelled" in line for line in lines)
 
 
-def test_rendering_fits_a_hundred_columns_and_shows_each_section() -> None:
-    text = _rendered(_ledger(FixedMeter("cpu-model", "modelled")), QUALITY)
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
+def test_the_tables_fit_eighty_columns_and_have_each_section() -> None:
+    text = _rendered(_ledger(FixedMeter("cpu-model", "modelled")), QUALITY, width=80)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
     assert "…" not in text
     for word in ("screened", "escalated", "degraded", "queue-full 2", "Service level", "missed", "features", "cascade"):
         assert word in text
 
 
-def test_rendering_says_that_a_meter_is_lost() -> None:
+def test_an_objective_has_its_value_its_limit_and_its_status() -> None:
+    rows = [line.split() for line in _rendered(_ledger()).splitlines()]
+    assert ["p99", "of", "screened", "3.00", "ms", "≤", "5", "ms", "met"] in rows
+    assert ["degraded", "share", "0.500", "%", "≤", "0.1", "%", "missed"] in rows
+    assert ["p99", "of", "screened", "–", "≤", "5", "ms", "no", "data"] in [
+        line.split() for line in _rendered(Ledger()).splitlines()
+    ]
+
+
+def test_the_table_names_a_lost_meter_and_its_problem() -> None:
     gpu = FixedMeter("gpu0", "measured")
     ledger = _ledger(gpu)
     gpu.lost = True
     assert "gpu0: gone" in _rendered(ledger)
 
 
-def test_rendering_without_data_or_meters_still_reads() -> None:
+def test_an_empty_ledger_without_meters_has_tables_too() -> None:
     text = _rendered(Ledger())
     assert "no data" in text
-    assert "no meter was given" in text
+    assert "the ledger has no meter" in text
 
 
 def _samples(ledger: Ledger) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -269,7 +278,7 @@ def test_exported_histogram_is_cumulative_and_sums_up() -> None:
     assert samples[f"{name}_sum", (("path", "screened"),)] == pytest.approx(985 * 0.003)
 
 
-def test_lost_meter_exports_no_joules() -> None:
+def test_a_lost_meter_exports_no_joules() -> None:
     gpu = FixedMeter("gpu0", "measured")
     ledger = _ledger(gpu)
     gpu.lost = True

@@ -16,21 +16,21 @@ def _result(values_s: np.ndarray, decisions: int, degraded: int) -> dict[str, Ob
     return {result.name: result for result in results}
 
 
-def test_objective_within_its_limit_is_met_with_its_margin() -> None:
+def test_an_objective_within_its_limit_is_met_and_has_its_margin() -> None:
     result = _result(np.full(100, 0.004), 100, 0)["p99 of screened"]
     assert result.met
     assert result.value == pytest.approx(4.0, rel=0.01)
     assert result.margin == pytest.approx(0.2, abs=0.01)
 
 
-def test_one_slow_decision_in_fifty_misses_the_p99() -> None:
+def test_a_slow_decision_in_fifty_misses_the_p99() -> None:
     result = _result(np.append(np.full(98, 0.001), [0.009, 0.009]), 100, 0)["p99 of screened"]
     assert result.status == "missed"
     assert result.margin is not None
     assert result.margin < 0
 
 
-def test_objective_without_data_is_not_met() -> None:
+def test_an_objective_without_data_is_not_met() -> None:
     results = _result(np.array([]), 0, 0)
     assert {result.status for result in results.values()} == {"no data"}
     assert not any(result.met for result in results.values())
@@ -38,11 +38,11 @@ def test_objective_without_data_is_not_met() -> None:
 
 
 @pytest.mark.parametrize(("degraded", "status"), [(1, "met"), (2, "missed")])
-def test_degraded_share_is_over_all_decisions(degraded: int, status: str) -> None:
+def test_the_degraded_share_is_over_all_decisions(degraded: int, status: str) -> None:
     assert _result(np.full(1_000, 0.001), 1_000, degraded)["degraded share"].status == status
 
 
-def test_service_level_is_read_from_toml_and_checked() -> None:
+def test_the_service_level_is_read_from_toml_and_checked() -> None:
     text = b'degraded_share_max = 0.01\n[[latency]]\npath = "escalated"\nquantile = 0.999\nlimit_ms = 50.0\n'
     level = msgspec.toml.decode(text, type=ServiceLevel)
     assert level.latency == (LatencyObjective(path="escalated", quantile=0.999, limit_ms=50.0),)
@@ -54,7 +54,7 @@ def test_service_level_is_read_from_toml_and_checked() -> None:
         ServiceLevel(degraded_share_max=1.5)
 
 
-def test_objectives_as_counts_of_events_and_breaches() -> None:
+def test_the_events_and_breaches_of_objectives_are_counted() -> None:
     histogram = LatencyHistogram()
     histogram.record(np.array([0.001] * 95 + [0.0051] * 2 + [0.1] * 3))
     screened, escalated, degraded = count_events(ServiceLevel(), {"screened": histogram}, decisions=200, degraded=7)
@@ -63,4 +63,4 @@ def test_objectives_as_counts_of_events_and_breaches() -> None:
     assert (escalated.events, escalated.breaches) == (0, 0)
     assert degraded == ObjectiveEvents(name="degraded share", events=200, breaches=7, budget=0.001)
     results = evaluate(ServiceLevel(), {"screened": histogram}, decisions=200, degraded=7)
-    assert [one.name for one in results] == [one.name for one in (screened, escalated, degraded)]
+    assert [result.name for result in results] == [counts.name for counts in (screened, escalated, degraded)]

@@ -1,4 +1,4 @@
-"""MIG slices: the rows add up to the device's counter, idle goes by size, and nobody's joules are named."""
+"""MIG slices: the rows add up to the counter, idle is divided by size, and joules of no slice have their own rows."""
 
 from __future__ import annotations
 
@@ -23,25 +23,31 @@ from cascade.ledger.slices import (
 )
 
 WINDOW = Window(
-    device="GPU-1", seconds=10.0, energy_j=1_600.0, idle_w=54.0, sms=108, check_j=1_590.0,
+    device="GPU-1",
+    seconds=10.0,
+    energy_j=1_600.0,
+    idle_w=54.0,
+    sms=108,
+    check_j=1_590.0,
     slices=(
-        Slice(name="big", sms=42, activity=0.5), Slice(name="small", sms=14, activity=0.5),
+        Slice(name="big", sms=42, activity=0.5),
+        Slice(name="small", sms=14, activity=0.5),
         Slice(name="free", sms=28),
     ),
-)  # fmt: skip
+)
 
 
-def test_idle_goes_by_size_and_the_rest_by_activity_times_size() -> None:
+def test_idle_is_divided_by_size_and_the_rest_by_activity_times_size() -> None:
     rows = {row.name: row for row in attribute_window(WINDOW)}
     assert rows.keys() == {"big", "small", EMPTY, STRANDED}
-    # 540 J idle, 5 J an SM; 1,060 J by 21 to 7
+    # 540 J of idle are 5 J per SM; 1,060 J are divided 21 to 7
     assert (rows["big"].idle_j, rows["small"].idle_j) == pytest.approx((210.0, 70.0))
     assert (rows["big"].dynamic_j, rows["small"].dynamic_j) == pytest.approx((795.0, 265.0))
     assert rows[EMPTY].energy_j == pytest.approx(140.0)
     assert rows[STRANDED].energy_j == pytest.approx(120.0)
 
 
-def test_dynamic_joules_without_any_activity_are_nobodys() -> None:
+def test_dynamic_joules_without_any_activity_belong_to_no_slice() -> None:
     quiet = msgspec.structs.replace(WINDOW, slices=(Slice(name="idle one", sms=98, activity=0.0),))
     rows = {row.name: row.energy_j for row in attribute_window(quiet)}
     assert rows[UNEXPLAINED] == pytest.approx(1_060.0)
@@ -57,22 +63,20 @@ slices = st.lists(st.tuples(st.integers(1, 30), st.one_of(st.none(), st.floats(0
 def test_the_rows_add_up_to_the_counter(
     found: list[tuple[int, float | None]], energy_j: float, idle_w: float, seconds: float
 ) -> None:
-    window = Window(
-        device="d", seconds=seconds, energy_j=energy_j, idle_w=idle_w, sms=108,
-        slices=tuple(Slice(name=str(n), sms=sms, activity=activity) for n, (sms, activity) in enumerate(found)),
-    )  # fmt: skip
+    parts = tuple(Slice(name=str(n), sms=sms, activity=activity) for n, (sms, activity) in enumerate(found))
+    window = Window(device="d", seconds=seconds, energy_j=energy_j, idle_w=idle_w, sms=108, slices=parts)
     rows = attribute_window(window)
     assert sum(row.energy_j for row in rows) == pytest.approx(energy_j, rel=1e-9, abs=1e-9)
     assert all(row.idle_j >= 0 and row.dynamic_j >= 0 for row in rows)
     assert not {row.name for row in rows} & {str(n) for n, (_, activity) in enumerate(found) if activity is None}
 
 
-def test_windows_add_up_by_device_and_a_check_is_only_told_where_all_have_one() -> None:
-    other = msgspec.structs.replace(WINDOW, device="GPU-2", check_j=None)
-    one, two = attribute_windows([WINDOW, other, WINDOW])
-    assert (one.device, one.energy_j, one.check_j) == ("GPU-1", 3_200.0, 3_180.0)
-    assert (two.device, two.check_j) == ("GPU-2", None)
-    assert abs(one.residual_share) < 1e-12
+def test_windows_add_up_by_device_and_have_a_check_if_all_of_them_do() -> None:
+    unchecked = msgspec.structs.replace(WINDOW, device="GPU-2", check_j=None)
+    first, second = attribute_windows([WINDOW, unchecked, WINDOW])
+    assert (first.device, first.energy_j, first.check_j) == ("GPU-1", 3_200.0, 3_180.0)
+    assert (second.device, second.check_j) == ("GPU-2", None)
+    assert abs(first.residual_share) < 1e-12
     with pytest.raises(DataError, match="no window"):
         attribute_windows([])
 
@@ -87,23 +91,23 @@ def _line(energy_j: float, *slices: str) -> str:
         ('{"device": "d"}', "seconds"),
         (_line(-1), "energy_j"),
         (_line(1, '{"name":"a","sms":9}'), "more SMs"),
-        (_line(1, '{"name":"a","sms":1}', '{"name":"a","sms":1}'), "one name"),
+        (_line(1, '{"name":"a","sms":1}', '{"name":"a","sms":1}'), "the same name"),
         (_line(1, '{"name":"a","sms":1,"activity":1.5}'), "activity"),
         ("nonsense", "malformed"),
     ],
 )
-def test_a_trace_that_cannot_be_is_refused_with_its_line(line: str, reason: str) -> None:
+def test_an_impossible_window_is_an_error_with_its_line(line: str, reason: str) -> None:
     good = msgspec.json.encode(WINDOW)
     with pytest.raises(DataError, match=rf"trace, line 3: .*{reason}"):
         read_trace(good + b"\n\n" + line.encode(), "trace")
 
 
-def test_the_command_prints_the_rows_and_how_they_close(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_rows_and_the_residual(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "trace.jsonl"
     trace.write_bytes(msgspec.json.encode(WINDOW))
     assert main(["ledger", "slices", str(trace)]) == 0
-    told = capsys.readouterr().out
-    assert "1,600.0 J in 10 s" in told
-    assert "residual 0.00%; power integrated -0.62%" in told
+    out = capsys.readouterr().out
+    assert "1,600.0 J in 10 s" in out
+    assert "residual 0.00%; power integrated -0.62%" in out
     assert main(["ledger", "slices", str(trace), "--method", "guess"]) == 1
     assert "activity-size" in capsys.readouterr().err
