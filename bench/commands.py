@@ -1,4 +1,4 @@
-"""`cascade bench`: speed, always beside what it is compared with, in one run."""
+"""`cascade bench`: measurements, each beside a reference in the same run."""
 
 from __future__ import annotations
 
@@ -29,18 +29,26 @@ from cascade.ledger.deep_cost import Backend, Precision
 from stages.deep.in_process import Device
 
 app = typer.Typer(
-    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
-    help="Speed, always beside what it is compared with, in one run.",
-)  # fmt: skip
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Measure the service and its parts, each beside a reference in the same run.",
+)
+Seed = Annotated[int, typer.Option(help="Seed of the data.")]
+Report = Annotated[Path | None, typer.Option("--json", help="Also write the report to this file.")]
 
 
 @app.command()
 def screener(
     rounds: Annotated[int, typer.Option(min=3, help="Rounds in which the methods take turns.")] = 9,
-    seed: Annotated[int, typer.Option(help="Of data and models.")] = 1,
-    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+    seed: Seed = 1,
+    json: Report = None,
 ) -> None:
-    """The compiled screener against LightGBM, its single-row call, and what else is installed."""
+    """Compare the compiled screener with LightGBM.
+
+    Also with LightGBM's single-row call, ONNX Runtime, and tl2cgen and lleaves where they are installed.
+    """
     report = run_screener(rounds, seed)
     if json is not None:
         write_json(json, report)
@@ -51,22 +59,25 @@ def screener(
 def pipeline(
     scenario: Annotated[str, typer.Option(help="A shipped scenario by name, or a TOML file.")] = "pipeline",
     compare: Annotated[
-        list[str] | None, typer.Option(help="Only these variants, the first as the reference; once for each.")
+        list[str] | None, typer.Option(help="A variant to run, instead of all; repeatable, the first is the reference.")
     ] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Instead of the scenario's.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; the scenario's by default.")] = None,
     out: Annotated[Path, typer.Option(help="Directory for logs and data; emptied first.")] = Path("build/pipeline"),
-    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Also write it as one self-contained page.")] = None,
+    json: Report = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the report as one self-contained page.")] = None,
 ) -> None:
-    """Whole services side by side: throughput, latency and CPU time, from topic to topic, by turns."""
-    wanted = load_scenario(scenario)
+    """Compare whole services, from topic to topic.
+
+    Throughput, latency and CPU time of Cascade's variants and of other applications, which take turns on one machine.
+    """
+    chosen = load_scenario(scenario)
     if compare:
-        wanted = wanted.only(compare)
+        chosen = chosen.only(compare)
     if rounds is not None:
-        wanted = msgspec.structs.replace(wanted, rounds=rounds)
+        chosen = msgspec.structs.replace(chosen, rounds=rounds)
     if html is not None:
         check_plots()
-    report = run_pipeline(wanted, out)
+    report = run_pipeline(chosen, out)
     if json is not None:
         write_json(json, report)
     if html is not None:
@@ -78,11 +89,11 @@ def pipeline(
 @app.command()
 def stages(
     batch: Annotated[int, typer.Option(min=1, max=10_000, help="Transactions of a micro-batch.")] = 1_000,
-    rounds: Annotated[int, typer.Option(min=3, help="Rounds in which the two ways take turns.")] = 15,
-    seed: Annotated[int, typer.Option(help="Of the data.")] = 1,
-    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds in which stage and plain code take turns.")] = 15,
+    seed: Seed = 1,
+    json: Report = None,
 ) -> None:
-    """Each stage by itself, beside the plain way to do the same."""
+    """Compare each stage with plain Python code."""
     report = run_stages(batch, rounds, seed)
     if json is not None:
         write_json(json, report)
@@ -91,13 +102,16 @@ def stages(
 
 @app.command()
 def features(
-    cards: Annotated[list[int] | None, typer.Option(min=16, help="Numbers of cards; once for each.")] = None,
+    cards: Annotated[list[int] | None, typer.Option(min=16, help="A number of cards; repeatable.")] = None,
     events: Annotated[int, typer.Option(min=1, max=100, help="Events of each card and of each terminal.")] = 10,
     rounds: Annotated[int, typer.Option(min=3, help="Rounds in which the sizes take turns.")] = 9,
-    seed: Annotated[int, typer.Option(help="Of the data.")] = 1,
-    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+    seed: Seed = 1,
+    json: Report = None,
 ) -> None:
-    """The feature kernel at more and more cards: time a transaction, memory a card."""
+    """Measure the feature kernel by number of cards.
+
+    Time for a transaction and memory for a card; by default 1,000, 100,000 and 1,000,000 cards.
+    """
     report = run_features(cards or [1_000, 100_000, 1_000_000], events, rounds, seed)
     if json is not None:
         write_json(json, report)
@@ -106,10 +120,13 @@ def features(
 
 @app.command()
 def attribution(
-    seed: Annotated[int, typer.Option(help="Of the simulated devices.")] = 1,
-    json: Annotated[Path | None, typer.Option(help="Also write the errors to this file.")] = None,
+    seed: Seed = 1,
+    json: Report = None,
 ) -> None:
-    """How well joules of MIG slices are attributed, on synthetic devices whose truth is known."""
+    """Compare methods that attribute joules to MIG slices.
+
+    On synthetic devices, whose true joules are known.
+    """
     errors = attribution_errors(seed)
     if json is not None:
         write_json(json, AttributionReport(errors=errors, seed=seed))
@@ -120,46 +137,47 @@ def attribution(
 def deep_calls(
     config: Annotated[
         Path | None,
-        typer.Option(help="Measure the deep model that a service of this configuration calls, on this machine."),
+        typer.Option(help="Measure the deep model of this configuration; it must run on this machine."),
     ] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Without --config: a bundle instead of the shipped one.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Without --config: this bundle, not the shipped bundle.")] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Without --config: triton (an embedded one, the default) or onnxruntime.")
+        str | None, typer.Option(help="Without --config: triton (embedded, the default) or onnxruntime.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="With --backend onnxruntime: cpu (the default) or cuda.")] = None,
     precision: Annotated[
-        list[str] | None,
-        typer.Option(help="fp32 (the default) or, on a GPU, fp16; once for each, by turns."),
+        list[str] | None, typer.Option(help="fp32 (the default) or, on a GPU, fp16; repeatable.")
     ] = None,
     watts: Annotated[
-        float | None, typer.Option("--watts-per-core", min=0.001, max=1_000, help="Without --config: of a busy core.")
+        float | None,
+        typer.Option("--watts-per-core", min=0.001, max=1_000, help="Without --config: watts of a busy core."),
     ] = None,
-    rows: Annotated[list[int] | None, typer.Option(help="Transactions of a call; once for each.")] = None,
+    rows: Annotated[list[int] | None, typer.Option(help="Transactions of a call; repeatable.")] = None,
     rounds: Annotated[int, typer.Option(min=5, max=1_000, help="Rounds in which the sizes take turns.")] = 15,
     seconds: Annotated[
-        float | None, typer.Option(min=0.2, max=600, help="Of each turn; 2, with a GPU 5 or more.")
+        float | None, typer.Option(min=0.2, max=600, help="Length of a turn; 2 by default, with a GPU 5 or more.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the inputs.")] = 1,
+    seed: Seed = 1,
     out: Annotated[Path, typer.Option(help="Directory for logs and data; emptied first.")] = Path("build/deep-calls"),
     json: Annotated[
-        Path | None, typer.Option(help="Write the cost here, for --deep-cost; GPUs' counters beside it.")
+        Path | None, typer.Option(help="Write the cost to this file, for --deep-cost, and GPU counters beside it.")
     ] = None,
 ) -> None:
-    """What a deep call costs by its rows, in CPU time and joules, idle apart: what deep-only is computed from."""
+    """Measure what a call to the deep model costs.
+
+    CPU time and joules by the number of rows, without idle. `--deep-cost` of the ledger computes deep-only from it.
+    """
     sizes = checked_sizes(rows or ROWS, rounds)
     if config is not None:
-        alone = {
-            "--bundle": bundle, "--backend": backend, "--device": device, "--precision": precision,
-            "--watts-per-core": watts,
-        }  # fmt: skip
-        if given := [name for name, value in alone.items() if value is not None]:
-            raise CascadeError(f"{', '.join(given)} beside --config: the configuration says it; leave one of them out")
+        excluded = {"bundle": bundle, "backend": backend, "device": device, "precision": precision}
+        given = [f"--{name}" for name, value in {**excluded, "watts-per-core": watts}.items() if value is not None]
+        if given:
+            raise CascadeError(f"{', '.join(given)} beside --config: the configuration has it; leave one of them out")
         report = run_deep_calls(configured(load_config(config)), sizes, rounds, seconds, seed)
     else:
-        wanted = EnergySettings().watts_per_core if watts is None else watts
-        deep = DeepSettings(backend=_one_of("backend", backend, Backend), device=_one_of("device", device, Device))
-        precisions = [_one_of("precision", one, Precision) for one in precision or ["fp32"]]
-        with embedded(bundle or SHIPPED_BUNDLE, deep, precisions, wanted, fresh_directory(out)) as served:
+        busy_w = EnergySettings().watts_per_core if watts is None else watts
+        deep = DeepSettings(backend=_choice("backend", backend, Backend), device=_choice("device", device, Device))
+        precisions = [_choice("precision", text, Precision) for text in precision or ["fp32"]]
+        with embedded(bundle or SHIPPED_BUNDLE, deep, precisions, busy_w, fresh_directory(out)) as served:
             report = run_deep_calls(served, sizes, rounds, seconds, seed)
     show_deep_calls(report, Console())
     if json is None:
@@ -171,8 +189,8 @@ def deep_calls(
         json.with_suffix(".turns.json").write_bytes(msgspec.json.encode(report.turns) + b"\n")
 
 
-def _one_of(option: str, text: str | None, choices: Any) -> Any:
-    """The text, or the first choice where it is None; raises CascadeError where it is none of the choices."""
+def _choice(option: str, text: str | None, choices: Any) -> Any:
+    """The text, or the first of the Literal `choices` where it is None; raises CascadeError for any other text."""
     known = get_args(choices)
     if text is None or text in known:
         return text or known[0]
@@ -181,11 +199,14 @@ def _one_of(option: str, text: str | None, choices: Any) -> Any:
 
 @app.command()
 def ledger(
-    rounds: Annotated[int, typer.Option(min=3, help="Rounds by turns.")] = 9,
-    seed: Annotated[int, typer.Option(help="Of the data.")] = 1,
-    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds in which ledger and work take turns.")] = 9,
+    seed: Seed = 1,
+    json: Report = None,
 ) -> None:
-    """What the ledger costs a micro-batch, beside what the worker does with it, and what it costs each second."""
+    """Measure what the ledger costs.
+
+    CPU time for a micro-batch, beside that of the worker's own work, and for what it does every second.
+    """
     report = run_ledger_cost(rounds, seed)
     if json is not None:
         write_json(json, report)
@@ -194,14 +215,17 @@ def ledger(
 
 @app.command()
 def smoke(
-    seed: Annotated[int, typer.Option(help="Of the data.")] = 1,
+    seed: Seed = 1,
     out: Annotated[Path, typer.Option(help="Directory for logs and data; emptied first.")] = Path("build/smoke"),
-    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
+    json: Report = None,
 ) -> None:
-    """Ratios against references of the same run; fails where one fell by more than 30 % since the baseline."""
+    """Compare the speed with the shipped baseline.
+
+    Fails where the ratio to a reference of the same run is more than 30 % below its baseline; takes two minutes.
+    """
     report = run_smoke(out, seed)
     if json is not None:
         write_json(json, report)
     show_smoke(report, Console())
     if report.fallen:
-        raise CascadeError(f"fell by more than 30 %: {', '.join(report.fallen)}")
+        raise CascadeError(f"more than 30 % below the baseline: {', '.join(report.fallen)}")

@@ -1,4 +1,4 @@
-"""`cascade demo`: the whole service on embedded parts, ending in a ledger."""
+"""`cascade demo`: the whole service on embedded parts, from simulated transactions to a judged result."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
+from rich.table import Table
 
+from bench.cluster import write_json
 from bench.embedded import EmbeddedParts, ServiceProcess, Settings, fresh_directory, play_file, wait_for_decisions
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.config import load_config
 from cascade.frames import read_labelled
-from cascade.ledger import LedgerSummary, read_journal, render
+from cascade.ledger import LedgerSummary, read_journal
+from cascade.ledger.render import number_text, percent_text
+from cascade.ledger.sla import DEGRADED_SHARE, ObjectiveResult
 from cascade.progress import Steps
 from cascade.report.business import Assumptions
 from cascade.report.figures import gather
@@ -24,24 +28,25 @@ from cascade.report.page import make_page
 from cascade.report.plots import PlotsMissingError
 from cascade.report.words import words
 from cascade.simulator import SimulatorSettings, simulate
-from streaming.commands import evaluate_topic, show_counts
+from streaming.commands import evaluate_topic
 from streaming.evaluation import Evaluation
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-# Another world than the one that the shipped bundle was trained on (seed 1), and later.
+# Other cards, and later, than the data that the shipped bundle was trained on (seed 1).
 SIMULATION = SimulatorSettings(cards=3_000, terminals=6_000, days=46, start=date(2025, 6, 1), seed=2)
-# One, so that the transactions of a terminal keep their order and the figures can be held against offline scores.
+# With a single partition the transactions of a terminal keep their order, as they do in the offline scores.
 PARTITIONS = 1
-# The live part's ledger on disk, the page that is made of it, and the grid whose average makes grams of its joules.
-JOURNAL, REPORT, REGION = "journal", "report.html", "DEU"
+LEDGER, JOURNAL, REPORT = "ledger.json", "journal", "report.html"
+# The electric grid whose carbon intensity the ledger uses.
+REGION = "DEU"
 
 
 class DemoLedger(msgspec.Struct, frozen=True, kw_only=True):
-    """What the demo showed.
+    """Every figure of the demo.
 
-    `backlog`: the service at full speed on records that were already there, deadlines counted from the fetch.
-    `live`: a second start of the service, on records that arrive at a steady rate, deadlines from their append.
-    `transactions`: decided in both. `backlog_per_second`: decisions a second at full speed.
+    `backlog`: the service at full speed on records that were already there; deadlines count from the fetch.
+    `live`: the service after a restart, on records at a steady rate; deadlines count from the append.
+    `transactions`: decided in both parts. `backlog_per_second`: decisions a second at full speed.
     """
 
     transactions: int
@@ -58,110 +63,129 @@ def demo(
     out: Annotated[Path, typer.Option(help="Directory for logs, data and ledger; emptied first.")] = Path("build/demo"),
     rate: Annotated[float, typer.Option(min=1.0, help="Transactions a second in the live part.")] = 1_000.0,
     seconds: Annotated[float, typer.Option(min=1.0, help="Length of the live part.")] = 40.0,
-    json: Annotated[bool, typer.Option("--json", help="Print the ledger as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON instead.")] = False,
 ) -> None:
-    """Stream simulated transactions through a real Kafka and a real Triton on this machine; end with a ledger.
+    """Stream simulated transactions through a real Kafka and a real Triton on this machine; print the result.
 
-    Two parts: first the service works off a backlog as fast as it can; then it is stopped, started again (it rebuilds
-    its state from the log), and meets transactions as they arrive.
+    First the service works off a backlog as fast as it can. Then it stops, starts again, rebuilds its state from the
+    log, and decides transactions as they arrive. Last, the decisions are judged by the truth.
+
+    `cascade ledger merge build/demo/journal` prints the live part's ledger as tables.
     """
     started_s = time.monotonic()
     directory = fresh_directory(out)
-    bundle = load_bundle(SHIPPED_BUNDLE)
     with Steps() as progress:
-        data_path = directory / "transactions.parquet"
-        simulate(SIMULATION, lambda share: progress("simulate", share)).write_parquet(data_path)
-        data = read_labelled(data_path, bundle.schema)
-        live_rows = min(int(rate * seconds), data.batch.rows // 2)
-        backlog_rows = data.batch.rows - live_rows
-        progress("start Kafka and Triton", 0.0)
-        with EmbeddedParts(directory, bundle) as parts:
-            progress("start Kafka and Triton", 1.0)
-            # append times of a backlog are long past: its deadlines count from the fetch
-            backlog_path = parts.write_config(
-                "backlog.toml",
-                {"deadline": {"start": "fetch", "budget_ms": 1_000}, "labels": {"alignment": "exact"}},
-                PARTITIONS,
-            )
-            live_path = parts.write_config("live.toml", _kept(directory / JOURNAL), PARTITIONS)
-            play_file(
-                load_config(backlog_path),
-                data,
-                slice(0, backlog_rows),
-                None,
-                lambda share: progress("fill Kafka", share),
-            )
-            with ServiceProcess(backlog_path) as service:
-                service.wait_ready()
-                wait_for_decisions(service, backlog_rows, lambda share: progress("decide the backlog", share))
-                backlog = service.stop()
-            with ServiceProcess(live_path) as service:
-                progress("restart, rebuild state", 0.0)
-                service.wait_ready()
-                progress("restart, rebuild state", 1.0)
-                play_file(
-                    load_config(live_path),
-                    data,
-                    slice(backlog_rows, data.batch.rows),
-                    rate,
-                    lambda share: progress("decide live", share),
-                )
-                wait_for_decisions(service, data.batch.rows, lambda _: None)
-                live = service.stop()
-            evaluation = evaluate_topic(load_config(live_path), data_path, (None, None), progress).evaluation
-    live = msgspec.structs.replace(live, quality=evaluation.comparison())
-    ledger = DemoLedger(
-        transactions=evaluation.transactions,
-        backlog_per_second=backlog.per_second,
-        live_per_second=live.per_second,
-        sla_met=all(objective.met for objective in live.objectives),
-        backlog=backlog,
-        live=live,
-        evaluation=evaluation,
-    )
-    (directory / "ledger.json").write_bytes(msgspec.json.encode(ledger) + b"\n")
+        ledger = run_demo(directory, rate, seconds, progress)
+    write_json(directory / LEDGER, ledger)
     try:
         write_report(directory / JOURNAL, directory / REPORT)
     except PlotsMissingError as error:
         print(f"cascade demo: no page: {error}", file=sys.stderr)
     if json:
         print(msgspec.json.encode(ledger).decode())
-    else:
-        show(ledger, Console(), time.monotonic() - started_s, directory)
+        return
+    print_result(ledger, Console(), time.monotonic() - started_s, directory)
 
 
-def _kept(journal: Path) -> Settings:
-    """Settings of the live part: its ledger on disk, and its carbon by a country's average."""
-    return {"ledger": {"directory": str(journal), "interval_s": 2.0}, "carbon": {"region": REGION}}
+def run_demo(directory: Path, rate: float, seconds: float, progress: Steps) -> DemoLedger:
+    """Runs both parts and judges their decisions.
+
+    directory: for data, logs and configurations.
+    rate: transactions a second of the live part; seconds: its length, at most half of the data.
+    progress: shows the steps.
+    """
+    bundle = load_bundle(SHIPPED_BUNDLE)
+    data_path = directory / "transactions.parquet"
+    simulate(SIMULATION, lambda share: progress("simulate", share)).write_parquet(data_path)
+    data = read_labelled(data_path, bundle.schema)
+    rows = data.batch.rows
+    backlog_rows = rows - min(int(rate * seconds), rows // 2)
+    # the append times of a backlog are long past, so its deadlines count from the fetch
+    backlog_settings: Settings = {"deadline": {"start": "fetch", "budget_ms": 1_000}, "labels": {"alignment": "exact"}}
+    journal = {"directory": str(directory / JOURNAL), "interval_s": 2.0}
+    live_settings: Settings = {"ledger": journal, "carbon": {"region": REGION}}
+    progress("start Kafka and Triton", 0.0)
+    with EmbeddedParts(directory, bundle) as parts:
+        progress("start Kafka and Triton", 1.0)
+        backlog_path = parts.write_config("backlog.toml", backlog_settings, PARTITIONS)
+        live_path = parts.write_config("live.toml", live_settings, PARTITIONS)
+        backlog_config, live_config = load_config(backlog_path), load_config(live_path)
+        play_file(backlog_config, data, slice(0, backlog_rows), None, lambda share: progress("fill Kafka", share))
+        with ServiceProcess(backlog_path) as service:
+            service.wait_ready()
+            wait_for_decisions(service, backlog_rows, lambda share: progress("decide the backlog", share))
+            backlog = service.stop()
+        with ServiceProcess(live_path) as service:
+            progress("restart, rebuild state", 0.0)
+            service.wait_ready()
+            progress("restart, rebuild state", 1.0)
+            play_file(live_config, data, slice(backlog_rows, rows), rate, lambda share: progress("decide live", share))
+            wait_for_decisions(service, rows, lambda _: None)
+            live = service.stop()
+        evaluation = evaluate_topic(live_config, data_path, (None, None), progress).evaluation
+    return DemoLedger(
+        transactions=evaluation.transactions,
+        backlog_per_second=backlog.per_second,
+        live_per_second=live.per_second,
+        sla_met=all(objective.met for objective in live.objectives),
+        backlog=backlog,
+        live=msgspec.structs.replace(live, quality=evaluation.comparison()),
+        evaluation=evaluation,
+    )
 
 
 def write_report(journal: Path, out: Path) -> None:
-    """The live part's journal as a page."""
+    """Writes the live part's journal as a page."""
     figures = gather(read_journal([journal]), None, None)
     command = f"cascade report {journal.name}"
     out.write_text(make_page(figures, Assumptions(region=REGION), words("en"), command), encoding="utf-8")
 
 
-def show(ledger: DemoLedger, console: Console, elapsed_s: float, directory: Path) -> None:
-    """Print the demo's ledger."""
-    render(ledger.live, console)
-    show_counts(ledger.evaluation, console)
-    backlog = ledger.backlog
-    console.print(
-        f"\nAt full speed on a backlog: {backlog.transactions:,} transactions, {backlog.per_second:,.0f} a second,"
-        f" {_energy(backlog)}."
-        f"\nAs they arrive: {ledger.live.transactions:,} transactions, {ledger.live_per_second:,.0f} a second,"
-        f" {_energy(ledger.live)}."
-        f"\nService level {'met' if ledger.sla_met else 'NOT met'} as they arrive. {elapsed_s:.0f} s in all;"
-        f" every figure: {directory / 'ledger.json'}, as a page: {directory / REPORT}",
-        highlight=False,
+def print_result(ledger: DemoLedger, console: Console, elapsed_s: float, directory: Path) -> None:
+    """Prints the result in ten lines, so that it is still on the screen after the steps above it.
+
+    ledger: every figure of the demo.
+    elapsed_s: duration of the whole demo.
+    directory: where the ledger and the page are.
+    """
+    backlog, live, judged = ledger.backlog, ledger.live, ledger.evaluation
+    objectives = {objective.name: objective for objective in live.objectives}
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("streamed", f"{ledger.transactions:,} transactions, {judged.frauds:,} frauds, in {elapsed_s:.0f} s")
+    if judged.missing or judged.repeated:
+        table.add_row("", f"{judged.missing:,} without a decision, {judged.repeated:,} decided again")
+    table.add_row("decided", f"backlog: {_decided(backlog)}")
+    table.add_row("", f"live: {_decided(live)}")
+    table.add_row(
+        "escalated",
+        f"{percent_text(judged.escalated_share)} of all; degraded live: {_against_limit(objectives[DEGRADED_SHARE])}",
     )
+    for path in ("screened", "escalated"):
+        latency = live.paths[path].latency
+        p50_ms = number_text(latency.p50_ms if latency else None)
+        p99 = _against_limit(objectives[f"p99 of {path}"])
+        table.add_row("latency" if path == "screened" else "", f"{path} live: p50 {p50_ms} ms, p99 {p99}")
+    for model in live.quality.models if live.quality else ():
+        first = model.name == "cascade"
+        table.add_row(
+            "quality" if first else "",
+            f"{model.name}: AP {number_text(model.average_precision)}{' (average precision)' if first else ''}, caught"
+            f" {model.frauds_caught:,}, false alarms {model.false_alarms:,}",
+        )
+    files = ", ".join(name for name in (LEDGER, REPORT, JOURNAL) if (directory / name).exists())
+    table.add_row("figures", f"{files} in {directory}")
+    console.print()
+    console.print(table, highlight=False)
 
 
-def _energy(summary: LedgerSummary) -> str:
-    totals = (
-        f"{total.per_transaction_mj:.2g} mJ each ({total.kind})"
-        for total in summary.energy_totals
-        if total.per_transaction_mj is not None
-    )
-    return ", ".join(totals) or "energy unknown"
+def _decided(summary: LedgerSummary) -> str:
+    energy = (f", {number_text(total.per_transaction_mj)} mJ each ({total.kind})" for total in summary.energy_totals)
+    return f"{summary.transactions:,} at {summary.per_second:,.0f}/s{''.join(energy)}"
+
+
+def _against_limit(objective: ObjectiveResult) -> str:
+    scale, unit = (100.0, "%") if objective.unit == "share" else (1.0, objective.unit)
+    value, limit = (number_text(figure, scale) for figure in (objective.value, objective.limit))
+    return f"{value} {unit} (limit {limit} {unit}, {objective.status})"

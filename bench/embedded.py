@@ -32,7 +32,7 @@ from streaming.player import Played, Player
 from streaming.service import topic_specs
 
 READY_TIMEOUT_S = 120.0
-# No new decision for this long, with some outstanding, means that the worker is in trouble.
+# A worker without a new decision for this long, while transactions wait, has failed.
 STALL_S_MAX = 60.0
 DRAIN_S = 30.0
 
@@ -40,11 +40,15 @@ Settings = Mapping[str, Mapping[str, Any] | str]
 
 
 class EmbeddedParts:
-    """A broker and a Triton under `directory`, for one bundle; a context manager.
+    """A broker and a Triton under `directory`, for a bundle; a context manager.
 
-    A broker named by KAFKA_BOOTSTRAP is used instead of an embedded one; its topics must be new to it then. `broker`
-    and `triton` are the embedded ones, for those who kill and freeze them; None where there is none. `nodes`: of the
-    broker; three keep each record three times.
+    The environment variable KAFKA_BOOTSTRAP names a broker to use instead of an embedded broker; the topics must not
+    exist there. `broker` and `triton` are the embedded parts, or None.
+
+    directory: for data and logs.
+    bundle: its deep model is served.
+    with_triton: False leaves the deep model to the service's own process.
+    nodes: of the broker; with three, it replicates each record three times.
     """
 
     def __init__(self, directory: Path, bundle: Bundle, with_triton: bool = True, nodes: int = 1) -> None:
@@ -78,7 +82,7 @@ class EmbeddedParts:
         self._stack.close()
 
     def write_config(self, name: str, settings: Settings, partitions: int = 1) -> Path:
-        """A configuration file for these parts, `settings` by section (or key) on top; its topics are made."""
+        """Writes a configuration file for these parts, with `settings` by section or key on top; creates its topics."""
         sections: dict[str, Any] = {
             "bundle": {"path": str(self.bundle.directory)},
             "kafka": {"bootstrap": self.bootstrap},
@@ -95,42 +99,36 @@ class EmbeddedParts:
 
 
 class ServiceProcess:
-    """`cascade run` in a process of its own, which ends with ours; its ledger is read when it stops.
+    """`cascade run` in a child process, which ends with this process; a context manager.
 
-    `module`: run instead of `cascade`, with the same arguments.
+    config_path: the service's configuration; log and ledger are written beside it.
+    module: runs instead of `cascade`, with the same arguments.
     """
 
     def __init__(self, config_path: Path, module: str = "cascade") -> None:
         self.config: Config = load_config(config_path)
         self._ledger_path = config_path.with_suffix(".ledger.json")
-        command = [
-            sys.executable,
-            "-m",
-            module,
-            "run",
-            "--config",
-            str(config_path),
-            "--ledger",
-            str(self._ledger_path),
-        ]
+        command = [sys.executable, "-m", module, "run", f"--config={config_path}", f"--ledger={self._ledger_path}"]
         self._process = OwnedProcess("the service", command, config_path.with_suffix(".log"), dict(os.environ))
 
     @property
     def pid(self) -> int | None:
-        """Process id; None while it does not run."""
+        """The process id; None while the service does not run."""
         return self._process.pid
 
     def start(self) -> None:
-        """Start it and return at once."""
+        """Starts the service and returns at once."""
         self._ledger_path.unlink(missing_ok=True)
         self._process.start()
 
     def wait_ready(self, report: Callable[[str], None] = lambda text: None) -> None:
-        """Return once `/readyz` says so; raises LocalPartError with the end of its log where it does not come up."""
+        """Returns when `/readyz` reports ready; raises LocalPartError where the service ends or takes too long.
+
+        `report` gets what the service waits for.
+        """
         give_up_s = time.monotonic() + READY_TIMEOUT_S
         while (waiting_for := self.waiting_for()) is not None:
-            if not self._process.running:
-                raise LocalPartError(f"the service ended: {self._process.log_tail()}")
+            self.check_running()
             if time.monotonic() > give_up_s:
                 raise LocalPartError(
                     f"the service is not ready after {READY_TIMEOUT_S:.0f} s, waiting for {waiting_for}"
@@ -139,7 +137,7 @@ class ServiceProcess:
             time.sleep(0.1)
 
     def waiting_for(self) -> str | None:
-        """What `/readyz` says that it waits for; None where it is ready."""
+        """What the service waits for, by its `/readyz`; None where it is ready."""
         url = f"http://{self.config.health.host}:{self.config.health.port}/readyz"
         try:
             urllib.request.urlopen(url, timeout=5.0).close()
@@ -151,27 +149,27 @@ class ServiceProcess:
 
     @property
     def running(self) -> bool:
-        """Whether it was started and has not ended."""
+        """Whether the service was started and has not ended."""
         return self._process.running
 
     def log_tail(self) -> str:
-        """What this run has logged last, as one line."""
+        """The end of the log of this run, as a single line."""
         return self._process.log_tail()
 
     def check_running(self) -> None:
-        """Raise LocalPartError where it has ended."""
-        if not self._process.running:
+        """Raises LocalPartError where the service has ended."""
+        if not self.running:
             raise LocalPartError(f"the service ended: {self._process.log_tail()}")
 
     def stop(self) -> LedgerSummary:
-        """SIGTERM, wait for the drain, and give the ledger; raises LocalPartError where there is none."""
+        """Sends SIGTERM, waits for the drain and returns the ledger; raises LocalPartError where there is none."""
         self._process.stop(grace_s=DRAIN_S)
         if not self._ledger_path.exists():
             raise LocalPartError(f"the service ended without a ledger: {self._process.log_tail()}")
         return LedgerSummary.from_json_line(self._ledger_path.read_bytes())
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Sends SIGKILL."""
         self._process.kill()
 
     def __enter__(self) -> Self:
@@ -185,7 +183,7 @@ class ServiceProcess:
 
 
 def records_in(config: Config, *topics: str) -> int:
-    """Records that the topics have ever held."""
+    """The number of records that were ever appended to the topics."""
     consumer = make_consumer(config.kafka, None)
     try:
         partitions = [partition for topic in topics for partition in consumer.partitions_for(topic)]
@@ -197,9 +195,13 @@ def records_in(config: Config, *topics: str) -> int:
 def wait_for_decisions(
     service: ServiceProcess, expected: int, progress: Callable[[float], None], start: int = 0
 ) -> None:
-    """Return once the decisions and dead letters number `expected`; `progress` gets the share beyond `start`.
+    """Returns when the topics have `expected` decisions and dead letters.
 
-    Raises CascadeError where the service ends or stands still.
+    Raises CascadeError where the service ends, or makes no new decision for STALL_S_MAX.
+
+    service: the service that decides.
+    expected: decisions and dead letters since the topics were created.
+    progress: gets the share of what is expected after the first `start`.
     """
     config = service.config
     consumer = make_consumer(config.kafka, None)
@@ -216,7 +218,7 @@ def wait_for_decisions(
             if count != before:
                 before, moved_s = count, time.monotonic()
             elif time.monotonic() - moved_s > STALL_S_MAX:
-                raise CascadeError(f"{count:,} of {expected:,} decisions, and no more for {STALL_S_MAX:.0f} s")
+                raise CascadeError(f"{count:,} of {expected:,} decisions, and no new one for {STALL_S_MAX:.0f} s")
             time.sleep(0.2)
     finally:
         consumer.close()
@@ -225,7 +227,13 @@ def wait_for_decisions(
 def play_file(
     config: Config, data: LabelledData, rows: slice, rate: float | None, progress: Callable[[float], None]
 ) -> Played:
-    """Play some rows of a file into the topics of a configuration, in the schema of its bundle."""
+    """Plays rows of a file into the topics of a configuration.
+
+    config: names the topics, and the bundle with the schema.
+    data: the file's transactions and labels; rows: those to play.
+    rate: transactions a second; None: as fast as possible.
+    progress: gets the share that is sent.
+    """
     schema = load_bundle(Path(config.bundle.path)).schema
     producer = make_producer(config.kafka)
     player = Player.from_config(config, schema, producer)
@@ -236,7 +244,7 @@ def play_file(
 
 
 def fresh_directory(path: Path) -> Path:
-    """An empty directory; raises BrokerError where a running broker still uses what is there."""
+    """Empties or creates a directory; raises BrokerError where a running broker still uses its files."""
     import shutil
 
     if path.exists():

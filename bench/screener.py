@@ -1,8 +1,8 @@
-"""What a score costs, by method: one thread, the same models and rows, the methods by turns.
+"""What a score costs by method: the methods take turns in one thread, on the same models and rows.
 
-LightGBM's `predict` is the reference. Beside it and the compiled screener: LightGBM's single-row fast call (its C API),
-ONNX Runtime's tree ensemble, and tl2cgen and lleaves where they are installed; what is missing is named. Every method's
-scores are compared with the reference before any is timed.
+LightGBM's `predict` is the reference. The others are the compiled screener, LightGBM's single-row fast call (its C
+API), ONNX Runtime's tree ensemble, and tl2cgen and lleaves where they are installed; the report names what is missing.
+The scores of every method are compared with the reference before the methods are timed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from typing import Any
 import lightgbm
 import msgspec
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from bench.tables import figure_table, print_table
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import Float32, Float64, Int64
 from cascade.errors import CascadeError
@@ -33,17 +32,18 @@ from stages.screener.layouts import walk_tables
 
 Score = Callable[[Float32], Any]
 BATCHES = (1, 32, 256, 4096)
-# Trees, leaves and depth (-1: any) of the models beside the shipped one, trained on 30 random features.
+# Trees, leaves and depth (-1: any) of the models beside the shipped model, trained on 30 random features.
 SIZES = ((64, 16, 5), (100, 31, 6), (100, 31, -1), (300, 63, -1))
 FEATURES, TRAINING_ROWS = 30, 20_000
-# As many rows a turn, whatever the batch: other rows at each call, or the branches would be learnt by heart.
+# A turn has this number of rows at any batch size. Each call gets other rows: with the same rows, the processor would
+# predict every branch.
 ROWS_A_TURN = 8_192
 SINGLE_CALLS_A_TURN = 512
 DIFFERENCE_MAX, FLOAT32_DIFFERENCE_MAX = 1e-9, 1e-3
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """A method's cost: medians over the rounds; `spread`: the least and the largest of the ratio."""
+    """A method's wall time, median over the rounds; `spread`: the least and the largest ratio."""
 
     model: str
     method: str
@@ -54,11 +54,11 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScreenerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `cascade bench screener` saw.
+    """The result of `cascade bench screener`.
 
-    `load_s`: seconds to read each model and lay it out. `compile_s`: until the kernels were ready, once a process: from
-    numba's cache, or compiled. `missing`: methods that are not installed, or do not run with what is.
-    `vectors`: what the processor has.
+    `load_s`: seconds to read each model and lay it out. `compile_s`: until the kernels were ready, once a process, from
+    numba's cache or compiled. `missing`: methods that are not installed, or that do not run with the installed
+    libraries. `vectors`: the processor's vector instructions.
     """
 
     timings: list[Timing]
@@ -72,7 +72,7 @@ class ScreenerReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_screener(rounds: int, seed: int) -> ScreenerReport:
-    """Measure everything; raises CascadeError where a method's scores are not LightGBM's."""
+    """Measures every method; raises CascadeError where its scores are not LightGBM's. `seed`: of rows and models."""
     chance = np.random.default_rng(seed)
     models = dict(_models(chance, seed))
     compile_s = _seconds(CompiledScreener(next(iter(models.values())).encode()).warm_up)
@@ -88,9 +88,15 @@ def run_screener(rounds: int, seed: int) -> ScreenerReport:
             for batch in BATCHES:
                 timings += _timed(name, methods, rows, batch, rounds)
     return ScreenerReport(
-        timings=timings, load_s=load_s, compile_s=compile_s, missing=sorted(missing), vectors=_vectors(), rounds=rounds,
-        seed=seed, machine=describe_machine(),
-    )  # fmt: skip
+        timings=timings,
+        load_s=load_s,
+        compile_s=compile_s,
+        missing=sorted(missing),
+        vectors=_vectors(),
+        rounds=rounds,
+        seed=seed,
+        machine=describe_machine(),
+    )
 
 
 def _models(chance: np.random.Generator, seed: int) -> Iterator[tuple[str, str]]:
@@ -98,10 +104,8 @@ def _models(chance: np.random.Generator, seed: int) -> Iterator[tuple[str, str]]
     rows = chance.normal(size=(TRAINING_ROWS, FEATURES)).astype(np.float32)
     positive = (rows[:, :5].sum(axis=1) + chance.normal(size=TRAINING_ROWS) > 1).astype(int)
     for trees, leaves, depth in SIZES:
-        parameters = {
-            "objective": "binary", "num_leaves": leaves, "max_depth": depth, "feature_fraction": 0.7, "seed": seed,
-            "verbose": -1,
-        }  # fmt: skip
+        parameters = {"objective": "binary", "feature_fraction": 0.7, "seed": seed, "verbose": -1}
+        parameters |= {"num_leaves": leaves, "max_depth": depth}
         booster = lightgbm.train(parameters, lightgbm.Dataset(rows, positive), trees)
         yield f"{trees} × {leaves}" + (f", depth {depth}" if depth > 0 else ""), booster.model_to_string()
 
@@ -111,7 +115,7 @@ def _models(chance: np.random.Generator, seed: int) -> Iterator[tuple[str, str]]
 
 @contextmanager
 def _methods(text: str, compiled: CompiledScreener) -> Iterator[tuple[dict[str, Score], set[str]]]:
-    """Every method for a model, LightGBM's predict first, and those that are not installed or do not run here."""
+    """The methods that run here for a model, LightGBM's predict first, and the names of those that do not."""
     booster = lightgbm.Booster(model_str=text)
     methods: dict[str, Score] = {
         "lightgbm": lambda rows: booster.predict(rows, raw_score=True, num_threads=1),
@@ -131,29 +135,30 @@ def _methods(text: str, compiled: CompiledScreener) -> Iterator[tuple[dict[str, 
             except ImportError:
                 missing.add(name)
             except AttributeError as error:
-                # lleaves calls what newer releases of llvmlite, which numba needs, do not have any more
+                # lleaves calls functions that the llvmlite releases which numba needs no longer have
                 missing.add(f"{name} ({error})")
         yield methods, missing
 
 
 @contextmanager
 def _single_row_fast(booster: lightgbm.Booster) -> Iterator[Score]:
-    """LightGBM's call for one row at a time, prepared once: the least that its C API asks of a caller."""
+    """LightGBM's call for a single row, prepared once: the cheapest call that its C API offers."""
     library, width = lightgbm.basic._LIB, booster.num_feature()
-    handle, found = ctypes.c_void_p(), ctypes.c_int64()
+    handle, length = ctypes.c_void_p(), ctypes.c_int64()
     raw_scores, float32 = 1, 0
+    first_iteration, all_iterations = 0, -1
+    settings = map(ctypes.c_int, (raw_scores, first_iteration, all_iterations, float32, width))
     library.LGBM_BoosterPredictForMatSingleRowFastInit(
-        booster._handle, ctypes.c_int(raw_scores), ctypes.c_int(0), ctypes.c_int(-1), ctypes.c_int(float32),
-        ctypes.c_int32(width), ctypes.c_char_p(b"num_threads=1"), ctypes.byref(handle),
-    )  # fmt: skip
+        booster._handle, *settings, ctypes.c_char_p(b"num_threads=1"), ctypes.byref(handle)
+    )
     out = (ctypes.c_double * 1)()
-    call, counted = library.LGBM_BoosterPredictForMatSingleRowFast, ctypes.byref(found)
+    call, written = library.LGBM_BoosterPredictForMatSingleRowFast, ctypes.byref(length)
 
     def score(rows: Float32) -> Float64:
         scores: Float64 = np.empty(len(rows))
         first, step = rows.ctypes.data, rows.strides[0]
         for position in range(len(rows)):
-            call(handle, ctypes.c_void_p(first + position * step), counted, out)
+            call(handle, ctypes.c_void_p(first + position * step), written, out)
             scores[position] = out[0]
         return scores
 
@@ -164,29 +169,38 @@ def _single_row_fast(booster: lightgbm.Booster) -> Iterator[Score]:
 
 
 def _onnxruntime(text: str) -> Score:
-    """The same trees as ONNX's tree ensemble, one thread."""
+    """ONNX Runtime on the trees as an ONNX tree ensemble, one thread."""
     import onnxruntime
     from onnx import TensorProto, helper
 
     forest = read_forest(text.encode())
     nodes = walk_tables(forest, group=1)
-    place: Int64 = np.arange(len(nodes.column), dtype=np.int64)
-    tree = np.searchsorted(nodes.root, place, side="right") - 1
+    node: Int64 = np.arange(len(nodes.column), dtype=np.int64)
+    tree = np.searchsorted(nodes.root, node, side="right") - 1
     first = nodes.root[tree]
     left, right = nodes.child[::2], nodes.child[1::2]
-    is_leaf = left == place
+    is_leaf = left == node
     ensemble = helper.make_node(
-        "TreeEnsembleRegressor", ["rows"], ["scores"], domain="ai.onnx.ml", n_targets=1,
-        nodes_treeids=tree, nodes_nodeids=place - first, nodes_featureids=forest.columns.feature[nodes.column],
+        "TreeEnsembleRegressor",
+        ["rows"],
+        ["scores"],
+        domain="ai.onnx.ml",
+        n_targets=1,
+        nodes_treeids=tree,
+        nodes_nodeids=node - first,
+        nodes_featureids=forest.columns.feature[nodes.column],
         nodes_values=np.where(is_leaf, np.float32(0), nodes.threshold),
-        nodes_modes=["LEAF" if leaf else "BRANCH_LEQ" for leaf in is_leaf], nodes_truenodeids=left - first,
-        nodes_falsenodeids=right - first, target_treeids=tree[is_leaf], target_nodeids=(place - first)[is_leaf],
-        target_ids=np.zeros(int(is_leaf.sum()), np.int64), target_weights=nodes.value[is_leaf],
-    )  # fmt: skip
-    graph = helper.make_graph(
-        [ensemble], "trees", [helper.make_tensor_value_info("rows", TensorProto.FLOAT, [None, forest.width])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [None, 1])],
-    )  # fmt: skip
+        nodes_modes=["LEAF" if leaf else "BRANCH_LEQ" for leaf in is_leaf],
+        nodes_truenodeids=left - first,
+        nodes_falsenodeids=right - first,
+        target_treeids=tree[is_leaf],
+        target_nodeids=(node - first)[is_leaf],
+        target_ids=np.zeros(int(is_leaf.sum()), np.int64),
+        target_weights=nodes.value[is_leaf],
+    )
+    inputs = helper.make_tensor_value_info("rows", TensorProto.FLOAT, [None, forest.width])
+    outputs = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [None, 1])
+    graph = helper.make_graph([ensemble], "trees", [inputs], [outputs])
     operators = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -196,7 +210,7 @@ def _onnxruntime(text: str) -> Score:
 
 
 def _tl2cgen(text: str, directory: Path) -> Score:
-    """Trees as C, compiled; needs a compiler."""
+    """tl2cgen: the trees as C code, compiled by gcc."""
     import tl2cgen
     import treelite
 
@@ -208,7 +222,7 @@ def _tl2cgen(text: str, directory: Path) -> Score:
 
 
 def _lleaves(text: str, directory: Path) -> Score:
-    """Trees as LLVM's intermediate language, compiled."""
+    """lleaves: the trees as LLVM code, compiled."""
     import lleaves
 
     (directory / "model.txt").write_text(text)
@@ -221,10 +235,10 @@ def _lleaves(text: str, directory: Path) -> Score:
 
 
 def _check_equal(model: str, methods: dict[str, Score], rows: Float32) -> None:
-    wanted = methods["lightgbm"](rows)
+    expected = methods["lightgbm"](rows)
     for name, score in methods.items():
         allowed = DIFFERENCE_MAX if name in {"compiled", "lightgbm, one row"} else FLOAT32_DIFFERENCE_MAX
-        difference = float(np.abs(score(rows) - wanted).max())
+        difference = float(np.abs(score(rows) - expected).max())
         if difference > allowed:
             raise CascadeError(f"{name} on {model}: scores differ from LightGBM's by up to {difference:.3g}")
 
@@ -232,15 +246,15 @@ def _check_equal(model: str, methods: dict[str, Score], rows: Float32) -> None:
 def _timed(model: str, methods: dict[str, Score], rows: Float32, batch: int, rounds: int) -> list[Timing]:
     calls = min(ROWS_A_TURN // batch, SINGLE_CALLS_A_TURN)
     parts = [rows[call * batch : (call + 1) * batch] for call in range(calls)]
-    fitting = {name: score for name, score in methods.items() if batch == 1 or name != "lightgbm, one row"}
-    cost: dict[str, list[float]] = {name: [] for name in fitting}
+    timed = {name: score for name, score in methods.items() if batch == 1 or name != "lightgbm, one row"}
+    costs_us: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(rounds):
-        for name, score in fitting.items():
-            cost[name].append(_seconds(lambda: [score(part) for part in parts]) / (calls * batch) * 1e6)  # noqa: B023
-    found = []
-    for name, costs in cost.items():
-        ratios = np.array(cost["lightgbm"]) / np.array(costs)
-        found.append(
+        for name, score in timed.items():
+            costs_us[name].append(_seconds(lambda: [score(part) for part in parts]) / (calls * batch) * 1e6)  # noqa: B023
+    timings = []
+    for name, costs in costs_us.items():
+        ratios = np.array(costs_us["lightgbm"]) / np.array(costs)
+        timings.append(
             Timing(
                 model=model,
                 method=name,
@@ -250,7 +264,7 @@ def _timed(model: str, methods: dict[str, Score], rows: Float32, batch: int, rou
                 spread=(float(ratios.min()), float(ratios.max())),
             )
         )
-    return found
+    return timings
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -271,27 +285,23 @@ def _vectors() -> str:
 
 
 def show(report: ScreenerReport, console: Console) -> None:
-    """Print the report: µs a row, and the ratio to LightGBM's predict in the same round."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), show_edge=False)
-    table.add_column("µs a row", no_wrap=True)
-    for batch in BATCHES:
-        table.add_column(f"batch {batch:,}", justify="right", no_wrap=True)
-    methods = list(dict.fromkeys(one.method for one in report.timings))
-    for model in dict.fromkeys(one.model for one in report.timings):
+    """Prints the report: µs a row, and the ratio to LightGBM's predict in the same round."""
+    table = figure_table("µs a row", *(f"batch {batch:,}" for batch in BATCHES))
+    methods = list(dict.fromkeys(timing.method for timing in report.timings))
+    timings = {(timing.model, timing.method, timing.batch): timing for timing in report.timings}
+    for model in dict.fromkeys(timing.model for timing in report.timings):
         table.add_row(f"[bold]{model}")
         for method in methods:
-            found = {one.batch: one for one in report.timings if (one.model, one.method) == (model, method)}
-            cells = [_cell(found.get(batch)) for batch in BATCHES]
+            cells = [_cell(timings.get((model, method, batch))) for batch in BATCHES]
             table.add_row(f" {method}", *cells, end_section=method == methods[-1])
-    console.print()
-    console.print(table)
     load = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.load_s.items())
-    console.print(
-        f"\n × faster than LightGBM's predict; one thread; medians of {report.rounds} rounds\n"
-        f" compiled: model read in {load}; kernels ready after {report.compile_s:.1f} s\n"
-        f" not installed: {', '.join(report.missing) or 'none'}\n"
-        f" {report.vectors}; {report.machine.text}; seed {report.seed}",
-        highlight=False,
+    print_table(
+        console,
+        table,
+        f"× faster than LightGBM's predict; one thread; medians of {report.rounds} rounds",
+        f"compiled: model read in {load}; kernels ready after {report.compile_s:.1f} s",
+        f"not installed: {', '.join(report.missing) or 'none'}",
+        f"{report.vectors}; {report.machine.text}; seed {report.seed}",
     )
 
 

@@ -1,9 +1,9 @@
-"""What terminals lose when cards are partitioned: `python -m bench.terminals --data handbook.parquet`.
+"""What terminal features lose when cards are partitioned: `python -m bench.terminals --data handbook.parquet`.
 
-Folds the Handbook's stream three ways: by one engine that sees everything, by several that each see their partition's
-cards alone, and by several that tell each other summaries of terminals as `streaming.terminals` does. The test week is
-scored by the same bundle each time. No Kafka and no clock: summaries are told at set distances of event time, so a
-run gives the same figures again.
+Folds the Handbook's stream in three ways: by a single engine that sees every card; by several engines, each with the
+cards of its partition; and by several engines that exchange summaries of terminals, as `streaming.terminals` does. The
+same bundle scores the test week each time. There is no Kafka and no clock: the engines exchange summaries at fixed
+distances of event time, so that every run gives the same figures.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from typing import Annotated
 import msgspec
 import numpy as np
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from bench.cluster import write_json
 from bench.handbook import SCHEMAS, SETTINGS, TEST_WEEK
+from bench.tables import figure_table, print_table
 from cascade.bundle import Bundle, load_bundle
 from cascade.columns import Array, Bool, ColumnBatch, Float32, Int64
 from cascade.config import DeepSettings, TerminalSettings
@@ -52,12 +51,12 @@ from streaming.decisions import message_keys
 Progress = Callable[[float], None]
 EPOCH = datetime(1970, 1, 1)
 DEEP_TIMEOUT_S = 600.0
-# Engines that tell nothing are independent: how far each goes at a time changes no result.
+# Engines that exchange nothing are independent, so the length of a round changes no result.
 APART_ROUND_MS = DAY_MS
 
 
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
-    """Summary records that were told; `octets`: of their keys and values. `lasting`: what compaction leaves of them."""
+    """Summary records that were sent; `octets`: bytes of their keys and values. `lasting`: records after compaction."""
 
     records: int
     octets: int
@@ -67,9 +66,10 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FeatureError(msgspec.Struct, frozen=True, kw_only=True):
-    """A terminal feature over the week's rows against that of the one engine, whose mean is `reference_mean`.
+    """Differences of a terminal feature from the single engine's over the week's rows.
 
-    Differences are absolute, in the feature's own unit; `differing_share`: of the rows.
+    They are absolute, in the feature's own unit. `reference_mean`: the single engine's mean. `differing_share`: share
+    of the rows with a difference.
     """
 
     name: str
@@ -80,9 +80,10 @@ class FeatureError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Way(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to fold the stream; `volume` is None where nothing is told, `errors` is empty for the reference.
+    """A way to fold the stream.
 
-    `escalated_share`, `errors`: of all rows of the week; the qualities: of those that are judged.
+    `volume`: None where nothing is exchanged. `errors`: empty for the reference. `escalated_share` and `errors` are of
+    all rows of the week, the qualities of its judged rows.
     """
 
     name: str
@@ -96,9 +97,10 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What the run showed; `judged` and `frauds`: rows of the week that count, `protocol` says by whose rule.
+    """The result of a run.
 
-    `one_worker_equal`: a single worker that shares gives the reference's features and sequences to the bit.
+    `judged` and `frauds`: rows of the week that count, by the rule that `protocol` names. `one_worker_equal`: a single
+    worker that shares summaries computes the reference's features and sequences to the bit.
     """
 
     bundle: str
@@ -118,20 +120,20 @@ def measure(
     data: Annotated[Path, typer.Option(help="The Handbook's transactions as one Parquet file.")],
     workers: Annotated[int, typer.Option(min=2, max=64, help="Engines, each with one partition of the cards.")] = 4,
     staleness: Annotated[
-        list[str] | None, typer.Option(help="Event time between two rounds of summaries, 1h where absent; repeatable.")
+        list[str] | None, typer.Option(help="Event time between two rounds of summaries, 1h by default; repeatable.")
     ] = None,
     bucket_s: Annotated[
-        int, typer.Option(min=1, max=86_400, help="A summary's stretch of event time.")
+        int, typer.Option(min=1, max=86_400, help="Event time that a summary covers, seconds.")
     ] = TerminalSettings().bucket_s,
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle that `cascade handbook` trained; trained here where absent.")
+        Path | None, typer.Option(help="Bundle that `cascade handbook` trained; trained anew by default.")
     ] = None,
     protocol: Annotated[
-        Path | None, typer.Option(help="The protocol's script; beside the data's folder where absent.")
+        Path | None, typer.Option(help="The protocol's script; by default the one beside the data's folder.")
     ] = None,
-    json: Annotated[Path, typer.Option(help="The figures as JSON.")] = Path("build/terminals.json"),
+    json: Annotated[Path, typer.Option(help="File for the figures, JSON.")] = Path("build/terminals.json"),
 ) -> None:
-    """Fold the stream one way after the other, score the test week, and print what each way gives."""
+    """Fold the stream in each way, score the test week, and compare."""
     started_s = time.monotonic()
     rounds_ms = [_staleness_ms(text) for text in staleness or ["1h"]]
     script = protocol or data.resolve().parent.parent / "tools" / "handbook_protocol.py"
@@ -153,50 +155,59 @@ def measure(
         finally:
             deep.close()
         report = Report(
-            bundle=loaded.version, seed=SETTINGS.seed, bucket_s=bucket_s, transactions=past.batch.rows,
-            judged=int(judged.sum()), frauds=int(past.fraud[judged].sum()),
+            bundle=loaded.version,
+            seed=SETTINGS.seed,
+            bucket_s=bucket_s,
+            transactions=past.batch.rows,
+            judged=int(judged.sum()),
+            frauds=int(past.fraud[judged].sum()),
             protocol="the Handbook's protocol" if script.exists() else "all rows of the week, no protocol was found",
-            ways=ways, one_worker_equal=one_worker_equal, machine=describe_machine(),
+            ways=ways,
+            one_worker_equal=one_worker_equal,
+            machine=describe_machine(),
             elapsed_s=time.monotonic() - started_s,
-        )  # fmt: skip
+        )
     write_json(json, report)
     show(report, Console(), json)
     if not one_worker_equal:
-        raise CascadeError("a single worker that shares does not give the features of one that does not")
+        raise CascadeError("a single worker with sharing computes other features than a single worker without it")
 
 
 def _staleness_ms(text: str) -> int:
     try:
-        found = parse_ms(text)
+        staleness_ms = parse_ms(text)
     except ValueError as error:
         raise typer.BadParameter(f"--staleness {text}: {error}") from error
-    if not 1 <= found <= DAY_MS:
+    if not 1 <= staleness_ms <= DAY_MS:
         raise typer.BadParameter(f"--staleness {text}: out of range; use 1ms to 1d")
-    return found
+    return staleness_ms
 
 
 def protocol_rows(script: Path, data: LabelledData, bundle: Bundle) -> Bool:
-    """Mask of the rows that the Handbook's script judges in its first test week; raises CascadeError."""
+    """Mask of the rows that the Handbook's script judges in its first test week.
+
+    Raises CascadeError where `script` is another script.
+    """
     roles = bundle.schema.roles
     names = runpy.run_path(str(script))
     try:
         test_rows, first = names["test_rows"], names["FIRST_TRAIN_DAY"]
     except KeyError as error:
-        raise CascadeError(f"{script}: defines no {error}; give the Handbook's script with --protocol") from error
+        raise CascadeError(f"{script}: {error} is not defined; give the Handbook's script with --protocol") from error
     day = data.batch[roles.event_time] // DAY_MS
-    found: Bool = test_rows(day, key_codes(data.batch[roles.card]), data.fraud, (first - EPOCH.date()).days)
-    return found
+    mask: Bool = test_rows(day, key_codes(data.batch[roles.card]), data.fraud, (first - EPOCH.date()).days)
+    return mask
 
 
 # --- folding ----------------------------------------------------------------------------------------------------------
 
 
 def card_partitions(cards: Array, partitions: int) -> Int64:
-    """Partition of each row's card, int64 [rows]: CRC-32 of the message's key, as librdkafka spreads keys."""
-    different, which = np.unique(cards, return_inverse=True)
-    numbers = np.array([zlib.crc32(key) % partitions for key in message_keys(different)], np.int64)
-    found: Int64 = numbers[which]
-    return found
+    """Partition id of each row's card, int64 [rows]: CRC-32 of the message's key, as librdkafka spreads keys."""
+    distinct, card_index = np.unique(cards, return_inverse=True)
+    ids = np.array([zlib.crc32(key) % partitions for key in message_keys(distinct)], np.int64)
+    partition_ids: Int64 = ids[card_index]
+    return partition_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,106 +217,117 @@ class Records:
     keys: list[bytes]
     values: list[bytes]
 
+    def extend(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """Appends records."""
+        self.keys.extend(keys)
+        self.values.extend(values)
+
     def octets(self) -> int:
         """Bytes of keys and values."""
         return sum(map(len, self.keys)) + sum(map(len, self.values))
 
 
-def tell(engine: FeatureEngine, batch: ColumnBatch, sources: Int64, bucket_ms: int) -> Records:
-    """Records of the totals, as of now, of all keys and buckets that the rows, already folded, have changed."""
+def summary_records(engine: FeatureEngine, batch: ColumnBatch, partition_ids: Int64, bucket_ms: int) -> Records:
+    """The records that an engine sends after it has folded a batch: totals of every key and bucket that changed.
+
+    batch: the folded rows.
+    partition_ids: of the rows, int64 [rows].
+    bucket_ms: event time that a summary covers.
+    """
     starts = batch[engine.schema.roles.event_time] // bucket_ms * bucket_ms
-    told = Records([], [])
+    records = Records([], [])
     for field, key in enumerate(engine.shared_keys):
-        changed = np.unique(np.column_stack([key_codes(batch[key]), sources, starts]), axis=0)
-        codes, of_sources, of_starts = np.ascontiguousarray(changed.T)
-        keys, values = encode(field, engine.summarise(key, codes, of_sources, of_starts, bucket_ms))
-        told.keys.extend(keys)
-        told.values.extend(values)
-    return told
+        changed = np.unique(np.column_stack([key_codes(batch[key]), partition_ids, starts]), axis=0)
+        codes, ids, of_starts = np.ascontiguousarray(changed.T)
+        records.extend(*encode(field, engine.summarise(key, codes, ids, of_starts, bucket_ms)))
+    return records
 
 
-def follow(engines: Sequence[FeatureEngine], told: Records) -> None:
-    """Every engine reads all records, its own too, as from a topic; raises CascadeError where one cannot be read."""
-    found, rejected = decode(told.keys, told.values, engines[0].shared_values)
+def fold_records(engines: Sequence[FeatureEngine], records: Records) -> None:
+    """Every engine reads all records, its own too, as from a topic; raises CascadeError for an unreadable record."""
+    by_key, rejected = decode(records.keys, records.values, engines[0].shared_values)
     if rejected:
-        raise CascadeError(f"{rejected} of {len(told.keys)} summary records cannot be read")
+        raise CascadeError(f"{rejected} of {len(records.keys)} summary records cannot be read")
     for engine in engines:
-        for key, summaries in zip(engine.shared_keys, found, strict=True):
+        for key, summaries in zip(engine.shared_keys, by_key, strict=True):
             engine.fold_summaries(key, summaries)
 
 
-def fold_apart(
+def fold_partitioned(
     bundle: Bundle,
     data: LabelledData,
-    sources: Int64,
+    partition_ids: Int64,
     wanted: Bool,
     round_ms: int,
     bucket_ms: int | None,
     progress: Progress,
 ) -> tuple[Folded, Volume]:
-    """Fold `data` by one engine a source, and keep features and sequences where `wanted`.
+    """Folds `data` by an engine for each partition; every engine gets all labels.
 
-    `sources` int64 [rows]: the engine of each row, 0 to n − 1. At the end of each stretch of `round_ms` of event time
-    every engine tells what has changed, in summaries of `bucket_ms`, and reads what all have told; with None nothing is
-    told. Labels go to every engine.
+    bundle: features and schema.
+    data: transactions in the order of time.
+    partition_ids: of the rows, int64 [rows], 0 to n − 1.
+    wanted: rows whose features and sequences are returned, bool [rows].
+    round_ms: event time of a round; at its end every engine sends summaries, and reads those of all engines.
+    bucket_ms: event time that a summary covers; None: the engines exchange nothing.
+    progress: gets the share of the rows that is folded.
     """
-    schema, workers = bundle.schema, int(sources.max()) + 1
+    schema, workers = bundle.schema, int(partition_ids.max()) + 1
     times = data.batch[schema.roles.event_time]
-    engines = [_worker(bundle, number, workers) for number in range(workers)]
+    engines = [_worker(bundle, partition_id, workers) for partition_id in range(workers)]
     rows = np.flatnonzero(wanted)
-    place = np.full(data.batch.rows, -1, np.int64)
-    place[rows] = np.arange(len(rows))
+    position = np.full(data.batch.rows, -1, np.int64)
+    position[rows] = np.arange(len(rows))
     features = np.zeros((len(rows), engines[0].width), np.float32)
     sequence = np.zeros((len(rows), *engines[0].sequence_shape), np.float32)
-    records = octets = told_labels = 0
+    record_count = octets = label_count = 0
     frauds = np.flatnonzero(data.fraud)
     due = times[frauds] + schema.label.delay_ms
     edges = np.append(np.unique(times // round_ms, return_index=True)[1], data.batch.rows)
     for start, end in pairwise(edges.tolist()):
-        known = int(np.searchsorted(due, times[end - 1], side="right"))
-        if known > told_labels:
-            labels = labels_of(data.take(frauds[told_labels:known]), schema.label.field)
+        due_count = int(np.searchsorted(due, times[end - 1], side="right"))
+        if due_count > label_count:
+            labels = labels_of(data.take(frauds[label_count:due_count]), schema.label.field)
             for engine in engines:
                 engine.update_labels(labels)
-            told_labels = known
-        round_told = Records([], [])
-        for number, engine in enumerate(engines):
-            mine = start + np.flatnonzero(sources[start:end] == number)
-            if not len(mine):
+            label_count = due_count
+        records = Records([], [])
+        for partition_id, engine in enumerate(engines):
+            own = start + np.flatnonzero(partition_ids[start:end] == partition_id)
+            if not len(own):
                 continue
-            batch = data.batch.take(mine)
-            computed = engine.update(batch, sources[mine])
-            kept = wanted[mine]
-            features[place[mine[kept]]] = computed.features[kept]
-            sequence[place[mine[kept]]] = computed.sequence[kept]
+            batch = data.batch.take(own)
+            computed = engine.update(batch, partition_ids[own])
+            chosen = wanted[own]
+            features[position[own[chosen]]] = computed.features[chosen]
+            sequence[position[own[chosen]]] = computed.sequence[chosen]
             if bucket_ms is not None:
-                told = tell(engine, batch, sources[mine], bucket_ms)
-                round_told.keys.extend(told.keys)
-                round_told.values.extend(told.values)
-        if round_told.keys:
-            follow(engines, round_told)
-        records += len(round_told.keys)
-        octets += round_told.octets()
+                sent = summary_records(engine, batch, partition_ids[own], bucket_ms)
+                records.extend(sent.keys, sent.values)
+        if records.keys:
+            fold_records(engines, records)
+        record_count += len(records.keys)
+        octets += records.octets()
         progress(end / data.batch.rows)
+    lasting = 0 if bucket_ms is None else _lasting(engines[0], data.batch, partition_ids, bucket_ms)
     volume = Volume(
-        records=records, octets=octets, transactions=data.batch.rows, rounds=len(edges) - 1,
-        lasting=0 if bucket_ms is None else _lasting(engines[0], data.batch, sources, bucket_ms),
-    )  # fmt: skip
+        records=record_count, octets=octets, transactions=data.batch.rows, rounds=len(edges) - 1, lasting=lasting
+    )
     return Folded(rows, features, sequence), volume
 
 
-def _worker(bundle: Bundle, number: int, workers: int) -> FeatureEngine:
-    """An engine that holds the source `number`; what others told of theirs counts."""
+def _worker(bundle: Bundle, partition_id: int, workers: int) -> FeatureEngine:
+    """An engine that owns a partition and uses the summaries of the others."""
     engine = FeatureEngine(bundle.spec, bundle.schema)
-    for other in set(range(workers)) - {number}:
+    for other in set(range(workers)) - {partition_id}:
         engine.hide(other)
     return engine
 
 
-def _lasting(engine: FeatureEngine, batch: ColumnBatch, sources: Int64, bucket_ms: int) -> int:
-    """Different keys of records: what a compacted topic holds in the end."""
+def _lasting(engine: FeatureEngine, batch: ColumnBatch, partition_ids: Int64, bucket_ms: int) -> int:
+    """The number of different record keys, which is what compaction leaves of a topic."""
     buckets = batch[engine.schema.roles.event_time] // bucket_ms
-    stacks = (np.column_stack([key_codes(batch[key]), sources, buckets]) for key in engine.shared_keys)
+    stacks = (np.column_stack([key_codes(batch[key]), partition_ids, buckets]) for key in engine.shared_keys)
     return sum(len(np.unique(stack, axis=0)) for stack in stacks)
 
 
@@ -323,52 +345,55 @@ def compare(
     bucket_ms: int,
     progress: Callable[[str, float], None],
 ) -> tuple[tuple[Way, ...], bool]:
-    """Fold and judge each way: one engine, `workers` apart, `workers` that share with each of `rounds_ms`.
+    """Folds and judges each way; also returns whether a single worker with sharing equals the single engine to the bit.
 
-    `wanted`: rows that are scored, `judged`: the part of them that counts. Also whether one worker that shares, in
-    rounds of the first of `rounds_ms`, gives what the one engine gives, to the bit.
+    The ways are a single engine, `workers` engines without exchange, and `workers` engines for each of `rounds_ms`.
+
+    bundle: features, screener and policy; deep: its deep model.
+    data: transactions in the order of time.
+    wanted: rows that are scored, bool [rows]; judged: those of them that count for quality, bool [rows].
+    workers: engines, each with a partition of the cards.
+    rounds_ms: event times between two exchanges; the single worker uses the first.
+    bucket_ms: event time that a summary covers.
+    progress: gets a way's name and the share that is folded.
     """
-    reference_engine = FeatureEngine(bundle.spec, bundle.schema)
-    screener = make_screener(bundle, reference_engine.width)
-    sources = card_partitions(data.batch[bundle.schema.roles.card], workers)
-    columns = [reference_engine.names.index(one.name) for key in reference_engine.shared_keys
-               for one in reference_engine.plan.keyed[key]]  # fmt: skip
-    names = [reference_engine.names[column] for column in columns]
+    single = FeatureEngine(bundle.spec, bundle.schema)
+    screener = make_screener(bundle, single.width)
+    partition_ids = card_partitions(data.batch[bundle.schema.roles.card], workers)
+    shared = [feature.name for key in single.shared_keys for feature in single.plan.keyed[key]]
+    columns = [single.names.index(name) for name in shared]
+    reference = fold_rows(single, data, wanted, wanted, lambda share: progress("one engine", share))
 
-    reference = fold_rows(reference_engine, data, wanted, wanted, lambda share: progress("one engine", share))
-
-    def judge(name: str, folded: Folded, number: int, staleness_s: float | None, volume: Volume | None) -> Way:
+    def judge(name: str, folded: Folded, engines: int, staleness_s: float | None, volume: Volume | None) -> Way:
         raw = score(folded, screener, deep)
         counts = judged[folded.rows]
         rows = data.take(folded.rows[counts])
         probability, escalated = raw.cascade(bundle.policy)
-        errors = (
-            ()
-            if folded is reference
-            else feature_errors(names, folded.features[:, columns], reference.features[:, columns])
-        )
+        errors: tuple[FeatureError, ...] = ()
+        if folded is not reference:
+            errors = feature_errors(shared, folded.features[:, columns], reference.features[:, columns])
         return Way(
-            name=name, workers=number, staleness_s=staleness_s, volume=volume, errors=errors,
+            name=name,
+            workers=engines,
+            staleness_s=staleness_s,
+            volume=volume,
+            errors=errors,
             escalated_share=float(escalated.mean()),
             screener=_quality(bundle, rows, bundle.policy.screener.probability(raw.screener_raw)[counts]),
             cascade=_quality(bundle, rows, probability[counts]),
-        )  # fmt: skip
+        )
+
+    def fold(name: str, ids: Int64, round_ms: int, bucket_ms: int | None) -> tuple[Folded, Volume]:
+        return fold_partitioned(bundle, data, ids, wanted, round_ms, bucket_ms, lambda share: progress(name, share))
 
     ways = [judge("one engine", reference, 1, None, None)]
     name = f"{workers} engines, nothing shared"
-    apart, _ = fold_apart(bundle, data, sources, wanted, APART_ROUND_MS, None, lambda share: progress(name, share))
-    ways.append(judge(name, apart, workers, None, None))
+    ways.append(judge(name, fold(name, partition_ids, APART_ROUND_MS, None)[0], workers, None, None))
     for round_ms in rounds_ms:
         name = f"{workers} engines, shared every {round_ms / 1_000:g} s"
-        shared, volume = fold_apart(
-            bundle, data, sources, wanted, round_ms, bucket_ms,
-            lambda share: progress(name, share),  # noqa: B023
-        )  # fmt: skip
-        ways.append(judge(name, shared, workers, round_ms / 1_000, volume))
-    alone, _ = fold_apart(
-        bundle, data, np.zeros_like(sources), wanted, rounds_ms[0], bucket_ms,
-        lambda share: progress("1 engine that shares", share),
-    )  # fmt: skip
+        folded, volume = fold(name, partition_ids, round_ms, bucket_ms)
+        ways.append(judge(name, folded, workers, round_ms / 1_000, volume))
+    alone, _ = fold("1 engine that shares", np.zeros_like(partition_ids), rounds_ms[0], bucket_ms)
     equal = np.array_equal(alone.features, reference.features) and np.array_equal(alone.sequence, reference.sequence)
     return tuple(ways), equal
 
@@ -385,7 +410,7 @@ def score(folded: Folded, screener: Screener, deep: DeepStage) -> OfflineScores:
 
 
 def feature_errors(names: Sequence[str], found: Float32, reference: Float32) -> tuple[FeatureError, ...]:
-    """Of each column of `found` against `reference`, both float32 [rows, columns]."""
+    """Errors of each named column of `found` against `reference`, both float32 [rows, columns]."""
     exact = reference.astype(np.float64)
     differences = np.abs(found - exact)
     return tuple(
@@ -410,55 +435,42 @@ def _quality(bundle: Bundle, rows: LabelledData, probability: Array) -> Quality:
 
 
 def show(report: Report, console: Console, json: Path) -> None:
-    """Print the report."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), show_edge=False)
-    table.add_column("screener, then cascade", min_width=24)
-    for name in ("AUC", "AP", "CP@100", "AUC", "AP", "CP@100", "escalated %"):
-        table.add_column(name, justify="right", no_wrap=True)
+    """Prints the report: quality and volume of each way, and the errors of its terminal features."""
+    table = figure_table("way", "AUC", "AP", "CP@100", "escalated %")
     for way in report.ways:
-        figures = (*_figures(way.screener), *_figures(way.cascade))
-        table.add_row(way.name, *figures, f"{100 * way.escalated_share:.2f}")
-    console.print(table)
-    errors = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1), show_edge=False)
-    errors.add_column("terminal features, difference to one engine", no_wrap=True)
-    errors.add_column("mean value", justify="right")
+        table.add_row(f"[bold]{way.name}", "", "", "", f"{100 * way.escalated_share:.2f}")
+        table.add_row(" screener", *_figures(way.screener))
+        table.add_row(" cascade", *_figures(way.cascade), end_section=True)
+    print_table(console, table)
     for way in report.ways[1:]:
-        sharing = "apart" if way.staleness_s is None else f"{way.staleness_s:g} s"
-        for figure in ("mean", "max", "rows %"):
-            errors.add_column(f"{sharing} {figure}", justify="right")
-    for column in zip(*(way.errors for way in report.ways[1:]), strict=True):
-        cells = (
-            cell
-            for one in column
-            for cell in (f"{one.difference_mean:.3g}", f"{one.difference_max:.3g}", f"{100 * one.differing_share:.1f}")
-        )
-        errors.add_row(column[0].name, f"{column[0].reference_mean:.3g}", *cells)
-    console.print()
-    console.print(errors)
-    console.print()
-    for way in report.ways:
-        if way.volume is not None:
-            one = way.volume
-            console.print(
-                f" {way.name}: {one.records:,} records for {one.transactions:,} transactions"
-                f" ({one.records / one.transactions:.3f} each, {one.octets / one.records:.0f} bytes a record), of which"
-                f" compaction leaves {one.lasting:,}; {one.rounds:,} rounds",
-                highlight=False,
-            )
-    equal = "to the bit" if report.one_worker_equal else "NOT EQUAL"
-    console.print(
-        f" one worker that shares, against one engine: {equal}\n"
-        f" {report.judged:,} transactions judged, {report.frauds:,} frauds, {report.protocol}; bundle {report.bundle};"
-        f" buckets of {report.bucket_s:,} s; partition: CRC-32 of the card's id as text\n"
-        f" {report.machine.text}; seed {report.seed}\n"
-        f" {report.elapsed_s:.0f} s in all; figures in {json}",
-        highlight=False,
+        table = figure_table("feature", "mean", "mean error", "max error", "wrong rows %", title=way.name)
+        for error in way.errors:
+            figures = (error.reference_mean, error.difference_mean, error.difference_max)
+            table.add_row(error.name, *(f"{figure:.3g}" for figure in figures), f"{100 * error.differing_share:.1f}")
+        print_table(console, table)
+    volumes = (_volume_text(way.name, way.volume) for way in report.ways if way.volume is not None)
+    notes = (
+        *volumes,
+        f"one worker that shares, against one engine: {'to the bit' if report.one_worker_equal else 'NOT EQUAL'}",
+        f"{report.judged:,} transactions judged, {report.frauds:,} frauds, {report.protocol}; bundle {report.bundle}",
+        f"buckets of {report.bucket_s:,} s; partition: CRC-32 of the card's id as text",
+        f"{report.machine.text}; seed {report.seed}",
+        f"{report.elapsed_s:.0f} s in all; figures in {json}",
+    )
+    console.print("\n" + "\n".join(f" {note}" for note in notes), highlight=False)
+
+
+def _volume_text(way: str, volume: Volume) -> str:
+    return (
+        f"{way}: {volume.records:,} records for {volume.transactions:,} transactions"
+        f" ({volume.records / volume.transactions:.3f} each, {volume.octets / volume.records:.0f} bytes a record);"
+        f" compaction leaves {volume.lasting:,}; {volume.rounds:,} rounds"
     )
 
 
-def _figures(one: Quality) -> tuple[str, ...]:
-    found = (one.auc, one.average_precision, one.card_precision_top100)
-    return tuple("-" if figure is None else f"{figure:.4f}" for figure in found)
+def _figures(quality: Quality) -> tuple[str, ...]:
+    figures = (quality.auc, quality.average_precision, quality.card_precision_top100)
+    return tuple("-" if figure is None else f"{figure:.4f}" for figure in figures)
 
 
 if __name__ == "__main__":

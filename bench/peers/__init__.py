@@ -1,12 +1,13 @@
-"""The peers: applications that a team would write in Cascade's stead, on the same broker, topics, models and Triton.
+"""The peers: applications that a team would write instead of Cascade, on the same broker, topics, models and Triton.
 
     peer = peer_named("plain-loop")
     if (why := peer.missing()) is None:
         with peer.run(work) as process:
             process.wait_ready()
 
-They are fair: each as its documentation shows, tuned as a user would, at least once, offsets committed every five
-seconds. What they leave out, their own modules say. They write the messages of `streaming.decisions`.
+The comparison is fair: each peer is written as its library's documentation shows and tuned as a user would tune it. It
+delivers at least once and commits offsets every five seconds. Its own module names what it leaves out. Its decisions
+are the messages of `streaming.decisions`.
 """
 
 from __future__ import annotations

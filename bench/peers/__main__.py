@@ -1,4 +1,4 @@
-"""`python -m bench.peers [NAME...]`: install the peers, all or those named, into the cache of the embedded parts."""
+"""`python -m bench.peers [NAME...]`: installs the named peers, or all, into the directory of the embedded parts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from cascade.errors import CascadeError
 
 
 def main(names: list[str]) -> int:
-    """Install each; what fails is said in a line, and the others are installed all the same."""
+    """Installs each peer; prints a line where it fails, and continues with the others. Returns the exit status."""
     known = {peer.name: peer for peer in PEERS}
     if unknown := sorted(set(names) - set(known)):
-        print(f"no peer {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
+        print(f"no peer {', '.join(unknown)}; use {', '.join(known)}", file=sys.stderr)
         return 2
     failed = 0
     for name in names or known:

@@ -1,4 +1,4 @@
-"""The peer in Java: Kafka Streams, built with Maven on this machine, run by the Java of the embedded parts."""
+"""The peer in Java: Kafka Streams, built with Maven on this machine, run by the Java runtime of the embedded parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from cascade.local_parts import MARKER, install_lock, local_parts_dir, read_mark
 
 _SOURCE = Path(__file__).parent / "kafka_streams"
 _BUILD_TIMEOUT_S = 900.0
-# The heap holds the stores of some hundred thousand keys. Loading LightGBM's library is what Java 24 and later warn of.
+# 1 GB of heap is enough for the stores of some hundred thousand keys. Without --enable-native-access, Java 24 and later
+# warn when LightGBM's library is loaded.
 _JVM_OPTIONS = ("-Xmx1g", "--enable-native-access=ALL-UNNAMED", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
 _TOOLS_REMEDY = "install them (Debian: maven and default-jdk-headless)"
 
@@ -36,20 +37,20 @@ class KafkaStreams:
             return None
         lacking = _lacking_tools()
         remedy = f"{_TOOLS_REMEDY}, then run" if lacking else "run"
-        without = f", and it cannot be: no {' and no '.join(lacking)}" if lacking else ""
-        return f"it is not built in {self._directory()}{without}; {remedy} `python -m bench.peers {self.name}`"
+        tools = f", and without {' and '.join(lacking)} it cannot be built" if lacking else ""
+        return f"it is not built in {self._directory()}{tools}; {remedy} `python -m bench.peers {self.name}`"
 
     def install(self, report: Callable[[str], None]) -> None:
-        """Compile it, with its libraries from Maven's repositories (0.1 GB)."""
+        """Builds the application, with its libraries from Maven's repositories (0.1 GB)."""
         target = self._directory()
         with install_lock(target):
             if read_marker(target) == _marker():
                 report(f"{self.name}: present in {target}")
                 return
             if lacking := _lacking_tools():
-                raise LocalPartError(f"it cannot be built: no {' and no '.join(lacking)}; {_TOOLS_REMEDY}")
+                raise LocalPartError(f"it cannot be built without {' and '.join(lacking)}; {_TOOLS_REMEDY}")
             started_s = time.monotonic()
-            report(f"{self.name}: building with Maven (its libraries: 0.1 GB)")
+            report(f"{self.name}: building with Maven (downloads 0.1 GB of libraries)")
             with staged_directory(target) as staged:
                 shutil.copytree(_SOURCE, staged / "source")
                 _maven(staged / "source")
@@ -77,7 +78,7 @@ def _lacking_tools() -> list[str]:
 
 
 def _marker() -> dict[str, object]:
-    """Another source is another application."""
+    """Identifies the build: a change of the source makes a new build necessary."""
     files = sorted(path for path in _SOURCE.rglob("*") if path.suffix in (".java", ".xml"))
     content = b"".join(path.name.encode() + path.read_bytes() for path in files)
     return {"source": hashlib.sha256(content).hexdigest()}
@@ -93,4 +94,6 @@ def _maven(source: Path) -> None:
         raise LocalPartError(f"Maven took more than {_BUILD_TIMEOUT_S:g} s; try again") from error
     if done.returncode != 0:
         errors = [line for line in done.stdout.splitlines() if line.startswith("[ERROR]")]
-        raise LocalPartError(f"Maven failed: {' '.join(errors)[:400] or 'it said nothing'}; it needs the network once")
+        raise LocalPartError(
+            f"Maven failed: {' '.join(errors)[:400] or 'without a message'}; the first build needs the network"
+        )

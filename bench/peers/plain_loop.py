@@ -1,7 +1,8 @@
-"""A plain loop, as most people write it: kafka-python, json, dictionaries, LightGBM's predict; a Triton call in line.
+"""A plain loop, as most people write it: kafka-python, json, dictionaries, LightGBM's predict, a blocking Triton call.
 
-Features as in `bench.peers.scoring`, state in memory only and unbounded: a restart begins with none. At least once:
-offsets are committed every few seconds, after the decisions before them were acknowledged.
+Its features are those of `bench.peers.scoring`. Its state is in memory only and unbounded, and a restart begins with an
+empty state. It delivers at least once: it commits offsets every few seconds, after the broker has acknowledged the
+decisions before them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bench.peers.scoring import (
 
 
 class Stop:
-    """Set by SIGTERM and SIGINT."""
+    """`wanted` becomes True with SIGTERM or SIGINT."""
 
     def __init__(self) -> None:
         self.wanted = False
@@ -39,7 +40,7 @@ class Stop:
 
 
 def main() -> None:
-    """Decide until SIGTERM."""
+    """Decides until SIGTERM."""
     from kafka import KafkaConsumer, KafkaProducer
 
     stop = Stop()
@@ -47,7 +48,7 @@ def main() -> None:
     models = Models(arguments, TRANSACTION_FEATURES + TERMINAL_FEATURES + CARD_FEATURES)
     cards: dict[int, Card] = {}
     terminals: dict[int, Days] = {}
-    # its default batch holds forty decisions only
+    # kafka-python's default batch of 16 KiB has room for only forty decisions
     producer = KafkaProducer(bootstrap_servers=arguments.bootstrap.split(","), linger_ms=5, batch_size=131_072)
     consumer = KafkaConsumer(
         arguments.transactions,
@@ -60,16 +61,14 @@ def main() -> None:
     while not stop.wanted:
         for records in consumer.poll(timeout_ms=100).values():
             for record in records:
-                one = json.loads(record.value)
-                time_ms, amount = one["event_time"], one["amount"]
-                counts, sums = add(terminals.setdefault(one["terminal_id"], []), time_ms, amount)
-                card = cards.setdefault(one["card_id"], Card([], []))
-                values = [
-                    *transaction_features(time_ms, amount), *counts, *means(counts, sums),
-                    *card.features(time_ms, amount),
-                ]  # fmt: skip
-                place = f"{record.topic}-{record.partition}-{record.offset}"
-                decision = models.decide(one, values, card.steps, place, record.timestamp)
+                transaction = json.loads(record.value)
+                time_ms, amount = transaction["event_time"], transaction["amount"]
+                counts, sums = add(terminals.setdefault(transaction["terminal_id"], []), time_ms, amount)
+                card = cards.setdefault(transaction["card_id"], Card([], []))
+                terminal_features = (*counts, *means(counts, sums))
+                features = [*transaction_features(time_ms, amount), *terminal_features, *card.features(time_ms, amount)]
+                decision_id = f"{record.topic}-{record.partition}-{record.offset}"
+                decision = models.decide(transaction, features, card.steps, decision_id, record.timestamp)
                 producer.send(arguments.decisions, key=record.key, value=json.dumps(decision).encode())
         if time.monotonic() - committed_s > arguments.commit_s:
             producer.flush()

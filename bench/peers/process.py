@@ -1,4 +1,4 @@
-"""A peer as a process: what it is given, when it is ready, how it ends."""
+"""A peer as a process: its arguments, its start and its end."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a peer reads, asks and writes; topics and the directory `out` (state and log) are its own.
+    """The arguments of a peer.
 
-    `triton_grpc`: `host:port`; `triton_http`: the base of its URLs. Escalated is what reaches the log-odds
-    `escalate_above`, or, where that is None, about the share `escalate_share` with the highest scores: peers compute
-    fewer features than Cascade, so a threshold of its policy would mean another share to them.
+    `transactions` and `decisions` are topics; `out` is a directory for state and log; `triton_grpc` is `host:port`;
+    `triton_http` is the base of its URLs. A peer escalates the scores from the log-odds `escalate_above` on, or, where
+    that is None, about the share `escalate_share` with the highest scores: a peer computes fewer features than Cascade,
+    so the policy's threshold would escalate another share.
     """
 
     bootstrap: str
@@ -40,48 +41,57 @@ class Work:
 
     def arguments(self) -> list[str]:
         """The command line that every peer understands."""
-        values: dict[str, object] = {
-            "bootstrap": self.bootstrap, "transactions": self.transactions, "decisions": self.decisions,
-            "group": self.group, "bundle": self.bundle, "triton-grpc": self.triton_grpc,
-            "triton-http": self.triton_http, "state": self.out / "state", "escalate-share": self.escalate_share,
-        }  # fmt: skip
-        if self.escalate_above is not None:
-            values["escalate-above"] = self.escalate_above
-        return [f"--{name}={value}" for name, value in values.items()]
+        values = {
+            "bootstrap": self.bootstrap,
+            "transactions": self.transactions,
+            "decisions": self.decisions,
+            "group": self.group,
+            "bundle": self.bundle,
+            "triton-grpc": self.triton_grpc,
+            "triton-http": self.triton_http,
+            "state": self.out / "state",
+            "escalate-share": self.escalate_share,
+            "escalate-above": self.escalate_above,
+        }
+        return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
 class Peer(Protocol):
-    """An application that does the work of Cascade's service."""
+    """An application with the task of Cascade's service."""
 
     @property
     def name(self) -> str:
-        """As scenarios name it."""
+        """The name in scenarios."""
         ...
 
     def missing(self) -> str | None:
-        """Why it cannot run here, with the remedy, as one line; None where it can."""
+        """Why the peer cannot run here, with the remedy, as a single line; None where it can."""
         ...
 
     def install(self, report: Callable[[str], None]) -> None:
-        """Bring what it needs, once; raises LocalPartError where that fails."""
+        """Installs what the peer needs, if it is not there; raises LocalPartError where that fails."""
         ...
 
     def run(self, work: Work) -> PeerProcess:
-        """It as a process, not yet started; raises LocalPartError where it is missing."""
+        """Makes the peer's process, not started yet; raises LocalPartError where the peer is missing."""
         ...
 
 
 class PeerProcess:
-    """A peer that runs; a context manager that starts it and stops it, and a `Service` of the bench.
+    """A peer's process; a context manager that starts and stops it, and a `Service` of the bench.
 
     `log`: the file of its output.
+
+    name: of the peer.
+    command: to run, without the arguments of `work`.
+    environment: variables beside those of this process.
+    work: the peer's arguments.
     """
 
     def __init__(self, name: str, command: Sequence[str], environment: dict[str, str], work: Work) -> None:
-        """`environment`: beside that of this process."""
         self.name, self.log, self._work = name, work.out / f"{name}.log", work
         work.out.mkdir(parents=True, exist_ok=True)
-        # its arithmetic is a row at a time: more threads would only wait for each other
+        # a peer computes a row at a time, so more threads would only wait for each other
         inherited = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         self._process = OwnedProcess(name, [*command, *work.arguments()], self.log, inherited)
 
@@ -94,24 +104,24 @@ class PeerProcess:
 
     @property
     def pid(self) -> int | None:
-        """Process id; None while it does not run. There are no helpers."""
+        """The process id; None while the peer does not run."""
         return self._process.pid
 
     def log_tail(self) -> str:
-        """What it has logged last, as one line."""
+        """The end of the log, as a single line."""
         return self._process.log_tail()
 
     def start(self) -> None:
-        """Start it and return at once."""
+        """Starts the peer and returns at once."""
         self._process.start()
 
     def check_running(self) -> None:
-        """Raise LocalPartError where it has ended."""
+        """Raises LocalPartError where the peer has ended."""
         if not self._process.running:
             raise LocalPartError(f"{self.name} ended: {self.log_tail()}")
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Return once its group has partitions; raises LocalPartError where it ends or takes longer."""
+        """Returns when the peer's group is stable; raises LocalPartError where the peer ends or takes longer."""
         from kafka import KafkaAdminClient
 
         give_up_s = time.monotonic() + timeout_s
@@ -128,9 +138,9 @@ class PeerProcess:
         try:
             group = admin.describe_groups([self._work.group])[self._work.group]  # type: ignore[attr-defined]
         except KafkaError:
-            return False  # not known yet
+            return False  # the broker has no such group yet
         return bool(group["group_state"] == "Stable" and group["members"])
 
     def stop(self) -> None:
-        """SIGTERM; it commits and ends, or is killed after half a minute."""
+        """Sends SIGTERM, after which the peer commits and ends; kills it after STOP_GRACE_S."""
         self._process.stop(STOP_GRACE_S)

@@ -1,4 +1,4 @@
-"""The peers in Python: the plain loop in the service's own environment, quix-streams in one of its own."""
+"""The peers in Python: the plain loop in the service's own environment, quix-streams in a separate environment."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _UV_SETTINGS_LEFT_OUT = ("UV_CONSTRAINT", "UV_OVERRIDE", "VIRTUAL_ENV")
 
 
 class PlainLoop:
-    """`bench.peers.plain_loop`, which needs nothing that the service does not."""
+    """`bench.peers.plain_loop`, with the packages of the service."""
 
     name = "plain-loop"
 
     def missing(self) -> str | None:
-        """Never."""
+        """None: it can always run."""
         return None
 
     def install(self, report: Callable[[str], None]) -> None:
-        """Nothing to do."""
+        """Does nothing: the peer needs no installation."""
         report(f"{self.name}: present")
 
     def run(self, work: Work) -> PeerProcess:
@@ -40,7 +40,7 @@ class PlainLoop:
 
 
 class QuixStreams:
-    """`quix_app.py`, in an environment of its own: quix-streams pins an older confluent-kafka than the service has."""
+    """`quix_app.py`, in a separate environment: quix-streams pins an older confluent-kafka than the service has."""
 
     name = "quix-streams"
 
@@ -51,7 +51,7 @@ class QuixStreams:
         return f"quix-streams is not installed in {self._directory()}; run `python -m bench.peers {self.name}`"
 
     def install(self, report: Callable[[str], None]) -> None:
-        """A virtual environment with the packages of `quix_requirements.txt`."""
+        """Makes a virtual environment with the packages of `quix_requirements.txt`."""
         target = self._directory()
         with install_lock(target):
             if self.missing() is None:
@@ -70,7 +70,7 @@ class QuixStreams:
         if (problem := self.missing()) is not None:
             raise LocalPartError(problem)
         python = self._directory() / "python" / "bin" / "python"
-        # nothing of the service's packages; a script finds the modules beside it
+        # without the service's packages; Python finds the modules beside the script
         environment = {"PYTHONPATH": "", "PYTHONNOUSERSITE": "1"}
         return PeerProcess(self.name, [str(python), str(_HERE / "quix_app.py")], environment, work)
 
@@ -84,7 +84,7 @@ def _marker() -> dict[str, object]:
 
 
 def _uv(*arguments: str) -> None:
-    # The user's own mirrors hold, but no project's constraints: they name another confluent-kafka.
+    # The user's package mirrors apply, but not a project's constraints, which name another confluent-kafka.
     environment = {name: value for name, value in os.environ.items() if name not in _UV_SETTINGS_LEFT_OUT}
     command = [sys.executable, "-m", "uv", "--quiet", *arguments]
     try:
@@ -94,5 +94,5 @@ def _uv(*arguments: str) -> None:
     except subprocess.TimeoutExpired as error:
         raise LocalPartError(f"downloading quix-streams took more than {_INSTALL_TIMEOUT_S:g} s; try again") from error
     if done.returncode != 0:
-        said = " ".join(done.stderr.split())[-400:]
-        raise LocalPartError(f"quix-streams cannot be installed: {said}; it needs uv (extra `local`) and the network")
+        reason = " ".join(done.stderr.split())[-400:]
+        raise LocalPartError(f"quix-streams cannot be installed: {reason}; it needs uv (extra `local`) and the network")

@@ -1,8 +1,9 @@
-"""A quix-streams application: a stateful step by card, on the library's own state store (RocksDB with a changelog).
+"""A quix-streams application: a stateful step by card, on the library's state store (RocksDB with a changelog).
 
-A script, run in an environment of its own by `bench.peers.python_peers`. Features as in `scoring`, but none of the
-terminal: state belongs to the key of the messages, the card, and another key would take the stream once more through
-Kafka (`group_by`). That is less work than the others do. At least once, checkpoints every five seconds.
+`bench.peers.python_peers` runs this script in a separate environment. Its features are those of `scoring` without the
+terminal's: state belongs to the key of the messages, the card, and another key would take the stream through Kafka a
+second time (`group_by`). So it does less work than the other peers. It delivers at least once, with a checkpoint every
+five seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from scoring import (  # type: ignore[import-not-found]
 
 
 def main() -> None:
-    """Decide until SIGTERM."""
+    """Decides until SIGTERM."""
     from quixstreams import Application, State, message_context  # type: ignore[import-not-found]
 
     arguments = parse_arguments("The quix-streams application.")
@@ -38,15 +39,17 @@ def main() -> None:
     transactions = app.topic(arguments.transactions, key_deserializer="bytes", value_deserializer="json")
     decisions = app.topic(arguments.decisions, key_serializer="bytes", value_serializer="json")
 
-    def decide(one: dict[str, Any], key: bytes, timestamp_ms: int, headers: object, state: State) -> dict[str, Any]:
-        time_ms, amount = one["event_time"], one["amount"]
-        kept = state.get("card", {"days": [], "steps": []})
-        card = Card(kept["days"], kept["steps"])
-        values = [*transaction_features(time_ms, amount), *card.features(time_ms, amount)]
-        state.set("card", kept)
+    def decide(
+        transaction: dict[str, Any], key: bytes, timestamp_ms: int, headers: object, state: State
+    ) -> dict[str, Any]:
+        time_ms, amount = transaction["event_time"], transaction["amount"]
+        stored = state.get("card", {"days": [], "steps": []})
+        card = Card(stored["days"], stored["steps"])
+        features = [*transaction_features(time_ms, amount), *card.features(time_ms, amount)]
+        state.set("card", stored)
         context = message_context()
-        place = f"{context.topic}-{context.partition}-{context.offset}"
-        decision: dict[str, Any] = models.decide(one, values, card.steps, place, timestamp_ms)
+        decision_id = f"{context.topic}-{context.partition}-{context.offset}"
+        decision: dict[str, Any] = models.decide(transaction, features, card.steps, decision_id, timestamp_ms)
         return decision
 
     app.dataframe(transactions).apply(decide, stateful=True, metadata=True).to_topic(decisions)

@@ -1,14 +1,15 @@
-"""What the two applications in Python share: features by card and terminal, the models, the decision's message.
+"""What the two peers in Python share: features by card and terminal, the models, the decision's message.
 
-Written as their users write it, a transaction at a time, and free of Cascade: one of them runs in an environment where
-it is not installed. Of the bundle's 30 features 20 are computed:
+The code handles a transaction at a time, as users of these libraries write it. It imports nothing of Cascade, which is
+not installed in the environment of quix-streams. It computes 20 of the bundle's 30 features:
 
 - of the transaction: amount, hour, night, weekend;
 - of the terminal, over 1, 7 and 30 days: count, mean;
-- of the card: seconds since the last, and over 1, 7 and 30 days: count, mean, ratio to the mean of those before.
+- of the card: seconds since the last transaction, and over 1, 7 and 30 days: count, mean, ratio to the mean of the
+  transactions before.
 
-Windows are whole days (UTC), today the last of them. The others are 0: maxima, the standard deviation, and what is
-told by chargebacks. The deep model gets the card's last 16 transactions, with 0 in place of its two fraud rates.
+Windows are whole days (UTC), and today is the last of them. The other features are 0: maxima, the standard deviation,
+and those of chargebacks. The deep model gets the card's last 16 transactions, with 0 for its two fraud rates.
 """
 
 from __future__ import annotations
@@ -27,21 +28,17 @@ DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
 SEQUENCE_LENGTH = 16
 TRANSACTION_FEATURES = ("amount", "hour", "night", "weekend")
-TERMINAL_FEATURES = (
-    "terminal_count_1d", "terminal_count_7d", "terminal_count_30d",
-    "terminal_amount_mean_1d", "terminal_amount_mean_7d", "terminal_amount_mean_30d",
-)  # fmt: skip
+WINDOWS = ("1d", "7d", "30d")
+TERMINAL_FEATURES = tuple(f"terminal_{name}_{window}" for name in ("count", "amount_mean") for window in WINDOWS)
 CARD_FEATURES = (
-    "card_count_1d", "card_count_7d", "card_count_30d",
-    "card_amount_mean_1d", "card_amount_mean_7d", "card_amount_mean_30d",
-    "card_amount_ratio_to_mean_1d", "card_amount_ratio_to_mean_7d", "card_amount_ratio_to_mean_30d",
+    *(f"card_{name}_{window}" for name in ("count", "amount_mean", "amount_ratio_to_mean") for window in WINDOWS),
     "card_seconds_since_last",
-)  # fmt: skip
-# Log-odds by which an escalation raises the threshold: the 1 % that it stands for is met within a few thousand
-# transactions, and it wavers by a tenth or two afterwards.
+)
+# Log-odds by which an escalation raises the threshold. With 0.1 the share settles at its target within a few thousand
+# transactions, and the threshold varies by 0.1 to 0.2 afterwards.
 THRESHOLD_STEP = 0.1
 
-# A state is plain lists, so that a state store can keep it as JSON. Days: [day, count, sum] each, the oldest first.
+# A state consists of lists, which a state store can write as JSON. Days: [day, count, sum] each, the oldest first.
 Days = list[list[Any]]
 
 
@@ -53,7 +50,7 @@ class Card:
     steps: list[list[Any]]
 
     def features(self, time_ms: int, amount: float) -> list[float]:
-        """CARD_FEATURES, this transaction included, which is kept."""
+        """Adds a transaction, and returns CARD_FEATURES with it."""
         since_last = (time_ms - self.steps[-1][0]) / 1e3 if self.steps else -1.0
         counts, sums = add(self.days, time_ms, amount)
         ratios = [ratio_to_mean(amount, count, total) for count, total in zip(counts, sums, strict=True)]
@@ -63,7 +60,10 @@ class Card:
 
 
 def add(days: Days, time_ms: int, amount: float) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    """Keep a transaction; counts and sums over 1, 7 and 30 days with it. One that is late counts as of today."""
+    """Adds a transaction, and returns counts and sums over 1, 7 and 30 days with it.
+
+    A late transaction counts as of the newest day.
+    """
     today = time_ms // DAY_MS
     if not days or days[-1][0] < today:
         days.append([today, 0, 0.0])
@@ -83,12 +83,12 @@ def add(days: Days, time_ms: int, amount: float) -> tuple[tuple[int, int, int], 
 
 
 def means(counts: tuple[int, ...], sums: tuple[float, ...]) -> list[float]:
-    """Of windows that hold a transaction at least."""
+    """Means of windows that have at least a transaction each."""
     return [total / count for count, total in zip(counts, sums, strict=True)]
 
 
 def ratio_to_mean(amount: float, count: int, total: float) -> float:
-    """The amount by the mean of the others in the window; 1 where there are none."""
+    """The amount over the mean of the others in the window; 1 where there are no others."""
     others = total - amount
     return amount * (count - 1) / others if count > 1 and others > 0 else 1.0
 
@@ -100,9 +100,10 @@ def transaction_features(time_ms: int, amount: float) -> tuple[float, ...]:
 
 
 class Escalation:
-    """Whether a score is among the highest `share`; the threshold follows them from `threshold` on.
+    """Escalates about the share `share` of the scores, the highest; with None, the scores from `threshold` on.
 
-    With `share` None it stays. Source: Robbins, Monro, "A Stochastic Approximation Method", 1951.
+    The threshold starts at `threshold` and moves with every score. Source: Robbins, Monro, "A Stochastic Approximation
+    Method", 1951.
 
     >>> escalation = Escalation(threshold=5.0, share=0.01)
     >>> escalated = sum(escalation(score % 1000 / 1000) for score in range(200_000))
@@ -114,7 +115,7 @@ class Escalation:
         self.threshold, self._share = threshold, share
 
     def __call__(self, raw: float) -> bool:
-        """Say so for one raw score."""
+        """Whether to escalate the next transaction, by its raw score; moves the threshold."""
         escalate = raw >= self.threshold
         if self._share is not None:
             self.threshold += THRESHOLD_STEP * (escalate - self._share)
@@ -122,9 +123,9 @@ class Escalation:
 
 
 class Models:
-    """The screener in this process, the deep model on Triton, and what is decided by them.
+    """The screener in this process, the deep model on Triton, and the policy that decides by them.
 
-    `computed`: the features that `decide` is given, by name and in order.
+    `computed`: names of the features that `decide` gets, in their order.
     """
 
     def __init__(self, arguments: argparse.Namespace, computed: tuple[str, ...]) -> None:
@@ -137,7 +138,7 @@ class Models:
         self._version = json.loads((bundle / "manifest.json").read_bytes())["version"]
         self._screener = lightgbm.Booster(model_file=str(bundle / "screener.txt"))
         names = self._screener.feature_name()
-        # kept, and an array: a list is converted anew in each call, which takes longer than the prediction
+        # an array that every call uses again: LightGBM converts a list for longer than it predicts
         self._row = np.zeros((1, len(names)))
         self._columns = [names.index(name) for name in computed]
         self._triton = InferenceServerClient(arguments.triton_grpc)
@@ -146,10 +147,22 @@ class Models:
         self._escalation = Escalation(start, arguments.escalate_share if fixed is None else None)
 
     def decide(
-        self, transaction: dict[str, Any], values: list[float], steps: list[list[Any]], place: str, appended_ms: int
+        self,
+        transaction: dict[str, Any],
+        features: list[float],
+        steps: list[list[Any]],
+        decision_id: str,
+        appended_ms: int,
     ) -> dict[str, Any]:
-        """The decision about a transaction at `place` (topic-partition-offset) with the features `values`."""
-        self._row[0, self._columns] = values
+        """The message of the decision about a transaction.
+
+        transaction: its message.
+        features: in the order of `computed`.
+        steps: the card's last transactions, this one included.
+        decision_id: topic-partition-offset of the transaction.
+        appended_ms: the record's timestamp.
+        """
+        self._row[0, self._columns] = features
         raw = float(self._screener.predict(self._row, raw_score=True, num_threads=1)[0])
         screened = score = probability(self._policy["screener"], raw)
         stage, deep_ms = "screener", 0.0
@@ -163,11 +176,21 @@ class Models:
         now_ms = int(1e3 * time.time())
         latency_ms = {"queue": 0.0, "features": 0.0, "screener": 0.0, "deep": deep_ms, "total": now_ms - appended_ms}
         return {
-            "transaction_id": transaction["transaction_id"], "decision": decision, "score": score, "stage": stage,
-            "screener_score": screened, "bundle": self._version, "degraded": False, "degraded_cause": None,
-            "decision_id": place, "duplicate": False, "first_decision_id": None,
-            "event_time_ms": transaction["event_time"], "decision_time_ms": now_ms, "latency_ms": latency_ms,
-        }  # fmt: skip
+            "transaction_id": transaction["transaction_id"],
+            "decision": decision,
+            "score": score,
+            "stage": stage,
+            "screener_score": screened,
+            "bundle": self._version,
+            "degraded": False,
+            "degraded_cause": None,
+            "decision_id": decision_id,
+            "duplicate": False,
+            "first_decision_id": None,
+            "event_time_ms": transaction["event_time"],
+            "decision_time_ms": now_ms,
+            "latency_ms": latency_ms,
+        }
 
     def _ask(self, raw: float, steps: list[list[Any]]) -> float:
         from tritonclient.grpc import InferInput
@@ -179,22 +202,24 @@ class Models:
         features = np.append(self._row, [[raw]], axis=1).astype(np.float32)
         tensors = {self._deep["sequence_input"]: sequence, self._deep["features_input"]: features}
         inputs = [InferInput(name, tensor.shape, "FP32") for name, tensor in tensors.items()]
-        for one, tensor in zip(inputs, tensors.values(), strict=True):
-            one.set_data_from_numpy(tensor)
+        for model_input, tensor in zip(inputs, tensors.values(), strict=True):
+            model_input.set_data_from_numpy(tensor)
         return float(self._triton.infer("fraud_deep", inputs).as_numpy(self._deep["output"])[0, 0])
 
 
 def probability(calibration: dict[str, float], raw: float) -> float:
-    """Calibrated, as the bundle's policy says."""
+    """The calibrated probability of a raw score, by the policy's logistic `calibration`."""
     return 1.0 / (1.0 + math.exp(-(calibration["slope"] * raw + calibration["intercept"])))
 
 
 def parse_arguments(description: str) -> argparse.Namespace:
-    """The command line that all peers share, the one in Java too."""
+    """The command line of all peers; the peer in Java reads the same."""
     parser = argparse.ArgumentParser(description=description)
     for name in ("bootstrap", "transactions", "decisions", "group", "bundle", "triton-grpc", "triton-http", "state"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--escalate-share", type=float, default=0.01, help="of the traffic, by a threshold that moves")
-    parser.add_argument("--escalate-above", type=float, help="raw screener score, in place of the share")
+    parser.add_argument(
+        "--escalate-share", type=float, default=0.01, help="share of the traffic, by a threshold that moves"
+    )
+    parser.add_argument("--escalate-above", type=float, help="raw screener score, instead of the share")
     parser.add_argument("--commit-s", type=float, default=5.0)
     return parser.parse_args()

@@ -17,7 +17,7 @@ from bench.pipeline.processes import page_faults_of
 from bench.pipeline.report import PipelineReport, Spread, less_work_text, standings
 from bench.pipeline.scenario import SCENARIOS, Objectives, Scenario, Variant, load_scenario
 from bench.pipeline.turn import LiveFigures, PathLatency, Turn
-from bench.smoke import BASELINE, judged, read_baseline
+from bench.smoke import BASELINE, compare_to_baseline, read_baseline
 from cascade.cli import main
 from cascade.errors import CascadeError
 from cascade.ledger.machine import describe_machine
@@ -204,10 +204,10 @@ def test_the_page_is_whole_in_itself_and_escapes_what_it_is_given() -> None:
 
 def test_a_ratio_that_fell_by_more_than_thirty_percent_is_named_and_one_that_rose_is_not() -> None:
     baseline = {"a": 10.0, "b": 10.0, "c": 10.0}
-    assert judged({"a": 7.1, "b": 6.9, "c": 20.0}, baseline).fallen == ["b"]
-    assert judged({"a": float("nan"), "b": 10.0, "c": 10.0}, baseline).fallen == ["a"]
+    assert compare_to_baseline({"a": 7.1, "b": 6.9, "c": 20.0}, baseline).fallen == ["b"]
+    assert compare_to_baseline({"a": float("nan"), "b": 10.0, "c": 10.0}, baseline).fallen == ["a"]
     with pytest.raises(CascadeError, match="c, d"):
-        judged({"a": 1.0, "b": 1.0, "d": 1.0}, baseline)
+        compare_to_baseline({"a": 1.0, "b": 1.0, "d": 1.0}, baseline)
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Terminals across workers: the measurement says what sharing does, on a small simulated stream."""
+"""Terminals across workers: what sharing does to their features, on a small simulated stream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.terminals import card_partitions, compare, feature_errors, fold_apart, protocol_rows
+from bench.terminals import card_partitions, compare, feature_errors, fold_partitioned, protocol_rows
 from cascade.bundle import Bundle, load_bundle
 from cascade.errors import CascadeError
 from cascade.features import FeatureEngine
@@ -35,19 +35,19 @@ def bundle() -> Bundle:
 def data(bundle: Bundle) -> LabelledData:
     frame = simulate(SimulatorSettings(cards=90, terminals=100, days=20, seed=3, fraud_share=0.03))
     data = LabelledData(frame_to_batch(frame, bundle.schema, "simulated"), frame["fraud"].to_numpy().astype(np.int64))
-    # with more, one engine would forget some that several together keep
+    # with more events, a single engine would evict some that several engines keep together
     assert np.unique(data.batch["terminal_id"], return_counts=True)[1].max() <= bundle.spec.limits.events_per_key_max
     return data
 
 
 @pytest.fixture(scope="module")
-def sources(bundle: Bundle, data: LabelledData) -> np.ndarray:
+def partition_ids(bundle: Bundle, data: LabelledData) -> np.ndarray:
     return card_partitions(data.batch[bundle.schema.roles.card], WORKERS)
 
 
 @pytest.fixture(scope="module")
 def late(bundle: Bundle, data: LabelledData) -> np.ndarray:
-    """Rows late enough for labels to have come."""
+    """Mask of the last five days, when labels have arrived."""
     times = data.batch[bundle.schema.roles.event_time]
     return times >= times[-1] - 5 * DAY_MS
 
@@ -66,48 +66,48 @@ def deep(bundle: Bundle) -> Iterator[DeepStage]:
 
 def terminal_columns(bundle: Bundle) -> list[int]:
     engine = FeatureEngine(bundle.spec, bundle.schema)
-    return [place for place, name in enumerate(engine.names) if name.startswith("terminal_")]
+    return [column for column, name in enumerate(engine.names) if name.startswith("terminal_")]
 
 
-def test_a_card_has_one_partition_and_all_partitions_have_cards(data: LabelledData, sources: np.ndarray) -> None:
+def test_a_card_has_one_partition_and_all_partitions_have_cards(data: LabelledData, partition_ids: np.ndarray) -> None:
     cards = data.batch["card_id"]
-    assert all(len(set(sources[cards == card].tolist())) == 1 for card in np.unique(cards))
-    assert set(sources.tolist()) == set(range(WORKERS))
+    assert all(len(set(partition_ids[cards == card].tolist())) == 1 for card in np.unique(cards))
+    assert set(partition_ids.tolist()) == set(range(WORKERS))
 
 
 def test_one_worker_that_shares_equals_one_engine_to_the_bit(
     bundle: Bundle, data: LabelledData, late: np.ndarray, whole: Folded
 ) -> None:
     alone = np.zeros(data.batch.rows, np.int64)
-    folded, volume = fold_apart(bundle, data, alone, late, HOUR_MS, HOUR_MS, lambda _: None)
+    folded, volume = fold_partitioned(bundle, data, alone, late, HOUR_MS, HOUR_MS, lambda _: None)
     np.testing.assert_array_equal(folded.rows, whole.rows)
     np.testing.assert_array_equal(folded.features, whole.features)
     np.testing.assert_array_equal(folded.sequence, whole.sequence)
     assert volume.records > 1_000
 
 
-def test_told_at_once_and_in_the_finest_buckets_the_others_rows_count_exactly(
-    bundle: Bundle, data: LabelledData, sources: np.ndarray, late: np.ndarray, whole: Folded
+def test_summaries_sent_at_once_in_the_finest_buckets_make_every_feature_exact(
+    bundle: Bundle, data: LabelledData, partition_ids: np.ndarray, late: np.ndarray, whole: Folded
 ) -> None:
-    folded, _ = fold_apart(bundle, data, sources, late, 1, 1, lambda _: None)
+    folded, _ = fold_partitioned(bundle, data, partition_ids, late, 1, 1, lambda _: None)
     names = FeatureEngine(bundle.spec, bundle.schema).names
     times = data.batch[bundle.schema.roles.event_time]
-    # rows of the same millisecond do not know of each other
-    apart = ~np.isin(times, times[1:][np.diff(times) == 0])[folded.rows]
-    assert apart.sum() > 500
+    # rows of the same millisecond do not see each other
+    different_ms = ~np.isin(times, times[1:][np.diff(times) == 0])[folded.rows]
+    assert different_ms.sum() > 500
     for column in terminal_columns(bundle):
-        found, expected = folded.features[apart, column], whole.features[apart, column]
+        found, expected = folded.features[different_ms, column], whole.features[different_ms, column]
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6, err_msg=names[column])
     assert (whole.features[:, names.index("terminal_fraud_count_7d")] > 0).sum() > 50
 
 
-def test_every_row_is_told_of_once_a_round_and_bucket(
-    bundle: Bundle, data: LabelledData, sources: np.ndarray, late: np.ndarray
+def test_every_changed_key_and_bucket_is_sent_once_a_round(
+    bundle: Bundle, data: LabelledData, partition_ids: np.ndarray, late: np.ndarray
 ) -> None:
     hours = data.batch["event_time"] // HOUR_MS
-    expected = set(zip(data.batch["terminal_id"].tolist(), sources.tolist(), hours.tolist(), strict=True))
-    _, volume = fold_apart(bundle, data, sources, late, HOUR_MS, HOUR_MS, lambda _: None)
-    _, finer = fold_apart(bundle, data, sources, late, HOUR_MS // 60, HOUR_MS, lambda _: None)
+    expected = set(zip(data.batch["terminal_id"].tolist(), partition_ids.tolist(), hours.tolist(), strict=True))
+    _, volume = fold_partitioned(bundle, data, partition_ids, late, HOUR_MS, HOUR_MS, lambda _: None)
+    _, finer = fold_partitioned(bundle, data, partition_ids, late, HOUR_MS // 60, HOUR_MS, lambda _: None)
     assert volume.records == volume.lasting == finer.lasting == len(expected)
     assert volume.octets == volume.records * (20 + 17 + 24)
     assert volume.records < finer.records <= data.batch.rows
@@ -119,32 +119,28 @@ def test_the_comparison_shows_what_is_lost_apart_and_what_sharing_brings_back(
     judged = late.copy()
     judged[::2] = False
     ways, equal = compare(bundle, deep, data, late, judged, WORKERS, [HOUR_MS], HOUR_MS, lambda _, __: None)
-    one, apart, shared = ways
+    single, apart, shared = ways
     assert equal
-    assert (one.workers, apart.workers, shared.workers) == (1, WORKERS, WORKERS)
-    assert (one.errors, one.volume, apart.volume) == ((), None, None)
+    assert (single.workers, apart.workers, shared.workers) == (1, WORKERS, WORKERS)
+    assert (single.errors, single.volume, apart.volume) == ((), None, None)
     assert shared.volume is not None
     assert len(shared.errors) == len(terminal_columns(bundle))
-    lost = {error.name: error for error in apart.errors}
-    kept = {error.name: error for error in shared.errors}
-    for window in ("7d", "30d"):
-        assert lost[f"terminal_count_{window}"].difference_mean > 10 * kept[f"terminal_count_{window}"].difference_mean
-        assert lost[f"terminal_fraud_rate_{window}"].difference_mean > 10 * (
-            kept[f"terminal_fraud_rate_{window}"].difference_mean
-        )
-    # nothing is missing of the others' rows but those of the last hour and of a bucket at the window's end
-    count = kept["terminal_count_30d"]
+    apart_errors = {error.name: error for error in apart.errors}
+    shared_errors = {error.name: error for error in shared.errors}
+    for feature in ("terminal_count_7d", "terminal_count_30d", "terminal_fraud_rate_7d", "terminal_fraud_rate_30d"):
+        assert apart_errors[feature].difference_mean > 10 * shared_errors[feature].difference_mean
+    # of other workers' rows, only those of the last hour and of the bucket at the window's end are missing
+    count = shared_errors["terminal_count_30d"]
     assert count.difference_max < 0.1 * count.reference_mean
     raw = score_offline(bundle, make_screener(bundle, whole.features.shape[1]), deep, data, judged, lambda _: None)
     rows = data.take(raw.rows)
-    expected = quality(
-        raw.cascade(bundle.policy)[0], rows.fraud == 1, rows.batch["event_time"] // DAY_MS,
-        key_codes(rows.batch["card_id"]), bundle.policy.escalation_budget,
-    )  # fmt: skip
+    day, card = rows.batch["event_time"] // DAY_MS, key_codes(rows.batch["card_id"])
+    probability, _ = raw.cascade(bundle.policy)
+    expected = quality(probability, rows.fraud == 1, day, card, bundle.policy.escalation_budget)
     assert expected.average_precision is not None
-    assert one.cascade.average_precision == pytest.approx(expected.average_precision)
-    assert one.cascade.auc == pytest.approx(expected.auc)
-    assert one.screener != apart.screener
+    assert single.cascade.average_precision == pytest.approx(expected.average_precision)
+    assert single.cascade.auc == pytest.approx(expected.auc)
+    assert single.screener != apart.screener
 
 
 def test_the_error_of_a_feature_is_that_of_its_column() -> None:

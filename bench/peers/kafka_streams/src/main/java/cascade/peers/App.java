@@ -21,10 +21,10 @@ import org.apache.kafka.streams.state.Stores;
 /**
  * A Kafka Streams application: one processor with two in-memory stores, by card and by terminal, with changelogs.
  *
- * <p>Features as the peers in Python (bench/peers/scoring.py). The terminal's store is the task's own, so with several
- * partitions a terminal is known by the cards of one partition only; to repartition would take the stream once more
- * through Kafka. The Triton call blocks the stream thread: a processor cannot forward from another one. At least once,
- * commits every five seconds.
+ * <p>Its features are those of the peers in Python (bench/peers/scoring.py). The terminal's store belongs to the task, so
+ * with several partitions a terminal's features use the cards of a single partition; to repartition would take the stream
+ * through Kafka a second time. The Triton call blocks the stream thread: a processor cannot forward from another thread.
+ * It delivers at least once and commits every five seconds.
  */
 public final class App {
     private static final long CACHE_BYTES = 64L << 20;
@@ -42,7 +42,7 @@ public final class App {
                 ended.countDown();
                 return StreamThreadExceptionResponse.SHUTDOWN_CLIENT;
             });
-            // the next start need not wait until the group misses this one
+            // so that the next start need not wait for the session timeout
             CloseOptions leave = CloseOptions.groupMembershipOperation(GroupMembershipOperation.LEAVE_GROUP);
             leave.withTimeout(Duration.ofSeconds(20));
             Runtime.getRuntime().addShutdownHook(new Thread(() -> streams.close(leave)));
@@ -68,7 +68,7 @@ public final class App {
         return topology;
     }
 
-    /** With a cache: between two commits a key is written to the changelog once, however often it changes. */
+    /** With a cache: Streams writes a changed key to the changelog once between two commits. */
     private static <V> StoreBuilder<KeyValueStore<Long, V>> store(String name, Serde<V> values) {
         return Stores.keyValueStoreBuilder(Stores.inMemoryKeyValueStore(name), Serdes.Long(), values)
             .withLoggingEnabled(Map.of())
@@ -83,7 +83,7 @@ public final class App {
         settings.put(StreamsConfig.COMMIT_INTERVAL_MS_CONFIG, (long) (1e3 * options.number("commit-s", 5.0)));
         settings.put(StreamsConfig.STATESTORE_CACHE_MAX_BYTES_CONFIG, CACHE_BYTES);
         settings.put(StreamsConfig.consumerPrefix(ConsumerConfig.AUTO_OFFSET_RESET_CONFIG), "earliest");
-        // Streams' own 100 ms would be most of a decision's latency
+        // Streams' default of 100 ms would be most of a decision's latency
         settings.put(StreamsConfig.producerPrefix(ProducerConfig.LINGER_MS_CONFIG), 5);
         settings.put(StreamsConfig.producerPrefix(ProducerConfig.BATCH_SIZE_CONFIG), 131_072);
         return settings;

@@ -4,17 +4,17 @@ import java.nio.ByteBuffer;
 import org.apache.kafka.common.serialization.Serde;
 import org.apache.kafka.common.serialization.Serdes;
 
-/** What is kept of a card: its days, and its last 16 transactions, the oldest first. */
+/** The state of a card: its days, and its last 16 transactions, the oldest first. */
 final class CardState {
     static final Serde<CardState> SERDE =
-        Serdes.serdeFrom((topic, one) -> one == null ? null : one.bytes(), (topic, bytes) -> read(bytes));
+        Serdes.serdeFrom((topic, card) -> card == null ? null : card.bytes(), (topic, bytes) -> read(bytes));
     static final int STEPS_MAX = 16;
     private static final int STEP_BYTES = Long.BYTES + 2 * Double.BYTES;
 
     final DayTotals totals;
     final long[] times = new long[STEPS_MAX];
     final double[] amounts = new double[STEPS_MAX];
-    /** Each amount by the mean of those before it within 30 days. */
+    /** Each amount over the mean of the amounts before it within 30 days. */
     final double[] ratios = new double[STEPS_MAX];
     int steps;
 
@@ -51,7 +51,7 @@ final class CardState {
         return out.array();
     }
 
-    /** Keep a transaction; seconds since the one before it, -1 where there is none. */
+    /** Adds a transaction; returns the seconds since the transaction before it, or -1 for the first. */
     double add(long timeMs, double amount) {
         double sinceLast = steps == 0 ? -1.0 : (timeMs - times[steps - 1]) / 1e3;
         totals.add(timeMs, amount);
@@ -67,7 +67,7 @@ final class CardState {
         return sinceLast;
     }
 
-    /** The last amount by the mean of the others in window 0, 1 or 2; 1 where there are none. */
+    /** The last amount over the mean of the others in window 0, 1 or 2; 1 where there are no others. */
     double ratioToMean(int window, double amount) {
         int others = totals.counts[window] - 1;
         double sum = totals.sums[window] - amount;

@@ -4,15 +4,15 @@ import java.nio.ByteBuffer;
 import org.apache.kafka.common.serialization.Serde;
 import org.apache.kafka.common.serialization.Serdes;
 
-/** Count and sum of each of a key's last 30 days that has transactions, the oldest first. */
+/** Count and sum of a key for each of the last 30 days with transactions, the oldest first. */
 final class DayTotals {
     static final long DAY_MS = 86_400_000L;
     static final Serde<DayTotals> SERDE =
-        Serdes.serdeFrom((topic, one) -> one == null ? null : one.bytes(), (topic, bytes) -> read(bytes));
+        Serdes.serdeFrom((topic, totals) -> totals == null ? null : totals.bytes(), (topic, bytes) -> read(bytes));
     private static final int DAYS_MAX = 30;
     private static final int DAY_BYTES = 2 * Integer.BYTES + Double.BYTES;
 
-    /** Over 1, 7 and 30 days, as of the last transaction. */
+    /** Of 1, 7 and 30 days, as of the last transaction. */
     final int[] counts = new int[3];
     final double[] sums = new double[3];
 
@@ -53,7 +53,7 @@ final class DayTotals {
         return out.array();
     }
 
-    /** Keep a transaction, and bring counts and sums up to it; one that is late counts as of the newest day. */
+    /** Adds a transaction and updates counts and sums; a late transaction counts as of the newest day. */
     void add(long timeMs, double amount) {
         int today = (int) (timeMs / DAY_MS);
         if (size == 0 || days[size - 1] < today) {
@@ -79,7 +79,7 @@ final class DayTotals {
         }
     }
 
-    /** Drop the days up to this one. */
+    /** Removes the days up to this day. */
     private void forget(int last) {
         int old = 0;
         while (days[old] <= last) {

@@ -10,7 +10,7 @@ import org.apache.kafka.streams.processor.api.Record;
 import org.apache.kafka.streams.processor.api.RecordMetadata;
 import org.apache.kafka.streams.state.KeyValueStore;
 
-/** A transaction in, its decision out. */
+/** Decides each transaction: reads its message and forwards the message of its decision. */
 final class Decider implements Processor<byte[], byte[], byte[], byte[]> {
     static final String CARDS = "cards";
     static final String TERMINALS = "terminals";
@@ -60,33 +60,33 @@ final class Decider implements Processor<byte[], byte[], byte[], byte[]> {
     @Override
     public void process(Record<byte[], byte[]> record) {
         try {
-            Transaction one = JSON.readValue(record.value(), Transaction.class);
-            CardState card = cards.get(one.cardId());
+            Transaction transaction = JSON.readValue(record.value(), Transaction.class);
+            CardState card = cards.get(transaction.cardId());
             card = card == null ? new CardState() : card;
-            DayTotals terminal = terminals.get(one.terminalId());
+            DayTotals terminal = terminals.get(transaction.terminalId());
             terminal = terminal == null ? new DayTotals() : terminal;
-            models.row[sinceLast] = card.add(one.eventTime(), one.amount());
-            terminal.add(one.eventTime(), one.amount());
-            cards.put(one.cardId(), card);
-            terminals.put(one.terminalId(), terminal);
-            transactionFeatures(one);
-            keyFeatures(card, terminal, one.amount());
-            RecordMetadata place = context.recordMetadata().orElseThrow();
-            String id = place.topic() + "-" + place.partition() + "-" + place.offset();
-            Decision decision = models.decide(one, card, id, record.timestamp());
+            models.row[sinceLast] = card.add(transaction.eventTime(), transaction.amount());
+            terminal.add(transaction.eventTime(), transaction.amount());
+            cards.put(transaction.cardId(), card);
+            terminals.put(transaction.terminalId(), terminal);
+            transactionFeatures(transaction);
+            keyFeatures(card, terminal, transaction.amount());
+            RecordMetadata metadata = context.recordMetadata().orElseThrow();
+            String id = metadata.topic() + "-" + metadata.partition() + "-" + metadata.offset();
+            Decision decision = models.decide(transaction, card, id, record.timestamp());
             context.forward(record.withValue(JSON.writeValueAsBytes(decision)));
         } catch (IOException error) {
             throw new UncheckedIOException(error);
         }
     }
 
-    private void transactionFeatures(Transaction one) {
-        double hourOfDay = one.eventTime() % DayTotals.DAY_MS / HOUR_MS;
-        models.row[amount] = one.amount();
+    private void transactionFeatures(Transaction transaction) {
+        double hourOfDay = transaction.eventTime() % DayTotals.DAY_MS / HOUR_MS;
+        models.row[amount] = transaction.amount();
         models.row[hour] = hourOfDay;
         models.row[night] = hourOfDay < 6 ? 1 : 0;
         // day 0 was a Thursday
-        models.row[weekend] = (one.eventTime() / DayTotals.DAY_MS + 3) % 7 >= 5 ? 1 : 0;
+        models.row[weekend] = (transaction.eventTime() / DayTotals.DAY_MS + 3) % 7 >= 5 ? 1 : 0;
     }
 
     private void keyFeatures(CardState card, DayTotals terminal, double paid) {

@@ -13,10 +13,10 @@ import java.util.HashMap;
 import java.util.Map;
 import java.util.stream.Stream;
 
-/** The screener in this process, the deep model on Triton, and what is decided by them. */
+/** The screener in this process, the deep model on Triton, and the policy that decides by them. */
 final class Models {
     private static final String[] WINDOWS = {"1d", "7d", "30d"};
-    /** As the peers in Python: log-odds by which an escalation raises the threshold. */
+    /** Log-odds by which an escalation raises the threshold, as in the peers in Python. */
     private static final double THRESHOLD_STEP = 0.1;
 
     private final Map<String, Integer> columns = new HashMap<>();
@@ -26,7 +26,7 @@ final class Models {
     private final String version;
     private final double reviewFrom;
     private final double declineFrom;
-    /** The features of the transaction at hand; those that are never set stay 0. */
+    /** The features of the current transaction; those that no code sets stay 0. */
     final double[] row;
     private final double share;
     private final boolean moves;
@@ -58,17 +58,17 @@ final class Models {
         threshold = options.number("escalate-above", policy.get("escalation_threshold").asDouble());
     }
 
-    /** A feature's place in `row`. */
+    /** The index of a feature in `row`. */
     int column(String feature) {
         return columns.get(feature);
     }
 
-    /** The places of a feature over each of its windows. */
+    /** The indexes of a feature over each of its windows. */
     int[] columns(String stem) {
         return Stream.of(WINDOWS).mapToInt(window -> column(stem + window)).toArray();
     }
 
-    Decision decide(Decider.Transaction one, CardState card, String id, long appendedMs) throws IOException {
+    Decision decide(Decider.Transaction transaction, CardState card, String id, long appendedMs) throws IOException {
         double raw = screen();
         double screened = probability("screener", raw);
         double score = screened;
@@ -84,8 +84,8 @@ final class Models {
         Map<String, Double> latencyMs = Map.of(
             "queue", 0.0, "features", 0.0, "screener", 0.0, "deep", deepMs, "total", (double) (nowMs - appendedMs));
         return new Decision(
-            one.transactionId(), decision, score, escalate ? "deep" : "screener", screened, version, false, null, id,
-            false, null, one.eventTime(), nowMs, latencyMs);
+            transaction.transactionId(), decision, score, escalate ? "deep" : "screener", screened, version, false, null, id,
+            false, null, transaction.eventTime(), nowMs, latencyMs);
     }
 
     private double screen() {

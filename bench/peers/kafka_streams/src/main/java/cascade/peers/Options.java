@@ -8,10 +8,10 @@ final class Options {
     private final Map<String, String> values = new HashMap<>();
 
     Options(String[] arguments) {
-        for (String one : arguments) {
-            String[] parts = one.split("=", 2);
+        for (String argument : arguments) {
+            String[] parts = argument.split("=", 2);
             if (parts.length != 2 || !parts[0].startsWith("--")) {
-                throw new IllegalArgumentException(one + ": write --name=value");
+                throw new IllegalArgumentException(argument + ": write --name=value");
             }
             values.put(parts[0].substring(2), parts[1]);
         }

@@ -26,7 +26,7 @@ final class Triton {
         width = signature.get("sequence_width").asInt();
     }
 
-    /** The deep model's log-odds; waits for them. */
+    /** The log-odds of the deep model; blocks until they arrive. */
     double ask(CardState card, double[] row, double raw) throws IOException {
         ObjectNode request = JSON.createObjectNode();
         ArrayNode inputs = request.putArray("inputs");
@@ -52,12 +52,12 @@ final class Triton {
     }
 
     private ArrayNode input(ArrayNode inputs, String role, int... shape) {
-        ObjectNode one = inputs.addObject().put("name", signature.get(role).asText()).put("datatype", "FP32");
-        ArrayNode sizes = one.putArray("shape");
+        ObjectNode tensor = inputs.addObject().put("name", signature.get(role).asText()).put("datatype", "FP32");
+        ArrayNode sizes = tensor.putArray("shape");
         for (int size : shape) {
             sizes.add(size);
         }
-        return one.putArray("data");
+        return tensor.putArray("data");
     }
 
     private byte[] post(byte[] body) throws IOException {
