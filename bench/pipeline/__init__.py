@@ -1,1 +1,1 @@
-"""`cascade bench pipeline`: whole services side by side, from the transactions topic to the decisions topic."""
+"""`cascade bench pipeline`: compares whole services, from the transactions topic to the decisions topic."""

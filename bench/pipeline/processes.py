@@ -1,4 +1,4 @@
-"""What is read of a service's processes: CPU time and page faults, each with its children."""
+"""CPU time and page faults of processes and their children, and a way to suspend them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 import psutil
 
 
-class Held:
-    """Keeps a process and its children from running, for less than a group's session: a context manager."""
+class Suspended:
+    """Suspends a process and its children; a context manager, for less than a group's session timeout."""
 
     def __init__(self, pid: int | None) -> None:
         self._processes = _family([pid])
 
     def __enter__(self) -> None:
-        for one in self._processes:
-            one.suspend()
+        for process in self._processes:
+            process.suspend()
 
     def __exit__(self, *_: object) -> None:
-        for one in self._processes:
+        for process in self._processes:
             with suppress(psutil.NoSuchProcess):
-                one.resume()
+                process.resume()
 
 
 def cpu_s_of(pids: Sequence[int | None]) -> float:
@@ -36,21 +36,21 @@ def cpu_s_of(pids: Sequence[int | None]) -> float:
 
 
 def page_faults_of(pids: Sequence[int | None]) -> int:
-    """How often the processes so far touched memory that was not there yet, and waited for the system to bring it."""
+    """Page faults of the processes so far, minor and major: accesses to memory that the system had to provide first."""
     total = 0
     for process in _family(pids):
         with suppress(OSError):
-            # the program's name, in brackets, may hold anything; see proc_pid_stat(5)
+            # the program's name, in brackets, may contain brackets and spaces: proc_pid_stat(5)
             after_name = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
             total += int(after_name[7]) + int(after_name[9])
     return total
 
 
 def _family(pids: Sequence[int | None]) -> list[psutil.Process]:
-    found = []
+    processes = []
     for pid in pids:
         if pid is not None:
             with suppress(psutil.NoSuchProcess):
                 parent = psutil.Process(pid)
-                found += [parent, *parent.children(recursive=True)]
-    return found
+                processes += [parent, *parent.children(recursive=True)]
+    return processes

@@ -1,4 +1,4 @@
-"""All rounds of a scenario: the variants take turns on one broker and one Triton each."""
+"""All rounds of a scenario: the variants take turns on the same broker and the same Triton."""
 
 from __future__ import annotations
 
@@ -22,46 +22,50 @@ from cascade.progress import Steps
 
 
 def run_pipeline(scenario: Scenario, out: Path) -> PipelineReport:
-    """See `cascade bench pipeline`; raises CascadeError where a variant's service ends or stands still."""
+    """Runs a scenario, with data and logs under `out`.
+
+    Raises CascadeError where the reference cannot run, or where a variant's service ends or makes no progress.
+    """
     started_s = time.monotonic()
     directory = fresh_directory(out)
-    skipped = {one.name: why for one in scenario.variant if (why := _missing(one)) is not None}
-    variants = [one for one in scenario.variant if one.name not in skipped]
+    skipped = {variant.name: why for variant in scenario.variant if (why := _missing(variant)) is not None}
+    variants = [variant for variant in scenario.variant if variant.name not in skipped]
     if scenario.reference in skipped:
         raise CascadeError(f"{scenario.reference}, the reference, cannot run here: {skipped[scenario.reference]}")
     turns: list[Turn] = []
     with Steps() as progress, ExitStack() as stack:
         progress("simulate", 0.0)
-        world = scenario.data
-        data = simulated(load_bundle(SHIPPED_BUNDLE).schema, world.cards, world.terminals, world.days, scenario.seed)
+        size, schema = scenario.data, load_bundle(SHIPPED_BUNDLE).schema
+        data = simulated(schema, size.cards, size.terminals, size.days, scenario.seed)
         bundles = _bundles(directory, threshold_for(scenario.escalation_share, data))
         progress("simulate", 1.0)
         parts = stack.enter_context(EmbeddedParts(directory, bundles["cascade"]))
         traffic = Traffic(parts.bundle.schema, EndlessData(parts.bundle.schema, data))
         for round_ in range(scenario.rounds):
-            # each round begins with another one, so that none has the same neighbour always
-            order = variants[round_ % len(variants) :] + variants[: round_ % len(variants)]
-            for one in order:
+            # each round begins with another variant, so that no variant always follows the same neighbour
+            first = round_ % len(variants)
+            for variant in (*variants[first:], *variants[:first]):
                 progress("measure, by turns", len(turns) / (scenario.rounds * len(variants)))
-                bundle, share = bundles[one.models], scenario.escalation_share
-                turns.append(
-                    run_turn(
-                        one, len(turns), round_, scenario, parts, traffic, bundle, _maker(one, parts, bundle, share)
-                    )
-                )
+                bundle = bundles[variant.models]
+                make_service = _service_maker(variant, parts, bundle, scenario.escalation_share)
+                turns.append(run_turn(variant, len(turns), round_, scenario, parts, traffic, bundle, make_service))
         progress("measure, by turns", 1.0)
     return PipelineReport(
-        scenario=scenario, standings=standings(scenario, turns), turns=turns, skipped=skipped,
-        machine=describe_machine(), elapsed_s=time.monotonic() - started_s,
-    )  # fmt: skip
+        scenario=scenario,
+        standings=standings(scenario, turns),
+        turns=turns,
+        skipped=skipped,
+        machine=describe_machine(),
+        elapsed_s=time.monotonic() - started_s,
+    )
 
 
 def _bundles(directory: Path, threshold: float) -> dict[Models, Bundle]:
-    """One model behind three policies, so that nothing else differs."""
+    """The shipped models with three policies, so that nothing else differs."""
     thresholds: dict[Models, float] = {"cascade": threshold, "deep-only": -RAW_MAX, "screener-only": RAW_MAX}
     return {
-        name: shipped_bundle_with(directory / f"bundle-{name}", name, from_here, {})
-        for name, from_here in thresholds.items()
+        name: shipped_bundle_with(directory / f"bundle-{name}", name, escalate_from, {})
+        for name, escalate_from in thresholds.items()
     }
 
 
@@ -77,23 +81,28 @@ def _missing(variant: Variant) -> str | None:
     return None
 
 
-def _maker(variant: Variant, parts: EmbeddedParts, bundle: Bundle, share: float) -> Callable[[Path], Service]:
-    """Makes the variant's service for a configuration."""
+def _service_maker(variant: Variant, parts: EmbeddedParts, bundle: Bundle, share: float) -> Callable[[Path], Service]:
+    """A function that makes the variant's service for a configuration file; `share`: escalated by a peer."""
     if variant.peer is None:
         module = "bench.silent" if variant.ledger == "off" else "cascade"
         return lambda path: ServiceProcess(path, module)
     peer, triton = peer_named(variant.peer), parts.triton
     if triton is None:
-        raise CascadeError(f"{variant.name}: needs a Triton")
+        raise CascadeError(f"{variant.name}: a peer needs a Triton")
 
     def make(path: Path) -> Service:
         kafka = load_config(path).kafka
-        return peer.run(
-            Work(
-                bootstrap=kafka.bootstrap, transactions=kafka.topics.transactions, decisions=kafka.topics.decisions,
-                group=kafka.group, bundle=bundle.directory, triton_grpc=triton.grpc_url,
-                triton_http=triton.http_url, out=path.with_suffix(""), escalate_share=share,
-            )
-        )  # fmt: skip
+        work = Work(
+            bootstrap=kafka.bootstrap,
+            transactions=kafka.topics.transactions,
+            decisions=kafka.topics.decisions,
+            group=kafka.group,
+            bundle=bundle.directory,
+            triton_grpc=triton.grpc_url,
+            triton_http=triton.http_url,
+            out=path.with_suffix(""),
+            escalate_share=share,
+        )
+        return peer.run(work)
 
     return make

@@ -1,10 +1,10 @@
-"""What is run: a scenario of TOML names the load, the objectives and the variants that take turns."""
+"""Scenarios: a TOML file names the load, the objectives and the variants that take turns."""
 
 from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -20,10 +20,10 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A service to be measured: Cascade with these settings, or, where `peer` is given, that application.
+    """A service to measure: Cascade with these settings, or the application that `peer` names.
 
-    `models`: which of them decide; deep-only escalates every transaction. `live`: also measured as transactions arrive.
-    `ledger`: full also keeps carbon, and a line on the disk every second; off keeps nothing (`bench.silent`).
+    `models`: those that decide; deep-only escalates every transaction. `live`: measure also under an open-loop load.
+    `ledger`: full adds carbon and a journal line every second; off records nothing (`bench.silent`).
     """
 
     name: str
@@ -38,7 +38,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The simulator's world; its transactions are repeated, later each time, where more are wanted."""
+    """Size of the simulated data; its transactions repeat at later times where the load needs more."""
 
     cards: Count = 20_000
     terminals: Count = 20_000
@@ -46,9 +46,9 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Backlog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Full speed: transactions that are there already, so many that they take a variant about `seconds`; twice.
+    """Full speed: a backlog that takes a variant about `seconds`, twice.
 
-    The first time is for compilers and caches. The second counts, without the first `warm_up_share` of it.
+    The first backlog warms compilers and caches. The second counts, without its first `warm_up_share`.
     """
 
     seconds: Positive = 6.0
@@ -57,9 +57,9 @@ class Backlog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Live(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """As they arrive: at `rate` a second, or, where it is 0, at `share` of what the backlog's turn has reached.
+    """An open-loop load of `rate` transactions a second, or, where it is 0, of `share` of the backlog's throughput.
 
-    `rate_max` bounds that, for a machine that also has to carry load, broker and observer.
+    `rate_max` bounds the rate, since load, broker and observer run on the same machine.
     """
 
     arrivals: Arrivals = "poisson"
@@ -71,9 +71,9 @@ class Live(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Highest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The highest rate that meets the objectives, by halving, as MLPerf's server scenario asks for it.
+    """Search for the highest rate that meets the objectives, by bisection, as in MLPerf's server scenario.
 
-    `steps` runs of `seconds` each, between 0 and the backlog's rate.
+    `steps` runs of `seconds` each, between 0 and the backlog's throughput.
     """
 
     steps: Annotated[int, msgspec.Meta(ge=0, le=12)] = 0
@@ -81,7 +81,7 @@ class Highest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """From a transaction's departure, as scheduled, until a consumer downstream has its decision."""
+    """Limits on the time from a transaction's scheduled departure until a consumer reads its decision."""
 
     screened_p99_ms: Positive = 5.0
     escalated_p99_ms: Positive = 15.0
@@ -89,7 +89,7 @@ class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A whole run. `reference`: the variant to which the others are compared; each round runs every variant once."""
+    """A whole run: each round runs every variant once. `reference`: the variant that the others are compared with."""
 
     name: str
     reference: str
@@ -105,30 +105,29 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     objectives: Objectives = msgspec.field(default_factory=Objectives)
 
     def only(self, names: list[str]) -> Scenario:
-        """The same with these variants only, the first as the reference; CascadeError where one is not in it."""
-        known = {one.name: one for one in self.variant}
+        """The scenario with these variants, the first as the reference; raises CascadeError for an unknown variant."""
+        known = {variant.name: variant for variant in self.variant}
         missing = [name for name in names if name not in known]
         if missing:
-            raise CascadeError(f"{self.name}: no variant {', '.join(missing)}; there are {', '.join(known)}")
+            raise CascadeError(f"{self.name}: no variant {', '.join(missing)}; use {', '.join(known)}")
         return msgspec.structs.replace(self, reference=names[0], variant=[known[name] for name in names])
 
 
 def load_scenario(name_or_path: str) -> Scenario:
-    """A shipped scenario by name, or one of a file; raises CascadeError, one line, for what is wrong in it."""
+    """Reads a shipped scenario by name, or a TOML file; raises CascadeError where it is missing or wrong."""
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = SCENARIOS / f"{name_or_path}.toml"
     if not path.exists():
-        shipped = ", ".join(sorted(one.stem for one in SCENARIOS.glob("*.toml")))
-        raise CascadeError(f"{name_or_path}: no such scenario; give a file, or one of {shipped}")
+        shipped = ", ".join(sorted(file.stem for file in SCENARIOS.glob("*.toml")))
+        raise CascadeError(f"{name_or_path}: no such scenario; use a TOML file, or {shipped}")
     try:
-        found: Any = msgspec.toml.decode(path.read_bytes(), type=Scenario)
+        scenario: Scenario = msgspec.toml.decode(path.read_bytes(), type=Scenario)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CascadeError(f"{path}: {error}") from error
-    scenario: Scenario = found
-    names = [one.name for one in scenario.variant]
+    names = [variant.name for variant in scenario.variant]
     if not names or len(set(names)) != len(names):
-        raise CascadeError(f"{path}: variant: give at least one, each with a name of its own")
+        raise CascadeError(f"{path}: variant: name at least one, and no name twice")
     if scenario.reference not in names:
-        raise CascadeError(f"{path}: reference {scenario.reference!r} is none of the variants {', '.join(names)}")
+        raise CascadeError(f"{path}: reference {scenario.reference!r}: no such variant; use {', '.join(names)}")
     return scenario

@@ -1,4 +1,4 @@
-"""One variant's turn: a backlog at full speed, then transactions as they arrive, on topics of its own."""
+"""A variant's turn on its own topics: a backlog at full speed, then an open-loop load."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import msgspec
 import numpy as np
 
 from bench.cluster import EndlessData
-from bench.embedded import EmbeddedParts, Settings, records_in
+from bench.embedded import EmbeddedParts, records_in
 from bench.load import Load, LoadReport, Plan, departures
 from bench.observer import DEEP, DEGRADED, SCREENED, Observations, Observer
-from bench.pipeline.processes import Held, cpu_s_of, page_faults_of
+from bench.pipeline.processes import Suspended, cpu_s_of, page_faults_of
 from bench.pipeline.scenario import Live, Objectives, Scenario, Variant
 from cascade.bundle import Bundle
 from cascade.columns import Float64, Int64
-from cascade.config import CodecName, Config, load_config
+from cascade.config import CodecName, load_config
 from cascade.errors import CascadeError
 from cascade.ledger import LedgerSummary
 from cascade.ledger.latency import LatencyHistogram
@@ -30,23 +30,23 @@ from streaming.clients.partitioning import partition_of
 from streaming.codecs import codec
 from streaming.decisions import message_keys
 
-# So many first: their rate says how many more make a backlog of the wanted length.
+# A pilot of this many transactions measures the rate, from which the length of the backlog follows.
 PILOT_ROWS = 10_000
 PILOT_S_MAX = 120.0
 FILL_ROWS = 20_000
 SAMPLE_S = 0.02
-# A backlog that was over before it could be timed is followed by one of so many times its length.
+# A backlog that ended before it could be timed is repeated with this many times its length.
 LONGER = 4
-# Without a new decision for so long, a turn is over.
+# A turn fails after this long without a new decision.
 STALL_S = 20.0
-# After the last departure; what has no decision by then is counted as missing.
+# Counted from the last departure; a transaction without a decision by then is missing.
 LAST_DECISIONS_S = 15.0
 PATHS = {"screened": SCREENED, "escalated": DEEP, "degraded": DEGRADED}
 CURVE = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1.0)
 CASCADE_SETTINGS: dict[str, Any] = {
-    # a backlog's append times are long past
+    # the append times of a backlog are long past
     "deadline": {"start": "fetch", "budget_ms": 1_000},
-    # what is measured is the variant's own rate of escalation
+    # overload must not lower the escalation rate that is compared
     "overload": {"raise_max": 0.0},
 }
 DEEP_ONLY_SETTINGS: dict[str, Any] = {
@@ -61,28 +61,28 @@ class Service(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """Its process, whose children belong to it."""
+        """Id of its process, whose children belong to it."""
         ...
 
     def start(self) -> None:
-        """Start it and return at once."""
+        """Starts the service and returns at once."""
         ...
 
     def wait_ready(self) -> None:
-        """Return once it has its partitions; raises CascadeError where it does not come up."""
+        """Returns when the service has its partitions; raises CascadeError where it does not get ready."""
         ...
 
     def check_running(self) -> None:
-        """Raise CascadeError where it has ended."""
+        """Raises CascadeError where the service has ended."""
         ...
 
     def stop(self) -> LedgerSummary | None:
-        """End it; its own ledger, where it keeps one."""
+        """Stops the service; returns its ledger, or None where it has none."""
         ...
 
 
 class PathLatency(msgspec.Struct, frozen=True, kw_only=True):
-    """From a transaction's scheduled departure until its decision is visible, ms; `curve`: by share of decisions."""
+    """Time from a transaction's scheduled departure until its decision is visible, ms; `curve`: by quantile."""
 
     count: int
     p50_ms: float
@@ -93,9 +93,10 @@ class PathLatency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LiveFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """As they arrive, at `rate` a second. `missing`: without a decision; `load`: how well the schedule was kept.
+    """Figures under an open-loop load of `rate` transactions a second.
 
-    `cpu_us`: CPU time of each process a transaction, µs, waiting for work included.
+    `missing`: transactions without a decision. `load`: how late the load was against its schedule. `cpu_us`: CPU time
+    of each process for a transaction, µs, waiting for work included.
     """
 
     rate: float
@@ -105,21 +106,20 @@ class LiveFigures(msgspec.Struct, frozen=True, kw_only=True):
     cpu_us: dict[str, float]
     load: LoadReport
 
-    def meets(self, wanted: Objectives) -> bool:
-        """Whether it keeps the objectives; a path without decisions keeps its own."""
-        limits = {"screened": wanted.screened_p99_ms, "escalated": wanted.escalated_p99_ms}
+    def meets(self, objectives: Objectives) -> bool:
+        """Whether the objectives are met; a path without decisions meets its limit."""
+        limits = {"screened": objectives.screened_p99_ms, "escalated": objectives.escalated_p99_ms}
         within = all(self.paths[path].p99_ms <= limit for path, limit in limits.items() if path in self.paths)
-        return within and self.degraded_share <= wanted.degraded_share_max and not self.missing
+        return within and self.degraded_share <= objectives.degraded_share_max and not self.missing
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """What one turn showed.
+    """The figures of a turn.
 
-    `per_second`: decisions a second on the backlog; `cpu_us`: CPU time a transaction there, µs, by process (`service`,
-    `triton`, `broker`); `page_faults_per_1000` transactions there, of the service. Where the service keeps a ledger,
-    over its whole life: `stages_us`, its CPU time by stage, and `degraded_share`, of what should have been asked of the
-    deep model and was not.
-    `highest_rate`: the highest that met the objectives, with `tried` the runs that found it; None where not asked for.
+    On the backlog: `per_second` decisions; `cpu_us`, CPU time for a transaction by process (`service`, `triton`,
+    `broker`), µs; `page_faults_per_1000` transactions, of the service. From the service's ledger, over its whole life:
+    `stages_us`, CPU time for a transaction by stage, µs, and `degraded_share` of all decisions; without a ledger empty
+    and None. `highest_rate`: the highest that met the objectives; None without a search, whose runs are `tried`.
     """
 
     variant: str
@@ -136,7 +136,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Backlog(NamedTuple):
-    """Decided at full speed; see Turn."""
+    """Figures at full speed; see Turn."""
 
     transactions: int
     per_second: float
@@ -146,16 +146,16 @@ class _Backlog(NamedTuple):
 
 @dataclass(slots=True)
 class Traffic:
-    """Endless transactions of a schema, and as messages; what was encoded once is kept for the next turn."""
+    """Endless transactions as messages; encoded messages are cached for later turns."""
 
     schema: Schema
     rows: EndlessData
     bytes_max: int = 65_536
-    _kept: dict[CodecName, tuple[list[bytes], list[bytes]]] = field(default_factory=dict)
+    _encoded: dict[CodecName, tuple[list[bytes], list[bytes]]] = field(default_factory=dict)
 
     def messages(self, name: CodecName, start: int, stop: int) -> tuple[list[bytes], list[bytes]]:
-        """Keys and values of transactions at these positions."""
-        keys, values = self._kept.setdefault(name, ([], []))
+        """Keys and values of the transactions from `start` to `stop`, in a codec."""
+        keys, values = self._encoded.setdefault(name, ([], []))
         encoder = codec(name, self.schema.fields, self.bytes_max)
         while len(values) < stop:
             batch = self.rows.rows(len(values), len(values) + FILL_ROWS).batch
@@ -165,82 +165,106 @@ class Traffic:
 
 
 def run_turn(
-    variant: Variant, number: int, round_: int, scenario: Scenario, parts: EmbeddedParts, traffic: Traffic,
-    bundle: Bundle, make_service: Callable[[Path], Service],
-) -> Turn:  # fmt: skip
-    """Measure a variant once. Raises CascadeError where its service ends or stands still."""
-    name, journal = f"turn-{number}", parts.directory / f"turn-{number}-journal"
-    path = parts.write_config(f"{name}.toml", _settings(variant, number, bundle, journal), scenario.partitions)
-    # load and observer are the same for all: the quicker client
-    at = _settings(variant, number, bundle, journal, eyes=True)
-    eyes = parts.write_config(f"{name}-eyes.toml", at, scenario.partitions)
-    turn = _Turn(variant, scenario, parts, traffic, load_config(eyes), eyes, make_service(path))
-    return turn.run(round_)
+    variant: Variant,
+    number: int,
+    round_: int,
+    scenario: Scenario,
+    parts: EmbeddedParts,
+    traffic: Traffic,
+    bundle: Bundle,
+    make_service: Callable[[Path], Service],
+) -> Turn:
+    """Measures a variant. Raises CascadeError where its service ends or makes no progress.
+
+    variant: what is measured.
+    number: of the turn in the run; names its topics and files.
+    round_: number of the round.
+    scenario: the load.
+    parts: broker and Triton.
+    traffic: the messages.
+    bundle: models and policy of the variant.
+    make_service: makes the service for a configuration file.
+    """
+    settings = _settings(variant, number, bundle, parts.directory / f"turn-{number}-journal")
+    path = parts.write_config(f"turn-{number}.toml", settings, scenario.partitions)
+    # load and observer are the same for all variants, and use the quicker client
+    harness = {**settings, "kafka": {**settings["kafka"], "client": "librdkafka"}}
+    harness_path = parts.write_config(f"turn-{number}-harness.toml", harness, scenario.partitions)
+    return _Turn(variant, scenario, parts, traffic, harness_path, make_service(path)).run(round_)
 
 
 class _Turn:
+    """The steps of a turn. `harness_path`: configuration of load and observer."""
+
     def __init__(
-        self, variant: Variant, scenario: Scenario, parts: EmbeddedParts, traffic: Traffic, eyes: Config,
-        eyes_path: Path, service: Service,
-    ) -> None:  # fmt: skip
+        self,
+        variant: Variant,
+        scenario: Scenario,
+        parts: EmbeddedParts,
+        traffic: Traffic,
+        harness_path: Path,
+        service: Service,
+    ) -> None:
         self._variant, self._scenario, self._parts, self._traffic = variant, scenario, parts, traffic
-        self._eyes, self._eyes_path, self._service = eyes, eyes_path, service
+        self._harness_path, self._harness, self._service = harness_path, load_config(harness_path), service
         self._sent = 0
-        self._partitions = scenario.partitions
 
     def run(self, round_: int) -> Turn:
         self._service.start()
         try:
             self._service.wait_ready()
             self._fill(PILOT_ROWS)
-            # a JVM compiles what it has seen often: the first backlog is not counted
-            warm = self._backlog(self._pilot())
-            found = self._backlog(warm.per_second)
+            # a JVM compiles hot code while it runs, so the first backlog does not count
+            warm_up = self._backlog(self._pilot())
+            backlog = self._backlog(warm_up.per_second)
             live: LiveFigures | None = None
             highest, tried = None, list[LiveFigures]()
-            wanted = self._scenario.live
-            if wanted is not None and self._variant.live:
-                rate = wanted.rate or min(wanted.share * found.per_second, wanted.rate_max)
-                live = self._live(wanted, rate, wanted.seconds, wanted.warm_up_s)
-                highest, tried = self._highest(wanted, found.per_second)
+            load = self._scenario.live
+            if load is not None and self._variant.live:
+                rate = load.rate or min(load.share * backlog.per_second, load.rate_max)
+                live = self._live(rate, load.seconds, load)
+                highest, tried = self._highest(load, backlog.per_second)
         finally:
             ledger = self._service.stop()
         stages = {} if ledger is None else ledger.stages
         return Turn(
-            variant=self._variant.name, round=round_, transactions=found.transactions, per_second=found.per_second,
-            cpu_us=found.cpu_us, page_faults_per_1000=found.page_faults_per_1000,
-            stages_us={name: one.cpu_us_per_transaction or 0.0 for name, one in stages.items()},
-            live=live, highest_rate=highest, tried=tried,
+            variant=self._variant.name,
+            round=round_,
+            **backlog._asdict(),
+            stages_us={name: stage.cpu_us_per_transaction or 0.0 for name, stage in stages.items()},
+            live=live,
+            highest_rate=highest,
+            tried=tried,
             degraded_share=None if ledger is None else ledger.degraded_share,
-        )  # fmt: skip
+        )
 
     # --- full speed ---------------------------------------------------------------------------------------------------
 
     def _pilot(self) -> float:
-        """Decisions a second of the first transactions, from the first decision on."""
-        with closing(make_consumer(self._eyes.kafka, None)) as consumer:
+        """Decisions a second of the pilot, from the first decision on."""
+        with closing(make_consumer(self._harness.kafka, None)) as consumer:
             seen = self._watch(consumer, self._sent, PILOT_S_MAX)
-        started = next((one for one in seen if one[1] > 0), seen[-1])
+        started = next((sample for sample in seen if sample[1] > 0), seen[-1])
         return max(seen[-1][1] - started[1], 1) / max(seen[-1][0] - started[0], SAMPLE_S)
 
     def _backlog(self, pilot_rate: float) -> _Backlog:
-        """A backlog laid down while the service is held."""
-        wanted = self._scenario.backlog
-        rows = int(min(wanted.transactions_max, max(pilot_rate * wanted.seconds, PILOT_ROWS)))
+        """Figures of a backlog that takes about the scenario's time at `pilot_rate`."""
+        backlog = self._scenario.backlog
+        rows = int(min(backlog.transactions_max, max(pilot_rate * backlog.seconds, PILOT_ROWS)))
         while (measured := self._backlog_of(rows)) is None:
-            if rows == wanted.transactions_max:
+            if rows == backlog.transactions_max:
                 raise CascadeError(f"{self._variant.name}: decided {rows:,} transactions before they could be timed")
-            rows = min(LONGER * rows, wanted.transactions_max)
+            rows = min(LONGER * rows, backlog.transactions_max)
         return measured
 
     def _backlog_of(self, rows: int) -> _Backlog | None:
-        """None where all was over between two looks."""
+        """Figures of a backlog of `rows`; None where it ended between two samples."""
         before = self._sent
-        # encoded beforehand: a group misses members that are held for longer than its session
+        # encoded before the service is suspended, which must be for less than its session timeout
         self._traffic.messages(self._variant.codec, self._sent, self._sent + rows)
-        with closing(make_consumer(self._eyes.kafka, None)) as consumer:
-            self._watch(consumer, before, STALL_S)  # connected before the service goes on
-            with Held(self._service.pid):
+        with closing(make_consumer(self._harness.kafka, None)) as consumer:
+            self._watch(consumer, before, STALL_S)  # connects the consumer before the service continues
+            with Suspended(self._service.pid):
                 self._fill(rows)
             first = before + int(rows * self._scenario.backlog.warm_up_share)
             started_s, started = self._watch(consumer, first, STALL_S)[-1]
@@ -248,7 +272,9 @@ class _Turn:
             ended_s, ended = self._watch(consumer, self._sent, STALL_S)[-1]
             cpu_after, faults_after = self._cpu_s(), page_faults_of([self._service.pid])
         if ended < self._sent:
-            raise CascadeError(f"{self._variant.name}: {ended:,} of {self._sent:,} decisions, and no more")
+            raise CascadeError(
+                f"{self._variant.name}: {ended:,} of {self._sent:,} decisions, and no new one for {STALL_S:.0f} s"
+            )
         count = ended - started
         if not count:
             return None
@@ -256,8 +282,8 @@ class _Turn:
         return _Backlog(count, count / (ended_s - started_s), cpu_us, 1e3 * (faults_after - faults_before) / count)
 
     def _watch(self, consumer: Any, until: int, stall_s: float) -> list[tuple[float, int]]:
-        """(time, decisions) now and then, until there are so many, or no more come."""
-        topics = self._eyes.kafka.topics
+        """Samples of (time, decisions) until the topic has `until` decisions, or gets none for `stall_s`."""
+        topics = self._harness.kafka.topics
         partitions = consumer.partitions_for(topics.decisions)
         seen = [(time.monotonic(), 0)]
         moved_s = time.monotonic()
@@ -273,9 +299,9 @@ class _Turn:
             time.sleep(SAMPLE_S)
 
     def _fill(self, rows: int) -> None:
-        topic = self._eyes.kafka.topics.transactions
+        topic = self._harness.kafka.topics.transactions
         keys, values = self._traffic.messages(self._variant.codec, self._sent, self._sent + rows)
-        producer = make_producer(self._eyes.kafka)
+        producer = make_producer(self._harness.kafka)
         try:
             for start in range(0, rows, FILL_ROWS):
                 producer.send_many(topic, keys[start : start + FILL_ROWS], values[start : start + FILL_ROWS])
@@ -292,15 +318,17 @@ class _Turn:
             found["broker"] = cpu_s_of(broker.pids)
         return found
 
-    # --- as they arrive -----------------------------------------------------------------------------------------------
+    # --- open-loop load -----------------------------------------------------------------------------------------------
 
-    def _live(self, wanted: Live, rate: float, seconds: float, warm_up_s: float) -> LiveFigures:
-        due_s = departures(wanted.arrivals, rate, seconds + warm_up_s, self._scenario.seed)
+    def _live(self, rate: float, seconds: float, shape: Live) -> LiveFigures:
+        """Figures under a load of `rate` for `seconds`, with the arrivals and the warm-up of `shape`."""
+        warm_up_s = shape.warm_up_s
+        due_s = departures(shape.arrivals, rate, seconds + warm_up_s, self._scenario.seed)
         keys, values = self._traffic.messages(self._variant.codec, self._sent, self._sent + len(due_s))
         base = self._ends()
-        before = records_in(self._eyes, self._eyes.kafka.topics.decisions)
-        plan = Plan(self._eyes.kafka.topics.transactions, due_s, keys, values)
-        with Observer(self._eyes_path, latest=True) as observer, Load(self._eyes_path, plan) as load:
+        before = records_in(self._harness, self._harness.kafka.topics.decisions)
+        plan = Plan(self._harness.kafka.topics.transactions, due_s, keys, values)
+        with Observer(self._harness_path, latest=True) as observer, Load(self._harness_path, plan) as load:
             start_s = load.begin()
             time.sleep(max(start_s + warm_up_s - time.time(), 0.0))
             cpu_before = self._cpu_s()
@@ -320,48 +348,54 @@ class _Turn:
             load=report,
         )
 
-    def _highest(self, wanted: Live, per_second: float) -> tuple[float | None, list[LiveFigures]]:
-        """The highest rate that meets the objectives, by halving between nothing and full speed."""
-        steps, tried = self._scenario.highest, list[LiveFigures]()
-        low, high = 0.0, min(per_second, wanted.rate_max)
-        for _ in range(steps.steps):
-            figures = self._live(wanted, (low + high) / 2, steps.seconds, wanted.warm_up_s)
+    def _highest(self, shape: Live, per_second: float) -> tuple[float | None, list[LiveFigures]]:
+        """The highest rate that meets the objectives, by bisection between 0 and full speed, and its runs."""
+        search, tried = self._scenario.highest, list[LiveFigures]()
+        low, high = 0.0, min(per_second, shape.rate_max)
+        for _ in range(search.steps):
+            figures = self._live((low + high) / 2, search.seconds, shape)
             tried.append(figures)
             if figures.meets(self._scenario.objectives):
                 low = figures.rate
             else:
                 high = figures.rate
-        return (low if steps.steps else None), tried
+        return (low if search.steps else None), tried
 
     def _ends(self) -> Int64:
-        with closing(make_consumer(self._eyes.kafka, None)) as consumer:
-            ends = consumer.end_offsets(consumer.partitions_for(self._eyes.kafka.topics.transactions))
-        return np.array([ends[one] for one in sorted(ends)], np.int64)
+        with closing(make_consumer(self._harness.kafka, None)) as consumer:
+            ends = consumer.end_offsets(consumer.partitions_for(self._harness.kafka.topics.transactions))
+        return np.array([ends[partition] for partition in sorted(ends)], np.int64)
 
     def _wait_for(self, decisions: int) -> None:
         give_up_s = time.monotonic() + LAST_DECISIONS_S
-        while records_in(self._eyes, self._eyes.kafka.topics.decisions) < decisions:
+        while records_in(self._harness, self._harness.kafka.topics.decisions) < decisions:
             self._service.check_running()
             if time.monotonic() > give_up_s:
                 return
             time.sleep(0.1)
-        time.sleep(0.3)  # the observer's last fetch
+        time.sleep(0.3)  # for the observer's last fetch
 
     def _latencies(
         self, plan: Plan, start_s: float, base: Int64, seen: Observations, warm_up_s: float
     ) -> tuple[Float64, Int64]:
-        """Seconds from departure to decision, and the path, of what was due after the warm-up."""
-        number = np.array([partition_of(key, self._partitions) for key in plan.keys], np.int64)
-        due = [plan.due_s[number == one] for one in range(self._partitions)]
+        """Latency and path of the decided transactions that were due after the warm-up; seconds from departure.
+
+        plan: the load; start_s: when it began, seconds since the epoch.
+        base: end offset of each partition before the load, int64 [partitions].
+        seen: the observed decisions.
+        warm_up_s: from the start.
+        """
+        partition_ids = np.array([partition_of(key, self._scenario.partitions) for key in plan.keys], np.int64)
         latency_s, paths = [], []
-        for one in range(self._partitions):
-            chosen = seen.partition == one
-            position = seen.offset[chosen] - base[one]
-            inside = (position >= 0) & (position < len(due[one]))
-            due_s = due[one][position[inside]]
-            kept = due_s >= warm_up_s
-            latency_s.append((seen.seen_s[chosen][inside] - start_s - due_s)[kept])
-            paths.append(seen.path[chosen][inside][kept])
+        for partition_id in range(self._scenario.partitions):
+            due_s = plan.due_s[partition_ids == partition_id]
+            chosen = seen.partition == partition_id
+            position = seen.offset[chosen] - base[partition_id]
+            inside = (position >= 0) & (position < len(due_s))
+            decided_due_s = due_s[position[inside]]
+            counted = decided_due_s >= warm_up_s
+            latency_s.append((seen.seen_s[chosen][inside] - start_s - decided_due_s)[counted])
+            paths.append(seen.path[chosen][inside][counted])
         return np.concatenate(latency_s), np.concatenate(paths)
 
 
@@ -371,21 +405,24 @@ def _path_latency(latency_s: Float64) -> PathLatency | None:
     histogram = LatencyHistogram()
     histogram.record(latency_s)
     return PathLatency(
-        count=histogram.count, p50_ms=1e3 * histogram.quantile(0.5), p99_ms=1e3 * histogram.quantile(0.99),
-        p999_ms=1e3 * histogram.quantile(0.999), max_ms=1e3 * histogram.max_s,
+        count=histogram.count,
+        p50_ms=1e3 * histogram.quantile(0.5),
+        p99_ms=1e3 * histogram.quantile(0.99),
+        p999_ms=1e3 * histogram.quantile(0.999),
+        max_ms=1e3 * histogram.max_s,
         curve={f"{share:g}": 1e3 * histogram.quantile(share) for share in CURVE},
-    )  # fmt: skip
+    )
 
 
-def _settings(variant: Variant, number: int, bundle: Bundle, journal: Path, eyes: bool = False) -> Settings:
-    """A turn's configuration; `eyes`: of load and observer, which read and write the same topics."""
-    names = {one: f"turn-{number}-{one}" for one in ("transactions", "labels", "decisions", "dead_letters")}
-    settings: dict[str, Any] = dict(DEEP_ONLY_SETTINGS if variant.models == "deep-only" else CASCADE_SETTINGS)
+def _settings(variant: Variant, number: int, bundle: Bundle, journal: Path) -> dict[str, dict[str, Any]]:
+    """The configuration of a turn's service; `journal`: directory of its ledger, if it is full."""
+    topics = {topic: f"turn-{number}-{topic}" for topic in ("transactions", "labels", "decisions", "dead_letters")}
+    settings: dict[str, dict[str, Any]] = dict(
+        DEEP_ONLY_SETTINGS if variant.models == "deep-only" else CASCADE_SETTINGS
+    )
     settings["bundle"] = {"path": str(bundle.directory)}
-    settings["kafka"] = {
-        "client": "librdkafka" if eyes else variant.client, "codec": variant.codec, "group": f"turn-{number}",
-        "topics": names,
-    }  # fmt: skip
+    kafka = {"client": variant.client, "codec": variant.codec, "group": f"turn-{number}", "topics": topics}
+    settings["kafka"] = kafka
     if variant.backend == "onnxruntime":
         settings["deep"] = {"backend": "onnxruntime"}
     if variant.ledger == "full":
