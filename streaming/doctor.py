@@ -1,4 +1,4 @@
-"""`cascade doctor`: is everything in place? Each failing line says what to do."""
+"""`cascade doctor`: checks everything that the service needs. Each failed check has its remedy."""
 
 from __future__ import annotations
 
@@ -38,32 +38,57 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 Status = Literal["ok", "warning", "failed"]
 # Deadlines count from the broker's clock: an error of this size is a fifth of the screened limit.
 CLOCK_SKEW_MS_MAX = 100.0
-# Sockets to brokers and Triton, the model files, the log: a few dozen; a container with less than this is mistaken.
+# The service needs a few dozen: sockets to brokers and Triton, model files, the log. A lower limit is a mistake.
 OPEN_FILES_MIN = 1_024
 FREE_BYTES_MIN = 1 << 30
 PROBE_TIMEOUT_S = 10.0
-# Asked for to see whether a registry answers; none has so many.
+# The doctor asks for this schema to see whether the registry answers; no registry has so many.
 SCHEMA_NUMBER_MAX = 2**31 - 1
-# A time that no broker would stamp: where it comes back, the topic keeps its producers' times.
+# The timestamp of the doctor's record. If it is read back, the topic has CreateTime.
 UNSTAMPED_MS = 1
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One line of the check-up."""
+    """The result of a check."""
 
     check: str
     status: Status
     text: str
 
 
+class _NotCheckedError(Exception):
+    """A check needs the result of one that failed."""
+
+
 @dataclass(slots=True)
 class Examination:
-    """What the checks share: later ones need what earlier ones have found."""
+    """The results that later checks need; reading one that is absent raises _NotCheckedError."""
 
     config_path: Path
-    config: Config | None = None
-    bundle: Bundle | None = None
+    loaded: Config | None = None
+    read_bundle: Bundle | None = None
     broker_answers: bool = False
+
+    @property
+    def config(self) -> Config:
+        """The configuration."""
+        if self.loaded is None:
+            raise _NotCheckedError("not checked: the configuration must be valid first")
+        return self.loaded
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle."""
+        if self.read_bundle is None:
+            raise _NotCheckedError("not checked: the bundle must be readable first")
+        return self.read_bundle
+
+    @property
+    def reached(self) -> Config:
+        """The configuration of a broker that answers."""
+        if not self.broker_answers:
+            raise _NotCheckedError("not checked: the broker must answer first")
+        return self.config
 
 
 @app.command()
@@ -73,7 +98,7 @@ def doctor(
 ) -> None:
     """Check configuration, bundle, broker, topics, schemas, clocks, Triton, model, energy meters and limits.
 
-    Exit status 0 where the service can run, 1 where a line has failed.
+    Exit status: 0 if the service can run, 1 if a check failed.
     """
     console = Console(stderr=json)
     findings = []
@@ -91,7 +116,7 @@ def doctor(
 
 
 def examine(config_path: Path) -> Iterator[Finding]:
-    """All checks, in an order in which each failure is told once, at its root."""
+    """Runs all checks, in an order in which each failure is reported once, at its cause."""
     found = Examination(config_path)
     checks: dict[str, Callable[[Examination], tuple[Status, str]]] = {
         "configuration": _configuration,
@@ -111,22 +136,22 @@ def examine(config_path: Path) -> Iterator[Finding]:
         try:
             with with_config_path(config_path):
                 status, text = check(found)
+        except _NotCheckedError as error:
+            status, text = "warning", str(error)
         except CascadeError as error:
             status, text = "failed", str(error)
         yield Finding(name, status, text)
 
 
 def _configuration(found: Examination) -> tuple[Status, str]:
-    found.config = load_config(found.config_path)
+    found.loaded = load_config(found.config_path)
     return "ok", str(found.config_path)
 
 
 def _bundle(found: Examination) -> tuple[Status, str]:
-    if found.config is None:
-        return "warning", "not checked: the configuration comes first"
     bundle = load_bundle(Path(found.config.bundle.path))
     engine = make_engine(bundle)
-    found.bundle = bundle
+    found.read_bundle = bundle
     state_gb = engine.features.state_bytes_max() / 1e9
     return "ok", (
         f"{bundle.version}: screener by {engine.screener_method}, {engine.features.width} features, state of at most"
@@ -135,21 +160,18 @@ def _bundle(found: Examination) -> tuple[Status, str]:
 
 
 def _broker(found: Examination) -> tuple[Status, str]:
-    if found.config is None:
-        return "warning", "not checked: the configuration comes first"
     wait_for_broker(found.config.kafka, PROBE_TIMEOUT_S, lambda text: None)
     found.broker_answers = True
     return "ok", f"Kafka answers at {found.config.kafka.bootstrap} ({found.config.kafka.security.protocol})"
 
 
 def _topics(found: Examination) -> tuple[Status, str]:
-    if found.config is None or not found.broker_answers:
-        return "warning", "not checked: the broker comes first"
-    names = [spec.name for spec in topic_specs(found.config, 1)]
-    missing = missing_topics(found.config.kafka, names)
+    config = found.reached
+    names = [spec.name for spec in topic_specs(config, 1)]
+    missing = missing_topics(config.kafka, names)
     if missing:
-        return "failed", f"missing: {', '.join(missing)}; `cascade run --create-topics PARTITIONS` makes them"
-    consumer = make_consumer(found.config.kafka, None)
+        return "failed", f"missing: {', '.join(missing)}; `cascade run --create-topics PARTITIONS` creates them"
+    consumer = make_consumer(config.kafka, None)
     try:
         partitions = {name: len(consumer.partitions_for(name)) for name in names}
     finally:
@@ -158,9 +180,7 @@ def _topics(found: Examination) -> tuple[Status, str]:
 
 
 def _messages(found: Examination) -> tuple[Status, str]:
-    """Avro needs its schemas: the registry must answer, and know this user."""
-    if found.config is None:
-        return "warning", "not checked: the configuration comes first"
+    """Avro needs the schema registry: it must answer, and accept this user."""
     kafka = found.config.kafka
     if kafka.codec != "avro":
         return "ok", f"{kafka.codec}, without a schema registry"
@@ -171,29 +191,28 @@ def _messages(found: Examination) -> tuple[Status, str]:
 
 
 def _clock(found: Examination) -> tuple[Status, str]:
-    """Produce a record, consume it again, and compare the broker's time of append with ours."""
-    if found.config is None or not found.broker_answers:
-        return "warning", "not checked: the broker comes first"
-    topic = found.config.kafka.topics.dead_letters
-    if missing_topics(found.config.kafka, [topic]):
-        return "warning", "not checked: the topics come first"
-    middle_ms, appended_ms = _append_time(found.config, topic)
+    """Produces a record, consumes it, and compares the broker's append time with this machine's clock."""
+    config = found.reached
+    topic = config.kafka.topics.dead_letters
+    if missing_topics(config.kafka, [topic]):
+        return "warning", "not checked: the topics must exist first"
+    middle_ms, appended_ms = _append_time(config, topic)
     if appended_ms == UNSTAMPED_MS:
         return "warning", (
-            f"topic {topic} keeps the producers' times, so the clocks were not compared; set message.timestamp.type"
-            " to LogAppendTime there and on the transactions topic"
+            f"topic {topic} has its producers' timestamps, so the clocks cannot be compared; set message.timestamp.type"
+            " to LogAppendTime for this topic and the transactions topic"
         )
     skew_ms = appended_ms - middle_ms
     if abs(skew_ms) > CLOCK_SKEW_MS_MAX:
         return "failed", (
-            f"the broker's clock differs from ours by {skew_ms:+.0f} ms; deadlines count from its append times:"
-            " synchronise both (chrony, ntpd)"
+            f"the broker's clock differs from this machine's by {skew_ms:+.0f} ms; deadlines count from the broker's"
+            " append times: synchronise both clocks (chrony, ntpd)"
         )
-    return "ok", f"a record was produced and consumed; the broker's clock differs from ours by {skew_ms:+.0f} ms"
+    return "ok", f"a record was produced and consumed; the broker's clock differs by {skew_ms:+.0f} ms"
 
 
 def _append_time(config: Config, topic: str) -> tuple[float, float]:
-    """(middle of our send and its confirmation, the record's time), in ms; the record is a marked dead letter."""
+    """(middle between send and acknowledgement, the record's timestamp), in ms; the record is a marked dead letter."""
     producer, consumer = make_producer(config.kafka), make_consumer(config.kafka, None)
     try:
         partitions = consumer.partitions_for(topic)
@@ -211,55 +230,50 @@ def _append_time(config: Config, topic: str) -> tuple[float, float]:
                 for key, time_ms in zip(fetched.keys, fetched.timestamps_ms, strict=True):
                     if key == b"doctor":
                         return middle_ms, float(time_ms)
-        raise BrokerError("a record was produced but could not be consumed again; check the broker's logs")
+        raise BrokerError("a record was produced but could not be consumed; check the broker's logs")
     finally:
         producer.close(1.0)
         consumer.close()
 
 
 def _delivery(found: Examination) -> tuple[Status, str]:
-    """Open a transaction and undo it: the broker must have transactions, and let this user have them."""
-    if found.config is None or not found.broker_answers:
-        return "warning", "not checked: the broker comes first"
-    if found.config.delivery == "at-least-once":
-        return "ok", "at-least-once: after a crash some decisions come again, under the same decision_id"
-    producer = make_producer(found.config.kafka, f"{found.config.kafka.group}-doctor")
+    """Begins and aborts a transaction: the broker must support transactions, and allow them for this user."""
+    config = found.reached
+    if config.delivery == "at-least-once":
+        return "ok", "at-least-once: after a crash some transactions are decided again, with the same decision_id"
+    producer = make_producer(config.kafka, f"{config.kafka.group}-doctor")
     try:
         producer.begin()
         producer.abort()
     finally:
         producer.close(1.0)
-    if not found.config.kafka.instance:
+    if not config.kafka.instance:
         return "warning", (
-            "exactly-once: a transaction was begun and undone; kafka.instance is empty, so what a killed worker leaves"
-            " open holds readers back for 15 s: give each worker a name that stays"
+            "exactly-once: a transaction was begun and aborted; kafka.instance is empty, so the open transaction of a"
+            " killed worker delays readers for 15 s: set a permanent name for each worker"
         )
-    return "ok", f"exactly-once as {found.config.kafka.instance}: a transaction was begun and undone"
+    return "ok", f"exactly-once as {config.kafka.instance}: a transaction was begun and aborted"
 
 
 def _state(found: Examination) -> tuple[Status, str]:
-    """Write a file to the snapshots' place, read it back, and remove it."""
-    if found.config is None:
-        return "warning", "not checked: the configuration comes first"
-    place = found.config.state.snapshots
-    if not place:
+    """Writes a snapshot file, reads it back, and removes it."""
+    url = found.config.state.snapshots
+    if not url:
         return "warning", "state.snapshots is empty: each start folds the whole log"
-    files, name = FsspecFiles(place), f"doctor-{os.getpid()}"
+    files, name = FsspecFiles(url), f"doctor-{os.getpid()}"
     try:
         files.write(name, b"doctor")
         same = files.read(name) == b"doctor"
         count = sum(name.endswith(SUFFIX) for name in files.names())
         files.remove(name)
     except OSError as error:
-        return "failed", f"{place}: {error.strerror or error}; the service needs to write and read there"
+        return "failed", f"{url}: {error.strerror or error}; the service must be able to read and write there"
     if not same:
-        return "failed", f"{place}: what was written does not come back; check the store"
-    return "ok", f"{place}: written and read back; {count} snapshots"
+        return "failed", f"{url}: a file was read back with another content; check the store"
+    return "ok", f"{url}: a file was written and read back; {count} snapshots"
 
 
 def _deep_model(found: Examination) -> tuple[Status, str]:
-    if found.config is None or found.bundle is None:
-        return "warning", "not checked: the bundle comes first"
     signature = deep_signature(found.bundle)
     stage = make_deep_stage(found.bundle, found.config.deep)
     try:
@@ -275,33 +289,31 @@ def _deep_model(found: Examination) -> tuple[Status, str]:
 
 
 def _energy(found: Examination) -> tuple[Status, str]:
-    if found.config is None:
-        return "warning", "not checked: the configuration comes first"
     readings = [meter.read() for meter in find_meters([os.getpid()], watts_per_core(found.config.energy))]
     kinds = {reading.kind for reading in readings}
-    told = "; ".join(f"{reading.kind}: {reading.source}" for reading in readings)
+    sources = "; ".join(f"{reading.kind}: {reading.source}" for reading in readings)
     if kinds == {"modelled"}:
-        return "warning", f"no hardware counter (NVML, RAPL): energy is modelled, and the ledger says so ({told})"
-    return "ok", told
+        return "warning", f"no hardware counter (NVML, RAPL), so all energy is modelled ({sources})"
+    return "ok", sources
 
 
 def _limits(found: Examination) -> tuple[Status, str]:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = shutil.disk_usage(Path.cwd()).free
     if files < OPEN_FILES_MIN:
-        return "failed", f"{files} open files are allowed; raise it to {OPEN_FILES_MIN} (ulimit -n)"
-    if found.config is not None and found.config.worker.lock_memory and (problem := locking_problem()):
+        return "failed", f"at most {files} open files are allowed; raise the limit to {OPEN_FILES_MIN} (ulimit -n)"
+    if found.loaded is not None and found.loaded.worker.lock_memory and (problem := locking_problem()):
         return "failed", f"worker.lock_memory: {problem}; {REMEDY}"
     if free < FREE_BYTES_MIN:
-        return "warning", f"{free / 1e9:.1f} GB of disk are left in {Path.cwd()}"
-    return "ok", f"{files:,} open files, {free / 1e9:.0f} GB of disk"
+        return "warning", f"only {free / 1e9:.1f} GB of disk space left in {Path.cwd()}"
+    return "ok", f"{files:,} open files, {free / 1e9:.0f} GB of disk space"
 
 
 def _local_parts(found: Examination) -> tuple[Status, str]:
     if importlib.util.find_spec("jgo") is None:
         return "ok", "not installed (the extra `local`); only `cascade demo` and `cascade local` need them"
     problems = (local_broker.missing_parts(), local_triton.missing_parts(), local_triton.missing_libpython())
-    told = [problem for problem in problems if problem is not None]
-    if told:
-        return "warning", "; ".join(told)
+    missing = [problem for problem in problems if problem is not None]
+    if missing:
+        return "warning", "; ".join(missing)
     return "ok", f"Kafka {local_broker.KAFKA_VERSION} and Triton {local_triton.TRITON_VERSION} are installed"

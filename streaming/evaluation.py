@@ -1,4 +1,4 @@
-"""Judging the decisions topic by the truth, beside what each model alone would have decided."""
+"""Evaluates the decisions topic by the labels, beside the decisions that each model alone would have made."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from streaming.decisions import decode_decision
 
 Progress = Callable[[str, float], None]
 ROWS_MAX = 10_000
-# Silence for this long, with records still to come, means a broker in trouble.
+# A broker that returns no records for this long, although there are more, does not work.
 SILENCE_S_MAX = 30.0
 
 
 class ModelEvaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to decide: how it ranks, and what its decisions do with the policy's thresholds.
+    """The quality of a way to decide: its ranking, and its decisions by the policy's thresholds.
 
-    `caught` frauds are reviewed or declined, `missed` ones approved; `false_alarms`: genuine ones that are not
-    approved. `cost_per_thousand`: by the policy's costs, in the currency of the amounts.
+    `caught`: frauds that are reviewed or declined; `missed`: frauds that are approved; `false_alarms`: genuine
+    transactions that are reviewed or declined. `cost_per_thousand`: by the policy, in the currency of the amounts.
     """
 
     quality: Quality
@@ -45,12 +45,11 @@ class ModelEvaluation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """The decisions of some time, judged.
+    """The evaluation of the decisions of a period.
 
-    `missing`: transactions of that time without a decision; `repeated`: decisions beyond the first of a transaction.
-    `escalated_share`: sent to the deep model, answered or not.
-    `offline_difference_max`: largest absolute difference between a score in the topic and the offline score of the
-    same bundle and stage. `degraded_share`: of all decisions.
+    `missing`: transactions without a decision; `repeated`: decisions beyond a transaction's first. `escalated_share`,
+    `degraded_share`: of all decisions; degraded ones count as escalated. `offline_difference_max`: largest absolute
+    difference between a score in the topic and the offline score of the same bundle and stage.
     """
 
     bundle: str
@@ -68,7 +67,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     deep_only: ModelEvaluation
 
     def comparison(self) -> QualityComparison:
-        """As the ledger shows it."""
+        """The part that the ledger shows."""
         models = (("cascade", self.cascade), ("deep only", self.deep_only), ("screener only", self.screener_only))
         return QualityComparison(
             transactions=self.transactions,
@@ -88,10 +87,10 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 def read_decisions(
     consumer: ConsumerClient, topic: str, codec_name: CodecName, progress: Progress
 ) -> tuple[pl.DataFrame, int]:
-    """First decision of each transaction now in the topic, and how many repeats there were.
+    """Returns the first decision of each transaction in the topic, and the number of further decisions.
 
-    Columns `transaction_id`, `score`, `screener_score`, `stage`, `decision`, `degraded`, `bundle`. Raises BrokerError
-    where the topic is missing or silent, DataError where a record is no decision.
+    Columns: `transaction_id`, `score`, `screener_score`, `stage`, `decision`, `degraded`, `bundle`. Raises BrokerError
+    if the topic is missing or the broker returns no records, DataError if a record is not a decision.
     """
     partitions = consumer.partitions_for(topic)
     consumer.assign(partitions)
@@ -99,17 +98,17 @@ def read_decisions(
     starts = consumer.beginning_offsets(partitions)
     total = sum(ends[partition] - starts[partition] for partition in partitions)
     rows: list[tuple[int | str, float, float, str, str, bool, str]] = []
-    heard_s = time.monotonic()
+    answered_s = time.monotonic()
     while any(consumer.position(partition) < end for partition, end in ends.items()):
         for fetched in consumer.poll(0.1, ROWS_MAX):
-            heard_s = time.monotonic()
+            answered_s = time.monotonic()
             for offset, value in zip(fetched.offsets, fetched.values, strict=True):
                 try:
                     decision = decode_decision(value or b"", codec_name)
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     raise DataError(
-                        f"topic {topic}, partition {fetched.partition}, offset {offset}: no decision in"
-                        f" codec {codec_name} ({error}); is kafka.codec the service's?"
+                        f"topic {topic}, partition {fetched.partition}, offset {offset}: not a decision in codec"
+                        f" {codec_name} ({error}); set kafka.codec as for the service"
                     ) from error
                 rows.append(
                     (
@@ -123,13 +122,14 @@ def read_decisions(
                     )
                 )
             progress("decisions", min(1.0, len(rows) / max(total, 1)))
-        if time.monotonic() - heard_s > SILENCE_S_MAX:
+        if time.monotonic() - answered_s > SILENCE_S_MAX:
             raise BrokerError(
-                f"topic {topic}: no records for {SILENCE_S_MAX:.0f} s though more are there; is the broker well?"
+                f"topic {topic}: the broker returned no records for {SILENCE_S_MAX:.0f} s, although there are more;"
+                " check the broker"
             )
     names = ["transaction_id", "score", "screener_score", "stage", "decision", "degraded", "bundle"]
     if not rows:
-        raise DataError(f"topic {topic} holds no decisions; run the service first")
+        raise DataError(f"topic {topic} has no decisions; run the service first")
     frame = pl.DataFrame(rows, schema=names, orient="row")
     first = frame.unique("transaction_id", keep="first", maintain_order=True)
     return first, frame.height - first.height
@@ -137,7 +137,7 @@ def read_decisions(
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The evaluation, and the scores it rests on, a row per decided transaction."""
+    """The evaluation, and its scores, a row for each decided transaction."""
 
     evaluation: Evaluation
     scores: pl.DataFrame
@@ -153,16 +153,20 @@ def evaluate(
     deep: DeepStage,
     progress: Progress,
 ) -> Judged:
-    """Judge the `decisions` of the rows of `data` that are `within`; the others only make the features' past.
+    """Evaluates decisions by the labels of a data file.
 
-    `scores` has the columns `transaction_id`, `score`, `stage`, `screener_only`, `deep_only` (probabilities).
+    decisions, repeated: of `read_decisions`. data: the whole file, from which the features are computed. within: the
+    rows to evaluate, bool [rows]. bundle, screener, deep: for the offline scores. progress: called with step and share.
+
+    The `scores` have the columns `transaction_id`, `score`, `stage`, `screener_only`, `deep_only` (probabilities).
+    Raises DataError if no decision belongs to the data.
     """
     roles = bundle.schema.roles
     identities = data.batch[roles.transaction_id]
     truth = pl.DataFrame({"transaction_id": _plain(identities), "row": np.arange(len(identities))})
     joined = truth.filter(pl.Series(within)).join(decisions, on="transaction_id", how="inner").sort("row")
     if not joined.height:
-        raise DataError("none of the decisions is of a transaction in the data; is it the file that was played?")
+        raise DataError("no decision belongs to a transaction of the data file; use the file that was replayed")
     rows: Int64 = joined["row"].to_numpy()
     wanted = np.zeros(len(identities), bool)
     wanted[rows] = True

@@ -1,4 +1,4 @@
-"""`cascade local`: the embedded parts, for work without Docker: a real Kafka broker and a real Triton."""
+"""`cascade local`: an embedded Kafka broker and an embedded Triton server, for work without Docker."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="A Kafka broker and a Triton of your own, without Docker.",
+    help="Run a local Kafka broker and a local Triton server, without Docker.",
 )
 
 
 @app.command()
 def install() -> None:
-    """Download Apache Kafka and Triton and compile Cascade's kernels, once; later calls only check."""
+    """Download Apache Kafka and Triton, and compile Cascade's kernels; if that is done, only check it."""
     directory = local_parts_dir()
     for part in (local_broker, local_triton):
         part.install(directory, typer.echo)
@@ -43,11 +43,13 @@ def install() -> None:
 
 @app.command()
 def broker(
-    data: Annotated[Path, typer.Option(help="Directory of topics and offsets; kept for the next start.")] = Path(
+    data: Annotated[Path, typer.Option(help="Directory of topics and offsets; the next start reads it again.")] = Path(
         "build/local-broker"
     ),
-    nodes: Annotated[int, typer.Option(min=1, max=local_broker.NODES_MAX, help="3 for replicated topics.")] = 1,
-    port: Annotated[int, typer.Option(help="Port of the first node, the others follow; 0: any free ones.")] = 9092,
+    nodes: Annotated[
+        int, typer.Option(min=1, max=local_broker.NODES_MAX, help="Number of brokers; 3 for replicated topics.")
+    ] = 1,
+    port: Annotated[int, typer.Option(help="Port of the first broker, the others follow; 0: free ports.")] = 9092,
 ) -> None:
     """Run Kafka on this machine until Ctrl-C."""
     stop = _stop_signal()
@@ -55,13 +57,13 @@ def broker(
         typer.echo(f"Kafka {local_broker.KAFKA_VERSION} at {running.bootstrap}, data in {running.data_dir}")
         typer.echo("Ctrl-C stops it")
         stop.wait()
-    typer.echo("Kafka is stopped, its data stays")
+    typer.echo("Kafka is stopped; its data stays")
 
 
 @app.command()
 def triton(
     repository: Annotated[Path, typer.Option(help="Triton model repository (NAME/config.pbtxt).", exists=True)],
-    port: Annotated[int, typer.Option(help="Port of gRPC; 0: any free one.")] = 8001,
+    port: Annotated[int, typer.Option(help="Port of gRPC; 0: a free port.")] = 8001,
 ) -> None:
     """Run Triton (CPU) on this machine until Ctrl-C."""
     stop = _stop_signal()

@@ -1,4 +1,4 @@
-"""A service's metrics endpoint, asked now and then, and what happened between two answers."""
+"""Scrapes of a service's metrics, and the figures between two scrapes."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ PATHS = ("screened", "escalated", "degraded", "duplicate")
 
 
 class UnreachableError(CascadeError):
-    """The service gave no metrics."""
+    """The service did not answer with its metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """All samples at a moment (seconds since the epoch): name, labels, value."""
+    """All samples (name, labels, value) at a time in seconds since the epoch."""
 
     at_s: float
     samples: tuple[tuple[str, Mapping[str, str], float], ...]
 
     @classmethod
     def of(cls, text: str, at_s: float) -> Scrape:
-        """From a text exposition; raises UnreachableError where it is none of ours."""
+        """From a text exposition; raises UnreachableError if it is not that of a Cascade service."""
         try:
             families = list(text_string_to_metric_families(text))
         except ValueError as error:
-            raise UnreachableError(f"no metrics in the answer ({error})") from error
+            raise UnreachableError(f"the answer has no metrics ({error})") from error
         return cls._from(families, at_s)
 
     @classmethod
     def read(cls, registry: CollectorRegistry, at_s: float) -> Scrape:
-        """The same from the registry itself, without a text between: 0.5 ms where the text takes 15."""
+        """From the registry, without a text: in 0.5 ms instead of 15."""
         return cls._from(registry.collect(), at_s)
 
     @classmethod
@@ -56,7 +56,7 @@ class Scrape:
         return cls(at_s, samples)
 
     def by(self, name: str, *labels: str) -> dict[tuple[str, ...], float]:
-        """The samples of a name, added up by the values of these labels."""
+        """The sums of a name's samples, by the values of these labels."""
         found: dict[tuple[str, ...], float] = {}
         for sample, given, value in self.samples:
             if sample == name:
@@ -65,12 +65,12 @@ class Scrape:
         return found
 
     def total(self, name: str) -> float:
-        """All samples of a name, added up."""
+        """The sum of a name's samples."""
         return self.by(name).get((), 0.0)
 
     @property
     def started_s(self) -> float:
-        """When the service began; its workers' first, where it has several."""
+        """The start of the service, of its first worker if it has several."""
         return min(
             (value for name, _, value in self.samples if name == "cascade_start_time_seconds"), default=self.at_s
         )
@@ -78,7 +78,7 @@ class Scrape:
 
 @dataclass(frozen=True, slots=True)
 class PathFrame:
-    """A decision path: decisions a second, and percentiles in ms, NaN where nothing was decided."""
+    """A decision path: decisions per second, and percentiles in ms, NaN without decisions."""
 
     path: str
     per_second: float
@@ -89,13 +89,12 @@ class PathFrame:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What happened in `seconds`. Shares in 0..1, NaN without decisions.
+    """The figures of `seconds`. Shares are in 0..1, NaN without decisions.
 
-    `budgets` by objective: the share of decisions that may break it; `burn`: the share that did, over that one.
-    `watts` and `mj_per_decision` by kind, of the meters that were read at both ends. `carbon_g_per_million` by kind,
-    empty where no carbon is accounted. `limits_ms` of the latency objectives by name. `lost_meters`: those that give no
-    reading. `lag` in records, NaN where it is not known. `workers`: (running, all), None where the service is one
-    process.
+    `budgets`: by objective, the share of decisions that may miss it. `burn`: the share that missed it over that budget.
+    `watts`, `mj_per_decision`: by kind, of the meters that were read at both ends. `carbon_g_per_million`: by kind,
+    empty if no carbon is accounted. `limits_ms`: by latency objective. `lost_meters`: those without a reading. `lag`:
+    in records, NaN if unknown. `workers`: (running, all), None if the service is a single process.
     """
 
     seconds: float
@@ -116,7 +115,7 @@ class Frame:
 
     @classmethod
     def between(cls, before: Scrape | None, now: Scrape) -> Frame:
-        """From two scrapes of one service; from its beginning where there is no earlier one, or it began anew."""
+        """From two scrapes; from the start of the service if `before` is None or of an earlier start."""
         if before is not None and (before.started_s != now.started_s or before.at_s >= now.at_s):
             before = None
         seconds = max(now.at_s - (now.started_s if before is None else before.at_s), 1e-3)
@@ -169,9 +168,9 @@ class Frame:
 
 
 def quantile_ms(buckets: Mapping[float, float], q: float) -> float:
-    """The quantile of cumulative buckets (limit in seconds: count up to it), linear within a bucket; NaN if empty.
+    """The quantile in ms of cumulative buckets (limit in seconds: count up to it), linear within a bucket.
 
-    As PromQL's `histogram_quantile`: beyond the highest limit that limit is told.
+    NaN without samples. Beyond the highest finite limit it is that limit, as in PromQL's `histogram_quantile`.
     """
     limits = sorted(buckets)
     total = buckets[limits[-1]] if limits else 0.0
@@ -188,14 +187,16 @@ def quantile_ms(buckets: Mapping[float, float], q: float) -> float:
 
 
 def scrape(base: str, clock: Callable[[], float] = time.time) -> Scrape:
-    """Ask the service; raises UnreachableError, one line, where it gives no metrics."""
+    """Reads the metrics of the service at `base`; raises UnreachableError."""
     if not base.startswith(("http://", "https://")):
-        raise UnreachableError(f"{base}: not an address; write it as {DEFAULT_URL}")
+        raise UnreachableError(f"{base}: not an address; use the form {DEFAULT_URL}")
     try:
         with urllib.request.urlopen(f"{base.rstrip('/')}/metrics", timeout=ANSWER_S_MAX) as answer:  # noqa: S310 - checked
             text = answer.read(ANSWER_BYTES_MAX).decode("utf-8", "replace")
     except (OSError, urllib.error.URLError, ValueError) as error:
-        raise UnreachableError(f"{base}: no answer ({error}); is the service running, and health.enabled?") from error
+        raise UnreachableError(
+            f"{base}: no answer ({error}); check that the service runs and that health.enabled is true"
+        ) from error
     return Scrape.of(text, clock())
 
 
@@ -205,7 +206,7 @@ def _path(path: str, per_second: float, buckets: Mapping[tuple[str, ...], float]
 
 
 def _grown_by_kind(name: str, before: Scrape | None, now: Scrape) -> dict[str, float]:
-    """What the meters of each kind have added; one that is lost, or back since, does not count, rather than as 0."""
+    """The increase by kind of meter; a meter without a reading at both ends does not count, not even as 0."""
     labels = ("worker", "meter", "kind")
     earlier = None if before is None else before.by(name, *labels)
     grown: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""`cascade top`: a running service in a terminal, from its metrics endpoint."""
+"""`cascade top`: shows a running service in a terminal, from its metrics endpoint."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rich.text import Text
 from cascade.config import load_config
 from streaming.scrape import DEFAULT_URL, Frame, Scrape, UnreachableError, scrape
 
-# Narrower terminals get fewer columns, then only the lines above the tables.
+# A terminal narrower than WIDE gets fewer columns, one narrower than NARROW no tables.
 WIDE, NARROW = 72, 44
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def render_frame(frame: Frame, where: str, width: int) -> RenderableType:
-    """A frame for a terminal so many columns wide."""
+    """Renders a frame for a terminal of `width` columns."""
     parts: list[RenderableType] = [_headline(frame, where), _state(frame)]
     if width >= NARROW:
         parts += [Text(), _latencies(frame, width), Text(), _budgets(frame)]
@@ -33,12 +33,14 @@ def render_frame(frame: Frame, where: str, width: int) -> RenderableType:
 
 @app.command()
 def top(
-    url: Annotated[str, typer.Option(help="Where the service serves /metrics.")] = "",
-    config: Annotated[Path | None, typer.Option(help="Take the address from this configuration instead.")] = None,
+    url: Annotated[str, typer.Option(help="Address of the service; default: http://127.0.0.1:9464.")] = "",
+    config: Annotated[Path | None, typer.Option(help="Configuration file with the address, in place of --url.")] = None,
     interval: Annotated[float, typer.Option(min=0.2, max=3_600.0, help="Seconds between frames.")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="Print one frame, since the service began, and end.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print the figures since the start of the service, and end.")
+    ] = False,
 ) -> None:
-    """Watch a running service: rates, latency, escalation, energy, error budgets; Ctrl-C ends."""
+    """Watch a running service: rates, latency, escalation, error budgets, energy. Ctrl-C ends it."""
     base = url or _address(config)
     console = Console()
     now = scrape(base)
@@ -57,7 +59,7 @@ def top(
 
 
 def _again(base: str, last: Scrape) -> Scrape:
-    """The next scrape; the last one again where the service does not answer now."""
+    """Returns the next scrape; the last one if the service does not answer."""
     try:
         return scrape(base)
     except UnreachableError:
@@ -66,7 +68,9 @@ def _again(base: str, last: Scrape) -> Scrape:
 
 def _shown(before: Scrape | None, now: Scrape, base: str, width: int) -> RenderableType:
     if before is now:
-        return Text.assemble((f"{base} does not answer", "bold red"), f"; last seen {time.time() - now.at_s:.0f} s ago")
+        return Text.assemble(
+            (f"{base} does not answer", "bold red"), f"; last answer {time.time() - now.at_s:.0f} s ago"
+        )
     return render_frame(Frame.between(before, now), base, width)
 
 
@@ -91,12 +95,12 @@ def _headline(frame: Frame, where: str) -> Text:
 
 
 def _state(frame: Frame) -> Text:
-    line = Text(f"{_count(frame.lag)} transactions wait", style="yellow" if frame.lag >= 1_000 else "")
+    line = Text(f"{_count(frame.lag)} transactions waiting", style="yellow" if frame.lag >= 1_000 else "")
     if frame.dead_letters:
         line.append(f"  {frame.dead_letters:,.0f} dead letters", style="yellow")
     if frame.workers is not None:
         running, workers = frame.workers
-        line.append(f"  {running} of {workers} workers run", style="" if running == workers else "bold red")
+        line.append(f"  {running} of {workers} workers running", style="" if running == workers else "bold red")
     return line
 
 
@@ -117,7 +121,7 @@ def _latencies(frame: Frame, width: int) -> Table:
 
 
 def _budgets(frame: Frame) -> Table:
-    table = _table("objective", "budget burnt ×", "")
+    table = _table("objective", "burn rate ×", "")
     for name, burn in frame.burn.items():
         style, word = (
             ("dim", "no data") if math.isnan(burn) else ("green", "within") if burn <= 1 else ("bold red", "over")
@@ -130,10 +134,10 @@ def _energy(frame: Frame) -> Text:
     lines = []
     for kind, watts in sorted(frame.watts.items()):
         style = "green" if kind == "measured" else "yellow"
-        figures = f"{_figure(watts)} W, {_figure(frame.mj_per_decision[kind])} mJ a decision"
+        figures = f"{_figure(watts)} W, {_figure(frame.mj_per_decision[kind])} mJ per decision"
         lines.append(Text.assemble((figures, style), " ", (kind, "dim")))
     if frame.lost_meters:
-        lines.append(Text(f"no reading: {', '.join(frame.lost_meters)}", style="bold red"))
+        lines.append(Text(f"no reading from {', '.join(frame.lost_meters)}", style="bold red"))
     return Text("\n").join(lines)
 
 

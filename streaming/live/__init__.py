@@ -1,7 +1,7 @@
-"""The live page of a service, and the figures that it draws.
+"""The live page of a service, and its figures.
 
-The page is one file: nothing in it is fetched but `frames` from the same server, every two seconds. A frame is made
-from two scrapes of the service's own metrics, as for `cascade top`, and only while somebody asks: metering costs power.
+The page is a single file that fetches only `frames`, every two seconds, from the same server. A frame is computed from
+two scrapes of the service's metrics, as for `cascade top`, and only while a page asks: reading meters costs power.
 """
 
 from streaming.live.routes import live_routes

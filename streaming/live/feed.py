@@ -1,4 +1,4 @@
-"""Frames of a service's metrics, sampled while somebody watches."""
+"""Frames of a service's metrics, sampled while a page asks."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from streaming.scrape import Frame, Scrape, UnreachableError
 INTERVAL_S: Final = 2.0
 # Five minutes of frames.
 FRAMES_MAX: Final = 150
-# The window begins at one of the scrapes that are kept whole, one each half minute: some 60 kB for a worker.
+# The window begins at one of these scrapes, stored every half minute: some 60 kB each for a worker.
 MARK_S: Final = 30.0
 MARKS_MAX: Final = 11
-# After such a pause in watching a frame would be of a time that nobody has seen the beginning of.
+# After a longer pause no frame is computed: it would average a time that no page has shown.
 GAP_S_MAX: Final = 15.0
 
 
 class LiveFeed:
-    """Answers what has happened since a frame that the asker has; any thread may ask, and all share the samples.
+    """Returns the frames since a given one; for any thread, and all callers share the samples.
 
-    A frame is of two seconds. The window is one frame of all that was watched without a pause, up to about five
-    minutes: of two seconds a percentile of rare decisions says little, and a budget less. `clock`: seconds since the
-    epoch.
+    A frame covers two seconds. The window is a frame of the time without a pause, up to about five minutes: two seconds
+    are too short for percentiles of rare decisions and for budgets. `clock`: seconds since the epoch.
     """
 
     def __init__(self, registry: CollectorRegistry, state: HealthState, clock: Callable[[], float] = time.time) -> None:
@@ -38,27 +37,28 @@ class LiveFeed:
         self._last: Scrape | None = None
         self._marks: deque[Scrape] = deque(maxlen=MARKS_MAX)
         self._window: Frame | None = None
-        # encoded once, not for each who asks
+        # encoded once for all callers
         self._frames: deque[tuple[int, msgspec.Raw]] = deque(maxlen=FRAMES_MAX)
         self._number = 0
 
     def since(self, number: int) -> bytes:
-        """JSON: the frames after that number (0: all that are kept), the window, and how the service's parts are now.
+        """Returns JSON: the frames after that number (0: all), the window, and the health of the components.
 
-        A figure that is not known is null. `newest` is the last frame's number; it falls where the service began anew.
+        An unknown figure is null. `newest` is the last frame's number; it falls if the service was restarted.
         """
         with self._lock:
             self._sample()
             newest, window = self._number, self._window
-            frames = [frame for place, frame in self._frames if place > number]
-        parts = self._state.components()
+            frames = [frame for frame_number, frame in self._frames if frame_number > number]
+        components = self._state.components()
         answer: dict[str, Any] = {
             "at_s": self._clock(),
             "newest": newest,
             "failing": self._state.not_alive(),
             "ready": not self._state.not_ready(),
             "components": [
-                {"name": name, "status": part.status, "text": part.text} for name, part in sorted(parts.items())
+                {"name": name, "status": component.status, "text": component.text}
+                for name, component in sorted(components.items())
             ],
             "window": window,
             "frames": frames,
@@ -66,7 +66,7 @@ class LiveFeed:
         return msgspec.json.encode(answer)
 
     def _sample(self) -> None:
-        """Another frame where the last one is old enough; the first scrape after a pause makes none."""
+        """Adds a frame if the last one is old enough; the first scrape after a pause adds none."""
         now_s = self._clock()
         if self._last is not None and 0.0 <= now_s - self._last.at_s < 0.9 * INTERVAL_S:
             return
@@ -89,9 +89,9 @@ class LiveFeed:
 
 
 def _follows(before: Scrape, now: Scrape) -> bool:
-    """Whether what came between is worth a frame: somebody watched, and no worker began anew or went."""
-    began = [scrape.by("cascade_start_time_seconds", "worker") for scrape in (before, now)]
-    return 0.0 < now.at_s - before.at_s <= GAP_S_MAX and began[0] == began[1]
+    """Whether the time between is a frame: without a pause, and without a start or an end of a worker."""
+    starts = [scrape.by("cascade_start_time_seconds", "worker") for scrape in (before, now)]
+    return 0.0 < now.at_s - before.at_s <= GAP_S_MAX and starts[0] == starts[1]
 
 
 def _encoded(number: int, at_s: float, frame: Frame) -> msgspec.Raw:

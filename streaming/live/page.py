@@ -1,4 +1,4 @@
-"""The page itself, put together from its files, and what a browser may do with it."""
+"""The page, assembled from its files, and its Content-Security-Policy."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LANGUAGES: Final = ("en", "ja")
 
 
 def live_page(query: str, accept_language: str) -> bytes:
-    """The page in the language of `lang=` in the query, else in the first that the browser asks for, else English."""
+    """Returns the page in the language of `lang=` in the query, else of the browser, else in English."""
     asked = [*parse_qs(query).get("lang", []), *_asked(accept_language)]
     return _page(next((language for language in asked if language in LANGUAGES), LANGUAGES[0]))
 
 
 def page_policy() -> str:
-    """The Content-Security-Policy: the page's own script and style, and this server for figures."""
+    """Returns the Content-Security-Policy: only the page's script and style, and figures from this server."""
     return (
         f"default-src 'none'; script-src 'sha256-{_digest(_text('page.js'))}'; "
         f"style-src 'sha256-{_digest(_text('page.css'))}'; connect-src 'self'; img-src data:; base-uri 'none'; "
@@ -31,12 +31,12 @@ def page_policy() -> str:
 
 
 def _asked(accept_language: str) -> list[str]:
-    """Languages that a browser asks for, the most wanted first."""
+    """The languages that a browser accepts, by descending quality."""
     wanted: list[tuple[float, int, str]] = []
-    for place, part in enumerate(accept_language.split(",")[:16]):
+    for index, part in enumerate(accept_language.split(",")[:16]):
         language, _, quality = part.strip().partition(";q=")
         try:
-            wanted.append((-float(quality or "1"), place, language.partition("-")[0].strip().lower()))
+            wanted.append((-float(quality or "1"), index, language.partition("-")[0].strip().lower()))
         except ValueError:
             continue
     return [language for _, _, language in sorted(wanted)]
@@ -46,7 +46,7 @@ def _asked(accept_language: str) -> list[str]:
 def _page(language: str) -> bytes:
     words = msgspec.json.decode(_text(f"texts/{language}.json"), type=dict[str, str])
     page = _text("page.html").replace("{{style}}", _text("page.css")).replace("{{script}}", _text("page.js"))
-    # an attribute: a script element of data would need a hash of its own
+    # in an attribute: a script element would need another hash in the policy
     page = page.replace("{{words}}", escape(msgspec.json.encode(words).decode())).replace("{{language}}", language)
     for name, text in words.items():
         page = page.replace(f"[[{name}]]", escape(text))

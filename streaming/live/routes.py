@@ -1,4 +1,4 @@
-"""What the service's HTTP server answers beside health and metrics: the live page, and its frames."""
+"""The HTTP routes of the live page and its frames."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streaming.live.page import live_page, page_policy
 
 
 def live_routes(registry: CollectorRegistry, state: HealthState) -> dict[str, Route]:
-    """Routes by path."""
+    """Returns the routes by path."""
     feed = LiveFeed(registry, state)
     return {"/": _page, "/frames": lambda request: _frames(feed, request)}
 
@@ -27,5 +27,5 @@ def _page(request: Request) -> Answer:
 def _frames(feed: LiveFeed, request: Request) -> Answer:
     (text,) = parse_qs(request.query).get("after", ["0"])[:1]
     if not (text.isascii() and text.isdigit() and len(text) <= 15):
-        return Answer(HTTPStatus.BAD_REQUEST, "text/plain; charset=utf-8", b"after: give the number of a frame")
+        return Answer(HTTPStatus.BAD_REQUEST, "text/plain; charset=utf-8", b"after: must be the number of a frame")
     return Answer(HTTPStatus.OK, "application/json", feed.since(int(text)))

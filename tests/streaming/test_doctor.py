@@ -49,7 +49,7 @@ def test_a_service_that_can_run(broker: Any, new_config: ConfigMaker, tmp_path: 
     assert {finding.status for name, finding in found.items() if name != "energy"} == {"ok"}
     assert f"{config.kafka.topics.transactions} (2)" in found["topics"].text
     assert "a record was produced and consumed" in found["clock"].text
-    assert found["delivery"].text == "exactly-once as only: a transaction was begun and undone"
+    assert found["delivery"].text == "exactly-once as only: a transaction was begun and aborted"
     assert "written and read back; 0 snapshots" in found["state"].text
     assert "answers a probe" in found["deep model"].text
     assert ("modelled" in found["energy"].text) == (found["energy"].status == "warning")
@@ -64,11 +64,11 @@ def test_missing_topics_are_named_with_the_remedy(broker: Any, new_config: Confi
     assert found["topics"].status == "failed"
     assert "dead-letters-" in found["topics"].text
     assert "--create-topics" in found["topics"].text
-    assert found["clock"] == Finding("clock", "warning", "not checked: the topics come first")
+    assert found["clock"] == Finding("clock", "warning", "not checked: the topics must exist first")
 
 
 @pytest.mark.kafka
-def test_a_topic_that_keeps_its_producers_times_is_told(broker: Any, new_config: ConfigMaker) -> None:
+def test_a_topic_with_producer_timestamps_is_a_warning(broker: Any, new_config: ConfigMaker) -> None:
     path = new_config(kafka={"bootstrap": broker.bootstrap})
     config = load_config(path)
     ensure_topics(config.kafka, [TopicSpec(spec.name, 1) for spec in topic_specs(config, 1)])
@@ -86,7 +86,7 @@ def test_a_dead_broker_and_a_dead_triton_fail_by_name(new_config: ConfigMaker, m
     found = findings(path)
     assert found["broker"].status == "failed"
     assert f"127.0.0.1:{kafka_port}" in found["broker"].text
-    assert found["topics"].text == "not checked: the broker comes first"
+    assert found["topics"].text == "not checked: the broker must answer first"
     assert found["deep model"].status == "failed"
     assert f"127.0.0.1:{triton_port}" in found["deep model"].text
     said = CliRunner().invoke(app, ["--config", str(path)])
@@ -107,14 +107,14 @@ def test_a_registry_that_is_away_or_refuses_fails_by_name(new_config: ConfigMake
     assert registry.url in away.text
 
 
-def test_a_setting_that_a_part_finds_wrong_is_told_with_its_file(new_config: ConfigMaker) -> None:
+def test_an_error_of_a_setting_names_its_file(new_config: ConfigMaker) -> None:
     path = new_config(energy={"processor": "none such"})
     energy = findings(path)["energy"]
     assert energy.status == "failed"
     assert energy.text.startswith(f"{path}: energy.processor = 'none such': not in the table; use one of ")
 
 
-def test_a_missing_bundle_is_told_once(new_config: ConfigMaker, tmp_path: Path) -> None:
+def test_a_missing_bundle_is_named(new_config: ConfigMaker, tmp_path: Path) -> None:
     path = new_config(kafka={"bootstrap": f"127.0.0.1:{free_ports(1)[0]}"}, bundle={"path": str(tmp_path / "none")})
     checks = iter(examine(path))
     assert next(checks).status == "ok"

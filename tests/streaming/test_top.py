@@ -149,7 +149,7 @@ def test_once_prints_a_frame(served: str, capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert "1 % escalated" in out
     assert "degraded share" in out
-    assert "mJ a decision" in out
+    assert "mJ per decision" in out
 
 
 def test_what_is_no_service_is_one_line(served: str, capsys: pytest.CaptureFixture[str]) -> None:
