@@ -447,7 +447,7 @@ class Worker:
         if not self._recovery.owned or not self._recovery.done or snapshots.busy:
             return
         features = self._engine.features
-        if not features.exports_into(self._copies):
+        if not features.export_fits(self._copies):
             # in the writer thread: allocating takes many times as long as copying
             snapshots.prepare(self._make_copies)
             return

@@ -2,12 +2,12 @@
 
 from cascade.features.buffers import FeatureBatch, FeatureBuffers
 from cascade.features.engine import FeatureEngine, KeyStatistics
-from cascade.features.layout import SOURCES_MAX, STATE_LAYOUT
+from cascade.features.layout import PARTITIONS_MAX, STATE_LAYOUT
 from cascade.features.spec import FeatureSpec, load_spec, parse_spec
 from cascade.features.summaries import Summaries
 
 __all__ = [
-    "SOURCES_MAX",
+    "PARTITIONS_MAX",
     "STATE_LAYOUT",
     "FeatureBatch",
     "FeatureBuffers",

@@ -1,4 +1,4 @@
-"""Features and sequences of one micro-batch after another in the same memory: none is asked for on the way."""
+"""Memory for the features and sequences of micro-batches, allocated once and reused for each."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from cascade.columns import Float32
 
 @dataclass(frozen=True, slots=True)
 class FeatureBatch:
-    """`features` float32 [rows, width] in the order of `FeatureEngine.names`; `sequence` float32
-    [rows, length, sequence width]: steps from oldest to the row itself, in front zero rows where there are fewer.
+    """Features and sequences of the rows of a micro-batch.
+
+    `features` float32 [rows, width], in the order of `FeatureEngine.names`. `sequence` float32 [rows, length, sequence
+    width]: the steps from the oldest to the row itself, with zeros in front where there are fewer.
     """
 
     features: Float32
@@ -20,23 +22,23 @@ class FeatureBatch:
 
 
 class FeatureBuffers:
-    """Room for the rows of a micro-batch; it grows to the largest that came, and is never given back."""
+    """Memory for the rows of a micro-batch. It grows to the largest batch, and does not shrink."""
 
     def __init__(self, width: int, sequence_shape: tuple[int, int]) -> None:
         self._width, self._sequence_shape = width, sequence_shape
-        self._all = self._made(0)
+        self._all = self._allocate(0)
 
     def make_room(self, rows: int) -> None:
-        """For batches of up to so many rows; written to, so that the memory is there before the first of them."""
+        """Allocate memory for batches of up to `rows` rows, and write to it, so that the system assigns the pages."""
         if rows > len(self._all.features):
-            self._all = self._made(rows)
+            self._all = self._allocate(rows)
 
     def of(self, rows: int) -> FeatureBatch:
-        """Arrays for so many rows, over those that were given before; they hold what was last written there."""
+        """Return arrays of `rows` rows, in the same memory at each call, with what the last batch left in it."""
         self.make_room(rows)
         return FeatureBatch(self._all.features[:rows], self._all.sequence[:rows])
 
-    def _made(self, rows: int) -> FeatureBatch:
+    def _allocate(self, rows: int) -> FeatureBatch:
         features: Float32 = np.empty((rows, self._width), np.float32)
         sequence: Float32 = np.empty((rows, *self._sequence_shape), np.float32)
         features.fill(0.0)

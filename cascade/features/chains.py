@@ -1,7 +1,14 @@
-"""The ground under the kernels: the hash index, the order of last use, and chains of blocks in order of time.
+"""What the kernels of the feature engine are built from: the hash index, the order of last use, and chains of blocks.
 
-`chain` arguments say which chain of a slot is meant (EVENTS, FRAUDS or REMOTES); `pool` is the array of its blocks,
-`pool_counters` where that pool's counters start.
+A chain is a list of blocks with the events of a key in order of time. Arguments of all kernels in this folder:
+
+table, slots, counters, events, frauds, remotes, step_times, step_values: the arrays of `KeyState`
+slot: row of `slots`, which is a key
+chain: EVENTS, FRAUDS or REMOTES, a chain of the slot
+pool: the array of the chain's blocks (`events`, `frauds` or `remotes`)
+pool_counters: where that pool's counters start in `counters` (EVENT_POOL, FRAUD_POOL or REMOTE_POOL)
+partitions: `pool` viewed as uint16, for the partition ids (from column PARTITIONS on)
+block, place: an event's row of `pool` and its position in the block, 0 ≤ place < BLOCK
 """
 
 from __future__ import annotations
@@ -33,11 +40,11 @@ from cascade.features.layout import (
     NEWEST,
     OLDER,
     OLDEST,
+    PARTITIONS,
     REMOTE_POOL,
     REMOTES,
     SLOTS_USED,
-    SOURCES,
-    STEP_SOURCE,
+    STEP_PARTITION,
     STEPS,
     TIMES,
     VALUES,
@@ -46,7 +53,7 @@ from cascade.features.layout import (
 
 @kernel(inline="always")
 def home(key: int, mask: int) -> int:
-    """Preferred place of a key: the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    """Return the home position of a key in the index: the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
     mixed = np.uint64(key)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -72,7 +79,7 @@ def unlink(slots: Int64, counters: Int64, slot: int) -> None:
 
 @kernel
 def link_as_latest(slots: Int64, counters: Int64, slot: int) -> None:
-    """Make a slot, which is in no order, the latest used."""
+    """Put a slot at the head of the order of last use, as the latest used."""
     head = counters[MOST_RECENT]
     slots[slot, LESS_RECENT], slots[slot, MORE_RECENT] = head, 0
     if head:
@@ -87,7 +94,7 @@ def link_as_latest(slots: Int64, counters: Int64, slot: int) -> None:
 
 @kernel
 def remove_key(table: Array, slots: Int64, key: int) -> None:
-    """Take a key out of the table, moving later ones back so that no gap breaks a probe."""
+    """Remove a key from the index, and move later ones back, so that no gap ends a probe early."""
     mask = len(table) - 1
     gap = home(key, mask)
     while slots[table[gap], KEY] != key:
@@ -109,13 +116,13 @@ def remove_key(table: Array, slots: Int64, key: int) -> None:
 def release(
     table: Array, slots: Int64, counters: Int64, events: Int64, frauds: Int64, remotes: Int64, slot: int
 ) -> None:
-    """Forget the key of a slot with all it has; the slot is free."""
+    """Forget the key of a slot with its chains and steps, and free the slot."""
     remove_key(table, slots, slots[slot, KEY])
     unlink(slots, counters, slot)
     free_chain(slots, counters, events, slot, EVENTS, EVENT_POOL)
     free_chain(slots, counters, frauds, slot, FRAUDS, FRAUD_POOL)
     free_chain(slots, counters, remotes, slot, REMOTES, REMOTE_POOL)
-    slots[slot, STEPS] = slots[slot, STEP_SOURCE] = 0
+    slots[slot, STEPS] = slots[slot, STEP_PARTITION] = 0
     slots[slot, LESS_RECENT] = counters[FREE_SLOT]
     counters[FREE_SLOT] = slot
     counters[KEYS] -= 1
@@ -125,14 +132,14 @@ def release(
 def evict_longest_idle(
     table: Array, slots: Int64, counters: Int64, events: Int64, frauds: Int64, remotes: Int64
 ) -> None:
-    """Forget the key that was not used for longest."""
+    """Forget the least recently used key."""
     release(table, slots, counters, events, frauds, remotes, counters[LEAST_RECENT])
     counters[EVICTIONS] += 1
 
 
 @kernel
 def find(table: Array, slots: Int64, key: int) -> int:
-    """The key's slot, 0 where there is none."""
+    """Return the key's slot, 0 where the key is not in the index."""
     mask = len(table) - 1
     place = home(key, mask)
     while table[place]:
@@ -145,7 +152,7 @@ def find(table: Array, slots: Int64, key: int) -> int:
 
 @kernel
 def touch(table: Array, slots: Int64, counters: Int64, events: Int64, frauds: Int64, remotes: Int64, key: int) -> int:
-    """The key's slot, made where it is new; the key becomes the latest used."""
+    """Return the key's slot, a new one for a new key; the key becomes the latest used."""
     mask = len(table) - 1
     place = home(key, mask)
     while table[place]:
@@ -179,14 +186,14 @@ def touch(table: Array, slots: Int64, counters: Int64, events: Int64, frauds: In
 
 @kernel
 def free_block(counters: Int64, pool: Int64, block: int, pool_counters: int) -> None:
-    """Give a block back to its pool."""
+    """Return a block to its pool."""
     pool[block, OLDER] = counters[pool_counters + FREE_BLOCK]
     counters[pool_counters + FREE_BLOCK] = block
 
 
 @kernel
 def free_chain(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int, pool_counters: int) -> None:
-    """Drop all that a chain holds."""
+    """Drop all events of a chain."""
     block = slots[slot, chain + NEWEST]
     while block:
         older = pool[block, OLDER]
@@ -197,7 +204,7 @@ def free_chain(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int
 
 @kernel
 def drop_oldest(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int, pool_counters: int) -> None:
-    """Drop the oldest event of a chain that has one."""
+    """Drop the oldest event of a chain that is not empty."""
     block = slots[slot, chain + OLDEST]
     pool[block, LOW] += 1
     slots[slot, chain + COUNT] -= 1
@@ -213,7 +220,7 @@ def drop_oldest(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: in
 
 @kernel
 def drop_newest(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int, pool_counters: int) -> None:
-    """Drop the newest event of a chain that has one."""
+    """Drop the newest event of a chain that is not empty."""
     block = slots[slot, chain + NEWEST]
     pool[block, HIGH] -= 1
     slots[slot, chain + COUNT] -= 1
@@ -229,7 +236,7 @@ def drop_newest(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: in
 
 @kernel
 def trim(slots: Int64, counters: Int64, pool: Int64, slot: int, chain: int, pool_counters: int, time_ms: int) -> None:
-    """Drop what is as old as `time_ms` or older."""
+    """Drop the events with time ≤ `time_ms`."""
     while slots[slot, chain + COUNT]:
         block = slots[slot, chain + OLDEST]
         if pool[block, TIMES + pool[block, LOW]] > time_ms:
@@ -250,7 +257,7 @@ def make_room(
     chain: int,
     pool_counters: int,
 ) -> None:
-    """See that the newest block of the chain has a free place, at the price of the longest idle keys."""
+    """Make a free place in the newest block of the chain; evict the least recently used keys where the pool is full."""
     block = slots[slot, chain + NEWEST]
     if block and pool[block, HIGH] < BLOCK:
         return
@@ -277,11 +284,11 @@ def make_room(
 
 @kernel
 def insert(
-    slots: Int64, pool: Int64, sources: Array, slot: int, chain: int, time_ms: int, source: int, event: Int64
+    slots: Int64, pool: Int64, partitions: Array, slot: int, chain: int, time_ms: int, partition_id: int, event: Int64
 ) -> None:
-    """Put an event after all that are as old or older; later ones move up by one. There must be room.
+    """Insert an event by its time, after all that are not later. There must be room (`make_room`).
 
-    `sources` is `pool` as uint16. `event` int64 [columns]: what follows the time.
+    `event` int64 [columns]: the numbers of the event besides its time.
     """
     block = slots[slot, chain + NEWEST]
     place = pool[block, HIGH]
@@ -298,10 +305,10 @@ def insert(
             break
         for column in range(TIMES, pool.shape[1], BLOCK):
             pool[block, column + place] = pool[before_block, column + before]
-        sources[block, SOURCES + place] = sources[before_block, SOURCES + before]
+        partitions[block, PARTITIONS + place] = partitions[before_block, PARTITIONS + before]
         block, place = before_block, before
     pool[block, TIMES + place] = time_ms
-    sources[block, SOURCES + place] = source
+    partitions[block, PARTITIONS + place] = partition_id
     for column in range(len(event)):
         pool[block, VALUES + BLOCK * column + place] = event[column]
 
@@ -315,32 +322,42 @@ def put(
     frauds: Int64,
     remotes: Int64,
     pool: Int64,
-    sources: Array,
+    partitions: Array,
     slot: int,
     chain: int,
     pool_counters: int,
     entries_max: int,
     time_ms: int,
-    source: int,
+    partition_id: int,
     event: Int64,
 ) -> bool:
-    """Insert an event; at `entries_max` the oldest goes for it, or it is not kept (False) if it is older than all."""
+    """Insert an event as `insert` does, and make room for it.
+
+    A chain of `entries_max` events drops its oldest first. Returns False, without inserting, where the event is older.
+    """
     if slots[slot, chain + COUNT] == entries_max:
         oldest = slots[slot, chain + OLDEST]
         if pool[oldest, TIMES + pool[oldest, LOW]] > time_ms:
             return False
         drop_oldest(slots, counters, pool, slot, chain, pool_counters)
     make_room(table, slots, counters, events, frauds, remotes, pool, slot, chain, pool_counters)
-    insert(slots, pool, sources, slot, chain, time_ms, source, event)
+    insert(slots, pool, partitions, slot, chain, time_ms, partition_id, event)
     return True
 
 
 @kernel
-def take_out(
-    slots: Int64, counters: Int64, pool: Int64, sources: Array, slot: int, chain: int, pool_counters: int,
-    block: int, place: int,
-) -> None:  # fmt: skip
-    """Take the event at a place out: those after it move back by one, and the newest place is dropped."""
+def remove(
+    slots: Int64,
+    counters: Int64,
+    pool: Int64,
+    partitions: Array,
+    slot: int,
+    chain: int,
+    pool_counters: int,
+    block: int,
+    place: int,
+) -> None:
+    """Remove the event at a place; those after it move back by one."""
     while True:
         after_block, after = block, place + 1
         if after == pool[block, HIGH]:
@@ -350,14 +367,14 @@ def take_out(
             after = pool[after_block, LOW]
         for column in range(TIMES, pool.shape[1], BLOCK):
             pool[block, column + place] = pool[after_block, column + after]
-        sources[block, SOURCES + place] = sources[after_block, SOURCES + after]
+        partitions[block, PARTITIONS + place] = partitions[after_block, PARTITIONS + after]
         block, place = after_block, after
     drop_newest(slots, counters, pool, slot, chain, pool_counters)
 
 
 @kernel
 def newest_ms(slots: Int64, pool: Int64, slot: int, chain: int, otherwise_ms: int) -> int:
-    """Time of the newest event of a chain, `otherwise_ms` where it has none."""
+    """Return the time of the newest event of a chain, `otherwise_ms` where the chain is empty."""
     block = slots[slot, chain + NEWEST]
     if block == 0:
         return otherwise_ms

@@ -1,7 +1,7 @@
-"""Digests of a state's content, by source: equal where the content is, however it lies in memory.
+"""Digests of a state's content, by partition.
 
-A digest does not depend on blocks, slots, the order of last use, or what other sources hold; it serves to compare a
-state with one that was folded without interruption.
+A digest does not depend on blocks, slots, the order of last use, or other partitions. So it serves to compare a
+restored state with that of an engine which has folded the same rows without interruption.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from cascade.features.layout import (
     NEWEST,
     OLDER,
     OLDEST,
+    PARTITIONS,
     SLOTS_USED,
-    SOURCES,
-    STEP_SOURCE,
+    STEP_PARTITION,
     STEPS,
     TIMES,
     VALUES,
@@ -37,26 +37,29 @@ TIME_MS_MIN = -(2**63)
 
 
 class Sink(Protocol):
-    """What takes the content: a hash of `hashlib`."""
+    """A hash of `hashlib`."""
 
     def update(self, content: bytes, /) -> None:
-        """Take the next bytes."""
+        """Add bytes to the hash."""
 
 
-def feed_source(digest: Sink, state: KeyState, source: int, horizon_ms: int, after_ms: int | None) -> None:
-    """Feed a key field's events and steps of a source: by key in ascending order, events in order of time."""
+def feed_partition(digest: Sink, state: KeyState, partition_id: int, horizon_ms: int, after_ms: int | None) -> None:
+    """Add a partition's events and steps to the hash: by key in ascending order, events in order of time.
+
+    Events count that are later than `after_ms` and, measured from their key's newest there, younger than `horizon_ms`.
+    """
     used = int(state.counters[SLOTS_USED]) + 1
     floors = np.zeros(used, np.int64)
     counts = np.zeros(used, np.int64)
     floor_ms = TIME_MS_MIN if after_ms is None else after_ms
-    _count_events(state.slots, state.events, source, horizon_ms, floor_ms, floors, counts)
+    _count_events(state.slots, state.events, partition_id, horizon_ms, floor_ms, floors, counts)
     order = _by_key(state, np.flatnonzero(counts))
     rows = np.zeros((int(counts.sum()), 1 + (state.events.shape[1] - VALUES) // BLOCK), np.int64)
-    _gather_events(state.slots, state.events, source, order, floors, rows)
+    _gather_events(state.slots, state.events, partition_id, order, floors, rows)
     _feed(digest, state.slots[order, KEY], counts[order], rows)
 
     steps = state.slots[:used, STEPS]
-    order = _by_key(state, np.flatnonzero((steps > 0) & (state.slots[:used, STEP_SOURCE] == source)))
+    order = _by_key(state, np.flatnonzero((steps > 0) & (state.slots[:used, STEP_PARTITION] == partition_id)))
     taken = np.arange(state.step_times.shape[1]) < steps[order, None]
     _feed(
         digest, state.slots[order, KEY], steps[order], state.step_times[order][taken], state.step_values[order][taken]
@@ -64,7 +67,7 @@ def feed_source(digest: Sink, state: KeyState, source: int, horizon_ms: int, aft
 
 
 def feed_frauds(digest: Sink, state: KeyState, after_ms: int | None) -> None:
-    """Feed a key field's frauds in order of key and identity."""
+    """Add the frauds that are later than `after_ms` to the hash, in order of key and transaction."""
     used = int(state.counters[SLOTS_USED]) + 1
     rows = np.zeros((int(state.slots[:used, FRAUDS + COUNT].sum()), 3), np.int64)
     _gather_frauds(state.slots, state.frauds, used, rows)
@@ -80,23 +83,23 @@ def _by_key(state: KeyState, slots: Int64) -> Int64:
 
 def _feed(digest: Sink, *arrays: Array) -> None:
     for array in arrays:
-        # the shape keeps apart what would be the same bytes
+        # arrays of different shapes may have equal bytes
         digest.update(f"{array.dtype.kind}{list(array.shape)}".encode())
         digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 @kernel(nogil=True)
 def _count_events(
-    slots: Int64, events: Int64, source: int, horizon_ms: int, floor_ms: int, floors: Int64, counts: Int64
+    slots: Int64, events: Int64, partition_id: int, horizon_ms: int, floor_ms: int, floors: Int64, counts: Int64
 ) -> None:
-    """By slot: after which time events of the source count, and how many do."""
-    event_sources = events.view(np.uint16)
+    """Write for each slot the time after which events of the partition count (`floors`), and how many do (`counts`)."""
+    event_partitions = events.view(np.uint16)
     for slot in range(1, len(counts)):
         block = slots[slot, EVENTS + NEWEST]
         floors[slot] = floor_ms
         while block:
             for place in range(events[block, HIGH] - 1, events[block, LOW] - 1, -1):
-                if event_sources[block, SOURCES + place] != source:
+                if event_partitions[block, PARTITIONS + place] != partition_id:
                     continue
                 time_ms = events[block, TIMES + place]
                 if counts[slot] == 0:
@@ -106,15 +109,18 @@ def _count_events(
 
 
 @kernel(nogil=True)
-def _gather_events(slots: Int64, events: Int64, source: int, order: Int64, floors: Int64, rows: Int64) -> None:
-    """Write time and columns of the events that count, slot by slot, the oldest first."""
-    event_sources = events.view(np.uint16)
+def _gather_events(slots: Int64, events: Int64, partition_id: int, order: Int64, floors: Int64, rows: Int64) -> None:
+    """Write time and columns of the events that count to `rows`, slot by slot, the oldest first."""
+    event_partitions = events.view(np.uint16)
     row = 0
     for slot in order:
         block = slots[slot, EVENTS + OLDEST]
         while block:
             for place in range(events[block, LOW], events[block, HIGH]):
-                if event_sources[block, SOURCES + place] == source and events[block, TIMES + place] > floors[slot]:
+                if (
+                    event_partitions[block, PARTITIONS + place] == partition_id
+                    and events[block, TIMES + place] > floors[slot]
+                ):
                     for column in range(rows.shape[1]):
                         rows[row, column] = events[block, TIMES + BLOCK * column + place]
                     row += 1
@@ -123,7 +129,7 @@ def _gather_events(slots: Int64, events: Int64, source: int, order: Int64, floor
 
 @kernel(nogil=True)
 def _gather_frauds(slots: Int64, frauds: Int64, used: int, rows: Int64) -> None:
-    """Write key, identity and time of each fraud."""
+    """Write key, transaction id and time of each fraud to `rows`."""
     row = 0
     for slot in range(1, used):
         block = slots[slot, FRAUDS + NEWEST]

@@ -1,4 +1,4 @@
-"""The feature engine: folds micro-batches into bounded state and gives features and sequences, point in time."""
+"""The feature engine: folds micro-batches into a bounded state and returns their features and sequences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cascade.columns import Array, ColumnBatch, Float64, Int64
 from cascade.errors import StateError
 from cascade.features.buffers import FeatureBatch, FeatureBuffers
 from cascade.features.key_part import KeyPart
-from cascade.features.layout import EVICTIONS, KEYS, LATE, SOURCES_MAX, TOO_LATE
+from cascade.features.layout import EVICTIONS, KEYS, LATE, PARTITIONS_MAX, TOO_LATE
 from cascade.features.spec import DAY_MS, FeatureSpec, Plan, StatelessColumn, resolve
 from cascade.features.state import is_shared
 from cascade.features.summaries import Summaries
@@ -20,15 +20,19 @@ from cascade.schema import Schema, key_codes
 
 HOUR_MS = 3_600_000
 NIGHT_ENDS_HOUR = 6
-# Keys of each field that one call of `absorb` takes: some milliseconds, so that the caller can go on polling.
-ABSORBED_KEYS = 1_000
-# 1970-01-01 was a Thursday: shifts day numbers so that Monday is 0.
+# Keys of each field in one call of `absorb`. It lasts some milliseconds, so that the caller can poll between calls.
+ABSORB_KEYS = 1_000
+# Added to the number of a day, so that Monday is 0: 1970-01-01 was a Thursday.
 EPOCH_WEEKDAY = 3
 
 
 @dataclass(frozen=True, slots=True)
 class KeyStatistics:
-    """Counts of one key field: keys held, keys forgotten for room, events out of order, events too late to keep."""
+    """Counts of one key field.
+
+    `keys`: keys in the state. `evictions`: keys that were forgotten to make room. `late`: events that came after a
+    later event of their key. `too_late`: events that were not stored, since they were too old.
+    """
 
     keys: int
     evictions: int
@@ -39,17 +43,18 @@ class KeyStatistics:
 class FeatureEngine:
     """Computes the features of a spec over a schema, one micro-batch after another.
 
-    One implementation for training and serving: fold a data frame or a stream, in any batches; equal to the last
-    bit as long as the order of rows is the same.
+    Training and serving use the same code. Data frames and streams give the same features to the last bit, however
+    they are cut into batches, as long as the order of rows is the same.
 
     Windows are exact and end at the row: (t − window, t]. A row sees itself and the rows of its key that came before
-    it in the stream with an event time not after its own. Late rows: a row whose key has seen later events gets the
-    features of its own time and is put in its place in time, if it is younger than the longest window plus
-    `lateness` before the key's newest event; else it is scored with what is kept and not stored.
+    it in the stream and are not later in event time. A row is late where its key has a later event. It gets the
+    features of its own time. The engine inserts it by event time if it is younger than the horizon, measured from the
+    key's newest event, and does not store it otherwise. The horizon is the longest
+    reach of a window of the key plus `lateness`.
 
-    Rows come from sources: the partitions of a topic, by number. What is held of each can be dropped, or taken from
-    another engine's export, by itself. All sources are shown at first. The events of a hidden one count for its own
-    rows only; for the other rows, what workers told of it (`fold_summaries`) counts instead.
+    Each row comes from a partition of a topic. The engine can drop the rows of a partition (`forget`), or take them
+    from another engine's export (`absorb`). At first all partitions are shown. Events of a hidden partition count for
+    its own rows only. For all other rows the summaries of other workers count instead (`fold_summaries`).
     """
 
     def __init__(self, spec: FeatureSpec, schema: Schema, origin: str = "features.toml") -> None:
@@ -58,39 +63,43 @@ class FeatureEngine:
         self.names = self.plan.names
         self.width = len(self.names)
         self.sequence_shape = (self.plan.sequence.length, self.plan.sequence_width)
-        self._hidden = np.zeros(SOURCES_MAX, np.bool_)
+        self._hidden = np.zeros(PARTITIONS_MAX, np.bool_)
         self._any_hidden = False
         self._parts: list[KeyPart] = []
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything; which sources are hidden stays."""
+        """Forget everything except which partitions are hidden."""
         self._parts = [KeyPart(self.plan, key) for key in self.plan.keys]
 
     def buffers(self) -> FeatureBuffers:
-        """What `update` can write one batch after another to."""
+        """Return memory that `update` can write one batch after another to."""
         return FeatureBuffers(self.width, self.sequence_shape)
 
     def update(
-        self, batch: ColumnBatch, sources: Int64 | None = None, buffers: FeatureBuffers | None = None
+        self, batch: ColumnBatch, partition_ids: Int64 | None = None, buffers: FeatureBuffers | None = None
     ) -> FeatureBatch:
-        """Fold the rows, in their order, and give their features and sequences.
+        """Fold the rows, in their order, and return their features and sequences.
 
-        `sources` int64 [rows]: the source of each row, 0 ≤ source < SOURCES_MAX; None where all are of source 0. What
-        is given lies in `buffers`, and holds until they are written to again; None: in memory of its own. Raises
-        ValueError, having folded nothing, where a source is out of range.
+        `partition_ids` int64 [rows]: the partition of each row, 0 ≤ id < PARTITIONS_MAX; None: all are of partition 0.
+        `buffers`: memory for the result, valid until the next call with them; None: new memory. Raises ValueError,
+        before it folds anything, where an id is out of range.
         """
-        sources = np.zeros(batch.rows, np.int64) if sources is None else _checked_sources(sources, batch.rows)
+        ids = (
+            np.zeros(batch.rows, np.int64)
+            if partition_ids is None
+            else _checked_partition_ids(partition_ids, batch.rows)
+        )
         found = (self.buffers() if buffers is None else buffers).of(batch.rows)
         times = batch[self.schema.roles.event_time]
         for position, column in enumerate(self.plan.stateless):
             found.features[:, position] = _stateless(column, batch, times)
         for part in self._parts:
-            part.update(batch, times, sources, self._hidden if self._any_hidden else None, found)
+            part.update(batch, times, ids, self._hidden if self._any_hidden else None, found)
         return found
 
     def update_labels(self, labels: ColumnBatch) -> None:
-        """Fold labels: the schema's `label_fields`. They show from `label.delay` after the transaction on."""
+        """Fold labels (the schema's `label_fields`). They count from `label.delay` after their transaction on."""
         roles = self.schema.roles
         identities = key_codes(labels[roles.transaction_id])
         for part in self._parts:
@@ -99,78 +108,91 @@ class FeatureEngine:
                     key_codes(labels[part.key]), labels[roles.event_time], identities, labels[self.schema.label.field]
                 )
 
-    def show(self, source: int) -> None:
-        """Let the events of a source count for all rows, and what others told of it for none; ValueError beyond."""
-        self._hide(source, False)
+    def show(self, partition_id: int) -> None:
+        """Let the events of a partition count for all rows, and its summaries for none; raises ValueError."""
+        self._hide(partition_id, False)
 
-    def hide(self, source: int) -> None:
-        """Let the events of a source count for its own rows only, and what others told of it for the other rows.
+    def hide(self, partition_id: int) -> None:
+        """Let the events of a partition count for its own rows only, and its summaries for the other rows.
 
-        For a source that is still being rebuilt, or that another worker holds. Raises ValueError beyond SOURCES_MAX.
+        For a partition that is still being rebuilt, or that another worker owns. Raises ValueError.
         """
-        self._hide(source, True)
+        self._hide(partition_id, True)
 
-    def _hide(self, source: int, hidden: bool) -> None:
-        self._hidden[_checked_source(source)] = hidden
+    def _hide(self, partition_id: int, hidden: bool) -> None:
+        self._hidden[_checked_partition_id(partition_id)] = hidden
         self._any_hidden = bool(self._hidden.any())
 
-    def forget(self, source: int) -> None:
-        """Drop the events and sequences of a source, and keys that have nothing left; labels and summaries stay."""
+    def forget(self, partition_id: int) -> None:
+        """Drop the events and sequences of a partition, and keys with nothing left; labels and summaries stay."""
         for part in self._parts:
-            part.forget(_checked_source(source))
+            part.forget(_checked_partition_id(partition_id))
 
     def absorb(
         self,
         arrays: Mapping[str, Array],
-        sources: Collection[int],
+        partition_ids: Collection[int],
         *,
         labels: bool,
         first: int = 0,
-        count: int = ABSORBED_KEYS,
+        count: int = ABSORB_KEYS,
     ) -> int | None:
-        """Take what is of the given sources from exported arrays into the state, `count` keys of a field at a time.
+        """Take events and steps from exported arrays into the state, some keys of each field in a call.
 
-        Each event and step as if its row came now: into its place by time, within the limits, its key the latest used.
-        With `labels` the frauds of all keys too. Returns the next `first`, None when all is taken. What is taken twice
-        counts twice: `forget` first. Raises StateError where the arrays do not fit or are not in order; what came
-        before is in the state then: `forget` the sources.
+        Each event and step is inserted by its time, within the limits, and its key becomes the latest used. Events that
+        are absorbed twice count twice: `forget` their partition first.
+
+        arrays: what `export_state` of an engine with an equal spec returned
+        partition_ids: the partitions whose events and steps are taken
+        labels: whether the frauds of all keys are taken too
+        first: the position of the first key; 0, then what the previous call returned
+        count: how many keys of each field are taken
+
+        Returns the next `first`, None after the last key. Raises StateError where the arrays do not fit or are not in
+        order. What came before is then in the state: `forget` the partitions.
         """
-        wanted = np.zeros(SOURCES_MAX, np.bool_)
-        for source in sources:
-            wanted[_checked_source(source)] = True
+        wanted = np.zeros(PARTITIONS_MAX, np.bool_)
+        for partition_id in partition_ids:
+            wanted[_checked_partition_id(partition_id)] = True
         if first < 0 or count < 1:
-            raise ValueError(f"first {first} and count {count}: give a position and a positive number of keys")
+            raise ValueError(f"first {first}, count {count}: give a position and a positive number of keys")
         more = [part.absorb(arrays, wanted, labels, first, count) for part in self._parts]
         return first + count if any(more) else None
 
     @property
     def shared_keys(self) -> tuple[str, ...]:
-        """Key fields of which workers tell each other: those with windows, but for the sequence's key."""
+        """Key fields that workers share summaries of: those with windows, except the sequence's key."""
         return tuple(part.key for part in self._parts if is_shared(self.plan, part.key))
 
     @property
     def shared_values(self) -> tuple[int, ...]:
-        """How many value fields a summary of each of `shared_keys` totals."""
+        """Number of value fields in a summary, for each of `shared_keys`."""
         return tuple(len(self._shared(key).values) for key in self.shared_keys)
 
-    def summarise(self, key_field: str, codes: Int64, sources: Int64, starts: Int64, length_ms: int) -> Summaries:
-        """Totals, as of now, of the events of each code and source with start ≤ time < start + `length_ms`.
+    def summarise(self, key_field: str, codes: Int64, partition_ids: Int64, starts: Int64, length_ms: int) -> Summaries:
+        """Return the present totals of events, by key, partition and stretch of event time.
 
-        `codes`, `sources`, `starts` (ms) int64 [n]; the summaries are in their order, with a count of 0 where there are
-        no events. Raises ValueError where the field is none of `shared_keys`, a source or the length is out of range.
+        key_field: one of `shared_keys`
+        codes: int64 [n], codes of the keys (`cascade.schema.key_codes`)
+        partition_ids: int64 [n]
+        starts: int64 [n], where the stretches begin, in ms
+        length_ms: how long each stretch is; it contains the events with start ≤ time < start + `length_ms`
+
+        The summaries are in the order of the arguments, with a count of 0 where there are no events. Raises ValueError
+        where an argument is out of range.
         """
         if length_ms < 1:
             raise ValueError(f"length_ms {length_ms} is not positive")
-        checked = _checked_sources(sources, len(codes))
+        checked = _checked_partition_ids(partition_ids, len(codes))
         return self._shared(key_field).summarise(codes, checked, starts, length_ms)
 
     def fold_summaries(self, key_field: str, summaries: Summaries) -> None:
-        """Put each summary in the place of the one of its code, source and start; a count of 0 takes that one out.
+        """Store each summary, in place of an earlier one of its code, partition and start; a count of 0 removes that.
 
-        In windows of rows of other sources, while its source is hidden, a summary counts as its number of rows at the
-        time of its newest. Raises ValueError where the field is none of `shared_keys` or a source is out of range.
+        While its partition is hidden, a summary counts for rows of other partitions: as its number of rows, all at the
+        time of the newest. Raises ValueError where the field is none of `shared_keys` or a partition is out of range.
         """
-        _checked_sources(summaries.sources, len(summaries))
+        _checked_partition_ids(summaries.partition_ids, len(summaries))
         self._shared(key_field).fold_summaries(summaries)
 
     def _shared(self, key_field: str) -> KeyPart:
@@ -179,20 +201,20 @@ class FeatureEngine:
                 return part
         raise ValueError(f"{key_field!r} is not shared: use one of {', '.join(self.shared_keys) or 'none'}")
 
-    def digest(self, source: int, after_ms: int | None = None) -> str:
-        """SHA-256 (hex) of the events and sequences of a source, whatever else is held and however it lies in memory.
+    def digest(self, partition_id: int, after_ms: int | None = None) -> str:
+        """Return the SHA-256 (hex) of the events and sequences of a partition; where they lie in memory has no effect.
 
-        Of each key, of the events younger than the horizon before its newest of that source, and later than `after_ms`.
-        Events of other sources push older ones out of a key's horizon, so digests of states that hold different sources
-        are compared with an `after_ms` of the newest of all events minus the horizon (`horizon_ms`).
+        The digest covers the events of each key that are later than `after_ms` and younger than the horizon, measured
+        from the key's newest event of the partition. Events of other partitions push older ones out of a key's horizon.
+        To compare states with different partitions, pass the newest of all event times minus `horizon_ms`.
         """
         sink = hashlib.sha256()
         for part in self._parts:
-            part.feed_source(sink, _checked_source(source), after_ms)
+            part.feed_partition(sink, _checked_partition_id(partition_id), after_ms)
         return sink.hexdigest()
 
     def digest_labels(self, after_ms: int | None = None) -> str:
-        """SHA-256 (hex) of the frauds that are kept of all keys, with times later than `after_ms`."""
+        """Return the SHA-256 (hex) of the frauds in the state that are later than `after_ms`."""
         sink = hashlib.sha256()
         for part in self._parts:
             part.feed_frauds(sink, after_ms)
@@ -200,14 +222,14 @@ class FeatureEngine:
 
     @property
     def horizon_ms(self) -> int:
-        """Age beyond which no event counts or is kept: the longest of all key fields."""
+        """The longest horizon of all key fields: no event that is older counts or is in the state."""
         return max(part.program.horizon_ms for part in self._parts)
 
     def warm_up(self) -> None:
-        """Compile the kernels, so that neither the first row nor the first rebalance pays for it; changes nothing."""
+        """Compile the kernels, so that no row and no rebalance waits for it; the state does not change."""
         none = np.zeros(0, np.int64)
-        rows = ColumnBatch({name: np.zeros(0, one.dtype) for name, one in self.schema.fields.items()}, 0)
-        labels = ColumnBatch({name: np.zeros(0, one.dtype) for name, one in self.schema.label_fields().items()}, 0)
+        rows = ColumnBatch({name: np.zeros(0, field.dtype) for name, field in self.schema.fields.items()}, 0)
+        labels = ColumnBatch({name: np.zeros(0, field.dtype) for name, field in self.schema.label_fields().items()}, 0)
         found = self.update(rows)
         self.update_labels(labels)
         for part in self._parts:
@@ -218,7 +240,7 @@ class FeatureEngine:
             self.fold_summaries(key, self.summarise(key, none, none, none, 1))
 
     def statistics(self) -> dict[str, KeyStatistics]:
-        """Counts by key field."""
+        """Return the counts by key field."""
         counters = {part.key: part.state.counters for part in self._parts}
         return {
             key: KeyStatistics(int(c[KEYS]), int(c[EVICTIONS]), int(c[LATE]), int(c[TOO_LATE]))
@@ -226,12 +248,12 @@ class FeatureEngine:
         }
 
     def export_state(self, buffers: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        """Copies of the used parts of all arrays, by name; `import_state` and `absorb` of an equal spec take them.
+        """Return copies of the used parts of all arrays, by name, for `import_state` and `absorb` of an equal spec.
 
-        All of it, summaries too; not which sources are hidden, that is the owner's business.
+        The copies contain summaries, but not which partitions are hidden.
 
-        With `buffers` of `export_buffers` the copies lie in those, which is more than ten times faster than in fresh
-        memory (32 ms against 1.4 s for 674 MB, `bench/snapshots.py`). The next export into them overwrites them.
+        buffers: what `export_buffers` returned; the copies are written there, and overwrite the previous export. This
+            is more than ten times faster than new memory (32 ms against 1.4 s for 674 MB, `bench/snapshots.py`).
         """
         copies = {}
         for name, array in self._used().items():
@@ -244,22 +266,25 @@ class FeatureEngine:
         return copies
 
     def export_buffers(self) -> dict[str, Array]:
-        """Room for an export a quarter larger than one would be now, its pages touched; any thread may ask for it."""
+        """Allocate room for an export, a quarter larger than one would be now; any thread may call it.
+
+        Its pages are touched, so that the system has assigned them before the export.
+        """
         buffers = {}
         for name, array in self._used().items():
             buffers[name] = np.empty((len(array) + len(array) // 4 + 1, *array.shape[1:]), array.dtype)
             buffers[name].fill(0)
         return buffers
 
-    def exports_into(self, buffers: Mapping[str, Array]) -> bool:
-        """Whether an export would find room in the buffers."""
+    def export_fits(self, buffers: Mapping[str, Array]) -> bool:
+        """Whether the buffers have room for an export."""
         return all(name in buffers and len(buffers[name]) >= len(array) for name, array in self._used().items())
 
     def _used(self) -> dict[str, Array]:
         return {f"{part.key}.{name}": array for part in self._parts for name, array in part.used().items()}
 
     def import_state(self, arrays: Mapping[str, Array]) -> None:
-        """Forget everything and go on from exported arrays; raises StateError, empty, where they do not fit."""
+        """Replace the state by exported arrays; raises StateError where they do not fit, and leaves the state empty."""
         self.reset()
         try:
             for part in self._parts:
@@ -269,24 +294,24 @@ class FeatureEngine:
             raise
 
     def state_bytes_max(self) -> int:
-        """Bytes of the state when every limit is reached; less is in memory until then."""
+        """Return the bytes that the state takes once every limit is reached; it takes less until then."""
         return sum(array.nbytes for part in self._parts for array in part.state)
 
 
-def _checked_source(source: int) -> int:
-    if not 0 <= source < SOURCES_MAX:
-        raise ValueError(f"source {source} is out of range: use 0 to {SOURCES_MAX - 1}")
-    return source
+def _checked_partition_id(partition_id: int) -> int:
+    if not 0 <= partition_id < PARTITIONS_MAX:
+        raise ValueError(f"partition {partition_id} is out of range: use 0 to {PARTITIONS_MAX - 1}")
+    return partition_id
 
 
-def _checked_sources(sources: Int64, rows: int) -> Int64:
-    if len(sources) != rows:
-        raise ValueError(f"{len(sources)} sources for {rows} rows: give one a row")
+def _checked_partition_ids(partition_ids: Int64, rows: int) -> Int64:
+    if len(partition_ids) != rows:
+        raise ValueError(f"{len(partition_ids)} partition ids for {rows} rows: give each row its own")
     if rows:
-        _checked_source(int(sources.min()))
-        _checked_source(int(sources.max()))
-    # kernels are compiled for this type and layout
-    return np.ascontiguousarray(sources, np.int64)
+        _checked_partition_id(int(partition_ids.min()))
+        _checked_partition_id(int(partition_ids.max()))
+    # the kernels are compiled for this type and layout
+    return np.ascontiguousarray(partition_ids, np.int64)
 
 
 _CLOCK: dict[str, Callable[[Int64], Float64]] = {

@@ -1,10 +1,19 @@
-"""The inner loops of the feature engine, compiled by numba.
+"""The kernels that fold rows and labels: features, sequences, and the state after them.
 
-A row is handled whole before the next: find its key, forget what is too old, read the windows, read and extend the
-sequence, put the event in its place. So results do not depend on where a batch ends.
+The kernel completes a row before it starts the next, so results do not depend on where a batch ends. For each row it
+finds the key's slot, drops events that are too old, aggregates the windows, reads and extends the sequence, and inserts
+the event.
 
-A row sees the events of its own source and of every source that is not hidden; of hidden sources it sees the remotes:
-summaries that other workers told. So events and remotes of one source never count together.
+A row sees the events of its own partition and of all partitions that are not hidden. Of hidden partitions it sees the
+remotes, which are summaries of other workers' events. So events and remotes of a partition never count together.
+
+Arguments are explained in `chains` (the state), in `Program` and `Scratch`, and in `update`. Besides:
+
+event_values: `events` viewed as float64 (bits of value fields); `remote_values` likewise
+event_partitions: `events` viewed as uint16 (partition ids); `remote_partitions` likewise
+own_partition_id: the partition of the row
+newest, oldest: first and last block of a chain
+row: position in the batch; the kernels take arrays and a position, since a slice costs two atomic reference counts
 """
 
 from __future__ import annotations
@@ -13,7 +22,8 @@ import numpy as np
 
 from cascade.columns import Array, Bool, Float32, Float64, Int64
 from cascade.compilation import kernel
-from cascade.features.chains import drop_oldest, home, insert, make_room, put, take_out, touch, trim
+from cascade.features.borrowing import borrowed
+from cascade.features.chains import drop_oldest, home, insert, make_room, put, remove, touch, trim
 from cascade.features.layout import (
     BLOCK,
     COUNT,
@@ -29,30 +39,29 @@ from cascade.features.layout import (
     NEWEST,
     OLDER,
     OLDEST,
+    PARTITIONS,
     REMOTE_COUNT,
     REMOTE_POOL,
     REMOTE_START,
     REMOTE_VALUES,
     REMOTES,
-    SOURCES,
-    STEP_SOURCE,
+    STEP_PARTITION,
     STEPS,
     TIMES,
     TOO_LATE,
     VALUES,
 )
-from cascade.features.lending import lent
-from cascade.features.prefetch import CURSORS, begin
+from cascade.features.prefetch import CURSORS, prefetch_next_rows
 
 NO_PRECEDING_SECONDS = -1.0
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-# Columns of the scratch aggregates
+# Columns of `Scratch.aggregates`
 ROWS, FRAUD_ROWS, SUMS = range(3)
 
 
 @kernel
 def _is_new_tag(seen: Int64, tag: int, code: int, generation: int) -> bool:
-    """Whether the row's scan meets the tag for the first time; remembers it."""
+    """Add a tag to the row's set of tags; whether it is new there."""
     mask = seen.shape[1] - 1
     place = home(code, mask)
     while seen[tag, place, 1] == generation:
@@ -65,10 +74,21 @@ def _is_new_tag(seen: Int64, tag: int, code: int, generation: int) -> bool:
 
 @kernel
 def _copy_block(
-    events: Int64, event_values: Float64, block: int, low: int, high: int, time_ms: int, count: int, ages: Int64,
-    stored: Float64, stored_tags: Int64,
-) -> None:  # fmt: skip
-    """Lay a whole block side by side, from `count` on; with unsigned places, which need no look at their sign."""
+    events: Int64,
+    event_values: Float64,
+    block: int,
+    low: int,
+    high: int,
+    time_ms: int,
+    count: int,
+    ages: Int64,
+    stored: Float64,
+    stored_tags: Int64,
+) -> None:
+    """Copy the events of a block to `ages`, `stored` and `stored_tags`, from position `count` on.
+
+    Indices are unsigned, so that the compiled code does not check their sign.
+    """
     row, first, newest = np.uint64(block), np.uint64(count), np.uint64(high - 1)
     length = np.uint64(high - low)
     column = np.uint64(TIMES) + newest
@@ -89,9 +109,9 @@ def _copy_block(
 def _gather(
     events: Int64,
     event_values: Float64,
-    event_sources: Array,
+    event_partitions: Array,
     hidden: Bool | None,
-    own_source: int,
+    own_partition_id: int,
     age_ms_max: int,
     newest: int,
     time_ms: int,
@@ -99,10 +119,9 @@ def _gather(
     stored: Float64,
     stored_tags: Int64,
 ) -> tuple[int, float]:
-    """Lay the events that the row sees and that are younger than `age_ms_max` side by side, the newest first.
+    """Copy the events that the row sees and that are younger than `age_ms_max` to arrays, the newest first.
 
-    `event_values` is `events` as float64, `event_sources` as uint16. Returns how many there are, and the age in seconds
-    of the event before this one, however old.
+    Returns how many there are, and the age in seconds of the event before the row, of whatever age.
     """
     value_count, tag_count = len(stored), len(stored_tags)
     seconds_since_last = NO_PRECEDING_SECONDS
@@ -124,8 +143,8 @@ def _gather(
             if age_ms < 0:
                 continue
             if hidden is not None:
-                source = event_sources[block, SOURCES + place]
-                if source != own_source and hidden[source]:
+                partition_id = event_partitions[block, PARTITIONS + place]
+                if partition_id != own_partition_id and hidden[partition_id]:
                     continue
             if seconds_since_last < 0.0:
                 seconds_since_last = age_ms / 1000.0
@@ -155,11 +174,11 @@ def _aggregate(
     tags: Int64,
     generation: int,
 ) -> None:
-    """Aggregates at each edge of the row itself and the `count` events before it, from the row back to the oldest.
+    """Aggregate the row itself and the `count` events before it, from the row back to the oldest, up to each edge.
 
-    Sums are of the earlier rows alone. The variance is taken from differences to the row's own value, which keeps it
-    exact where values are alike. Running totals are locals, so that they stay in registers, and are added to one event
-    after another, so that they do not depend on how events lie in blocks.
+    Sums do not include the row. The variance comes from differences to the row's own value, so that it is exact where
+    values are equal. Running totals are local variables, which stay in registers. They add event after event, so that
+    results do not depend on the blocks.
     """
     value_count, tag_count = values.shape[1], tags.shape[1]
     differences, squares = SUMS + value_count, SUMS + 2 * value_count
@@ -176,12 +195,12 @@ def _aggregate(
         for edge in range(len(edges)):
             until = int(aggregates[edge, ROWS]) - 1
             while place < until:
-                one = stored[value, place]
-                difference = one - own
-                total += one
+                earlier = stored[value, place]
+                difference = earlier - own
+                total += earlier
                 difference_total += difference
                 square_total += difference * difference
-                largest = max(largest, one)
+                largest = max(largest, earlier)
                 place += 1
             aggregates[edge, SUMS + value] = total
             aggregates[edge, differences + value] = difference_total
@@ -203,9 +222,9 @@ def _aggregate(
 def _scan_remotes(
     remotes: Int64,
     remote_values: Float64,
-    remote_sources: Array,
+    remote_partitions: Array,
     hidden: Bool,
-    own_source: int,
+    own_partition_id: int,
     edges: Int64,
     aggregates: Float64,
     newest: int,
@@ -214,10 +233,10 @@ def _scan_remotes(
     values: Float64,
     seconds_since_last: float,
 ) -> tuple[float, int]:
-    """Add what other workers told of hidden sources: each remote as its count of rows at its newest event's time.
+    """Add the remotes of hidden partitions to the aggregates: each as its number of rows, at the time of its newest.
 
-    Returns the age in seconds of the last event before this one, and the earliest time that a remote reaches back to
-    (`time_ms` where none counts).
+    Returns the age in seconds of the last event before the row, and the earliest start of a remote that counts
+    (`time_ms` where none does).
     """
     value_count = values.shape[1]
     differences, squares, maxima = SUMS + value_count, SUMS + 2 * value_count, SUMS + 3 * value_count
@@ -225,9 +244,9 @@ def _scan_remotes(
     block = newest
     while block:
         for place in range(remotes[block, HIGH] - 1, remotes[block, LOW] - 1, -1):
-            source = remote_sources[block, SOURCES + place]
+            partition_id = remote_partitions[block, PARTITIONS + place]
             age_ms = time_ms - remotes[block, TIMES + place]
-            if age_ms < 0 or source == own_source or not hidden[source]:
+            if age_ms < 0 or partition_id == own_partition_id or not hidden[partition_id]:
                 continue
             earliest_ms = min(earliest_ms, remotes[block, VALUES + BLOCK * REMOTE_START + place])
             if seconds_since_last < 0.0 or age_ms / 1000.0 < seconds_since_last:
@@ -256,14 +275,14 @@ def _scan_remotes(
 
 @kernel
 def _oldest_seen_ms(
-    events: Int64, event_sources: Array, hidden: Bool, own_source: int, oldest: int, time_ms: int
+    events: Int64, event_partitions: Array, hidden: Bool, own_partition_id: int, oldest: int, time_ms: int
 ) -> int:
-    """Time of the oldest event that a row of `own_source` sees, its own (`time_ms`) where there is none."""
+    """Return the time of the oldest event that the row sees, `time_ms` where there is none."""
     block = oldest
     while block:
         for place in range(events[block, LOW], events[block, HIGH]):
-            source = event_sources[block, SOURCES + place]
-            if source == own_source or not hidden[source]:
+            partition_id = event_partitions[block, PARTITIONS + place]
+            if partition_id == own_partition_id or not hidden[partition_id]:
                 return events[block, TIMES + place]
         block = events[block, NEWER]
     return time_ms
@@ -273,7 +292,7 @@ def _oldest_seen_ms(
 def _scan_frauds(
     frauds: Int64, edges: Int64, aggregates: Float64, newest: int, time_ms: int, oldest_event_ms: int
 ) -> None:
-    """Count the frauds up to each edge; one older than the oldest event kept has no transaction to stand by."""
+    """Count the frauds up to each edge, without those older than the oldest event: their transactions are gone."""
     count, edge = 0.0, 0
     block = newest
     while block and edge < len(edges):
@@ -293,13 +312,15 @@ def _scan_frauds(
 
 @kernel
 def _write_columns(
-    ops: Int64, aggregates: Float64, row: int, values: Float64, seconds_since_last: float, first_column: int,
+    ops: Int64,
+    aggregates: Float64,
+    row: int,
+    values: Float64,
+    seconds_since_last: float,
+    first_column: int,
     features: Float32,
-) -> None:  # fmt: skip
-    """Turn the aggregates at the edges into the key's columns of the feature vector.
-
-    Rows are given by number: a slice of an array costs two atomic counts of references.
-    """
+) -> None:
+    """Compute the key's columns of the feature vector from the aggregates at the edges."""
     value_count = values.shape[1]
     differences, squares = SUMS + value_count, SUMS + 2 * value_count
     maxima, distinct = SUMS + 3 * value_count, SUMS + 4 * value_count
@@ -337,7 +358,7 @@ def _write_columns(
                     result = fraud_rows
                 elif labelled > 0.0:  # fraud_rate
                     result = fraud_rows / labelled
-        # a ratio to amounts of next to nothing has no float32; an infinity would stay in the card's sequence for good
+        # a ratio to amounts near zero may exceed float32; an infinity would remain in the card's sequence
         features[row, first_column + column] = min(max(result, -FLOAT32_MAX), FLOAT32_MAX)
 
 
@@ -352,14 +373,16 @@ def step(
     columns: Int64,
     slot: int,
     time_ms: int,
-    source: int,
+    partition_id: int,
     row: int,
     features: Float32,
     out: Float32,
 ) -> None:
-    """Write the row's sequence (oldest first, the row last) and put the row among the key's last transactions.
+    """Write the row's sequence (oldest first, the row last), and insert the row into the key's last transactions.
 
-    `out` float32 [rows, length, 2 + fields] becomes zero where there is nothing.
+    columns: int64 [fields], the features stored with each step
+    features: float32 [rows, width], where this row's features are
+    out: float32 [rows, length, 2 + fields], zero in front where there are fewer steps
     """
     length = step_times.shape[1]
     count = slots[slot, STEPS]
@@ -396,7 +419,7 @@ def step(
             for field in range(len(columns)):
                 step_values[slot, step, field] = step_values[slot, step - 1, field]
         slots[slot, STEPS] = count + 1
-    slots[slot, STEP_SOURCE] = source
+    slots[slot, STEP_PARTITION] = partition_id
     step_times[slot, place] = time_ms
     for field in range(len(columns)):
         step_values[slot, place, field] = features[row, columns[field]]
@@ -431,7 +454,7 @@ def update(
     hidden: Bool | None,
     keys: Int64,
     times: Int64,
-    sources: Int64,
+    partition_ids: Int64,
     values: Float64,
     tags: Int64,
     features: Float32,
@@ -439,58 +462,76 @@ def update(
 ) -> None:
     """Fold rows into the state of one key field and write its columns.
 
-    State, program and scratch come first, in the order of their tuples. `hidden` bool [SOURCES_MAX], or None where no
-    source is: numba compiles a kernel for either, and that for None looks at no event's source. `keys` int64 [rows],
-    `times` int64 [rows] in ms, `sources` int64 [rows] below SOURCES_MAX, `values` float64 [rows, values], `tags` int64
-    [rows, tags]; written: `features` float32 [rows, columns] from `first_column` on, and `sequence` float32 [rows,
-    length, width] where the key has the sequence.
+    The fields of `KeyState`, `Program` and `Scratch` come first, in their order. Then:
+
+    hidden: bool [PARTITIONS_MAX], or None where no partition is; numba compiles a kernel for each, and the one for None
+        does not read partition ids
+    keys: int64 [rows], codes of the keys
+    times: int64 [rows], ms
+    partition_ids: int64 [rows], below PARTITIONS_MAX
+    values: float64 [rows, value fields]
+    tags: int64 [rows, tag fields]
+    features: float32 [rows, width], written from `first_column` on
+    sequence: float32 [rows, length, 2 + fields], written where `has_sequence`
     """
-    table, slots, counters, events = lent(table), lent(slots), lent(counters), lent(events)
-    frauds, remotes, step_times, step_values = lent(frauds), lent(remotes), lent(step_times), lent(step_values)
-    edges, ops, sequence_columns, aggregates = lent(edges), lent(ops), lent(sequence_columns), lent(aggregates)
-    seen, ages, stored, stored_tags = lent(seen), lent(ages), lent(stored), lent(stored_tags)
-    keys, values, tags, features, sequence = lent(keys), lent(values), lent(tags), lent(features), lent(sequence)
+    table, slots, counters, events = borrowed(table), borrowed(slots), borrowed(counters), borrowed(events)
+    frauds, remotes, step_times = borrowed(frauds), borrowed(remotes), borrowed(step_times)
+    step_values, edges, ops = borrowed(step_values), borrowed(edges), borrowed(ops)
+    sequence_columns, aggregates, seen = borrowed(sequence_columns), borrowed(aggregates), borrowed(seen)
+    ages, stored, stored_tags, keys = borrowed(ages), borrowed(stored), borrowed(stored_tags), borrowed(keys)
+    values, tags, features, sequence = borrowed(values), borrowed(tags), borrowed(features), borrowed(sequence)
     event_values = events.view(np.float64)
-    event_sources = events.view(np.uint16)
+    event_partitions = events.view(np.uint16)
     remote_values = remotes.view(np.float64)
-    remote_sources = remotes.view(np.uint16)
+    remote_partitions = remotes.view(np.uint16)
     value_count, tag_count = values.shape[1], tags.shape[1]
     event = np.zeros(value_count + tag_count, np.int64)
     event_as_float = event.view(np.float64)
     cursors = np.zeros(CURSORS, np.int64)
     age_ms_max = edges[-1] if len(edges) else 0
     for row in range(len(keys)):
-        begin(row, table, slots, events, frauds, step_times, step_values, has_labels, has_sequence, keys, cursors)
-        time_ms = times[row]
+        prefetch_next_rows(
+            row, table, slots, events, frauds, step_times, step_values, has_labels, has_sequence, keys, cursors
+        )
+        time_ms, partition_id = times[row], partition_ids[row]
         slot = touch(table, slots, counters, events, frauds, remotes, keys[row])
         latest_ms, oldest_ms = time_ms, time_ms
         newest = slots[slot, EVENTS + NEWEST]
         if newest:
             latest_ms = max(latest_ms, events[newest, TIMES + events[newest, HIGH] - 1])
         counters[LATE] += latest_ms > time_ms
-        kept_after_ms = latest_ms - horizon_ms
-        trim(slots, counters, events, slot, EVENTS, EVENT_POOL, kept_after_ms)
+        dropped_until_ms = latest_ms - horizon_ms
+        trim(slots, counters, events, slot, EVENTS, EVENT_POOL, dropped_until_ms)
         newest, oldest = slots[slot, EVENTS + NEWEST], slots[slot, EVENTS + OLDEST]
         if oldest:
             oldest_ms = events[oldest, TIMES + events[oldest, LOW]]
         counters[GENERATION] += 1
         count, seconds_since_last = _gather(
-            events, event_values, event_sources, hidden, sources[row], age_ms_max, newest, time_ms, ages, stored,
+            events,
+            event_values,
+            event_partitions,
+            hidden,
+            partition_id,
+            age_ms_max,
+            newest,
+            time_ms,
+            ages,
+            stored,
             stored_tags,
-        )  # fmt: skip
+        )
         _aggregate(edges, aggregates, seen, count, ages, stored, stored_tags, row, values, tags, counters[GENERATION])
         oldest_seen_ms = oldest_ms
         if hidden is not None:
             if has_labels:
-                oldest_seen_ms = _oldest_seen_ms(events, event_sources, hidden, sources[row], oldest, time_ms)
+                oldest_seen_ms = _oldest_seen_ms(events, event_partitions, hidden, partition_id, oldest, time_ms)
             if slots[slot, REMOTES + COUNT]:
-                trim(slots, counters, remotes, slot, REMOTES, REMOTE_POOL, kept_after_ms)
+                trim(slots, counters, remotes, slot, REMOTES, REMOTE_POOL, dropped_until_ms)
                 seconds_since_last, earliest_ms = _scan_remotes(
                     remotes,
                     remote_values,
-                    remote_sources,
+                    remote_partitions,
                     hidden,
-                    sources[row],
+                    partition_id,
                     edges,
                     aggregates,
                     slots[slot, REMOTES + NEWEST],
@@ -501,7 +542,7 @@ def update(
                 )
                 oldest_seen_ms = min(oldest_seen_ms, earliest_ms)
         if has_labels:
-            trim(slots, counters, frauds, slot, FRAUDS, FRAUD_POOL, kept_after_ms)
+            trim(slots, counters, frauds, slot, FRAUDS, FRAUD_POOL, dropped_until_ms)
             _scan_frauds(frauds, edges, aggregates, slots[slot, FRAUDS + NEWEST], time_ms, oldest_seen_ms)
         _write_columns(ops, aggregates, row, values, seconds_since_last, first_column, features)
         if has_sequence:
@@ -512,24 +553,24 @@ def update(
                 sequence_columns,
                 slot,
                 time_ms,
-                sources[row],
+                partition_id,
                 row,
                 features,
                 sequence,
             )
 
-        keep = time_ms > kept_after_ms
-        if keep and slots[slot, EVENTS + COUNT] == events_per_key_max:
-            keep = oldest_ms <= time_ms
-            if keep:
+        store = time_ms > dropped_until_ms
+        if store and slots[slot, EVENTS + COUNT] == events_per_key_max:
+            store = oldest_ms <= time_ms
+            if store:
                 drop_oldest(slots, counters, events, slot, EVENTS, EVENT_POOL)
-        if keep:
+        if store:
             for value in range(value_count):
                 event_as_float[value] = values[row, value]
             for tag in range(tag_count):
                 event[value_count + tag] = tags[row, tag]
             make_room(table, slots, counters, events, frauds, remotes, events, slot, EVENTS, EVENT_POOL)
-            insert(slots, events, event_sources, slot, EVENTS, time_ms, sources[row], event)
+            insert(slots, events, event_partitions, slot, EVENTS, time_ms, partition_id, event)
         else:
             counters[TOO_LATE] += 1
 
@@ -548,12 +589,14 @@ def update_labels(
     identities: Int64,
     labels: Int64,
 ) -> None:
-    """Record which transactions of the keys were frauds.
+    """Store which transactions of the keys were frauds. A label that comes again changes nothing.
 
-    `times` int64 [rows]: when the transactions took place, in ms. `identities` int64 [rows]: their ids. `labels`
-    int64 [rows]: 1 fraud, 0 not (takes back an earlier 1). Telling the same thing twice changes nothing.
+    keys: int64 [rows], codes of the keys
+    times: int64 [rows], when the transactions took place, in ms
+    identities: int64 [rows], ids of the transactions
+    labels: int64 [rows], 1 fraud, 0 not (removes an earlier 1)
     """
-    fraud_sources = frauds.view(np.uint16)
+    fraud_partitions = frauds.view(np.uint16)
     event = np.zeros(1, np.int64)
     for row in range(len(keys)):
         slot = touch(table, slots, counters, events, frauds, remotes, keys[row])
@@ -568,7 +611,7 @@ def update_labels(
                 frauds,
                 remotes,
                 frauds,
-                fraud_sources,
+                fraud_partitions,
                 slot,
                 FRAUDS,
                 FRAUD_POOL,
@@ -578,12 +621,12 @@ def update_labels(
                 event,
             )
         elif block and not labels[row]:
-            take_out(slots, counters, frauds, fraud_sources, slot, FRAUDS, FRAUD_POOL, block, place)
+            remove(slots, counters, frauds, fraud_partitions, slot, FRAUDS, FRAUD_POOL, block, place)
 
 
 @kernel
 def find_fraud(slots: Int64, frauds: Int64, slot: int, identity: int) -> tuple[int, int]:
-    """Block and place of a fraud, block 0 where it is not known."""
+    """Return block and place of a fraud, block 0 where it is not in the chain."""
     block = slots[slot, FRAUDS + NEWEST]
     while block:
         for place in range(frauds[block, LOW], frauds[block, HIGH]):

@@ -1,4 +1,4 @@
-"""One key field of the feature engine: its state, its program, and how the kernels are called on them."""
+"""One key field of the feature engine: its state and program, and the calls of the kernels with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from cascade.columns import Array, Bool, ColumnBatch, Int64
 from cascade.errors import StateError
 from cascade.features import digest, kernels, sharing, transfer
 from cascade.features.buffers import FeatureBatch
-from cascade.features.layout import BLOCKS_USED, EVENT_POOL, FRAUD_POOL, REMOTE_POOL, SLOTS_USED, SOURCES_MAX, KeyState
+from cascade.features.layout import (
+    BLOCKS_USED,
+    EVENT_POOL,
+    FRAUD_POOL,
+    PARTITIONS_MAX,
+    REMOTE_POOL,
+    SLOTS_USED,
+    KeyState,
+)
 from cascade.features.spec import Plan
 from cascade.features.state import Program, Scratch, make_key_state, make_program, make_scratch
 from cascade.features.summaries import Summaries
@@ -18,7 +26,7 @@ from cascade.schema import key_codes
 
 
 class KeyPart:
-    """State, program and working memory of one key field; arguments are as in `FeatureEngine`, already checked."""
+    """State, program and working memory of one key field. Arguments are those of `FeatureEngine`, checked by it."""
 
     def __init__(self, plan: Plan, key: str) -> None:
         columns = plan.keyed[key]
@@ -33,11 +41,11 @@ class KeyPart:
         self,
         batch: ColumnBatch,
         times: Int64,
-        sources: Int64,
+        partition_ids: Int64,
         hidden: Bool | None,
         out: FeatureBatch,
     ) -> None:
-        """Fold rows, and write their columns of the features, and the sequences where the key has them."""
+        """Fold rows, and write the key's columns of `out.features`, and for the sequence's key `out.sequence`."""
         values = _matrix([batch[name].astype(np.float64, copy=False) for name in self.values], batch.rows, np.float64)
         tags = _matrix([key_codes(batch[name]) for name in self.tags], batch.rows, np.int64)
         kernels.update(
@@ -47,7 +55,7 @@ class KeyPart:
             hidden,
             key_codes(batch[self.key]),
             times,
-            sources,
+            partition_ids,
             values,
             tags,
             out.features,
@@ -59,46 +67,46 @@ class KeyPart:
         kernels.update_labels(*self.state[:6], self.program.events_per_key_max, keys, times, identities, labels)
 
     def used(self) -> dict[str, Array]:
-        """Views of what is in use of each array."""
+        """Return views of the used part of each array, by the name of its array."""
         return {name: array[: self._rows().get(name)] for name, array in self.state._asdict().items()}
 
     def fill(self, arrays: Mapping[str, Array]) -> None:
-        """Take what another part's `used` gave, into an empty state; raises StateError where it does not fit."""
+        """Copy what another part's `used` returned into the empty state; raises StateError where it does not fit."""
         found = self._checked(arrays)
-        for name, mine in self.state._asdict().items():
+        for name, target in self.state._asdict().items():
             array = found[name]
-            if len(array) > len(mine):
+            if len(array) > len(target):
                 raise self._refusal(name, array)
-            if name in ("table", "counters") and len(array) != len(mine):
+            if name in ("table", "counters") and len(array) != len(target):
                 raise self._refusal(name, array)
         if not self._in_order(found):
             raise StateError(f"arrays of {self.key} are not in order: take another snapshot")
-        for name, mine in self.state._asdict().items():
-            mine[: len(found[name])] = found[name]
+        for name, target in self.state._asdict().items():
+            target[: len(found[name])] = found[name]
 
     def _in_order(self, arrays: Mapping[str, Array]) -> bool:
         return bool(transfer.state_fits(*(arrays[name] for name in KeyState._fields[:7]), self.program.has_sequence))
 
     def warm_up(self) -> None:
-        """Compile the kernels that rebalances and restarts call; changes nothing."""
+        """Compile the kernels that rebalances and restarts call; the state does not change."""
         used = self.used()
         self._in_order(used)
-        self.forget(-1)  # what no event has
-        self.absorb({f"{self.key}.{name}": array for name, array in used.items()}, np.zeros(SOURCES_MAX, np.bool_),
-                    False, 0, 1)  # fmt: skip
+        self.forget(-1)  # no event has this partition id
+        arrays = {f"{self.key}.{name}": array for name, array in used.items()}
+        self.absorb(arrays, np.zeros(PARTITIONS_MAX, np.bool_), labels=False, first=0, count=1)
 
-    def forget(self, source: int) -> None:
-        """Drop what is of a source."""
-        transfer.forget(*self.state[:6], source)
+    def forget(self, partition_id: int) -> None:
+        """Drop the events and steps of a partition."""
+        transfer.forget(*self.state[:6], partition_id)
 
     def absorb(self, arrays: Mapping[str, Array], wanted: Bool, labels: bool, first: int, count: int) -> bool:
-        """Take what is of the wanted sources from slots of another part's `used`; whether there are more slots.
+        """Take events and steps of the wanted partitions from exported arrays; returns whether there are more slots.
 
-        `wanted` bool [SOURCES_MAX]. Raises StateError where they do not fit or are not in order.
+        `wanted` bool [PARTITIONS_MAX]. Raises StateError where the arrays do not fit or are not in order.
         """
         found = self._checked(arrays)
         slots = len(found["slots"])
-        # slot 0 stands for none
+        # slot 0 means none
         begin, end = first + 1, min(first + 1 + count, slots)
         broken = transfer.absorb(
             *self.state,
@@ -116,11 +124,11 @@ class KeyPart:
         return end < slots
 
     def _checked(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """The arrays of this part by their own names, of the right dtypes and widths."""
+        """Return the arrays of this part by their own names, after a check of their dtypes and widths."""
         found: dict[str, Array] = {}
-        for name, mine in self.state._asdict().items():
+        for name, target in self.state._asdict().items():
             array = arrays.get(f"{self.key}.{name}")
-            if array is None or array.dtype != mine.dtype or array.shape[1:] != mine.shape[1:] or not len(array):
+            if array is None or array.dtype != target.dtype or array.shape[1:] != target.shape[1:] or not len(array):
                 raise self._refusal(name, array)
             found[name] = np.ascontiguousarray(array)
         if self.program.has_sequence:
@@ -130,9 +138,9 @@ class KeyPart:
         return found
 
     def _refusal(self, name: str, array: Array | None) -> StateError:
-        mine: Array = getattr(self.state, name)
+        target: Array = getattr(self.state, name)
         shape = "absent" if array is None else f"{array.dtype}{list(array.shape)}"
-        return StateError(f"array {self.key}.{name} is {shape}, room is for {mine.dtype}{list(mine.shape)}")
+        return StateError(f"array {self.key}.{name} is {shape}, there is room for {target.dtype}{list(target.shape)}")
 
     def _rows(self) -> dict[str, int]:
         counters = self.state.counters
@@ -146,12 +154,12 @@ class KeyPart:
             "step_values": slots,
         }
 
-    def summarise(self, codes: Int64, sources: Int64, starts: Int64, length_ms: int) -> Summaries:
-        """Totals of the events of each code and source from each start on."""
+    def summarise(self, codes: Int64, partition_ids: Int64, starts: Int64, length_ms: int) -> Summaries:
+        """Return the totals of the events of each key, partition and stretch of event time."""
         rows, width = len(codes), len(self.values)
         found = Summaries(
             codes,
-            sources,
+            partition_ids,
             starts,
             np.zeros(rows, np.int64),
             np.zeros(rows, np.int64),
@@ -164,7 +172,7 @@ class KeyPart:
             self.state.slots,
             self.state.events,
             codes,
-            sources,
+            partition_ids,
             starts,
             length_ms,
             found.counts,
@@ -175,26 +183,26 @@ class KeyPart:
         )
         return found
 
-    def fold_summaries(self, told: Summaries) -> None:
-        """Put each summary in the place of the one of its code, source and start."""
+    def fold_summaries(self, summaries: Summaries) -> None:
+        """Store each summary, in place of an earlier one of its code, partition and start."""
         sharing.fold_summaries(
             *self.state[:6],
             self.program.horizon_ms,
             self.program.events_per_key_max,
-            told.codes,
-            told.sources,
-            told.starts,
-            told.counts,
-            told.newest,
-            told.sums,
-            told.squares,
-            told.maxima,
+            summaries.codes,
+            summaries.partition_ids,
+            summaries.starts,
+            summaries.counts,
+            summaries.newest,
+            summaries.sums,
+            summaries.squares,
+            summaries.maxima,
         )
 
-    def feed_source(self, sink: digest.Sink, source: int, after_ms: int | None) -> None:
-        """Feed what is of a source to a digest."""
+    def feed_partition(self, sink: digest.Sink, partition_id: int, after_ms: int | None) -> None:
+        """Feed the events and steps of a partition to a digest."""
         sink.update(self.key.encode())
-        digest.feed_source(sink, self.state, source, self.program.horizon_ms, after_ms)
+        digest.feed_partition(sink, self.state, partition_id, self.program.horizon_ms, after_ms)
 
     def feed_frauds(self, sink: digest.Sink, after_ms: int | None) -> None:
         """Feed the frauds to a digest."""

@@ -1,7 +1,7 @@
-"""How events lie in the arrays of the state: the columns of slots and blocks, and the places in `counters`.
+"""The arrays of the state, and the columns of their slots, blocks and counters.
 
-The kernels contain these numbers as constants. They are in a file of their own so that only a change of theirs, and no
-other change of the state, compiles the kernels again.
+These numbers are constants in the compiled kernels. They have a file of their own, so that only a change of the layout
+compiles the kernels again.
 """
 
 from __future__ import annotations
@@ -10,50 +10,54 @@ from typing import NamedTuple
 
 from cascade.columns import Array, Float32, Int64
 
-# Of exported arrays: part of what a snapshot must agree on, raised whenever their meaning or shape changes.
+# Version of the exported arrays, raised whenever their meaning or shape changes; other versions are refused.
 STATE_LAYOUT = 2
 
-# Sources (numbers of the partitions that rows come from) are stored as 16 bits an event.
-SOURCES_MAX = 65_536
+# Each event stores the id of its partition in 16 bits.
+PARTITIONS_MAX = 65_536
 
-# Events in a block. Eight times are one cache line; a key with one event wastes seven places (112 bytes).
+# Events in a block. Eight times fill one cache line; a key with one event wastes seven places (112 bytes).
 BLOCK = 8
 
-# Columns of `slots`: the key, its neighbours by last use, its steps and their source, and three of each chain. What
-# every row reads comes first, within one cache line.
+# Columns of `slots`: the key, its neighbours by last use, the number of its steps, the partition of its last step, and
+# three columns for each chain. What every row reads comes first, within one cache line.
 KEY, LESS_RECENT, MORE_RECENT, STEPS = range(4)
 EVENTS, FRAUDS, REMOTES = 4, 8, 11  # where the columns of a chain start
-STEP_SOURCE = 7
+STEP_PARTITION = 7
 NEWEST, OLDEST, COUNT = range(3)  # within a chain
 SLOT_WIDTH = 14
 
-# Places in `counters`
+# Positions in `counters`
 SLOTS_USED, FREE_SLOT, MOST_RECENT, LEAST_RECENT, EVICTIONS, LATE, TOO_LATE, GENERATION, KEYS = range(9)
-# Where the counters of a chain's pool start, and what they count
+# Positions in `counters` where the counters of a pool start, and the two counters
 EVENT_POOL, FRAUD_POOL, REMOTE_POOL = 9, 11, 13
 FREE_BLOCK, BLOCKS_USED = range(2)
 COUNTERS = 15
 
-# Columns of a block: its neighbours in time, the places in use (LOW ≤ place < HIGH), BLOCK sources of 16 bits, then
-# BLOCK times, then BLOCK values a field (bits of float64), then BLOCK tags a field.
+# Columns of a block: its neighbours in time, the places in use (LOW ≤ place < HIGH), BLOCK partition ids of 16 bits,
+# BLOCK times, then BLOCK values for each value field (bits of float64), then BLOCK tags for each tag field.
 OLDER, NEWER, LOW, HIGH = range(4)
 TIMES = 6
 VALUES = TIMES + BLOCK
-# Where the sources of a block start in a row of its pool seen as uint16
-SOURCES = 16
+# Column of the first partition id in a block viewed as uint16
+PARTITIONS = 16
 
-# What a remote holds after its time, which is that of its newest event: events, start of the stretch of event time in
-# ms, then by value field (bits of float64) sums, squared differences to the mean, maxima.
+# A remote is a summary of another worker's events, with the time of the newest. Its columns are the number of events,
+# the start of the stretch of event time in ms, then sums, squared differences to the mean, and maxima, each for all
+# value fields (bits of float64).
 REMOTE_COUNT, REMOTE_START, REMOTE_VALUES = range(3)
 
 
 class KeyState(NamedTuple):
-    """State of one key field.
+    """State of one key field. Slots and blocks are counted from 1; 0 means none.
 
-    `table` int32 [2^k]: hash index (open addressing, linear probing), at most half full, holding slots. `slots` int64
-    [keys_max + 1, SLOT_WIDTH]. `counters` int64 [COUNTERS]. `events`, `frauds`, `remotes` int64 [blocks, block width]:
-    the pools of blocks; frauds have one tag, the transaction's id, and no source. `step_times` int64 [slots, length] in
-    ms and `step_values` float32 [slots, length, fields]: the last transactions of each slot, in order of time.
+    `table` int32 [2^k]: hash index of slots (open addressing, linear probing), at most half full.
+    `slots` int64 [keys_max + 1, SLOT_WIDTH]: one row for each key.
+    `counters` int64 [COUNTERS].
+    `events`, `frauds`, `remotes` int64 [blocks, block width]: the pools of blocks. A fraud has one tag, the
+    transaction's id, and no partition.
+    `step_times` int64 [slots, length] in ms, `step_values` float32 [slots, length, fields]: the last transactions of
+    each slot, in order of time.
     """
 
     table: Array

@@ -1,8 +1,8 @@
-"""Telling the processor which memory comes next, so that rows do not wait for it one after another.
+"""Prefetching of the memory that the next rows need, while the kernel computes earlier ones.
 
-A row's key, its slot and its blocks lie anywhere in some gigabytes: half a dozen misses of the cache in a row, each of
-which needs the one before. The rows of a micro-batch are known beforehand, so their chains are begun while earlier rows
-are worked on. A hint changes nothing but the time.
+A row's key, slot and blocks lie anywhere in some gigabytes: half a dozen cache misses, each of which needs the result
+of the one before. The kernel has all rows of a micro-batch, so it starts the accesses of later rows early. Prefetches
+affect the time only.
 
 Source: Chen, Ailamaki, Gibbons, Mowry, "Improving hash join performance through prefetching", ICDE 2004 (software
 pipelining).
@@ -31,20 +31,20 @@ from cascade.features.layout import (
     VALUES,
 )
 
-# So many rows ahead: the place in the index, the slot, and the newest block with neighbours and steps. From there on a
-# row's chain is followed by a block a row.
+# How many rows ahead the kernel prefetches the place in the index, the slot, and the newest block with neighbours and
+# steps. From there on it follows the row's chain by one block at each row.
 INDEX_AHEAD, SLOT_AHEAD, BLOCK_AHEAD = 14, 11, 8
-# Places for the rows that are on their way; a power of two.
+# A power of two, at least BLOCK_AHEAD.
 CURSORS = 8
 _LINE_BYTES = 64
 _BYTE, _INT32 = ir.IntType(8), ir.IntType(32)
-# llvm.prefetch: for reading, to be kept in all caches, data
-_READ, _KEEP, _DATA = 0, 3, 1
+# Arguments of llvm.prefetch: for reading, into all levels of the cache, data.
+_READ, _ALL_LEVELS, _DATA = 0, 3, 1
 
 
 @intrinsic
-def _hint(typing: Any, array: Any, row: Any, column: Any) -> Any:
-    """Ask for the line of `array[row, column]` (or `array[row]`) of an array in C order."""
+def _prefetch(typing: Any, array: Any, row: Any, column: Any) -> Any:
+    """Prefetch the cache line of `array[row, column]` (or `array[row]`) of an array in C order."""
     item_bytes = array.dtype.bitwidth // 8
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -54,55 +54,64 @@ def _hint(typing: Any, array: Any, row: Any, column: Any) -> Any:
         address = builder.gep(builder.bitcast(found.data, _BYTE.as_pointer()), [place])
         function_type = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT32, _INT32, _INT32])
         function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0i8")
-        builder.call(function, [address, _INT32(_READ), _INT32(_KEEP), _INT32(_DATA)])
+        builder.call(function, [address, _INT32(_READ), _INT32(_ALL_LEVELS), _INT32(_DATA)])
         return context.get_dummy_value()
 
     return types.none(array, types.intp, types.intp), generate
 
 
 @kernel
-def begin(
-    row: int, table: Array, slots: Int64, events: Int64, frauds: Int64, step_times: Int64, step_values: Float32,
-    has_labels: bool, has_sequence: bool, keys: Int64, cursors: Int64,
-) -> None:  # fmt: skip
-    """Ask for what the rows after `row` will need, each step as soon as the one before has come.
+def prefetch_next_rows(
+    row: int,
+    table: Array,
+    slots: Int64,
+    events: Int64,
+    frauds: Int64,
+    step_times: Int64,
+    step_values: Float32,
+    has_labels: bool,
+    has_sequence: bool,
+    keys: Int64,
+    cursors: Int64,
+) -> None:
+    """Prefetch what the rows after `row` need, each step when the memory of the step before has arrived.
 
-    `cursors` int64 [CURSORS]: how far each row's chain was followed; zeros before the first row. A block that went to
-    another chain meanwhile leads astray, to hints in vain.
+    Arguments are those of `kernels.update`, and `cursors` int64 [CURSORS]: the block at which the kernel has arrived in
+    each row's chain, zeros before the first row. A block that has moved to another chain leads to useless prefetches.
     """
     rows, mask = len(keys), len(table) - 1
     ahead = row + INDEX_AHEAD
     if ahead < rows:
-        _hint(table, home(keys[ahead], mask), 0)
+        _prefetch(table, home(keys[ahead], mask), 0)
     ahead = row + SLOT_AHEAD
     if ahead < rows:
         slot = table[home(keys[ahead], mask)]
-        _hint(slots, slot, 0)
-        _hint(slots, slot, 13)
+        _prefetch(slots, slot, 0)
+        _prefetch(slots, slot, 13)
     ahead = row + BLOCK_AHEAD
     if ahead < rows:
-        # where another key has this key's place in the index, the hint is in vain
+        # useless where another key has this key's place in the index
         slot = table[home(keys[ahead], mask)]
-        _hint(slots, slots[slot, LESS_RECENT], 0)
-        _hint(slots, slots[slot, MORE_RECENT], 0)
+        _prefetch(slots, slots[slot, LESS_RECENT], 0)
+        _prefetch(slots, slots[slot, MORE_RECENT], 0)
         newest, oldest = slots[slot, EVENTS + NEWEST], slots[slot, EVENTS + OLDEST]
-        _hint(events, newest, 0)
-        _hint(events, newest, TIMES + 2)
-        _hint(events, newest, VALUES + 2)
-        _hint(events, oldest, 0)
+        _prefetch(events, newest, 0)
+        _prefetch(events, newest, TIMES + 2)
+        _prefetch(events, newest, VALUES + 2)
+        _prefetch(events, oldest, 0)
         if has_labels:
-            _hint(frauds, slots[slot, FRAUDS + NEWEST], 0)
+            _prefetch(frauds, slots[slot, FRAUDS + NEWEST], 0)
         if has_sequence:
             for line in range(0, step_times.shape[1] * 8, _LINE_BYTES):
-                _hint(step_times, slot, line // 8)
+                _prefetch(step_times, slot, line // 8)
             for line in range(0, step_values.shape[1] * step_values.shape[2] * 4, _LINE_BYTES):
-                _hint(step_values, slot, line // 4)
+                _prefetch(step_values, slot, line // 4)
         cursors[ahead & (CURSORS - 1)] = newest
     for ahead in range(row + 1, min(row + BLOCK_AHEAD, rows)):
         block = cursors[ahead & (CURSORS - 1)]
         if block:
             block = events[block, OLDER]
             cursors[ahead & (CURSORS - 1)] = block
-            _hint(events, block, 0)
-            _hint(events, block, TIMES + 2)
-            _hint(events, block, VALUES + 2)
+            _prefetch(events, block, 0)
+            _prefetch(events, block, TIMES + 2)
+            _prefetch(events, block, VALUES + 2)

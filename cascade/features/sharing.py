@@ -1,7 +1,8 @@
-"""Kernels of what workers tell each other about a key: totals of their own events, and remotes that stand for others'.
+"""Kernels of the summaries that workers share: they total a worker's own events, and store other workers' totals.
 
-A summary is the total of one key, source and stretch of event time. It is computed anew from the events each time it is
-told, and replaces what was told before; so telling it twice is harmless.
+A summary is the total of one key, partition and stretch of event time. A worker computes it anew each time it publishes
+it, and it replaces the previous summary, so a summary that is published twice does no harm. A remote is the stored
+summary of another worker.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 
 from cascade.columns import Array, Float64, Int64
 from cascade.compilation import kernel
-from cascade.features.chains import find, newest_ms, put, take_out, touch, trim
+from cascade.features.chains import find, newest_ms, put, remove, touch, trim
 from cascade.features.layout import (
     BLOCK,
     EVENTS,
@@ -18,12 +19,12 @@ from cascade.features.layout import (
     LOW,
     NEWEST,
     OLDER,
+    PARTITIONS,
     REMOTE_COUNT,
     REMOTE_POOL,
     REMOTE_START,
     REMOTE_VALUES,
     REMOTES,
-    SOURCES,
     TIMES,
     VALUES,
 )
@@ -35,7 +36,7 @@ def summarise(
     slots: Int64,
     events: Int64,
     codes: Int64,
-    sources: Int64,
+    partition_ids: Int64,
     starts: Int64,
     length_ms: int,
     counts: Int64,
@@ -44,12 +45,13 @@ def summarise(
     squares: Float64,
     maxima: Float64,
 ) -> None:
-    """Total the events of each code and source from `starts` on for `length_ms`; all written arrays come as zeros.
+    """Total the events of each key and partition with start ≤ time < start + `length_ms`.
 
-    `codes`, `sources`, `starts` int64 [n]; written: `counts`, `newest` (ms) int64 [n], `sums`, `squares` (squared
-    differences to the mean), `maxima` float64 [n, values].
+    codes, partition_ids, starts: int64 [n]; starts in ms
+    counts, newest: int64 [n], zeros, written: number of events, time of the newest in ms
+    sums, squares, maxima: float64 [n, value fields], zeros, written; squares: squared differences to the mean
     """
-    event_values, event_sources = events.view(np.float64), events.view(np.uint16)
+    event_values, event_partitions = events.view(np.float64), events.view(np.uint16)
     value_count = sums.shape[1]
     origin = np.zeros(value_count)
     differences = np.zeros(value_count)
@@ -59,7 +61,7 @@ def summarise(
         while block:
             for place in range(events[block, HIGH] - 1, events[block, LOW] - 1, -1):
                 age_ms = events[block, TIMES + place] - starts[row]
-                if not 0 <= age_ms < length_ms or event_sources[block, SOURCES + place] != sources[row]:
+                if not 0 <= age_ms < length_ms or event_partitions[block, PARTITIONS + place] != partition_ids[row]:
                     continue
                 for value in range(value_count):
                     stored = event_values[block, VALUES + BLOCK * value + place]
@@ -90,7 +92,7 @@ def fold_summaries(
     horizon_ms: int,
     entries_max: int,
     codes: Int64,
-    sources: Int64,
+    partition_ids: Int64,
     starts: Int64,
     counts: Int64,
     newest: Int64,
@@ -98,17 +100,22 @@ def fold_summaries(
     squares: Float64,
     maxima: Float64,
 ) -> None:
-    """Put each summary in the place of the one of its code, source and start; one of no rows takes that one out."""
-    remote_sources = remotes.view(np.uint16)
+    """Store each summary, in place of an earlier one of its code, partition and start; a count of 0 removes that.
+
+    horizon_ms: age from the newest event or remote of the key at which a summary is dropped
+    entries_max: remotes of a key
+    The others are the fields of `Summaries`.
+    """
+    remote_partitions = remotes.view(np.uint16)
     value_count = sums.shape[1]
-    told = np.zeros((remotes.shape[1] - VALUES) // BLOCK, np.int64)
-    told_values = told.view(np.float64)
+    remote = np.zeros((remotes.shape[1] - VALUES) // BLOCK, np.int64)
+    remote_values = remote.view(np.float64)
     for row in range(len(codes)):
         slot = find(table, slots, codes[row])
         if slot:
-            block, place = _find_remote(slots, remotes, remote_sources, slot, sources[row], starts[row])
+            block, place = _find_remote(slots, remotes, remote_partitions, slot, partition_ids[row], starts[row])
             if block:
-                take_out(slots, counters, remotes, remote_sources, slot, REMOTES, REMOTE_POOL, block, place)
+                remove(slots, counters, remotes, remote_partitions, slot, REMOTES, REMOTE_POOL, block, place)
         if counts[row] == 0:
             continue
         slot = touch(table, slots, counters, events, frauds, remotes, codes[row])
@@ -117,12 +124,12 @@ def fold_summaries(
         trim(slots, counters, remotes, slot, REMOTES, REMOTE_POOL, latest_ms - horizon_ms)
         if newest[row] <= latest_ms - horizon_ms:
             continue
-        told[REMOTE_COUNT], told[REMOTE_START] = counts[row], starts[row]
+        remote[REMOTE_COUNT], remote[REMOTE_START] = counts[row], starts[row]
         for value in range(value_count):
             first = REMOTE_VALUES + value
-            told_values[first] = sums[row, value]
-            told_values[first + value_count] = squares[row, value]
-            told_values[first + 2 * value_count] = maxima[row, value]
+            remote_values[first] = sums[row, value]
+            remote_values[first + value_count] = squares[row, value]
+            remote_values[first + 2 * value_count] = maxima[row, value]
         put(
             table,
             slots,
@@ -131,27 +138,27 @@ def fold_summaries(
             frauds,
             remotes,
             remotes,
-            remote_sources,
+            remote_partitions,
             slot,
             REMOTES,
             REMOTE_POOL,
             entries_max,
             newest[row],
-            sources[row],
-            told,
+            partition_ids[row],
+            remote,
         )
 
 
 @kernel
 def _find_remote(
-    slots: Int64, remotes: Int64, remote_sources: Array, slot: int, source: int, start_ms: int
+    slots: Int64, remotes: Int64, remote_partitions: Array, slot: int, partition_id: int, start_ms: int
 ) -> tuple[int, int]:
-    """Block and place of what is told of a source and stretch of time, block 0 where there is nothing."""
+    """Return block and place of the remote of a partition and stretch of time, block 0 where there is none."""
     block = slots[slot, REMOTES + NEWEST]
     while block:
         for place in range(remotes[block, LOW], remotes[block, HIGH]):
             if (
-                remote_sources[block, SOURCES + place] == source
+                remote_partitions[block, PARTITIONS + place] == partition_id
                 and remotes[block, VALUES + BLOCK * REMOTE_START + place] == start_ms
             ):
                 return block, place

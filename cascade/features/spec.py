@@ -19,7 +19,7 @@ A feature file is TOML. Keys and fields are named by role (`card`, `terminal`, `
     windows = ["1d", "7d", "30d"]
     functions = ["count", "mean"]
 
-    [[label_window]]                     # frauds of a key, known only label.delay later
+    [[label_window]]                     # frauds of a key, which count label.delay later
     key = "terminal"
     windows = ["7d"]
     functions = ["fraud_rate"]
@@ -52,15 +52,16 @@ SPEC_VERSION = 1
 DAY_MS = 86_400_000
 # Ten years: sums of durations stay far from the end of int64.
 DURATION_MS_MAX = 3_650 * DAY_MS
-# Windows of a row are one pass over its key's events, so the limit on events bounds the time of a row as well.
+# A row reads each event of its key once, so this limit also bounds the time of a row.
 EVENTS_PER_KEY_LIMIT = 65_536
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of the state of each key field.
 
-    `keys_max`: keys kept, beyond it the longest idle is forgotten. `events_per_key_max`: events kept per key, beyond
-    it the oldest is forgotten. `events_per_key_mean`: with `keys_max` it sizes the pool of events.
+    `keys_max`: keys in the state; beyond it, the least recently used key is forgotten.
+    `events_per_key_max`: events of a key; beyond it, the oldest is forgotten.
+    `events_per_key_mean`: `keys_max` times this is the size of the pool of events.
     """
 
     keys_max: int = 1_000_000
@@ -69,7 +70,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TransactionFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Features of the transaction alone; `value` and `one_hot` read `field`, the others the event time (UTC)."""
+    """Features of the transaction alone: `value` and `one_hot` read `field`, the others the event time (UTC)."""
 
     functions: tuple[TransactionFunction, ...]
     field: str = "amount"
@@ -79,7 +80,7 @@ class WindowFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Aggregates of `field` over sliding windows (t − window, t] of a key, the current transaction included.
 
     `ratio_to_mean` divides the current value by the mean of the earlier ones in the window (1 where there are none).
-    `distinct` counts the values of `distinct_field`. `seconds_since_last` has no window; −1 where there is none.
+    `distinct` counts the values of `distinct_field`. `seconds_since_last` has no window; it is −1 for a first row.
     """
 
     key: str
@@ -90,7 +91,7 @@ class WindowFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LabelFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Frauds and transactions of a key over (t − delay − window, t − delay], delay being the schema's label delay."""
+    """Frauds and transactions of a key over (t − delay − window, t − delay]; delay is the schema's `label.delay`."""
 
     key: Literal["card", "terminal"]
     windows: tuple[str, ...]
@@ -98,7 +99,7 @@ class LabelFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The last `length` transactions of a key, the current one last; `fields` are names of features."""
+    """The last `length` transactions of a key, the current one last, with the features named in `fields`."""
 
     key: str
     length: int
@@ -106,7 +107,7 @@ class Sequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FeatureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A feature file. Events that arrive up to `lateness` late are put in their place exactly."""
+    """A feature file. Windows are exact for events that are up to `lateness` late."""
 
     version: int
     sequence: Sequence
@@ -117,13 +118,13 @@ class FeatureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label_window: tuple[LabelFeatures, ...] = ()
 
     def fingerprint(self) -> str:
-        """SHA-256 of the content, independent of the layout of the file."""
+        """Return the SHA-256 (hex) of the content; the layout of the file has no effect."""
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class StatelessColumn:
-    """A column computed from the transaction alone; `code` is the category's position for `one_hot`."""
+    """A column computed from the transaction alone. `code`: position of the category, for `one_hot`."""
 
     name: str
     function: TransactionFunction
@@ -135,7 +136,7 @@ class StatelessColumn:
 class KeyColumn:
     """A column computed from a key's events.
 
-    `near_ms`, `far_ms`: events of age in [near_ms, far_ms) count. `value`, `tag`: the fields that are read.
+    `near_ms`, `far_ms`: events with near_ms ≤ age < far_ms count. `value`, `tag`: the fields that the function reads.
     """
 
     name: str
@@ -148,10 +149,10 @@ class KeyColumn:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A feature file resolved against a schema: every column in its order, by the key that computes it.
+    """A feature file resolved against a schema: the columns of the feature vector, by key field.
 
-    `names` is the order of the feature vector. `keys` are the key fields in the order of computation: the
-    sequence's key comes last, since its sequences hold features of the others.
+    `names`: the columns in the order of the feature vector. `keys`: the key fields in the order of computation. The
+    sequence's key comes last, since its sequences contain features of the others.
     """
 
     names: tuple[str, ...]
@@ -167,7 +168,7 @@ class Plan:
 
     @property
     def sequence_width(self) -> int:
-        """Columns of a step: present (1), age in seconds, then the fields."""
+        """Columns of a step: 1 for present, age in seconds, then the fields."""
         return 2 + len(self.sequence.fields)
 
 
@@ -199,7 +200,7 @@ def parse_spec(content: bytes, origin: str) -> FeatureSpec:
 
 
 def resolve(spec: FeatureSpec, schema: Schema, origin: str = "features.toml") -> Plan:
-    """The plan that computes `spec` over `schema`; raises SettingError where they do not fit."""
+    """Return the plan that computes `spec` over `schema`; raises SettingError where they do not fit."""
     roles = {name: getattr(schema.roles, name) for name in schema.roles.__struct_fields__}
 
     def field(name: str, key: str, types: tuple[str, ...]) -> str:

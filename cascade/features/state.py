@@ -1,12 +1,11 @@
-"""The state behind the features: flat arrays behind a hash index, bounded, one set per key field.
+"""The bounded state behind the features: a hash index and flat arrays, for each key field.
 
-Per key: a slot (one row of `slots`), a chain of blocks of events, one of frauds, one of remotes (summaries of events
-that other workers hold), and a short sequence of steps. Large arrays are made with `numpy.zeros`, which takes address
-space only; pages are used as keys and events arrive, so a limit costs nothing until it is needed. Zero means "none":
-slots and blocks are counted from 1.
+A key has a slot (a row of `slots`), a chain of blocks of events, one of frauds, one of remotes (summaries of other
+workers' events), and a short sequence of steps. `numpy.zeros` reserves address space for the large arrays; the system
+assigns pages when keys and events arrive, so a high limit costs nothing until it is reached.
 
-The kernels get plain arrays, not tuples of them: numba counts references at every access through a tuple, which
-made a row twice as slow.
+The kernels take plain arrays, not tuples of them: numba counts references at each access through a tuple, which doubled
+the time of a row.
 """
 
 from __future__ import annotations
@@ -19,19 +18,31 @@ from cascade.columns import Float64, Int64
 from cascade.features.layout import BLOCK, COUNTERS, REMOTE_VALUES, SLOT_WIDTH, VALUES, KeyState
 from cascade.features.spec import KeyColumn, Plan
 
+# Positions are the functions' codes in `Program.ops`.
 FUNCTIONS = (
-    "count", "sum", "mean", "max", "std", "ratio_to_mean", "distinct", "seconds_since_last",
-    "labelled_count", "fraud_count", "fraud_rate",
-)  # fmt: skip
+    "count",
+    "sum",
+    "mean",
+    "max",
+    "std",
+    "ratio_to_mean",
+    "distinct",
+    "seconds_since_last",
+    "labelled_count",
+    "fraud_count",
+    "fraud_rate",
+)
 
 
 class Program(NamedTuple):
     """What the kernel computes for one key field.
 
-    `edges` int64 [edges]: ages in ms at which the running aggregates are read, ascending. `ops` int64
-    [columns, 5]: function, near edge, far edge (positions in `edges`, −1 for age 0), value, tag.
-    `sequence_columns` int64: features stored with each step. `first_column`: where its columns start in the feature
-    vector. `horizon_ms`: age beyond which events are dropped.
+    `edges` int64 [edges]: ages in ms at which the kernel reads the running aggregates, ascending.
+    `ops` int64 [columns, 5]: function (position in FUNCTIONS), near edge and far edge (positions in `edges`, −1 for age
+    0), value field, tag field (−1: none).
+    `sequence_columns` int64 [fields]: the features stored with each step.
+    `first_column`: position of the key's first column in the feature vector.
+    `horizon_ms`: age at which the kernel drops events.
     """
 
     edges: Int64
@@ -47,10 +58,11 @@ class Program(NamedTuple):
 class Scratch(NamedTuple):
     """Working memory of a row.
 
-    `aggregates` float64 [edges, 2 + 4 · values + tags]: at each edge count, frauds, then by value sums, differences,
-    squared differences and maxima, then distinct by tag. `seen` int64 [tags, 2^k, 2]: a small hash set per tag (tag,
-    generation) for `distinct`. What a row sees of its key, newest first: `ages` int64 [events] in ms, `stored` float64
-    [values, events], `stored_tags` int64 [tags, events].
+    `aggregates` float64 [edges, 2 + 4 · values + tags]: for each edge the count, the frauds, then for each value field
+    sums, differences, squared differences and maxima, then for each tag field the number of distinct tags.
+    `seen` int64 [tags, 2^k, 2]: a small hash set (tag, generation) for each tag field, for `distinct`.
+    `ages` int64 [events] in ms, `stored` float64 [values, events], `stored_tags` int64 [tags, events]: the events of
+    its key that the row sees, newest first.
     """
 
     aggregates: Float64
@@ -61,30 +73,30 @@ class Scratch(NamedTuple):
 
 
 def block_width(columns: int) -> int:
-    """Columns of a block that stores `columns` numbers an event besides its time."""
+    """Return the width of a block whose events have `columns` numbers besides their time."""
     return VALUES + BLOCK * columns
 
 
 def remote_width(values: int) -> int:
-    """Numbers that a remote holds besides its time, of events with `values` values."""
+    """Return how many numbers a remote has besides its time, for events with `values` value fields."""
     return REMOTE_VALUES + 3 * values
 
 
 def is_shared(plan: Plan, key: str) -> bool:
-    """Whether workers tell each other of the key field: its windows need rows that other partitions hold."""
+    """Whether workers share summaries of the key field, since its windows need rows of other partitions."""
     return key != plan.sequence_key and bool(plan.keyed[key])
 
 
 def make_key_state(plan: Plan, key: str, values: int, tags: int) -> KeyState:
-    """An empty state for the key field `key` of `plan`.
+    """Return an empty state for the key field `key`, with `values` value fields and `tags` tag fields.
 
-    Each key may hold a partly filled block, so a pool has blocks for its events and one a key besides.
+    A pool has blocks for all events and one more for each key, since each key may have a partly filled block.
     """
     keys_max = plan.limits.keys_max
     events_max = keys_max * plan.limits.events_per_key_mean
-    # labels are rare: room for one fraud in eight events
+    # frauds are rare: there is room for one in eight events
     frauds_max, fraud_keys = (events_max // 8, keys_max) if key in plan.label_keys else (0, 0)
-    # a remote stands for an event or more, so as many of them as events are enough
+    # a remote replaces an event or more, so the pool needs no more of them than of events
     remotes_max, remote_keys = (events_max, keys_max) if is_shared(plan, key) else (0, 0)
     step_slots = keys_max + 1 if key == plan.sequence_key else 1
     return KeyState(
@@ -100,7 +112,7 @@ def make_key_state(plan: Plan, key: str, values: int, tags: int) -> KeyState:
 
 
 def make_program(plan: Plan, key: str, values: list[str], tags: list[str]) -> Program:
-    """The kernel's program for the key field `key` of `plan`; `values` and `tags` are the fields it stores."""
+    """Return the kernel's program for the key field `key`; `values` and `tags` are the fields that its events have."""
     columns = plan.keyed[key]
     edges = sorted({edge for column in columns for edge in (column.near_ms, column.far_ms) if edge > 0})
 
@@ -130,7 +142,7 @@ def make_program(plan: Plan, key: str, values: list[str], tags: list[str]) -> Pr
 
 
 def make_scratch(program: Program, values: int, tags: int) -> Scratch:
-    """Working memory for `program`."""
+    """Return working memory for `program`, with `values` value fields and `tags` tag fields."""
     events = program.events_per_key_max
     return Scratch(
         aggregates=np.zeros((len(program.edges), 2 + 4 * values + tags)),

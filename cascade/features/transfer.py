@@ -1,7 +1,7 @@
-"""Kernels that take single sources out of a state and into another, and that check arrays which nobody vouches for.
+"""Kernels that remove a partition from a state, take partitions from exported arrays, and check such arrays.
 
-Arrays from a snapshot are followed only after every index on the way was seen to be in range: compiled code does not
-look. A walk along a chain is bounded by the count that its slot tells, since each block holds an event.
+Compiled code does not check indices. So the kernels follow indices of exported arrays only after they have checked that
+each is in range. A walk along a chain ends after as many blocks as the slot counts events, since each block has one.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ from cascade.features.layout import (
     NEWEST,
     OLDER,
     OLDEST,
+    PARTITIONS,
     REMOTE_POOL,
     REMOTES,
     SLOTS_USED,
-    SOURCES,
-    STEP_SOURCE,
+    STEP_PARTITION,
     STEPS,
     TIMES,
     VALUES,
 )
 
-# --- leaving ----------------------------------------------------------------------------------------------------
+# --- removing ---------------------------------------------------------------------------------------------------
 
 
 @kernel(nogil=True)
 def forget(
-    table: Array, slots: Int64, counters: Int64, events: Int64, frauds: Int64, remotes: Int64, source: int
+    table: Array, slots: Int64, counters: Int64, events: Int64, frauds: Int64, remotes: Int64, partition_id: int
 ) -> None:
-    """Drop the events and steps of a source; keys from which something was taken and nothing is left are forgotten."""
-    event_sources = events.view(np.uint16)
+    """Drop the events and steps of a partition, and forget the keys that have lost their last event or step by it."""
+    event_partitions = events.view(np.uint16)
     for slot in range(1, counters[SLOTS_USED] + 1):
-        dropped = _drop_source(slots, counters, events, event_sources, slot, source)
-        if slots[slot, STEPS] and slots[slot, STEP_SOURCE] == source:
-            slots[slot, STEPS] = slots[slot, STEP_SOURCE] = 0
+        dropped = _drop_partition(slots, counters, events, event_partitions, slot, partition_id)
+        if slots[slot, STEPS] and slots[slot, STEP_PARTITION] == partition_id:
+            slots[slot, STEPS] = slots[slot, STEP_PARTITION] = 0
             dropped = True
         left = slots[slot, STEPS] + slots[slot, EVENTS + COUNT] + slots[slot, FRAUDS + COUNT]
         if dropped and left + slots[slot, REMOTES + COUNT] == 0:
@@ -64,29 +64,31 @@ def forget(
 
 
 @kernel
-def _drop_source(slots: Int64, counters: Int64, events: Int64, event_sources: Array, slot: int, source: int) -> bool:
-    """Drop a key's events of a source: the others close up towards the oldest. Whether there were any."""
+def _drop_partition(
+    slots: Int64, counters: Int64, events: Int64, event_partitions: Array, slot: int, partition_id: int
+) -> bool:
+    """Drop a key's events of a partition, and move the others together towards the oldest; whether there were any."""
     block = target = slots[slot, EVENTS + OLDEST]
     if block == 0:
         return False
     free = events[target, LOW]
-    kept = 0
+    left = 0
     while block:
         for place in range(events[block, LOW], events[block, HIGH]):
-            if event_sources[block, SOURCES + place] == source:
+            if event_partitions[block, PARTITIONS + place] == partition_id:
                 continue
             if free == BLOCK:
                 target, free = events[target, NEWER], 0
             if target != block or free != place:
                 for column in range(TIMES, events.shape[1], BLOCK):
                     events[target, column + free] = events[block, column + place]
-                event_sources[target, SOURCES + free] = event_sources[block, SOURCES + place]
+                event_partitions[target, PARTITIONS + free] = event_partitions[block, PARTITIONS + place]
             free += 1
-            kept += 1
+            left += 1
         block = events[block, NEWER]
-    if kept == slots[slot, EVENTS + COUNT]:
+    if left == slots[slot, EVENTS + COUNT]:
         return False
-    if kept == 0:
+    if left == 0:
         free_chain(slots, counters, events, slot, EVENTS, EVENT_POOL)
         return True
     surplus = events[target, NEWER]
@@ -95,7 +97,7 @@ def _drop_source(slots: Int64, counters: Int64, events: Int64, event_sources: Ar
         free_block(counters, events, surplus, EVENT_POOL)
         surplus = newer
     events[target, NEWER], events[target, HIGH] = 0, free
-    slots[slot, EVENTS + NEWEST], slots[slot, EVENTS + COUNT] = target, kept
+    slots[slot, EVENTS + NEWEST], slots[slot, EVENTS + COUNT] = target, left
     return True
 
 
@@ -104,7 +106,7 @@ def _drop_source(slots: Int64, counters: Int64, events: Int64, event_sources: Ar
 
 @kernel
 def _chain_fits(slots: Int64, pool: Int64, slot: int, chain: int) -> bool:
-    """Whether a slot's chain stays in its pool, ends, holds as many events as its count says, and is in order."""
+    """Whether a chain stays in its pool, ends, has as many events as its slot counts, and is in order of time."""
     count, newest, block = slots[slot, chain + COUNT], slots[slot, chain + NEWEST], slots[slot, chain + OLDEST]
     if count == 0:
         return newest == 0 and block == 0
@@ -126,7 +128,7 @@ def _chain_fits(slots: Int64, pool: Int64, slot: int, chain: int) -> bool:
 
 @kernel
 def _mark_chain(slots: Int64, pool: Int64, marks: Bool, slot: int, chain: int) -> bool:
-    """Mark the blocks of a chain that fits; whether none was marked before."""
+    """Mark the blocks of a chain that `_chain_fits` has checked; whether none was marked before."""
     block = slots[slot, chain + NEWEST]
     while block:
         if marks[block]:
@@ -138,7 +140,7 @@ def _mark_chain(slots: Int64, pool: Int64, marks: Bool, slot: int, chain: int) -
 
 @kernel
 def _free_blocks_fit(counters: Int64, pool: Int64, marks: Bool, pool_counters: int) -> bool:
-    """Whether the free blocks are exactly those that no chain has."""
+    """Whether the list of free blocks contains exactly the blocks that are in no chain."""
     if counters[pool_counters + BLOCKS_USED] != len(pool) - 1:
         return False
     free = len(pool) - 1 - marks.sum()
@@ -153,7 +155,7 @@ def _free_blocks_fit(counters: Int64, pool: Int64, marks: Bool, pool_counters: i
 
 @kernel
 def _keys_fit(table: Array, slots: Int64, counters: Int64, in_use: Bool) -> bool:  # noqa: PLR0911
-    """Whether index, order of last use and free slots agree with each other; marks the slots in use."""
+    """Whether index, order of last use and free slots agree with each other; marks the slots in `in_use`."""
     keys = counters[KEYS]
     if counters[SLOTS_USED] != len(slots) - 1 or not 0 <= keys <= min(len(slots) - 1, len(table) // 2):
         return False
@@ -198,9 +200,9 @@ def state_fits(  # noqa: PLR0911
     step_times: Int64,
     has_sequence: bool,
 ) -> bool:
-    """Whether the used parts of a whole state are in order, so that kernels may follow every index in them."""
+    """Whether all indices in the used parts of a state are in range and agree, so that kernels may follow them."""
     in_use = np.zeros(len(slots), np.bool_)
-    # a generation of 0 would be that of untouched scratch memory
+    # a negative generation would reach 0, which is that of unused scratch memory
     if counters.min() < 0 or counters.max() >= 1 << 62:
         return False
     if not _keys_fit(table, slots, counters, in_use):
@@ -208,15 +210,14 @@ def state_fits(  # noqa: PLR0911
     event_marks = np.zeros(len(events), np.bool_)
     fraud_marks = np.zeros(len(frauds), np.bool_)
     remote_marks = np.zeros(len(remotes), np.bool_)
+    chains = ((EVENTS, events, event_marks), (FRAUDS, frauds, fraud_marks), (REMOTES, remotes, remote_marks))
     if has_sequence and len(step_times) < len(slots):
         return False
     for slot in range(1, len(slots)):
         steps = slots[slot, STEPS]
         if not 0 <= steps <= (step_times.shape[1] if has_sequence and in_use[slot] else 0):
             return False
-        for chain, pool, marks in (
-            (EVENTS, events, event_marks), (FRAUDS, frauds, fraud_marks), (REMOTES, remotes, remote_marks),
-        ):  # fmt: skip
+        for chain, pool, marks in chains:
             if slots[slot, chain + COUNT] and not in_use[slot]:
                 return False
             if not _chain_fits(slots, pool, slot, chain) or not _mark_chain(slots, pool, marks, slot, chain):
@@ -228,7 +229,7 @@ def state_fits(  # noqa: PLR0911
     )
 
 
-# --- joining ----------------------------------------------------------------------------------------------------
+# --- absorbing --------------------------------------------------------------------------------------------------
 
 
 @kernel(nogil=True)
@@ -254,13 +255,18 @@ def absorb(  # noqa: PLR0912
     first: int,
     end: int,
 ) -> int:
-    """Take from slots `first` ≤ slot < `end` of other arrays what is of the wanted sources, and frauds if `labels`.
+    """Take events and steps of the wanted partitions from other arrays, each as if its row came now.
 
-    `wanted` bool [SOURCES_MAX]. Each event as if its row came now. Returns 0, or a slot that is not in order; what came
-    before it is in the state then.
+    horizon_ms, events_per_key_max, has_sequence: as in `Program`
+    from_slots, from_events, from_frauds, from_step_times, from_step_values: exported arrays of `KeyState`
+    wanted: bool [PARTITIONS_MAX]
+    labels: whether the frauds are taken too
+    first, end: the slots first ≤ slot < end of `from_slots` are taken
+
+    Returns 0, or a slot that is not in order; the slots before it are then in the state.
     """
-    from_sources = from_events.view(np.uint16)
-    event_sources, fraud_sources = events.view(np.uint16), frauds.view(np.uint16)
+    from_partitions = from_events.view(np.uint16)
+    event_partitions, fraud_partitions = events.view(np.uint16), frauds.view(np.uint16)
     event = np.zeros((from_events.shape[1] - VALUES) // BLOCK, np.int64)
     fraud = np.zeros(1, np.int64)
     step_columns = np.arange(step_values.shape[2])
@@ -271,24 +277,25 @@ def absorb(  # noqa: PLR0912
         fits = _chain_fits(from_slots, from_events, slot, EVENTS) and 0 <= steps <= from_step_times.shape[1]
         if not fits or (labels and not _chain_fits(from_slots, from_frauds, slot, FRAUDS)):
             return slot
-        if not 0 <= from_slots[slot, STEP_SOURCE] < len(wanted):
+        if not 0 <= from_slots[slot, STEP_PARTITION] < len(wanted):
             return slot
-        if steps and not wanted[from_slots[slot, STEP_SOURCE]]:
+        if steps and not wanted[from_slots[slot, STEP_PARTITION]]:
             steps = 0
-        found, latest_ms = _newest_of(from_slots, from_events, from_sources, slot, wanted)
-        told = from_slots[slot, FRAUDS + COUNT] if labels else 0
-        if not found and not told and not steps:
+        found, latest_ms = _newest_of(from_slots, from_events, from_partitions, slot, wanted)
+        fraud_count = from_slots[slot, FRAUDS + COUNT] if labels else 0
+        if not found and not fraud_count and not steps:
             continue
         key = from_slots[slot, KEY]
-        mine = touch(table, slots, counters, events, frauds, remotes, key)
+        target = touch(table, slots, counters, events, frauds, remotes, key)
         if found:
-            latest_ms = max(latest_ms, newest_ms(slots, events, mine, EVENTS, latest_ms))
-            trim(slots, counters, events, mine, EVENTS, EVENT_POOL, latest_ms - horizon_ms)
+            latest_ms = max(latest_ms, newest_ms(slots, events, target, EVENTS, latest_ms))
+            trim(slots, counters, events, target, EVENTS, EVENT_POOL, latest_ms - horizon_ms)
             block = from_slots[slot, EVENTS + OLDEST]
             while block:
                 for place in range(from_events[block, LOW], from_events[block, HIGH]):
-                    source, time_ms = from_sources[block, SOURCES + place], from_events[block, TIMES + place]
-                    if not wanted[source] or time_ms <= latest_ms - horizon_ms:
+                    partition_id = from_partitions[block, PARTITIONS + place]
+                    time_ms = from_events[block, TIMES + place]
+                    if not wanted[partition_id] or time_ms <= latest_ms - horizon_ms:
                         continue
                     for column in range(len(event)):
                         event[column] = from_events[block, VALUES + BLOCK * column + place]
@@ -300,28 +307,36 @@ def absorb(  # noqa: PLR0912
                         frauds,
                         remotes,
                         events,
-                        event_sources,
-                        mine,
+                        event_partitions,
+                        target,
                         EVENTS,
                         EVENT_POOL,
                         events_per_key_max,
                         time_ms,
-                        np.int64(source),
+                        np.int64(partition_id),
                         event,
                     )
                 block = from_events[block, NEWER]
         for number in range(steps):
-            time_ms, source = from_step_times[slot, number], from_slots[slot, STEP_SOURCE]
+            time_ms, partition_id = from_step_times[slot, number], from_slots[slot, STEP_PARTITION]
             step(
-                slots, step_times, step_values, step_columns, mine, time_ms, source, number, from_step_values[slot],
+                slots,
+                step_times,
+                step_values,
+                step_columns,
+                target,
+                time_ms,
+                partition_id,
+                number,
+                from_step_values[slot],
                 unread,
-            )  # fmt: skip
-        if told:
+            )
+        if fraud_count:
             block = from_slots[slot, FRAUDS + OLDEST]
             while block:
                 for place in range(from_frauds[block, LOW], from_frauds[block, HIGH]):
                     fraud[0] = from_frauds[block, VALUES + place]
-                    if find_fraud(slots, frauds, mine, fraud[0])[0]:
+                    if find_fraud(slots, frauds, target, fraud[0])[0]:
                         continue
                     put(
                         table,
@@ -331,8 +346,8 @@ def absorb(  # noqa: PLR0912
                         frauds,
                         remotes,
                         frauds,
-                        fraud_sources,
-                        mine,
+                        fraud_partitions,
+                        target,
                         FRAUDS,
                         FRAUD_POOL,
                         events_per_key_max,
@@ -345,12 +360,12 @@ def absorb(  # noqa: PLR0912
 
 
 @kernel
-def _newest_of(slots: Int64, events: Int64, event_sources: Array, slot: int, wanted: Bool) -> tuple[bool, int]:
-    """Whether a slot has events of the wanted sources, and the time of the newest of them."""
+def _newest_of(slots: Int64, events: Int64, event_partitions: Array, slot: int, wanted: Bool) -> tuple[bool, int]:
+    """Return whether a slot has events of the wanted partitions, and the time of the newest of them."""
     block = slots[slot, EVENTS + NEWEST]
     while block:
         for place in range(events[block, HIGH] - 1, events[block, LOW] - 1, -1):
-            if wanted[event_sources[block, SOURCES + place]]:
+            if wanted[event_partitions[block, PARTITIONS + place]]:
                 return True, events[block, TIMES + place]
         block = events[block, OLDER]
     return False, 0

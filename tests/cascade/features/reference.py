@@ -1,21 +1,21 @@
-"""A slow feature engine in plain Python: lists, dicts, and nothing shared with the compiled one.
+"""A slow feature engine in plain Python, of lists and dicts, which shares no code with the compiled engine.
 
-Written from the documentation (docs/features.md). One rule at a time:
+It follows the rules of docs/features.md:
 
-- a window holds the row itself and the kept events of its key with t − window < time ≤ t;
-- a label window holds kept events and frauds with t − delay − window < time ≤ t − delay, and frauds that are older than
-  the oldest kept event are left out;
-- before a row is read, its key forgets what is as old as the newest event (or the row) minus the horizon: the longest
-  reach of a window plus `lateness`;
-- a key keeps `events_per_key_max` events, the newest by time; all keys of a field share a pool of blocks of eight
-  events, of which the longest idle keys pay what is missing;
-- a row, a label or a summary is a use of its keys; beyond `keys_max` the longest idle one is forgotten;
-- a row sees the events of its own source and of those that are not hidden; of the others it sees what was told of them:
-  the rows of a summary, all at the time of the newest of them.
+- a window contains the row itself and the stored events of its key with t − window < time ≤ t;
+- a label window contains stored events and frauds with t − delay − window < time ≤ t − delay, without frauds that are
+  older than the oldest stored event;
+- before the engine reads a row, the row's key drops events with time ≤ its newest event (or the row) − the horizon,
+  which is the longest reach of a window plus `lateness`;
+- a key stores `events_per_key_max` events, the newest by time; all keys of a field share a pool of blocks of eight
+  events, and the least recently used keys are evicted when it is full;
+- a row, a label and a summary are uses of their keys; beyond `keys_max` the least recently used key is evicted;
+- a row sees the events of its own partition and of partitions that are not hidden; of hidden partitions it sees the
+  rows of summaries, all at the time of the newest row of their summary.
 
-Sums are `math.fsum`, so exact but for one rounding, in whatever order. With amounts that are multiples of a quarter the
-engine's sums are exact too, and what remains (a division, a root) is right to a few units in the 53rd bit. Results are
-float32, so the two are *equal*, and the tests may ask for it.
+Sums are `math.fsum`, so they are exact but for one rounding. Amounts are multiples of a quarter, so that the engine's
+sums are exact too. The remaining divisions and roots are right to a few units in the 53rd bit. Results are float32, so
+the two engines are *equal*, and the tests can require it.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from cascade.schema import Schema
 Row = dict[str, Any]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BLOCK = 8
-# Marks of a row that are no fields
-SOURCE, TOLD = "(source)", "(told)"
+# Keys of a row that are no fields of the schema
+PARTITION_ID, FROM_SUMMARY = "(partition id)", "(from summary)"
 
 
 @dataclass
 class Chain:
-    """(time, what) in order of time, of arrival where times are equal.
+    """Entries (time, content) in order of time, and of arrival where times are equal.
 
-    `gap`: places of the oldest block that were given up, and are not used again before the block is free.
+    `gap`: free places of the oldest block, which are not used again before the whole block is free.
     """
 
     entries: list[tuple[int, Any]] = field(default_factory=list)
@@ -62,8 +62,8 @@ class Chain:
     def needs_block(self) -> bool:
         return (self.gap + len(self.entries)) % BLOCK == 0
 
-    def add(self, time_ms: int, what: Any) -> None:
-        insort_right(self.entries, (time_ms, what), key=itemgetter(0))
+    def add(self, time_ms: int, content: Any) -> None:
+        insort_right(self.entries, (time_ms, content), key=itemgetter(0))
 
     def forget_oldest(self) -> None:
         self.entries.pop(0)
@@ -73,39 +73,39 @@ class Chain:
         while self.entries and self.entries[0][0] <= time_ms:
             self.forget_oldest()
 
-    def keep_if(self, keep: Callable[[Any], bool]) -> bool:
-        """Whether something went."""
+    def remove_if(self, is_removed: Callable[[Any], bool]) -> bool:
+        """Whether an entry was removed."""
         before = len(self.entries)
-        self.entries = [entry for entry in self.entries if keep(entry[1])]
+        self.entries = [entry for entry in self.entries if not is_removed(entry[1])]
         self.gap = self.gap if self.entries else 0
         return len(self.entries) < before
 
 
 @dataclass
 class Memory:
-    """What is kept of one key."""
+    """The state of one key."""
 
     events: Chain = field(default_factory=Chain)
     frauds: Chain = field(default_factory=Chain)
     remotes: Chain = field(default_factory=Chain)
-    step_source: int = 0
+    step_partition_id: int = 0
     steps: list[tuple[int, list[np.float32]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Told:
-    """A summary, with the rows that it sums up; their newest is the time of its entry in a chain."""
+class SummarisedRows:
+    """A summary, with its rows. The time of its entry in a chain is that of the newest row."""
 
-    source: int
+    partition_id: int
     start_ms: int
     rows: list[Row]
 
 
 @dataclass(frozen=True)
 class View:
-    """What a row sees: itself, the kept events not after it (oldest first), the times of frauds that stand.
+    """What a row sees: itself, the stored events not after it (oldest first), and the times of frauds that count.
 
-    Rows that others told of are among the events, marked TOLD.
+    Rows of summaries are among the events, and have the key FROM_SUMMARY.
     """
 
     row: Row
@@ -128,7 +128,7 @@ Compute = Callable[[View], float]
 
 
 class KeyReference:
-    """All keys of one key field, the longest idle first."""
+    """All keys of one key field, the least recently used first."""
 
     def __init__(self, spec: FeatureSpec, key: str, labelled: bool) -> None:
         self.key, self.labelled, self.limits = key, labelled, spec.limits
@@ -144,7 +144,7 @@ class KeyReference:
         self.fraud_blocks = events // BLOCK // BLOCK + spec.limits.keys_max + 1
 
     def use(self, key: Any) -> Memory:
-        """The memory of a key, which becomes the latest used."""
+        """Return the memory of a key, which becomes the latest used."""
         if key not in self.keys:
             if len(self.keys) == self.limits.keys_max:
                 self.evict()
@@ -157,7 +157,7 @@ class KeyReference:
         self.evictions += 1
 
     def make_room(self, chain_name: str, blocks_max: int, memory: Memory) -> None:
-        """See that the pool has a block for the chain of the latest used key."""
+        """Free a block of the pool for the chain of the latest used key, if the chain needs it."""
         chain: Chain = getattr(memory, chain_name)
         if not chain.needs_block:
             return
@@ -174,20 +174,20 @@ class KeyReference:
         forgotten_ms = newest_ms - self.reach_ms - self.lateness_ms
         memory.events.forget_up_to(forgotten_ms)
         memory.frauds.forget_up_to(forgotten_ms)
-        unseen = self.hidden - {row[SOURCE]}
+        unseen = self.hidden - {row[PARTITION_ID]}
         if self.hidden:
             memory.remotes.forget_up_to(forgotten_ms)
-        seen = [event for event in memory.events.entries if event[1][SOURCE] not in unseen]
-        told = [(told_ms, what) for told_ms, what in memory.remotes.entries
-                if what.source in unseen and told_ms <= time_ms]  # fmt: skip
+        seen = [event for event in memory.events.entries if event[1][PARTITION_ID] not in unseen]
+        remotes = [remote for remote in memory.remotes.entries if remote[1].partition_id in unseen]
+        remotes = [remote for remote in remotes if remote[0] <= time_ms]
         earlier = [event for event in seen if event[0] <= time_ms]
-        earlier += [(told_ms, one | {TOLD: True}) for told_ms, what in told for one in what.rows]
+        earlier += [(newest, row | {FROM_SUMMARY: True}) for newest, summary in remotes for row in summary.rows]
         earlier.sort(key=itemgetter(0))
-        oldest_ms = min([what.start_ms for _, what in told] + [seen[0][0] if seen else time_ms])
+        oldest_ms = min([summary.start_ms for _, summary in remotes] + [seen[0][0] if seen else time_ms])
         frauds = [fraud_ms for fraud_ms, _ in memory.frauds.entries if fraud_ms >= oldest_ms]
         return memory, View(row, time_ms, earlier, frauds), forgotten_ms
 
-    def keep(self, memory: Memory, row: Row, time_ms: int, forgotten_ms: int) -> None:
+    def store(self, memory: Memory, row: Row, time_ms: int, forgotten_ms: int) -> None:
         full = len(memory.events.entries) == self.limits.events_per_key_max
         if time_ms <= forgotten_ms or (full and time_ms < memory.events.entries[0][0]):
             self.too_late += 1
@@ -197,24 +197,25 @@ class KeyReference:
         self.make_room("events", self.event_blocks, memory)
         memory.events.add(time_ms, row)
 
-    def forget(self, source: int) -> None:
+    def forget(self, partition_id: int) -> None:
         for key, memory in list(self.keys.items()):
-            gone = memory.events.keep_if(lambda row: row[SOURCE] != source)
-            if memory.steps and memory.step_source == source:
+            gone = memory.events.remove_if(lambda row: row[PARTITION_ID] == partition_id)
+            if memory.steps and memory.step_partition_id == partition_id:
                 memory.steps.clear()
                 gone = True
             chains = memory.events, memory.frauds, memory.remotes
             if gone and not memory.steps and not any(chain.entries for chain in chains):
                 del self.keys[key]
 
-    def tell(self, key: Any, newest_ms: int, told: Told) -> None:
+    def fold_summary(self, key: Any, newest_ms: int, summary: SummarisedRows) -> None:
+        stretch = summary.partition_id, summary.start_ms
         if key in self.keys:
-            self.keys[key].remotes.keep_if(lambda one: (one.source, one.start_ms) != (told.source, told.start_ms))
-        if not told.rows:
+            self.keys[key].remotes.remove_if(lambda earlier: (earlier.partition_id, earlier.start_ms) == stretch)
+        if not summary.rows:
             return
         memory = self.use(key)
-        known = [chain.entries[-1][0] for chain in (memory.events, memory.remotes) if chain.entries]
-        forgotten_ms = max([newest_ms, *known]) - self.reach_ms - self.lateness_ms
+        newest_stored = [chain.entries[-1][0] for chain in (memory.events, memory.remotes) if chain.entries]
+        forgotten_ms = max([newest_ms, *newest_stored]) - self.reach_ms - self.lateness_ms
         memory.remotes.forget_up_to(forgotten_ms)
         full = len(memory.remotes.entries) == self.limits.events_per_key_max
         if newest_ms <= forgotten_ms or (full and newest_ms < memory.remotes.entries[0][0]):
@@ -222,14 +223,14 @@ class KeyReference:
         if full:
             memory.remotes.forget_oldest()
         self.make_room("remotes", self.remote_blocks, memory)
-        memory.remotes.add(newest_ms, told)
+        memory.remotes.add(newest_ms, summary)
 
     def label(self, key: Any, time_ms: int, identity: Any, fraud: int) -> None:
         memory = self.use(key)
-        known = any(what == identity for _, what in memory.frauds.entries)
-        if known and not fraud:
-            memory.frauds.keep_if(lambda what: what != identity)
-        if known or not fraud:
+        is_stored = any(stored == identity for _, stored in memory.frauds.entries)
+        if is_stored and not fraud:
+            memory.frauds.remove_if(lambda stored: stored == identity)
+        if is_stored or not fraud:
             return
         if len(memory.frauds.entries) == self.limits.events_per_key_max:
             if time_ms < memory.frauds.entries[0][0]:
@@ -240,7 +241,7 @@ class KeyReference:
 
 
 class Reference:
-    """The features of a stream of rows (dicts by field name; categories as positions, times in ms)."""
+    """Computes the features of rows, which are dicts by field name with categories as positions and times in ms."""
 
     def __init__(self, spec: FeatureSpec, schema: Schema) -> None:
         self.spec, self.schema = spec, schema
@@ -260,7 +261,7 @@ class Reference:
         )
 
     def field_of(self, name: str) -> str:
-        """The field that a role or a field's own name means."""
+        """Return the field that a role or a field's own name means."""
         return self.roles.get(name, name)
 
     def _part(self, key: str) -> KeyReference:
@@ -304,20 +305,20 @@ class Reference:
                 found.append((function, _CLOCK[function]))
         return found
 
-    def show(self, source: int, shown: bool) -> None:
-        """Show or hide a source."""
+    def show(self, partition_id: int, shown: bool) -> None:
+        """Show or hide a partition."""
         for part in self.parts.values():
-            part.hidden = part.hidden - {source} if shown else part.hidden | {source}
+            part.hidden = part.hidden - {partition_id} if shown else part.hidden | {partition_id}
 
-    def forget(self, source: int) -> None:
-        """Drop the events and steps of a source."""
+    def forget(self, partition_id: int) -> None:
+        """Drop the events and steps of a partition."""
         for part in self.parts.values():
-            part.forget(source)
+            part.forget(partition_id)
 
-    def update(self, row: Row, source: int = 0) -> tuple[Float32, Float32]:
-        """Features float32 [width] and sequence float32 [length, 2 + fields] of the next row of the stream."""
+    def update(self, row: Row, partition_id: int = 0) -> tuple[Float32, Float32]:
+        """Fold the next row; return its features float32 [width] and sequence float32 [length, 2 + fields]."""
         time_ms = row[self.schema.roles.event_time]
-        row = row | {SOURCE: source}
+        row = row | {PARTITION_ID: partition_id}
         alone = View(row, time_ms, [], [])
         found: dict[str, np.float32] = {name: np.float32(compute(alone)) for name, compute in self.stateless}
         sequence = np.zeros((self.spec.sequence.length, 2 + len(self.spec.sequence.fields)), np.float32)
@@ -325,18 +326,22 @@ class Reference:
             memory, view, forgotten_ms = part.view(row, time_ms)
             found |= {name: np.float32(compute(view)) for name, compute in part.columns}
             if key == self.sequence_key:
-                self._sequence(memory, time_ms, source, [found[name] for name in self.spec.sequence.fields], sequence)
-            part.keep(memory, row, time_ms, forgotten_ms)
+                self._sequence(
+                    memory, time_ms, partition_id, [found[name] for name in self.spec.sequence.fields], sequence
+                )
+            part.store(memory, row, time_ms, forgotten_ms)
         return np.array([found[name] for name in self.names], np.float32), sequence
 
-    def _sequence(self, memory: Memory, time_ms: int, source: int, values: list[np.float32], out: Float32) -> None:
+    def _sequence(
+        self, memory: Memory, time_ms: int, partition_id: int, values: list[np.float32], out: Float32
+    ) -> None:
         length = len(out)
         before = [step for step in memory.steps if step[0] <= time_ms]
         shown = [*before, (time_ms, values)][-length:]
         for place, (step_ms, step_values) in enumerate(shown, length - len(shown)):
             out[place] = np.array([1.0, (time_ms - step_ms) / 1000, *step_values], np.float32)
         if len(memory.steps) < length or time_ms >= memory.steps[0][0]:
-            memory.step_source = source
+            memory.step_partition_id = partition_id
         insort_right(memory.steps, (time_ms, values), key=itemgetter(0))
         del memory.steps[:-length]
 
@@ -381,7 +386,7 @@ def _windowed(function: str, window_ms: int, amount: str, tag: str) -> Compute:
             squares = math.fsum(value * value for value in values)
             return math.sqrt(count * squares - math.fsum(values) ** 2) / count
         if function == "distinct":
-            return len({row[tag] for row in [*view.window(window_ms), view.row] if TOLD not in row})
+            return len({row[tag] for row in [*view.window(window_ms), view.row] if FROM_SUMMARY not in row})
         mean = math.fsum(before) / len(before) if before else 0.0
         return values[-1] / mean if mean > 0 else 1.0
 

@@ -26,9 +26,9 @@ KEY_VALUES: dict[str, list[Any]] = {
 
 
 def schema_of(kind: KeyKind) -> Schema:
-    """A schema whose keys and ids are integers or strings, and whose labels are due after five seconds."""
+    """A schema with keys and ids of the given type, whose labels count after five seconds."""
     fields = "".join(f'[fields.{name}]\ntype = "{kind}"\n' for name in ("id", "pan", "shop"))
-    return parse_schema(f"""
+    text = f"""
         name = "{kind}"
         version = 1
         {fields}
@@ -51,7 +51,8 @@ def schema_of(kind: KeyKind) -> Schema:
         [label]
         field = "fraud"
         delay = "5s"
-        """.encode(), "schema.toml")  # fmt: skip
+        """
+    return parse_schema(text.encode(), "schema.toml")
 
 
 EVERYTHING = """
@@ -100,18 +101,22 @@ fields = []
 
 
 def spec_of(
-    body: str = EVERYTHING, keys_max: int = 100, events_per_key_max: int = 256, events_per_key_mean: int = 32,
+    body: str = EVERYTHING,
+    keys_max: int = 100,
+    events_per_key_max: int = 256,
+    events_per_key_mean: int = 32,
     lateness: str = "2s",
-) -> FeatureSpec:  # fmt: skip
-    """A feature file with the given limits."""
-    return parse_spec(f"""
+) -> FeatureSpec:
+    """A feature file with these limits."""
+    text = f"""
         version = 1
         lateness = "{lateness}"
         [limits]
         keys_max = {keys_max}
         events_per_key_max = {events_per_key_max}
         events_per_key_mean = {min(events_per_key_mean, events_per_key_max)}
-        {body}""".encode(), "features.toml")  # fmt: skip
+        {body}"""
+    return parse_spec(text.encode(), "features.toml")
 
 
 class Item(NamedTuple):
@@ -123,11 +128,11 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Move:
-    """How a generated stream goes on.
+    """A step of a generated stream.
 
-    `repeat` rows, each `advance_ms` after the one before, told `late_ms` too late; or, where `label` is 0 or 1, a label
-    of the row that came `back` rows before (of one that nobody has seen, where `back` is beyond the start). A 0
-    mostly takes an earlier fraud back.
+    It is `repeat` rows, each `advance_ms` after the row before, and `late_ms` late. Where `label` is 0 or 1, it is a
+    label of the row that came `back` rows before, or of an unknown row where `back` is beyond the start. A 0 mostly
+    removes an earlier fraud.
     """
 
     advance_ms: int = 0
@@ -147,7 +152,7 @@ LATE_MS = (0, 0, 0, 0, 0, 0, 1, 1_000, 1_999, 2_000, 2_001, 5_000, 16_999, 17_00
 
 
 def moves(keys: int) -> st.SearchStrategy[list[Move]]:
-    """Streams over few keys, as hypothesis finds and shrinks them."""
+    """Streams over few keys, for hypothesis to find and to shrink."""
     row = st.builds(
         Move,
         advance_ms=st.sampled_from(ADVANCES_MS),
@@ -170,30 +175,35 @@ def random_moves(seed: int, count: int, keys: int) -> list[Move]:
         if rng.random() < 0.25:
             found.append(Move(label=int(rng.random() < 0.8), back=int(rng.integers(0, 40))))
             continue
-        found.append(Move(
-            advance_ms=int(rng.choice(ADVANCES_MS[:8])), late_ms=int(rng.choice(LATE_MS)),
-            card=int(rng.integers(0, keys) * rng.integers(0, 2)), terminal=int(rng.integers(0, keys)),
-            quarters=int(rng.integers(0, 8_000)), mode=int(rng.integers(0, 3)),
-            repeat=int(rng.choice((1, 1, 1, 1, 12))),
-        ))  # fmt: skip
+        found.append(
+            Move(
+                advance_ms=int(rng.choice(ADVANCES_MS[:8])),
+                late_ms=int(rng.choice(LATE_MS)),
+                card=int(rng.integers(0, keys) * rng.integers(0, 2)),
+                terminal=int(rng.integers(0, keys)),
+                quarters=int(rng.integers(0, 8_000)),
+                mode=int(rng.integers(0, 3)),
+                repeat=int(rng.choice((1, 1, 1, 1, 12))),
+            )
+        )
     return found
 
 
-def stream(kind: KeyKind, found: Iterable[Move]) -> list[Item]:
+def stream(kind: KeyKind, drawn: Iterable[Move]) -> list[Item]:
     """The messages of a generated stream."""
     keys = KEY_VALUES[kind]
     rows: list[Row] = []
     frauds: list[Row] = []
     items: list[Item] = []
     clock_ms = START_MS
-    for move in found:
+    for move in drawn:
         if move.label is not None:
-            told = rows[-1 - move.back] if move.back < len(rows) else row_of(kind, move.back, clock_ms - 6_000)
+            labelled = rows[-1 - move.back] if move.back < len(rows) else row_of(kind, move.back, clock_ms - 6_000)
             if move.label == 0 and frauds and move.back % 4:
-                told = frauds[-1 - move.back % len(frauds)]
+                labelled = frauds[-1 - move.back % len(frauds)]
             if move.label == 1:
-                frauds.append(told)
-            items.append(label_of(told, move.label))
+                frauds.append(labelled)
+            items.append(label_of(labelled, move.label))
             continue
         for _ in range(move.repeat):
             clock_ms += move.advance_ms
@@ -255,7 +265,7 @@ def batch_of(fields: dict[str, Field], rows: Sequence[Row]) -> ColumnBatch:
 
 
 def pieces(items: Sequence[Item], cuts: Iterable[int]) -> Iterator[tuple[str, list[Row]]]:
-    """Runs of messages of one kind, ended by a change of kind and at each position in `cuts`."""
+    """Runs of messages of one kind, cut at each change of kind and at each position in `cuts`."""
     ends = set(cuts)
     run: list[Row] = []
     for position, item in enumerate(items):
@@ -267,8 +277,8 @@ def pieces(items: Sequence[Item], cuts: Iterable[int]) -> Iterator[tuple[str, li
         yield items[-1].kind, run
 
 
-def source_of(row: Row) -> int:
-    """A partition of three by card, so that a card is of one source and a terminal of several."""
+def partition_of(row: Row) -> int:
+    """Partition 0, 1 or 2 by card: a card is in one partition, a terminal in several."""
     return sum(str(row["pan"]).encode()) % 3
 
 
@@ -276,26 +286,26 @@ def play(
     engine: FeatureEngine,
     items: Sequence[Item],
     cuts: Iterable[int] = (),
-    source: Callable[[Row], int] | None = None,
+    partition: Callable[[Row], int] | None = None,
 ) -> tuple[Float32, Float32]:
     """Fold a stream, cut into batches; features float32 [rows, width], sequences float32 [rows, length, width].
 
-    `source` gives the source of each row; without, the engine is not told of sources.
+    `partition`: returns the partition of a row; None: the engine gets no partitions.
     """
     features, sequences = [np.zeros((0, engine.width), np.float32)], [np.zeros((0, *engine.sequence_shape), np.float32)]
     for kind, rows in pieces(items, cuts):
         if kind == "label":
             engine.update_labels(batch_of(engine.schema.label_fields(), rows))
             continue
-        sources = None if source is None else np.array([source(row) for row in rows])
-        found = engine.update(batch_of(engine.schema.fields, rows), sources)
+        partition_ids = None if partition is None else np.array([partition(row) for row in rows])
+        found = engine.update(batch_of(engine.schema.fields, rows), partition_ids)
         features.append(found.features)
         sequences.append(found.sequence)
     return np.concatenate(features), np.concatenate(sequences)
 
 
 def play_reference(reference: Reference, items: Iterable[Item]) -> tuple[Float32, Float32]:
-    """The same by the reference."""
+    """Fold the stream by the reference; the results are those of `play`."""
     features, sequences = [], []
     for item in items:
         if item.kind == "label":

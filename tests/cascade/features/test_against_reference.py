@@ -1,4 +1,4 @@
-"""The engine equals a plain reference, feature by feature and to the last bit of float32, on any stream."""
+"""The engine equals a plain reference on any stream, to the last bit of each feature (float32)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUICK = settings(deadline=None, max_examples=120, suppress_health_check=[HealthC
 
 
 def assert_equal(spec: FeatureSpec, kind: KeyKind, items: Sequence[Item]) -> FeatureEngine:
-    """Play the stream to both; fails with the first row and column that differ."""
+    """Fold the stream with both; fails with the first row and column that differ."""
     schema = schema_of(kind)
     engine, reference = FeatureEngine(spec, schema), Reference(spec, schema)
     assert engine.names == reference.names
@@ -54,34 +54,36 @@ def assert_equal(spec: FeatureSpec, kind: KeyKind, items: Sequence[Item]) -> Fea
 
 @pytest.mark.parametrize("kind", KEY_KINDS)
 @QUICK
-@given(found=moves(keys=3))
-def test_any_stream_over_few_keys(kind: KeyKind, found: list[Move]) -> None:
-    assert_equal(spec_of(), kind, stream(kind, found))
+@given(drawn=moves(keys=3))
+def test_any_stream_over_few_keys_gives_what_the_reference_gives(kind: KeyKind, drawn: list[Move]) -> None:
+    assert_equal(spec_of(), kind, stream(kind, drawn))
 
 
 @QUICK
-@given(found=moves(keys=4), events_max=st.sampled_from((1, 2, 7, 8, 9, 17)))
-def test_keys_with_more_events_than_are_kept(found: list[Move], events_max: int) -> None:
-    assert_equal(spec_of(events_per_key_max=events_max), "int64", stream("int64", found))
+@given(drawn=moves(keys=4), events_max=st.sampled_from((1, 2, 7, 8, 9, 17)))
+def test_keys_with_more_events_than_the_limit_give_what_the_reference_gives(drawn: list[Move], events_max: int) -> None:
+    assert_equal(spec_of(events_per_key_max=events_max), "int64", stream("int64", drawn))
 
 
 @pytest.mark.parametrize("kind", KEY_KINDS)
 @QUICK
-@given(found=moves(keys=8), keys_max=st.integers(1, 8))
-def test_more_keys_than_are_kept(kind: KeyKind, found: list[Move], keys_max: int) -> None:
-    assert_equal(spec_of(keys_max=keys_max), kind, stream(kind, found))
+@given(drawn=moves(keys=8), keys_max=st.integers(1, 8))
+def test_more_keys_than_the_limit_give_what_the_reference_gives(
+    kind: KeyKind, drawn: list[Move], keys_max: int
+) -> None:
+    assert_equal(spec_of(keys_max=keys_max), kind, stream(kind, drawn))
 
 
 @QUICK
 @given(
-    found=moves(keys=6),
+    drawn=moves(keys=6),
     keys_max=st.integers(1, 4),
     events_mean=st.integers(1, 5),
     lateness=st.sampled_from(("0ms", "2s", "40s")),
 )
-def test_a_pool_too_small_for_the_events(found: list[Move], keys_max: int, events_mean: int, lateness: str) -> None:
+def test_a_pool_too_small_for_the_events(drawn: list[Move], keys_max: int, events_mean: int, lateness: str) -> None:
     spec = spec_of(keys_max=keys_max, events_per_key_mean=events_mean, lateness=lateness)
-    assert_equal(spec, "int64", stream("int64", found))
+    assert_equal(spec, "int64", stream("int64", drawn))
 
 
 @pytest.mark.parametrize("kind", KEY_KINDS)
@@ -106,14 +108,14 @@ def test_long_streams(kind: KeyKind, keys_max: int, events_max: int, events_mean
     (12, 20),
 ])  # fmt: skip
 def test_long_streams_of_frauds_alone(seed: int, keys_max: int, events_max: int) -> None:
-    """The pool of frauds, small since frauds are rare, runs out."""
+    """The pool of frauds runs out; it is small, since frauds are rare."""
     rows = [item for item in stream("int64", random_moves(seed, 150, keys=6)) if item.kind == "row"]
     items = [message for row in rows for message in (row, label_of(row.fields, 1))]
     assert_equal(spec_of(EVERYTHING, keys_max, events_max, 1, "2s"), "int64", items)
 
 
 def test_a_pool_too_small_evicts_in_the_long_streams() -> None:
-    """Guards the tests above: their limits are reached."""
+    """The tests above reach their limits."""
     spec = spec_of(EVERYTHING, 11, 256, 1, "10m")
     engine = assert_equal(spec, "int64", stream("int64", random_moves(0, 150, keys=12)))
     figures = engine.statistics()["pan"]
@@ -123,7 +125,7 @@ def test_a_pool_too_small_evicts_in_the_long_streams() -> None:
 
 
 @QUICK
-@given(found=moves(keys=12), keys_max=st.integers(1, 12))
-def test_no_labels_and_no_fields_in_the_sequence(found: list[Move], keys_max: int) -> None:
-    items = [item for item in stream("int64", found) if item.kind == "row"]
+@given(drawn=moves(keys=12), keys_max=st.integers(1, 12))
+def test_no_labels_and_no_fields_in_the_sequence(drawn: list[Move], keys_max: int) -> None:
+    items = [item for item in stream("int64", drawn) if item.kind == "row"]
     assert_equal(spec_of(CARD_COUNTS, keys_max=keys_max), "int64", items)

@@ -1,4 +1,4 @@
-"""Where a batch ends changes nothing: neither a feature, nor a sequence, nor what the state does afterwards."""
+"""The end of a batch affects neither features, nor sequences, nor the state."""
 
 from __future__ import annotations
 
@@ -33,16 +33,19 @@ DAY_MS = 86_400_000
 
 def in_cents(items: Iterable[Item]) -> list[Item]:
     """The stream with amounts whose sums depend on the order in which they are added."""
-    return [Item(kind, fields | {"paid": fields["paid"] / 3 + 0.01} if kind == "row" else fields)
-            for kind, fields in items]  # fmt: skip
+    return [
+        Item(kind, fields | {"paid": fields["paid"] / 3 + 0.01} if kind == "row" else fields) for kind, fields in items
+    ]
 
 
 def probe(kind: KeyKind) -> list[Item]:
-    """Rows of every key, soon after the stream and late, that show what the state has become."""
+    """Rows of every key, soon after the stream and long after it, whose features depend on the whole state."""
     keys = KEY_VALUES[kind]
-    return [Item("row", row_of(kind, number, START_MS + time_ms, card, terminal))
-            for time_ms in (20_000, 5_000, 60_000, DAY_MS)
-            for number, (card, terminal) in enumerate(zip(keys, keys[::-1], strict=True))]  # fmt: skip
+    return [
+        Item("row", row_of(kind, number, START_MS + time_ms, card, terminal))
+        for time_ms in (20_000, 5_000, 60_000, DAY_MS)
+        for number, (card, terminal) in enumerate(zip(keys, keys[::-1], strict=True))
+    ]
 
 
 def assert_cuts_do_not_matter(spec: FeatureSpec, kind: KeyKind, items: Sequence[Item], cuts: Iterable[int]) -> None:
@@ -56,15 +59,17 @@ def assert_cuts_do_not_matter(spec: FeatureSpec, kind: KeyKind, items: Sequence[
 
 @pytest.mark.parametrize("kind", KEY_KINDS)
 @settings(deadline=None, max_examples=60)
-@given(found=moves(keys=6), keys_max=st.sampled_from((2, 5, 100)), data=st.data())
-def test_any_cuts(kind: KeyKind, found: list[Move], keys_max: int, data: st.DataObject) -> None:
-    items = in_cents(stream(kind, found))
+@given(drawn=moves(keys=6), keys_max=st.sampled_from((2, 5, 100)), data=st.data())
+def test_any_cuts_into_batches_give_the_same_results(
+    kind: KeyKind, drawn: list[Move], keys_max: int, data: st.DataObject
+) -> None:
+    items = in_cents(stream(kind, drawn))
     cuts = data.draw(st.sets(st.integers(0, len(items))))
     assert_cuts_do_not_matter(spec_of(keys_max=keys_max, events_per_key_mean=1), kind, items, cuts)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_one_row_at_a_time(seed: int) -> None:
+def test_batches_of_a_single_row_give_the_same_results(seed: int) -> None:
     items = in_cents(stream("int64", random_moves(seed, 300, keys=12)))
     assert_cuts_do_not_matter(spec_of(keys_max=9, events_per_key_max=20), "int64", items, range(len(items)))
 
@@ -82,7 +87,7 @@ def test_empty_batches_change_nothing() -> None:
         assert np.array_equal(found, expected)
 
 
-def test_a_reset_engine_is_as_good_as_a_new_one() -> None:
+def test_a_reset_engine_equals_a_new_engine() -> None:
     items = stream("int64", random_moves(2, 200, keys=12))
     engine, new = (FeatureEngine(spec_of(keys_max=9), schema_of("int64")) for _ in range(2))
     play(engine, in_cents(items))

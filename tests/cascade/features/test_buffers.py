@@ -1,4 +1,4 @@
-"""Batches written over one another in the same memory: nothing of one shows in the next, and none is asked for."""
+"""Batches share memory: a batch does not affect the next, and the engine allocates nothing for it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ROWS = 1_000
 
 @pytest.mark.parametrize("kind", KEY_KINDS)
 @pytest.mark.parametrize("seed", range(4))
-def test_what_was_there_before_does_not_show(kind: KeyKind, seed: int) -> None:
+def test_a_reused_buffer_gives_what_new_memory_gives(kind: KeyKind, seed: int) -> None:
     chance = np.random.default_rng(seed)
     items = stream(kind, random_moves(seed, 400, keys=9))
     reused, fresh = (FeatureEngine(spec_of(keys_max=7), schema_of(kind)) for _ in range(2))
     buffers = reused.buffers()
-    for what, rows in pieces(items, set(chance.integers(0, len(items), 60).tolist())):
-        if what == "label":
+    for kind_of_piece, rows in pieces(items, set(chance.integers(0, len(items), 60).tolist())):
+        if kind_of_piece == "label":
             for engine in (reused, fresh):
                 engine.update_labels(batch_of(engine.schema.label_fields(), rows))
             continue
@@ -37,7 +37,7 @@ def test_what_was_there_before_does_not_show(kind: KeyKind, seed: int) -> None:
         found.sequence.fill(np.nan)
 
 
-def test_a_batch_larger_than_any_before_has_room_and_smaller_ones_keep_it() -> None:
+def test_buffers_grow_for_a_larger_batch_and_do_not_shrink_for_a_smaller() -> None:
     buffers = FeatureEngine(spec_of(), schema_of("int64")).buffers()
     buffers.make_room(8)
     first = buffers.of(5)
@@ -48,7 +48,7 @@ def test_a_batch_larger_than_any_before_has_room_and_smaller_ones_keep_it() -> N
     assert np.shares_memory(buffers.of(3).features, larger.features)
 
 
-def test_a_warm_engine_asks_for_no_memory_for_features_and_sequences() -> None:
+def test_a_warm_engine_allocates_no_memory_for_features_and_sequences() -> None:
     bundle = load_bundle(SHIPPED_BUNDLE)
     engine = make_engine(bundle)
     engine.warm_up(ROWS)
@@ -62,5 +62,5 @@ def test_a_warm_engine_asks_for_no_memory_for_features_and_sequences() -> None:
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # features take 120 bytes a row, sequences 448
+    # features take 120 bytes for a row, sequences 448
     assert peak_bytes < 100 * ROWS

@@ -1,4 +1,4 @@
-"""A state that was exported and imported is the state: to the last bit, in all that it does afterwards."""
+"""An engine that imports an export behaves like the exporting engine, to the last bit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .streams import KEY_KINDS, KeyKind, Move, moves, play, random_moves, schema
 
 @pytest.mark.parametrize("kind", KEY_KINDS)
 @settings(deadline=None, max_examples=60)
-@given(found=moves(keys=6), keys_max=st.sampled_from((2, 5, 100)), data=st.data())
-def test_going_on_from_an_export_changes_nothing(
-    kind: KeyKind, found: list[Move], keys_max: int, data: st.DataObject
+@given(drawn=moves(keys=6), keys_max=st.sampled_from((2, 5, 100)), data=st.data())
+def test_an_engine_that_continues_from_an_export_gives_the_same_results(
+    kind: KeyKind, drawn: list[Move], keys_max: int, data: st.DataObject
 ) -> None:
-    items = stream(kind, found)
+    items = stream(kind, drawn)
     cut = data.draw(st.integers(0, len(items)))
     spec = spec_of(keys_max=keys_max, events_per_key_mean=1)
     whole, first, second = (FeatureEngine(spec, schema_of(kind)) for _ in range(3))
@@ -27,34 +27,34 @@ def test_going_on_from_an_export_changes_nothing(
     play(first, items[:cut])
     play(second, stream(kind, random_moves(1, 40, keys=6)))
     exported = first.export_state()
-    play(first, items[cut:])  # what goes on afterwards must not reach the export
+    play(first, items[cut:])  # later rows must not affect the export
     second.import_state(exported)
     assert second.statistics() == whole.statistics()
-    for one, other in zip(play(second, items[cut:]), play(whole, items[cut:]), strict=True):
-        assert np.array_equal(one, other)
+    for found, expected in zip(play(second, items[cut:]), play(whole, items[cut:]), strict=True):
+        assert np.array_equal(found, expected)
     for name, array in second.export_state().items():
         assert np.array_equal(array, whole.export_state()[name]), name
 
 
-def test_an_export_holds_what_is_used_and_no_more() -> None:
+def test_an_export_has_only_the_used_parts_of_the_arrays() -> None:
     engine = FeatureEngine(spec_of(keys_max=1_000), schema_of("int64"))
     play(engine, stream("int64", random_moves(3, 50, keys=5)))
     sizes = {name: len(array) for name, array in engine.export_state().items()}
     assert all(size <= 200 for name, size in sizes.items() if not name.endswith(".table"))
 
 
-def test_an_export_into_buffers_is_the_same() -> None:
+def test_an_export_into_buffers_equals_one_into_new_memory() -> None:
     engine = FeatureEngine(spec_of(keys_max=1_000), schema_of("int64"))
     play(engine, stream("int64", random_moves(3, 50, keys=5)))
     buffers = engine.export_buffers()
-    assert engine.exports_into(buffers)
+    assert engine.export_fits(buffers)
     plain, into = engine.export_state(), engine.export_state(buffers)
     for name, array in plain.items():
         assert np.array_equal(into[name], array)
         assert into[name].base is buffers[name]
     play(engine, stream("int64", random_moves(5, 400, keys=12)))
-    assert not engine.exports_into(buffers)
-    assert not engine.exports_into({})
+    assert not engine.export_fits(buffers)
+    assert not engine.export_fits({})
     for name, array in engine.export_state(buffers).items():
         assert np.array_equal(array, engine.export_state()[name])
 

@@ -1,4 +1,4 @@
-"""On real-shaped data the engine equals a computation by joins of data frames."""
+"""On the Handbook's data the engine equals a computation by joins of data frames."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def rows() -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def features(rows: pl.DataFrame) -> pl.DataFrame:
-    """The engine's features, day by day; each evening the day's labels are told."""
+    """The engine's features; the labels of a day follow its rows."""
     schema = load_schema(Path(cascade.__file__).parent / "schemas" / "handbook.toml")
     engine = FeatureEngine(parse_spec(SPEC, "features.toml"), schema)
     found = []
@@ -75,7 +75,7 @@ def _columns(frame: pl.DataFrame, schema: Schema) -> ColumnBatch:
 
 
 def pairs(rows: pl.DataFrame, key: str, oldest: pl.Expr, newest: pl.Expr) -> pl.DataFrame:
-    """Each row with the rows of its key up to it in the stream whose age is in [newest, oldest)."""
+    """Each row with the rows of its key that came before it, or itself, with newest ≤ age < oldest."""
     age = pl.col("TX_DATETIME") - pl.col("TX_DATETIME_right")
     return rows.join(rows, on=key).filter(pl.col("row_right") <= pl.col("row"), age < oldest, age >= newest)
 

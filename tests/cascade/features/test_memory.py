@@ -1,4 +1,4 @@
-"""A million keys: the state stays inside its bound, and is right for the keys that remain."""
+"""The state of a million keys stays within its bounds, and is right for the keys that remain."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from .streams import CARD_COUNTS, START_MS, schema_of, spec_of
 KEYS_MAX = 1_000_000
 MORE_KEYS = 200_000
 BATCH = 50_000
-# A key takes 112 bytes of slot, up to 16 of index, 176 of its first block of events and 16 of steps; the rest is for
-# pages begun and for the arrays of a batch.
+# A key takes 112 bytes for its slot, up to 16 in the index, 176 for its first block of events and 16 for its steps. The
+# rest is for partly used pages and for the arrays of a batch.
 GROWTH_BYTES_MAX = KEYS_MAX * (112 + 16 + 176 + 16) + 64 * 2**20
 
 
 def fold(engine: FeatureEngine, cards: Int64, time_ms: int) -> Float32:
-    """One transaction of ten a card, all at `time_ms`; features float32 [cards, width]."""
-    columns = {
-        "id": cards, "pan": cards, "shop": np.zeros(len(cards), np.int64), "at": np.full(len(cards), time_ms),
-        "paid": np.full(len(cards), 10.0), "mode": np.zeros(len(cards), np.int64), "items": cards,
-    }  # fmt: skip
-    found = [engine.update(ColumnBatch({name: column[start : start + BATCH] for name, column in columns.items()},
-                                       len(cards[start : start + BATCH]))).features
-             for start in range(0, len(cards), BATCH)]  # fmt: skip
+    """Fold a transaction of 10.00 for each card, all at `time_ms`; features float32 [cards, width]."""
+    found = []
+    for start in range(0, len(cards), BATCH):
+        batch = cards[start : start + BATCH]
+        zeros = np.zeros(len(batch), np.int64)
+        columns = {"id": batch, "pan": batch, "shop": zeros, "at": zeros + time_ms, "mode": zeros, "items": batch}
+        found.append(engine.update(ColumnBatch({**columns, "paid": zeros + 10.0}, len(batch))).features)
     return np.concatenate(found)
 
 
 def test_a_million_cards_and_more_stay_within_the_bounds() -> None:
-    fold(FeatureEngine(spec_of(CARD_COUNTS), schema_of("int64")), np.arange(10), START_MS)  # compiled before measuring
+    fold(FeatureEngine(spec_of(CARD_COUNTS), schema_of("int64")), np.arange(10), START_MS)  # compiles
     cards = np.random.default_rng(1).permutation(KEYS_MAX + MORE_KEYS).astype(np.int64) * 1_000_003 - 5_000_000_000
     process = psutil.Process()
     before = process.memory_info().rss
@@ -45,18 +44,19 @@ def test_a_million_cards_and_more_stay_within_the_bounds() -> None:
     assert (figures.keys, figures.evictions) == (KEYS_MAX, MORE_KEYS)
     assert (features == (1.0, 10.0)).all()
 
-    survivors = cards[MORE_KEYS:]
-    assert (fold(engine, survivors, START_MS + 1) == (2.0, 20.0)).all()
+    # what is not used now is least recently used afterwards
+    used, idle = cards[-MORE_KEYS:], cards[MORE_KEYS : 2 * MORE_KEYS]
+    assert (fold(engine, used, START_MS + 1) == (2.0, 20.0)).all()
     assert engine.statistics()["pan"].evictions == MORE_KEYS
-    assert (fold(engine, cards[:MORE_KEYS], START_MS + 2) == (1.0, 10.0)).all(), "the longest idle had been forgotten"
+    assert (fold(engine, cards[:MORE_KEYS], START_MS + 2) == (1.0, 10.0)).all(), "the first keys were forgotten"
     assert engine.statistics()["pan"].evictions == 2 * MORE_KEYS
-    assert (fold(engine, survivors[MORE_KEYS:], START_MS + 3) == (3.0, 30.0)).all()
+    assert (fold(engine, used, START_MS + 3) == (3.0, 30.0)).all()
+    assert (fold(engine, idle, START_MS + 4) == (1.0, 10.0)).all(), "and then the least recently used"
 
 
 def test_a_million_events_of_few_cards_stay_within_the_bounds() -> None:
     engine = FeatureEngine(spec_of(CARD_COUNTS, keys_max=500, events_per_key_max=64), schema_of("int64"))
-    # compiling takes memory too
-    engine.warm_up()
+    engine.warm_up()  # compiling takes memory too
     cards = np.random.default_rng(1).integers(0, 250, 1_000_000)
     process = psutil.Process()
     before = process.memory_info().rss

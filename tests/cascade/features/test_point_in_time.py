@@ -1,4 +1,4 @@
-"""No row sees what comes after it, nor a label before its day."""
+"""No row sees a later row, or a label before it is due."""
 
 from __future__ import annotations
 
@@ -28,42 +28,43 @@ SCHEMA = schema_of("int64")
 
 
 @settings(deadline=None, max_examples=80)
-@given(found=moves(keys=3), other=moves(keys=3), data=st.data())
+@given(drawn=moves(keys=3), other=moves(keys=3), data=st.data())
 def test_later_rows_change_no_earlier_row_of_the_same_batch(
-    found: list[Move], other: list[Move], data: st.DataObject
+    drawn: list[Move], other: list[Move], data: st.DataObject
 ) -> None:
-    rows = [item for item in stream("int64", found) if item.kind == "row"]
+    rows = [item for item in stream("int64", drawn) if item.kind == "row"]
     others = [item for item in stream("int64", other) if item.kind == "row"]
-    kept = data.draw(st.integers(0, len(rows)))
+    shared = data.draw(st.integers(0, len(rows)))
     spec = spec_of(keys_max=2, events_per_key_mean=1)
     first = play(FeatureEngine(spec, SCHEMA), rows)
-    second = play(FeatureEngine(spec, SCHEMA), rows[:kept] + others)
-    assert np.array_equal(first[0][:kept], second[0][:kept])
-    assert np.array_equal(first[1][:kept], second[1][:kept])
+    second = play(FeatureEngine(spec, SCHEMA), rows[:shared] + others)
+    assert np.array_equal(first[0][:shared], second[0][:shared])
+    assert np.array_equal(first[1][:shared], second[1][:shared])
 
 
 @settings(deadline=None, max_examples=80)
-@given(found=moves(keys=3))
-def test_labels_told_before_they_are_due_change_nothing(found: list[Move]) -> None:
-    """Every row's label is told at once; those not due at any later row must not be seen."""
-    items = stream("int64", found)
+@given(drawn=moves(keys=3))
+def test_labels_that_are_not_due_change_nothing(drawn: list[Move]) -> None:
+    """A label follows its row at once, if it is not due at any later row. No row may see it."""
+    items = stream("int64", drawn)
     rows = [item for item in items if item.kind == "row"]
-    told: list[Item] = []
+    labelled: list[Item] = []
     for position, item in enumerate(rows):
-        told.append(item)
+        labelled.append(item)
         last_ms = max((later.fields["at"] for later in rows[position + 1 :]), default=item.fields["at"])
         if last_ms < item.fields["at"] + DELAY_MS:
-            told.append(label_of(item.fields, 1))
-    without, with_labels = play(FeatureEngine(spec_of(), SCHEMA), rows), play(FeatureEngine(spec_of(), SCHEMA), told)
-    assert np.array_equal(without[0], with_labels[0])
-    assert np.array_equal(without[1], with_labels[1])
+            labelled.append(label_of(item.fields, 1))
+    for found, expected in zip(
+        *(play(FeatureEngine(spec_of(), SCHEMA), part) for part in (labelled, rows)), strict=True
+    ):
+        assert np.array_equal(found, expected)
 
 
 @settings(deadline=None, max_examples=80)
-@given(found=moves(keys=3), data=st.data())
-def test_a_label_told_early_is_as_good_as_one_told_on_its_day(found: list[Move], data: st.DataObject) -> None:
-    """All frauds told right after their rows, or just before the first row that may see them."""
-    rows = sorted((item for item in stream("int64", found) if item.kind == "row"), key=lambda item: item.fields["at"])
+@given(drawn=moves(keys=3), data=st.data())
+def test_a_label_that_comes_early_counts_like_one_that_comes_when_due(drawn: list[Move], data: st.DataObject) -> None:
+    """All labels come right after their rows, or just before the first row that may see them."""
+    rows = sorted((item for item in stream("int64", drawn) if item.kind == "row"), key=lambda item: item.fields["at"])
     fraud = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
     early: list[Item] = []
     late: list[Item] = []
@@ -71,18 +72,18 @@ def test_a_label_told_early_is_as_good_as_one_told_on_its_day(found: list[Move],
     for item, is_fraud in zip(rows, fraud, strict=True):
         label = label_of(item.fields, int(is_fraud))
         early += [item, label]
-        due = [told for told in waiting if told.fields["at"] + DELAY_MS <= item.fields["at"]]
-        waiting = [told for told in waiting if told not in due] + [label]
+        due = [waited for waited in waiting if waited.fields["at"] + DELAY_MS <= item.fields["at"]]
+        waiting = [waited for waited in waiting if waited not in due] + [label]
         late += [*due, item]
     first, second = play(FeatureEngine(spec_of(), SCHEMA), early), play(FeatureEngine(spec_of(), SCHEMA), late)
     assert np.array_equal(first[0], second[0])
     assert np.array_equal(first[1], second[1])
 
 
-@pytest.mark.parametrize(("age_ms", "frauds"), [
-    (DELAY_MS - 1, 0), (DELAY_MS, 1), (DELAY_MS + 999, 1), (DELAY_MS + 1_000, 0),
-])  # fmt: skip
-def test_a_fraud_shows_from_the_delay_on_until_the_window_ends(age_ms: int, frauds: int) -> None:
+@pytest.mark.parametrize(
+    ("age_ms", "frauds"), [(DELAY_MS - 1, 0), (DELAY_MS, 1), (DELAY_MS + 999, 1), (DELAY_MS + 1_000, 0)]
+)
+def test_a_fraud_counts_from_the_delay_on_until_the_window_ends(age_ms: int, frauds: int) -> None:
     fraud = row_of("int64", 1, START_MS)
     engine = FeatureEngine(spec_of(), SCHEMA)
     features, _ = play(
@@ -95,7 +96,7 @@ def test_a_fraud_shows_from_the_delay_on_until_the_window_ends(age_ms: int, frau
     assert row["card_fraud_rate_10s"] == (age_ms >= DELAY_MS)
 
 
-def test_the_label_of_a_row_is_no_part_of_its_own_features() -> None:
+def test_the_label_of_a_row_does_not_affect_its_own_features() -> None:
     fraud = row_of("int64", 1, START_MS)
     items = [label_of(fraud, 1), Item("row", fraud)]
     engine, other = FeatureEngine(spec_of(), SCHEMA), FeatureEngine(spec_of(), SCHEMA)

@@ -1,4 +1,4 @@
-"""Feature files: what is wrong is said in one line, with file, key, value and remedy."""
+"""Feature files: an error names file, key, value and remedy, on a line of its own."""
 
 from __future__ import annotations
 
@@ -55,12 +55,17 @@ def refusal(old: str, new: str) -> SettingError:
     return caught.value
 
 
-def test_the_good_file_is_good() -> None:
+def test_the_example_file_is_accepted() -> None:
     engine = FeatureEngine(parse_spec(GOOD.encode(), "features.toml"), SCHEMA)
     assert engine.names == (
-        "amount", "hour", "terminal_fraud_rate_7d", "card_count_1d", "card_count_7d", "card_distinct_terminal_1d",
+        "amount",
+        "hour",
+        "terminal_fraud_rate_7d",
+        "card_count_1d",
+        "card_count_7d",
+        "card_distinct_terminal_1d",
         "card_distinct_terminal_7d",
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(("old", "new", "key", "value", "remedy"), [
@@ -89,7 +94,7 @@ def test_the_good_file_is_good() -> None:
     ('"amount", "terminal_fraud_rate_7d"', '"amount", "card_mean"', "sequence.fields", "card_mean", "use some of"),
     ('[sequence]\nkey = "card"', '[sequence]\nkey = "price"', "sequence.key", "price", "use one of"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_named(old: str, new: str, key: str, value: object, remedy: str) -> None:
+def test_a_setting_that_does_not_fit_is_named(old: str, new: str, key: str, value: object, remedy: str) -> None:
     error = refusal(old, new)
     assert (error.key, error.value) == (key, value)
     assert remedy in error.remedy
@@ -108,7 +113,7 @@ def test_what_does_not_fit_is_named(old: str, new: str, key: str, value: object,
     ('key = "terminal"', 'key = "shop"', "Invalid enum value 'shop'"),
     ("[sequence]", "[sequences]", "sequence"),
 ])  # fmt: skip
-def test_what_is_no_feature_file_is_named(old: str, new: str, problem: str) -> None:
+def test_the_problem_of_a_broken_feature_file_is_named(old: str, new: str, problem: str) -> None:
     error = refusal(old, new)
     assert problem in str(error)
     assert error.remedy == "see docs/features.md for the form"
@@ -120,11 +125,11 @@ def test_a_file_that_is_no_text_is_refused() -> None:
 
 
 @pytest.mark.parametrize("windows", ['"0d"', "", '"999999999999999999d"'], ids=["empty window", "none", "endless"])
-def test_windows_that_hold_nothing_or_all_are_refused(windows: str) -> None:
+def test_empty_and_endless_windows_are_refused(windows: str) -> None:
     refusal('"1d", "7d"', windows)
 
 
-def test_a_name_with_a_line_break_stays_on_its_line() -> None:
+def test_an_error_about_a_name_with_a_line_break_has_no_line_break() -> None:
     refusal("version = 1", 'version = 1\n"a\\nb" = 1')
 
 
@@ -141,7 +146,7 @@ def test_the_shipped_file_fits_the_shipped_schemas(schema: str) -> None:
     assert len(set(plan.names)) == len(plan.names)
 
 
-def test_the_fingerprint_is_of_the_content_not_of_the_layout() -> None:
+def test_the_fingerprint_depends_on_the_content_not_on_the_layout() -> None:
     spec = parse_spec(GOOD.encode(), "a.toml")
     other = parse_spec(("# a comment\n" + GOOD.replace(" = ", "=")).encode(), "b.toml")
     assert spec.fingerprint() == other.fingerprint()

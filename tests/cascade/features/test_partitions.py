@@ -1,8 +1,9 @@
-"""Partitions come and go one at a time: what is held of each is right by itself, and the others do not notice."""
+"""The engine gains and loses partitions one at a time: each is right by itself, and does not affect the others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cascade.errors import StateError
-from cascade.features import SOURCES_MAX, FeatureEngine, FeatureSpec, Summaries, kernels, sharing, transfer
+from cascade.features import PARTITIONS_MAX, FeatureEngine, FeatureSpec, Summaries, kernels, sharing, transfer
 from cascade.features.layout import COUNT, EVENTS
 from cascade.schema import key_codes
 
-from .reference import Reference, Told
+from .reference import Reference, SummarisedRows
 from .streams import (
     EVERYTHING,
     KEY_VALUES,
@@ -24,12 +25,12 @@ from .streams import (
     batch_of,
     label_of,
     moves,
+    partition_of,
     play,
     random_moves,
     row_of,
     rows_of,
     schema_of,
-    source_of,
     spec_of,
     stream,
 )
@@ -37,13 +38,18 @@ from .test_batch_boundaries import in_cents, probe
 
 QUICK = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 SCHEMA = schema_of("int64")
-# the steps hold features of the card alone, which no other source has a part in
+# the steps contain features of the card alone, which do not depend on other partitions
 OF_THE_CARD = EVERYTHING.replace('"card_count_10s", "terminal_fraud_rate_10s"', '"card_count_10s"')
 STRETCH_MS = 2_000
 KERNELS = (
-    kernels.update, kernels.update_labels, transfer.forget, transfer.absorb, transfer.state_fits, sharing.summarise,
+    kernels.update,
+    kernels.update_labels,
+    transfer.forget,
+    transfer.absorb,
+    transfer.state_fits,
+    sharing.summarise,
     sharing.fold_summaries,
-)  # fmt: skip
+)
 
 
 def engine_of(spec: FeatureSpec | None = None) -> FeatureEngine:
@@ -52,26 +58,28 @@ def engine_of(spec: FeatureSpec | None = None) -> FeatureEngine:
 
 def folded(items: Iterable[Item], spec: FeatureSpec | None = None) -> FeatureEngine:
     engine = engine_of(spec)
-    play(engine, list(items), source=source_of)
+    play(engine, list(items), partition=partition_of)
     return engine
 
 
-def of_source(items: Iterable[Item], source: int) -> list[Item]:
-    return [item for item in items if item.kind == "label" or source_of(item.fields) == source]
+def of_partition(items: Iterable[Item], partition_id: int) -> list[Item]:
+    return [item for item in items if item.kind == "label" or partition_of(item.fields) == partition_id]
 
 
 def floor_of(engine: FeatureEngine, items: Iterable[Item]) -> int:
-    """A time by which no state has dropped anything for its age."""
+    """A time after which no state has dropped an event for its age."""
     return max(row["at"] for row in rows_of(items)) - engine.horizon_ms
 
 
-def absorb_all(engine: FeatureEngine, exported: FeatureEngine, sources: set[int], labels: bool, count: int) -> int:
-    """Absorb slice by slice; how many slices there were."""
+def absorb_all(
+    engine: FeatureEngine, exported: FeatureEngine, partition_ids: set[int], labels: bool, count: int
+) -> int:
+    """Absorb slice by slice; return the number of slices."""
     arrays = exported.export_state()
     position: int | None = 0
     slices = 0
     while position is not None:
-        position = engine.absorb(arrays, sources, labels=labels, first=position, count=count)
+        position = engine.absorb(arrays, partition_ids, labels=labels, first=position, count=count)
         slices += 1
     return slices
 
@@ -79,60 +87,62 @@ def absorb_all(engine: FeatureEngine, exported: FeatureEngine, sources: set[int]
 # --- everything against the reference ---------------------------------------------------------------------------
 
 
-def told_of(rows: list[dict[str, object]], source: int, count: int) -> list[tuple[object, int, Told]]:
-    """(terminal, newest time, summary) for the last rows, by terminal and stretch, as if they were of `source`."""
+def summarised(
+    rows: list[dict[str, object]], partition_id: int, count: int
+) -> list[tuple[object, int, SummarisedRows]]:
+    """(terminal, newest time, summary) of the last rows, by terminal and stretch, as if they were of `partition_id`."""
     groups: dict[tuple[object, int], list[dict[str, object]]] = {}
     for row in rows[-count:]:
         groups.setdefault((row["shop"], int(str(row["at"])) // STRETCH_MS * STRETCH_MS), []).append(row)
     return [
-        (shop, max(int(str(row["at"])) for row in group), Told(source, start_ms, group))
+        (shop, max(int(str(row["at"])) for row in group), SummarisedRows(partition_id, start_ms, group))
         for (shop, start_ms), group in groups.items()
     ]
 
 
-def summaries_of(told: list[tuple[object, int, Told]]) -> Summaries:
-    paid = [np.array([row["paid"] for row in one.rows], np.float64) for _, _, one in told]
+def summaries_of(found: list[tuple[object, int, SummarisedRows]]) -> Summaries:
+    paid = [np.array([row["paid"] for row in summary.rows], np.float64) for _, _, summary in found]
     return Summaries(
-        codes=key_codes(np.array([shop for shop, _, _ in told], np.int64)),
-        sources=np.array([one.source for _, _, one in told], np.int64),
-        starts=np.array([one.start_ms for _, _, one in told], np.int64),
-        counts=np.array([len(one.rows) for _, _, one in told], np.int64),
-        newest=np.array([newest_ms for _, newest_ms, _ in told], np.int64),
+        codes=key_codes(np.array([shop for shop, _, _ in found], np.int64)),
+        partition_ids=np.array([summary.partition_id for _, _, summary in found], np.int64),
+        starts=np.array([summary.start_ms for _, _, summary in found], np.int64),
+        counts=np.array([len(summary.rows) for _, _, summary in found], np.int64),
+        newest=np.array([newest_ms for _, newest_ms, _ in found], np.int64),
         sums=np.array([values.sum() for values in paid]).reshape(-1, 1),
         squares=np.array([values.var() * len(values) if len(values) else 0.0 for values in paid]).reshape(-1, 1),
         maxima=np.array([values.max(initial=0.0) for values in paid]).reshape(-1, 1),
-    )  # fmt: skip
+    )
 
 
 def drive(spec: FeatureSpec, items: list[Item], calls: list[tuple[int, str, int, int]]) -> FeatureEngine:
-    """Rows one by one to engine and reference, with calls (position, name, source, rows) in between; both agree."""
+    """Fold rows one by one into engine and reference, with calls (position, name, partition id, rows) between them."""
     engine, reference = FeatureEngine(spec, SCHEMA), Reference(spec, SCHEMA)
     seen: list[dict[str, object]] = []
     for position, item in enumerate(items):
-        for _, name, source, count in (call for call in calls if call[0] == position):
-            if name == "tell":
-                told = told_of(seen, source, count)
+        for _, name, partition_id, count in (call for call in calls if call[0] == position):
+            if name == "summarise":
+                found = summarised(seen, partition_id, count)
                 if count % 5 == 0:
-                    told = [(shop, newest_ms, Told(source, one.start_ms, [])) for shop, newest_ms, one in told]
-                if told:
-                    engine.fold_summaries("shop", summaries_of(told))
-                for shop, newest_ms, one in told:
-                    reference.parts["shop"].tell(shop, newest_ms, one)
+                    found = [(shop, newest_ms, replace(summary, rows=[])) for shop, newest_ms, summary in found]
+                if found:
+                    engine.fold_summaries("shop", summaries_of(found))
+                for shop, newest_ms, summary in found:
+                    reference.parts["shop"].fold_summary(shop, newest_ms, summary)
             elif name == "forget":
-                engine.forget(source)
-                reference.forget(source)
+                engine.forget(partition_id)
+                reference.forget(partition_id)
             else:
-                getattr(engine, name)(source)
-                reference.show(source, name == "show")
-        found = play(engine, [item], source=source_of)
+                getattr(engine, name)(partition_id)
+                reference.show(partition_id, name == "show")
+        features, sequences = play(engine, [item], partition=partition_of)
         if item.kind == "label":
             reference.update_label(item.fields)
             continue
         seen.append(item.fields)
-        expected = reference.update(item.fields, source_of(item.fields))
-        different = np.flatnonzero(found[0][0] != expected[0])
-        assert not len(different), (position, engine.names[different[0]], found[0][0][different[0]], expected[0])
-        assert np.array_equal(found[1][0], expected[1]), position
+        expected, expected_sequence = reference.update(item.fields, partition_of(item.fields))
+        different = np.flatnonzero(features[0] != expected)
+        assert not len(different), (position, engine.names[different[0]], features[0][different[0]], expected)
+        assert np.array_equal(sequences[0], expected_sequence), position
     assert engine.statistics() == reference.statistics()
     return engine
 
@@ -140,7 +150,7 @@ def drive(spec: FeatureSpec, items: list[Item], calls: list[tuple[int, str, int,
 CALLS = st.lists(
     st.tuples(
         st.integers(0, 60),
-        st.sampled_from(("hide", "hide", "show", "forget", "tell", "tell")),
+        st.sampled_from(("hide", "hide", "show", "forget", "summarise", "summarise")),
         st.integers(0, 2),
         st.integers(1, 30),
     ),
@@ -149,28 +159,32 @@ CALLS = st.lists(
 
 
 @QUICK
-@given(found=moves(keys=6), calls=CALLS)
-def test_sources_come_and_go_as_in_the_reference(found: list[Move], calls: list[tuple[int, str, int, int]]) -> None:
-    drive(spec_of(), stream("int64", found), calls)
+@given(drawn=moves(keys=6), calls=CALLS)
+def test_hidden_forgotten_and_summarised_partitions_give_what_the_reference_gives(
+    drawn: list[Move], calls: list[tuple[int, str, int, int]]
+) -> None:
+    drive(spec_of(), stream("int64", drawn), calls)
 
 
 @QUICK
-@given(found=moves(keys=6), calls=CALLS, keys_max=st.integers(1, 6), events_max=st.sampled_from((1, 3, 8, 9, 40)))
-def test_sources_come_and_go_at_the_limits(
-    found: list[Move], calls: list[tuple[int, str, int, int]], keys_max: int, events_max: int
+@given(drawn=moves(keys=6), calls=CALLS, keys_max=st.integers(1, 6), events_max=st.sampled_from((1, 3, 8, 9, 40)))
+def test_partitions_at_the_limits_give_what_the_reference_gives(
+    drawn: list[Move], calls: list[tuple[int, str, int, int]], keys_max: int, events_max: int
 ) -> None:
     spec = spec_of(keys_max=keys_max, events_per_key_max=events_max, events_per_key_mean=1)
-    drive(spec, stream("int64", found), calls)
+    drive(spec, stream("int64", drawn), calls)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_long_streams_with_sources(seed: int) -> None:
-    """Long enough for pools to run out, and for blocks of several sources to close up."""
+def test_long_streams_of_several_partitions_give_what_the_reference_gives(seed: int) -> None:
+    """The pools run out, and blocks with events of several partitions lose some of them."""
     rng = np.random.default_rng(seed)
     items = stream("int64", random_moves(seed, 150, keys=12))
-    names = ("hide", "show", "forget", "tell", "tell", "tell")
-    calls = [(int(rng.integers(len(items))), str(rng.choice(names)), int(rng.integers(3)), int(rng.integers(1, 60)))
-             for _ in range(60)]  # fmt: skip
+    names = ("hide", "show", "forget", "summarise", "summarise", "summarise")
+    calls = [
+        (int(rng.integers(len(items))), str(rng.choice(names)), int(rng.integers(3)), int(rng.integers(1, 60)))
+        for _ in range(60)
+    ]
     drive(spec_of(keys_max=(100, 5)[seed % 2], events_per_key_mean=1), items, calls)
 
 
@@ -178,44 +192,44 @@ def test_long_streams_with_sources(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_with_all_sources_shown_nothing_depends_on_them(seed: int) -> None:
+def test_with_all_partitions_shown_features_do_not_depend_on_them(seed: int) -> None:
     items = in_cents(stream("int64", random_moves(seed, 300, keys=12)))
     spec = spec_of(keys_max=9, events_per_key_max=20)
-    with_sources, without = engine_of(spec), engine_of(spec)
+    with_partitions, without = engine_of(spec), engine_of(spec)
     for found, expected in zip(
-        play(with_sources, items, range(0, len(items), 7), source_of), play(without, items), strict=True
+        play(with_partitions, items, range(0, len(items), 7), partition_of), play(without, items), strict=True
     ):
         assert np.array_equal(found, expected)
-    with_sources.hide(1)
-    with_sources.show(1)
+    with_partitions.hide(1)
+    with_partitions.show(1)
     for found, expected in zip(
-        play(with_sources, probe("int64"), source=source_of), play(without, probe("int64")), strict=True
+        play(with_partitions, probe("int64"), partition=partition_of), play(without, probe("int64")), strict=True
     ):
         assert np.array_equal(found, expected)
 
 
-def test_rows_of_a_hidden_source_see_their_own_cards_events() -> None:
-    """What the steps of a card keep while its partition is rebuilt is what they kept the first time."""
+def test_rows_of_a_hidden_partition_see_the_events_of_their_card() -> None:
+    """While a partition is rebuilt, the steps of its cards get the features that they had the first time."""
     items = in_cents(stream("int64", random_moves(1, 300, keys=12)))
     spec = spec_of(OF_THE_CARD)
     hidden, shown = engine_of(spec), engine_of(spec)
-    for source in range(3):
-        hidden.hide(source)
+    for partition_id in range(3):
+        hidden.hide(partition_id)
     (features, sequences), (expected, expected_sequences) = (
-        play(engine, items, source=source_of) for engine in (hidden, shown)
+        play(engine, items, partition=partition_of) for engine in (hidden, shown)
     )
     of_card = [column for column, name in enumerate(shown.names) if not name.startswith("terminal")]
     assert np.array_equal(features[:, of_card], expected[:, of_card])
     assert np.array_equal(sequences, expected_sequences)
-    assert not np.array_equal(features, expected), "terminals have rows of other sources"
+    assert not np.array_equal(features, expected), "terminals have rows of other partitions"
 
 
-def test_a_hidden_source_counts_for_its_own_rows_only() -> None:
+def test_a_hidden_partition_counts_for_its_own_rows_only() -> None:
     engine = engine_of(spec_of())
 
-    def row(time_ms: int, source: int) -> dict[str, float]:
+    def row(time_ms: int, partition_id: int) -> dict[str, float]:
         batch = batch_of(SCHEMA.fields, [row_of("int64", time_ms, START_MS + time_ms)])
-        return dict(zip(engine.names, engine.update(batch, np.array([source])).features[0].tolist(), strict=True))
+        return dict(zip(engine.names, engine.update(batch, np.array([partition_id])).features[0].tolist(), strict=True))
 
     engine.hide(7)
     for time_ms in (0, 100):
@@ -228,88 +242,92 @@ def test_a_hidden_source_counts_for_its_own_rows_only() -> None:
     assert row(2_000, 3)["terminal_count_10s"] == 5
 
 
-@pytest.mark.parametrize("source", [-1, SOURCES_MAX])
-def test_sources_beyond_the_bound_are_refused(source: int) -> None:
+@pytest.mark.parametrize("partition_id", [-1, PARTITIONS_MAX])
+def test_partition_ids_out_of_range_are_refused(partition_id: int) -> None:
     engine = engine_of()
     batch = batch_of(SCHEMA.fields, [row_of("int64", 1, START_MS)] * 2)
     for call in (engine.show, engine.hide, engine.forget, engine.digest):
         with pytest.raises(ValueError, match="use 0 to 65535"):
-            call(source)
+            call(partition_id)
     with pytest.raises(ValueError, match="use 0 to 65535"):
-        engine.update(batch, np.array([0, source]))
-    with pytest.raises(ValueError, match="give one a row"):
+        engine.update(batch, np.array([0, partition_id]))
+    with pytest.raises(ValueError, match="give each row its own"):
         engine.update(batch, np.array([0]))
     with pytest.raises(ValueError, match="use 0 to 65535"):
-        engine.absorb(engine.export_state(), [source], labels=False)
+        engine.absorb(engine.export_state(), [partition_id], labels=False)
     assert engine.statistics()["pan"].keys == 0
-    engine.update(batch, np.array([0, SOURCES_MAX - 1]))
-    assert engine.digest(SOURCES_MAX - 1) != engine.digest(1)
+    engine.update(batch, np.array([0, PARTITIONS_MAX - 1]))
+    assert engine.digest(PARTITIONS_MAX - 1) != engine.digest(1)
 
 
 # --- leaving and joining ----------------------------------------------------------------------------------------
 
 
 @QUICK
-@given(found=moves(keys=6), count=st.sampled_from((1, 2, 100)))
-def test_a_partition_that_left_and_came_back_is_as_if_it_had_stayed(found: list[Move], count: int) -> None:
-    items = stream("int64", found)
+@given(drawn=moves(keys=6), count=st.sampled_from((1, 2, 100)))
+def test_a_partition_that_left_and_came_back_equals_one_that_stayed(drawn: list[Move], count: int) -> None:
+    items = stream("int64", drawn)
     stayed, left = folded(items), folded(items)
-    for source in range(3):
+    for partition_id in range(3):
         snapshot = folded(items)
-        left.forget(source)
-        assert left.digest(source) == engine_of().digest(source)
-        absorb_all(left, snapshot, {source}, False, count)
-    assert [left.digest(source) for source in range(3)] == [stayed.digest(source) for source in range(3)]
+        left.forget(partition_id)
+        assert left.digest(partition_id) == engine_of().digest(partition_id)
+        absorb_all(left, snapshot, {partition_id}, False, count)
+    assert [left.digest(partition_id) for partition_id in range(3)] == [
+        stayed.digest(partition_id) for partition_id in range(3)
+    ]
     assert left.digest_labels() == stayed.digest_labels()
-    for one, other in zip(
-        play(left, probe("int64"), source=source_of), play(stayed, probe("int64"), source=source_of), strict=True
+    for found, expected in zip(
+        play(left, probe("int64"), partition=partition_of),
+        play(stayed, probe("int64"), partition=partition_of),
+        strict=True,
     ):
-        assert np.array_equal(one, other)
+        assert np.array_equal(found, expected)
 
 
 @QUICK
-@given(found=moves(keys=6))
-def test_one_source_of_a_snapshot_is_what_a_fold_of_its_rows_alone_gives(found: list[Move]) -> None:
-    items = stream("int64", found)
+@given(drawn=moves(keys=6))
+def test_a_partition_of_a_snapshot_equals_a_fold_of_its_rows_alone(drawn: list[Move]) -> None:
+    items = stream("int64", drawn)
     if not rows_of(items):
         return
     everything = folded(items)
     after_ms = floor_of(everything, items)
-    for source in range(3):
-        joined, alone = engine_of(), folded(of_source(items, source))
-        absorb_all(joined, everything, {source}, True, 2)
-        assert joined.digest(source, after_ms) == alone.digest(source, after_ms)
-        assert everything.digest(source, after_ms) == alone.digest(source, after_ms)
+    for partition_id in range(3):
+        joined, alone = engine_of(), folded(of_partition(items, partition_id))
+        absorb_all(joined, everything, {partition_id}, True, 2)
+        assert joined.digest(partition_id, after_ms) == alone.digest(partition_id, after_ms)
+        assert everything.digest(partition_id, after_ms) == alone.digest(partition_id, after_ms)
         assert joined.digest_labels() == everything.digest_labels()
-        assert joined.digest((source + 1) % 3) == engine_of().digest(0)
+        assert joined.digest((partition_id + 1) % 3) == engine_of().digest(0)
 
 
-def test_what_remains_is_not_touched_when_a_partition_leaves() -> None:
+def test_a_partition_that_leaves_does_not_affect_the_others() -> None:
     items = stream("int64", random_moves(3, 400, keys=12))
     engine = folded(items)
-    before, labels = [engine.digest(source) for source in range(3)], engine.digest_labels()
+    before, labels = [engine.digest(partition_id) for partition_id in range(3)], engine.digest_labels()
     assert len(set(before)) == 3
     engine.forget(1)
-    assert [engine.digest(source) for source in (0, 2)] == [before[0], before[2]]
+    assert [engine.digest(partition_id) for partition_id in (0, 2)] == [before[0], before[2]]
     assert engine.digest_labels() == labels
 
 
-def test_keys_with_nothing_left_are_free_again() -> None:
+def test_keys_with_nothing_left_make_room_for_others() -> None:
     spec = spec_of(OF_THE_CARD, keys_max=4)
     engine = engine_of(spec)
     rows = [Item("row", row_of("int64", card, START_MS, card, card)) for card in range(4)]
-    play(engine, rows, source=source_of)
-    sources = [source_of(row.fields) for row in rows]
-    gone = sources.count(1)
+    play(engine, rows, partition=partition_of)
+    partition_ids = [partition_of(row.fields) for row in rows]
+    gone = partition_ids.count(1)
     assert 0 < gone < 4
     engine.forget(1)
     assert engine.statistics()["pan"].keys == 4 - gone
-    play(engine, [Item("row", row_of("int64", 9, START_MS, 9, 9))], source=source_of)
-    assert engine.statistics()["pan"].evictions == 0, "there was room again"
+    play(engine, [Item("row", row_of("int64", 9, START_MS, 9, 9))], partition=partition_of)
+    assert engine.statistics()["pan"].evictions == 0, "a slot was free"
     engine.import_state(engine.export_state())
 
 
-def test_labels_keep_their_key_when_a_partition_leaves() -> None:
+def test_a_key_with_labels_stays_when_its_partition_leaves() -> None:
     engine = engine_of()
     row = row_of("int64", 1, START_MS)
     play(engine, [Item("row", row), label_of(row, 1)])
@@ -319,17 +337,19 @@ def test_labels_keep_their_key_when_a_partition_leaves() -> None:
     assert engine.statistics()["shop"].keys == 1
 
 
-def test_absorbing_goes_slice_by_slice_and_says_when_it_is_done() -> None:
+def test_absorbing_takes_slice_after_slice_and_returns_none_after_the_last() -> None:
     items = stream("int64", random_moves(3, 400, keys=12))
     everything, engine = folded(items), engine_of()
     assert absorb_all(engine, everything, {0, 1, 2}, True, 5) == 3, "twelve cards"
-    assert [engine.digest(source) for source in range(3)] == [everything.digest(source) for source in range(3)]
+    assert [engine.digest(partition_id) for partition_id in range(3)] == [
+        everything.digest(partition_id) for partition_id in range(3)
+    ]
     assert engine.absorb(everything.export_state(), [0], labels=False, first=1_000) is None
     with pytest.raises(ValueError, match="positive number"):
         engine.absorb(everything.export_state(), [0], labels=False, count=0)
 
 
-def test_absorbing_into_less_room_keeps_the_limits() -> None:
+def test_absorbing_into_a_smaller_state_respects_its_limits() -> None:
     items = stream("int64", random_moves(3, 400, keys=12))
     everything = folded(items, spec_of(OF_THE_CARD))
     small = engine_of(spec_of(OF_THE_CARD, keys_max=5, events_per_key_max=9, events_per_key_mean=1))
@@ -337,14 +357,14 @@ def test_absorbing_into_less_room_keeps_the_limits() -> None:
     assert small.absorb(arrays, [0, 1, 2], labels=True) is None
     assert small.statistics()["pan"].keys <= 5
     small.import_state(small.export_state())
-    features, _ = play(small, probe("int64"), source=source_of)
+    features, _ = play(small, probe("int64"), partition=partition_of)
     assert features[:, small.names.index("card_count_10s")].max() <= 10
 
 
-def test_a_late_event_that_is_absorbed_takes_its_place_in_time() -> None:
+def test_an_absorbed_event_is_inserted_by_its_time() -> None:
     engine, other = engine_of(), engine_of()
-    for one, source, time_ms in ((engine, 1, 5_000), (other, 2, 4_000)):
-        one.update(batch_of(SCHEMA.fields, [row_of("int64", 1, START_MS + time_ms)]), np.array([source]))
+    for updated, partition_id, time_ms in ((engine, 1, 5_000), (other, 2, 4_000)):
+        updated.update(batch_of(SCHEMA.fields, [row_of("int64", 1, START_MS + time_ms)]), np.array([partition_id]))
     engine.absorb(other.export_state(), [2], labels=False)
     late = batch_of(SCHEMA.fields, [row_of("int64", 3, START_MS + 4_500)])
     row = dict(zip(engine.names, engine.update(late).features[0].tolist(), strict=True))
@@ -352,15 +372,15 @@ def test_a_late_event_that_is_absorbed_takes_its_place_in_time() -> None:
 
 
 @pytest.mark.parametrize(("age_ms", "taken"), [(16_999, True), (17_000, False)])
-def test_what_is_past_the_horizon_of_the_key_is_not_absorbed(age_ms: int, taken: bool) -> None:
+def test_events_past_the_horizon_of_their_key_are_not_absorbed(age_ms: int, taken: bool) -> None:
     engine, other = engine_of(), engine_of()
-    for one, source, time_ms in ((engine, 1, START_MS), (other, 2, START_MS - age_ms)):
-        one.update(batch_of(SCHEMA.fields, [row_of("int64", 1, time_ms)]), np.array([source]))
+    for updated, partition_id, time_ms in ((engine, 1, START_MS), (other, 2, START_MS - age_ms)):
+        updated.update(batch_of(SCHEMA.fields, [row_of("int64", 1, time_ms)]), np.array([partition_id]))
     engine.absorb(other.export_state(), [2], labels=False)
     assert engine.export_state()["pan.slots"][1, EVENTS + COUNT] == 1 + taken
 
 
-def test_a_fraud_that_is_known_is_absorbed_once() -> None:
+def test_a_fraud_that_both_states_have_is_absorbed_once() -> None:
     engine, other = engine_of(), engine_of()
     rows = [row_of("int64", number, START_MS + number) for number in range(3)]
     play(engine, [label_of(row, 1) for row in rows[:2]])
@@ -374,50 +394,50 @@ def test_a_fraud_that_is_known_is_absorbed_once() -> None:
 # --- digests ----------------------------------------------------------------------------------------------------
 
 
-def test_a_digest_does_not_depend_on_where_things_lie() -> None:
-    rows = [Item("row", row_of("int64", number, START_MS + number, card, card % 3))
-            for number, card in enumerate([0, 1, 2, 5, 16, 32, 48, 0, 1, 2] * 3)]  # fmt: skip
+def test_a_digest_does_not_depend_on_slots_and_blocks() -> None:
+    cards = [0, 1, 2, 5, 16, 32, 48, 0, 1, 2] * 3
+    rows = [
+        Item("row", row_of("int64", number, START_MS + number, card, card % 3)) for number, card in enumerate(cards)
+    ]
     other_order = [row for card in (48, 5, 2, 0, 1, 16, 32) for row in rows if row.fields["pan"] == card]
-    one, other = engine_of(), engine_of()
-    play(one, rows)
-    play(other, stream("int64", random_moves(1, 60, keys=12)), source=lambda _: 5)
+    engine, other = engine_of(), engine_of()
+    play(engine, rows)
+    play(other, stream("int64", random_moves(1, 60, keys=12)), partition=lambda _: 5)
     other.forget(5)
     play(other, other_order)
-    assert one.digest(0) == other.digest(0)
-    assert one.digest(0) != one.digest(1) == engine_of().digest(1)
+    assert engine.digest(0) == other.digest(0)
+    assert engine.digest(0) != engine.digest(1) == engine_of().digest(1)
 
 
-@pytest.mark.parametrize("change", [
-    {"paid": 10.25}, {"at": START_MS + 1}, {"pan": 2}, {"shop": 2}, {"mode": 1},
-])  # fmt: skip
-def test_a_digest_tells_any_difference(change: dict[str, object]) -> None:
+@pytest.mark.parametrize("change", [{"paid": 10.25}, {"at": START_MS + 1}, {"pan": 2}, {"shop": 2}, {"mode": 1}])
+def test_a_digest_changes_with_any_value(change: dict[str, object]) -> None:
     row = row_of("int64", 1, START_MS, 1, 1)
-    one, other = folded([Item("row", row)]), engine_of()
-    play(other, [Item("row", row | change)], source=lambda _: source_of(row))
-    assert one.digest(source_of(row)) != other.digest(source_of(row))
+    engine, other = folded([Item("row", row)]), engine_of()
+    play(other, [Item("row", row | change)], partition=lambda _: partition_of(row))
+    assert engine.digest(partition_of(row)) != other.digest(partition_of(row))
 
 
-def test_a_digest_of_labels_tells_who_and_when_but_not_in_which_order() -> None:
+def test_a_digest_of_labels_depends_on_keys_and_times_but_not_on_the_order_of_arrival() -> None:
     rows = [row_of("int64", number, START_MS + number * 100) for number in range(12)]
-    one, other = engine_of(), engine_of()
-    play(one, [label_of(row, 1) for row in rows])
+    engine, other = engine_of(), engine_of()
+    play(engine, [label_of(row, 1) for row in rows])
     play(other, [label_of(row, 1) for row in reversed(rows)])
-    assert one.digest_labels() == other.digest_labels()
-    assert one.digest_labels(START_MS + 500) == other.digest_labels(START_MS + 500) != one.digest_labels()
+    assert engine.digest_labels() == other.digest_labels()
+    assert engine.digest_labels(START_MS + 500) == other.digest_labels(START_MS + 500) != engine.digest_labels()
     play(other, [label_of(rows[3], 0)])
-    assert one.digest_labels() != other.digest_labels()
+    assert engine.digest_labels() != other.digest_labels()
 
 
-# --- arrays that nobody vouches for -----------------------------------------------------------------------------
+# --- arrays that may be corrupted -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_corrupted_arrays_are_refused_or_harmless(seed: int) -> None:
-    """A wild number anywhere: StateError, or a state that works. A crash or a loop ends the test run."""
+    """A wrong number anywhere leads to a StateError or to a state that works, never to a crash or an endless loop."""
     rng = np.random.default_rng(seed)
     items = stream("int64", random_moves(seed, 150, keys=12))
     exported = folded(items, spec_of(keys_max=9)).export_state()
-    wild = (-1, 0, 1, 2, 3, 7, 8, 9, 2**31, -(2**63), 2**63 - 1)
+    wrong = (-1, 0, 1, 2, 3, 7, 8, 9, 2**31, -(2**63), 2**63 - 1)
     refused = {"import": 0, "absorb": 0}
     for _ in range(150):
         arrays = {name: array.copy() for name, array in exported.items()}
@@ -426,7 +446,7 @@ def test_corrupted_arrays_are_refused_or_harmless(seed: int) -> None:
         if not len(flat):
             continue
         for place in rng.integers(len(flat), size=int(rng.integers(1, 4))):
-            flat[place] = np.int64(rng.choice(np.array(wild, np.int64))).astype(flat.dtype)
+            flat[place] = np.int64(rng.choice(np.array(wrong, np.int64))).astype(flat.dtype)
         for call in ("import", "absorb"):
             engine = engine_of(spec_of(keys_max=9))
             try:
@@ -437,13 +457,13 @@ def test_corrupted_arrays_are_refused_or_harmless(seed: int) -> None:
             except StateError as error:
                 assert "\n" not in str(error)  # noqa: PT017
                 refused[call] += 1
-            play(engine, probe("int64"), source=source_of)
+            play(engine, probe("int64"), partition=partition_of)
             engine.forget(1)
             engine.digest(0)
     assert min(refused.values()) > 10
 
 
-def test_a_chain_that_bites_its_tail_is_refused() -> None:
+def test_a_chain_with_a_loop_is_refused() -> None:
     engine = engine_of()
     rows = [Item("row", row_of("int64", number, START_MS + number)) for number in range(40)]
     play(engine, rows)
@@ -476,15 +496,17 @@ def test_arrays_of_another_shape_are_refused(name: str) -> None:
 
 def test_string_keys_are_absorbed_by_their_codes() -> None:
     engine = FeatureEngine(spec_of(), schema_of("string"))
-    items = [Item("row", row_of("string", number, START_MS + number, card))
-             for number, card in enumerate(KEY_VALUES["string"])]  # fmt: skip
-    play(engine, items, source=source_of)
+    cards = KEY_VALUES["string"]
+    items = [Item("row", row_of("string", number, START_MS + number, card)) for number, card in enumerate(cards)]
+    play(engine, items, partition=partition_of)
     other = FeatureEngine(spec_of(), schema_of("string"))
     other.absorb(engine.export_state(), [0, 1, 2], labels=True)
-    assert [other.digest(source) for source in range(3)] == [engine.digest(source) for source in range(3)]
+    assert [other.digest(partition_id) for partition_id in range(3)] == [
+        engine.digest(partition_id) for partition_id in range(3)
+    ]
 
 
-# --- starting ---------------------------------------------------------------------------------------------------
+# --- warm-up ---------------------------------------------------------------------------------------------------
 
 
 def test_warming_up_changes_nothing_and_leaves_nothing_to_compile() -> None:
@@ -495,8 +517,8 @@ def test_warming_up_changes_nothing_and_leaves_nothing_to_compile() -> None:
     for name, array in engine.export_state().items():
         assert np.array_equal(array, before[name]), name
     compiled = [len(kernel.signatures) for kernel in KERNELS]
-    drive(spec_of(), stream("int64", random_moves(4, 40, keys=6)), [
-        (5, "hide", 1, 1), (9, "tell", 1, 5), (20, "forget", 2, 1), (30, "show", 1, 1)])  # fmt: skip
+    calls = [(5, "hide", 1, 1), (9, "summarise", 1, 5), (20, "forget", 2, 1), (30, "show", 1, 1)]
+    drive(spec_of(), stream("int64", random_moves(4, 40, keys=6)), calls)
     other = engine_of(spec_of())
     absorb_all(other, engine, {0, 1}, True, 3)
     other.import_state(before)
