@@ -428,7 +428,7 @@ def test_a_digest_of_labels_depends_on_keys_and_times_but_not_on_the_order_of_ar
     assert engine.digest_labels() != other.digest_labels()
 
 
-# --- arrays that may be corrupted -----------------------------------------------------------------------------
+# --- arrays that may be corrupted -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -506,7 +506,7 @@ def test_string_keys_are_absorbed_by_their_codes() -> None:
     ]
 
 
-# --- warm-up ---------------------------------------------------------------------------------------------------
+# --- warm-up ----------------------------------------------------------------------------------------------------
 
 
 def test_warming_up_changes_nothing_and_leaves_nothing_to_compile() -> None:

@@ -84,7 +84,7 @@ def summaries_of(engine: FeatureEngine, rows: list[Row], partition_ids: list[int
     return engine.summarise("shop", key_codes(codes), ids, starts, length_ms)
 
 
-# --- totals ----------------------------------------------------------------------------------------------------
+# --- totals -----------------------------------------------------------------------------------------------------
 
 
 def test_summaries_are_exact_totals_of_own_events() -> None:
@@ -368,7 +368,7 @@ def test_the_error_of_four_workers_is_bounded_by_a_stretch_and_a_round(length_ms
     assert np.array_equal(found[:, of_card], expected[:, of_card])
 
 
-# --- records ------------------------------------------------------------------------------------------------
+# --- records ----------------------------------------------------------------------------------------------------
 
 
 def record() -> tuple[bytes, bytes]:
