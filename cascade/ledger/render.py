@@ -288,7 +288,7 @@ def _deep_only(counterfactual: Counterfactual) -> Table:
             even = other.break_even_share
             cells = (number_text(other.energy_j.value), number_text(other.ratio.value))
             even_text = _ABSENT if even is None else number_text(even.value, 100.0)
-            name = f"deep-only, {number_text(other.rows_per_call)} each"
+            name = f"deep-only, {other.rows_per_call:.3g} each"
             table.add_row(name, *cells, _interval(other.saving_share, 100.0), even_text, kind)
     return table
 
@@ -399,7 +399,8 @@ def number_text(value: float | None, scale: float = 1.0) -> str:
     scaled = value * scale
     if not scaled:
         return "0"
-    decimals = 2 - math.floor(math.log10(abs(scaled)))
+    # of the rounded number, because 9.996 becomes 10.0
+    decimals = 2 - math.floor(math.log10(abs(float(f"{scaled:.2e}"))))
     return f"{scaled:,.{min(max(decimals, 0), _DECIMALS_MAX)}f}"
 
 

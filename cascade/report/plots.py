@@ -12,7 +12,7 @@ from itertools import cycle
 from typing import Any
 
 from cascade.errors import CascadeError
-from cascade.ledger.attribution import DEEP, IDLE, RESIDUAL, UNDIVIDED, WASTED, WORKER_REST, Books
+from cascade.ledger.attribution import Books
 from cascade.ledger.render import number_text
 from cascade.report.business import Swing
 from cascade.report.figures import CURVE, Figures
@@ -28,14 +28,7 @@ MS_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_0
 MARGINS = {"en": 0.0, "ja": 0.08}
 # Part of every installation of matplotlib. It lays out the text; the page's own fonts draw it.
 FONT = "DejaVu Sans"
-LINE_KEYS = {
-    IDLE: "line_idle",
-    WORKER_REST: "line_rest",
-    DEEP: "line_deep",
-    WASTED: "line_wasted",
-    UNDIVIDED: "line_undivided",
-    RESIDUAL: "line_residual",
-}
+
 DOTS: Any = {"marker": "o", "markersize": 3}
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -183,7 +176,7 @@ def sensitivity(swings: Sequence[Swing], value: float, unit: str, words: Words) 
 
 def line_text(line: str, words: Words) -> str:
     """The name of a line of the books in the report's language; stages keep their own names."""
-    return words(LINE_KEYS[line]) if line in LINE_KEYS else line
+    return words.get(f"line_{line}", line)
 
 
 def objective_text(name: str, words: Words) -> str:

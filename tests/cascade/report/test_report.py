@@ -19,6 +19,7 @@ from cascade.cli import main
 from cascade.ledger import Account, Ledger, merged_between, read_journal, summarise
 from cascade.ledger import Path as DecisionPath
 from cascade.ledger.account import MeterState
+from cascade.ledger.attribution import DEEP, IDLE, RESIDUAL, UNDIVIDED, WASTED, WORKER_REST
 from cascade.ledger.carbon import intensity_table
 from cascade.ledger.journal import SUFFIX
 from cascade.ledger.render import number_text
@@ -119,6 +120,7 @@ def test_the_page_loads_nothing_and_has_the_figures_of_the_ledger(tmp_path: Path
 def test_both_languages_have_the_same_texts_with_the_same_values() -> None:
     texts = [words(language)._texts for language in LANGUAGES]
     assert texts[0].keys() == texts[1].keys()
+    assert {f"line_{line}" for line in (DEEP, IDLE, RESIDUAL, UNDIVIDED, WASTED, WORKER_REST)} <= texts[0].keys()
     for name, text in texts[0].items():
         assert set(re.findall(r"{\w+}", text)) == set(re.findall(r"{\w+}", texts[1][name])), name
 
@@ -153,6 +155,16 @@ def test_the_yearly_figures_follow_their_formulas() -> None:
     assert widths == sorted(widths, reverse=True)
     measured, _ = swings(year("measured", 3.6, assumptions), assumptions)
     assert next(swing for swing in measured if swing.input == "energy").high == pytest.approx(750.0 * 1.05)
+
+
+def test_numbers_have_three_significant_digits() -> None:
+    assert [number_text(value) for value in (0.012345, 1.2345, 9.996, 99.96, 12_345)] == [
+        "0.0123",
+        "1.23",
+        "10.0",
+        "100",
+        "12,345",
+    ]
 
 
 def test_amounts_have_units_of_suitable_size() -> None:
@@ -234,14 +246,9 @@ def test_the_command_prints_one_line_where_matplotlib_can_write_no_cache(tmp_pat
 def test_a_browser_draws_and_prints_the_page(tmp_path: Path, language: str) -> None:
     _page(tmp_path, "--lang", language, gpu=True)
     browser = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    url = (tmp_path / "report.html").as_uri()
-    drawn = subprocess.run(
-        [*browser, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True
-    ).stdout
+    command = [*browser, "--dump-dom", f"--print-to-pdf={tmp_path / 'r.pdf'}", (tmp_path / "report.html").as_uri()]
+    drawn = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert drawn.count("<svg") == 9
-    subprocess.run(
-        [*browser, f"--print-to-pdf={tmp_path / 'r.pdf'}", url], capture_output=True, timeout=120, check=True
-    )
     pdf = (tmp_path / "r.pdf").read_bytes()
     assert pdf.startswith(b"%PDF")
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 4
