@@ -192,9 +192,9 @@ def _business(
     summary: LedgerSummary, assumptions: Assumptions, words: Words, counterfactual: Counterfactual | None
 ) -> Iterable[str]:
     region, of_year, g_per_kwh = assumptions.grid
-    amounts = {name: f"{getattr(assumptions, name):g}" for name in ("price", "pue")}
-    amounts |= {"volume": f"{assumptions.volume:,.0f}", "g_per_kwh": f"{g_per_kwh:g}"}
-    note = words("business_note", region=region, year=of_year, currency=assumptions.currency, **amounts)
+    volume, price, pue = f"{assumptions.volume:,.0f}", f"{assumptions.price:g}", f"{assumptions.pue:g}"
+    place = {"region": region, "year": of_year, "g_per_kwh": f"{g_per_kwh:g}", "currency": assumptions.currency}
+    note = words("business_note", volume=volume, price=price, pue=pue, **place)
     yield f"<p class=note>{escape(note)}</p>"
     of_cascade = years(summary, assumptions)
     if not of_cascade:

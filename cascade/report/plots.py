@@ -224,7 +224,7 @@ def _svg(draw: Callable[[Any], None], height_in: float, words: Words) -> str:
 
     draw: draws into the axes of matplotlib. height_in: inches. words: texts, whose language sets the left margin.
     """
-    # its warnings are about its font cache and its configuration directory, which the report does not need
+    # matplotlib's log warns of its font cache and its configuration directory, which the report does not need
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         import matplotlib as mpl
