@@ -223,5 +223,5 @@ def show_stages(report: StagesReport, console: Console) -> None:
             f"{timing.ratio:.1f} ×",
             f"{timing.spread[0]:.1f}–{timing.spread[1]:.1f}",
         )
-    notes = f"one thread, batches of {report.batch:,}; medians of {report.rounds} rounds in which both take turns"
-    print_table(console, table, notes, origin(report.machine, report.seed))
+    method = f"one thread, batches of {report.batch:,}; medians of {report.rounds} rounds in which both take turns"
+    print_table(console, table, method, origin(report.machine, report.seed))

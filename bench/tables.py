@@ -22,7 +22,7 @@ def figure_table(names: str | None, *figures: str, title: str | None = None) -> 
 
 
 def print_table(console: Console, table: Table, *notes: str) -> None:
-    """Print a table, and each note on a line of its own under it."""
+    """Prints a table, and each note on a line of its own under it."""
     console.print()
     console.print(table)
     if notes:
