@@ -7,25 +7,27 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
-from cascade.bundle import load_bundle
-from cascade.config import DuplicateSettings, KafkaSettings
+from cascade.config import KafkaSettings
 from cascade.local_parts import local_parts_dir
 from cascade.protocols import DeepInputs
-from stages.assembly import make_engine
 from stages.deep import local_triton
 from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
 from stages.deep.signature import DeepSignature
 from streaming import local_broker
 from streaming.clients import TopicSpec, ensure_topics
-from streaming.decisions import warm_up_encoder
-from streaming.duplicates import FirstDecisions
-from streaming.local_broker import LocalBroker
+from tests.shared_parts import PartsServer, SharedParts, connect
+
+# The same examples in each run: `pytest --hypothesis-profile=search` looks for new ones.
+settings.register_profile("certain", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None)
+settings.load_profile("certain")
 
 SHIPPED = Path(__file__).parents[1] / "cascade" / "bundles" / "simulator"
 KAFKA_FROM_OUTSIDE = os.environ.get("KAFKA_BOOTSTRAP", "")
@@ -39,6 +41,36 @@ class Broker(Protocol):
 @dataclass(frozen=True)
 class OutsideBroker:
     bootstrap: str
+
+
+OWNED_PARTS = pytest.StashKey[SharedParts]()
+PARTS_SERVER = pytest.StashKey[PartsServer]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.stash[OWNED_PARTS] = SharedParts()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if OWNED_PARTS in config.stash:
+        config.stash[OWNED_PARTS].close()
+
+
+def pytest_configure_node(node: Any) -> None:
+    """A hook of pytest-xdist, in the process that owns the run: how its worker `node` reaches the shared parts."""
+    stash = node.config.stash
+    if PARTS_SERVER not in stash:
+        stash[PARTS_SERVER] = PartsServer(stash[OWNED_PARTS])
+    node.workerinput["shared_parts"] = stash[PARTS_SERVER].address
+
+
+@pytest.fixture(scope="session")
+def shared_parts(request: pytest.FixtureRequest) -> SharedParts:
+    """The parts that all workers of this run share."""
+    if OWNED_PARTS in request.config.stash:
+        return request.config.stash[OWNED_PARTS]
+    return connect(request.config.workerinput["shared_parts"])  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -56,15 +88,7 @@ class TinyDeepModel:
 
 
 @pytest.fixture(scope="session")
-def kernels() -> None:
-    """numba's cache is full: services that start together would each compile everything, for a minute or more."""
-    make_engine(load_bundle(SHIPPED)).warm_up()
-    FirstDecisions(DuplicateSettings()).warm_up()
-    warm_up_encoder()
-
-
-@pytest.fixture(scope="session")
-def kafka_parts(kernels: None) -> Path:
+def kafka_parts() -> Path:
     """The directory of the embedded parts, Kafka among them."""
     local_broker.install(local_parts_dir(), print)
     return local_parts_dir()
@@ -78,14 +102,9 @@ def triton_parts() -> Path:
 
 
 @pytest.fixture(scope="session")
-def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A running broker: the one at $KAFKA_BOOTSTRAP, else an embedded one of one node."""
-    if KAFKA_FROM_OUTSIDE:
-        yield OutsideBroker(KAFKA_FROM_OUTSIDE)
-        return
-    parts = request.getfixturevalue("kafka_parts")
-    with LocalBroker(tmp_path_factory.mktemp("broker"), parts_dir=parts) as running:
-        yield running
+def broker(shared_parts: SharedParts) -> Broker:
+    """A running broker: the one at $KAFKA_BOOTSTRAP, else the embedded one that the whole run shares."""
+    return OutsideBroker(KAFKA_FROM_OUTSIDE) if KAFKA_FROM_OUTSIDE else shared_parts.broker()
 
 
 @pytest.fixture

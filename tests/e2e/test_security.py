@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,25 +14,20 @@ import pytest
 from cascade.config import ClientName, KafkaSettings, SecuritySettings
 from cascade.errors import BrokerError
 from streaming.clients import TopicSpec, ensure_topics, make_consumer, make_producer, wait_for_broker
-from streaming.local_broker import LocalBroker
-from streaming.local_security import LocalSecurity, SecureListener
 from tests.certificates import Authority, make_authority
+from tests.shared_parts import PASSWORD, SASL_LISTENERS, SharedBroker, SharedParts
 from tests.token_server import token_server, unsigned_token
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
-PASSWORD = "c0rrectHorse"
 WRONG_PASSWORD = "wr0ngHorse"
 # a refusal is told at once: one attempt, no waiting for the time given (60 s below) to run out
 AT_ONCE_S = 20.0
-SASL_LISTENERS = {
-    "PLAIN": "PLAIN", "SCRAMA": "SCRAM-SHA-256", "SCRAMB": "SCRAM-SHA-512", "TOKEN": "OAUTHBEARER",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Secured:
-    broker: LocalBroker
+    broker: SharedBroker
     ours: Authority
     theirs: Authority
     client: ClientName = "kafka-python"
@@ -45,7 +39,7 @@ class Secured:
             security = {"sasl_mechanism": SASL_LISTENERS[listener]} | security
         return KafkaSettings(
             client=self.client,
-            bootstrap=self.broker.secure_bootstrap(listener).replace("localhost", host),
+            bootstrap=self.broker.secure_bootstrap[listener].replace("localhost", host),
             group=f"g-{uuid.uuid4().hex}",
             security=SecuritySettings(protocol=protocol, **({"ca_file": str(self.ours.ca_file)} | security)),  # type: ignore[arg-type]
         )
@@ -57,17 +51,9 @@ def secured(secured_broker: Secured, request: pytest.FixtureRequest) -> Secured:
 
 
 @pytest.fixture(scope="module")
-def secured_broker(kafka_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
-    directory = tmp_path_factory.mktemp("secured")
-    ours, theirs = make_authority(directory / "ours"), make_authority(directory / "theirs")
-    certificate, key = ours.issue("broker", ["localhost"])
-    listeners = {"TLS": SecureListener(), "MUTUAL": SecureListener(client_certificate=True)} | {
-        name: SecureListener("SASL_SSL", mechanism)  # type: ignore[arg-type]
-        for name, mechanism in SASL_LISTENERS.items()
-    }
-    security = LocalSecurity(listeners, certificate, key, ours.ca_file, users={"cascade": PASSWORD})
-    with LocalBroker(directory / "broker", parts_dir=kafka_parts, security=security) as broker:
-        yield Secured(broker, ours, theirs)
+def secured_broker(shared_parts: SharedParts, tmp_path_factory: pytest.TempPathFactory) -> Secured:
+    broker = shared_parts.broker()
+    return Secured(broker, broker.authority, make_authority(tmp_path_factory.mktemp("theirs")))
 
 
 @pytest.fixture(autouse=True)
