@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 
 from bench.embedded import ServiceProcess, play_file, wait_for_decisions
@@ -16,9 +15,10 @@ from cascade.bundle import Bundle
 from cascade.config import Config, load_config
 from cascade.frames import LabelledData
 from stages.offline import OfflineScores
-from streaming.clients import make_consumer, make_producer
+from streaming.clients import make_producer
 from tests.e2e.test_worker import (  # the fixtures are used by name
     BACKLOG,
+    KILLED_AT_COMMIT,
     ConfigMaker,
     bundle,
     check_scores,
@@ -35,6 +35,7 @@ from tests.timing import wait_until
 __all__ = ["bundle", "data", "new_config", "offline"]
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 IN_PROCESS = {"deep": {"backend": "onnxruntime"}}
+ROWS = 1_500
 
 
 def with_settings(path: Path, **changes: dict[str, object] | str) -> Path:
@@ -49,23 +50,22 @@ def with_settings(path: Path, **changes: dict[str, object] | str) -> Path:
 
 @pytest.fixture(scope="module", params=["kafka-python", "librdkafka"])
 def killed(new_config: ConfigMaker, data: LabelledData, request: pytest.FixtureRequest) -> Config:
-    """A service with exactly-once delivery that was killed four times in mid-stream, and then finished."""
-    rows = 4_000
-    # transactions of several batches: most of the time one is open with decisions in it
-    worker = {"batch_rows_max": 10, "transaction_interval_ms": 60}
-    path = with_settings(new_config(BACKLOG | IN_PROCESS | {"worker": worker}), delivery="exactly-once",
-                         kafka={"instance": "only", "client": request.param})  # fmt: skip
+    """A service with exactly-once delivery that was killed twice with a transaction open, and then finished."""
+    part = ROWS // 3
+    path = with_settings(
+        new_config(BACKLOG | IN_PROCESS | {"worker": {"batch_rows_max": 10, "transaction_interval_ms": 60}}),
+        delivery="exactly-once",
+        kafka={"instance": "only", "client": request.param},
+    )
     config = load_config(path)
-    play_file(config, data, slice(0, rows), None, lambda _: None)
-    topic = config.kafka.topics.decisions
-    for kill_at in (300, 900, 1_500, 2_100):
-        with ServiceProcess(path) as service:
-            with closing(make_consumer(config.kafka, None)) as consumer:
-                partitions = consumer.partitions_for(topic)
-                wait_until(lambda: sum(consumer.end_offsets(partitions).values()) >= kill_at, "decisions", 60)  # noqa: B023
-            service.kill()
+    for until in (part, 2 * part):
+        play_file(config, data, slice(until - part, until), None, lambda _: None)
+        with ServiceProcess(path, KILLED_AT_COMMIT) as service:
+            wait_until(lambda: service.pid is None, "the kill")
+        assert decided_offsets(config) == set(), "no transaction was committed"
+    play_file(config, data, slice(2 * part, ROWS), None, lambda _: None)
     with ServiceProcess(path) as service:
-        wait_until(lambda: len(decided_offsets(config)) == rows, "all decided", 60)
+        wait_until(lambda: len(decided_offsets(config)) == ROWS, "all decided")
         service.wait_ready()
         service.stop()
     return config
@@ -75,21 +75,14 @@ def test_exactly_once_decides_every_transaction_once_through_kills(
     killed: Config, offline: OfflineScores, bundle: Bundle
 ) -> None:
     decisions = decisions_in(killed)
-    assert sorted(int(one.transaction_id) for one in decisions) == list(range(4_000))
-    assert committed(killed) == 4_000
+    assert sorted(int(one.transaction_id) for one in decisions) == list(range(ROWS))
+    assert committed(killed) == ROWS
     check_scores(decisions, offline, bundle)
 
 
-def test_the_kills_fell_into_open_transactions(killed: Config) -> None:
-    topic = killed.kafka.topics.decisions
-    with closing(make_consumer(killed.kafka, None)) as consumer:
-        written = sum(consumer.end_offsets(consumer.partitions_for(topic)).values())
-    visible = len(read_all(killed, topic))
-    commits = written - visible
-    assert commits > 0, "control records take offsets, and aborted decisions more"
-    offsets = [record.offset for record in read_all(killed, topic)]
-    gaps = np.diff(offsets) - 1
-    assert gaps.max() > 1, "no aborted decision lies between committed ones: the kills fell between transactions"
+def test_what_the_killed_service_had_sent_stays_invisible(killed: Config) -> None:
+    offsets = [record.offset for record in read_all(killed, killed.kafka.topics.decisions)]
+    assert offsets[0] > 1, "the log begins with the decisions of the transactions that were aborted"
 
 
 # --- what comes again -----------------------------------------------------------------------------------------------
