@@ -1,4 +1,4 @@
-"""`python -m tests.e2e.killed_at_commit run ...`: the service, which a fault kills (SIGKILL) at its first commit of new offsets.
+"""`python -m tests.e2e.killed_at_commit run ...`: the service, killed (SIGKILL) at its first commit of new offsets.
 
 The broker has acknowledged decisions by then (with exactly-once delivery: in an open transaction), and no offset of
 them is committed.
@@ -18,25 +18,37 @@ from streaming.clients.rdkafka_consumer import RdkafkaConsumer
 from streaming.clients.rdkafka_transactions import RdkafkaTransactionalProducer
 
 
-def at_first_commit(client: type[Any]) -> None:
-    """Let a consumer or transactional producer of this class kill the process at its first commit of new offsets."""
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_before_offsets(client: type[Any]) -> None:
+    """Let a consumer of this class kill the process when it is to commit new offsets of transactions."""
     commit = client.commit
 
-    def die(self: Any, offsets: Any, *more: Any) -> None:
-        if client in TRANSACTIONAL and offsets:
-            self._producer.flush(30)
-            os.kill(os.getpid(), signal.SIGKILL)
-        before = {} if client in TRANSACTIONAL else self.committed(list(offsets))
-        if any(offset > before.get(partition, (0, ""))[0] for partition, (offset, _) in offsets.items()):
-            os.kill(os.getpid(), signal.SIGKILL)
-        commit(self, offsets, *more)
+    def commit_or_die(self: Any, offsets: Any) -> None:
+        before = self.committed(list(offsets))
+        for (topic, partition), (offset, _) in offsets.items():
+            if topic.startswith("transactions") and offset > before.get((topic, partition), (0, ""))[0]:
+                killed()
+        commit(self, offsets)
+
+    client.commit = commit_or_die
+
+
+def die_in_transaction(client: type[Any]) -> None:
+    """Let a producer of this class kill the process when its transaction is complete but for the commit."""
+
+    def die(self: Any, *_: Any) -> None:
+        self._producer.flush(30)
+        killed()
 
     client.commit = die
 
 
-TRANSACTIONAL = (KafkaPythonTransactionalProducer, RdkafkaTransactionalProducer)
-
 if __name__ == "__main__":
-    for kafka_client in (KafkaPythonConsumer, RdkafkaConsumer, *TRANSACTIONAL):
-        at_first_commit(kafka_client)
+    for consumer in (KafkaPythonConsumer, RdkafkaConsumer):
+        die_before_offsets(consumer)
+    for producer in (KafkaPythonTransactionalProducer, RdkafkaTransactionalProducer):
+        die_in_transaction(producer)
     sys.exit(main())

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,17 @@ from bench.cluster import (
 )
 from bench.embedded import EmbeddedParts, ServiceProcess
 from cascade.bundle import Bundle, load_bundle
-from cascade.config import Config
+from cascade.config import Config, KafkaSettings
 from cascade.errors import BrokerError
 from cascade.frames import LabelledData
 from cascade.ledger import LedgerSummary
 from cascade.local_parts import free_ports
+from streaming.clients import ConsumerClient, GroupMember, TopicSpec, ensure_topics, make_consumer, make_producer
 from streaming.local_broker import LocalBroker
 from tests.e2e.asking import health
 from tests.proxy import Proxy
+from tests.streaming.clients.helpers import fill, ignore, poll_until, visible
+from tests.streaming.test_local_broker import consume, produce
 from tests.timing import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.cluster]
@@ -208,61 +211,83 @@ def stream(configs: list[Path], bundle: Bundle, data: LabelledData, started: int
 class Battered:
     checked: Check
     ledger: LedgerSummary
-    told: list[str]
+    named: list[str]
 
 
-@pytest.fixture(scope="module")
+Trouble = Callable[[Cluster], None]
+
+
+def a_node_is_killed(cluster: Cluster) -> None:
+    cluster.broker.kill_node(0)
+    time.sleep(3.0)
+
+
+def a_node_is_frozen_and_thawed(cluster: Cluster) -> None:
+    cluster.broker.freeze_node(1)
+    time.sleep(FROZEN_S)
+    cluster.broker.thaw_node(1)
+
+
+def connections_are_cut(cluster: Cluster) -> None:
+    for _ in range(3):
+        cluster.each(Proxy.cut)
+        time.sleep(0.5)
+
+
+def connections_are_slow(cluster: Cluster) -> None:
+    cluster.each(lambda proxy: proxy.delay(0.2))
+    cluster.each(lambda proxy: proxy.limit(200_000))
+    time.sleep(3.0)
+
+
+TROUBLES: dict[str, tuple[Trouble, ...]] = {
+    "a killed node": (a_node_is_killed,),
+    "all": (a_node_is_killed, a_node_is_frozen_and_thawed, connections_are_cut, connections_are_slow),
+}
+
+
+@pytest.fixture(scope="module", params=["a killed node", pytest.param("all", marks=pytest.mark.long)])
 def battered(
-    running_cluster: Cluster, new_configs: ConfigMaker, bundle: Bundle, data: LabelledData
+    request: pytest.FixtureRequest,
+    running_cluster: Cluster,
+    new_configs: ConfigMaker,
+    bundle: Bundle,
+    data: LabelledData,
 ) -> dict[str, Battered]:
-    """Both kinds of delivery, at once, through one trouble after the other; each has to recover from each."""
-    cluster, broker = running_cluster, running_cluster.broker
+    """Both kinds of delivery at once, through one trouble after the other; the last takes two nodes of three away."""
+    cluster = running_cluster
     with ExitStack() as stack:
         streams = [stack.enter_context(stream(new_configs(mode), bundle, data)) for mode in MODES]
-        told: dict[str, list[str]] = {mode: [] for mode in MODES}
+        named: dict[str, list[str]] = {}
 
         def all_recover(what: str) -> None:
-            for one in streams:
-                one.recovers(what)
+            for running in streams:
+                running.recovers(what)
 
         all_recover("the start")
-        broker.kill_node(0)
-        time.sleep(3.0)
-        all_recover("a node was killed")
-        broker.start_node(0)
-        all_recover("it was started again")
-        broker.freeze_node(1)
-        time.sleep(FROZEN_S)
-        broker.thaw_node(1)
-        all_recover("a node was frozen and thawed")
-        for _ in range(3):
-            cluster.each(Proxy.cut)
-            time.sleep(0.5)
-        all_recover("connections were cut")
-        cluster.each(lambda proxy: proxy.delay(0.2))
-        cluster.each(lambda proxy: proxy.limit(200_000))
-        time.sleep(3.0)
-        all_recover("connections became slow")
-        cluster.each(Proxy.heal)
-        all_recover("connections became quick again")
+        for trouble in TROUBLES[request.param]:
+            trouble(cluster)
+            all_recover(trouble.__name__)
+            cluster.restore()
+            all_recover(f"the end of {trouble.__name__}")
         for node in (1, 2):
-            broker.kill_node(node)
-        for one in streams:
-            wait_until(lambda: health(one.config, "/readyz")[0] == 503, "health tells that the broker is lost")  # noqa: B023
-            told[one.config.delivery] = health(one.config, "/readyz")[1].get("waiting_for", [])
+            cluster.broker.kill_node(node)
+        for running in streams:
+            wait_until(lambda: health(running.config, "/readyz")[0] == 503, "health names the lost broker")  # noqa: B023
+            named[running.config.delivery] = health(running.config, "/readyz")[1].get("waiting_for", [])
         cluster.restore()
         all_recover("two of three nodes were away")
-        results = {one.config.delivery: one.finish() for one in streams}
+        results = {running.config.delivery: running.finish() for running in streams}
     return {
-        one.config.delivery: Battered(results[one.config.delivery], one.ledgers[0], told[one.config.delivery])
-        for one in streams
+        mode: Battered(results[mode], running.ledgers[0], named[mode])
+        for mode, running in zip(MODES, streams, strict=True)
     }
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing_is_lost_and_each_card_keeps_its_order(battered: dict[str, Battered], mode: str) -> None:
     found = battered[mode].checked
-    assert found.sent > 2_000
+    assert found.sent > 1_000
     assert (found.lost, found.strays, found.order_violations) == (0, 0, 0)
 
 
@@ -278,13 +303,13 @@ def test_with_at_least_once_only_what_was_not_committed_is_decided_again(battere
 
 @pytest.mark.parametrize("mode", MODES)
 def test_readiness_names_the_broker_while_it_keeps_nothing(battered: dict[str, Battered], mode: str) -> None:
-    assert any(line.startswith("broker: ") for line in battered[mode].told)
+    assert any(line.startswith("broker: ") for line in battered[mode].named)
 
 
 # --- workers come and go ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param(MODES[0], marks=pytest.mark.long), MODES[1]])
 def test_a_worker_that_joins_and_leaves_costs_no_transaction_and_the_others_go_on(
     cluster: Cluster, new_configs: ConfigMaker, bundle: Bundle, data: LabelledData, mode: str
 ) -> None:
@@ -336,12 +361,14 @@ def wait_ready(service: subprocess.Popen[str], config: Config) -> None:
 
 
 LEFT_ALONE: dict[str, tuple[str, dict[str, Any], float]] = {
-    "exactly-once, exit": ("exactly-once", {"lost": "exit", "lost_s_max": 20.0}, 90.0),
-    # what was sent is waited for as long as the client tries to deliver it: a minute
+    "exactly-once, exit": ("exactly-once", {"lost": "exit", "lost_s_max": 5.0}, 90.0),
+    # a service that has nothing to send notices as well
+    "idle, exit": ("at-least-once", {"lost": "exit", "lost_s_max": 5.0}, 90.0),
+}
+# The clients go on for a minute with what was sent.
+LEFT_ALONE_LONG: dict[str, tuple[str, dict[str, Any], float]] = {
     "at-least-once, exit": ("at-least-once", {"lost": "exit", "lost_s_max": 20.0}, 120.0),
     "exactly-once, retry": ("exactly-once", {"lost": "retry", "lost_s_max": 5.0}, 120.0),
-    # one that has nothing to send notices as well
-    "idle, exit": ("at-least-once", {"lost": "exit", "lost_s_max": 20.0}, 90.0),
 }
 
 
@@ -354,12 +381,17 @@ class Ended:
     logged: str
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["short", pytest.param("long", marks=pytest.mark.long)])
 def left_alone(
-    running_cluster: Cluster, new_configs: ConfigMaker, bundle: Bundle, data: LabelledData
+    request: pytest.FixtureRequest,
+    running_cluster: Cluster,
+    new_configs: ConfigMaker,
+    bundle: Bundle,
+    data: LabelledData,
 ) -> dict[str, Ended]:
-    """Services whose broker goes away for good, all at once; three of them under load."""
-    paths = {name: new_configs(mode, settings)[0] for name, (mode, settings, _) in LEFT_ALONE.items()}
+    """Services whose broker goes away for good, all at once; all but the idle one under load."""
+    cases = LEFT_ALONE if request.param == "short" else LEFT_ALONE_LONG
+    paths = {name: new_configs(mode, settings)[0] for name, (mode, settings, _) in cases.items()}
     services = {name: run_service(path) for name, path in paths.items()}
     configs = {name: ServiceProcess(path).config for name, path in paths.items()}
     loads = [
@@ -369,9 +401,9 @@ def left_alone(
     def end_of(name: str) -> Ended:
         began_s = time.monotonic()
         try:
-            _, logged = services[name].communicate(timeout=LEFT_ALONE[name][2])
+            _, logged = services[name].communicate(timeout=cases[name][2])
         except subprocess.TimeoutExpired:
-            return Ended(None, LEFT_ALONE[name][2], "")
+            return Ended(None, cases[name][2], "")
         return Ended(services[name].returncode, time.monotonic() - began_s, logged)
 
     try:
@@ -394,17 +426,13 @@ def left_alone(
                 load.stop()
 
 
-@pytest.mark.parametrize("name", LEFT_ALONE)
-def test_a_broker_that_stays_away_ends_the_process_with_a_line_within_the_bound(
-    left_alone: dict[str, Ended], name: str
-) -> None:
-    ended = left_alone[name]
-    assert ended.code is not None, f"still there after {ended.after_s:g} s"
-    assert ended.code == 1
-    assert "Traceback" not in ended.logged
-    last = ended.logged.strip().splitlines()[-1]
-    assert last.startswith("cascade run: ")
-    assert "Kafka" in last
+def test_a_broker_that_stays_away_ends_the_process_with_a_line_within_the_bound(left_alone: dict[str, Ended]) -> None:
+    for name, ended in left_alone.items():
+        assert ended.code == 1, f"{name}: still there after {ended.after_s:g} s"
+        assert "Traceback" not in ended.logged
+        last = ended.logged.strip().splitlines()[-1]
+        assert last.startswith("cascade run: ")
+        assert "Kafka" in last
 
 
 def test_a_broker_that_is_gone_at_the_start_is_waited_for_and_named(cluster: Cluster, new_configs: ConfigMaker) -> None:
@@ -456,6 +484,7 @@ def test_a_second_sigterm_ends_a_drain_that_cannot_end_at_once(
 # --- a partition that stands still ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_liveness_fails_for_a_partition_with_lag_and_no_progress(
     cluster: Cluster, new_configs: ConfigMaker, bundle: Bundle, data: LabelledData, tmp_path: Path
 ) -> None:
@@ -484,3 +513,76 @@ def test_liveness_fails_for_a_partition_with_lag_and_no_progress(
         service.kill()
         load.stop()
         reader.join(5)
+
+
+# --- brokers and transactions without a service ----------------------------------------------------------------------
+
+
+def test_three_nodes_survive_the_loss_of_one(cluster: Cluster) -> None:
+    broker, topic = cluster.broker, f"replicated-{uuid.uuid4().hex[:8]}"
+    assert len(broker.pids) == NODES
+    ensure_topics(KafkaSettings(bootstrap=broker.bootstrap), [TopicSpec(topic, 1, replication=NODES)])
+    produce(broker.bootstrap, topic, [b"all three"])
+    broker.kill_node(0)
+    assert len(broker.pids) == NODES - 1
+    produce(broker.bootstrap, topic, [b"two of three"])
+    broker.start_node(0)
+    assert len(broker.pids) == NODES
+    assert consume(broker.bootstrap, topic, 2, group=f"group-{topic}") == [b"all three", b"two of three"]
+
+
+class Ledger:
+    """A worker of one partition: each transaction says the next number and commits it; errors end in a new producer."""
+
+    def __init__(self, kafka: KafkaSettings, transactional_id: str, topic: str, out: str) -> None:
+        self._kafka, self._id, self._topic, self._out = kafka, transactional_id, topic, out
+        self._producer = make_producer(kafka, transactional_id)
+        self.errors: list[str] = []
+
+    def next(self, consumer: ConsumerClient) -> int:
+        """The first number that is not committed."""
+        return consumer.committed([(self._topic, 0)]).get((self._topic, 0), (0, ""))[0]
+
+    def attempt(self, number: int, member: GroupMember, in_the_middle: Any = lambda producer: None) -> None:
+        try:
+            self._producer.begin()
+            self._producer.send_many(self._out, [b"a", b"b", b"c"], [b"%03d" % number] * 3)
+            in_the_middle(self._producer)
+            self._producer.commit({(self._topic, 0): (number + 1, f"m{number}")}, member)
+        except BrokerError as error:
+            self.errors.append(type(error).__name__)
+            self._producer.close(1)
+            self._producer = make_producer(self._kafka, self._id)
+
+    def close(self) -> None:
+        self._producer.close(5)
+
+
+def test_a_node_that_is_killed_in_a_transaction_loses_and_doubles_nothing(cluster: Cluster) -> None:
+    name = uuid.uuid4().hex[:8]
+    topic, out = f"in-{name}", f"out-{name}"
+    kafka = KafkaSettings(bootstrap=cluster.broker.bootstrap, group=f"group-{name}")
+    ensure_topics(kafka, [TopicSpec(topic, 1), TopicSpec(out, 3)])
+    fill(kafka, topic, 1)
+    killed: list[int] = []
+
+    def kill_the_coordinator(producer: Any) -> None:
+        coordinator = producer._manager._transaction_coordinator
+        killed.append(int(str(coordinator).removeprefix("coordinator-")))
+        cluster.broker.kill_node(killed[0])
+
+    with closing(make_consumer(kafka, kafka.group)) as consumer:
+        consumer.subscribe([topic], ignore, ignore)
+        poll_until([consumer], lambda: len(consumer.assignment()) == 1)
+        ledger = Ledger(kafka, f"tx-{name}", topic, out)
+        for attempt in range(12):
+            in_the_middle = kill_the_coordinator if attempt == 4 else lambda _: None
+            ledger.attempt(ledger.next(consumer), consumer.member(), in_the_middle)
+            consumer.poll(0.05, 10)
+        cluster.broker.start_node(killed[0])
+        for _ in range(3):
+            ledger.attempt(ledger.next(consumer), consumer.member())
+        last = ledger.next(consumer)
+        ledger.close()
+    assert last >= 8, ledger.errors
+    assert visible(kafka, out) == sorted([b"%03d" % number for number in range(last)] * 3)

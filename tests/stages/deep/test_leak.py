@@ -53,12 +53,14 @@ def growth(call: Callable[[], object]) -> float:
     return after / before - 1
 
 
+@pytest.mark.long
 def test_calls_that_are_answered_leave_nothing_behind(stage: TritonDeepStage, tiny_deep_model: TinyDeepModel) -> None:
     inputs = tiny_deep_model.inputs(4)
     assert growth(lambda: stage.submit(inputs, 10).result()) < GROWTH_SHARE_MAX
     assert len(stage._abandoned) == 0
 
 
+@pytest.mark.long
 def test_calls_that_are_late_leave_nothing_behind_and_the_server_alive(
     triton: LocalTriton, stage: TritonDeepStage, tiny_deep_model: TinyDeepModel
 ) -> None:

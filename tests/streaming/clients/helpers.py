@@ -5,11 +5,20 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 
 from cascade.config import KafkaSettings
-from streaming.clients import ConsumerClient, Delivery, FetchedBatch, Partition, ProducerClient, make_producer
+from streaming.clients import (
+    ConsumerClient,
+    Delivery,
+    FetchedBatch,
+    Partition,
+    ProducerClient,
+    make_consumer,
+    make_producer,
+)
 
 
 def fill(kafka: KafkaSettings, topic: str, count: int) -> None:
@@ -78,3 +87,16 @@ class Events:
 
 def ignore(partitions: list[Partition]) -> None:
     del partitions
+
+
+def visible(kafka: KafkaSettings, topic: str) -> list[bytes | None]:
+    """All values that a reader of what is committed sees."""
+    with closing(make_consumer(kafka, None)) as reader:
+        partitions = reader.partitions_for(topic)
+        reader.assign(partitions)
+        found = []
+        deadline_s = time.monotonic() + 20
+        while any(reader.position(partition) < end for partition, end in reader.end_offsets(partitions).items()):
+            assert time.monotonic() < deadline_s, "readers are held back"
+            found += reader.poll(0.1, 1_000)
+        return values(found)

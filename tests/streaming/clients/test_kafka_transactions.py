@@ -33,7 +33,7 @@ from streaming.clients import (
 from streaming.clients.kafka_transactions import KafkaPythonTransactionalProducer
 from streaming.clients.rdkafka_transactions import RdkafkaTransactionalProducer
 from streaming.local_broker import LocalBroker
-from tests.streaming.clients.helpers import fill, ignore, most_waiting, poll_until, values
+from tests.streaming.clients.helpers import fill, ignore, most_waiting, poll_until, visible
 
 pytestmark = pytest.mark.kafka
 # what these look at or put faults into is that library's own
@@ -77,19 +77,6 @@ def producer(kafka: KafkaSettings, transactional_id: str) -> Iterator[Transactio
     made = make_producer(kafka, transactional_id)
     yield made
     made.close(1)
-
-
-def visible(kafka: KafkaSettings, topic: str) -> list[bytes | None]:
-    """All values that a reader of what is committed sees."""
-    with closing(make_consumer(kafka, None)) as reader:
-        partitions = reader.partitions_for(topic)
-        reader.assign(partitions)
-        found = []
-        deadline_s = time.monotonic() + 20
-        while any(reader.position(partition) < end for partition, end in reader.end_offsets(partitions).items()):
-            assert time.monotonic() < deadline_s, "readers are held back"
-            found += reader.poll(0.1, 1_000)
-        return values(found)
 
 
 def committed(kafka: KafkaSettings, partition: Partition) -> tuple[int, str] | None:
@@ -502,66 +489,6 @@ def test_offsets_of_a_time(kafka: KafkaSettings, outsider: ConsumerClient) -> No
     full, empty = sorted([(name, 0), (name, 1)], key=lambda partition: -outsider.end_offsets([partition])[partition])
     assert outsider.offsets_at([full, empty], 1_500) == {full: 1, empty: 0}
     assert outsider.offsets_at([full], 3_001) == {full: 3}
-
-
-class Ledger:
-    """A worker of one partition: each transaction says the next number and commits it; errors end in a new producer."""
-
-    def __init__(self, kafka: KafkaSettings, transactional_id: str, topic: str, out: str) -> None:
-        self._kafka, self._id, self._topic, self._out = kafka, transactional_id, topic, out
-        self._producer = make_producer(kafka, transactional_id)
-        self.errors: list[str] = []
-
-    def next(self, consumer: ConsumerClient) -> int:
-        """The first number that is not committed."""
-        return consumer.committed([(self._topic, 0)]).get((self._topic, 0), (0, ""))[0]
-
-    def attempt(self, number: int, member: GroupMember, in_the_middle: Any = lambda producer: None) -> None:
-        try:
-            self._producer.begin()
-            self._producer.send_many(self._out, [b"a", b"b", b"c"], [b"%03d" % number] * 3)
-            in_the_middle(self._producer)
-            self._producer.commit({(self._topic, 0): (number + 1, f"m{number}")}, member)
-        except BrokerError as error:
-            self.errors.append(type(error).__name__)
-            self._producer.close(1)
-            self._producer = make_producer(self._kafka, self._id)
-
-    def close(self) -> None:
-        self._producer.close(5)
-
-
-@pytest.mark.timeout(240)
-def test_a_node_that_is_killed_in_a_transaction_loses_and_doubles_nothing(kafka_parts: Path, tmp_path: Path) -> None:
-    with LocalBroker(tmp_path, nodes=3, parts_dir=kafka_parts) as cluster:
-        kafka = KafkaSettings(bootstrap=cluster.bootstrap, group="g")
-        ensure_topics(kafka, [TopicSpec("in", 1), TopicSpec("out", 3)])
-        fill(kafka, "in", 1)
-        with closing(make_consumer(kafka, kafka.group)) as consumer:
-            consumer.subscribe(["in"], ignore, ignore)
-            poll_until([consumer], lambda: len(consumer.assignment()) == 1)
-            ledger = Ledger(kafka, "tx", "in", "out")
-
-            def kill_the_coordinator(producer: Any) -> None:
-                name = producer._manager._transaction_coordinator
-                killed.append(int(str(name).removeprefix("coordinator-")))
-                cluster.kill_node(killed[0])
-
-            killed: list[int] = []
-            for round_ in range(12):
-                ledger.attempt(
-                    ledger.next(consumer),
-                    consumer.member(),
-                    kill_the_coordinator if round_ == 4 else lambda offsets: None,
-                )
-                consumer.poll(0.05, 10)
-            cluster.start_node(killed[0])
-            for _ in range(3):
-                ledger.attempt(ledger.next(consumer), consumer.member())
-            last = ledger.next(consumer)
-            ledger.close()
-        assert last >= 8, ledger.errors
-        assert visible(kafka, "out") == sorted([b"%03d" % number for number in range(last)] * 3)
 
 
 @kafka_python_only
