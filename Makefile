@@ -6,11 +6,10 @@ UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --
 # Reads every page again: a warning in a page that has not changed would not be repeated.
 DOCS = $(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet --builder html docs build/docs
 
-# Three at a time on two cores, and Kafka, Triton and workers beside them: what fails there must pass by itself, at once.
-ONCE_MORE = { [ $$? -eq 1 ] && echo "once more, what failed, by itself:" && $(BIN)/pytest --last-failed \
-	--last-failed-no-failures none -m 'not alone' tests; }
+# Most tests of real parts wait for one another's processes: four at a time keep two cores busy.
+PYTEST = $(BIN)/pytest --quiet -n 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test docs handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
+.PHONY: demo test test-long docs handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cascade demo --out build/demo
@@ -20,8 +19,12 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(DOCS)
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not alone' tests/e2e tests || $(ONCE_MORE)
-	$(BIN)/pytest -m alone
+	$(BIN)/cascade local install
+	$(PYTEST) -m 'not long' tests/e2e tests
+
+test-long: $(VENV)/.dev
+	$(BIN)/cascade local install
+	$(PYTEST) -n 2 -m long tests
 
 docs: $(VENV)/.dev
 	$(DOCS)

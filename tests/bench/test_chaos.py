@@ -100,7 +100,6 @@ def test_a_fault_ends_even_if_the_worker_does_not_start(fakes: FakeParts) -> Non
 
 @pytest.mark.kafka
 @pytest.mark.triton
-@pytest.mark.cluster
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_bounded_run_loses_nothing_decides_nothing_twice_and_ends_with_the_same_state(

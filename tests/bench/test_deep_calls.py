@@ -230,7 +230,6 @@ def check(cost: DeepCost, rows: tuple[int, ...]) -> None:
 # Triton 2.51 can crash where a connection closes at the moment of an answer (decision 0003).
 @pytest.mark.long
 @pytest.mark.triton
-@pytest.mark.flaky(reruns=1, only_rerun=["Stream removed", "Connection refused"])
 def test_on_a_real_triton_a_row_costs_less_cpu_time_in_fuller_calls(triton_parts: Path, tmp_path: Path) -> None:
     del triton_parts
     path = tmp_path / "cost.json"

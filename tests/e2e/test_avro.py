@@ -23,7 +23,7 @@ from streaming.decisions import decode_decision, message_keys
 from tests.conftest import Broker
 from tests.streaming.test_schema_sources import Answer, Registry
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka]
 
 SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 ROWS, NUMBER = 50, 12

@@ -48,7 +48,7 @@ from tests.streaming.clients.helpers import fill, ignore, poll_until, visible
 from tests.streaming.test_local_broker import consume, produce
 from tests.timing import wait_until
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.kafka]
 
 SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 NODES = 3

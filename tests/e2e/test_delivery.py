@@ -33,7 +33,7 @@ from tests.e2e.test_worker import (  # the fixtures are used by name
 from tests.timing import wait_until
 
 __all__ = ["bundle", "data", "new_config", "offline"]
-pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka]
 IN_PROCESS = {"deep": {"backend": "onnxruntime"}}
 ROWS = 1_500
 

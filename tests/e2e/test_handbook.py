@@ -16,10 +16,10 @@ DATA = SHARED / "data" / "handbook.parquet"
 PROTOCOL = SHARED / "tools" / "handbook_protocol.py"
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.kafka,
     pytest.mark.triton,
     pytest.mark.training,
-    pytest.mark.slow,
     pytest.mark.skipif(not DATA.exists(), reason=f"{DATA} is not here (the Handbook's data, see its README)"),
 ]
 

@@ -31,7 +31,7 @@ TILES = """[...document.querySelectorAll('.tile')].map((tile) =>
     ['b', 'span', '.kind'].map((part) => tile.querySelector(part)?.innerText))"""
 ENERGY_UNITS = ("W", "mJ", "gCO2e")
 pytestmark = [
-    pytest.mark.kafka, pytest.mark.triton, pytest.mark.slow,
+    pytest.mark.kafka, pytest.mark.triton,
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
 ]  # fmt: skip
 
@@ -103,22 +103,29 @@ def test_probes_do_not_wait_for_those_who_watch(url: str) -> None:
         while not stop.is_set():
             urllib.request.urlopen(f"{url}frames", timeout=10).close()  # noqa: S310 - ours
 
+    unwatched_s = probe_s(url)
     watching = [threading.Thread(target=watch) for _ in range(4)]
-    for one in watching:
-        one.start()
+    for thread in watching:
+        thread.start()
     try:
-        took_s = []
-        for _ in range(40):
-            began_s = time.monotonic()
-            with urllib.request.urlopen(f"{url}healthz", timeout=10) as answer:  # noqa: S310 - ours
-                assert answer.status == 200
-            took_s.append(time.monotonic() - began_s)
+        watched_s = probe_s(url)
     finally:
         stop.set()
-        for one in watching:
-            one.join()
-    # a probe's usual limit is a second; half of them: a busy machine delays one or another
-    assert np.median(took_s) < 0.5
+        for thread in watching:
+            thread.join()
+    # a probe that waits for a watcher waits for the next frame, a second
+    assert watched_s < 10 * unwatched_s + 0.2
+
+
+def probe_s(url: str) -> float:
+    """Seconds that `/healthz` takes to answer: the quicker quarter of 40 times, since other work delays some."""
+    took_s = []
+    for _ in range(40):
+        began_s = time.monotonic()
+        with urllib.request.urlopen(f"{url}healthz", timeout=10) as answer:  # noqa: S310 - ours
+            assert answer.status == 200
+        took_s.append(time.monotonic() - began_s)
+    return float(np.quantile(took_s, 0.25))
 
 
 def test_a_service_that_is_gone_is_said_and_its_figures_are_not_shown_as_now(url: str, tmp_path: Path) -> None:

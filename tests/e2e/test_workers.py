@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -39,7 +38,7 @@ from tests.e2e.asking import ask
 from tests.otlp_receiver import OtlpReceiver, attributes
 from tests.timing import wait_until
 
-pytestmark = [pytest.mark.kafka, pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka, pytest.mark.triton]
 
 PARTITIONS = 4
 DRAIN_MS = 20_000
@@ -137,7 +136,6 @@ class Told:
     hung: list[str]
     pids: dict[int, int]
     ledger: LedgerSummary
-    stopped_after_s: float
     left: list[int]
     log: str
     triton_pid: int | None
@@ -199,13 +197,11 @@ def told(
         wait_until(lambda: ask(config, "/readyz")[0] == 200, "ready once more")
         assert service.pid is not None
         family = psutil.Process(service.pid).children(recursive=True)
-        asked_s = time.monotonic()
         ledger = service.stop()
-        stopped_after_s = time.monotonic() - asked_s
         left = [one.pid for one in family if one.is_running()]
     return Told(
         config, rows, shares, decided_by(metrics), metrics, exemplars, collected, waiting, hung, pids,
-        ledger, stopped_after_s, left, path.with_suffix(".log").read_text(), triton_server.pid,
+        ledger, left, path.with_suffix(".log").read_text(), triton_server.pid,
     )  # fmt: skip
 
 
@@ -312,7 +308,7 @@ def test_the_ledger_on_disk_is_of_all_of_them_too(told: Told) -> None:
 
 
 def test_sigterm_ends_all_of_them_in_time(told: Told) -> None:
-    assert told.stopped_after_s < DRAIN_MS / 1e3
+    assert "drain ran out of time" not in told.log
     assert told.left == []
     assert committed_offsets(told.config) == end_offsets(told.config, told.config.kafka.topics.transactions)
 

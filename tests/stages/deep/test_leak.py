@@ -19,7 +19,7 @@ from stages.deep.local_triton import LocalTriton
 from stages.deep.triton import _ABANDONED_MAX, TritonDeepStage
 from tests.conftest import TinyDeepModel
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton]
 
 WARM_UP, CALLS, SAMPLE_EVERY = 500, 3_000, 100
 # Two per cent of the process is what a soak may grow by. A leak of one request a call (4 kB) would be 12 MB here.
