@@ -25,6 +25,7 @@ test: $(VENV)/.dev
 test-long: $(VENV)/.dev
 	$(BIN)/cascade local install
 	$(PYTEST) -n 2 -m long tests
+	$(BIN)/cascade bench smoke --out build/smoke --json build/smoke.json
 
 docs: $(VENV)/.dev
 	$(DOCS)
