@@ -87,14 +87,17 @@ def test_a_pool_too_small_for_the_events(drawn: list[Move], keys_max: int, event
 
 
 @pytest.mark.parametrize("kind", KEY_KINDS)
-@pytest.mark.parametrize(("keys_max", "events_max", "events_mean", "lateness"), [
-    (100, 256, 32, "2s"),
-    (100, 5, 5, "2s"),
-    (3, 256, 1, "2s"),
-    (7, 40, 3, "1m"),
-    (1, 256, 9, "1m"),
-    (11, 256, 1, "10m"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("keys_max", "events_max", "events_mean", "lateness"),
+    [
+        (100, 256, 32, "2s"),
+        (100, 5, 5, "2s"),
+        (3, 256, 1, "2s"),
+        (7, 40, 3, "1m"),
+        (1, 256, 9, "1m"),
+        (11, 256, 1, "10m"),
+    ],
+)
 def test_long_streams(kind: KeyKind, keys_max: int, events_max: int, events_mean: int, lateness: str) -> None:
     spec = spec_of(EVERYTHING, keys_max, events_max, events_mean, lateness)
     for seed in range(3):
@@ -102,11 +105,7 @@ def test_long_streams(kind: KeyKind, keys_max: int, events_max: int, events_mean
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("keys_max", "events_max"), [
-    (2, 256),
-    (5, 256),
-    (12, 20),
-])  # fmt: skip
+@pytest.mark.parametrize(("keys_max", "events_max"), [(2, 256), (5, 256), (12, 20)])
 def test_long_streams_of_frauds_alone(seed: int, keys_max: int, events_max: int) -> None:
     """The pool of frauds runs out; it is small, since frauds are rare."""
     rows = [item for item in stream("int64", random_moves(seed, 150, keys=6)) if item.kind == "row"]

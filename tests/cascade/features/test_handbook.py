@@ -46,12 +46,18 @@ def rows() -> pl.DataFrame:
     """60 days of 100 cards and of 200 terminals, with row numbers."""
     return (
         pl.read_parquet(DATA)
-        .filter(pl.col("TX_DATETIME") < datetime(2018, 5, 31),
-                (pl.col("CUSTOMER_ID") < 100) | (pl.col("TERMINAL_ID") < 200))
-        .select("TRANSACTION_ID", "TX_DATETIME", pl.col("CUSTOMER_ID", "TERMINAL_ID").cast(pl.Int64), "TX_AMOUNT",
-                pl.col("TX_FRAUD").cast(pl.Int64))
+        .filter(
+            pl.col("TX_DATETIME") < datetime(2018, 5, 31), (pl.col("CUSTOMER_ID") < 100) | (pl.col("TERMINAL_ID") < 200)
+        )
+        .select(
+            "TRANSACTION_ID",
+            "TX_DATETIME",
+            pl.col("CUSTOMER_ID", "TERMINAL_ID").cast(pl.Int64),
+            "TX_AMOUNT",
+            pl.col("TX_FRAUD").cast(pl.Int64),
+        )
         .with_row_index("row")
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -85,19 +91,26 @@ def test_card_windows(rows: pl.DataFrame, features: pl.DataFrame) -> None:
     assert features["card_count_7d"].to_list() == week["count"].to_list()
     month = pairs(rows, "CUSTOMER_ID", 30 * DAY, 0 * DAY)
     amount = pl.col("TX_AMOUNT_right")
-    expected = month.group_by("row").agg(amount.mean().alias("mean"), amount.std(ddof=0).alias("std"),
-                                         amount.max().alias("max")).sort("row")  # fmt: skip
+    expected = (
+        month.group_by("row")
+        .agg(amount.mean().alias("mean"), amount.std(ddof=0).alias("std"), amount.max().alias("max"))
+        .sort("row")
+    )
     for name in ("mean", "std", "max"):
         np.testing.assert_allclose(features[f"card_amount_{name}_30d"], expected[name], rtol=3e-7, atol=1e-9)
     earlier = month.filter(pl.col("row_right") < pl.col("row")).group_by("row").agg(amount.mean().alias("mean"))
     ratio = rows.join(earlier, on="row", how="left", maintain_order="left").select(
-        pl.when(pl.col("mean") > 0).then(pl.col("TX_AMOUNT") / pl.col("mean")).otherwise(1.0))  # fmt: skip
+        pl.when(pl.col("mean") > 0).then(pl.col("TX_AMOUNT") / pl.col("mean")).otherwise(1.0)
+    )
     np.testing.assert_allclose(features["card_amount_ratio_to_mean_30d"], ratio.to_series(), rtol=3e-7)
 
 
 def test_terminal_frauds(rows: pl.DataFrame, features: pl.DataFrame) -> None:
-    labelled = pairs(rows, "TERMINAL_ID", 14 * DAY, 7 * DAY).group_by("row").agg(
-        pl.col("TX_FRAUD_right").sum().alias("frauds"), pl.len().alias("rows"))  # fmt: skip
+    labelled = (
+        pairs(rows, "TERMINAL_ID", 14 * DAY, 7 * DAY)
+        .group_by("row")
+        .agg(pl.col("TX_FRAUD_right").sum().alias("frauds"), pl.len().alias("rows"))
+    )
     expected = rows.join(labelled, on="row", how="left", maintain_order="left").fill_null(0)
     rate = (expected["frauds"] / expected["rows"]).fill_nan(0.0)
     assert rate.max() > 0.5, "the slice has compromised terminals"

@@ -400,22 +400,25 @@ def test_records_are_little_endian_and_packed() -> None:
     assert values[0][:17] == bytes.fromhex("0102000000000000000900000000000000")
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    (b"", record()[1]),
-    (None, record()[1]),
-    (record()[0], None),
-    (record()[0], b""),
-    (record()[0] + b"\0", record()[1]),
-    (record()[0], record()[1][:-1]),
-    (b"\x07\x00" + record()[0][2:], record()[1]),
-    (record()[0], b"\x02" + record()[1][1:]),
-    *(zip(*encode(0, summary(count=-1)), strict=True)),
-    *(zip(*encode(0, summary(count=COUNT_MAX + 1)), strict=True)),
-    *(zip(*encode(0, summary(paid=np.nan)), strict=True)),
-    *(zip(*encode(0, summary(largest=np.inf)), strict=True)),
-    *(zip(*encode(0, summary(spread=-1.0)), strict=True)),
-    *(zip(*encode(0, summary(newest_ms=-1)), strict=True)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"", record()[1]),
+        (None, record()[1]),
+        (record()[0], None),
+        (record()[0], b""),
+        (record()[0] + b"\0", record()[1]),
+        (record()[0], record()[1][:-1]),
+        (b"\x07\x00" + record()[0][2:], record()[1]),
+        (record()[0], b"\x02" + record()[1][1:]),
+        *(zip(*encode(0, summary(count=-1)), strict=True)),
+        *(zip(*encode(0, summary(count=COUNT_MAX + 1)), strict=True)),
+        *(zip(*encode(0, summary(paid=np.nan)), strict=True)),
+        *(zip(*encode(0, summary(largest=np.inf)), strict=True)),
+        *(zip(*encode(0, summary(spread=-1.0)), strict=True)),
+        *(zip(*encode(0, summary(newest_ms=-1)), strict=True)),
+    ],
+)
 def test_a_record_that_is_no_summary_is_counted_and_the_others_are_read(key: bytes | None, value: bytes | None) -> None:
     good_key, good_value = record()
     (found,), rejected = decode([key, good_key], [value, good_value], [2])
