@@ -42,7 +42,7 @@ __all__ = [
 
 
 def make_consumer(kafka: KafkaSettings, group: str | None) -> ConsumerClient:
-    """A consumer of `group` (usually `kafka.group`), or outside any; raises BrokerError where no broker answers."""
+    """Makes a consumer of `group`, or outside any group; raises BrokerError if no broker answers."""
     if kafka.client == "librdkafka":
         with _installed():
             from streaming.clients.rdkafka_consumer import RdkafkaConsumer
@@ -64,9 +64,9 @@ def make_producer(
 def make_producer(
     kafka: KafkaSettings, transactional_id: str | None = None
 ) -> ProducerClient | TransactionalProducerClient:
-    """A producer, transactional where it has an id; raises BrokerError where no broker answers.
+    """Makes a producer, a transactional one if it has an id; raises BrokerError if no broker answers.
 
-    One that was made before with the same transactional id is fenced when this returns, and its transaction resolved.
+    An earlier producer with the same transactional id is then fenced, and its transaction completed or aborted.
     """
     if kafka.client == "librdkafka":
         with _installed():
@@ -95,5 +95,5 @@ def _installed() -> Iterator[None]:
             "kafka.client",
             "librdkafka",
             f"is not installed ({error})",
-            "pip install 'cascade-fraud[fast]', or use kafka-python",
+            "pip install 'cascade-fraud[fast]', or set it to kafka-python",
         ) from error

@@ -1,4 +1,4 @@
-"""A connection for questions about the cluster; kafka-python's with either client, since it is there anyway."""
+"""An admin connection: kafka-python's for either client, since it is always installed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cascade.config import KafkaSettings
 from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS, translated
 from streaming.clients.settings import connection_settings
 
-# A server that says nothing costs an attempt of two seconds five of them before the next is asked.
+# Enough for several addresses: one that does not answer takes 5 s (ADDRESS_TIMEOUT_MS) before the next is tried.
 ATTEMPT_TIMEOUT_S = 20.0
 
 
 @contextlib.contextmanager
 def admin_client(kafka: KafkaSettings, action: str, timeout_s: float = ATTEMPT_TIMEOUT_S) -> Iterator[Any]:
-    """The vendor's client, closed at the end; its errors come out as a BrokerError that names the action."""
+    """kafka-python's admin client, closed at the end; raises its errors as BrokerError with the action."""
     with (
         translated(action, kafka.bootstrap),
         contextlib.closing(

@@ -1,4 +1,4 @@
-"""From kafka-python's errors to ours: one line, with the addresses and what was being done."""
+"""Translates kafka-python's errors into BrokerError: a line with the addresses, the action and the remedy."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ from kafka.errors import ProducerFencedError as VendorProducerFencedError
 from cascade.errors import BrokerError, ProducerFencedError
 from streaming.clients.access_errors import is_access_error
 
-# How long one request may take before it is tried again elsewhere; the vendor's 30 s would hide a dead broker.
+# A request is retried on another node after this long; kafka-python's 30 s would hide a dead broker.
 REQUEST_TIMEOUT_MS = 15_000
 
 
 @contextlib.contextmanager
 def translated(action: str, servers: str) -> Iterator[None]:
-    """What the vendor raises within comes out as a BrokerError, with the vendor's error as its cause."""
+    """Raises kafka-python's errors as BrokerError, with the original error as the cause."""
     try:
         yield
     except OffsetOutOfRangeError as error:
-        raise BrokerError(
-            f"Kafka at {servers}: {action}: the log no longer holds the wanted offsets ({worded(error)}); "
-            "records were deleted before they were read: commit a newer offset for the group to go on without them"
-        ) from error
+        raise deleted_offsets_error(servers, action, worded(error)) from error
     except (KafkaError, OSError, ValueError, TypeError, AssertionError) as error:
         if is_fenced(error):
             raise fenced_error(servers) from error
@@ -33,14 +30,14 @@ def translated(action: str, servers: str) -> Iterator[None]:
 
 
 def worded(error: BaseException) -> str:
-    """The error's text on one line, its type where it has none."""
+    """The error's text in a line, or its type if the text is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def is_fenced(error: object) -> bool:
-    """Whether the broker refuses this producer because a newer one of its transactional id has begun.
+    """Whether the broker fences this producer: a newer one with its transactional id exists.
 
-    A producer whose transaction took longer than its timeout is told the same: the coordinator began anew without it.
+    The coordinator also fences a producer whose transaction took longer than its timeout.
     """
     return isinstance(error, (VendorProducerFencedError, InvalidProducerEpochError))
 
@@ -48,6 +45,14 @@ def is_fenced(error: object) -> bool:
 def fenced_error(servers: str) -> ProducerFencedError:
     """The error of a fenced producer."""
     return ProducerFencedError(
-        f"Kafka at {servers}: another producer with this transactional id has begun, or the transaction timed out; "
-        "what it had not committed is not kept"
+        f"Kafka at {servers}: another producer with this transactional id has started, or the transaction timed out; "
+        "the open transaction is aborted"
+    )
+
+
+def deleted_offsets_error(servers: str, action: str, reason: str) -> BrokerError:
+    """The error of a consumer whose next records were deleted."""
+    return BrokerError(
+        f"Kafka at {servers}: {action}: the log no longer has the requested offsets ({reason}); records were deleted "
+        "before they were read: to continue without them, commit a newer offset for the group"
     )

@@ -17,47 +17,47 @@ from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS, fenced_error, is_
 from streaming.clients.protocol import Delivery, Headers
 from streaming.clients.settings import connection_settings
 
-# A record that is not kept after this long is a failure that stops the worker, instead of a queue that grows.
+# A record without an acknowledgement after this long ends the session, so that the queue does not grow.
 DELIVERY_TIMEOUT_MS = 60_000
-# The sender thread takes up to this much of a partition at a time. The idempotent producer has one such batch in
-# flight a partition, so small ones would cost a round trip each; a thousand decisions fit.
+# The largest batch of a partition. The idempotent producer has one batch in flight for each partition, so that each
+# small one would take a round trip; this one has room for a thousand decisions.
 PRODUCE_BATCH_BYTES = 512 * 1024
-# A micro-batch is appended record by record; with 0 the sender runs off with the first ones and contends for the
-# interpreter with the rest. One millisecond is a fifth of the screened p99 limit.
+# A micro-batch is appended record by record. Without lingering, the sender sends the first records at once and competes
+# with the rest for the interpreter. A millisecond is a fifth of the screened p99 limit.
 LINGER_MS = 1
-# Larger than what the broker takes by default, so that a dead letter of a message at the limit is not stopped here.
+# Larger than the broker's default, so that the dead letter of a message at the limit can be sent.
 REQUEST_BYTES_MAX = 2 * 1024 * 1024
 UNDELIVERED_MAX = 50_000
-# The vendor's thread ends within milliseconds once it is told to drop everything, unless it waits for a connection.
+# kafka-python's thread ends within milliseconds after `force_close`, unless it waits for a connection.
 ABANDON_TIMEOUT_S = 1.0
 
 
 class _Sent:
-    """Delivery of some records, looked through from the first that is not known to be kept."""
+    """The Delivery of some records; checks them from the first unacknowledged one on."""
 
     def __init__(self, servers: str, futures: list[Any]) -> None:
-        self._servers, self._futures, self._kept = servers, futures, 0
+        self._servers, self._futures, self._acknowledged = servers, futures, 0
 
     def done(self) -> bool:
-        while self._kept < len(self._futures):
-            future = self._futures[self._kept]
+        while self._acknowledged < len(self._futures):
+            future = self._futures[self._acknowledged]
             if not future.is_done:
                 return False
             if future.exception is not None:
                 raise delivery_error(self._servers, future.exception)
-            self._kept += 1
+            self._acknowledged += 1
         return True
 
 
 def delivery_error(servers: str, error: BaseException) -> BrokerError:
-    """The error of a record that the broker did not keep."""
+    """The error of a record that was not delivered."""
     if is_fenced(error):
         return fenced_error(servers)
     return BrokerError(f"Kafka at {servers}: a record was not delivered: {worded(error)}")
 
 
 class KafkaPythonProducer:
-    """ProducerClient on kafka-python, which itself bounds nothing: `undelivered_max` records are the bound here."""
+    """ProducerClient on kafka-python, which has no limit of its own: `undelivered_max` records may be in flight."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class KafkaPythonProducer:
         headers: Headers = (),
         timestamp_ms: int | None = None,
     ) -> Delivery:
-        """See ProducerClient; a header without a value is sent with an empty one, since the vendor takes no other."""
+        """See ProducerClient; a header value None is sent as empty bytes, since kafka-python requires bytes."""
         self._make_room(1)
         pairs = [(name, octets if octets is not None else b"") for name, octets in headers]
         with self._sending(topic):
@@ -136,7 +136,7 @@ class KafkaPythonProducer:
         self._refuse_after_failure()
 
     def close(self, timeout_s: float) -> None:
-        """See ProducerClient; releases everything even where the flush fails."""
+        """See ProducerClient; releases all resources even if the flush fails."""
         try:
             self.flush(timeout_s)
         except BrokerError:
@@ -146,7 +146,7 @@ class KafkaPythonProducer:
             self._producer.close(timeout=timeout_s)
 
     def _abandon(self) -> None:
-        """End the vendor's thread and drop what it holds; the vendor's `close` leaves it running after a failure."""
+        """Ends kafka-python's thread and drops its records; after a failure its `close` leaves the thread running."""
         sender = self._producer._sender
         sender.force_close()
         sender.join(ABANDON_TIMEOUT_S)
@@ -164,7 +164,7 @@ class KafkaPythonProducer:
         self._reap()
         self._refuse_after_failure()
         deadline_s = time.monotonic() + REQUEST_TIMEOUT_MS / 1_000
-        # a call with more records than the bound goes through once nothing else waits
+        # a call with more records than the limit passes when no other record is in flight
         while self._undelivered and len(self._undelivered) + records > self._undelivered_max:
             left_s = deadline_s - time.monotonic()
             with translated("waiting for room in the send queue", self._servers), contextlib.suppress(KafkaError):
@@ -185,5 +185,5 @@ class KafkaPythonProducer:
                 self._failure = self._not_delivered(error)
 
     def _not_delivered(self, error: BaseException) -> BrokerError:
-        """What every further call raises after this failed delivery."""
+        """The error that every later call raises after this failed delivery."""
         return delivery_error(self._servers, error)

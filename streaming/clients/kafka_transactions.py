@@ -1,12 +1,12 @@
-"""The transactional producer on kafka-python 3: records and offsets are kept together or not at all.
+"""The transactional producer on kafka-python 3: records and offsets are committed together or not at all.
 
-The vendor waits without end for a coordinator that does not answer, so its transaction manager is driven directly here,
-with a limit on each wait. Two more of its habits would break the promise:
+kafka-python waits without a limit for a coordinator that does not answer. This producer calls kafka-python's
+transaction manager directly, with a limit on each wait. It corrects two more faults:
 
-- A record whose delivery timed out leaves the vendor's transaction fit to be committed. Here everything is delivered,
-  and looked at, before offsets and commit are sent.
-- A producer whose epoch is over asks for a new one (KIP-360), and with brokers before 2.7 so fences the successor that
-  has fenced it. Here it never does: every error is final for the producer, and the next one begins anew.
+- After a record's delivery timed out, kafka-python can still commit the transaction. This producer waits for the
+  delivery reports of all records before it sends offsets and commit.
+- A fenced kafka-python producer asks for a new epoch (KIP-360), and with brokers before 2.7 it so fences its own
+  successor. This producer never does: every error is final, and a new producer must be made.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from streaming.clients.kafka_producer import UNDELIVERED_MAX, KafkaPythonProduce
 from streaming.clients.protocol import GroupMember, Partition
 from streaming.clients.unsent_requests import retry_unsent_requests
 
-# A worker that was killed, and has no successor, holds back the readers of its partitions for so long (and then until
-# its coordinator next looks, every 10 s by default). Less would end the longest transaction that can be configured
-# (10 s) before it is committed.
+# The open transaction of a killed worker without a successor delays read_committed readers this long, and then until
+# the coordinator's next check (every 10 s by default). A shorter timeout would abort the longest configurable
+# transaction (10 s).
 TRANSACTION_TIMEOUT_MS = 15_000
-# What an earlier producer left open is aborted first; a coordinator that moves to another node needs some 10 s.
+# An earlier open transaction is aborted first; a coordinator that moves to another node needs some 10 s.
 INIT_TIMEOUT_S = 30.0
-# For the deliveries and the offsets, and again for the end; past the timeout of the transaction, waiting is in vain.
+# For deliveries and offsets, and again for the commit; the transaction cannot take longer than its timeout.
 COMMIT_TIMEOUT_S = TRANSACTION_TIMEOUT_MS / 1_000
 ABORT_TIMEOUT_S = 5.0
-# Undoing what failed only spares readers a wait: the next producer, or the timeout, does it otherwise.
-UNDO_TIMEOUT_S = 2.0
-# The coordinator ends a transaction behind its answer, and puts off the next one until then: the vendor's 100 ms would
-# be added to many a transaction.
+# The abort after a failure only spares readers a wait: otherwise the next producer or the timeout aborts.
+FAILURE_ABORT_TIMEOUT_S = 2.0
+# The coordinator completes a transaction after its answer, and answers the next one with "retry" until then:
+# kafka-python's default of 100 ms would delay many transactions.
 RETRY_BACKOFF_MS = 10
 
 
@@ -73,7 +73,7 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
     def begin(self) -> None:
         """See TransactionalProducerClient."""
         self._refuse_after_failure()
-        with self._final("beginning a transaction"):
+        with self._ended_by_errors("beginning a transaction"):
             self._manager.begin_transaction()
         self._open = True
 
@@ -81,11 +81,11 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
         """See TransactionalProducerClient."""
         self._refuse_after_failure()
         deadline_s = time.monotonic() + COMMIT_TIMEOUT_S
-        with self._final("delivering the records of a transaction"):
+        with self._ended_by_errors("delivering the records of a transaction"):
             self._producer.flush(timeout=COMMIT_TIMEOUT_S)
         self._reap()
         self._refuse_after_failure()
-        with self._final("adding offsets to a transaction"):
+        with self._ended_by_errors("adding offsets to a transaction"):
             if offsets:
                 sent = self._manager.send_offsets_to_transaction(_vendor_offsets(offsets), _member(member))
                 self._wait(sent, max(deadline_s - time.monotonic(), 0.0))
@@ -94,20 +94,20 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
             self._wait(ended, COMMIT_TIMEOUT_S)
         except KafkaError as error:
             self._failure = self._fenced(error) or CommitUnknownError(
-                f"Kafka at {self._servers}: it is not known whether the transaction was committed: {worded(error)}"
+                f"Kafka at {self._servers}: the transaction may or may not be committed: {worded(error)}"
             )
-            # a commit that is tried again could hit what comes after
+            # a repeated commit could commit a later transaction
             self._abandon()
             raise self._failure from error
         self._open = False
 
     def abort(self) -> None:
-        """See TransactionalProducerClient; after a failure there is nothing left to undo."""
+        """See TransactionalProducerClient; does nothing after a failure."""
         if self._failure is not None or not self._open:
             return
         try:
-            with translated("undoing a transaction", self._servers):
-                self._undo(ABORT_TIMEOUT_S)
+            with translated("aborting a transaction", self._servers):
+                self._abort_transaction(ABORT_TIMEOUT_S)
         except BrokerError as error:
             self._failure = error
             self._abandon()
@@ -115,16 +115,16 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
         self._undelivered.clear()
 
     def close(self, timeout_s: float) -> None:
-        """Undo what is open and release everything; a failure that was raised before is not raised again."""
+        """Aborts an open transaction and releases all resources; does not raise an earlier failure again."""
         if self._open and self._failure is None:
             with contextlib.suppress(KafkaError):
-                self._undo(min(timeout_s, ABORT_TIMEOUT_S))
+                self._abort_transaction(min(timeout_s, ABORT_TIMEOUT_S))
         self._abandon()
 
-    def _undo(self, timeout_s: float) -> None:
+    def _abort_transaction(self, timeout_s: float) -> None:
         self._open = False
         self._wait(self._manager.begin_abort(), timeout_s)
-        # the vendor begins a flush at each end with records under way and ends none, and then never lingers again
+        # kafka-python starts a flush at each commit or abort, never ends it, and does not linger during a flush
         accumulator = self._producer._accumulator
         while accumulator.flush_in_progress():
             accumulator._flushes_in_progress.decrement()
@@ -135,11 +135,11 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
             raise KafkaTimeoutError(f"no answer within {timeout_s:.3g} s")
 
     def _sending(self, topic: str) -> contextlib.AbstractContextManager[None]:
-        return self._final(f"sending to {topic}")
+        return self._ended_by_errors(f"sending to {topic}")
 
     @contextlib.contextmanager
-    def _final(self, action: str) -> Iterator[None]:
-        """What is raised within ends this producer, before anything was committed."""
+    def _ended_by_errors(self, action: str) -> Iterator[None]:
+        """Ends this producer at an error, before the commit was sent."""
         try:
             with translated(action, self._servers):
                 yield
@@ -151,14 +151,14 @@ class KafkaPythonTransactionalProducer(KafkaPythonProducer):
         return self._aborted(error, "a record was not delivered")
 
     def _aborted(self, error: BaseException, action: str) -> BrokerError:
-        """Undo the transaction, end the vendor's thread, and say so."""
+        """Aborts the transaction, ends kafka-python's thread, and returns the error."""
         fenced = self._fenced(error)
         if fenced is None and self._open:
             with contextlib.suppress(KafkaError):
-                self._undo(UNDO_TIMEOUT_S)
+                self._abort_transaction(FAILURE_ABORT_TIMEOUT_S)
         self._abandon()
-        said = str(error) if isinstance(error, BrokerError) else f"Kafka at {self._servers}: {action}: {worded(error)}"
-        return fenced or TransactionAbortedError(f"{said}; nothing of the transaction is kept")
+        text = str(error) if isinstance(error, BrokerError) else f"Kafka at {self._servers}: {action}: {worded(error)}"
+        return fenced or TransactionAbortedError(f"{text}; the transaction is aborted")
 
     def _fenced(self, error: BaseException) -> BrokerError | None:
         if is_fenced(error) or is_fenced(error.__cause__) or is_fenced(self._manager.last_error):
@@ -176,6 +176,6 @@ def _vendor_offsets(offsets: Mapping[Partition, tuple[int, str]]) -> dict[TopicP
 def _member(member: GroupMember) -> Any:
     vendor: Any = member.vendor
     if vendor.generation_id < 0 or not vendor.member_id:
-        # the broker would take it for a client outside the group's protocol, and check nothing
+        # with other metadata the broker takes the client for a simple consumer and checks nothing
         raise KafkaError("the consumer is not a member of its group any more")
     return vendor

@@ -1,4 +1,4 @@
-"""Which partition a key goes to, as Kafka's own clients and ours choose it."""
+"""The partition of a key, as Kafka's default partitioner chooses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the worker asks of a Kafka client library; every failure is a BrokerError, one line."""
+"""The protocol classes of a Kafka client library; every failure is a BrokerError, a line of text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 from cascade.columns import Int64
 
 Partition = tuple[str, int]
-"""Topic and number of a partition."""
+"""Topic and partition id."""
 
 Headers = Sequence[tuple[str, bytes | None]]
 PartitionsCallback = Callable[[list[Partition]], None]
@@ -17,11 +17,10 @@ PartitionsCallback = Callable[[list[Partition]], None]
 
 @dataclass(frozen=True, slots=True)
 class FetchedBatch:
-    """Consecutive records of one partition, a position each in every sequence.
+    """Consecutive records of a partition, an element each in every sequence.
 
-    `offsets` int64, ascending, not always without gaps. `timestamps_ms` int64, ms since the epoch: the time of
-    append where the topic says so, else the producer's. `keys`, `values`: bytes or None. `headers`: as on the
-    record.
+    `offsets`: int64, ascending, sometimes with gaps. `timestamps_ms`: int64, ms since the epoch; by the topic's
+    `message.timestamp.type` the append time or the producer's. `keys`, `values`: bytes or None.
     """
 
     topic: str
@@ -36,7 +35,7 @@ class FetchedBatch:
         return len(self.values)
 
     def part(self, start: int, stop: int) -> FetchedBatch:
-        """The records at positions from `start` on and before `stop`."""
+        """Returns the records with indexes `start` to `stop` - 1."""
         if start == 0 and stop == len(self):
             return self
         chosen = slice(start, stop)
@@ -48,7 +47,7 @@ class FetchedBatch:
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """A topic to be made: `replication` -1 takes the broker's default, `settings` are the topic's own."""
+    """A topic to create: `replication` -1 takes the broker's default; `settings`: the topic's configuration."""
 
     name: str
     partitions: int = 1
@@ -60,9 +59,9 @@ class TopicSpec:
 class GroupMember:
     """A consumer's membership in its group, for `TransactionalProducerClient.commit`.
 
-    A transaction that carries the membership of an earlier generation is refused by the broker: that is what shuts out
-    a worker that does not know yet that its partitions are another's. `vendor`: the client library's own object.
-    `settled`: False while the member joins, when its generation may be over before it knows the next.
+    The broker refuses offsets from an earlier generation. This fences a worker that has lost its partitions and has not
+    noticed it yet. `vendor`: the client library's object. `settled`: False during a join, when the generation may end
+    at any moment.
     """
 
     vendor: object
@@ -70,7 +69,7 @@ class GroupMember:
 
 
 class ConsumerClient(Protocol):
-    """One consumer, used by one thread. It reads what is committed only (`read_committed`)."""
+    """A consumer, for one thread; its isolation level is `read_committed`."""
 
     def subscribe(
         self,
@@ -79,43 +78,43 @@ class ConsumerClient(Protocol):
         on_revoked: PartitionsCallback,
         on_lost: PartitionsCallback | None = None,
     ) -> None:
-        """Join the group and share its partitions; they start at the committed offset, else at the beginning.
+        """Joins the group; partitions start at the committed offset, else at the beginning.
 
-        Rebalances are cooperative: `on_assigned` names the partitions that were gained, `on_revoked` and `on_lost`
-        those that go; the others are kept, and are polled meanwhile. The callbacks run while `poll` or `close` of this
-        client is waiting for them, so never beside the caller's own code, and may use the client (commit, seek,
-        pause). What they raise comes out of `poll` or `close`.
-        `on_revoked`: the partitions are still ours, commits are accepted. `on_lost`: they already belong to others;
-        without it, `on_revoked` is called.
+        topics: to subscribe. on_assigned: called with the partitions that were gained. on_revoked: called with those
+        that must be given back; the member still owns them, and can commit. on_lost: called with those that others
+        already own; by default `on_revoked`.
+
+        Rebalances are cooperative: the other partitions stay assigned, and `poll` returns their records meanwhile. The
+        callbacks run within `poll` or `close`, never beside the caller's code. They may commit, seek and pause; `poll`
+        or `close` raises their errors.
         """
         ...
 
     def assign(self, partitions: Sequence[Partition]) -> None:
-        """Read exactly these partitions, outside any group, from the beginning unless `seek` says otherwise."""
+        """Reads exactly these partitions, outside any group, from the beginning or the offset of a later `seek`."""
         ...
 
     def assignment(self) -> set[Partition]:
-        """The partitions that this client has now."""
+        """The partitions that are assigned now."""
         ...
 
     def poll(self, timeout_s: float, rows_max: int) -> list[FetchedBatch]:
-        """Up to `rows_max` records in all, a batch a partition; empty after `timeout_s` without any.
+        """Returns at most `rows_max` records, a batch for each partition; empty after `timeout_s` without records.
 
-        It must be called within `max.poll.interval.ms` of the last time, paused or not, or the group takes the
-        partitions away.
+        Must be called within `max.poll.interval.ms`, with paused partitions too, or the group expels the member.
         """
         ...
 
     def pause(self, partitions: Iterable[Partition]) -> None:
-        """Fetch nothing from these partitions until `resume`."""
+        """Fetches no records of these partitions until `resume`."""
         ...
 
     def resume(self, partitions: Iterable[Partition]) -> None:
-        """Fetch from these partitions again."""
+        """Fetches records of these partitions again."""
         ...
 
     def seek(self, partition: Partition, offset: int) -> None:
-        """Continue with the record at `offset`; what was fetched ahead is dropped."""
+        """Continues with the record at `offset`; drops records that were fetched ahead."""
         ...
 
     def position(self, partition: Partition) -> int:
@@ -123,54 +122,54 @@ class ConsumerClient(Protocol):
         ...
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, str]]:
-        """Committed offset and metadata of those partitions that have one, asked from the broker.
+        """Returns committed offset and metadata, from the broker, of the partitions that have them.
 
-        Waits for transactions under way that hold such an offset.
+        Waits for open transactions that contain such an offset.
         """
         ...
 
     def member(self) -> GroupMember:
-        """This consumer's membership in its group, as of now."""
+        """The present membership of this consumer in its group."""
         ...
 
     def commit(self, offsets: Mapping[Partition, tuple[int, str]]) -> None:
-        """Commit for each partition the offset of the next record to read, with metadata; returns when it is kept."""
+        """Commits the next offset to read and metadata, by partition; returns when the broker has stored them."""
         ...
 
     def beginning_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
-        """The first offset that the log still holds."""
+        """The first offset of the log, by partition."""
         ...
 
     def end_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
-        """The offset that the next record will get; with transactions under way, where the first of them began."""
+        """The end of the log, by partition; with open transactions, the first offset of the oldest one."""
         ...
 
     def offsets_at(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
-        """The first offset whose record is of `time_ms` or later; of partitions without one, the end."""
+        """The first offset with a timestamp of `time_ms` or later, else the end of the log, by partition."""
         ...
 
     def partitions_for(self, topic: str) -> list[Partition]:
-        """The topic's partitions, ascending; raises BrokerError where the topic is missing."""
+        """The topic's partitions, ascending; raises BrokerError if the topic is missing."""
         ...
 
     def close(self) -> None:
-        """Leave the group and release connections and threads; commits nothing by itself."""
+        """Leaves the group and releases connections and threads; does not commit."""
         ...
 
 
 class Delivery(Protocol):
-    """Some records on their way."""
+    """The delivery of some records."""
 
     def done(self) -> bool:
-        """Whether all of them are kept by the broker; raises BrokerError where one was not."""
+        """Whether the broker has acknowledged all of them; raises BrokerError if a delivery failed."""
         ...
 
 
 class ProducerClient(Protocol):
-    """One idempotent producer; a record counts as sent when all in-sync replicas have it.
+    """An idempotent producer with acks=all.
 
-    What waits to be delivered is bounded: at the bound `send` waits, then raises. After a failed delivery every
-    further call raises: what was decided upon it must not be committed.
+    The number of records in flight is limited: at the limit `send` waits, then raises. After a failed delivery every
+    later call raises, so that no offset is committed after it.
     """
 
     def send(
@@ -181,7 +180,7 @@ class ProducerClient(Protocol):
         headers: Headers = (),
         timestamp_ms: int | None = None,
     ) -> Delivery:
-        """Queue one record; `timestamp_ms` is its time, now where None."""
+        """Queues a record; `timestamp_ms`: ms since the epoch, None for the present time."""
         ...
 
     def send_many(
@@ -191,42 +190,42 @@ class ProducerClient(Protocol):
         values: Sequence[bytes | None],
         timestamps_ms: Sequence[int] | None = None,
     ) -> Delivery:
-        """Queue records of one topic, in order."""
+        """Queues records of a topic, in order."""
         ...
 
     def undelivered(self) -> int:
-        """An upper bound on the records that are queued and not yet confirmed."""
+        """An upper bound of the number of records that are queued and not acknowledged."""
         ...
 
     def flush(self, timeout_s: float) -> None:
-        """Return when every record sent so far is kept; raises BrokerError where one is not, or not in time."""
+        """Returns when all records are acknowledged; raises BrokerError after a failed delivery or `timeout_s`."""
         ...
 
     def close(self, timeout_s: float) -> None:
-        """Flush and release connections and threads."""
+        """Flushes, and releases connections and threads."""
         ...
 
 
 class TransactionalProducerClient(ProducerClient, Protocol):
-    """A producer whose records and offsets are kept together or not at all.
+    """A producer whose records and offsets are committed together or not at all.
 
-    Making one ends what an earlier producer of the same transactional id has begun: it is committed or aborted when
-    the constructor returns, and that producer is fenced. What is sent belongs to the transaction that is open.
-    Any error of `begin`, `send`, `send_many` or `commit` is final for this producer: close it and make another.
+    The constructor fences an earlier producer with the same transactional id, and completes or aborts its transaction.
+    Records belong to the open transaction. Any error of `begin`, `send`, `send_many` or `commit` is final for this
+    producer: close it and make a new one.
     """
 
     def begin(self) -> None:
-        """Open a transaction."""
+        """Begins a transaction."""
         ...
 
     def commit(self, offsets: Mapping[Partition, tuple[int, str]], member: GroupMember) -> None:
-        """Commit what was sent, and `offsets` (with metadata) of the member's group; returns when all is kept.
+        """Commits the records, and `offsets` with metadata for the member's group.
 
-        Raises ProducerFencedError, CommitUnknownError (the outcome is not known), TransactionAbortedError (nothing is
-        kept), or another BrokerError before anything was committed.
+        Raises ProducerFencedError, CommitUnknownError (the outcome is unknown), TransactionAbortedError, or another
+        BrokerError, before anything was committed.
         """
         ...
 
     def abort(self) -> None:
-        """Undo the open transaction; harmless where none is. Raises BrokerError."""
+        """Aborts the open transaction, if there is one. Raises BrokerError."""
         ...

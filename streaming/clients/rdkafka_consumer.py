@@ -24,8 +24,9 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
+from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS
 from streaming.clients.protocol import FetchedBatch, GroupMember, Headers, Partition, PartitionsCallback
-from streaming.clients.rdkafka_settings import REQUEST_TIMEOUT_MS, Connection, connection_settings, vendor_error
+from streaming.clients.rdkafka_settings import Connection, connection_settings, vendor_error
 from streaming.clients.static_members import end_unfinished_membership
 
 # As for kafka-python, for the same reasons.
@@ -58,7 +59,7 @@ class RdkafkaConsumer:
         self._callback_error: BaseException | None = None
         self._subscribed = self._closing = False
         settings = {
-            **connection_settings(kafka, "cascade-consumer", self._connection.told),
+            **connection_settings(kafka, "cascade-consumer", self._connection.on_error),
             # librdkafka requires a group id; nothing is ever committed under this one
             "group.id": group if group is not None else f"cascade-no-group-{uuid.uuid4().hex}",
             "enable.auto.commit": False,
@@ -315,7 +316,9 @@ class RdkafkaConsumer:
     def _admin(self) -> AdminClient:
         """A separate connection for queries: on the consumer's connection they wait for its fetches, 50 ms each."""
         if self._admin_client is None:
-            self._admin_client = AdminClient(connection_settings(self._kafka, "cascade-admin", self._connection.told))
+            self._admin_client = AdminClient(
+                connection_settings(self._kafka, "cascade-admin", self._connection.on_error)
+            )
         return self._admin_client
 
     def _call(self, callback: PartitionsCallback, partitions: list[Partition]) -> None:

@@ -1,7 +1,7 @@
 """The producer on librdkafka (confluent-kafka).
 
-A record's fate is told in a callback of its own, run while this thread polls; that is half of what producing costs in
-Python, and the price of knowing when all records of one call are kept, whatever is sent after them.
+Each record has a delivery callback, which runs while this thread polls. Callbacks take half of the CPU time of
+producing in Python; they show when all records of a call are acknowledged, whatever is sent after them.
 """
 
 from __future__ import annotations
@@ -15,28 +15,24 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
+from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS
 from streaming.clients.protocol import Delivery, Headers
-from streaming.clients.rdkafka_settings import (
-    REQUEST_TIMEOUT_MS,
-    Connection,
-    connection_settings,
-    vendor_error,
-)
+from streaming.clients.rdkafka_settings import Connection, connection_settings, vendor_error
 
 # As for kafka-python, for the same reasons.
 DELIVERY_TIMEOUT_MS = 60_000
 LINGER_MS = 1
 MESSAGE_BYTES_MAX = 2 * 1024 * 1024
 UNDELIVERED_MAX = 50_000
-# What was dropped is reported within milliseconds.
+# librdkafka reports purged records within milliseconds.
 ABANDON_TIMEOUT_S = 1.0
 _ROOM_PAUSE_S = 0.005
-# The binding's arguments are given by position, which costs a third less.
+# Positional arguments of the binding take a third less time.
 _ANY_PARTITION, _NOW_MS = -1, 0
 
 
 class _Sent:
-    """Delivery of some records, counted as librdkafka reports them."""
+    """The Delivery of some records; counts librdkafka's delivery reports."""
 
     __slots__ = ("_left", "_producer")
 
@@ -44,28 +40,28 @@ class _Sent:
         self._producer, self._left = producer, records
 
     def reported(self, error: KafkaError | None, message: Message) -> None:
-        """A record is delivered, or is not.
+        """The delivery report of a record.
 
-        Nothing is called in here: after a fatal error the binding comes with an exception raised already, in which
-        every call fails (see Connection.translated).
+        This method must not call a function: after a fatal error the binding runs it with an exception set, and every
+        call fails (see Connection.translated).
         """
         if error is None:
             self._left -= 1
             return
-        # what an undone transaction held is dropped on purpose
+        # the records of an aborted transaction are dropped on purpose
         producer = self._producer
-        if producer.refused is None and not producer.undoing:
+        if producer.refused is None and not producer.aborting:
             producer.refused = error, message
 
     def done(self) -> bool:
         self._producer.reap()
-        # a failure elsewhere is this one's too: nothing may be committed past it
+        # any failure is this delivery's too: no offset may be committed after it
         self._producer.refuse_after_failure()
         return not self._left
 
 
 class RdkafkaProducer:
-    """ProducerClient on librdkafka; a record of time 0 gets the present time."""
+    """ProducerClient on librdkafka; a record with timestamp 0 gets the present time."""
 
     def __init__(
         self,
@@ -79,17 +75,17 @@ class RdkafkaProducer:
         self._undelivered_max = undelivered_max
         self._failure: BrokerError | None = None
         self.refused: tuple[KafkaError, Message] | None = None
-        self.undoing = False
+        self.aborting = False
         with self._connection.translated("connecting"):
             self._producer: Any = Producer(
                 {
-                    **connection_settings(kafka, "cascade-producer", self._connection.told),
+                    **connection_settings(kafka, "cascade-producer", self._connection.on_error),
                     "acks": "all",
                     "enable.idempotence": True,
                     "linger.ms": LINGER_MS,
                     "message.max.bytes": MESSAGE_BYTES_MAX,
                     "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
-                    # where Java clients, and kafka-python, put the same key
+                    # the partitioner of the Java client and of kafka-python
                     "partitioner": "murmur2_random",
                     "queue.buffering.max.messages": 2 * UNDELIVERED_MAX,
                     **(vendor_settings or {}),
@@ -109,7 +105,7 @@ class RdkafkaProducer:
         headers: Headers = (),
         timestamp_ms: int | None = None,
     ) -> Delivery:
-        """See ProducerClient; a header without a value is sent with an empty one, as by the other client."""
+        """See ProducerClient; a header value None is sent as empty bytes, as by the other client."""
         self._make_room(1)
         pairs = [(name, octets if octets is not None else b"") for name, octets in headers]
         sent = _Sent(self, 1)
@@ -132,8 +128,8 @@ class RdkafkaProducer:
         reported = sent.reported
         times = [_NOW_MS] * len(values) if timestamps_ms is None else timestamps_ms
         with self._sending(topic):
-            # the binding's call for many takes no times, and half as long again; the method is in no variable, since
-            # that would keep librdkafka alive for as long as an error that is raised here
+            # The binding's call for several records takes no timestamps, and half as long again. `produce` is not bound
+            # to a name: an error's traceback would keep the name, and so librdkafka, alive.
             for key, value, time_ms in zip(keys, values, times, strict=True):
                 self._producer.produce(topic, value, key, _ANY_PARTITION, reported, None, time_ms)
         return sent
@@ -148,12 +144,12 @@ class RdkafkaProducer:
     def flush(self, timeout_s: float) -> None:
         """See ProducerClient."""
         self._check_usable()
-        with self._hearing():
+        with self._fatal_errors_latched():
             self._flush(timeout_s)
         self.refuse_after_failure()
 
     def close(self, timeout_s: float) -> None:
-        """See ProducerClient; releases everything even where the flush fails."""
+        """See ProducerClient; releases all resources even if the flush fails."""
         try:
             if self._producer is not None or self._failure is not None:
                 self.flush(timeout_s)
@@ -161,13 +157,13 @@ class RdkafkaProducer:
             self._abandon()
 
     def reap(self) -> None:
-        """Hear what became of the records that were sent."""
+        """Processes the delivery reports."""
         if self._producer is not None:
-            with self._hearing():
+            with self._fatal_errors_latched():
                 self._producer.poll(0)
 
     def refuse_after_failure(self) -> None:
-        """Raise the failure that ended this producer, if any did."""
+        """Raises the failure that ended this producer, if there is one."""
         if self._failure is None and self.refused is not None:
             error, message = self.refused
             action = f"a record was not delivered to {message.topic()}"
@@ -182,37 +178,39 @@ class RdkafkaProducer:
 
     def _flush(self, timeout_s: float) -> None:
         left = self._producer.flush(timeout_s)
-        # counted with the records are words of librdkafka's own that nobody has heard yet
+        # the count includes librdkafka's own events that were not polled yet
         if left and (left := len(self._producer)):
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records were not kept in {timeout_s:g} s"))
+            raise KafkaException(
+                KafkaError(KafkaError._TIMED_OUT, f"{left} records were not acknowledged within {timeout_s:g} s")
+            )
 
     @contextlib.contextmanager
-    def _hearing(self) -> Iterator[None]:
-        """A fatal error is raised by whatever hears librdkafka next."""
+    def _fatal_errors_latched(self) -> Iterator[None]:
+        """Latches every error but a timeout: whichever call polls librdkafka next raises a fatal error."""
         try:
             with self._translated("waiting for deliveries"):
                 yield
         except BrokerError as error:
-            told = vendor_error(error)
-            # only that they take longer says nothing yet of what they will come to
-            if told is None or told.code() != KafkaError._TIMED_OUT:
+            cause = vendor_error(error)
+            # records that take longer may still be delivered
+            if cause is None or cause.code() != KafkaError._TIMED_OUT:
                 self._failure = self._failure or self._ended(error)
                 raise self._failure from error
             raise
 
     def _ended(self, error: BrokerError) -> BrokerError:
-        """What every further call raises."""
+        """The error that every later call raises."""
         return error
 
     def _abandon(self) -> None:
-        """Drop what is queued and end librdkafka's threads.
+        """Drops queued records and ends librdkafka's threads.
 
-        The binding's `close` would wait for an open transaction, with no limit of ours. Without it everything ends with
-        the last reference, and reports that nobody has heard hold one to us.
+        The binding's `close` would wait for an open transaction without a limit. Without `close`, librdkafka ends with
+        the last reference; pending delivery reports have one, so they are purged first.
         """
         if self._producer is None:
             return
-        self.undoing = True
+        self.aborting = True
         with contextlib.suppress(KafkaException, RuntimeError, SystemError):
             self._producer.purge()
             self._producer.flush(ABANDON_TIMEOUT_S)
@@ -222,7 +220,7 @@ class RdkafkaProducer:
         return self._connection.translated(action, self._fatal)
 
     def _fatal(self) -> KafkaException | None:
-        """The fatal error that librdkafka is in; the binding has no call that asks for it outside transactions."""
+        """librdkafka's fatal error; outside transactions the binding has no call that returns it."""
         return None
 
     def _sending(self, topic: str) -> contextlib.AbstractContextManager[None]:
@@ -235,7 +233,7 @@ class RdkafkaProducer:
         give_up_s = time.monotonic() + REQUEST_TIMEOUT_MS / 1_000
         # a call with more records than the bound goes through once nothing else waits
         while (waiting := len(self._producer)) and waiting + records > self._undelivered_max:
-            with self._hearing():
+            with self._fatal_errors_latched():
                 self._producer.poll(_ROOM_PAUSE_S)
             self.refuse_after_failure()
             if time.monotonic() > give_up_s:

@@ -1,4 +1,4 @@
-"""From `[kafka]` of the configuration to librdkafka's, and from its errors to ours."""
+"""Translates `[kafka]` of the configuration into librdkafka's settings, and its errors into BrokerError."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 
 from cascade.config import KafkaSettings
-from cascade.errors import BrokerError, ProducerFencedError
+from cascade.errors import BrokerError
+from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS, deleted_offsets_error, fenced_error
 from streaming.clients.secret import Secret
 from streaming.clients.tokens import RENEW_BEFORE_S, UNSTATED_LIFE_S, make_token_provider
 
-# How long one request may take before it is tried again elsewhere.
-REQUEST_TIMEOUT_MS = 15_000
 _REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED)
 _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 
 
-def connection_settings(kafka: KafkaSettings, client_id: str, told: Callable[[KafkaError], None]) -> dict[str, Any]:
-    """Addresses, TLS and SASL; `told` hears of connections that fail.
+def connection_settings(kafka: KafkaSettings, client_id: str, on_error: Callable[[KafkaError], None]) -> dict[str, Any]:
+    """Returns addresses, TLS and SASL; `on_error` is called when a connection fails.
 
-    Raises SettingError where a secret that is named cannot be read, BrokerError where there is no token.
+    Raises SettingError if a secret cannot be read, BrokerError if there is no token.
     """
-    # what matters of it comes as errors, which are told once, in a line
+    # librdkafka reports relevant problems as errors too, which are raised once, as a line
     logger = logging.getLogger("librdkafka")
     logger.setLevel(logging.CRITICAL + 1)
     return {
         "bootstrap.servers": ",".join(kafka.servers),
         "client.id": client_id,
-        "error_cb": told,
+        "error_cb": on_error,
         "logger": logger,
         "log.connection.close": False,
         "socket.timeout.ms": REQUEST_TIMEOUT_MS,
@@ -57,11 +56,11 @@ def _security(kafka: KafkaSettings) -> dict[str, Any]:
         settings |= {name: value for name, value in files.items() if value}
     if security.uses_tokens:
         provider = make_token_provider(security)
-        # where there is none, the binding would say so after ten seconds
+        # without a token the binding would raise only after ten seconds
         provider.token()
 
         def token(_: str) -> tuple[str, float]:
-            # the provider keeps a token while it is good, so it may be asked at any time
+            # the provider caches a valid token, so it may be asked at any time
             return str(provider.token()), time.time() + UNSTATED_LIFE_S + RENEW_BEFORE_S
 
         settings |= {"sasl.mechanisms": "OAUTHBEARER", "oauth_cb": token}
@@ -75,38 +74,38 @@ def _security(kafka: KafkaSettings) -> dict[str, Any]:
 
 
 class Connection:
-    """What librdkafka tells of its connections: it goes on trying by itself, whatever it is told."""
+    """The errors of librdkafka's connections, which it retries itself, whatever the error."""
 
     def __init__(self, kafka: KafkaSettings) -> None:
         self.servers = kafka.bootstrap
         self._last: KafkaError | None = None
 
-    def told(self, error: KafkaError) -> None:
-        """For `error_cb`; "all brokers are down", which follows a refusal, does not hide it."""
+    def on_error(self, error: KafkaError) -> None:
+        """For `error_cb`; "all brokers are down", which follows an access error, does not replace it."""
         if self._last is None or not _is_access_error(self._last):
             self._last = error
 
     def wait(self, client: Any, timeout_s: float) -> None:
-        """Return once a broker has answered; raises BrokerError after `timeout_s`, at once where it refuses us."""
+        """Waits for a broker's answer; raises BrokerError after `timeout_s`, and at once for an access error."""
         give_up_s = time.monotonic() + timeout_s
         while True:
             try:
                 client.list_topics("", timeout=min(1.0, timeout_s))
                 return
             except KafkaException as error:
-                asked = error.args[0]
+                answer = error.args[0]
             if hasattr(client, "poll"):
                 client.poll(0)
-            problem = self._last or asked
+            problem = self._last or answer
             if _is_access_error(problem) or time.monotonic() > give_up_s:
                 raise self.error("connecting", problem)
 
     @contextlib.contextmanager
     def translated(self, action: str, fatal: Callable[[], KafkaException | None] = lambda: None) -> Iterator[None]:
-        """What librdkafka raises within comes out as a BrokerError, with its error as the cause.
+        """Raises librdkafka's errors as BrokerError, with the original error as the cause.
 
-        A fatal error is raised by the binding before it calls back, and with an exception raised already a callback may
-        run in vain, or drop the exception where the interpreter looks up an attribute. `fatal` asks for it again.
+        The binding raises a fatal error before it runs callbacks; with an exception set, a callback may fail or clear
+        the exception. `fatal` then returns the fatal error.
         """
         try:
             yield
@@ -119,43 +118,32 @@ class Connection:
             if cause is None:
                 cause = fatal()
             if cause is None:
-                raise BrokerError(f"Kafka at {self.servers}: {action}: librdkafka failed without a reason") from error
+                raise BrokerError(f"Kafka at {self.servers}: {action}: librdkafka failed without an error") from error
             raise self.error(action, cause.args[0]) from cause
         except (RuntimeError, BufferError, ValueError, TypeError) as error:
             raise BrokerError(f"Kafka at {self.servers}: {action}: {' '.join(str(error).split())}") from error
 
     def error(self, action: str, error: KafkaError) -> BrokerError:
-        """Ours for one of librdkafka's."""
+        """Returns the BrokerError for an error of librdkafka."""
         if error.code() in _FENCED:
             return fenced_error(self.servers)
         if error.code() in {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}:
-            return BrokerError(
-                f"Kafka at {self.servers}: {action}: the log no longer holds the wanted offsets ({worded(error)}); "
-                "records were deleted before they were read: commit a newer offset for the group to go on without them"
-            )
+            return deleted_offsets_error(self.servers, action, worded(error))
         remedy = "; check kafka.security" if _is_access_error(error) else ""
         return BrokerError(f"Kafka at {self.servers}: {action}: {worded(error)}{remedy}")
 
 
 def _is_access_error(error: KafkaError) -> bool:
-    # with TLS 1.3 a client's certificate is refused when the connection stands already, and all that tells is the alert
+    # with TLS 1.3 a client certificate is refused after the handshake, and only the alert shows it
     return error.code() in _REFUSALS or "SSL alert number" in error.str()
 
 
 def vendor_error(error: BaseException) -> KafkaError | None:
-    """The error of librdkafka that a BrokerError tells of, if any."""
+    """The librdkafka error that caused a BrokerError, if any."""
     cause = error.__cause__
     return cause.args[0] if isinstance(cause, KafkaException) else None
 
 
 def worded(error: KafkaError) -> str:
-    """The error's text on one line."""
+    """The error's text in a line."""
     return " ".join(str(error.str()).split())
-
-
-def fenced_error(servers: str) -> ProducerFencedError:
-    """The error of a fenced producer."""
-    return ProducerFencedError(
-        f"Kafka at {servers}: another producer with this transactional id has begun, or the transaction timed out; "
-        "what it had not committed is not kept"
-    )

@@ -19,8 +19,8 @@ from streaming.clients.rdkafka_settings import vendor_error, worded
 TRANSACTION_TIMEOUT_MS = 15_000
 INIT_TIMEOUT_S = 30.0
 COMMIT_TIMEOUT_S = TRANSACTION_TIMEOUT_MS / 1_000
-ABORT_TIMEOUT_S, UNDO_TIMEOUT_S = 5.0, 2.0
-# librdkafka is given so much more than the limit that it was told.
+ABORT_TIMEOUT_S, FAILURE_ABORT_TIMEOUT_S = 5.0, 2.0
+# A call of librdkafka may exceed its own time limit by this much.
 GRACE_S = 1.0
 
 
@@ -37,7 +37,7 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
         settings = {
             "transactional.id": transactional_id,
             "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
-            # what was not delivered within the transaction's time is not kept
+            # a later delivery would be aborted anyway
             "delivery.timeout.ms": TRANSACTION_TIMEOUT_MS,
         }
         self._open = False
@@ -52,7 +52,7 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
     def begin(self) -> None:
         """See TransactionalProducerClient."""
         self._check_usable()
-        with self._final("beginning a transaction"):
+        with self._ended_by_errors("beginning a transaction"):
             self._producer.begin_transaction()
         self._open = True
 
@@ -60,14 +60,14 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
         """See TransactionalProducerClient."""
         self._check_usable()
         give_up_s = time.monotonic() + COMMIT_TIMEOUT_S
-        with self._final("delivering the records of a transaction"):
+        with self._ended_by_errors("delivering the records of a transaction"):
             self._flush(COMMIT_TIMEOUT_S)
         self.refuse_after_failure()
         if offsets:
             wanted = [
                 TopicPartition(*partition, int(offset), metadata) for partition, (offset, metadata) in offsets.items()
             ]
-            with self._final("adding offsets to a transaction"):
+            with self._ended_by_errors("adding offsets to a transaction"):
                 if member.vendor is None:
                     raise BrokerError(
                         f"Kafka at {self._servers}: committing: the consumer is not a member of its group any more"
@@ -79,56 +79,54 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
                 _within(COMMIT_TIMEOUT_S, self._producer.commit_transaction)
         except BrokerError as error:
             self._failure = self._after_commit(error)
-            # a commit that is tried again could hit what comes after
+            # a repeated commit could commit a later transaction
             self._abandon()
             raise self._failure from error
         self._open = False
 
     def abort(self) -> None:
-        """See TransactionalProducerClient; after a failure there is nothing left to undo."""
+        """See TransactionalProducerClient; does nothing after a failure."""
         if self._failure is not None or not self._open:
             return
         try:
-            with self._translated("undoing a transaction"):
-                self._undo(ABORT_TIMEOUT_S)
+            with self._translated("aborting a transaction"):
+                self._abort_transaction(ABORT_TIMEOUT_S)
         except BrokerError as error:
             self._failure = error
             self._abandon()
             raise
 
     def close(self, timeout_s: float) -> None:
-        """Undo what is open and release everything; a failure that was raised before is not raised again."""
-        self._undone(min(timeout_s, ABORT_TIMEOUT_S))
+        """Aborts an open transaction and releases all resources; does not raise an earlier failure again."""
+        self._aborted(min(timeout_s, ABORT_TIMEOUT_S))
         self._abandon()
 
-    def _undo(self, timeout_s: float) -> None:
-        """Returns when the reports of what was undone are heard, too."""
+    def _abort_transaction(self, timeout_s: float) -> None:
+        """Aborts the open transaction, and processes the delivery reports of its records."""
         self._open = False
-        self.undoing = True
+        self.aborting = True
         _within(timeout_s, self._producer.abort_transaction)
-        self.undoing = False
+        self.aborting = False
 
-    def _undone(self, timeout_s: float) -> bool:
-        """Whether the transaction that was open could be undone."""
+    def _aborted(self, timeout_s: float) -> bool:
+        """Aborts the open transaction, if there is one; returns whether it was aborted."""
         if self._open and self._producer is not None:
-            with contextlib.suppress(BrokerError), self._translated("undoing a transaction"):
-                self._undo(timeout_s)
+            with contextlib.suppress(BrokerError), self._translated("aborting a transaction"):
+                self._abort_transaction(timeout_s)
                 return True
         return False
 
     def _after_commit(self, error: BrokerError) -> BrokerError:
-        told = vendor_error(error)
+        cause = vendor_error(error)
         if isinstance(error, ProducerFencedError):
             return error
-        if told is not None and told.txn_requires_abort() and self._undone(UNDO_TIMEOUT_S):
-            return _nothing_kept(error)
-        said = worded(told) if told is not None else str(error)
-        return CommitUnknownError(
-            f"Kafka at {self._servers}: it is not known whether the transaction was committed: {said}"
-        )
+        if cause is not None and cause.txn_requires_abort() and self._aborted(FAILURE_ABORT_TIMEOUT_S):
+            return _aborted_error(error)
+        text = worded(cause) if cause is not None else str(error)
+        return CommitUnknownError(f"Kafka at {self._servers}: the transaction may or may not be committed: {text}")
 
     def _fatal(self) -> KafkaException | None:
-        # after a fatal error every call for a transaction is refused with it
+        # after a fatal error every transactional call raises it
         try:
             self._producer.begin_transaction()
         except KafkaException as error:
@@ -137,11 +135,11 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
         return None
 
     def _sending(self, topic: str) -> contextlib.AbstractContextManager[None]:
-        return self._final(f"sending to {topic}")
+        return self._ended_by_errors(f"sending to {topic}")
 
     @contextlib.contextmanager
-    def _final(self, action: str) -> Iterator[None]:
-        """What is raised within ends this producer, before anything was committed."""
+    def _ended_by_errors(self, action: str) -> Iterator[None]:
+        """Ends this producer at an error, before the commit was sent."""
         try:
             with self._translated(action):
                 yield
@@ -153,25 +151,26 @@ class RdkafkaTransactionalProducer(RdkafkaProducer):
         if isinstance(error, ProducerFencedError):
             self._abandon()
             return error
-        self._undone(UNDO_TIMEOUT_S)
+        self._aborted(FAILURE_ABORT_TIMEOUT_S)
         self._abandon()
-        return _nothing_kept(error)
+        return _aborted_error(error)
 
 
-def _nothing_kept(error: BrokerError) -> TransactionAbortedError:
-    return TransactionAbortedError(f"{error}; nothing of the transaction is kept")
+def _aborted_error(error: BrokerError) -> TransactionAbortedError:
+    return TransactionAbortedError(f"{error}; the transaction is aborted")
 
 
 def _within(timeout_s: float, call: Callable[..., object], *arguments: object) -> None:
-    """Make a call that takes a time limit last, and leave it alone in its thread where it does not keep it.
+    """Runs a call, whose last argument is its time limit, in a thread; raises after the limit and GRACE_S.
 
-    Sending offsets to a coordinator whose node was killed has been seen to take minutes, whatever the limit.
+    librdkafka has been seen to send offsets to the coordinator of a killed node for minutes, whatever the limit. The
+    thread is then left alone.
     """
     outcome: list[BaseException | None] = []
     thread = threading.Thread(
         target=_make, args=(outcome, call, *arguments, timeout_s), name="cascade-transaction", daemon=True
     )
-    # librdkafka ends with the last reference: an error that is kept must not hold one
+    # librdkafka ends with the last reference: the traceback of an error must not have one
     del call
     thread.start()
     thread.join(timeout_s + GRACE_S)

@@ -1,4 +1,4 @@
-"""Text that must not be shown."""
+"""Texts that must not be shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From `[kafka]` of the configuration to the keyword arguments of kafka-python."""
+"""Translates `[kafka]` of the configuration into kafka-python's keyword arguments."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from streaming.clients.tokens import make_token_provider
 
 
 def connection_settings(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
-    """Addresses, TLS and SASL; raises SettingError where a secret that is named cannot be read."""
-    quieten_vendor()
+    """Returns addresses, TLS and SASL; raises SettingError if a secret cannot be read."""
+    limit_vendor_log()
     return {
         "bootstrap_servers": kafka.servers,
         "client_id": client_id,
@@ -45,10 +45,10 @@ def _security(kafka: KafkaSettings) -> dict[str, Any]:
     return settings
 
 
-def quieten_vendor() -> None:
-    """Keep kafka-python's log at WARNING or above.
+def limit_vendor_log() -> None:
+    """Sets kafka-python's log level to WARNING at least.
 
-    At DEBUG it writes keys and values, which are card numbers; at INFO it tells of every connection.
+    At DEBUG it logs keys and values, which are card numbers; at INFO it logs every connection.
     """
     logger = logging.getLogger("kafka")
     if logger.getEffectiveLevel() < logging.WARNING:

@@ -1,6 +1,6 @@
 """Tokens for SASL/OAUTHBEARER: from a file, or from an OAuth token endpoint with client credentials (RFC 6749, 4.4).
 
-The vendor asks for one at each connection, in the thread that also sends heartbeats, so a fetch must be short.
+kafka-python asks for a token at each connection, in the thread that sends heartbeats, so a request must be short.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from cascade.errors import BrokerError
 from streaming.clients.secret import Secret
 from streaming.web import make_opener
 
-# Below the session timeout of the group (10 s), since no heartbeat is sent meanwhile.
+# Below the group's session timeout (10 s), since no heartbeat is sent meanwhile.
 FETCH_TIMEOUT_S = 5.0
 TOKEN_BYTES_MAX = 64 * 1024
-# A token that has so long left is not used any more, or half of its life if that is less.
+# A token is renewed this long before its expiry, or at half of its life if that is later.
 RENEW_BEFORE_S = 30.0
-# RFC 6749 recommends that the answer says it; where it does not, the token is used for so long.
+# The life of a token whose response has no `expires_in`, which RFC 6749 only recommends.
 UNSTATED_LIFE_S = 60.0
 _REFUSING_STATUSES = (400, 401, 403, 404)
 _ERROR_CODE = re.compile(r"[a-z0-9_.-]{1,64}")
 
 
 class TokenRefusedError(BrokerError):
-    """The token endpoint does not accept the client: asking again changes nothing."""
+    """The token endpoint refuses the client; a retry cannot succeed."""
 
 
 class FileToken(AbstractTokenProvider):  # type: ignore[misc]  # the vendor has no types
-    """The only line of a file, read anew at each connection: something else keeps it fresh."""
+    """The only line of a file, read again at each connection; another process renews it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -52,10 +52,10 @@ class FileToken(AbstractTokenProvider):  # type: ignore[misc]  # the vendor has 
                 octets = file.read(TOKEN_BYTES_MAX + 1)
             text = octets.decode("ascii").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
-            said = getattr(error, "strerror", None) or "not a token"
-            raise BrokerError(f"kafka.security.token_file {self._path}: {said.lower()}; check the path") from error
+            reason = getattr(error, "strerror", None) or "not a token"
+            raise BrokerError(f"kafka.security.token_file {self._path}: {reason.lower()}; check the path") from error
         if not _is_token(text) or len(octets) > TOKEN_BYTES_MAX:
-            raise BrokerError(f"kafka.security.token_file {self._path}: must hold a token, on its only line")
+            raise BrokerError(f"kafka.security.token_file {self._path}: must contain a token, on its only line")
         return Secret(text)
 
 
@@ -69,7 +69,7 @@ class _Refusal(msgspec.Struct):
 
 
 class ClientCredentialsToken(AbstractTokenProvider):  # type: ignore[misc]  # the vendor has no types
-    """A token that the endpoint gives for id and secret; kept until shortly before it expires."""
+    """A token from the endpoint for id and secret; cached until shortly before its expiry."""
 
     def __init__(self, security: SecuritySettings) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class ClientCredentialsToken(AbstractTokenProvider):  # type: ignore[misc]  # th
         self._token, self._renew_s = Secret(""), 0.0
 
     def token(self) -> str:
-        """The token; raises TokenRefusedError, or BrokerError where the endpoint gives none."""
+        """The token; raises TokenRefusedError, or BrokerError if the endpoint returns none."""
         with self._lock:
             if not self._token or time.monotonic() >= self._renew_s:
                 asked_s = time.monotonic()
@@ -112,8 +112,8 @@ class ClientCredentialsToken(AbstractTokenProvider):  # type: ignore[misc]  # th
         except msgspec.DecodeError:
             answer = None
         if answer is None or not _is_token(answer.access_token) or answer.expires_in <= 0:
-            # the answer is not shown: there may be a token in it
-            raise BrokerError(f"token endpoint {self._endpoint}: its answer is no token with a life left")
+            # the response is not shown, since it may contain a token
+            raise BrokerError(f"token endpoint {self._endpoint}: its response has no valid token")
         return answer
 
     def _refused(self, error: urllib.error.HTTPError) -> BrokerError:
@@ -121,21 +121,21 @@ class ClientCredentialsToken(AbstractTokenProvider):  # type: ignore[misc]  # th
             code = msgspec.json.decode(error.read(TOKEN_BYTES_MAX), type=_Refusal).error
         except (OSError, http.client.HTTPException, msgspec.DecodeError):
             code = ""
-        said = f"status {error.code}" + (f" ({code})" if _ERROR_CODE.fullmatch(code) else "")
+        status = f"status {error.code}" + (f" ({code})" if _ERROR_CODE.fullmatch(code) else "")
         if error.code in _REFUSING_STATUSES:
             return TokenRefusedError(
-                f"token endpoint {self._endpoint}: {said}; check client_id, client secret and scope of kafka.security"
+                f"token endpoint {self._endpoint}: {status}; check client_id, client secret and scope of kafka.security"
             )
-        return BrokerError(f"token endpoint {self._endpoint}: {said}")
+        return BrokerError(f"token endpoint {self._endpoint}: {status}")
 
 
 def make_token_provider(security: SecuritySettings) -> FileToken | ClientCredentialsToken:
-    """What gives the tokens for these settings; raises SettingError where the secret cannot be read."""
+    """Makes the token provider of these settings; raises SettingError if the secret cannot be read."""
     if security.token_file:
         return FileToken(Path(security.token_file))
     return ClientCredentialsToken(security)
 
 
 def _is_token(text: str) -> bool:
-    """Whether it has the characters of a bearer token (RFC 6750), and so no others that the protocol separates by."""
+    """Whether the text has only the characters of a bearer token (RFC 6750), and so no separators of the protocol."""
     return re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", text) is not None

@@ -1,4 +1,4 @@
-"""Waiting for the brokers, and the topics that must be there."""
+"""Waits for the brokers, and checks and creates topics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from streaming.clients.tokens import TokenRefusedError, make_token_provider
 
 BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 5.0
-# share of a pause that chance takes away, so that workers that lost the same broker do not come back as one
+# Share of a pause that is random, so that workers that lost the same broker do not reconnect at the same moment.
 JITTER_SHARE = 0.5
 PROBE_TIMEOUT_S = 2.0
 
@@ -33,9 +33,11 @@ def wait_for_broker(
     sleep: Callable[[float], object] = time.sleep,
     chance: Callable[[], float] = random.random,
 ) -> None:
-    """Return once a broker answers; `report` hears before each pause what is waited for.
+    """Waits for a broker.
 
-    Raises BrokerError after `timeout_s` seconds, and at once where credentials or certificates are refused.
+    kafka: addresses and security. timeout_s: the limit. report: called before each pause with the reason to wait.
+    sleep: pauses, in seconds. chance: random numbers in [0, 1). Raises BrokerError after `timeout_s`, and at once for
+    refused credentials or certificates.
     """
     deadline_s = time.monotonic() + timeout_s
     pause_s = BACKOFF_FIRST_S
@@ -47,7 +49,7 @@ def wait_for_broker(
         if left_s <= 0:
             raise BrokerError(
                 f"no Kafka broker at {kafka.bootstrap} after {timeout_s:g} s ({problem}); "
-                "start it, or set kafka.bootstrap or KAFKA_BOOTSTRAP to one that runs"
+                "start it, or set kafka.bootstrap or KAFKA_BOOTSTRAP to a running broker"
             )
         report(f"waiting for Kafka at {kafka.bootstrap}: {problem}")
         sleep(min(pause_s * (1 - JITTER_SHARE * chance()), left_s))
@@ -55,7 +57,7 @@ def wait_for_broker(
 
 
 def ensure_topics(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> list[str]:
-    """Make those topics that are missing and wait until they have leaders; returns the names of the new ones."""
+    """Creates missing topics and waits until they have leaders; returns the names of the new topics."""
     missing = set(missing_topics(kafka, [topic.name for topic in topics]))
     if not missing:
         return []
@@ -69,7 +71,7 @@ def ensure_topics(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> list[str
         if topic.name in missing
     }
     with admin_client(kafka, "asking about topics", ATTEMPT_TIMEOUT_S) as admin:
-        # another worker may have made them in the meantime
+        # another worker may have created them meanwhile
         with contextlib.suppress(TopicAlreadyExistsError):
             admin.create_topics(wanted)
         admin.wait_for_topics(sorted(wanted), timeout_ms=REQUEST_TIMEOUT_MS)
@@ -77,14 +79,14 @@ def ensure_topics(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> list[str
 
 
 def missing_topics(kafka: KafkaSettings, names: Sequence[str]) -> list[str]:
-    """Those of the names that are no topic, in the same order; raises BrokerError where no broker answers."""
+    """Returns the names that are not a topic, in the same order; raises BrokerError if no broker answers."""
     with admin_client(kafka, "asking about topics", ATTEMPT_TIMEOUT_S) as admin:
         known = set(admin.list_topics())
     return [name for name in names if name not in known]
 
 
 def _problem(kafka: KafkaSettings, timeout_s: float) -> str | None:
-    """Why no broker answers, or None; a plain connection is tried first, since its error says more."""
+    """Why no broker answers, or None; tries a plain connection first, since its error explains more."""
     problems = [_connection_problem(server, min(PROBE_TIMEOUT_S, timeout_s)) for server in kafka.servers]
     if all(problem is not None for problem in problems):
         return problems[0]
@@ -101,7 +103,7 @@ def _problem(kafka: KafkaSettings, timeout_s: float) -> str | None:
     except BrokerError as error:
         if is_access_error(error.__cause__):
             raise
-        return "it accepts connections, but does not answer as Kafka with these kafka.security settings"
+        return "it accepts connections, but does not answer the Kafka protocol with these kafka.security settings"
     return None
 
 

@@ -40,7 +40,11 @@ pytestmark = pytest.mark.kafka
 kafka_python_only = pytest.mark.parametrize("kafka", ["kafka-python"], indirect=True)
 librdkafka_only = pytest.mark.parametrize("kafka", ["librdkafka"], indirect=True)
 # Waits of the clients for an answer, made far longer than a busy machine takes: what ends within AT_ONCE_S kept none.
-WAITS = [f"{module}.{wait}" for module in ("kafka_transactions", "rdkafka_transactions") for wait in ("ABORT", "UNDO")]
+WAITS = [
+    f"{module}.{wait}"
+    for module in ("kafka_transactions", "rdkafka_transactions")
+    for wait in ("ABORT", "FAILURE_ABORT")
+]
 AT_ONCE_S = 20.0
 PRODUCERS = {"kafka-python": KafkaPythonTransactionalProducer, "librdkafka": RdkafkaTransactionalProducer}
 

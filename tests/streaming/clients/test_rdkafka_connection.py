@@ -22,7 +22,7 @@ class RefusedClient:
     def poll(self, timeout: float) -> None:
         del timeout
         for code in self._polls.pop(0) if self._polls else []:
-            self._connection.told(KafkaError(code))
+            self._connection.on_error(KafkaError(code))
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,10 @@ def test_a_wrong_secret_is_refused_in_one_line_without_it(server: TokenServer, m
     [
         ((500, {}, b"down\nfor\nnow"), "status 500"),
         ((401, {}, b'{"error": "a\\nlong story with s3cret"}'), "status 401;"),
-        ((200, {}, b"not JSON"), "is no token"),
-        ((200, {}, b'{"access_token": "a b\\u0001c"}'), "is no token"),
-        ((200, {}, b'{"access_token": "abc", "expires_in": 0}'), "is no token"),
-        ((200, {}, b'{"access_token": "' + b"a" * 70_000 + b'"}'), "is no token"),
+        ((200, {}, b"not JSON"), "no valid token"),
+        ((200, {}, b'{"access_token": "a b\\u0001c"}'), "no valid token"),
+        ((200, {}, b'{"access_token": "abc", "expires_in": 0}'), "no valid token"),
+        ((200, {}, b'{"access_token": "' + b"a" * 70_000 + b'"}'), "no valid token"),
     ],
 )
 def test_an_answer_that_is_no_token_is_one_line(
