@@ -1,4 +1,4 @@
-"""Messages to columns and back; `codec` is the way in."""
+"""Codecs: messages to columns and back; `codec` makes them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ __all__ = ["Codec", "Decoded", "Reject", "RejectReason", "Schemas", "codec", "to
 
 
 def codec(name: CodecName, fields: dict[str, Field], message_bytes_max: int, schemas: Schemas | None = None) -> Codec:
-    """The codec `name` for messages with these fields (`schema.fields`, or `schema.label_fields()` for labels).
+    """Makes a codec.
 
-    `schemas`: where `avro` finds the schemas that messages name. Raises SettingError where these settings cannot be.
+    name: of the codec. fields: of the messages: `schema.fields`, or `schema.label_fields()` for labels.
+    message_bytes_max: the largest message that is read. schemas: of codec `avro`. Raises SettingError.
     """
     if name == "avro":
         if schemas is None:
             raise SettingError(
-                "configuration", "kafka.codec", name, "has no source of schemas here",
+                "configuration", "kafka.codec", name, "has no source of schemas",
                 "set url or directory of kafka.schema_registry",
             )  # fmt: skip
         return AvroCodec(fields, message_bytes_max, schemas)
@@ -36,7 +37,7 @@ def codec(name: CodecName, fields: dict[str, Field], message_bytes_max: int, sch
 
 
 def topic_codec(kafka: KafkaSettings, topic: str, fields: dict[str, Field], message_bytes_max: int) -> Codec:
-    """The codec of a topic as the settings say."""
+    """Makes the configured codec of a topic."""
     schemas = None
     if kafka.codec == "avro":
         schemas = make_schemas(kafka.schema_registry, topic)

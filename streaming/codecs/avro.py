@@ -1,4 +1,4 @@
-"""Avro messages in the frame of a schema registry: an octet 0, the number of the writer's schema, the body."""
+"""Avro messages in a schema registry's frame: an octet 0, the number of the writer's schema, the body."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from streaming.codecs.texts import DoubtfulTexts
 from streaming.codecs.validate import check_categories, check_finite, check_limits, times_in_ms
 
 MAGIC, HEAD_BYTES = 0, 5
-_NO_FRAME: Fault = (RejectReason.SYNTAX, "not in the frame of a schema registry: an octet 0 and the schema's number")
+_NO_FRAME: Fault = (RejectReason.SYNTAX, "no schema registry frame: an octet 0 and the schema's number")
 _FAULTS: dict[int, Fault] = {
-    CUT_SHORT: (RejectReason.SYNTAX, "the message ends within it"),
-    BAD_NUMBER: (RejectReason.SYNTAX, "a whole number of more bits than its type"),
-    BAD_LENGTH: (RejectReason.SYNTAX, "a length is negative, or reaches beyond the message"),
-    NO_SUCH_BRANCH: (RejectReason.SYNTAX, "no such branch of a union"),
-    NO_SUCH_SYMBOL: (RejectReason.SYNTAX, "no such symbol of an enum"),
-    BAD_BOOLEAN: (RejectReason.SYNTAX, "a boolean neither 0 nor 1"),
-    TOO_MUCH: (RejectReason.SYNTAX, "more follows after it, the last of its schema"),
+    CUT_SHORT: (RejectReason.SYNTAX, "the message ends within this field"),
+    BAD_NUMBER: (RejectReason.SYNTAX, "an integer with more bits than its type"),
+    BAD_LENGTH: (RejectReason.SYNTAX, "a length that is negative, or beyond the end of the message"),
+    NO_SUCH_BRANCH: (RejectReason.SYNTAX, "an unknown branch of a union"),
+    NO_SUCH_SYMBOL: (RejectReason.SYNTAX, "an unknown symbol of an enum"),
+    BAD_BOOLEAN: (RejectReason.SYNTAX, "a boolean other than 0 and 1"),
+    TOO_MUCH: (RejectReason.SYNTAX, "more octets after the last field of the schema"),
     IS_NULL: (RejectReason.TYPE, "null"),
 }
 
@@ -49,12 +49,12 @@ _FAULTS: dict[int, Fault] = {
 class AvroCodec:
     """Codec for Avro (specification 1.12) as Confluent's serializers frame it.
 
-    `schemas`: where schemas are found by their number. A writer's schema may have more fields than ours, in any order;
-    its types are promoted to ours as the specification says, and an enum is read as its symbol's text. Null is refused
-    where we need a value. Our own schema is found or registered with the first `encode`.
+    fields: of the reader's schema. message_bytes_max: the largest message that is read. schemas: the source of the
+    writers' schemas, and the registry of the reader's schema at the first `encode`.
 
-    Raises SettingError where a field's name is none in Avro. `decode` raises BrokerError where a schema that was not
-    met before cannot be had now: the message may be good, so it is neither a row nor a reject.
+    A writer's schema may have more fields, in any order. Its types are promoted as the specification says, and an enum
+    is read as its symbol's text. Null is rejected. Raises SettingError if a field name is not a name in Avro. `decode`
+    raises BrokerError if a new schema cannot be read now: the message may be good, so it is neither row nor reject.
     """
 
     name = "avro"
@@ -62,7 +62,9 @@ class AvroCodec:
     def __init__(self, fields: dict[str, Field], message_bytes_max: int, schemas: Schemas) -> None:
         for name in fields:
             if not NAME.fullmatch(name):
-                raise SettingError("schema", f"fields.{name}", None, "is no name in Avro", "use letters, digits and _")
+                raise SettingError(
+                    "schema", f"fields.{name}", None, "is not a name in Avro", "use letters, digits and _"
+                )
         self._fields = fields
         self._bytes_max = message_bytes_max
         self._schemas = schemas
@@ -71,18 +73,18 @@ class AvroCodec:
         self._head: bytes | None = None
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
-        """Read a fetch; raises BrokerError where a writer's schema cannot be had now."""
+        """See Codec."""
         most, rejects = self._bytes_max, []
-        kept = [value for value in values if value and len(value) <= most]
+        fitting = [value for value in values if value and len(value) <= most]
         rows = np.arange(len(values))
-        if len(kept) < len(values):
+        if len(fitting) < len(values):
             fits = np.fromiter((bool(value) and len(value or b"") <= most for value in values), np.bool_, len(values))
             rejects = [reject(index, size_fault(values[index], most)) for index in np.flatnonzero(~fits).tolist()]
             rows = rows[fits]
-        if not kept:
+        if not fitting:
             return Decoded(empty_batch(self._fields), rows, rejects)
-        octets = np.frombuffer(b"".join(kept), np.uint8)
-        lengths = np.fromiter(map(len, kept), np.int64, len(kept))
+        octets = np.frombuffer(b"".join(fitting), np.uint8)
+        lengths = np.fromiter(map(len, fitting), np.int64, len(fitting))
         ends = np.cumsum(lengths)
         starts = ends - lengths
         faults: Faults = {}
@@ -94,23 +96,23 @@ class AvroCodec:
         return sift(batch, rows, faults, rejects)
 
     def encode(self, batch: ColumnBatch) -> list[bytes]:
-        """One record a row, by our own schema; raises BrokerError where it cannot be registered."""
+        """See Codec; raises BrokerError if the schema cannot be registered."""
         if self._head is None:
             number = self._schemas.register(schema_text(self._fields))
             self._head = bytes([MAGIC]) + number.to_bytes(4, "big")
         head = self._head
-        columns = [_spelled(field, batch[name]) for name, field in self._fields.items()]
+        columns = [_encoded(field, batch[name]) for name, field in self._fields.items()]
         return [head + b"".join(parts) for parts in zip(*columns, strict=True)]
 
     def _by_writer(
         self, octets: Array, starts: Int64, framed: Bool, faults: Faults
     ) -> list[tuple[WriterSchema, Int64]]:
-        """The rows of each writer's schema; notes those whose schema cannot be read as ours."""
+        """The rows of each writer's schema; notes rows whose schema cannot be resolved."""
         rows = np.flatnonzero(framed)
-        places = starts[rows]
+        begins = starts[rows]
         numbers = np.zeros(len(rows), np.int64)
         for octet in range(1, HEAD_BYTES):
-            numbers = numbers << 8 | octets[places + octet]
+            numbers = numbers << 8 | octets[begins + octet]
         found = []
         for number in np.unique(numbers).tolist():
             of_writer = rows[numbers == number]
@@ -133,7 +135,7 @@ def compile_avro_kernel() -> None:
 
 
 class _Columns:
-    """The columns of some fields, by what the kernel reads them into, and what it needs to know of them."""
+    """The fields by kind of column, and their widths and words, for the kernel."""
 
     def __init__(self, fields: dict[str, Field]) -> None:
         self.fields = fields
@@ -152,19 +154,19 @@ class _Columns:
     def read(
         self, octets: Array, starts: Int64, ends: Int64, by_writer: list[tuple[WriterSchema, Int64]], faults: Faults
     ) -> ColumnBatch:
-        """Columns of all rows; notes the faults of those that a writer has written."""
+        """Returns columns of all rows; notes the faults of each writer's rows."""
         rows, texts = len(starts), len(self.widths)
         wholes = np.zeros((len(self.of[WHOLE]), rows), np.int64)
         numbers = np.zeros((len(self.of[NUMBER]), rows))
         categories = np.zeros((len(self.of[CATEGORY]), rows), np.int64)
         flat = np.zeros(rows * int(self.widths.sum()), np.uint8)
-        places, lengths = np.zeros((texts, rows), np.int64), np.zeros((texts, rows), np.int64)
+        begins, lengths = np.zeros((texts, rows), np.int64), np.zeros((texts, rows), np.int64)
         doubtful, broken = np.zeros((texts, rows), np.bool_), np.zeros(rows, np.bool_)
         wrong, wrong_step = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
         for writer, of_writer in by_writer:
             read_messages(
                 octets, starts, ends, of_writer, writer.steps, writer.branches, writer.symbols, self.words,
-                self.word_lengths, self.word_bounds, self.widths, wholes, numbers, flat, places, lengths, doubtful,
+                self.word_lengths, self.word_bounds, self.widths, wholes, numbers, flat, begins, lengths, doubtful,
                 categories, broken, wrong, wrong_step,
             )  # fmt: skip
             _note_wrong(writer, of_writer, wrong, wrong_step, faults)
@@ -174,8 +176,8 @@ class _Columns:
         columns |= dict(zip(self.of[CATEGORY], categories, strict=True))
         columns |= self._texts(flat, rows)
         odd = {
-            name: _doubtful(name, self.fields[name], octets, rows_of, place, length)
-            for name, rows_of, place, length in zip(self.of[TEXT], doubtful, places, lengths, strict=True)
+            name: _doubtful(name, self.fields[name], octets, rows_of, begin, length)
+            for name, rows_of, begin, length in zip(self.of[TEXT], doubtful, begins, lengths, strict=True)
         }
         return self._checked(columns, odd, by_writer, faults)
 
@@ -212,7 +214,7 @@ def _note_wrong(writer: WriterSchema, rows: Int64, wrong: Int64, wrong_step: Int
 
 
 def _times_in_ms(name: str, column: Int64, by_writer: list[tuple[WriterSchema, Int64]], faults: Faults) -> None:
-    """Each writer may count in another unit."""
+    """Converts times to ms; each writer may use another unit."""
     for writer, rows in by_writer:
         of_writer: Faults = {}
         column[rows] = times_in_ms(name, column[rows], writer.units[name], of_writer)
@@ -220,9 +222,9 @@ def _times_in_ms(name: str, column: Int64, by_writer: list[tuple[WriterSchema, I
             faults.setdefault(int(rows[row]), fault)
 
 
-def _doubtful(name: str, field: Field, octets: Array, odd: Bool, places: Int64, lengths: Int64) -> DoubtfulTexts:
+def _doubtful(name: str, field: Field, octets: Array, odd: Bool, begins: Int64, lengths: Int64) -> DoubtfulTexts:
     def whole(row: int) -> bytes:
-        return octets[places[row] : places[row] + lengths[row]].tobytes()
+        return octets[begins[row] : begins[row] + lengths[row]].tobytes()
 
     return DoubtfulTexts(name, field, np.flatnonzero(odd).tolist(), whole)
 
@@ -230,11 +232,11 @@ def _doubtful(name: str, field: Field, octets: Array, odd: Bool, places: Int64, 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _spelled(field: Field, column: Array) -> list[bytes]:
-    """The values of a column as our own schema has them."""
+def _encoded(field: Field, column: Array) -> list[bytes]:
+    """The encoded values of a column."""
     if field.type == "float64":
         octets = column.astype("<f8").tobytes()
-        return [octets[place : place + 8] for place in range(0, len(octets), 8)]
+        return [octets[begin : begin + 8] for begin in range(0, len(octets), 8)]
     if field.type == "string":
         return [_number(len(text)) + text for text in column.tolist()]
     if field.type == "category":
@@ -246,7 +248,7 @@ def _spelled(field: Field, column: Array) -> list[bytes]:
 
 
 def _number(value: int) -> bytes:
-    """A whole number in zigzag, seven bits an octet, the lowest first."""
+    """An integer in zigzag, seven bits in each octet, the lowest first."""
     left = value << 1 ^ value >> 63
     octets = bytearray()
     while left > 0x7F:

@@ -1,8 +1,8 @@
-"""Schemas of Avro (specification 1.12): ours from the fields, and a writer's as steps that the kernel takes.
+"""Avro schemas (specification 1.12): the reader's from the fields, and a writer's as steps for the kernel.
 
-A writer's schema is a record of numbers, texts, enums, fixed octets and unions of these. Where one of its fields is
-none of ours it is stepped over. Arrays, maps and records in records are refused: an array of nulls has as many elements
-as its writer says in no octet at all, so what a message costs would not be bounded by its length.
+A writer's schema is a record of numbers, texts, enums, fixed octets and unions of these. Other fields than the reader's
+are skipped. Arrays, maps and nested records are refused: an array of nulls may have any number of elements without an
+octet, so the length of a message would not limit its cost.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from streaming.codecs.avro_kernels import (
 from streaming.codecs.faults import Fault
 from streaming.codecs.protocol import RejectReason
 
-# Far more than a transaction has. Parsing what is larger would hold up the loop.
+# Far more than a transaction has; parsing a larger schema would delay the loop.
 SCHEMA_BYTES_MAX = 256 * 1024
 FIELDS_MAX = 1_000
 BRANCHES_MAX = 32
@@ -59,7 +59,7 @@ _UNITS = {"timestamp-millis": "ms", "timestamp-micros": "us"}
 
 
 class SchemaRefusedError(Exception):
-    """A writer's schema that cannot be read as ours: the fault of every message that it has written."""
+    """A writer's schema that cannot be resolved to the reader's, and the fault of its messages."""
 
     def __init__(self, reason: RejectReason, detail: str) -> None:
         super().__init__(detail)
@@ -68,12 +68,12 @@ class SchemaRefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WriterSchema:
-    """How to read what one writer has written.
+    """A writer's schema as steps of the kernel.
 
-    `steps` int64 [writer's fields, 5]: 1 for a union; the first of its `branches` and the one after the last; SKIP or
-    what it is read into; the place of our field among those read into the same. `branches` int64 [branches, 3]: what it
-    is; size of FIXED or number of symbols of ENUM; where in `symbols` those begin. `symbols` int64: the category of
-    each symbol, -1 for none. `names`: the writer's fields. `units`: of our timestamps, by name.
+    `names`: of the writer's fields. `steps` (int64, [fields, 5]): 1 for a union, else 0; the first index in `branches`;
+    the index after the last; SKIP or the kind of column; the index of the reader's field among the fields of this kind.
+    `branches` (int64, [branches, 3]): the type; the size of FIXED or the number of symbols of ENUM; its first index in
+    `symbols`. `symbols` (int64): the category of each symbol, -1 for none. `units`: of the reader's times, by name.
     """
 
     names: tuple[str, ...]
@@ -84,7 +84,7 @@ class WriterSchema:
 
 
 def schema_text(fields: Mapping[str, Field]) -> str:
-    """The schema by which our own messages are written: categories as strings, times with their logical type."""
+    """The reader's schema as JSON, for encoding: categories are strings, times have their logical type."""
     return msgspec.json.encode(
         {
             "type": "record",
@@ -103,7 +103,7 @@ def _type(field: Field) -> object:
 
 
 def parse_writer(text: str, fields: Mapping[str, Field]) -> WriterSchema:
-    """A writer's schema as steps towards our fields; raises SchemaRefusedError."""
+    """Converts a writer's schema to steps; raises SchemaRefusedError."""
     if len(text) > SCHEMA_BYTES_MAX:
         raise _refused(f"its schema has more than {SCHEMA_BYTES_MAX} bytes")
     try:
@@ -111,13 +111,13 @@ def parse_writer(text: str, fields: Mapping[str, Field]) -> WriterSchema:
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise _refused("its schema is not JSON") from error
     if not isinstance(schema, dict) or schema.get("type") != "record" or not isinstance(schema.get("fields"), list):
-        raise _refused("its schema is no record")
+        raise _refused("its schema is not a record")
     written = schema["fields"]
     names = [_text_of(entry, "name") if isinstance(entry, dict) else "" for entry in written]
     if len(names) > FIELDS_MAX or not all(map(NAME.fullmatch, names)):
         raise _refused(f"its schema has more than {FIELDS_MAX} fields, or one without a proper name")
     if len(set(names)) < len(names):
-        raise _refused("its schema has two fields of one name")
+        raise _refused("its schema has two fields with the same name")
     for name in fields:
         if name not in names:
             raise SchemaRefusedError(RejectReason.MISSING_FIELD, f"{name}: not in its writer's schema")
@@ -140,7 +140,7 @@ def _column_indexes(fields: Mapping[str, Field]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """One type: what it is, its size or symbols, and its logical type."""
+    """A type of a union, or the type of a field."""
 
     kind: int
     size: int = 0
@@ -150,7 +150,7 @@ class _Branch:
 
 @dataclass(slots=True)
 class _Names:
-    """The named types met so far: a later field may refer to them."""
+    """The named types so far, to which a later field may refer."""
 
     namespace: str
     known: dict[str, _Branch] = field(default_factory=dict)
@@ -159,7 +159,7 @@ class _Names:
         name, namespace = _text_of(schema, "name"), _text_of(schema, "namespace") or self.namespace
         full = name if "." in name or not namespace else f"{namespace}.{name}"
         if not name or full in self.known:
-            raise _refused("its schema has a type without a name, or two of one name")
+            raise _refused("its schema has a type without a name, or two with the same name")
         self.known[full] = branch
 
     def find(self, name: str) -> _Branch | None:
@@ -168,7 +168,7 @@ class _Names:
 
 
 class _Steps:
-    """The steps of a writer's schema, field by field."""
+    """Builds the steps of a writer's schema, field by field."""
 
     def __init__(self, fields: tuple[str, ...], names: _Names) -> None:
         self._fields = fields
@@ -211,7 +211,7 @@ class _Steps:
             if kind in ("enum", "fixed"):
                 return self._named(name, schema)
             schema = kind
-        raise _refused(f"{name}: neither a number, a text, an enum, fixed octets, nor a union of these")
+        raise _refused(f"{name}: not a number, a text, an enum, fixed octets, or a union of these")
 
     def _named(self, name: str, schema: dict[str, Any]) -> _Branch:
         symbols, size = schema.get("symbols", []), schema.get("size", 0)
@@ -230,11 +230,11 @@ class _Steps:
         logical = {branch.logical for branch in branches}
         fits = {branch.kind for branch in branches} <= _READ_FROM[TARGETS[reader_field.type]] and bool(branches)
         if reader_field.type == "timestamp":
-            # the writer's own word on the unit counts; a unit that is not ours to read would be read wrong
+            # the writer's logical type gives the unit; an unknown logical type cannot be read
             fits = fits and len(logical) == 1 and logical <= {"", *_UNITS}
             self._units[name] = _UNITS.get(next(iter(logical), ""), reader_field.unit)
         elif TARGETS[reader_field.type] == TEXT:
-            # a decimal's octets, say, are no text
+            # the octets of a decimal, for instance, are not a text
             fits = fits and logical <= {"", "uuid"}
         if not fits:
             raise SchemaRefusedError(

@@ -1,4 +1,4 @@
-"""The writers' schemas that messages name, found by their number and kept."""
+"""The writers' schemas of messages, found by their number and cached."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from streaming.codecs.faults import Fault
 from streaming.codecs.protocol import RejectReason
 
 NUMBER_MAX = 2**31 - 1  # registries count in 32-bit integers
-# Schemas that were looked at; beyond it all are forgotten and asked for again.
+# The most cached schemas; beyond it the cache is emptied.
 KNOWN_MAX = 1_000
-# A number that no schema has may have one later: a registry's replica can lag behind the one that the producer asked.
+# An unknown number is requested again after this long: a registry's replica can lag behind the producer's.
 ABSENT_S = 60.0
-# Who writes numbers at random must not hold up the loop: of each window at most so much is spent on looking for what
-# is not there, each look counted with MISS_S_MIN at least. Then unknown numbers are refused unasked, known ones read.
+# Random numbers in messages must not delay the loop: of each window at most MISSES_S_MAX is spent on requests for
+# unknown numbers, each counted as MISS_S_MIN at least. After that, unknown numbers are rejected without a request.
 WINDOW_S, MISSES_S_MAX, MISS_S_MIN = 10.0, 1.0, 0.01
 
 
 class Schemas(Protocol):
-    """Where schemas are found by their number."""
+    """A source of schemas by number."""
 
     def text(self, number: int) -> str | None:
-        """The schema with this number, None where there is none.
+        """Returns the schema with this number, or None.
 
-        Raises SchemaRefusedError where it is none that can be read, BrokerError where that cannot be told now.
+        Raises SchemaRefusedError if it cannot be read, BrokerError if the source does not answer.
         """
         ...
 
     def register(self, text: str) -> int:
-        """The number of a schema of ours, a new one where it has none; raises BrokerError or SettingError."""
+        """Returns the number of a schema, registering it if it is new; raises BrokerError or SettingError."""
         ...
 
 
 class Writers:
-    """The schemas of those who write, as steps towards `fields`; what was found is kept, what was not for a while."""
+    """The writers' schemas as steps to `fields`; caches them, and for a while the numbers without a schema."""
 
     def __init__(
         self, schemas: Schemas, fields: Mapping[str, Field], monotonic: Callable[[], float] = time.monotonic
@@ -48,17 +48,17 @@ class Writers:
         self._window_ends_s, self._missed_s = 0.0, 0.0
 
     def find(self, number: int) -> WriterSchema | Fault:
-        """How to read what this schema has written, or why that cannot be; raises BrokerError where nobody can say."""
+        """Returns the schema with this number, or the fault of its messages; raises BrokerError."""
         known = self._known.get(number)
         if known is not None:
             return known
         now_s = self._monotonic()
         if number > NUMBER_MAX or now_s < self._absent_until_s.get(number, 0.0):
-            return RejectReason.OTHER_SCHEMA, "there is no schema of the number that it names"
+            return RejectReason.OTHER_SCHEMA, "there is no schema with the number in its frame"
         if now_s >= self._window_ends_s:
             self._window_ends_s, self._missed_s = now_s + WINDOW_S, 0.0
         if self._missed_s >= MISSES_S_MAX:
-            return RejectReason.OTHER_SCHEMA, "it names a schema that is not known, as too many did of late"
+            return RejectReason.OTHER_SCHEMA, "unknown schema number, after too many others in a short time"
         found = self._look_up(number)
         if not isinstance(found, WriterSchema):
             self._missed_s += max(self._monotonic() - now_s, MISS_S_MIN)
@@ -72,7 +72,7 @@ class Writers:
                 if len(self._absent_until_s) >= KNOWN_MAX:
                     self._absent_until_s.clear()
                 self._absent_until_s[number] = self._monotonic() + ABSENT_S
-                return RejectReason.OTHER_SCHEMA, "there is no schema of the number that it names"
+                return RejectReason.OTHER_SCHEMA, "there is no schema with the number in its frame"
             found = parse_writer(text, self._fields)
         except SchemaRefusedError as refused:
             found = refused.fault

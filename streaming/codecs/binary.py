@@ -1,4 +1,4 @@
-"""Rows of fixed size, one a message: read by one look at a whole fetch, no Python object a transaction."""
+"""Messages that are rows of fixed size: a whole fetch becomes an array, without a Python object for each row."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from streaming.codecs.rows import empty_batch, time_from_ms
 from streaming.codecs.texts import DoubtfulTexts, not_plain
 from streaming.codecs.validate import check_categories, check_finite, check_limits, times_in_ms
 
-# No first octet of a JSON object, of a MessagePack map or of Avro's frame.
+# JSON objects, MessagePack maps and Avro's frame never begin with this octet.
 MAGIC, VERSION = 0xCA, 1
 LAYOUT_HASH_BYTES = 6
 HEAD_BYTES = 2 + LAYOUT_HASH_BYTES
 _HEAD = "head"
-_OTHER_LAYOUT: Fault = (RejectReason.OTHER_SCHEMA, "a row of another version or layout of fields")
+_OTHER_LAYOUT: Fault = (RejectReason.OTHER_SCHEMA, "a row with another version or layout of fields")
 
 
 class BinaryCodec:
     """Codec for fixed rows, little-endian, without gaps: the head, then the fields in their order.
 
     The head: the octets `MAGIC` and `VERSION`, then the first LAYOUT_HASH_BYTES of the SHA-256 of `layout_text`, so
-    that a row of another layout is refused and never read as something else. A number or time is 8 octets, a string
-    `max_length` octets of UTF-8 padded with zeros, a category its position in the schema's `values` (1 octet, or 2
-    where there are more than 256).
+    that a row of another layout is rejected and never misread. A number or time is 8 octets, a string
+    `max_length` octets of UTF-8 padded with zeros, a category its index in the schema's `values` (1 octet, or 2 for
+    more than 256 values).
 
     >>> codec = BinaryCodec({"card_id": Field(type="string", max_length=8), "amount": Field(type="float64")}, 1024)
     >>> batch = ColumnBatch({"card_id": np.array([b"K-1"], "S8"), "amount": np.array([12.5])}, 1)
@@ -40,7 +40,7 @@ class BinaryCodec:
     >>> codec.decode([*codec.encode(batch), b"K-1"]).batch["card_id"].tolist()
     [b'K-1']
 
-    Raises SettingError where a row is larger than `message_bytes_max`: none could be read.
+    Raises SettingError if a row is larger than `message_bytes_max`, since none could be read.
     """
 
     name = "binary"
@@ -52,7 +52,7 @@ class BinaryCodec:
         self.head = bytes([MAGIC, VERSION]) + digest[:LAYOUT_HASH_BYTES]
         self._head = np.frombuffer(self.head, "<u8")[0]
         self._row = np.dtype(
-            [(_HEAD, "<u8"), *((f"f{place}", _wire(field)) for place, field in enumerate(fields.values()))]
+            [(_HEAD, "<u8"), *((f"f{index}", _wire(field)) for index, field in enumerate(fields.values()))]
         )
         self._bytes = self._row.itemsize
         if self._bytes > message_bytes_max:
@@ -62,46 +62,46 @@ class BinaryCodec:
             )  # fmt: skip
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
-        """Read a fetch; never raises for what is in a message."""
+        """See Codec."""
         size, rejects = self._bytes, []
-        kept = [value for value in values if value is not None and len(value) == size]
+        fitting = [value for value in values if value is not None and len(value) == size]
         rows = np.arange(len(values))
-        if len(kept) < len(values):
+        if len(fitting) < len(values):
             fits = np.fromiter((value is not None and len(value) == size for value in values), np.bool_, len(values))
             rejects = [reject(index, self._explain(values[index])) for index in np.flatnonzero(~fits).tolist()]
             rows = rows[fits]
-        if not kept:
+        if not fitting:
             return Decoded(empty_batch(self._fields), rows, rejects)
-        table = np.frombuffer(b"".join(kept), self._row)
-        table, rows = self._of_this_layout(table, rows, kept, rejects)
+        table = np.frombuffer(b"".join(fitting), self._row)
+        table, rows = self._of_this_layout(table, rows, fitting, rejects)
         batch, faults = self._to_columns(table)
         return sift(batch, rows, faults, rejects)
 
     def encode(self, batch: ColumnBatch) -> list[bytes]:
-        """One row each."""
+        """See Codec."""
         table = np.zeros(batch.rows, self._row)
         table[_HEAD] = self._head
-        for place, (name, field) in enumerate(self._fields.items()):
+        for index, (name, field) in enumerate(self._fields.items()):
             column = batch[name]
-            table[f"f{place}"] = time_from_ms(column, field.unit) if field.type == "timestamp" else column
+            table[f"f{index}"] = time_from_ms(column, field.unit) if field.type == "timestamp" else column
         octets, size = table.tobytes(), self._bytes
         return [octets[start : start + size] for start in range(0, len(octets), size)]
 
     def _of_this_layout(
-        self, table: Array, rows: Int64, kept: Sequence[bytes], rejects: list[Reject]
+        self, table: Array, rows: Int64, values: Sequence[bytes], rejects: list[Reject]
     ) -> tuple[Array, Int64]:
-        ours: Bool = table[_HEAD] == self._head
-        if ours.all():
+        same: Bool = table[_HEAD] == self._head
+        if same.all():
             return table, rows
-        rejects += [reject(int(rows[row]), self._explain(kept[row])) for row in np.flatnonzero(~ours).tolist()]
-        return table[ours], rows[ours]
+        rejects += [reject(int(rows[row]), self._explain(values[row])) for row in np.flatnonzero(~same).tolist()]
+        return table[same], rows[same]
 
     def _explain(self, value: bytes | None) -> Fault:
-        """What is wrong with a message of another length or head."""
+        """Returns the fault of a message with another length or head."""
         if not value or len(value) > self._bytes_max:
             return size_fault(value, self._bytes_max)
         if value[0] != MAGIC or len(value) < HEAD_BYTES:
-            return RejectReason.SYNTAX, "no binary row: it does not begin as one"
+            return RejectReason.SYNTAX, "not a binary row: another first octet"
         if value[:HEAD_BYTES] != self.head:
             return _OTHER_LAYOUT
         return RejectReason.SYNTAX, f"{len(value)} bytes, a row has {self._bytes}"
@@ -109,8 +109,8 @@ class BinaryCodec:
     def _to_columns(self, table: Array) -> tuple[ColumnBatch, Faults]:
         """The rules in the order of `validate.to_columns`, so that a row has the same fault in every codec."""
         faults: Faults = {}
-        # a copy of its own for each column: the rest of the fetch need not outlive it
-        columns = {name: np.ascontiguousarray(table[f"f{place}"]) for place, name in enumerate(self._fields)}
+        # a copy of each column, so that it does not keep the whole fetch in memory
+        columns = {name: np.ascontiguousarray(table[f"f{index}"]) for index, name in enumerate(self._fields)}
         doubtful = {
             name: _doubtful(name, field, columns[name])
             for name, field in self._fields.items()
@@ -134,7 +134,7 @@ class BinaryCodec:
 
 
 def layout_text(fields: dict[str, Field]) -> bytes:
-    """What the head's hash is of: compact JSON in UTF-8, an array a field with its name, type and how it lies there.
+    """The text of the head's hash: compact JSON in UTF-8, an array for each field with its name, type and layout.
 
     >>> layout_text({"paid_at": Field(type="timestamp", unit="ms"), "way": Field(type="category", values=("a",))})
     b'[["paid_at","timestamp","ms"],["way","category",["a"]]]'
@@ -143,7 +143,7 @@ def layout_text(fields: dict[str, Field]) -> bytes:
 
 
 def _details(field: Field) -> list[object]:
-    """What else says how a field is to be read; limits do not, and may change between producer and reader."""
+    """The rest of a field's layout; limits are not a part of it, and may differ between producer and reader."""
     details: dict[str, list[object]] = {
         "timestamp": [field.unit], "string": [field.max_length], "category": [field.values]
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""JSON messages: one object a transaction, fields by name."""
+"""JSON messages: an object for each transaction, fields by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streaming.codecs.messages import NESTING_MAX, MessageCodec
 from streaming.codecs.protocol import RejectReason
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-# what each octet outside of texts does to the nesting
+# the change of the nesting depth at each octet outside of texts
 _STEPS = np.zeros(256, np.int8)
 _STEPS[list(b"{[")] = 1
 _STEPS[list(b"}]")] = -1
@@ -34,18 +34,18 @@ class JsonCodec(MessageCodec):
 
     def __init__(self, fields: dict[str, Field], message_bytes_max: int) -> None:
         super().__init__(msgspec.json, fields, message_bytes_max)
-        # a field whose name has colons only sends its messages the long way
+        # a field name with a colon sends its messages the slow way, with the same result
         self._colons = len(fields)
 
     def _have_more(self, values: Sequence[bytes]) -> bool:
-        # who has every field has a colon for each, so nobody makes up for another's
+        # a message with every field has at least a colon for each, so messages cannot compensate for each other
         return b"".join(values).count(b":") != self._colons * len(values)
 
     def _shape(self, value: bytes, entries: dict[str, msgspec.Raw]) -> tuple[int, int]:
-        value.decode()  # the library steps over unknown fields unseen
+        value.decode()  # msgspec skips unknown fields without decoding them
         brackets = value.count(b"{") + value.count(b"[")
         if brackets <= NESTING_MAX and b"\\" not in value:
-            # each key brings one colon; what is not in keys and values is between them
+            # each key has a colon after it; the other colons are in keys and values
             inside = "".join(entries).count(":") + b"".join(entries.values()).count(b":")
             return value.count(b":") - inside, brackets - 1
         octets = np.frombuffer(_STRING.sub(b"", value), np.uint8)

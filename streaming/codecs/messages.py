@@ -1,8 +1,8 @@
-"""Decoding a fetch message by message: the part that JSON and MessagePack share.
+"""Decodes a fetch message by message: the common part of JSON and MessagePack.
 
-Each message is decoded on its own. Joining a fetch into one JSON array would save a tenth of a microsecond a
-message, but lets a message such as `{…},{…}` pass for two and make up for a broken neighbour. Messages are looked at
-some together, though, which takes two thirds of the time; one by one only where any of those is not plainly good.
+Each message is decoded separately. A JSON array of all messages would save a tenth of a microsecond for each, but a
+message such as `{…},{…}` would count as two and hide a broken neighbour. The checks run on groups of messages, which
+takes two thirds of the time; only a group with a doubtful message is checked one by one.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from streaming.codecs.protocol import Decoded, Reject, RejectReason
 from streaming.codecs.rows import empty_batch, row_type, to_rows
 from streaming.codecs.validate import to_columns
 
-# Only unknown fields can nest. The bound is ours, so that whether a message is read never depends on how deep in the
-# interpreter's stack the decoder was called: a replay must take and leave the same messages.
+# Only unknown fields can nest. A fixed limit, so that the result never depends on the depth of the interpreter's stack:
+# a replay must accept and reject the same messages.
 NESTING_MAX = 32
 
-# So many are looked at together: what one that is not good costs the others is bounded by it.
-_TOGETHER = 64
+# Size of a group: limits the cost of a bad message for the others.
+_GROUP = 64
 # RecursionError: nesting deeper than the interpreter allows, far beyond NESTING_MAX
 MESSAGE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _TOO_DEEP: Fault = (RejectReason.SYNTAX, f"nested deeper than {NESTING_MAX}")
 
 
 class RefusedMessageError(Exception):
-    """A message that the library read, and that we refuse: its reason and detail."""
+    """A message that msgspec decodes and this codec rejects."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault[1])
@@ -41,18 +41,18 @@ class RefusedMessageError(Exception):
 
 
 class _Library(Protocol):
-    """What the modules `msgspec.json` and `msgspec.msgpack` have in common."""
+    """The common part of the modules `msgspec.json` and `msgspec.msgpack`."""
 
     Decoder: Any
     Encoder: Any
 
 
 class MessageCodec(ABC):
-    """A codec for messages that are one object each, fields by name.
+    """A codec for messages that are an object each, fields by name.
 
-    `fields`: what a message must have; it may have more. `message_bytes_max`: the largest message that is read.
-    Refused: an object that has a key twice, since readers differ in which of the two counts, so what is decided here
-    need not be what is booked elsewhere; and unknown fields nested deeper than `NESTING_MAX`.
+    `fields`: must be in a message, which may have more. `message_bytes_max`: the largest message that is read. Rejects
+    an object with a repeated key, since readers differ in which value counts: the amount decided here could differ from
+    the amount booked elsewhere. Rejects unknown fields nested deeper than `NESTING_MAX`.
     """
 
     name: str
@@ -66,12 +66,12 @@ class MessageCodec(ABC):
         self._encode_row = library.Encoder().encode
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
-        """Read a fetch; never raises for what is in a message."""
+        """See Codec."""
         rows: list[msgspec.Struct] = []
         positions: list[int] = []
         rejects: list[Reject] = []
-        for start in range(0, len(values), _TOGETHER):
-            some = values[start : start + _TOGETHER]
+        for start in range(0, len(values), _GROUP):
+            some = values[start : start + _GROUP]
             together = self._read_together(some)
             if together is not None:
                 rows += together
@@ -88,12 +88,12 @@ class MessageCodec(ABC):
         return _checked(self._fields, rows, positions, rejects)
 
     def encode(self, batch: ColumnBatch) -> list[bytes]:
-        """One object a row."""
+        """See Codec."""
         encode = self._encode_row
         return [encode(row) for row in to_rows(self._fields, batch, self._row)]
 
     def _read_together(self, values: Sequence[bytes | None]) -> list[msgspec.Struct] | None:
-        """The rows of messages that all are plainly good; None where one may not be, which `_read` finds out."""
+        """The rows of a group of messages; None if one may be bad, which `_read` decides."""
         present = [value for value in values if value]
         if len(present) < len(values) or max(map(len, present)) > self._message_bytes_max or self._have_more(present):
             return None
@@ -118,18 +118,18 @@ class MessageCodec(ABC):
 
     @abstractmethod
     def _have_more(self, values: Sequence[bytes]) -> bool:
-        """Whether any of some messages that have every field may have more; quick, and never wrongly False."""
+        """Whether any of these messages with every field may have more fields; fast, and never wrongly False."""
 
     @abstractmethod
     def _shape(self, value: bytes, entries: dict[str, msgspec.Raw]) -> tuple[int, int]:
-        """The number of keys of a message that was read, repeated ones counted, and how deep its values nest.
+        """The number of keys of a decoded message, repeated ones included, and the nesting depth of its values.
 
-        `entries`: its distinct keys, each with one of its values. The nesting, 0 for numbers and texts, may be an upper
-        bound where it is within NESTING_MAX. Raises UnicodeDecodeError where the format wants UTF-8 throughout.
+        `entries`: its distinct keys, each with one of its values. The depth, 0 for numbers and texts, may be an upper
+        bound if it is within NESTING_MAX. Raises UnicodeDecodeError if the format requires UTF-8 everywhere.
         """
 
     def _explain(self, value: bytes, error: Exception) -> Fault:
-        """The reason and detail behind an error; msgspec's messages name fields and types but no values."""
+        """Reason and detail of an error; msgspec's messages name fields and types, but no values."""
         del value
         if isinstance(error, UnicodeDecodeError):
             return RejectReason.ENCODING, "a text is not UTF-8"

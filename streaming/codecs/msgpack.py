@@ -1,4 +1,4 @@
-"""MessagePack messages: one map a transaction, fields by name."""
+"""MessagePack messages: a map for each transaction, fields by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MsgpackCodec(MessageCodec):
     def __init__(self, fields: dict[str, Field], message_bytes_max: int) -> None:
         super().__init__(msgspec.msgpack, fields, message_bytes_max)
         count = len(fields)
-        # of a map of so many, as short as it can be; who writes a longer one sends its messages the long way
+        # the shortest header of a map with this many entries; longer headers are read the slow way
         self._header = bytes([0x80 | count]) if count < 16 else b"\xde" + count.to_bytes(2, "big")
         self._begin = itemgetter(slice(len(self._header)))
 
@@ -36,7 +36,7 @@ class MsgpackCodec(MessageCodec):
         return set(map(self._begin, values)) != {self._header}
 
     def _shape(self, value: bytes, entries: dict[str, msgspec.Raw]) -> tuple[int, int]:
-        # no more containers than octets that could begin one
+        # an upper bound: the number of octets that can begin a container
         nesting = len(value) - len(value.translate(None, _CONTAINERS)) - 1
         return _entries(value), nesting if nesting <= NESTING_MAX else _nesting(value)
 
@@ -47,7 +47,7 @@ def _entries(value: bytes) -> int:
 
 
 def _length_octets(first: int) -> int:
-    """How many octets after the first tell a length; 0 where the first tells it, or there is none."""
+    """The number of octets after the first that encode a length; 0 if the first octet implies it, or there is none."""
     if 0xC4 <= first <= 0xC9:  # bin, ext
         return (1, 2, 4)[(first - 0xC4) % 3]
     if 0xD9 <= first <= 0xDB:  # str
@@ -56,7 +56,7 @@ def _length_octets(first: int) -> int:
 
 
 def _fixed_octets(first: int) -> int:
-    """The octets of a value whose length the first octet tells; 0 for the others."""
+    """The octets of a value whose length is implied by the first octet; 0 for other values."""
     if 0xA0 <= first <= 0xBF:  # fixstr
         return 1 + (first & 0x1F)
     if 0xCA <= first <= 0xD3:  # float 32 and 64, uint and int of 8 to 64 bits
@@ -71,29 +71,29 @@ _LENGTHS = bytes(map(_length_octets, range(256)))
 
 
 def _nesting(value: bytes) -> int:
-    """How deep the values of a well-formed map nest, a little more than NESTING_MAX at most.
+    """The nesting depth of the values of a well-formed map, at most a little more than NESTING_MAX.
 
-    A quarter of a microsecond an octet at worst, about what an honest message costs from decoding to decision.
+    Takes at most a quarter of a microsecond for each octet, which is about the cost of an ordinary message.
     """
-    place, deepest = 0, 0
+    position, deepest = 0, 0
     left = [1]  # values still to come, by level
     while left:
         if not left[-1]:
             left.pop()
             continue
         left[-1] -= 1
-        first = value[place]
+        first = value[position]
         if _FIXED[first]:
-            place += _FIXED[first]
+            position += _FIXED[first]
             continue
-        start = place + 1 + _LENGTHS[first]
-        length = int.from_bytes(value[place + 1 : start], "big") if _LENGTHS[first] else first & 0x0F
-        place = start
+        start = position + 1 + _LENGTHS[first]
+        length = int.from_bytes(value[position + 1 : start], "big") if _LENGTHS[first] else first & 0x0F
+        position = start
         if first in _CONTAINERS:
             left.append(2 * length if first in _MAPS else length)
             deepest = max(deepest, len(left) - 2)
             if deepest > NESTING_MAX:
                 break
         else:
-            place += length + (0xC7 <= first <= 0xC9)  # an ext has its type before its octets
+            position += length + (0xC7 <= first <= 0xC9)  # an ext has its type before its octets
     return deepest

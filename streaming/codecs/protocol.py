@@ -1,4 +1,4 @@
-"""What a codec promises: every message of a fetch becomes a row of the batch, or a reject with its reason."""
+"""The protocol of codecs: every message becomes a row of the batch, or a reject with its reason."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from cascade.columns import ColumnBatch, Int64
 
 
 class RejectReason(StrEnum):
-    """Why a message could not become a row; a closed set, for counters and for the dead-letter header.
+    """Why a message is rejected; a closed set, for counters and for the dead-letter header.
 
-    FUTURE_EVENT is found where the time of append is known, by `too_far_ahead`; the others are a codec's. OTHER_SCHEMA:
-    the message says that it was written by a schema which cannot be read as ours, or is not known.
+    `too_far_ahead` finds FUTURE_EVENT, since codecs do not have the append time. OTHER_SCHEMA: the message was written
+    with a schema that is unknown, or cannot be resolved to this one.
     """
 
     OVERSIZED = "oversized"
@@ -34,10 +34,10 @@ class RejectReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """One message that could not be read.
+    """A message that cannot be read.
 
-    `index`: its position in the input of `decode`. `detail`: the field and the limit, never the field's value (a
-    card number must not reach a header or a log).
+    `index`: in the input of `decode`. `detail`: the field and the limit, never the field's value, since a card number
+    must not reach a header or a log.
     """
 
     index: int
@@ -47,10 +47,10 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The outcome of one `decode`: each position of the input is in `rows` or among the rejects, never in both.
+    """The result of `decode`: each message of the input is either a row or a reject.
 
-    `rows` int64 [batch.rows]: for each row of `batch` its position in the input, ascending. `rejects`: by ascending
-    position.
+    `rows` (int64, [batch.rows]): the index in the input of each row of `batch`, ascending. `rejects`: by ascending
+    index.
     """
 
     batch: ColumnBatch
@@ -59,17 +59,17 @@ class Decoded:
 
 
 class Codec(Protocol):
-    """Messages to columns and back, for the fields it was made for."""
+    """Decodes and encodes messages with certain fields."""
 
     name: str
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
-        """Read a fetch; never raises for what is in a message.
+        """Decodes messages; never raises for their content.
 
-        Raises BrokerError where what is needed to read it cannot be had now (Avro's registry of schemas).
+        Raises BrokerError if Avro's schema registry does not answer.
         """
         ...
 
     def encode(self, batch: ColumnBatch) -> list[bytes]:
-        """One message a row; the batch has the dtypes that ColumnBatch documents, and values within the limits."""
+        """Encodes a batch, a message for each row; the values must be within the limits, dtypes as in ColumnBatch."""
         ...

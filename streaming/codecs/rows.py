@@ -1,4 +1,4 @@
-"""The message of one row as a struct type derived from the fields, and the way from structs to columns and back."""
+"""Struct types for messages, derived from the fields, and their conversion to columns and back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WIRE_TYPES: dict[str, Any] = {
 
 
 def row_type(fields: dict[str, Field]) -> type[msgspec.Struct]:
-    """A struct type whose attributes f0, f1, … stand for the fields in their order, under their names on the wire.
+    """Returns a struct type with attributes f0, f1, … for the fields in order, under their names on the wire.
 
     Field names need not be Python identifiers. Unknown fields of a message are ignored: producers evolve first.
     """
@@ -31,24 +31,24 @@ def row_type(fields: dict[str, Field]) -> type[msgspec.Struct]:
         (f"f{position}", _WIRE_TYPES[field.type], msgspec.field(name=name))
         for position, (name, field) in enumerate(fields.items())
     ]
-    # gc=False: a row holds no containers, and the collector need not look at thousands of them a batch
+    # gc=False: a row has no containers, so the garbage collector need not visit it
     return msgspec.defstruct("Row", attributes, gc=False)
 
 
 def wire_values(rows: Sequence[msgspec.Struct], position: int) -> Iterable[Any]:
-    """The values of the field at `position`, one a row."""
+    """The values of the field at `position`, a value for each row."""
     return map(attrgetter(f"f{position}"), rows)
 
 
 def time_to_ms(values: Array, unit: str) -> Array:
-    """Epoch times int64 in `unit` to ms; microseconds are rounded down, seconds must lie within `seconds_limit`."""
+    """Converts epoch times int64 from `unit` to ms; rounds µs down; seconds must be within `seconds_limit`."""
     if unit == "s":
         return values * 1_000
     return values // 1_000 if unit == "us" else values
 
 
 def time_from_ms(column: Array, unit: str) -> Array:
-    """Times int64 in ms to `unit`; the inverse of `time_to_ms`, but for what that rounds away."""
+    """Converts times int64 from ms to `unit`; the inverse of `time_to_ms`, except for its rounding."""
     per_second = TIME_UNITS_PER_SECOND[unit]
     return column // (1_000 // per_second) if per_second <= 1_000 else column * (per_second // 1_000)
 
@@ -59,7 +59,7 @@ def seconds_limit() -> int:
 
 
 def to_rows(fields: dict[str, Field], batch: ColumnBatch, row: type[msgspec.Struct]) -> list[msgspec.Struct]:
-    """The structs that `batch` stands for; the inverse of decoding, but for what `time_to_ms` rounds away."""
+    """Converts a batch to structs; the inverse of decoding, except for the rounding of `time_to_ms`."""
     columns = [_WIRE_COLUMNS[field.type](batch[name], field) for name, field in fields.items()]
     return [row(*values) for values in zip(*columns, strict=True)]
 
@@ -92,5 +92,5 @@ _WIRE_COLUMNS: dict[str, Callable[[Array, Field], list[Any]]] = {
 
 
 def empty_batch(fields: dict[str, Field]) -> ColumnBatch:
-    """A batch of no rows with the fields' dtypes."""
+    """Returns a batch without rows, with the fields' dtypes."""
     return ColumnBatch({name: np.empty(0, field.dtype) for name, field in fields.items()}, 0)

@@ -1,4 +1,4 @@
-"""Where Avro's schemas come from: a schema registry (Confluent's REST API), or a directory of files."""
+"""Sources of Avro schemas: a schema registry (Confluent's REST API), or a directory of files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from streaming.codecs.avro_writers import KNOWN_MAX, Schemas
 from streaming.codecs.protocol import RejectReason
 from streaming.web import make_opener
 
-# A schema is asked for once, in the loop, which answers meanwhile nothing: short, and the session begins again.
+# A schema is requested once, and the loop waits for it: the timeout is short, and the next session tries again.
 ASK_TIMEOUT_S = 2.0
 TRIES, TRY_PAUSE_S = 3, 0.2
-# A schema as a text within JSON may take twice its length.
+# A schema as a JSON text may take twice its length.
 ANSWER_BYTES_MAX = 2 * SCHEMA_BYTES_MAX + 4_096
 _MEDIA_TYPE = "application/vnd.schemaregistry.v1+json"
 # Confluent's code for "no schema of this number"; another 404 may as well be a wrong URL.
@@ -34,9 +34,9 @@ _REFUSING_STATUSES = (401, 403)
 
 @lru_cache(maxsize=16)
 def make_schemas(registry: SchemaRegistrySettings, topic: str) -> Schemas:
-    """Where the schemas of a topic's messages are; raises SettingError.
+    """Returns the source of a topic's schemas; raises SettingError.
 
-    The same for the whole process: what one session has learnt, the next need not ask, and the registry may be down.
+    It is cached for the whole process, so that later sessions need no request, and the registry may be down.
     """
     if registry.directory:
         return DirectorySchemas(Path(registry.directory))
@@ -50,7 +50,7 @@ class DirectorySchemas:
         self._directory = directory
 
     def text(self, number: int) -> str | None:
-        """The content of its file; raises BrokerError where it is there and cannot be read."""
+        """Returns the content of its file; raises BrokerError if the file cannot be read."""
         path = self._directory / f"{number}.avsc"
         try:
             with path.open("rb") as file:
@@ -58,14 +58,14 @@ class DirectorySchemas:
         except FileNotFoundError as error:
             if self._directory.is_dir():
                 return None
-            raise BrokerError(f"schema directory {self._directory}: is gone; check the path") from error
+            raise BrokerError(f"schema directory {self._directory}: does not exist; check the path") from error
         except UnicodeDecodeError as error:
             raise SchemaRefusedError(RejectReason.OTHER_SCHEMA, "its schema is not UTF-8") from error
         except OSError as error:
-            raise BrokerError(f"schema file {path}: {error.strerror}; check the path and its rights") from error
+            raise BrokerError(f"schema file {path}: {error.strerror}; check the path and its permissions") from error
 
     def register(self, text: str) -> int:
-        """The number of the file that holds this schema; raises SettingError where none does."""
+        """Returns the number of the file with this schema; raises SettingError if there is none."""
         wanted = msgspec.json.decode(text)
         for path in sorted(self._directory.glob("*.avsc"))[:KNOWN_MAX]:
             try:
@@ -75,7 +75,7 @@ class DirectorySchemas:
                 continue
         raise SettingError(
             "configuration", "kafka.schema_registry.directory", str(self._directory),
-            "no file holds the schema that messages are written by", f"save it there as 1.avsc, say: {text}",
+            "no file has the schema of the messages to write", f"save it there, for example as 1.avsc: {text}",
         )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ _Answer = TypeVar("_Answer", _Schema, _Registered)
 
 
 class _AnswerError(Exception):
-    """An answer that is none: the registry's status and code."""
+    """An error response: the registry's status and code."""
 
     def __init__(self, status: int, code: int) -> None:
         super().__init__(f"status {status}" + (f" (code {code})" if code else ""))
@@ -104,7 +104,7 @@ class _AnswerError(Exception):
 
 
 class RegistrySchemas:
-    """Schemas of a registry at `registry.url`, by Confluent's REST API; ours is registered under `subject`."""
+    """Schemas of a registry at `registry.url`, by Confluent's REST API; registers schemas under `subject`."""
 
     def __init__(
         self, registry: SchemaRegistrySettings, subject: str, sleep: Callable[[float], None] = time.sleep
@@ -121,7 +121,7 @@ class RegistrySchemas:
         self._texts: dict[int, str] = {}
 
     def text(self, number: int) -> str | None:
-        """The schema with this number; raises BrokerError where the registry does not answer."""
+        """Returns the schema with this number; raises BrokerError if the registry does not answer."""
         if number in self._texts:
             return self._texts[number]
         try:
@@ -134,14 +134,14 @@ class RegistrySchemas:
             raise SchemaRefusedError(RejectReason.OTHER_SCHEMA, f"its schema has more than {SCHEMA_BYTES_MAX} bytes")
         found = self._read(octets, _Schema)
         if found.schemaType != "AVRO":
-            raise SchemaRefusedError(RejectReason.OTHER_SCHEMA, "its schema is not Avro's")
+            raise SchemaRefusedError(RejectReason.OTHER_SCHEMA, "its schema is not an Avro schema")
         if len(self._texts) >= KNOWN_MAX:
             self._texts.clear()
         self._texts[number] = found.schema
         return found.schema
 
     def register(self, text: str) -> int:
-        """The number that the registry has or gives for this schema under the subject."""
+        """Registers the schema under the subject, and returns its number."""
         body = msgspec.json.encode({"schema": text})
         try:
             return self._read(self._ask(f"/subjects/{self._subject}/versions", body), _Registered).id
@@ -149,12 +149,13 @@ class RegistrySchemas:
             if answer.status in (409, 422):
                 raise SettingError(
                     "configuration", "kafka.schema_registry.url", self._url,
-                    f"refuses the schema of {self._subject} ({answer})", f"delete the subject, or allow it: {text}",
+                    f"refuses the schema of {self._subject} ({answer})",
+                    f"delete the subject, or allow this schema: {text}",
                 ) from answer  # fmt: skip
             raise self._failed(answer) from answer
 
     def _ask(self, path: str, body: bytes | None) -> bytes:
-        """The octets of an answer, tried a few times; raises _AnswerError, BrokerError."""
+        """Returns a response, after TRIES attempts at most; raises _AnswerError, BrokerError."""
         for turn in range(TRIES):
             last = turn == TRIES - 1
             try:
@@ -189,12 +190,12 @@ class RegistrySchemas:
             return msgspec.json.decode(octets, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BrokerError(
-                f"schema registry {self._url}: its answer is no registry's; check kafka.schema_registry.url"
+                f"schema registry {self._url}: its response is not that of a registry; check kafka.schema_registry.url"
             ) from error
 
     def _failed(self, answer: _AnswerError) -> BrokerError:
         remedy = (
-            "check user name and password of kafka.schema_registry"
+            "check username and password of kafka.schema_registry"
             if answer.status in _REFUSING_STATUSES
             else "check kafka.schema_registry.url"
         )
@@ -202,7 +203,7 @@ class RegistrySchemas:
 
 
 def _within(response: Any, give_up_s: float) -> bytes:
-    """An answer, or the beginning of one that is too long; raises OSError where it does not come in time."""
+    """Returns a response, or the beginning of one that is too long; raises OSError after `give_up_s`."""
     octets = b""
     while len(octets) <= ANSWER_BYTES_MAX:
         piece = response.read1(65_536)
@@ -210,5 +211,5 @@ def _within(response: Any, give_up_s: float) -> bytes:
             return octets
         octets += piece
         if time.monotonic() > give_up_s:
-            raise OSError("its answer does not come in time")
+            raise OSError("its response takes too long")
     return octets

@@ -1,4 +1,4 @@
-"""Texts that lie in arrays of octets: most are plain ASCII, and only the others are looked at one by one."""
+"""Texts in arrays of octets: most are plain ASCII, and only the others are decoded one by one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _FIRST_PLAIN, _PLAIN = 0x20, 0x7F - 0x20
 
 
 def not_plain(octets: Array) -> Bool:
-    """Which texts are more than printable ASCII; `octets` uint8 [rows, width], padded with zeros; bool [rows].
+    """Which texts are not printable ASCII, bool [rows]; `octets`: uint8 [rows, width], padded with zeros.
 
-    A zero before another octet belongs to the text.
+    A zero before another octet is a part of the text.
     """
     zero = octets == 0
-    # one comparison for both bounds: what is less wraps around
+    # a single comparison for both bounds: smaller values wrap around
     plain = (octets - np.uint8(_FIRST_PLAIN) < _PLAIN) | zero
     inner = zero[:, :-1] > zero[:, 1:]
     if plain.all() and not inner.any():
@@ -31,13 +31,13 @@ def not_plain(octets: Array) -> Bool:
 
 
 class DoubtfulTexts:
-    """The texts of a field that are not plain ASCII within the length, decoded one by one.
+    """The texts of a field that are not plain ASCII or too long, decoded one by one.
 
-    Made for all fields before any other rule, as what is not UTF-8 is a fault of the message and comes first.
+    Must be made for all fields before any other rule: invalid UTF-8 is a fault of the message, and comes first.
     """
 
     def __init__(self, name: str, field: Field, rows: Iterable[int], whole: Callable[[int], bytes]) -> None:
-        """`rows`: which; `whole`: the octets of a row's text."""
+        """`rows`: of these texts; `whole`: returns the octets of a row's text."""
         self._name, self._field = name, field
         self._texts: dict[int, str] = {}
         self._broken: list[int] = []
@@ -48,12 +48,12 @@ class DoubtfulTexts:
                 self._broken.append(row)
 
     def note_broken(self, faults: Faults) -> None:
-        """Note what is not UTF-8."""
+        """Notes texts that are not UTF-8."""
         for row in self._broken:
             faults.setdefault(row, (RejectReason.ENCODING, "a text is not UTF-8"))
 
     def note_rest(self, faults: Faults) -> None:
-        """Note what is too long, or holds what cannot be seen."""
+        """Notes texts that are too long, or contain an invisible character."""
         for row, text in self._texts.items():
             fault = check_text(self._name, self._field, text)
             if fault is not None:

@@ -1,4 +1,4 @@
-"""The rules of the schema: which rows break one, for structs that become columns here, and for columns."""
+"""The rules of the schema: converts structs to columns, and finds the rows that break a rule."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from streaming.codecs.faults import Fault, Faults, note
 from streaming.codecs.protocol import RejectReason
 from streaming.codecs.rows import seconds_limit, time_to_ms, wire_values
 
-# Controls (Unicode's Cc): a NUL would be lost in a fixed-width column, the others break logs and terminals. And what
-# cannot be seen (Cf, Zl, Zp, and the rest of Default_Ignorable_Code_Point, Unicode 15): zero-width characters make two
-# ids look like one, bidirectional controls show an operator digits in another order than they are.
-_UNSEEN = re.compile(
+# Controls (Unicode's Cc): a NUL would be lost in a fixed-width column, others break logs and terminals. And invisible
+# characters (Cf, Zl, Zp, and the rest of Default_Ignorable_Code_Point, Unicode 15): zero-width characters make two ids
+# look equal, bidirectional controls display digits in another order.
+_INVISIBLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
     "\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
     "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
@@ -26,7 +26,7 @@ _UNSEEN = re.compile(
 
 
 def to_columns(fields: dict[str, Field], rows: Sequence[msgspec.Struct]) -> tuple[ColumnBatch, Faults]:
-    """Columns of all rows, and the first fault found in each row that may not be used, by row."""
+    """Returns columns of all rows, and the first fault of each faulty row."""
     faults: Faults = {}
     columns = {
         name: _column(name, field, rows, position, faults) for position, (name, field) in enumerate(fields.items())
@@ -53,9 +53,9 @@ def _strings(name: str, field: Field, texts: list[str], faults: Faults) -> Array
     octets = [text.encode() for text in texts]
     lengths = np.fromiter(map(len, octets), np.int64, len(octets))
     note(faults, lengths > field.max_length, *_too_long(name, field))
-    if _UNSEEN.search("".join(texts)):
-        unseen = np.fromiter((_UNSEEN.search(text) is not None for text in texts), np.bool_, len(texts))
-        note(faults, unseen, *_unseen(name))
+    if _INVISIBLE.search("".join(texts)):
+        invisible = np.fromiter((_INVISIBLE.search(text) is not None for text in texts), np.bool_, len(texts))
+        note(faults, invisible, *_invisible(name))
     return np.array(octets, field.dtype)
 
 
@@ -66,51 +66,51 @@ def _categories(name: str, field: Field, texts: list[str], faults: Faults) -> Ar
     return column
 
 
-# --- the rules, for columns however they came about -------------------------------------------------------------------
+# --- the rules, for columns of any codec ------------------------------------------------------------------------------
 
 
 def check_limits(fields: dict[str, Field], batch: ColumnBatch, faults: Faults) -> None:
-    """Note numbers and times outside their limits: the last of the rules."""
+    """Notes numbers and times outside their limits: the last rule."""
     for name, mask in out_of_limits(fields, batch).items():
         note(faults, mask, RejectReason.OUT_OF_LIMITS, f"{name}: outside {_limits_text(fields[name])}")
 
 
 def check_finite(name: str, numbers: Float64, faults: Faults) -> None:
-    """Note NaN and infinities."""
+    """Notes NaN and infinities."""
     finite = np.isfinite(numbers)
     if not finite.all():
         note(faults, ~finite, RejectReason.NOT_FINITE, f"{name}: NaN or infinite")
 
 
 def times_in_ms(name: str, times: Int64, unit: str, faults: Faults) -> Array:
-    """Times in `unit` as ms; notes seconds that milliseconds cannot count."""
+    """Converts times to ms; notes seconds beyond the range of int64 ms."""
     if unit == "s":
         beyond = (times > seconds_limit()) | (times < -seconds_limit())
-        note(faults, beyond, RejectReason.OUT_OF_LIMITS, f"{name}: beyond what milliseconds can count")
+        note(faults, beyond, RejectReason.OUT_OF_LIMITS, f"{name}: beyond the range of int64 milliseconds")
         times = np.where(beyond, 0, times)
     return time_to_ms(times, unit)
 
 
 def check_categories(name: str, field: Field, column: Int64, faults: Faults) -> None:
-    """Note what is no position in the field's values."""
+    """Notes values that are not an index into the field's values."""
     unknown = (column < 0) | (column >= len(field.values))
     if unknown.any():
-        note(faults, unknown, RejectReason.UNKNOWN_CATEGORY, f"{name}: none of the {len(field.values)} known values")
+        note(faults, unknown, RejectReason.UNKNOWN_CATEGORY, f"{name}: not one of the {len(field.values)} known values")
 
 
 def check_text(name: str, field: Field, text: str) -> Fault | None:
-    """What is wrong with a text, if anything."""
+    """Returns the fault of a text, if it has one."""
     if len(text.encode()) > field.max_length:
         return _too_long(name, field)
-    return _unseen(name) if _UNSEEN.search(text) else None
+    return _invisible(name) if _INVISIBLE.search(text) else None
 
 
 def _too_long(name: str, field: Field) -> Fault:
     return RejectReason.TOO_LONG, f"{name}: more than {field.max_length} bytes"
 
 
-def _unseen(name: str) -> Fault:
-    return RejectReason.OUT_OF_LIMITS, f"{name}: holds a control or invisible character"
+def _invisible(name: str) -> Fault:
+    return RejectReason.OUT_OF_LIMITS, f"{name}: contains a control or invisible character"
 
 
 def _limits_text(field: Field) -> str:
@@ -120,13 +120,13 @@ def _limits_text(field: Field) -> str:
 
 
 def too_far_ahead(event_times_ms: Int64, appended_ms: Int64, tolerance_ms: int) -> Bool:
-    """Which rows say that they took place more than `tolerance_ms` after the broker kept them; bool [rows].
+    """Which rows have an event time more than `tolerance_ms` after their append time, bool [rows].
 
-    `event_times_ms`, `appended_ms` int64 [rows], ms since the epoch; a record without a time of append (negative) is
-    not judged. Such a row is refused (RejectReason.FUTURE_EVENT) since it would outlast itself: windows end at a key's
-    newest event, so what is older than the longest window before it is dropped, and the card's and the terminal's true
-    transactions are late, or not kept at all, until the clock has caught up. Up to the feature file's `lateness`
-    ahead, no window of a later row loses anything.
+    `event_times_ms`, `appended_ms`: int64 [rows], ms since the epoch; a negative append time is unknown, and passes.
+    Such rows are rejected (RejectReason.FUTURE_EVENT): windows end at a key's newest event, so events older than the
+    longest window before it are dropped, and the true transactions of the card and the terminal would be late, or not
+    stored at all, until the clock reaches that time. An event up to the feature file's `lateness` ahead takes nothing
+    from the window of a later row.
     """
     latest_ms = np.minimum(appended_ms, INT64_MAX - tolerance_ms) + tolerance_ms
     return (event_times_ms > latest_ms) & (appended_ms >= 0)

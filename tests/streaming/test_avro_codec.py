@@ -252,10 +252,10 @@ def test_malformed_unions_enums_booleans_and_ints_are_refused() -> None:
     }  # fmt: skip
     codec_ = made(types, {"n": Field(type="int64"), "c": Field(type="category", values=("a", "b"))})
     bodies = {
-        b"\2\4\0\1ab": None, b"\4\4\0\1ab": "n: no such branch", b"\1\4\0\1ab": "n: no such branch",
-        b"\0\0\1ab": "n: null", b"\2\4\2\1ab": "c: no such symbol", b"\2\4\1\1ab": "c: no such symbol",
+        b"\2\4\0\1ab": None, b"\4\4\0\1ab": "n: an unknown branch", b"\1\4\0\1ab": "n: an unknown branch",
+        b"\0\0\1ab": "n: null", b"\2\4\2\1ab": "c: an unknown symbol", b"\2\4\1\1ab": "c: an unknown symbol",
         b"\2\4\0\2ab": "b: a boolean", b"\2\4\0\1a": "f: the message ends", b"\0\0\2ab": "b: a boolean",
-        b"\2\x80\x80\x80\x80\x10\0\1ab": "n: a whole number of more bits", b"\0\0\1abc": "f: more follows",
+        b"\2\x80\x80\x80\x80\x10\0\1ab": "n: an integer with more bits", b"\0\0\1abc": "f: more octets",
     }  # fmt: skip
     decoded = codec_.decode([HEAD + body for body in bodies])
     assert decoded.batch["n"].tolist() == [2]
@@ -317,7 +317,7 @@ def test_a_schema_that_cannot_be_read_as_ours_refuses_what_it_wrote_and_nothing_
 
 
 def test_a_field_name_that_avro_does_not_have_stops_the_start() -> None:
-    with pytest.raises(SettingError, match=r"fields\.card-id: is no name in Avro"):
+    with pytest.raises(SettingError, match=r"fields\.card-id: is not a name in Avro"):
         AvroCodec({"card-id": Field(type="int64")}, BYTES_MAX, Held())
     with pytest.raises(SettingError, match=r"kafka\.codec = 'avro': has no source of schemas"):
         codec("avro", FIELDS, BYTES_MAX)

@@ -372,7 +372,7 @@ def test_no_id_holds_what_cannot_be_seen(name: str) -> None:
     ] + list("\u034f\u115f\u3164\ufe0f\uffa0\U000e01ef")
     decoded = make(name).decode([message(name, **{"card-id": f"a{character}b"}) for character in unseen])
     assert decoded.batch.rows == 0
-    assert {reject.detail for reject in decoded.rejects} == {"card-id: holds a control or invisible character"}
+    assert {reject.detail for reject in decoded.rejects} == {"card-id: contains a control or invisible character"}
 
 
 @pytest.mark.parametrize("name", CODECS)
