@@ -1,14 +1,13 @@
-"""The idempotency cache: a transaction that comes again gets its first decision again.
+"""The idempotency cache: a repeated transaction gets its first decision again.
 
-Again means: with the same id, card and amount, in the same partition, at most `window_s` after the first by the log's
-own clock (the greatest append time of the partition so far); the first one's time counts, repeats do not renew it. An
-id that comes with another card or amount is another transaction, and is scored: whoever repeats an approved id must
-not get another amount approved by it.
+A repeat has the same id, card and amount, in the same partition, at most `window_s` after the first occurrence by the
+partition's clock (its greatest append time so far). Repeats do not extend the window. The same id with another card or
+amount is another transaction and is scored, so that an approved id cannot approve another amount.
 
-What is found is a function of one partition's log alone, as long as no more than `ids_max` transactions of all
-partitions lie within the window: beyond it the oldest are forgotten, and a repeat of those is scored again. The clock
-is the topic's: with `message.timestamp.type=CreateTime` a producer sets it, and one with times far in the future
-stretches the window for its partition.
+The result depends only on the partition's log, as long as at most `ids_max` transactions of all partitions are within
+the window. Beyond that the oldest entries are dropped, and their repeats are scored again. With
+`message.timestamp.type=CreateTime` producers set the clock, and a time far in the future extends the window of its
+partition.
 """
 
 from __future__ import annotations
@@ -28,11 +27,21 @@ from cascade.schema import Roles
 from streaming import duplicate_kernels as kernels
 from streaming.codes import digest_codes
 from streaming.decisions import CAUSES, STAGES
-from streaming.duplicate_kernels import APPENDED, ENTRY_WIDTH, GONE, HELD, ID, NEXT, OFFSET, OLDEST, PARTITION
+from streaming.duplicate_kernels import (
+    APPENDED,
+    ENTRIES,
+    ENTRY_WIDTH,
+    FORGOTTEN,
+    ID,
+    NEXT,
+    OFFSET,
+    OLDEST,
+    PARTITION,
+)
 
-# Versions of bundles that entries may name: a number has two bytes.
+# The most bundle versions: an entry has two bytes for its version.
 BUNDLES_MAX = 1 << 16
-# Far above what a topic can have: a greater number is a mistake, and would cost memory.
+# Far above the partitions of a topic: a greater id is a mistake, and would take memory.
 PARTITIONS_MAX = 1 << 20
 PREFIX = "duplicates."
 _ENTRIES, _KNOWN, _DECIDED, _SCORES, _TIMES, _BUNDLE_NUMBERS, _BUNDLES, _CLOCKS = (
@@ -41,7 +50,7 @@ _ENTRIES, _KNOWN, _DECIDED, _SCORES, _TIMES, _BUNDLE_NUMBERS, _BUNDLES, _CLOCKS 
         "entries", "known", "decided", "scores", "decision_times_ms", "bundle_numbers", "bundles", "clocks",
     )
 )  # fmt: skip
-# Of an export, a row an entry: dtype and the shape of a row. Entries begin with the column ID.
+# The arrays of an export with a row for each entry: dtype and shape of a row. Entries begin with the column ID.
 _ROWS: Mapping[str, tuple[type[np.generic], tuple[int, ...]]] = {
     _ENTRIES: (np.int64, (ENTRY_WIDTH - ID,)),
     _KNOWN: (np.uint8, ()),
@@ -80,25 +89,24 @@ class FirstColumns:
 
 
 class FirstDecisions:
-    """The last `ids_max` transactions and their decisions, in flat arrays; one thread uses it.
+    """The last `ids_max` transactions and their decisions, in flat arrays; for one thread.
 
-    What is past the window is no longer found, exported or part of a digest. It stays in memory until newer ones take
-    its place, so that a repeat can still ask for a decision that is made after the window.
+    Entries past the window are not found, not exported and not in a digest. They stay in memory until newer ones
+    replace them, so that a waiting repeat can get a decision that is made after the window.
 
-    Rows of a partition come in the order of the log. Whoever goes back in it (after a crash, or to read again what an
-    aborted transaction held) begins with `forget`, and `absorb` of what was exported at that place. With
-    `window_s = 0` it finds nothing, keeps nothing and takes no memory.
+    Rows of a partition must come in the order of the log. To read the log again from an earlier offset, `forget` the
+    partition, and `absorb` an export of that offset. With `window_s = 0` it finds nothing and takes no memory.
     """
 
     def __init__(self, settings: DuplicateSettings) -> None:
         self.enabled = settings.window_s > 0
         self._window_ms = round(settings.window_s * 1e3)
-        # one slot that stays empty where it is disabled, so that nothing else needs to ask
+        # a disabled cache has a single empty slot, so that other methods need no check
         ids_max = settings.ids_max if self.enabled else 1
         index_length = 1 << max(3, (2 * ids_max - 1).bit_length())
-        # zeros take address space only: memory is used as transactions come
+        # np.zeros takes address space only; memory is allocated as transactions come
         self._by_identity = np.zeros(index_length, np.int64)
-        self._by_place = np.zeros(index_length, np.int64)
+        self._by_record = np.zeros(index_length, np.int64)
         self._entries = np.zeros((ids_max, ENTRY_WIDTH), np.int64)
         self._counters = np.zeros(kernels.COUNTERS, np.int64)
         self._clocks = np.zeros(0, np.int64)
@@ -108,26 +116,28 @@ class FirstDecisions:
         self._times_ms = np.zeros(ids_max, np.int64)
         self._bundle_numbers = np.zeros(ids_max, np.uint16)
         self._bundles: list[str] = []
-        # the same transaction has another place in each process, and nobody can aim for one
+        # hashes differ in each process, so that nobody can aim for collisions
         self._seed = secrets.randbits(63)
 
     def __len__(self) -> int:
-        return int(self._counters[HELD])
+        return int(self._counters[ENTRIES])
 
     def warm_up(self) -> None:
         """Compiles the kernels ahead of the first transactions."""
         none = np.zeros(0, np.int64)
         self._look_up(none, none, none, none, none, none, none.copy())
-        kernels.find_places(self._by_place, self._entries, self._seed, 0, none, none.copy())
-        kernels.forget(self._by_identity, self._by_place, self._entries, self._counters, 0)
+        kernels.find_records(self._by_record, self._entries, self._seed, 0, none, none.copy())
+        kernels.forget(self._by_identity, self._by_record, self._entries, self._counters, 0)
         self._register(np.zeros((0, ENTRY_WIDTH), np.int64), none.copy())
 
     def look_up(self, batch: ColumnBatch, roles: Roles, partitions: Int64, offsets: Int64, appended_ms: Int64) -> Int64:
-        """Entries int64 [rows] of the rows' first occurrences, for `first`; -1 where the row is itself a first one.
+        """Returns the entries (int64, [rows]) of the rows' first occurrences, for `first`; -1 for a first occurrence.
 
-        First ones are registered, and may be what a later row of the batch repeats. An entry is held until `ids_max`
-        further ones are registered, or its partition is forgotten. `partitions` (numbers in the topic), `offsets` and
-        `appended_ms` (the record's time, ms since the epoch) are int64 [rows].
+        First occurrences are registered, and later rows of the batch may repeat them. An entry exists until `ids_max`
+        further ones are registered, or its partition is forgotten.
+
+        batch: the transactions. roles: names of the fields. partitions: partition ids, int64 [rows]. offsets: int64
+        [rows]. appended_ms: the records' timestamps, int64 [rows], ms since the epoch.
         """
         found = np.full(batch.rows, -1, np.int64)
         if self.enabled:
@@ -143,7 +153,7 @@ class FirstDecisions:
     ) -> None:  # fmt: skip
         self._make_clocks(int(partitions.max(initial=-1)))
         kernels.look_up(
-            self._by_identity, self._by_place, self._entries, self._counters, self._clocks, self._known, self._seed,
+            self._by_identity, self._by_record, self._entries, self._counters, self._clocks, self._known, self._seed,
             self._window_ms, _plain(ids), _plain(cards), _plain(amounts), _plain(partitions), _plain(offsets),
             _plain(appended_ms), found,
         )  # fmt: skip
@@ -160,15 +170,14 @@ class FirstDecisions:
         decision_times_ms: Int64,
         bundle: str,
     ) -> None:
-        """Tell the decisions of some records of a partition; the columns are as in FirstColumns, `bundle` a version.
+        """Stores the decisions of records of a partition; columns as in FirstColumns, `bundle`: the version.
 
-        Offsets that are not held (repeats, and what was forgotten) are passed over, as are those that are settled: a
-        decision is final.
+        Ignores offsets without an entry (of repeats, or dropped), and entries that have a decision: it is final.
         """
         if not self.enabled or not len(offsets):
             return
         slots = np.empty(len(offsets), np.int64)
-        kernels.find_places(self._by_place, self._entries, self._seed, partition, _plain(offsets), slots)
+        kernels.find_records(self._by_record, self._entries, self._seed, partition, _plain(offsets), slots)
         fresh = np.flatnonzero(slots >= 0)
         fresh = fresh[self._known[slots[fresh]] == 0]
         slots = slots[fresh]
@@ -181,11 +190,11 @@ class FirstDecisions:
         self._known[slots] = 1
 
     def first(self, entries: Int64) -> FirstColumns:
-        """What is known of entries that `look_up` gave."""
+        """Returns the first occurrences of entries that `look_up` returned."""
         present = (entries >= self._counters[OLDEST]) & (entries < self._counters[NEXT])
         slots = np.where(present, entries, 0) % len(self._entries)
         rows = self._entries[slots]
-        present &= rows[:, PARTITION] != GONE
+        present &= rows[:, PARTITION] != FORGOTTEN
         versions = self._bundles or [""]
         return FirstColumns(
             present=present,
@@ -202,19 +211,19 @@ class FirstDecisions:
         )
 
     def forget(self, partition: int) -> None:
-        """Drop what a partition has: it belongs to another worker, or is read again from an earlier place."""
+        """Drops the entries of a partition that was lost, or is read again from an earlier offset."""
         if partition < len(self._clocks):
-            kernels.forget(self._by_identity, self._by_place, self._entries, self._counters, partition)
+            kernels.forget(self._by_identity, self._by_record, self._entries, self._counters, partition)
             self._clocks[partition] = kernels.NEVER
 
     def export(self) -> dict[str, Array]:
-        """Copies of all that is within the window, by name; empty where the cache is disabled."""
+        """Returns copies of the entries within the window, by array name; empty if the cache is disabled."""
         if not self.enabled:
             return {}
         slots = self._slots_within()
         numbers, used = np.unique(self._bundle_numbers[slots], return_inverse=True)
         versions = [self._bundles[number].encode() for number in numbers.tolist()] if self._bundles else []
-        told = np.flatnonzero(self._clocks != kernels.NEVER)
+        set_clocks = np.flatnonzero(self._clocks != kernels.NEVER)
         return {
             _ENTRIES: self._entries[slots, ID:],
             _KNOWN: self._known[slots],
@@ -223,13 +232,13 @@ class FirstDecisions:
             _TIMES: self._times_ms[slots],
             _BUNDLE_NUMBERS: used.astype(np.uint16),
             _BUNDLES: np.array(versions, np.bytes_),
-            _CLOCKS: np.column_stack([told, self._clocks[told]]).astype(np.int64),
+            _CLOCKS: np.column_stack([set_clocks, self._clocks[set_clocks]]).astype(np.int64),
         }
 
     def without_later(self, arrays: Mapping[str, Array], until: Mapping[int, int]) -> Mapping[str, Array]:
-        """An export in which the decisions of these partitions are known below the offsets `until` only.
+        """Returns an export without the decisions of these partitions from the offsets `until` on.
 
-        Raises StateError where the arrays cannot be an export.
+        Raises StateError if the arrays are not a valid export.
         """
         if not self.enabled:
             return arrays
@@ -241,9 +250,9 @@ class FirstDecisions:
         return {**arrays, _KNOWN: known}
 
     def absorb(self, arrays: Mapping[str, Array], partitions: Iterable[int]) -> None:
-        """Go on with what `export` gave of these partitions, in place of what is held of them.
+        """Replaces the entries of these partitions by those of an export.
 
-        Raises StateError where the arrays are absent or cannot be an export; nothing is held of the partitions then.
+        Raises StateError if the arrays are not a valid export; the partitions then have no entries.
         """
         wanted = sorted(set(partitions))
         for partition in wanted:
@@ -261,16 +270,16 @@ class FirstDecisions:
         if not self._register(rows, entries):
             for partition in wanted:
                 self.forget(partition)
-            raise StateError(f"array {_ENTRIES} holds a transaction or an offset twice")
+            raise StateError(f"array {_ENTRIES} has a transaction or an offset twice")
         self._absorb_decisions(arrays, chosen, entries)
 
     def _register(self, rows: Int64, entries: Int64) -> bool:
         return kernels.absorb(
-            self._by_identity, self._by_place, self._entries, self._counters, self._known, self._seed, rows, entries
+            self._by_identity, self._by_record, self._entries, self._counters, self._known, self._seed, rows, entries
         )
 
     def _absorb_decisions(self, arrays: Mapping[str, Array], chosen: Int64, entries: Int64) -> None:
-        """Copy the decisions of the rows `chosen`, which became `entries`; some may have made room for others."""
+        """Copies the decisions of the rows `chosen`, now `entries`; some may have been replaced already."""
         known = (arrays[_KNOWN][chosen] == 1) & (entries >= self._counters[OLDEST])
         chosen, slots = chosen[known], entries[known] % len(self._entries)
         self._decided[slots] = arrays[_DECIDED][chosen]
@@ -281,9 +290,9 @@ class FirstDecisions:
         self._known[slots] = 1
 
     def digest(self, partition: int) -> str:
-        """SHA-256 (hex) of which transactions of a partition are remembered: the same after any crash.
+        """Returns the SHA-256 (hex) of a partition's entries within the window: the same after any crash.
 
-        The decisions are left out: what a deep model answered in time once, it may answer too late another time.
+        Decisions are not a part of it: a deep model may answer in time once and too late another time.
         """
         slots = self._slots_within()
         rows = self._entries[slots[self._entries[slots, PARTITION] == partition], ID:]
@@ -292,23 +301,25 @@ class FirstDecisions:
         return hashlib.sha256(content.tobytes()).hexdigest()
 
     def _slots_within(self) -> Int64:
-        """Slots of the entries within their partition's window, in the order in which they came."""
+        """Slots of the entries within their partition's window, in order of arrival."""
         slots = np.arange(self._counters[OLDEST], self._counters[NEXT]) % len(self._entries)
-        slots = slots[self._entries[slots, PARTITION] != GONE]
+        slots = slots[self._entries[slots, PARTITION] != FORGOTTEN]
         age_ms = self._clocks[self._entries[slots, PARTITION]] - self._entries[slots, APPENDED]
         within: Int64 = slots[age_ms <= self._window_ms]
         return within
 
     def _make_clocks(self, partition: int) -> None:
-        """Have a clock for each partition up to this one."""
+        """Adds clocks for the partitions up to this one."""
         if partition >= PARTITIONS_MAX:
-            raise StateError(f"partition {partition} is out of range, at most {PARTITIONS_MAX} are looked after")
+            raise StateError(
+                f"partition {partition} is out of range: at most {PARTITIONS_MAX} partitions are supported"
+            )
         missing = partition + 1 - len(self._clocks)
         if missing > 0:
             self._clocks = np.concatenate([self._clocks, np.full(missing, kernels.NEVER, np.int64)])
 
     def _bundle_number(self, version: str) -> int:
-        """The number of a version; nearly always that of the newest."""
+        """The number of a version, nearly always the newest."""
         if self._bundles and self._bundles[-1] == version:
             return len(self._bundles) - 1
         if version not in self._bundles:
@@ -319,32 +330,34 @@ class FirstDecisions:
 
 
 def _codes(column: Array) -> Int64:
-    """The integers themselves; of strings, codes of which nobody finds a second text for a given one."""
+    """Returns integers unchanged, and texts as codes that resist second preimages."""
     if column.dtype.kind == "S":
         return digest_codes(column.tolist())
     return column
 
 
 def _plain(column: Int64) -> Int64:
-    """A copy in the one memory layout that the kernels are compiled for: others would be compiled when they come."""
+    """A copy in the layout that the kernels are compiled for; another layout would be compiled at its first use."""
     return np.array(column, np.int64)
 
 
 def _bits(amounts: Float64) -> Int64:
-    # adding zero makes -0.0 and 0.0 one amount
+    # adding zero turns -0.0 into 0.0
     bits: Int64 = (amounts + 0.0).view(np.int64)
     return bits
 
 
 def _check_export(arrays: Mapping[str, Array]) -> None:
-    """Raise StateError where the arrays cannot be what `export` gave."""
+    """Raises StateError if the arrays are not a valid export."""
     for name in (*_ROWS, _BUNDLES, _CLOCKS):
         if name not in arrays:
             raise StateError(f"array {name} is absent")
     count = len(arrays[_ENTRIES])
     for name, (dtype, width) in _ROWS.items():
         if arrays[name].dtype != dtype or arrays[name].shape != (count, *width):
-            raise StateError(f"array {name} is {arrays[name].dtype}{list(arrays[name].shape)}, not of {count} entries")
+            raise StateError(
+                f"array {name} is {arrays[name].dtype}{list(arrays[name].shape)}, expected {count} entries"
+            )
     clocks, versions = arrays[_CLOCKS], arrays[_BUNDLES]
     if clocks.dtype != np.int64 or clocks.ndim != 2 or clocks.shape[1] != 2:
         raise StateError(f"array {_CLOCKS} is {clocks.dtype}{list(clocks.shape)}")
@@ -362,11 +375,11 @@ def _check_export(arrays: Mapping[str, Array]) -> None:
         _SCORES: _within(scores, np.nextafter(1.0, 2.0)),
         _BUNDLE_NUMBERS: _within(arrays[_BUNDLE_NUMBERS][known], len(versions)),
     }
-    for name, holds in sound.items():
-        if not holds:
-            raise StateError(f"array {name} holds what no export holds")
+    for name, valid in sound.items():
+        if not valid:
+            raise StateError(f"array {name} has values that no export has")
 
 
 def _within(values: Array, end: Array | float) -> bool:
-    """Whether all values lie from 0 on and below `end`."""
+    """Whether all values are in 0 ≤ value < `end`."""
     return bool(((values >= 0) & (values < end)).all())

@@ -340,7 +340,7 @@ def damaged(name: str, value: object, where: object = ...) -> dict[str, Array]:
     ("bundle_numbers", 1, 0), ("clocks", -2, (0, 0)), ("clocks", 1 << 40, (0, 0)), ("clocks", 1, (0, 0)),
 ])  # fmt: skip
 def test_an_export_with_impossible_content_is_refused(name: str, value: object, where: object) -> None:
-    with pytest.raises(StateError, match=r"^array duplicates\.\w+ holds what no export holds$"):
+    with pytest.raises(StateError, match=r"^array duplicates\.\w+ has values that no export has$"):
         made().absorb(damaged(name, value, where), [0, 1])
 
 
