@@ -1,8 +1,8 @@
-"""The circuit breaker before the deep model: when most calls fail, none is made, and the screener decides at once.
+"""The circuit breaker of the deep model: while most calls fail, none is made, and the screener decides at once.
 
-Closed: calls go through, and their outcomes are kept. Open: nothing goes through for a pause. Half-open: one call is
-tried; if it succeeds the breaker closes, else it opens again for twice as long. Pauses are shortened at random, so that
-workers that lost the same server do not come back as one.
+Closed: calls are made, and their outcomes counted. Open: no call is made for a pause. Half-open: a trial call is made;
+if it succeeds the breaker closes, else it opens again for twice as long. Pauses are shortened at random, so that
+workers that lost the same server do not call it at the same moment.
 
 Source: Nygard, "Release It!", 2nd edition, 2018, chapter 5.
 """
@@ -18,13 +18,13 @@ from typing import Literal
 from cascade.config import BreakerSettings
 
 State = Literal["closed", "open", "half-open"]
-# Share of a pause that chance may take away.
+# Share of a pause that is random.
 JITTER_SHARE = 0.5
 _random = random.SystemRandom()
 
 
 class CircuitBreaker:
-    """Outcomes of the last calls, and whether the next one may be made; one thread uses it.
+    """Decides by the outcomes of the last calls whether the next call may be made; for one thread.
 
     >>> now_s = 0.0
     >>> breaker = CircuitBreaker(BreakerSettings(calls=2, pause_ms=100), lambda: now_s, lambda: 0.0)
@@ -56,18 +56,18 @@ class CircuitBreaker:
         self.opened = 0
 
     def allows(self) -> bool:
-        """Whether a call may be made now; in the half-open state the one that is allowed is the trial."""
+        """Whether a call may be made now; in the half-open state that call is the trial."""
         if self.state == "closed":
             return True
         if self._clock() < self._until_s:
             return False
         self.state = "half-open"
-        # a trial that is never answered for must not close the way for good
+        # a trial without an outcome must not block all calls for ever
         self._until_s = self._clock() + self._settings.pause_ms_max / 1e3
         return True
 
     def succeeded(self) -> None:
-        """A call was answered in time."""
+        """Counts a call that was answered in time."""
         if self.state == "half-open":
             self.state = "closed"
             self._outcomes.clear()
@@ -76,7 +76,7 @@ class CircuitBreaker:
             self._outcomes.append(True)
 
     def failed(self) -> None:
-        """A call failed or was not answered in time."""
+        """Counts a call that failed or was not answered in time."""
         if self.state == "half-open":
             self._pause_s = min(2 * self._pause_s, self._settings.pause_ms_max / 1e3)
             self._open()

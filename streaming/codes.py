@@ -1,4 +1,4 @@
-"""64-bit codes of texts, of which nobody can make two alike at will."""
+"""64-bit codes of texts that resist deliberate collisions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ KEY_BYTES_MAX = hashlib.blake2b.MAX_KEY_SIZE
 
 
 def digest_codes(values: Iterable[bytes], key: bytes = b"") -> Int64:
-    """BLAKE2b codes int64 [values], equal on every machine and in every process; `key`: at most KEY_BYTES_MAX.
+    """Returns BLAKE2b codes (int64, [values]), equal on every machine; `key`: at most KEY_BYTES_MAX.
 
-    Without a key, whoever knows 2^32 hashes finds two texts with one code, but no second text for a given code; with
-    a key, neither. Source: Aumasson, Saarinen, RFC 7693.
+    Without a key, 2^32 hashes give two texts with the same code, but not a second text for a given code; with a secret
+    key, neither. Source: Aumasson, Saarinen, RFC 7693.
     """
     started = hashlib.blake2b(digest_size=_CODE_BYTES, key=key)
 
     def code(value: bytes) -> bytes:
-        # copying is cheaper than starting anew, with a key above all
+        # a copy is cheaper than a new hasher, above all with a key
         hasher = started.copy()
         hasher.update(value)
         return hasher.digest()

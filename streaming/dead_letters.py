@@ -1,4 +1,4 @@
-"""The dead letter: a message that could not be read, its bytes untouched, with where it came from and why."""
+"""Dead letters: unreadable messages with unchanged bytes, their origin and the reason in headers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from streaming.codecs.protocol import Reject
 
 DETAIL_BYTES_MAX = 256
-# what the headers of a dead letter add to a message at most: topics that carry them allow messages this much larger
+# The most that the headers add to a message; the dead-letter topic allows messages this much larger.
 OVERHEAD_BYTES_MAX = 2_048
 HEADER_PREFIX = "cascade-"
 
@@ -35,10 +35,11 @@ def dead_letter(
     value: bytes | None,
     headers: Headers = (),
 ) -> DeadLetter:
-    """The dead letter of a rejected record; `time_ms` is the time of rejection, ms since the epoch.
+    """Makes the dead letter of a rejected record.
 
-    The record's own headers come first and stay as they were, except those that bear our prefix: a letter that was
-    played back and rejected again tells only of the last rejection.
+    reject: index, reason and detail. topic, partition, offset: of the record. time_ms: of the rejection, ms since the
+    epoch. key, value, headers: of the record; its headers come first and unchanged, without those of an earlier
+    rejection (prefix `cascade-`).
     """
     own = {
         "reason": reject.reason.value,
@@ -48,12 +49,12 @@ def dead_letter(
         "offset": str(offset),
         "time-ms": str(time_ms),
     }
-    kept: list[tuple[str, bytes | None]] = [pair for pair in headers if not pair[0].startswith(HEADER_PREFIX)]
-    kept.extend((HEADER_PREFIX + name, _bounded(text)) for name, text in own.items())
-    return DeadLetter(key, value, kept)
+    all_headers: list[tuple[str, bytes | None]] = [pair for pair in headers if not pair[0].startswith(HEADER_PREFIX)]
+    all_headers.extend((HEADER_PREFIX + name, _bounded(text)) for name, text in own.items())
+    return DeadLetter(key, value, all_headers)
 
 
 def _bounded(text: str) -> bytes:
     octets = text.encode(errors="replace")
-    # the cut may split a character: drop what is left of it
+    # the cut may split a character, whose rest is dropped
     return octets if len(octets) <= DETAIL_BYTES_MAX else octets[:DETAIL_BYTES_MAX].decode(errors="ignore").encode()

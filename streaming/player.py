@@ -1,4 +1,4 @@
-"""Playing a data file into Kafka: transactions at their times, labels `label.delay` after them."""
+"""Plays a data file into Kafka: transactions in the rhythm of their event times, labels `label.delay` later."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from streaming.codecs import Codec, topic_codec
 from streaming.decisions import message_keys
 
 Progress = Callable[[float], None]
-# Records that are sent before the labels that are due among them are confirmed, and the pace is looked at again.
+# The most transactions that are sent before the due labels among them and the schedule are checked again.
 CHUNK_ROWS_MAX = 2_000
-# The finest step of the schedule: records due within it leave together.
+# The resolution of the schedule: records due within it are sent together.
 TICK_S = 0.002
 FLUSH_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """What was played, and how long it took; `behind_s_max`: how late the worst record left against the schedule."""
+    """The number of records sent, and the time; `behind_s_max`: the greatest delay against the schedule."""
 
     transactions: int
     labels: int
@@ -36,17 +36,17 @@ class Played:
 
 
 class Player:
-    """Sends transactions and the chargebacks among them, in order of time.
+    """Sends transactions and the labels of frauds, in order of time.
 
-    A label is sent for each fraud (what is not charged back counts as genuine), `label.delay` after its transaction.
-    Labels are confirmed by the broker before any later transaction is sent, so a consumer that reads labels up to
-    their end first sees what was known at the time.
+    The label of a fraud is due `label.delay` after its transaction; transactions without a label are genuine. Due
+    labels are acknowledged before the next transaction is sent, so that a consumer which reads the labels up to their
+    end first has exactly the labels that were known at that time.
     """
 
     def __init__(
         self, schema: Schema, codec: Codec, label_codec: Codec, producer: ProducerClient, topics: tuple[str, str]
     ) -> None:
-        """`topics`: of transactions and of labels."""
+        """`topics`: (transactions, labels)."""
         self._schema = schema
         self._codec = codec
         self._label_codec = label_codec
@@ -55,7 +55,7 @@ class Player:
 
     @classmethod
     def from_config(cls, config: Config, schema: Schema, producer: ProducerClient) -> Player:
-        """A player in the codec and to the topics of a configuration."""
+        """Makes a player with the codec and the topics of a configuration."""
         bytes_max, topics = config.worker.message_bytes_max, config.kafka.topics
         return cls(
             schema,
@@ -66,19 +66,22 @@ class Player:
         )
 
     def play(self, data: LabelledData, rows: slice, rate: float | None, progress: Progress) -> Played:
-        """Send the `rows` of `data`; `rate`: mean transactions a second, at the data's own rhythm; None: no pace.
+        """Sends rows of a data file.
 
-        Labels of earlier transactions are sent too, once due: those due before the first row, ahead of it. A label
-        that was played before changes nothing.
+        data: the whole file, in order of event time. rows: to send. rate: mean transactions per second, in the rhythm
+        of the event times; None: as fast as possible. progress: called with the share that is sent.
+
+        Labels of transactions before `rows` are sent too: those due before the first row, ahead of it. Playing a label
+        twice changes nothing.
         """
         first, end, _ = rows.indices(data.batch.rows)
         times = data.batch[self._schema.roles.event_time]
         frauds = np.flatnonzero(data.fraud)
         due = times[frauds] + self._schema.label.delay_ms
         departures = schedule(times[first:end], rate)
-        # those of the past first: the schedule starts when they are told
-        told = int(np.searchsorted(due, times[first], side="right")) if first < end else 0
-        self._send_labels(data.take(frauds[:told]))
+        # labels of the past are acknowledged before the schedule starts
+        labels_sent = int(np.searchsorted(due, times[first], side="right")) if first < end else 0
+        self._send_labels(data.take(frauds[:labels_sent]))
         started_s = time.perf_counter()
         sent, behind_s_max = first, 0.0
         while sent < end:
@@ -91,14 +94,14 @@ class Player:
             if rate is not None:
                 behind_s_max = max(behind_s_max, elapsed_s - float(departures[sent - first]))
             known = int(np.searchsorted(due, times[until - 1], side="right"))
-            if known > told:
-                self._send_labels(data.take(frauds[told:known]))
-                told = known
+            if known > labels_sent:
+                self._send_labels(data.take(frauds[labels_sent:known]))
+                labels_sent = known
             self._send(data.take(np.arange(sent, until)))
             sent = until
             progress((sent - first) / (end - first))
         self._producer.flush(FLUSH_TIMEOUT_S)
-        return Played(end - first, told, time.perf_counter() - started_s, behind_s_max)
+        return Played(end - first, labels_sent, time.perf_counter() - started_s, behind_s_max)
 
     def _send(self, rows: LabelledData) -> None:
         keys: Sequence[bytes] = message_keys(rows.batch[self._schema.roles.card])
@@ -114,9 +117,9 @@ class Player:
 
 
 def schedule(times_ms: Int64, rate: float | None) -> Array:
-    """Seconds after the start at which each record leaves, float64 [rows]: event times, scaled to the mean rate.
+    """Returns the departure of each record in seconds (float64, [rows]): event times, scaled to the mean rate.
 
-    The first leaves at 0; gaps keep their proportions, so rush hours stay rush hours.
+    The first departure is 0. Gaps are scaled by the same factor, so rush hours stay.
     """
     if rate is None or len(times_ms) < 2 or times_ms[-1] == times_ms[0]:
         return np.zeros(len(times_ms)) if rate is None else np.arange(len(times_ms)) / rate

@@ -1,4 +1,4 @@
-"""Asking web servers: TLS from the settings' files, and never on to another server."""
+"""Requests to web servers: with TLS from the settings' files, without redirects."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *arguments: Any) -> None:
-        """The credentials are for the server that was named, and for no other."""
+        """Never follows a redirect: the credentials are for the configured server only."""
         del arguments
 
 
 def make_opener(
     url: str, ca_file: str = "", certificate_file: str = "", key_file: str = ""
 ) -> urllib.request.OpenerDirector:
-    """What opens requests to the server of `url`; `ca_file` vouches for it, the certificate is our own."""
+    """Makes an opener for `url`; `ca_file`: of the server's authority, `certificate_file`, `key_file`: the client's."""
     handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
     if url.startswith("https:"):
         context = ssl.create_default_context(cafile=ca_file or None)
@@ -31,7 +31,7 @@ def make_opener(
 
 
 def is_loopback(url: str) -> bool:
-    """Whether the server is this machine itself."""
+    """Whether the server is on this machine."""
     host = urllib.parse.urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

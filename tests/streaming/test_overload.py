@@ -149,15 +149,15 @@ def test_each_move_is_told_once(timeline: Timeline) -> None:
     assert control.changed() is None
     timeline.go(2.5, in_flight=80, escalated=10, late=4)
     assert control.changed() == (
-        "the deep stage is overloaded (80 of at most 100 rows in flight, 40% of the escalated too late): the escalation"
-        " threshold is raised by 0.5, at most 1.2"
+        "deep stage overloaded (80 of at most 100 rows in flight, 40% of escalated rows too late): escalation"
+        " threshold raised by 0.5, at most 1.2"
     )
     assert control.changed() is None
     timeline.go(2, in_flight=80)
     timeline.go(12)
     assert control.changed() is None
     timeline.go(10)
-    assert control.changed() == "the deep stage keeps up: the escalation threshold is that of the bundle again"
+    assert control.changed() == "deep stage no longer overloaded: escalation threshold back to the bundle's"
 
 
 def test_memory_does_not_depend_on_how_often_it_is_told(timeline: Timeline) -> None:
