@@ -61,7 +61,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait_for(self, expression: str, seconds: float = 30.0) -> None:
+    def wait_for(self, expression: str, seconds: float = 120.0) -> None:
         """Until it is true; fails where it does not become so."""
         until_s = time.monotonic() + seconds
         while not self.evaluate(expression):
