@@ -54,7 +54,7 @@ SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 NODES = 3
 PARTITIONS = 4
 MODES = ("at-least-once", "exactly-once")
-RATE = 120.0
+RATE = 40.0
 # What two loaded cores may need to elect leaders, hand over a group and catch up.
 RECOVERY_S_MAX = 90.0
 FROZEN_S = 15.0
@@ -287,7 +287,7 @@ def battered(
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing_is_lost_and_each_card_keeps_its_order(battered: dict[str, Battered], mode: str) -> None:
     found = battered[mode].checked
-    assert found.sent > 1_000
+    assert found.sent > 500
     assert (found.lost, found.strays, found.order_violations) == (0, 0, 0)
 
 

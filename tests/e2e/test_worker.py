@@ -805,7 +805,8 @@ def ends_with_one_line(config_path: Path) -> str:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+    *logged, line = done.stderr.splitlines()
+    assert all("[info " in entry for entry in logged)
     assert line.startswith("cascade run: ")
     return line
 
