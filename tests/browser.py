@@ -32,10 +32,19 @@ class Browser:
         (theirs_in, ours_out), (ours_in, theirs_out) = _pipe(), _pipe()
         self._in, self._out = ours_in, ours_out
         command = [
-            "bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "chromium", str(CHROMIUM), "--headless",
-            "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage",
-            f"--user-data-dir={profile}", "--remote-debugging-pipe",
-        ]  # fmt: skip
+            "bash",
+            "-c",
+            f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}',
+            "chromium",
+            str(CHROMIUM),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={profile}",
+            "--remote-debugging-pipe",
+        ]
         with (profile.parent / f"{profile.name}.log").open("wb") as log:
             self._process = subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), stdout=log, stderr=log)
         os.close(theirs_in)
@@ -46,8 +55,11 @@ class Browser:
             self.call(f"{domain}.enable")
         self.call(
             "Emulation.setDeviceMetricsOverride",
-            width=width_px, height=height_px, deviceScaleFactor=2 if width_px < 600 else 1, mobile=width_px < 600,
-        )  # fmt: skip
+            width=width_px,
+            height=height_px,
+            deviceScaleFactor=2 if width_px < 600 else 1,
+            mobile=width_px < 600,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 

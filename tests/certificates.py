@@ -32,9 +32,23 @@ class Authority:
         alternatives = [f"subjectAltName={','.join(map(_alternative_name, hosts))}"] if hosts else []
         extensions = ["basicConstraints=critical,CA:FALSE", "extendedKeyUsage=serverAuth,clientAuth", *alternatives]
         _openssl(
-            "req", "-x509", *_NEW_KEY, "-keyout", str(key), "-out", str(certificate), "-days", _DAYS,
-            "-subj", f"/CN={name}", "-CA", str(self.ca_file), "-CAkey", str(self._key_file), *_added(extensions),
-        )  # fmt: skip
+            "req",
+            "-x509",
+            *_NEW_KEY,
+            "-keyout",
+            str(key),
+            "-out",
+            str(certificate),
+            "-days",
+            _DAYS,
+            "-subj",
+            f"/CN={name}",
+            "-CA",
+            str(self.ca_file),
+            "-CAkey",
+            str(self._key_file),
+            *_added(extensions),
+        )
         return certificate, key
 
 
@@ -44,9 +58,19 @@ def make_authority(directory: Path) -> Authority:
     certificate, key = directory / "ca.pem", directory / "ca.key"
     extensions = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign"]
     _openssl(
-        "req", "-x509", *_NEW_KEY, "-keyout", str(key), "-out", str(certificate), "-days", _DAYS,
-        "-subj", f"/CN=Authority {directory.name}", *_added(extensions),
-    )  # fmt: skip
+        "req",
+        "-x509",
+        *_NEW_KEY,
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+        "-days",
+        _DAYS,
+        "-subj",
+        f"/CN=Authority {directory.name}",
+        *_added(extensions),
+    )
     return Authority(directory, certificate, key)
 
 

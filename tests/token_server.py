@@ -18,9 +18,13 @@ def unsigned_token(subject: str, life_s: float) -> str:
     """A JSON Web Token of algorithm `none` (RFC 7519, section 6)."""
     now_s = time.time()
     claims = {"sub": subject, "iat": now_s, "exp": now_s + life_s}
-    return ".".join(
-        base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in ({"alg": "none"}, claims)
-    ) + "."  # fmt: skip
+    return (
+        ".".join(
+            base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
+            for part in ({"alg": "none"}, claims)
+        )
+        + "."
+    )
 
 
 class TokenServer(ThreadingHTTPServer):

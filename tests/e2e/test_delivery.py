@@ -177,8 +177,9 @@ def test_workers_share_partitions_and_what_they_know_of_terminals(
         stack.enter_context(ServiceProcess(second))
         wait_until(
             lambda: second.with_suffix(".log").exists() and "partition live" in second.with_suffix(".log").read_text(),
-            "the second worker has partitions", 60,
-        )  # fmt: skip
+            "the second worker has partitions",
+            60,
+        )
         play_file(config, data, slice(0, half), 500, lambda _: None)
         wait_for_decisions(one, half, lambda _: None)
         time.sleep(1)

@@ -222,9 +222,21 @@ def test_a_decision_says_what_was_decided_by_whom_and_how_long_it_took(
         assert (took.deep > 0) == (one.stage == "deep")
         assert took.total >= took.queue + took.deep - 1
     assert set(json.loads(on_triton.records[0].value or b"")) == {
-        "transaction_id", "decision", "score", "stage", "screener_score", "bundle", "degraded", "degraded_cause",
-        "decision_id", "duplicate", "first_decision_id", "event_time_ms", "decision_time_ms", "latency_ms",
-    }  # fmt: skip
+        "transaction_id",
+        "decision",
+        "score",
+        "stage",
+        "screener_score",
+        "bundle",
+        "degraded",
+        "degraded_cause",
+        "decision_id",
+        "duplicate",
+        "first_decision_id",
+        "event_time_ms",
+        "decision_time_ms",
+        "latency_ms",
+    }
 
 
 @pytest.mark.triton
@@ -278,9 +290,13 @@ def test_in_process_the_stream_gives_the_same_scores(
 # --- what cannot be read --------------------------------------------------------------------------------------------
 
 GOOD = {
-    "transaction_id": 1, "event_time": 1_735_700_000_000, "card_id": 7, "terminal_id": 8, "amount": 9.5,
+    "transaction_id": 1,
+    "event_time": 1_735_700_000_000,
+    "card_id": 7,
+    "terminal_id": 8,
+    "amount": 9.5,
     "entry_mode": "chip",
-}  # fmt: skip
+}
 
 
 def spoilt(**fields: Any) -> bytes:
@@ -479,9 +495,14 @@ def test_what_was_decided_ahead_of_a_waiting_transaction_is_not_decided_again(
 @pytest.mark.triton
 @pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
 def test_what_a_killed_worker_had_escalated_stays_so_whatever_its_score_is_now(
-    new_config: ConfigMaker, triton_server: LocalTriton, data: LabelledData, offline: OfflineScores, bundle: Bundle,
-    tmp_path: Path, delivery: str,
-) -> None:  # fmt: skip
+    new_config: ConfigMaker,
+    triton_server: LocalTriton,
+    data: LabelledData,
+    offline: OfflineScores,
+    bundle: Bundle,
+    tmp_path: Path,
+    delivery: str,
+) -> None:
     rows, more = 400, 100
     shared = {"deadline": {"start": "fetch", "budget_ms": 60_000}, "labels": {"alignment": "exact"}}
     path = new_config(shared | {"delivery": delivery}, triton_server)
@@ -584,10 +605,11 @@ def outages(new_config: ConfigMaker, triton_parts: Path, triton_server: LocalTri
     """One service, never restarted, while its Triton freezes, thaws, dies and comes back."""
     breaker = {"calls": 10, "pause_ms": 200, "pause_ms_max": 800}
     settings: Settings = {
-        "deadline": {"start": "append", "budget_ms": BUDGET_MS}, "breaker": breaker,
+        "deadline": {"start": "append", "budget_ms": BUDGET_MS},
+        "breaker": breaker,
         # the breaker counts calls: a busy machine would make few of many transactions
         "worker": {"batch_rows_max": 20},
-    }  # fmt: skip
+    }
     path = new_config(settings, triton_server)
     config = load_config(path)
     rate, played = 300, 0
@@ -631,9 +653,13 @@ def outages(new_config: ConfigMaker, triton_parts: Path, triton_server: LocalTri
     names = ("well", "frozen", "frozen_longer", "gone", "gone_longer", "back")
     phases = {name: [one for one in decisions if int(one.transaction_id) in spans[name]] for name in names}
     return Outages(
-        **phases, frozen_health=frozen_health, gone_health=gone_health, back_health=back_health,
-        decided=len(decisions), played=played,
-    )  # fmt: skip
+        **phases,
+        frozen_health=frozen_health,
+        gone_health=gone_health,
+        back_health=back_health,
+        decided=len(decisions),
+        played=played,
+    )
 
 
 def causes(decisions: list[Decision]) -> Counter[str | None]:
@@ -800,8 +826,11 @@ def test_without_a_triton_the_service_waits_says_so_and_stops_when_told(tmp_path
 def ends_with_one_line(config_path: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "cascade", "run", "--config", str(config_path)],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -814,8 +843,9 @@ def ends_with_one_line(config_path: Path) -> str:
 def test_missing_topics_are_named_on_one_line(tmp_path: Path, broker: Broker) -> None:
     topics = {"transactions": "nowhere-t", "labels": "nowhere-l", "decisions": "nowhere-d", "dead_letters": "nowhere-x"}
     sections: Settings = {
-        "kafka": {"bootstrap": broker.bootstrap, "topics": topics}, "deep": {"backend": "onnxruntime"},
-    }  # fmt: skip
+        "kafka": {"bootstrap": broker.bootstrap, "topics": topics},
+        "deep": {"backend": "onnxruntime"},
+    }
     line = ends_with_one_line(write_plain_config(tmp_path, sections))
     assert all(topic in line for topic in topics.values())
     assert "--create-topics" in line

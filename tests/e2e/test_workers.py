@@ -143,9 +143,12 @@ class Told:
 
 @pytest.fixture(scope="module")
 def told(
-    broker: Broker, bundle: Bundle, data: LabelledData, triton_server: LocalTriton,
+    broker: Broker,
+    bundle: Bundle,
+    data: LabelledData,
+    triton_server: LocalTriton,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Told:  # fmt: skip
+) -> Told:
     """Two workers decide half of the file; one is killed and comes back; the other is frozen; the rest; SIGTERM."""
     parts = EmbeddedParts(tmp_path_factory.mktemp("service"), bundle, with_triton=False)
     parts.bootstrap, parts.triton_url = broker.bootstrap, triton_server.grpc_url
@@ -200,9 +203,21 @@ def told(
         ledger = service.stop()
         left = [one.pid for one in family if one.is_running()]
     return Told(
-        config, rows, shares, decided_by(metrics), metrics, exemplars, collected, waiting, hung, pids,
-        ledger, left, path.with_suffix(".log").read_text(), triton_server.pid,
-    )  # fmt: skip
+        config,
+        rows,
+        shares,
+        decided_by(metrics),
+        metrics,
+        exemplars,
+        collected,
+        waiting,
+        hung,
+        pids,
+        ledger,
+        left,
+        path.with_suffix(".log").read_text(),
+        triton_server.pid,
+    )
 
 
 def accounted_in(config: Config) -> int:
@@ -325,9 +340,12 @@ def test_a_mistake_is_one_line_and_no_worker_starts(
 ) -> None:
     kafka = told.config.kafka
     settings = {
-        "bundle": {"path": path}, "worker": {"processes": processes}, "health": {"port": 0}, "log": {"level": "error"},
+        "bundle": {"path": path},
+        "worker": {"processes": processes},
+        "health": {"port": 0},
+        "log": {"level": "error"},
         "kafka": {"bootstrap": kafka.bootstrap, "topics": msgspec.to_builtins(kafka.topics)},
-    }  # fmt: skip
+    }
     file = tmp_path / "cascade.toml"
     file.write_bytes(msgspec.toml.encode(settings))
     command = [sys.executable, "-m", "cascade", "run", "--config", str(file)]

@@ -144,9 +144,13 @@ def test_the_policy_rests_on_the_validation_rows_as_they_are_served(
 ) -> None:
     # all of it made anew from the validation rows and the files of the bundle, without the training part
     again = calibrate(
-        served.screener_raw, served.deep_raw, data.fraud[validation] == 1, data.batch["amount"][validation],
-        SETTINGS.escalation_budget, SETTINGS.costs,
-    )  # fmt: skip
+        served.screener_raw,
+        served.deep_raw,
+        data.fraud[validation] == 1,
+        data.batch["amount"][validation],
+        SETTINGS.escalation_budget,
+        SETTINGS.costs,
+    )
     policy = trained.bundle.policy
     assert again.escalation_threshold == pytest.approx(policy.escalation_threshold, abs=DIFFERENCE_MAX)
     assert again.escalation_ceiling == pytest.approx(policy.escalation_ceiling, abs=DIFFERENCE_MAX)
@@ -177,9 +181,10 @@ def test_what_comes_after_the_end_is_not_looked_at(frame: pl.DataFrame, trained:
     until_ms = int(frame["event_time"].dt.epoch("ms").max()) + 1
     # a later week in which every transaction is a fraud
     later = frame.tail(500).with_columns(
-        transaction_id=pl.col("transaction_id") + 10**9, event_time=pl.col("event_time") + pl.duration(days=9),
+        transaction_id=pl.col("transaction_id") + 10**9,
+        event_time=pl.col("event_time") + pl.duration(days=9),
         fraud=pl.lit(1, frame["fraud"].dtype),
-    )  # fmt: skip
+    )
     longer = write(pl.concat([frame, later]), tmp_path / "longer.parquet")
     settings = msgspec.structs.replace(SETTINGS, until_ms=until_ms)
     assert train(longer, tmp_path / "bundle", settings).manifest.version == trained.manifest.version
