@@ -21,6 +21,7 @@ CHUNK_BYTES = 64 * 1024
 CHUNKS_MAX = 16
 # With a limit, so many seconds' worth of bytes go at a time.
 LIMIT_STEP_S = 0.05
+NO_TARGET_S = 0.5
 CALL_TIMEOUT_S = 10.0
 # SO_LINGER, on, 0 s: closing sends a reset, as a middlebox that drops its table would, instead of a polite end.
 RESET = struct.pack("ii", 1, 0)
@@ -158,6 +159,8 @@ class Proxy:
         try:
             target_reader, target_writer = await asyncio.open_connection(*self._target, limit=CHUNK_BYTES)
         except OSError:
+            # a client takes the connection for made, and begins anew without a pause when it is reset
+            await asyncio.sleep(NO_TARGET_S)
             _reset(writer)
             return
         pair = _Pair(writer, target_writer)
