@@ -121,14 +121,25 @@ def test_torch_is_imported_by_the_training_of_the_deep_model_only() -> None:
     assert at_start == {"stages.deep.model", "stages.deep.train"}
 
 
-def test_serving_and_demo_load_without_torch() -> None:
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        (
+            "streaming.service, streaming.commands, streaming.doctor, bench.demo, stages.commands, stages.training",
+            ("torch", "onnx"),
+        ),
+        # a third of a service's start, and needed for forests only that cannot be compiled
+        ("streaming.service", ("lightgbm", "sklearn")),
+    ],
+)
+def test_modules_load_without_what_only_training_needs(modules: str, absent: tuple[str, ...]) -> None:
     script = (
         "import sys\n"
         "class Absent:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name in ('torch', 'onnx'): raise ModuleNotFoundError(name, name=name)\n"
+        f"        if name in {absent}: raise ModuleNotFoundError(name, name=name)\n"
         "sys.meta_path.insert(0, Absent())\n"
-        "import streaming.service, streaming.commands, streaming.doctor, bench.demo, stages.commands, stages.training\n"
+        f"import {modules}\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
