@@ -21,6 +21,8 @@ from cascade.errors import SettingError
 ComponentStatus = Literal["ok", "waiting", "failed"]
 # an unfinished request occupies its thread no longer than this
 _REQUEST_TIMEOUT_S = 5.0
+# `close` waits this long at most
+_CLOSE_CHECK_S = 0.1
 ALWAYS_SENT = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 OPENMETRICS = "application/openmetrics-text"
 
@@ -150,7 +152,9 @@ class HealthServer:
                 "choose another address, or port 0 for a free port",
             ) from error
         self.host, self.port = host, int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, name="cascade-health", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_CLOSE_CHECK_S,), name="cascade-health", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:

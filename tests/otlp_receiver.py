@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import ssl
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -16,11 +15,13 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 
 
 class OtlpReceiver:
-    """`taken`: the requests, decoded, with their headers; `status` is what it answers, after `delay_s`."""
+    """`taken`: the decoded requests with their headers. It answers with `status`, once `answering` is set."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.taken: list[tuple[dict[str, str], ExportMetricsServiceRequest]] = []
-        self.status, self.delay_s = 200, 0.0
+        self.status, self.requests = 200, 0
+        self.answering = threading.Event()
+        self.answering.set()
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -29,7 +30,8 @@ class OtlpReceiver:
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
                 request = ExportMetricsServiceRequest.FromString(body)
-                time.sleep(receiver.delay_s)
+                receiver.requests += 1
+                receiver.answering.wait()
                 if receiver.status == 200:
                     receiver.taken.append(
                         ({"path": self.path} | {key.lower(): one for key, one in self.headers.items()}, request)
@@ -46,6 +48,8 @@ class OtlpReceiver:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        # a client that has gone is no error of the test
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_address[1]}/v1/metrics"

@@ -6,8 +6,6 @@ import io
 import math
 import random
 import struct
-import subprocess
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -402,21 +400,6 @@ def test_the_dearest_fetch_is_read_in_some_milliseconds() -> None:
         assert quickest_cpu_s(partial(codec_.decode, [value] * count)) < 0.25
 
 
-def test_the_kernel_is_compiled_before_the_first_message() -> None:
-    """A process of its own: here other tests have compiled it already."""
-    program = """
-from streaming.codecs.avro import AvroCodec, compile_avro_kernel
-from streaming.codecs.avro_kernels import read_messages
-from tests.streaming.test_avro_codec import FIELDS, GOOD, Held, PLAIN, PLAIN_NUMBER, record, written
-compile_avro_kernel()
-codec = AvroCodec(FIELDS, 65_536, Held({PLAIN_NUMBER: record(PLAIN)}))
-compiled = list(read_messages.signatures)
-assert codec.decode([written(PLAIN, GOOD)]).batch.rows == 1
-assert list(read_messages.signatures) == compiled != []
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
-
-
 # --- properties -------------------------------------------------------------------------------------------------------
 
 whole = st.integers(-(2**63), 2**63 - 1)
@@ -457,20 +440,19 @@ def as_msgpack(values: dict[str, Any]) -> bytes:
     return bytes([0x80 | len(values)]) + b"".join(parts)
 
 
+AVRO, MSGPACK, WRITER = made(), codec("msgpack", FIELDS, BYTES_MAX), AvroCodec(FIELDS, BYTES_MAX, Held())
+
+
 @settings(max_examples=300, deadline=None)
-@given(found=st.lists(any_row, max_size=12))
+@given(found=st.lists(any_row, max_size=5))
 def test_the_same_values_are_read_and_refused_as_in_messagepack(found: list[dict[str, Any]]) -> None:
-    mine = made().decode([as_avro(values) for values in found])
-    theirs = codec("msgpack", FIELDS, BYTES_MAX).decode([as_msgpack(values) for values in found])
-    assert mine.rejects == theirs.rejects
-    assert mine.rows.tolist() == theirs.rows.tolist()
+    avro = AVRO.decode([as_avro(values) for values in found])
+    msgpack = MSGPACK.decode([as_msgpack(values) for values in found])
+    assert avro.rejects == msgpack.rejects
+    assert avro.rows.tolist() == msgpack.rows.tolist()
     for name in FIELDS:
-        assert mine.batch[name].tolist() == theirs.batch[name].tolist()
-    assert made().decode([HEAD + octets[5:] for octets in ours().encode(mine.batch)]).rejects == []
-
-
-def ours() -> AvroCodec:
-    return AvroCodec(FIELDS, BYTES_MAX, Held())
+        assert avro.batch[name].tolist() == msgpack.batch[name].tolist()
+    assert AVRO.decode([HEAD + octets[5:] for octets in WRITER.encode(avro.batch)]).rejects == []
 
 
 def test_mutated_messages_are_read_as_fastavro_reads_them_or_refused() -> None:

@@ -550,7 +550,22 @@ def test_any_bytes_are_rows_or_rejects_and_never_raise(name: str, values: list[b
 @given(data=st.data())
 def test_a_message_is_refused_for_a_repeated_key_exactly_where_one_repeats(name: str, data: st.DataObject) -> None:
     keys = st.sampled_from([*GOOD, "x", "a:b", "\\", '"', "é"]) | st.text(max_size=4)
-    more = data.draw(st.lists(st.tuples(keys, junk), max_size=6))
+    values = st.text(max_size=9) | st.sampled_from(
+        [
+            None,
+            True,
+            -1.5,
+            "a:b",
+            '"',
+            "\\",
+            "}{",
+            [],
+            {"x": {"x": 1}},
+            [{"card-id": 1}, {"card-id": "a:b"}],
+            [[["]["]]],
+        ]
+    )
+    more = data.draw(st.lists(st.tuples(keys, values), max_size=6))
     more = [(key, value) for key, value in more if key not in GOOD] + [
         (key, GOOD[key]) for key, _ in more if key in GOOD
     ]

@@ -35,6 +35,12 @@ def new_config(tmp_path: Path) -> ConfigMaker:
     return make
 
 
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For checks of a broker and a Triton that are not there."""
+    monkeypatch.setattr("streaming.doctor.PROBE_TIMEOUT_S", 0.2)
+
+
 def findings(path: Path) -> dict[str, Finding]:
     return {finding.check: finding for finding in examine(path)}
 
@@ -77,8 +83,8 @@ def test_a_topic_with_producer_timestamps_is_a_warning(broker: Any, new_config: 
     assert "LogAppendTime" in clock.text
 
 
-def test_a_dead_broker_and_a_dead_triton_fail_by_name(new_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.doctor.PROBE_TIMEOUT_S", 0.5)
+@pytest.mark.usefixtures("no_wait")
+def test_a_dead_broker_and_a_dead_triton_fail_by_name(new_config: ConfigMaker) -> None:
     kafka_port, triton_port = free_ports(2)
     path = new_config(
         kafka={"bootstrap": f"127.0.0.1:{kafka_port}"}, deep={"backend": "triton", "url": f"127.0.0.1:{triton_port}"}
@@ -94,6 +100,7 @@ def test_a_dead_broker_and_a_dead_triton_fail_by_name(new_config: ConfigMaker, m
     assert "Traceback" not in said.output
 
 
+@pytest.mark.usefixtures("no_wait")
 def test_a_registry_that_is_away_or_refuses_fails_by_name(new_config: ConfigMaker) -> None:
     with closing(Registry()) as registry:
         path = new_config(kafka={"codec": "avro", "schema_registry": {"url": registry.url}})
@@ -107,6 +114,7 @@ def test_a_registry_that_is_away_or_refuses_fails_by_name(new_config: ConfigMake
     assert registry.url in away.text
 
 
+@pytest.mark.usefixtures("no_wait")
 def test_an_error_of_a_setting_names_its_file(new_config: ConfigMaker) -> None:
     path = new_config(energy={"processor": "none such"})
     energy = findings(path)["energy"]
@@ -123,6 +131,7 @@ def test_a_missing_bundle_is_named(new_config: ConfigMaker, tmp_path: Path) -> N
     assert str(tmp_path / "none") in bundle.text
 
 
+@pytest.mark.usefixtures("no_wait")
 def test_a_snapshot_place_that_cannot_be_written_to_fails_by_name(new_config: ConfigMaker, tmp_path: Path) -> None:
     place = tmp_path / "state"
     place.write_text("a file in the way")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,8 +50,8 @@ def look_up(cache: FirstDecisions, records: list[Record]) -> Int64:
         },
         len(records),
     )
-    places = [np.array([getattr(r, name) for r in records], np.int64) for name in ("partition", "offset")]
-    return cache.look_up(batch, ROLES, *places, np.array([r.appended_ms for r in records], np.int64))
+    partitions, offsets = (np.array([getattr(r, name) for r in records], np.int64) for name in ("partition", "offset"))
+    return cache.look_up(batch, ROLES, partitions, offsets, np.array([r.appended_ms for r in records], np.int64))
 
 
 def repeated(cache: FirstDecisions, records: list[Record]) -> list[int | None]:
@@ -101,17 +102,17 @@ def through_a_file(arrays: dict[str, Array]) -> dict[str, Array]:
 def logs(draw: st.DrawFn) -> list[Record]:
     """Records of three partitions, each with offsets with gaps and with append times that sometimes go back."""
     offsets, clocks = [0, 0, 0], [50_000, 0, 7]
+    steps_ms = (0, 1, 5_000, -3_000, 2_000, WINDOW_MS, WINDOW_MS + 1)
+    shape = (3, 3, len(steps_ms), 5, 2, 2)
+    count = draw(st.integers(0, 120))
+    # an integer for each record: six draws for each would take most of the time
+    drawn = draw(st.lists(st.integers(0, math.prod(shape) - 1), min_size=count, max_size=count))
     records = []
-    for _ in range(draw(st.integers(0, 120))):
-        partition = draw(st.integers(0, 2))
-        offsets[partition] += draw(st.integers(1, 3))
-        clocks[partition] += draw(st.sampled_from((0, 1, 5_000, -3_000, 2_000, WINDOW_MS, WINDOW_MS + 1)))
-        records.append(
-            Record(
-                partition, offsets[partition], clocks[partition], draw(st.integers(0, 4)), draw(st.integers(0, 1)),
-                draw(st.sampled_from((0.5, 2.0))),
-            )
-        )  # fmt: skip
+    rows = np.transpose(np.unravel_index(np.array(drawn, np.int64), shape)).tolist()
+    for partition, gap, step, id, card, amount in rows:
+        offsets[partition] += 1 + gap
+        clocks[partition] += steps_ms[step]
+        records.append(Record(partition, offsets[partition], clocks[partition], id, card, (0.5, 2.0)[amount]))
     return records
 
 

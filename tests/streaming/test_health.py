@@ -4,7 +4,7 @@ import http.client
 import json
 import socket
 import struct
-import time
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from cascade.errors import SettingError
 from streaming.health import HealthServer, HealthState
+from tests.timing import wait_until
 
 
 class Clock:
@@ -171,5 +172,5 @@ def test_a_probe_that_goes_away_before_its_answer_leaves_no_trace(capfd: pytest.
                 probe.recv(1)
                 # closed at once, with a reset
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        time.sleep(0.5)
+        wait_until(lambda: not any("process_request" in thread.name for thread in threading.enumerate()))
     assert capfd.readouterr().err == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 
 import pytest
@@ -11,6 +10,7 @@ from cascade.errors import BrokerError
 from streaming.clients import Partition
 from streaming.health import HealthState
 from streaming.lag import LagCollector, LagWatch
+from tests.timing import wait_until
 
 HERE: Partition = ("transactions", 0)
 THERE: Partition = ("transactions", 1)
@@ -130,9 +130,7 @@ def test_it_watches_by_itself_until_closed(scene: Scene) -> None:
         lambda: scene.broker, lambda: scene.positions, scene.health, 60, scene.told.append, interval_s=0.01  # type: ignore[arg-type]
     )  # fmt: skip
     watch.start()
-    give_up_s = time.monotonic() + 30
-    while "partition transactions-0" not in scene.health.components() and time.monotonic() < give_up_s:
-        time.sleep(0.01)
+    wait_until(lambda: "partition transactions-0" in scene.health.components())
     watch.close()
     assert scene.health.components()["partition transactions-0"].text == "lag 3"
     assert scene.broker.closed == 1

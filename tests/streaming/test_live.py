@@ -115,13 +115,13 @@ def test_a_meter_that_is_lost_or_back_does_not_count() -> None:
 def test_the_window_is_all_that_was_watched_up_to_five_minutes() -> None:
     watched = Watched()
     assert watched.ask()["window"] is None
-    for _ in range(60):
-        watched.work(INTERVAL_S)
+    for _ in range(12):
+        watched.work(5 * INTERVAL_S, decisions=500)
         watched.ask()
     window = watched.ask()["window"]
     assert (window["seconds"], window["per_second"]) == (pytest.approx(120.0), pytest.approx(50.0))
-    for _ in range(400):
-        watched.work(INTERVAL_S, decisions=50)
+    for _ in range(80):
+        watched.work(5 * INTERVAL_S, decisions=250)
         watched.ask()
     window = watched.ask()["window"]
     assert 270.0 <= window["seconds"] <= MARK_S * MARKS_MAX

@@ -77,7 +77,12 @@ def test_where_it_is_not_allowed_the_start_stops_with_one_line(tmp_path: Path) -
 def test_doctor_says_so_before(tmp_path: Path) -> None:
     path = tmp_path / "cascade.toml"
     path.write_text("[worker]\nlock_memory = true\n[kafka]\nbootstrap = '127.0.0.1:1'\n")
-    command = [sys.executable, "-m", "cascade", "doctor", "--json", "--config", str(path)]
+    program = (
+        "import sys; from cascade.cli import main; from streaming import doctor\n"
+        "doctor.PROBE_TIMEOUT_S = 0.2\n"
+        "sys.exit(main(['doctor', '--json', '--config', sys.argv[1]]))"
+    )
+    command = [sys.executable, "-c", program, str(path)]
     told = subprocess.run(command, check=False, capture_output=True, text=True, preexec_fn=forbid, timeout=120)
     (limits,) = [finding for finding in json.loads(told.stdout) if finding["check"] == "limits"]
     assert limits["status"] == "failed"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ssl
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -225,59 +226,58 @@ def told() -> Iterator[list[dict[str, Any]]]:
         yield lines
 
 
-def test_a_redirect_is_no_success_and_is_not_followed(receiver: OtlpReceiver) -> None:
-    receiver.status = 307
+@pytest.mark.parametrize(("status", "reason"), [(307, "307 Temporary Redirect"), (503, "503 Service Unavailable")])
+def test_a_redirect_or_an_error_is_no_success_and_is_not_followed(
+    receiver: OtlpReceiver, status: int, reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    receiver.status = status
     with told() as lines, otel_exported(config_of(receiver.url), lambda: [], 0.0):
         wait_until(lambda: bool(lines))
-    assert lines[0]["reason"] == "307 Temporary Redirect"
-
-
-def test_a_collector_that_is_away_is_told_once_and_once_when_it_is_back(
-    receiver: OtlpReceiver, capfd: pytest.CaptureFixture[str]
-) -> None:
-    receiver.status = 503
-    registry, sendings = ledger_registry(Ledger()), 0
-
-    def collect() -> Iterator[Metric]:
-        nonlocal sendings
-        sendings += 1
-        yield from registry.collect()
-
-    with told() as lines:
-        with otel_exported(config_of(receiver.url), collect, 0.0):
-            # the third begins: the first two have failed
-            wait_until(lambda: sendings > 2)
-            assert [line["log_level"] for line in lines] == ["error"]
-            assert "Service Unavailable" in lines[0]["reason"]
-            receiver.status = 200
-            arrived(receiver, 1)
-            wait_until(lambda: len(lines) == 2)
-        assert [line["log_level"] for line in lines] == ["error", "info"]
+    assert lines[0]["reason"] == reason
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("delay_s", [None, 30.0])
-def test_a_collector_that_refuses_or_hangs_holds_up_neither_ledger_nor_end(
-    receiver: OtlpReceiver, delay_s: float | None
+def test_a_collector_that_fails_is_logged_once_and_once_when_it_works_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = iter(["refused", "refused", "refused", "", "", "refused"])
+    done = threading.Event()
+
+    def send() -> str:
+        outcome = next(outcomes, None)
+        if outcome is None:
+            done.set()
+        return outcome or ""
+
+    collector = SimpleNamespace(send=send, close=lambda: None)
+    monkeypatch.setattr(streaming.otel, "_connect", lambda *_: collector)
+    config = Config(otel=OtelSettings(endpoint="http://a", interval_s=0.001))
+    with told() as lines, otel_exported(config, lambda: [], 0.0):
+        done.wait()
+    assert [line["log_level"] for line in lines] == ["error", "info", "error", "info"]
+
+
+def test_a_collector_that_hangs_holds_up_neither_ledger_nor_end(
+    receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = Ledger()
-    if delay_s is None:
-        receiver.close()
-    else:
-        receiver.delay_s = delay_s
-    with told():
-        with otel_exported(config_of(receiver.url), ledger_registry(ledger).collect, 0.0):
-            held_s, until_s = 0.0, time.monotonic() + 6.5
-            while time.monotonic() < until_s:
-                began_s = time.monotonic()
-                ledger.record_decisions("screened", np.full(3, 0.001))
-                held_s += time.monotonic() - began_s
-                time.sleep(0.001)
-            ending_s = time.monotonic()
-        assert time.monotonic() - ending_s < streaming.otel.CLOSE_S + 3.0
-    # a sending that fails takes a second, and the next follows a second later: a ledger that waited for it would wait
-    # half of the time; a busy machine may stop a thread once
-    assert held_s < 1.8
+    """The request stays open until the test lets it be answered: what waits for it waits for ever."""
+    ledger, exporter = Ledger(), streaming.otel_collector.OTLPMetricExporter
+    monkeypatch.setattr(
+        "streaming.otel_collector.OTLPMetricExporter", lambda **settings: exporter(**settings | {"timeout": 3_600})
+    )
+    monkeypatch.setattr(streaming.otel, "CLOSE_S", 0.1)
+    receiver.answering.clear()
+    with otel_exported(config_of(receiver.url), ledger_registry(ledger).collect, 0.0):
+        wait_until(lambda: receiver.requests > 0)
+        ledger.record_decisions("screened", np.full(3, 0.001))
+    assert ledger.counters().decisions == 3
+    assert any(thread.name == "cascade-otel" for thread in threading.enumerate()), "the request is still open"
+    receiver.answering.set()
+
+
+def test_a_collector_that_refuses_connections_is_told(receiver: OtlpReceiver) -> None:
+    receiver.close()
+    with told() as lines, otel_exported(config_of(receiver.url), lambda: [], 0.0):
+        wait_until(lambda: bool(lines))
+    assert "refused" in lines[0]["reason"]
 
 
 def test_metrics_that_cannot_be_read_end_no_thread(receiver: OtlpReceiver) -> None:
