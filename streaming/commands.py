@@ -193,8 +193,9 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
     """Prints an evaluation: a table with a column for each way to decide, within 80 columns, and the counts."""
     console.print(
         f"{evaluation.transactions:,} decisions, {evaluation.frauds:,} frauds, bundle {evaluation.bundle}",
-        style="italic", soft_wrap=True,
-    )  # fmt: skip
+        style="italic",
+        soft_wrap=True,
+    )
     models = (evaluation.cascade, evaluation.screener_only, evaluation.deep_only)
     table = Table("decided by", box=box.SIMPLE_HEAD, show_edge=False)
     for name in ("cascade", "screener only", "deep only"):

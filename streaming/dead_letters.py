@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from streaming.clients.protocol import Headers
 from streaming.codecs.protocol import Reject
 
 DETAIL_BYTES_MAX = 256
 # The most that the headers add to a message; the dead-letter topic allows messages this much larger.
 OVERHEAD_BYTES_MAX = 2_048
 HEADER_PREFIX = "cascade-"
-
-Headers = Sequence[tuple[str, bytes | None]]
 
 
 @dataclass(frozen=True, slots=True)

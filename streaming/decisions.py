@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -157,10 +157,7 @@ def encode_decisions(codec_name: CodecName, columns: DecisionColumns) -> list[by
     return [encode(decision) for decision in _decisions(columns)]
 
 
-_COLUMNS = (
-    "bundles", "first_offsets", "transaction_ids", "actions", "stages", "scores", "screener_scores", "causes",
-    "event_times_ms", "decision_times_ms", "queue_ms", "features_ms", "screener_ms", "deep_ms", "total_ms",
-)  # fmt: skip
+_COLUMNS = tuple(field.name for field in fields(DecisionColumns) if field.name not in ("topic", "partition"))
 _LATENCIES = ("queue_ms", "features_ms", "screener_ms", "deep_ms", "total_ms")
 
 
@@ -168,22 +165,30 @@ def _decisions(columns: DecisionColumns) -> list[Decision]:
     """A Decision for each row, for formats and values that the kernel does not write."""
     ids = decision_ids(columns.topic, columns.partition, columns.offsets)
     firsts = decision_ids(columns.topic, columns.partition, columns.first_offsets)
+    transaction_ids = _plain_ids(columns.transaction_ids)
     latencies = zip(*(getattr(columns, name).tolist() for name in _LATENCIES), strict=True)
-    rows = zip(
-        _plain_ids(columns.transaction_ids), columns.actions.tolist(), columns.scores.tolist(),
-        columns.stages.tolist(), columns.screener_scores.tolist(), columns.bundles, columns.causes.tolist(), ids,
-        columns.first_offsets.tolist(), firsts, columns.event_times_ms.tolist(), columns.decision_times_ms.tolist(),
-        latencies, strict=True,
-    )  # fmt: skip
+    # Python's numbers: reading them from arrays, one by one, takes several times as long
+    lists: dict[str, Any] = {name: getattr(columns, name).tolist() for name in _COLUMNS if name != "bundles"}
+    columns = replace(columns, **lists)
     return [
         Decision(
-            transaction_id, ACTIONS[action], score, STAGES[stage], screener_score, bundle, cause > 0,
-            CAUSES[cause] or None, decision_id, first_offset >= 0, first if first_offset >= 0 else None, event_time_ms,
-            decision_time_ms, LatencyMs(*latency),
+            transaction_id=transaction_ids[row],
+            decision=ACTIONS[columns.actions[row]],
+            score=columns.scores[row],
+            stage=STAGES[columns.stages[row]],
+            screener_score=columns.screener_scores[row],
+            bundle=columns.bundles[row],
+            degraded=columns.causes[row] > 0,
+            degraded_cause=CAUSES[columns.causes[row]] or None,
+            decision_id=ids[row],
+            duplicate=columns.first_offsets[row] >= 0,
+            first_decision_id=firsts[row] if columns.first_offsets[row] >= 0 else None,
+            event_time_ms=columns.event_times_ms[row],
+            decision_time_ms=columns.decision_times_ms[row],
+            latency_ms=LatencyMs(*latency),
         )
-        for transaction_id, action, score, stage, screener_score, bundle, cause, decision_id, first_offset, first,
-        event_time_ms, decision_time_ms, latency in rows
-    ]  # fmt: skip
+        for row, latency in enumerate(latencies)
+    ]
 
 
 # --- JSON by the kernel -----------------------------------------------------------------------------------------------
@@ -211,32 +216,28 @@ _ACTION_WORD, _STAGE_WORD, _CAUSE_WORD, _BUNDLE_WORD = (-1 - column for column i
 _DECIMALS = np.array([0, 0, 0, 0, 0, *[LATENCY_DECIMALS] * len(_LATENCIES)])
 
 
+# Where a column belongs, as `write_rows` takes it, in the template of a message.
+_ORDER = {
+    "transaction": _TRANSACTION, "action": _ACTION_WORD, "token": TOKEN, "stage": _STAGE_WORD, "bundle": _BUNDLE_WORD,
+    "cause": _CAUSE_WORD, "offset": _OFFSET, "first": _FIRST, "event": _EVENT_TIME, "decided": _DECISION_TIME,
+    **{name: _QUEUE + column for column, name in enumerate(LatencyMs.__struct_fields__)},
+}  # fmt: skip
+
+
 @lru_cache(maxsize=1_024)
 def _layout(topic: str, partition: int, repeated: bool) -> tuple[Words, Array]:
     """The constant pieces of a message, and the order of the columns between them, for `write_rows`."""
-    id_prefix = msgspec.json.encode(f"{topic}-{partition}-")[1:-1]
-    first: list[Any] = (
-        [b',"duplicate":true,"first_decision_id":"' + id_prefix, _FIRST, b'"']
-        if repeated
-        else [b',"duplicate":false,"first_decision_id":null']
+    prefix = msgspec.json.encode(f"{topic}-{partition}-")[1:-1].decode()
+    latencies = ",".join(f'"{name}":\0{name}\0' for name in LatencyMs.__struct_fields__)
+    template = (
+        '{"transaction_id":\0transaction\0,"decision":"\0action\0","score":\0token\0,"stage":"\0stage\0",'
+        '"screener_score":\0token\0,"bundle":\0bundle\0,"degraded":\0cause\0,'
+        f'"decision_id":"{prefix}\0offset\0","duplicate":'
+        + (f'true,"first_decision_id":"{prefix}\0first\0"' if repeated else 'false,"first_decision_id":null')
+        + f',"event_time_ms":\0event\0,"decision_time_ms":\0decided\0,"latency_ms":{{{latencies}}}}}'
     )
-    parts: list[Any] = [
-        b'{"transaction_id":', _TRANSACTION, b',"decision":"', _ACTION_WORD, b'","score":', TOKEN, b',"stage":"',
-        _STAGE_WORD, b'","screener_score":', TOKEN, b',"bundle":', _BUNDLE_WORD, b',"degraded":', _CAUSE_WORD,
-        b',"decision_id":"' + id_prefix, _OFFSET, b'"', *first, b',"event_time_ms":', _EVENT_TIME,
-        b',"decision_time_ms":', _DECISION_TIME,
-    ]  # fmt: skip
-    for number, name in enumerate(LatencyMs.__struct_fields__):
-        parts += [b',"latency_ms":{"' if number == 0 else b',"', name.encode() + b'":', _QUEUE + number]
-    parts.append(b"}}")
-    pieces, order = [b""], []
-    for part in parts:
-        if isinstance(part, bytes):
-            pieces[-1] += part
-        else:
-            order.append(part)
-            pieces.append(b"")
-    return Words(pieces), np.array(order, np.int64)
+    parts = template.split("\0")
+    return Words([piece.encode() for piece in parts[::2]]), np.array([_ORDER[name] for name in parts[1::2]], np.int64)
 
 
 @lru_cache(maxsize=64)
@@ -275,14 +276,8 @@ def _json_rows(columns: DecisionColumns) -> list[bytes]:
 
 def warm_up_encoder() -> None:
     """Compiles the kernel ahead of the first decision."""
-    none, empty = np.zeros(0, np.int64), np.zeros(0)
-    codes = np.zeros(0, np.uint8)
-    _json_rows(
-        DecisionColumns(
-            "", 0, [], none, none, none, codes, codes, empty, empty, codes, none, none, empty, empty, empty, empty,
-            empty,
-        )
-    )  # fmt: skip
+    columns: dict[str, Any] = {name: np.zeros(0) for name in _COLUMNS}
+    _json_rows(DecisionColumns("", 0, **columns))
 
 
 def decode_decision(message: bytes, codec_name: CodecName) -> Decision:

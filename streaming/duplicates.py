@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,12 +44,8 @@ BUNDLES_MAX = 1 << 16
 # Far above the partitions of a topic: a greater id is a mistake, and would take memory.
 PARTITIONS_MAX = 1 << 20
 PREFIX = "duplicates."
-_ENTRIES, _KNOWN, _DECIDED, _SCORES, _TIMES, _BUNDLE_NUMBERS, _BUNDLES, _CLOCKS = (
-    PREFIX + name
-    for name in (
-        "entries", "known", "decided", "scores", "decision_times_ms", "bundle_numbers", "bundles", "clocks",
-    )
-)  # fmt: skip
+_NAMES = ("entries", "known", "decided", "scores", "decision_times_ms", "bundle_numbers", "bundles", "clocks")
+_ENTRIES, _KNOWN, _DECIDED, _SCORES, _TIMES, _BUNDLE_NUMBERS, _BUNDLES, _CLOCKS = (PREFIX + name for name in _NAMES)
 # The arrays of an export with a row for each entry: dtype and shape of a row. Entries begin with the column ID.
 _ROWS: Mapping[str, tuple[type[np.generic], tuple[int, ...]]] = {
     _ENTRIES: (np.int64, (ENTRY_WIDTH - ID,)),
@@ -125,7 +121,7 @@ class FirstDecisions:
     def warm_up(self) -> None:
         """Compiles the kernels ahead of the first transactions."""
         none = np.zeros(0, np.int64)
-        self._look_up(none, none, none, none, none, none, none.copy())
+        self._look_up([none] * 6, none.copy())
         kernels.find_records(self._by_record, self._entries, self._seed, 0, none, none.copy())
         kernels.forget(self._by_identity, self._by_record, self._entries, self._counters, 0)
         self._register(np.zeros((0, ENTRY_WIDTH), np.int64), none.copy())
@@ -141,22 +137,14 @@ class FirstDecisions:
         """
         found = np.full(batch.rows, -1, np.int64)
         if self.enabled:
-            self._look_up(
-                _codes(batch[roles.transaction_id]), _codes(batch[roles.card]), _bits(batch[roles.amount]),
-                partitions, offsets, appended_ms, found,
-            )  # fmt: skip
+            self._make_clocks(int(partitions.max(initial=-1)))
+            identities = (_codes(batch[roles.transaction_id]), _codes(batch[roles.card]), _bits(batch[roles.amount]))
+            self._look_up((*identities, partitions, offsets, appended_ms), found)
         return found
 
-    def _look_up(
-        self, ids: Int64, cards: Int64, amounts: Int64, partitions: Int64, offsets: Int64, appended_ms: Int64,
-        found: Int64,
-    ) -> None:  # fmt: skip
-        self._make_clocks(int(partitions.max(initial=-1)))
-        kernels.look_up(
-            self._by_identity, self._by_record, self._entries, self._counters, self._clocks, self._known, self._seed,
-            self._window_ms, _plain(ids), _plain(cards), _plain(amounts), _plain(partitions), _plain(offsets),
-            _plain(appended_ms), found,
-        )  # fmt: skip
+    def _look_up(self, columns: Sequence[Int64], found: Int64) -> None:
+        state = (self._by_identity, self._by_record, self._entries, self._counters, self._clocks, self._known)
+        kernels.look_up(*state, self._seed, self._window_ms, *map(_plain, columns), found)
 
     def settle(
         self,

@@ -56,9 +56,16 @@ class Escalations:
     """The rows that wait for the deep model; for one thread."""
 
     def __init__(
-        self, config: Config, policy: Policy, deep: DeepStage, card: str, ledger: Ledger, health: HealthState,
-        clock: Clock, chance: Callable[[], float],
-    ) -> None:  # fmt: skip
+        self,
+        config: Config,
+        policy: Policy,
+        deep: DeepStage,
+        card: str,
+        ledger: Ledger,
+        health: HealthState,
+        clock: Clock,
+        chance: Callable[[], float],
+    ) -> None:
         self._config = config
         self._policy = policy
         self._deep = deep

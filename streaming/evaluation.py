@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import msgspec
 import numpy as np
@@ -75,13 +76,17 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
             alert_rule=f"reviewed or declined: probability of fraud from {self.review_from:.3f} on",
             models=tuple(
                 ModelQuality(
-                    name=name, frauds_caught=model.caught, frauds_missed=model.missed, false_alarms=model.false_alarms,
-                    auc_roc=model.quality.auc, average_precision=model.quality.average_precision,
+                    name=name,
+                    frauds_caught=model.caught,
+                    frauds_missed=model.missed,
+                    false_alarms=model.false_alarms,
+                    auc_roc=model.quality.auc,
+                    average_precision=model.quality.average_precision,
                     card_precision_100=model.quality.card_precision_top100,
                 )
                 for name, model in models
             ),
-        )  # fmt: skip
+        )
 
 
 def read_decisions(
@@ -97,37 +102,26 @@ def read_decisions(
     ends = consumer.end_offsets(partitions)
     starts = consumer.beginning_offsets(partitions)
     total = sum(ends[partition] - starts[partition] for partition in partitions)
-    rows: list[tuple[int | str, float, float, str, str, bool, str]] = []
+    names = ("transaction_id", "score", "screener_score", "stage", "decision", "degraded", "bundle")
+    row, rows = attrgetter(*names), []
     answered_s = time.monotonic()
     while any(consumer.position(partition) < end for partition, end in ends.items()):
         for fetched in consumer.poll(0.1, ROWS_MAX):
             answered_s = time.monotonic()
             for offset, value in zip(fetched.offsets, fetched.values, strict=True):
                 try:
-                    decision = decode_decision(value or b"", codec_name)
+                    rows.append(row(decode_decision(value or b"", codec_name)))
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     raise DataError(
                         f"topic {topic}, partition {fetched.partition}, offset {offset}: not a decision in codec"
                         f" {codec_name} ({error}); set kafka.codec as for the service"
                     ) from error
-                rows.append(
-                    (
-                        decision.transaction_id,
-                        decision.score,
-                        decision.screener_score,
-                        decision.stage,
-                        decision.decision,
-                        decision.degraded,
-                        decision.bundle,
-                    )
-                )
             progress("decisions", min(1.0, len(rows) / max(total, 1)))
         if time.monotonic() - answered_s > SILENCE_S_MAX:
             raise BrokerError(
                 f"topic {topic}: the broker returned no records for {SILENCE_S_MAX:.0f} s, although there are more;"
                 " check the broker"
             )
-    names = ["transaction_id", "score", "screener_score", "stage", "decision", "degraded", "bundle"]
     if not rows:
         raise DataError(f"topic {topic} has no decisions; run the service first")
     frame = pl.DataFrame(rows, schema=names, orient="row")

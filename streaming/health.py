@@ -133,9 +133,13 @@ class HealthServer:
     """
 
     def __init__(
-        self, state: HealthState, registry: CollectorRegistry, host: str, port: int,
+        self,
+        state: HealthState,
+        registry: CollectorRegistry,
+        host: str,
+        port: int,
         more: Mapping[str, Route] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         routes: dict[str, Route] = {
             "/healthz": lambda _: _report(state, state.not_alive()),
             "/readyz": lambda _: _report(state, state.not_ready()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -35,15 +36,9 @@ class Rows:
 
     def take(self, index: Array) -> Rows:
         """Returns some of the rows, by index or mask."""
-        return replace(
-            self,
-            partition_index=self.partition_index[index],
-            offsets=self.offsets[index],
-            batch=self.batch.take(index),
-            start_ms=self.start_ms[index],
-            queue_ms=self.queue_ms[index],
-            screener_score=self.screener_score[index],
-        )
+        names = ("partition_index", "offsets", "start_ms", "queue_ms", "screener_score")
+        columns: dict[str, Any] = {name: getattr(self, name)[index] for name in names}
+        return replace(self, batch=self.batch.take(index), **columns)
 
 
 class DeepCall:

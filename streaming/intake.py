@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -53,10 +54,9 @@ class Intake:
 
     def take(self, index: Array) -> Intake:
         """Returns some of the rows, by index or mask, without the rejected messages."""
-        return Intake(
-            self.batch.take(index), self.partitions, self.partition_index[index], self.offsets[index],
-            self.appended_ms[index], self.undecided[index], self.escalated[index], [],
-        )  # fmt: skip
+        names = ("partition_index", "offsets", "appended_ms", "undecided", "escalated")
+        columns: dict[str, Any] = {name: getattr(self, name)[index] for name in names}
+        return replace(self, batch=self.batch.take(index), rejected=[], **columns)
 
 
 def take_in(

@@ -155,9 +155,10 @@ class LagCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """The family, at this moment."""
         family = GaugeMetricFamily(
-            "cascade_partition_lag_records", "Records that wait in the partitions of this worker.",
+            "cascade_partition_lag_records",
+            "Records that wait in the partitions of this worker.",
             labels=["topic", "partition"],
-        )  # fmt: skip
+        )
         for (topic, number), lag in self._lags().items():
             family.add_metric([topic, str(number)], lag)
         yield family

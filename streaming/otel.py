@@ -83,7 +83,10 @@ def _connect(config: Config, collect: Collect, started_s: float) -> OtelCollecto
         from streaming.otel_collector import OtelCollector
     except ImportError as error:
         raise SettingError(
-            "configuration", "otel.endpoint", config.otel.endpoint, f"OpenTelemetry is not installed ({error})",
+            "configuration",
+            "otel.endpoint",
+            config.otel.endpoint,
+            f"OpenTelemetry is not installed ({error})",
             "pip install 'cascade-fraud[otel]', or remove otel.endpoint",
-        ) from error  # fmt: skip
+        ) from error
     return OtelCollector(config.otel, config.kafka.instance, collect, started_s)

@@ -59,13 +59,18 @@ class OtelCollector:
         logger = logging.getLogger(_LOGGER)
         logger.handlers, logger.propagate = [logging.NullHandler()], False
         self._exporter = OTLPMetricExporter(
-            endpoint=settings.endpoint, certificate_file=settings.ca_file or None, headers=settings.headers(),
-            timeout=min(EXPORT_S_MAX, settings.interval_s), compression=Compression.Gzip, session=self._session,
-        )  # fmt: skip
+            endpoint=settings.endpoint,
+            certificate_file=settings.ca_file or None,
+            headers=settings.headers(),
+            timeout=min(EXPORT_S_MAX, settings.interval_s),
+            compression=Compression.Gzip,
+            session=self._session,
+        )
         own = {
-            "service.name": "cascade", "service.version": cascade.__version__,
+            "service.name": "cascade",
+            "service.version": cascade.__version__,
             "service.instance.id": instance or str(uuid.uuid4()),
-        }  # fmt: skip
+        }
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence
         self._resource = Resource.create(own).merge(OTELResourceDetector().detect())
 

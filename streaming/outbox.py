@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Generic, Literal, Protocol, TypeVar
 
 import structlog
 
@@ -85,31 +85,47 @@ class Outbox(Protocol):
         ...
 
 
-class AtLeastOnceOutbox:
-    """An Outbox on an idempotent producer; offsets are committed after the decisions are acknowledged.
+_Producer = TypeVar("_Producer", bound=ProducerClient)
 
-    `progress`: returns the offset and metadata to commit, by partition. `on_decided`: called with acknowledged records
-    before `progress` is asked. `on_acknowledged`: called with the same records, for the ledger.
+
+@dataclass(eq=False)
+class _Commits(Generic[_Producer]):
+    """The common part of both outboxes.
+
+    producer, consumer: of the session. health: shows the broker's state. clock: monotonic seconds. interval_s: between
+    two commits. progress: returns the offset and metadata to commit, by partition. on_decided: called with the records
+    of a commit before `progress`. on_acknowledged: called with acknowledged or committed records, for the ledger.
     """
 
-    def __init__(
-        self,
-        producer: ProducerClient,
-        consumer: ConsumerClient,
-        health: HealthState,
-        clock: Clock,
-        interval_s: float,
-        progress: Callable[[], Offsets],
-        on_decided: Callable[[Sent], None],
-        on_acknowledged: Callable[[Sent], None],
-    ) -> None:
-        self._producer, self._consumer, self._health, self._clock = producer, consumer, health, clock
-        self._interval_s = interval_s
-        self._progress, self._on_decided, self._on_acknowledged = progress, on_decided, on_acknowledged
-        self._unacknowledged: deque[tuple[Delivery, Sent]] = deque()
-        self._committed: dict[Partition, tuple[int, str]] = {}
-        self._due_s = clock.monotonic() + interval_s
-        self._failing_since_s: float | None = None
+    _producer: _Producer
+    _consumer: ConsumerClient
+    _health: HealthState
+    _clock: Clock
+    _interval_s: float
+    _progress: Callable[[], Offsets]
+    _on_decided: Callable[[Sent], None]
+    _on_acknowledged: Callable[[Sent], None]
+    _committed: dict[Partition, tuple[int, str]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._due_s = self._clock.monotonic() + self._interval_s
+
+    @property
+    def committed(self) -> Offsets:
+        """See Outbox."""
+        return self._committed
+
+    def _changed_offsets(self) -> dict[Partition, tuple[int, str]]:
+        progress = self._progress().items()
+        return {partition: offset for partition, offset in progress if offset != self._committed.get(partition)}
+
+
+@dataclass(eq=False)
+class AtLeastOnceOutbox(_Commits[ProducerClient]):
+    """An Outbox on an idempotent producer; offsets are committed after the decisions are acknowledged."""
+
+    _unacknowledged: deque[tuple[Delivery, Sent]] = field(default_factory=deque, init=False)
+    _failing_since_s: float | None = field(default=None, init=False)
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
         """See Outbox."""
@@ -124,11 +140,6 @@ class AtLeastOnceOutbox:
         """See Outbox."""
         return len(self._unacknowledged)
 
-    @property
-    def committed(self) -> Offsets:
-        """See Outbox."""
-        return self._committed
-
     def advance(self, force: bool = False) -> None:
         """See Outbox; a failed commit is retried at each interval, for COMMIT_FAILURE_S_MAX."""
         while self._unacknowledged and self._unacknowledged[0][0].done():
@@ -139,7 +150,7 @@ class AtLeastOnceOutbox:
         if not force and now_s < self._due_s:
             return
         self._due_s = now_s + self._interval_s
-        fresh = _changed(self._progress(), self._committed)
+        fresh = self._changed_offsets()
         if not fresh:
             return
         try:
@@ -164,31 +175,15 @@ class AtLeastOnceOutbox:
                 sent.offsets.pop(partition, None)
 
 
-class ExactlyOnceOutbox:
+@dataclass(eq=False)
+class ExactlyOnceOutbox(_Commits[TransactionalProducerClient]):
     """An Outbox on a transactional producer; a transaction begins with its first record and lasts `interval_s`.
 
-    `progress`, `on_decided` and `on_acknowledged` as for AtLeastOnceOutbox. `on_decided` is called within the commit,
-    so that `progress` includes the transaction's records.
+    `on_decided` is called within the commit, so that `progress` includes the transaction's records.
     """
 
-    def __init__(
-        self,
-        producer: TransactionalProducerClient,
-        consumer: ConsumerClient,
-        health: HealthState,
-        clock: Clock,
-        interval_s: float,
-        progress: Callable[[], Offsets],
-        on_decided: Callable[[Sent], None],
-        on_acknowledged: Callable[[Sent], None],
-    ) -> None:
-        self._producer, self._consumer, self._health, self._clock = producer, consumer, health, clock
-        self._interval_s = interval_s
-        self._progress, self._on_decided, self._on_acknowledged = progress, on_decided, on_acknowledged
-        self._in_transaction: list[Sent] = []
-        self._committed: dict[Partition, tuple[int, str]] = {}
-        self._due_s = 0.0
-        self._failure: BrokerError | None = None
+    _in_transaction: list[Sent] = field(default_factory=list, init=False)
+    _failure: BrokerError | None = field(default=None, init=False)
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
         """See Outbox."""
@@ -209,11 +204,6 @@ class ExactlyOnceOutbox:
         """See Outbox."""
         return len(self._in_transaction)
 
-    @property
-    def committed(self) -> Offsets:
-        """See Outbox."""
-        return self._committed
-
     def advance(self, force: bool = False) -> None:
         """See Outbox; a failed commit ends the session."""
         now_s = self._clock.monotonic()
@@ -225,7 +215,7 @@ class ExactlyOnceOutbox:
         with self._first_error_latched():
             for sent in self._in_transaction:
                 self._on_decided(sent)
-            fresh = _changed(self._progress(), self._committed)
+            fresh = self._changed_offsets()
             self._producer.commit(fresh, member)
         acknowledged, self._in_transaction = self._in_transaction, []
         self._committed.update(fresh)
@@ -261,7 +251,3 @@ class ExactlyOnceOutbox:
         except BrokerError as error:
             self._failure = error
             raise
-
-
-def _changed(offsets: Offsets, committed: Offsets) -> dict[Partition, tuple[int, str]]:
-    return {partition: offset for partition, offset in offsets.items() if offset != committed.get(partition)}

@@ -27,9 +27,17 @@ class Publisher:
     """Sends decisions, records them as the first decisions of their transactions, and dead-letters rejects."""
 
     def __init__(
-        self, config: Config, roles: Roles, bundle_version: str, policy: Policy, outbox: Outbox,
-        first_decisions: FirstDecisions, hasher: CardHasher | None, ledger: Ledger, clock: Clock,
-    ) -> None:  # fmt: skip
+        self,
+        config: Config,
+        roles: Roles,
+        bundle_version: str,
+        policy: Policy,
+        outbox: Outbox,
+        first_decisions: FirstDecisions,
+        hasher: CardHasher | None,
+        ledger: Ledger,
+        clock: Clock,
+    ) -> None:
         self._config, self._roles, self._bundle_version, self._policy = config, roles, bundle_version, policy
         self._outbox, self._first_decisions, self._hasher = outbox, first_decisions, hasher
         self._ledger, self._clock = ledger, clock
@@ -88,9 +96,19 @@ class Publisher:
             self._ledger.count_dead_letters(reject.reason.value, 1)
 
     def _send(
-        self, rows: Rows, actions: Array, stages: Array, causes: Array, scores: Float64, screener_scores: Float64,
-        bundles: Sequence[str], first_offsets: Int64, deep_ms: float, path: Path, cause: str | None,
-    ) -> int:  # fmt: skip
+        self,
+        rows: Rows,
+        actions: Array,
+        stages: Array,
+        causes: Array,
+        scores: Float64,
+        screener_scores: Float64,
+        bundles: Sequence[str],
+        first_offsets: Int64,
+        deep_ms: float,
+        path: Path,
+        cause: str | None,
+    ) -> int:
         """Sends decisions, and returns their time, ms since the epoch."""
         now_ms = self._clock.time() * 1e3
         keys: list[bytes] = []

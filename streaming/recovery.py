@@ -48,10 +48,18 @@ class Recovery:
     """Has the assigned partitions and rebuilds their state; for one thread, the consumer's callbacks included."""
 
     def __init__(
-        self, consumer: ConsumerClient, labels: LabelFollower, features: FeatureEngine,
-        first_decisions: FirstDecisions, snapshots: SnapshotStore | None, ledger: Ledger, health: HealthState,
-        clock: Clock, on_live: Callable[[OwnedPartition], None], shares: bool,
-    ) -> None:  # fmt: skip
+        self,
+        consumer: ConsumerClient,
+        labels: LabelFollower,
+        features: FeatureEngine,
+        first_decisions: FirstDecisions,
+        snapshots: SnapshotStore | None,
+        ledger: Ledger,
+        health: HealthState,
+        clock: Clock,
+        on_live: Callable[[OwnedPartition], None],
+        shares: bool,
+    ) -> None:
         """`shares`: whether other workers' summaries count for the partitions that this worker does not own."""
         self._consumer, self._labels, self._features = consumer, labels, features
         self._first_decisions = first_decisions

@@ -43,10 +43,15 @@ class Repeats:
     """
 
     def __init__(
-        self, config: Config, first_decisions: FirstDecisions, policy: Policy,
-        owned: Mapping[Partition, OwnedPartition], open_consumer: Callable[[], ConsumerClient],
-        publish: Callable[[Rows, FirstColumns], None], clock: Clock,
-    ) -> None:  # fmt: skip
+        self,
+        config: Config,
+        first_decisions: FirstDecisions,
+        policy: Policy,
+        owned: Mapping[Partition, OwnedPartition],
+        open_consumer: Callable[[], ConsumerClient],
+        publish: Callable[[Rows, FirstColumns], None],
+        clock: Clock,
+    ) -> None:
         self._config, self._first_decisions, self._policy, self._owned = config, first_decisions, policy, owned
         self._open_consumer = open_consumer
         self._publish = publish

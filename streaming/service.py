@@ -119,9 +119,12 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
         health.ok("broker")
         running: list[Worker] = []
         watch = LagWatch(
-            lambda: make_consumer(config.kafka, None), lambda: running[-1].positions if running else {}, health,
-            config.health.stall_s_max, lambda reason: running[-1].lose(reason) if running else None,
-        )  # fmt: skip
+            connect=lambda: make_consumer(config.kafka, None),
+            positions=lambda: running[-1].positions if running else {},
+            health=health,
+            stall_s_max=config.health.stall_s_max,
+            lost=lambda reason: running[-1].lose(reason) if running else None,
+        )
         registry.register(LagCollector(watch.lags))
         watch.start()
         stack.callback(watch.close)
@@ -140,9 +143,12 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
 
         _settle_interpreter()
         log.info(
-            "running", bundle=bundle.version, deep=config.deep.backend, group=config.kafka.group,
+            "running",
+            bundle=bundle.version,
+            deep=config.deep.backend,
+            group=config.kafka.group,
             delivery=config.delivery,
-        )  # fmt: skip
+        )
         run_sessions(make, config.kafka, ledger, health, clock, stopping.is_set, stopping.wait)
         summary = ledger.summary()
     log.info("stopped", transactions=summary.transactions)
@@ -177,9 +183,17 @@ def _snapshot_store(config: Config, bundle: Bundle, clock: SystemClock, stack: E
 
 
 def _connect(
-    config: Config, bundle: Bundle, engine: Engine, deep: DeepStage, ledger: Ledger, health: HealthState,
-    snapshots: SnapshotStore | None, hasher: CardHasher | None, clock: SystemClock, session: ExitStack,
-) -> Parts:  # fmt: skip
+    config: Config,
+    bundle: Bundle,
+    engine: Engine,
+    deep: DeepStage,
+    ledger: Ledger,
+    health: HealthState,
+    snapshots: SnapshotStore | None,
+    hasher: CardHasher | None,
+    clock: SystemClock,
+    session: ExitStack,
+) -> Parts:
     """Connects to the broker, until the end of the session, and returns the collaborators of a worker."""
 
     def consumer(group: str | None) -> ConsumerClient:

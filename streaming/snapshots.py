@@ -285,9 +285,7 @@ def _decoded(octets: bytes, mark: str) -> Snapshot:
         raise StateError("it is truncated or altered: its checksum does not match")
     with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
         arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
-    return Snapshot(
-        arrays, _positions(header.transactions), _positions(header.labels), _positions(header.committed)
-    )  # fmt: skip
+    return Snapshot(arrays, _positions(header.transactions), _positions(header.labels), _positions(header.committed))
 
 
 def _listed(positions: Positions) -> list[tuple[str, int, int]]:

@@ -252,9 +252,12 @@ def _check_partitions(config: Config) -> None:
         partitions = len(consumer.partitions_for(topic))
     if partitions < processes:
         raise SettingError(
-            "configuration", "worker.processes", processes, f"topic {topic} has {partitions} partitions",
+            "configuration",
+            "worker.processes",
+            processes,
+            f"topic {topic} has {partitions} partitions",
             "set it to the number of partitions at most, or add partitions to the topic",
-        )  # fmt: skip
+        )
 
 
 def _worded(status: int | None) -> str:
@@ -277,9 +280,12 @@ def _directory() -> Iterator[Path]:
         directory = tempfile.TemporaryDirectory(prefix="cascade-workers-")
     except OSError as error:
         raise SettingError(
-            "environment", "TMPDIR", os.environ.get("TMPDIR"), f"no directory for the workers' files ({error})",
+            "environment",
+            "TMPDIR",
+            os.environ.get("TMPDIR"),
+            f"no directory for the workers' files ({error})",
             "set it to a writable directory",
-        ) from error  # fmt: skip
+        ) from error
     with directory as name:
         yield Path(name)
 

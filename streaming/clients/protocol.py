@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from cascade.columns import Int64
 
@@ -38,11 +38,9 @@ class FetchedBatch:
         """Returns the records with indexes `start` to `stop` - 1."""
         if start == 0 and stop == len(self):
             return self
-        chosen = slice(start, stop)
-        return FetchedBatch(
-            self.topic, self.partition, self.offsets[chosen], self.timestamps_ms[chosen], self.keys[chosen],
-            self.values[chosen], self.headers[chosen],
-        )  # fmt: skip
+        names = ("offsets", "timestamps_ms", "keys", "values", "headers")
+        columns: dict[str, Any] = {name: getattr(self, name)[start:stop] for name in names}
+        return replace(self, **columns)
 
 
 @dataclass(frozen=True, slots=True)

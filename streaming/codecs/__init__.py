@@ -26,13 +26,18 @@ def codec(name: CodecName, fields: dict[str, Field], message_bytes_max: int, sch
     if name == "avro":
         if schemas is None:
             raise SettingError(
-                "configuration", "kafka.codec", name, "has no source of schemas",
+                "configuration",
+                "kafka.codec",
+                name,
+                "has no source of schemas",
                 "set url or directory of kafka.schema_registry",
-            )  # fmt: skip
+            )
         return AvroCodec(fields, message_bytes_max, schemas)
     makers: dict[CodecName, type[JsonCodec] | type[MsgpackCodec] | type[BinaryCodec]] = {
-        "json": JsonCodec, "msgpack": MsgpackCodec, "binary": BinaryCodec
-    }  # fmt: skip
+        "json": JsonCodec,
+        "msgpack": MsgpackCodec,
+        "binary": BinaryCodec,
+    }
     return makers[name](fields, message_bytes_max)
 
 

@@ -187,9 +187,12 @@ class _Columns:
         return {name: piece.view(self.fields[name].dtype) for name, piece in zip(self.of[TEXT], pieces, strict=True)}
 
     def _checked(
-        self, columns: dict[str, Array], odd: dict[str, DoubtfulTexts],
-        by_writer: list[tuple[WriterSchema, Int64]], faults: Faults,
-    ) -> ColumnBatch:  # fmt: skip
+        self,
+        columns: dict[str, Array],
+        odd: dict[str, DoubtfulTexts],
+        by_writer: list[tuple[WriterSchema, Int64]],
+        faults: Faults,
+    ) -> ColumnBatch:
         """The rules in the order of `validate.to_columns`, so that a row has the same fault in every codec."""
         for texts in odd.values():
             texts.note_broken(faults)

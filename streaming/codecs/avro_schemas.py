@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -51,10 +51,7 @@ _PRIMITIVES = {
 TARGETS: dict[FieldType, int] = {
     "int64": WHOLE, "timestamp": WHOLE, "float64": NUMBER, "string": TEXT, "category": CATEGORY
 }  # fmt: skip
-_READ_FROM = {
-    WHOLE: {INT, LONG}, NUMBER: {INT, LONG, FLOAT, DOUBLE}, TEXT: {BYTES}, CATEGORY: {BYTES, ENUM}
-}  # fmt: skip
-TimeUnit = Literal["s", "ms", "us"]
+_READ_FROM = {WHOLE: {INT, LONG}, NUMBER: {INT, LONG, FLOAT, DOUBLE}, TEXT: {BYTES}, CATEGORY: {BYTES, ENUM}}
 _UNITS = {"timestamp-millis": "ms", "timestamp-micros": "us"}
 
 

@@ -57,9 +57,12 @@ class BinaryCodec:
         self._bytes = self._row.itemsize
         if self._bytes > message_bytes_max:
             raise SettingError(
-                "configuration", "worker.message_bytes_max", message_bytes_max,
-                f"a binary row of this schema has {self._bytes} bytes", f"set it to {self._bytes} or more",
-            )  # fmt: skip
+                "configuration",
+                "worker.message_bytes_max",
+                message_bytes_max,
+                f"a binary row of this schema has {self._bytes} bytes",
+                f"set it to {self._bytes} or more",
+            )
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """See Codec."""
@@ -145,8 +148,10 @@ def layout_text(fields: dict[str, Field]) -> bytes:
 def _details(field: Field) -> list[object]:
     """The rest of a field's layout; limits are not a part of it, and may differ between producer and reader."""
     details: dict[str, list[object]] = {
-        "timestamp": [field.unit], "string": [field.max_length], "category": [field.values]
-    }  # fmt: skip
+        "timestamp": [field.unit],
+        "string": [field.max_length],
+        "category": [field.values],
+    }
     return details.get(field.type, [])
 
 

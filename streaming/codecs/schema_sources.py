@@ -74,9 +74,12 @@ class DirectorySchemas:
             except (OSError, msgspec.DecodeError, UnicodeDecodeError):
                 continue
         raise SettingError(
-            "configuration", "kafka.schema_registry.directory", str(self._directory),
-            "no file has the schema of the messages to write", f"save it there, for example as 1.avsc: {text}",
-        )  # fmt: skip
+            "configuration",
+            "kafka.schema_registry.directory",
+            str(self._directory),
+            "no file has the schema of the messages to write",
+            f"save it there, for example as 1.avsc: {text}",
+        )
 
 
 class _Schema(msgspec.Struct):
@@ -148,10 +151,12 @@ class RegistrySchemas:
         except _AnswerError as answer:
             if answer.status in (409, 422):
                 raise SettingError(
-                    "configuration", "kafka.schema_registry.url", self._url,
+                    "configuration",
+                    "kafka.schema_registry.url",
+                    self._url,
                     f"refuses the schema of {self._subject} ({answer})",
                     f"delete the subject, or allow this schema: {text}",
-                ) from answer  # fmt: skip
+                ) from answer
             raise self._failed(answer) from answer
 
     def _ask(self, path: str, body: bytes | None) -> bytes:

@@ -70,7 +70,7 @@ def test_kernels_are_compiled_before_the_worker_joins_its_group(monkeypatch: pyt
     monkeypatch.setattr(service, "run_sessions", lambda *_: events.append("join"))
     monkeypatch.setattr(service, "_settle_interpreter", lambda: None)
     monkeypatch.setattr(
-        service, "LagWatch", lambda *_: SimpleNamespace(lags=dict, start=lambda: None, close=lambda: None)
+        service, "LagWatch", lambda **_: SimpleNamespace(lags=dict, start=lambda: None, close=lambda: None)
     )
     service.serve(Config(bundle=BundleSettings(path=str(SHIPPED_BUNDLE))))
     (codecs, waiting_for), *later = events
