@@ -22,7 +22,7 @@ FIRST_FD = 10
 class Browser:
     """One page, as wide as asked, in the colours asked for; a context manager.
 
-    `troubles`: what the console said and what was refused, a line each. `requested`: the URLs that were asked for.
+    `troubles`: messages of the console and refused requests, a line each. `requested`: the URLs that were asked for.
     """
 
     def __init__(self, profile: Path, width_px: int, height_px: int, dark: bool = False) -> None:
@@ -88,7 +88,7 @@ class Browser:
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command and its answer; what is told in between is noted."""
+        """Send a command and return its answer; events in between are noted."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -101,15 +101,15 @@ class Browser:
                 return answer["result"]  # type: ignore[no-any-return]
             self._note(answer.get("method", ""), answer.get("params", {}))
 
-    def _note(self, method: str, told: dict[str, Any]) -> None:
+    def _note(self, method: str, event: dict[str, Any]) -> None:
         if method == "Network.requestWillBeSent":
-            self.requested.append(told["request"]["url"])
+            self.requested.append(event["request"]["url"])
         elif method == "Runtime.exceptionThrown":
-            self.troubles.append(str(told["exceptionDetails"]))
+            self.troubles.append(str(event["exceptionDetails"]))
         elif method == "Runtime.consoleAPICalled":
-            self.troubles.append(f"{told['type']}: {told['args']}")
+            self.troubles.append(f"{event['type']}: {event['args']}")
         elif method == "Log.entryAdded":
-            self.troubles.append(f"{told['entry']['level']}: {told['entry']['text']}")
+            self.troubles.append(f"{event['entry']['level']}: {event['entry']['text']}")
 
     def _next(self) -> dict[str, Any]:
         until_s = time.monotonic() + ANSWER_S_MAX
@@ -136,7 +136,7 @@ class Browser:
 
 
 def _pipe() -> tuple[int, int]:
-    """Both ends, at high numbers, and closed in children that are not told of them."""
+    """Both ends, at high numbers, and closed in children without a use for them."""
     low = os.pipe()
     high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, FIRST_FD) for end in low]
     for end in low:

@@ -1,4 +1,4 @@
-"""A TCP proxy that makes trouble when told to: it cuts, holds, delays, slows and refuses connections.
+"""A TCP proxy that makes trouble on demand: it cuts, pauses, delays, slows and refuses connections.
 
 After toxiproxy (github.com/Shopify/toxiproxy), in process: one thread runs all connections of a proxy.
 """

@@ -1,4 +1,4 @@
-"""What a test may say of time on a machine that others use as well."""
+"""Waiting and CPU time on a machine that other processes use too."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 def wait_until(
     holds: Callable[[], bool],
-    what: str = "it does not hold",
+    what: str = "the condition",
     timeout_s: float = 120.0,
     found: Callable[[], object] = lambda: "",
 ) -> float:
-    """Seconds until it held; `what` and what is `found` instead: the message where that is not within `timeout_s`."""
+    """Wait until `holds()` is true, and return the seconds; fails after `timeout_s` with `what` and `found()`."""
     started_s = time.monotonic()
     while not holds():
         assert time.monotonic() - started_s < timeout_s, f"{what}: not within {timeout_s:g} s {found()}"
@@ -21,7 +21,7 @@ def wait_until(
 
 
 def quickest_cpu_s(work: Callable[[], object], times: int = 3) -> float:
-    """CPU seconds of this thread for `work`, the least of `times` tries: what disturbs one rarely disturbs all."""
+    """CPU seconds of this thread for `work`, the least of `times` tries: a disturbance rarely hits all of them."""
     took_s = []
     for _ in range(times):
         started_s = time.thread_time()

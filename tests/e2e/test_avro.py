@@ -65,7 +65,7 @@ def test_while_the_registry_is_down_messages_wait_and_then_all_are_decided(broke
     kafka = {"topics": topics, "group": f"group-{name}", "codec": "avro", "schema_registry": {"url": registry.url}}
     settings: dict[str, Any] = {"kafka": kafka, "deadline": {"budget_ms": 10_000}, "deep": {"backend": "onnxruntime"}}
     schema, roles = bundle.schema, bundle.schema.roles
-    columns: dict[str, Any] = {field: np.zeros(ROWS, one.dtype) for field, one in schema.fields.items()}
+    columns: dict[str, Any] = {field: np.zeros(ROWS, spec.dtype) for field, spec in schema.fields.items()}
     columns[roles.transaction_id] = columns[roles.card] = np.arange(ROWS)
     columns[roles.event_time] = np.full(ROWS, int(time.time() * 1e3))
     try:
@@ -92,10 +92,10 @@ def test_while_the_registry_is_down_messages_wait_and_then_all_are_decided(broke
                 time.sleep(0.1)
             assert end_of(config, topics["decisions"]) == end_of(config, topics["dead_letters"]) == 0
             registry.answers[f"/schemas/ids/{NUMBER}"] = lambda _: (200, msgspec.json.encode({"schema": text[0]}))
-            decisions = [decode_decision(one, config.codec) for one in read(config, topics["decisions"], ROWS)]
+            decisions = [decode_decision(value, config.codec) for value in read(config, topics["decisions"], ROWS)]
             assert read(config, topics["dead_letters"], 1) == [b"\0\0\0\0\x63" + values[0][5:]]
             ledger = service.stop()
     finally:
         registry.close()
-    assert sorted(int(one.transaction_id) for one in decisions) == list(range(ROWS))
+    assert sorted(int(decision.transaction_id) for decision in decisions) == list(range(ROWS))
     assert ledger.dead_letters == {"other-schema": 1}

@@ -1,5 +1,5 @@
 """The service on a real cluster of three nodes: whatever happens to brokers and connections, every transaction is
-decided, in order, and health tells the truth."""
+decided, in order, and health reports it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ from streaming.clients.kafka_consumer import KafkaPythonConsumer
 whole = KafkaPythonConsumer.poll
 def poll(self, timeout_s, rows_max):
     if self._group is not None and Path(sys.argv[1]).exists():
-        self.pause([one for one in self.assignment() if one[1] == 0])
+        self.pause([partition for partition in self.assignment() if partition[1] == 0])
     return whole(self, timeout_s, rows_max)
 KafkaPythonConsumer.poll = poll
 from cascade.cli import main
@@ -302,7 +302,7 @@ def test_with_at_least_once_only_what_was_not_committed_is_decided_again(battere
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_readiness_names_the_broker_while_it_keeps_nothing(battered: dict[str, Battered], mode: str) -> None:
+def test_readiness_names_the_broker_while_it_acknowledges_nothing(battered: dict[str, Battered], mode: str) -> None:
     assert any(line.startswith("broker: ") for line in battered[mode].named)
 
 
@@ -321,14 +321,14 @@ def test_a_worker_that_joins_and_leaves_costs_no_transaction_and_the_others_go_o
             wait_until(lambda: len(partitions_of(second)) == len(partitions_of(first)) == PARTITIONS // 2, "shared")
             running.recovers("a worker joined")
             running.ledgers.append(second.stop())
-        wait_until(lambda: len(partitions_of(first)) == PARTITIONS, "all with the one that stays")
+        wait_until(lambda: len(partitions_of(first)) == PARTITIONS, "all with the remaining worker")
         running.recovers("a worker left")
         found = running.finish()
     assert (found.lost, found.strays, found.order_violations, found.repeats) == (0, 0, 0, 0)
     left, stayed = running.ledgers
     assert left.transactions > 0
     assert left.transactions + stayed.transactions == found.sent
-    # cooperative: what it kept was neither taken from it nor rebuilt
+    # cooperative: what stayed with it was neither taken from it nor rebuilt
     assert stayed.sessions == left.sessions == 1
     gained = [line for line in first_log(running).splitlines() if "partitions assigned" in line]
     assert [line.partition("partitions=[")[2].partition("]")[0].count(",") for line in gained] == [PARTITIONS - 1, 1]
@@ -494,8 +494,8 @@ def test_liveness_fails_for_a_partition_with_lag_and_no_progress(
     service = run_service(path, "-c", STUCK, str(stuck))
     config = ServiceProcess(path).config
     load = SteadyLoad(config, bundle.schema, data, RATE)
-    said: list[str] = []
-    reader = threading.Thread(target=lambda: said.extend(service.stderr or []), daemon=True)
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(service.stderr or []), daemon=True)
     reader.start()
     try:
         wait_ready(service, config)
@@ -532,7 +532,7 @@ def test_three_nodes_survive_the_loss_of_one(cluster: Cluster) -> None:
 
 
 class Ledger:
-    """A worker of one partition: each transaction says the next number and commits it; errors end in a new producer."""
+    """A worker of one partition: each transaction writes the next number and commits it; an error makes a new producer."""
 
     def __init__(self, kafka: KafkaSettings, transactional_id: str, topic: str, out: str) -> None:
         self._kafka, self._id, self._topic, self._out = kafka, transactional_id, topic, out

@@ -75,7 +75,7 @@ def test_exactly_once_decides_every_transaction_once_through_kills(
     killed: Config, offline: OfflineScores, bundle: Bundle
 ) -> None:
     decisions = decisions_in(killed)
-    assert sorted(int(one.transaction_id) for one in decisions) == list(range(ROWS))
+    assert sorted(int(decision.transaction_id) for decision in decisions) == list(range(ROWS))
     assert committed(killed) == ROWS
     check_scores(decisions, offline, bundle)
 
@@ -136,23 +136,29 @@ def test_a_transaction_that_comes_again_gets_its_first_decision_again(
     repeated: tuple[Config, dict[str, float | None]],
 ) -> None:
     decisions = decisions_in(repeated[0])
-    first = {one.transaction_id: one for one in decisions if int(one.decision_id.rpartition("-")[2]) < 400}
+    first = {
+        decision.transaction_id: decision
+        for decision in decisions
+        if int(decision.decision_id.rpartition("-")[2]) < 400
+    }
     assert len(first) == 400
-    assert not any(one.duplicate for one in first.values())
-    again = [one for one in decisions if 400 <= int(one.decision_id.rpartition("-")[2]) < 1_200]
+    assert not any(decision.duplicate for decision in first.values())
+    again = [decision for decision in decisions if 400 <= int(decision.decision_id.rpartition("-")[2]) < 1_200]
     assert len(again) == 800, "repeats before and after the kill"
-    for one in again:
-        known = first[one.transaction_id]
-        assert one.duplicate
-        assert one.first_decision_id == known.decision_id
+    for decision in again:
+        known = first[decision.transaction_id]
+        assert decision.duplicate
+        assert decision.first_decision_id == known.decision_id
         for field in ("decision", "score", "stage", "screener_score", "bundle", "degraded", "degraded_cause"):
-            assert getattr(one, field) == getattr(known, field), field
+            assert getattr(decision, field) == getattr(known, field), field
 
 
 def test_an_id_that_comes_with_another_amount_is_scored(repeated: tuple[Config, dict[str, float | None]]) -> None:
-    altered = [one for one in decisions_in(repeated[0]) if int(one.decision_id.rpartition("-")[2]) >= 1_200]
+    altered = [
+        decision for decision in decisions_in(repeated[0]) if int(decision.decision_id.rpartition("-")[2]) >= 1_200
+    ]
     assert len(altered) == 50
-    assert not any(one.duplicate for one in altered)
+    assert not any(decision.duplicate for decision in altered)
 
 
 def test_the_ledger_has_the_hit_rate(repeated: tuple[Config, dict[str, float | None]]) -> None:
@@ -172,8 +178,8 @@ def test_workers_share_partitions_and_what_they_know_of_terminals(
     second = with_settings(first, kafka={"instance": "second"}, health={"port": 0})
     config, half, rows = load_config(first), 1_000, 2_000
     with ExitStack() as stack:
-        one = stack.enter_context(ServiceProcess(first))
-        one.wait_ready()
+        service = stack.enter_context(ServiceProcess(first))
+        service.wait_ready()
         stack.enter_context(ServiceProcess(second))
         wait_until(
             lambda: second.with_suffix(".log").exists() and "partition live" in second.with_suffix(".log").read_text(),
@@ -181,7 +187,7 @@ def test_workers_share_partitions_and_what_they_know_of_terminals(
             60,
         )
         play_file(config, data, slice(0, half), 500, lambda _: None)
-        wait_for_decisions(one, half, lambda _: None)
+        wait_for_decisions(service, half, lambda _: None)
         time.sleep(1)
         play_file(config, data, slice(half, rows), 500, lambda _: None)
         wait_until(lambda: len(decisions_in(config)) >= rows, "all decided", 60)

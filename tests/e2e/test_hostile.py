@@ -69,16 +69,16 @@ class Read:
 
     @property
     def values(self) -> list[Message]:
-        return [value for one in self.fetched for value in one.values]
+        return [value for batch in self.fetched for value in batch.values]
 
     @property
     def places(self) -> list[tuple[int, int]]:
         """Partition and offset of each."""
-        return [(one.partition, offset) for one in self.fetched for offset in one.offsets.tolist()]
+        return [(batch.partition, offset) for batch in self.fetched for offset in batch.offsets.tolist()]
 
     @property
     def headers(self) -> list[dict[str, bytes | None]]:
-        return [dict(headers) for one in self.fetched for headers in one.headers]
+        return [dict(headers) for batch in self.fetched for headers in batch.headers]
 
 
 @contextmanager
@@ -196,15 +196,15 @@ def outcomes(config: Config, bundle: Bundle, sent: Read) -> dict[tuple[int, int]
     """What must become of each record, by its place: `decided`, or the reason of its dead letter."""
     schema, made = bundle.schema, codec(config.kafka.codec, bundle.schema.fields, config.worker.message_bytes_max)
     expected: dict[tuple[int, int], str] = {}
-    for one in sent.fetched:
-        decoded = made.decode(one.values)
-        times, appended = decoded.batch[schema.roles.event_time], one.timestamps_ms[decoded.rows]
+    for batch in sent.fetched:
+        decoded = made.decode(batch.values)
+        times, appended = decoded.batch[schema.roles.event_time], batch.timestamps_ms[decoded.rows]
         early = too_far_ahead(times, appended, config.worker.ahead_ms_max)
-        offsets = one.offsets.tolist()
+        offsets = batch.offsets.tolist()
         for row, ahead in zip(decoded.rows.tolist(), early.tolist(), strict=True):
-            expected[one.partition, offsets[row]] = "future-event" if ahead else "decided"
+            expected[batch.partition, offsets[row]] = "future-event" if ahead else "decided"
         for reject in decoded.rejects:
-            expected[one.partition, offsets[reject.index]] = reject.reason.value
+            expected[batch.partition, offsets[reject.index]] = reject.reason.value
     return expected
 
 
@@ -238,7 +238,7 @@ def test_each_hostile_message_is_a_dead_letter_with_its_reason_and_each_good_one
 
     assert len(decided) + len(letters) == len(records) == len(sent)
     decisions = decisions_of(decided, codec_name)
-    found = {place_of(one.decision_id): "decided" for one in decisions}
+    found = {place_of(decision.decision_id): "decided" for decision in decisions}
     assert len(found) == len(decisions), "a record was decided twice"
     bytes_of = dict(zip(sent.places, sent.values, strict=True))
     for value, headers in zip(letters.values, letters.headers, strict=True):
@@ -249,7 +249,11 @@ def test_each_hostile_message_is_a_dead_letter_with_its_reason_and_each_good_one
         assert headers["cascade-detail"]
         found[place] = (headers["cascade-reason"] or b"").decode()
     assert found == expected
-    good = [int(one.transaction_id) - GOOD_IDS_FROM for one in decisions if int(one.transaction_id) >= GOOD_IDS_FROM]
+    good = [
+        int(decision.transaction_id) - GOOD_IDS_FROM
+        for decision in decisions
+        if int(decision.transaction_id) >= GOOD_IDS_FROM
+    ]
     assert set(range(MUTATED // GOOD_EVERY)) <= set(good)
     # a fixed row can lack no field, repeat no key, and have no value of another type
     assert len(set(counts)) > (8 if codec_name == "binary" else 10), "hardly a reason was met"
@@ -267,7 +271,7 @@ def place_of(decision_id: str) -> tuple[int, int]:
 
 def transactions(bundle: Bundle, ids: Sequence[int], cards: Sequence[int], chance: np.random.Generator) -> list[bytes]:
     schema, count = bundle.schema, len(ids)
-    columns: dict[str, Any] = {name: np.zeros(count, one.dtype) for name, one in schema.fields.items()}
+    columns: dict[str, Any] = {name: np.zeros(count, spec.dtype) for name, spec in schema.fields.items()}
     columns[schema.roles.transaction_id] = np.array(ids, np.int64)
     columns[schema.roles.event_time] = np.full(count, int(time.time() * 1e3))
     columns[schema.roles.card] = np.array(cards, np.int64)
@@ -314,7 +318,7 @@ def test_a_card_that_floods_its_partition_does_not_starve_the_others(
     seen = judge(decided, began_ms)
     apart, shared = totals_ms(seen.apart), totals_ms(seen.shared)
     rates = halves_per_s(seen.flood)
-    causes = Counter(one.degraded_cause for one in seen.flood)
+    causes = Counter(decision.degraded_cause for decision in seen.flood)
     print(
         f"flood of {FLOOD} worked off in {seen.drained_s:.1f} s, {rates[0]:,.0f} then {rates[1]:,.0f} a second,"
         f" refused for room {causes['queue-full']}; others p99: apart {np.percentile(apart, 99):.0f} ms ({len(apart)}),"
@@ -323,13 +327,13 @@ def test_a_card_that_floods_its_partition_does_not_starve_the_others(
     assert watch.not_ready == []
     assert watch.rss_mb_max < RSS_MB_MAX
     assert len(decided) == FLOOD + others.sent
-    assert len({one.decision_id for one in decisions_of(decided, "json")}) == FLOOD + others.sent
-    assert sum(one.duplicate for one in seen.flood) == len(range(0, FLOOD, REPEATED_EVERY)) - 1
+    assert len({decision.decision_id for decision in decisions_of(decided, "json")}) == FLOOD + others.sent
+    assert sum(decision.duplicate for decision in seen.flood) == len(range(0, FLOOD, REPEATED_EVERY)) - 1
     assert len(apart) > 30, "too few of the others were there while the flood was"
     assert np.median(apart) < np.median(shared) / 2
     assert rates[1] > rates[0] / 3, "a flooded record grows dearer with the flood"
     assert causes["queue-full"] > 0, "the flood's escalations were never capped"
-    assert not any(one.degraded_cause == "queue-full" for one in seen.apart + seen.shared)
+    assert not any(decision.degraded_cause == "queue-full" for decision in seen.apart + seen.shared)
 
 
 class Others:
@@ -403,25 +407,26 @@ def wait_for_flood(config: Config, service: ServiceProcess) -> None:
 def judge(decided: Read, began_ms: float) -> Flood:
     """Sort the decisions; of the other cards', those that came while the flood was being worked off."""
     decisions = decisions_of(decided, "json")
-    flood = [one for one in decisions if int(one.transaction_id) >= 10**9]
+    flood = [decision for decision in decisions if int(decision.transaction_id) >= 10**9]
     partition = place_of(flood[0].decision_id)[0]
-    until_ms = max(one.decision_time_ms for one in flood)
+    until_ms = max(decision.decision_time_ms for decision in flood)
     during = [
-        one
-        for one in decisions
-        if int(one.transaction_id) < 10**9 and began_ms <= one.decision_time_ms - one.latency_ms.total <= until_ms
+        decision
+        for decision in decisions
+        if int(decision.transaction_id) < 10**9
+        and began_ms <= decision.decision_time_ms - decision.latency_ms.total <= until_ms
     ]
-    shared = [one for one in during if place_of(one.decision_id)[0] == partition]
-    apart = [one for one in during if place_of(one.decision_id)[0] != partition]
+    shared = [decision for decision in during if place_of(decision.decision_id)[0] == partition]
+    apart = [decision for decision in during if place_of(decision.decision_id)[0] != partition]
     return Flood(partition, flood, shared, apart, (until_ms - began_ms) / 1e3)
 
 
 def totals_ms(decisions: list[Decision]) -> list[float]:
-    return [one.latency_ms.total for one in decisions]
+    return [decision.latency_ms.total for decision in decisions]
 
 
 def halves_per_s(flood: list[Decision]) -> tuple[float, float]:
     """Decisions a second over the first and the second half of the flood."""
-    times = np.sort([one.decision_time_ms for one in flood])
+    times = np.sort([decision.decision_time_ms for decision in flood])
     half = len(times) // 2
     return half / (times[half] - times[0]) * 1e3, half / (times[-1] - times[half]) * 1e3

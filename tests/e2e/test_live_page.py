@@ -78,7 +78,7 @@ def test_a_browser_draws_the_services_figures(
         tiles = browser.evaluate(TILES)
         text: str = browser.evaluate("document.body.innerText")
         assert tiles[0][0].endswith(" /s")
-        # every figure of energy and carbon says its kind, and there is one of each unit
+        # every figure of energy and carbon has its kind, and each unit occurs
         of_energy = [tile for tile in tiles if tile[0].endswith(ENERGY_UNITS)]
         kinds = {"en": {"measured", "modelled"}, "ja": {"実測", "推計"}}[language]
         assert {tile[0].split()[1] for tile in of_energy} == set(ENERGY_UNITS)
@@ -99,7 +99,7 @@ def test_a_browser_draws_the_services_figures(
         assert any("frames?after=" in asked for asked in browser.requested)
 
 
-def test_probes_do_not_wait_for_those_who_watch(url: str) -> None:
+def test_probes_do_not_wait_for_watchers(url: str) -> None:
     stop = threading.Event()
 
     def watch() -> None:
@@ -131,7 +131,7 @@ def probe_s(url: str) -> float:
     return float(np.quantile(took_s, 0.25))
 
 
-def test_a_service_that_is_gone_is_said_and_its_figures_are_not_shown_as_now(url: str, tmp_path: Path) -> None:
+def test_a_service_that_is_gone_is_reported_and_its_figures_are_not_shown_as_now(url: str, tmp_path: Path) -> None:
     with Browser(tmp_path / "profile", *PHONE) as browser:
         browser.open(f"{url}?lang=en")
         browser.wait_for(DRAWN)

@@ -21,7 +21,7 @@ from tests.token_server import token_server, unsigned_token
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 
 WRONG_PASSWORD = "wr0ngHorse"
-# a refusal is told at once: one attempt, no waiting for the time given (60 s below) to run out
+# a refusal is reported at once: a single attempt, no waiting for the time given (60 s below) to run out
 AT_ONCE_S = 20.0
 
 
@@ -107,7 +107,7 @@ def refused(kafka: KafkaSettings) -> str:
 
 
 @pytest.fixture
-def everything_said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def all_logs(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.DEBUG)
     return caplog
 
@@ -138,19 +138,19 @@ def test_mutual_tls_is_refused_without_a_certificate_and_with_anothers(secured: 
 
 
 @pytest.mark.parametrize("listener", ["SCRAMA", "SCRAMB", "PLAIN"])
-def test_user_name_and_password(secured: Secured, listener: str, everything_said: pytest.LogCaptureFixture) -> None:
+def test_user_name_and_password(secured: Secured, listener: str, all_logs: pytest.LogCaptureFixture) -> None:
     round_trip(secured.kafka(listener, username="cascade", password_env="KAFKA_PASSWORD"))
-    assert PASSWORD not in everything_said.text
+    assert PASSWORD not in all_logs.text
 
 
 @pytest.mark.parametrize("listener", ["SCRAMA", "SCRAMB", "PLAIN"])
 def test_a_wrong_password_is_refused_at_once_and_shown_nowhere(
-    secured: Secured, listener: str, everything_said: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    secured: Secured, listener: str, all_logs: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(secured.kafka(listener, username="cascade", password_env="WRONG_PASSWORD"))
     assert "uthentication failed" in line
     output = capfd.readouterr()
-    for text in (line, everything_said.text, output.out, output.err):
+    for text in (line, all_logs.text, output.out, output.err):
         assert WRONG_PASSWORD not in text
 
 
@@ -161,11 +161,11 @@ def test_a_mechanism_that_the_broker_does_not_offer_is_refused(secured: Secured)
     assert "SASL" in line.upper()
 
 
-def test_a_token_from_a_file(secured: Secured, tmp_path: Path, everything_said: pytest.LogCaptureFixture) -> None:
+def test_a_token_from_a_file(secured: Secured, tmp_path: Path, all_logs: pytest.LogCaptureFixture) -> None:
     file, token = tmp_path / "token", unsigned_token("cascade", 600)
     file.write_text(token + "\n")
     round_trip(secured.kafka("TOKEN", token_file=str(file)))
-    assert token not in everything_said.text
+    assert token not in all_logs.text
 
 
 def test_a_token_that_has_expired_is_refused(secured: Secured, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_token_that_has_expired_is_refused(secured: Secured, tmp_path: Path) -
 
 
 def test_a_token_of_an_oauth_server(
-    secured: Secured, monkeypatch: pytest.MonkeyPatch, everything_said: pytest.LogCaptureFixture
+    secured: Secured, monkeypatch: pytest.MonkeyPatch, all_logs: pytest.LogCaptureFixture
 ) -> None:
     with token_server() as server:
         monkeypatch.setenv("CLIENT_SECRET", server.secret)
@@ -185,5 +185,5 @@ def test_a_token_of_an_oauth_server(
         round_trip(kafka)
         monkeypatch.setenv("CLIENT_SECRET", WRONG_PASSWORD)
         assert "invalid_client" in refused(kafka)
-    assert server.secret not in everything_said.text
-    assert WRONG_PASSWORD not in everything_said.text
+    assert server.secret not in all_logs.text
+    assert WRONG_PASSWORD not in all_logs.text

@@ -1,4 +1,4 @@
-"""TLS to a real Triton, with certificates made here: who trusts whom, and what is said where they do not."""
+"""TLS to a real Triton, with certificates made here: who trusts whom, and the errors where they do not."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Run:
 
     @property
     def by_transaction(self) -> dict[int, Decision]:
-        return {int(one.transaction_id): one for one in self.decisions}
+        return {int(decision.transaction_id): decision for decision in self.decisions}
 
 
 @pytest.fixture(scope="module")
@@ -134,15 +134,15 @@ def read_all(config: Config, topic: str) -> list[Record]:
         give_up_s = time.monotonic() + 30
         while any(consumer.position(partition) < end for partition, end in ends.items()):
             assert time.monotonic() < give_up_s
-            for one in consumer.poll(0.1, 10_000):
-                columns = zip(one.offsets.tolist(), one.keys, one.values, one.headers, strict=True)
+            for batch in consumer.poll(0.1, 10_000):
+                columns = zip(batch.offsets.tolist(), batch.keys, batch.values, batch.headers, strict=True)
                 found += [Record(offset, key, value, dict(headers)) for offset, key, value, headers in columns]
     return found
 
 
 def decisions_in(config: Config) -> list[Decision]:
     records = read_all(config, config.kafka.topics.decisions)
-    return [decode_decision(one.value or b"", config.kafka.codec) for one in records]
+    return [decode_decision(record.value or b"", config.kafka.codec) for record in records]
 
 
 def committed(config: Config, partition: int = 0) -> int:
@@ -161,20 +161,24 @@ def over_a_backlog(config_path: Path, data: LabelledData, rows: slice = slice(No
         wait_for_decisions(service, count, lambda _: None)
         ledger = service.stop()
     records = read_all(config, config.kafka.topics.decisions)
-    return Run(config_path, config, records, [decode_decision(one.value or b"", "json") for one in records], ledger)
+    return Run(
+        config_path, config, records, [decode_decision(record.value or b"", "json") for record in records], ledger
+    )
 
 
 def check_scores(decisions: list[Decision], offline: OfflineScores, bundle: Bundle) -> None:
     """Each score, repeats included, is the offline one of its stage; transaction ids are row numbers."""
-    rows = np.array([int(one.transaction_id) for one in decisions])
-    scores = np.array([one.score for one in decisions])
-    by_deep = np.array([one.stage == "deep" for one in decisions])
+    rows = np.array([int(decision.transaction_id) for decision in decisions])
+    scores = np.array([decision.score for decision in decisions])
+    by_deep = np.array([decision.stage == "deep" for decision in decisions])
     screener = bundle.policy.screener.probability(offline.screener_raw[rows])
     expected = np.where(by_deep, bundle.policy.deep.probability(offline.deep_raw[rows]), screener)
     np.testing.assert_allclose(scores, expected, atol=SCORE_DIFFERENCE_MAX, rtol=0)
-    np.testing.assert_allclose([one.screener_score for one in decisions], screener, atol=SCORE_DIFFERENCE_MAX, rtol=0)
+    np.testing.assert_allclose(
+        [decision.screener_score for decision in decisions], screener, atol=SCORE_DIFFERENCE_MAX, rtol=0
+    )
     escalated = bundle.policy.escalate(offline.screener_raw[rows])
-    assert (by_deep | np.array([one.degraded for one in decisions])).tolist() == escalated.tolist()
+    assert (by_deep | np.array([decision.degraded for decision in decisions])).tolist() == escalated.tolist()
 
 
 # --- a whole stream, on Triton and in process -----------------------------------------------------------------------
@@ -190,36 +194,39 @@ def on_triton(new_config: ConfigMaker, triton_server: LocalTriton, data: Labelle
 def test_every_transaction_has_exactly_one_decision(on_triton: Run, data: LabelledData) -> None:
     identities = data.batch["transaction_id"][: data.batch.rows - 1_000].tolist()
     assert identities == list(range(len(identities))), "these tests take ids for row numbers"
-    assert sorted(int(one.transaction_id) for one in on_triton.decisions) == identities
-    assert len({one.decision_id for one in on_triton.decisions}) == len(identities)
+    assert sorted(int(decision.transaction_id) for decision in on_triton.decisions) == identities
+    assert len({decision.decision_id for decision in on_triton.decisions}) == len(identities)
 
 
 @pytest.mark.triton
 def test_scores_from_the_stream_equal_the_offline_ones(on_triton: Run, offline: OfflineScores, bundle: Bundle) -> None:
     check_scores(on_triton.decisions, offline, bundle)
-    share = np.mean([one.stage == "deep" for one in on_triton.decisions])
+    share = np.mean([decision.stage == "deep" for decision in on_triton.decisions])
     assert 0.5 * ESCALATED_SHARE < share < 2 * ESCALATED_SHARE
-    assert not any(one.degraded for one in on_triton.decisions)
+    assert not any(decision.degraded for decision in on_triton.decisions)
 
 
 @pytest.mark.triton
-def test_a_decision_says_what_was_decided_by_whom_and_how_long_it_took(
+def test_a_decision_has_its_action_its_stage_and_its_latency(
     on_triton: Run, data: LabelledData, bundle: Bundle
 ) -> None:
     topic = on_triton.config.kafka.topics.transactions
     now_ms = time.time() * 1e3
-    for record, one in zip(on_triton.records, on_triton.decisions, strict=True):
-        row = int(one.transaction_id)
+    for record, decision in zip(on_triton.records, on_triton.decisions, strict=True):
+        row = int(decision.transaction_id)
         assert record.key == b"%d" % data.batch["card_id"][row], "the key must be the card"
-        assert one.decision_id == f"{topic}-0-{row}"
-        assert one.bundle == bundle.version
-        assert one.event_time_ms == data.batch["event_time"][row]
-        assert now_ms - 600_000 < one.decision_time_ms <= now_ms
-        assert one.decision == ("approve", "review", "decline")[int(bundle.policy.actions(np.array([one.score]))[0])]
-        assert (one.degraded, one.degraded_cause) == (False, None)
-        took = one.latency_ms
+        assert decision.decision_id == f"{topic}-0-{row}"
+        assert decision.bundle == bundle.version
+        assert decision.event_time_ms == data.batch["event_time"][row]
+        assert now_ms - 600_000 < decision.decision_time_ms <= now_ms
+        assert (
+            decision.decision
+            == ("approve", "review", "decline")[int(bundle.policy.actions(np.array([decision.score]))[0])]
+        )
+        assert (decision.degraded, decision.degraded_cause) == (False, None)
+        took = decision.latency_ms
         assert min(took.queue, took.features, took.screener, took.deep) >= 0
-        assert (took.deep > 0) == (one.stage == "deep")
+        assert (took.deep > 0) == (decision.stage == "deep")
         assert took.total >= took.queue + took.deep - 1
     assert set(json.loads(on_triton.records[0].value or b"")) == {
         "transaction_id",
@@ -242,7 +249,7 @@ def test_a_decision_says_what_was_decided_by_whom_and_how_long_it_took(
 @pytest.mark.triton
 def test_the_ledger_counts_what_is_in_the_topics(on_triton: Run) -> None:
     ledger = on_triton.ledger
-    escalated = sum(one.stage == "deep" for one in on_triton.decisions)
+    escalated = sum(decision.stage == "deep" for decision in on_triton.decisions)
     assert ledger.transactions == len(on_triton.decisions)
     assert ledger.escalation_share == pytest.approx(escalated / len(on_triton.decisions))
 
@@ -269,10 +276,10 @@ def test_stopping_commits_all_and_a_new_start_repeats_nothing_and_goes_on_with_t
     assert json.loads(printed)["transactions"] == data.batch.rows - before
     assert committed(config) == data.batch.rows
     decisions = decisions_in(config)
-    assert [int(one.transaction_id) for one in decisions[:before]] == [
+    assert [int(decision.transaction_id) for decision in decisions[:before]] == [
         int(o.transaction_id) for o in on_triton.decisions
     ]
-    assert sorted(int(one.transaction_id) for one in decisions) == list(range(data.batch.rows))
+    assert sorted(int(decision.transaction_id) for decision in decisions) == list(range(data.batch.rows))
     check_scores(decisions, offline, bundle)
 
 
@@ -283,7 +290,7 @@ def test_in_process_the_stream_gives_the_same_scores(
     run = over_a_backlog(new_config(settings), data, slice(0, 3_000))
     assert sorted(run.by_transaction) == list(range(3_000))
     assert len(run.decisions) == 3_000
-    assert sum(one.stage == "deep" for one in run.decisions) > 100
+    assert sum(decision.stage == "deep" for decision in run.decisions) > 100
     check_scores(run.decisions, offline, bundle)
 
 
@@ -364,18 +371,18 @@ def test_every_malformed_message_is_a_dead_letter_and_the_stream_goes_on(
     with_dead_letters: tuple[Config, ServiceProcess],
 ) -> None:
     config, _ = with_dead_letters
-    letters = {one.key: one for one in read_all(config, config.kafka.topics.dead_letters)}
+    letters = {record.key: record for record in read_all(config, config.kafka.topics.dead_letters)}
     assert len(letters) == len(MALFORMED) + 1
     for position, (name, (value, reason)) in enumerate(MALFORMED.items()):
         letter = letters[b"bad-%d" % position]
         assert letter.value == value, f"{name}: the bytes were touched"
-        told = {key: text for key, text in letter.headers.items() if key.startswith("cascade-")}
-        assert told["cascade-reason"] == reason.encode(), name
-        assert told["cascade-topic"] == config.kafka.topics.transactions.encode()
-        assert (told["cascade-partition"], told["cascade-offset"]) == (b"0", b"%d" % (2 * position + 1))
+        headers = {key: text for key, text in letter.headers.items() if key.startswith("cascade-")}
+        assert headers["cascade-reason"] == reason.encode(), name
+        assert headers["cascade-topic"] == config.kafka.topics.transactions.encode()
+        assert (headers["cascade-partition"], headers["cascade-offset"]) == (b"0", b"%d" % (2 * position + 1))
         assert letter.headers["trace"] == b"\x00\xff", "the record's own headers were touched"
     assert letters[b"label"].headers["cascade-topic"] == config.kafka.topics.labels.encode()
-    assert sorted(int(one.transaction_id) for one in decisions_in(config)) == list(range(len(MALFORMED)))
+    assert sorted(int(decision.transaction_id) for decision in decisions_in(config)) == list(range(len(MALFORMED)))
 
 
 @pytest.fixture(scope="module")
@@ -396,11 +403,11 @@ def test_dead_letters_are_counted_and_committed(after_a_restart: tuple[Config, L
     assert until == 2 * len(MALFORMED)
 
 
-def test_a_new_start_decides_nothing_twice_and_buries_nothing_twice(
+def test_a_new_start_decides_nothing_twice_and_dead_letters_nothing_twice(
     after_a_restart: tuple[Config, LedgerSummary, int],
 ) -> None:
     config = after_a_restart[0]
-    letters = Counter(one.key for one in read_all(config, config.kafka.topics.dead_letters))
+    letters = Counter(record.key for record in read_all(config, config.kafka.topics.dead_letters))
     assert [key for key, count in letters.items() if count > 1 and key != b"label"] == []
     assert len(decisions_in(config)) == len(MALFORMED)
 
@@ -408,14 +415,14 @@ def test_a_new_start_decides_nothing_twice_and_buries_nothing_twice(
 def test_an_unreadable_label_is_a_dead_letter_once(after_a_restart: tuple[Config, LedgerSummary, int]) -> None:
     config = after_a_restart[0]
     letters = read_all(config, config.kafka.topics.dead_letters)
-    assert sum(one.key == b"label" for one in letters) == 1
+    assert sum(record.key == b"label" for record in letters) == 1
 
 
 # --- killed in mid-stream -------------------------------------------------------------------------------------------
 
 
 def decided_offsets(config: Config) -> set[int]:
-    return {int(one.decision_id.rpartition("-")[2]) for one in decisions_in(config)}
+    return {int(decision.decision_id.rpartition("-")[2]) for decision in decisions_in(config)}
 
 
 @pytest.mark.triton
@@ -453,8 +460,8 @@ def test_a_worker_that_is_killed_loses_no_transaction(
         service.stop()
     assert committed(config) == rows
     decisions = decisions_in(config)
-    assert {int(one.transaction_id) for one in decisions} == set(range(rows))
-    identities = {(one.transaction_id, one.decision_id) for one in decisions}
+    assert {int(decision.transaction_id) for decision in decisions} == set(range(rows))
+    identities = {(decision.transaction_id, decision.decision_id) for decision in decisions}
     assert len(identities) == rows, "a repeat must carry the same decision id"
     assert len(decisions) > rows, "what was not committed is decided again"
     check_scores(decisions, offline, bundle)
@@ -488,7 +495,7 @@ def test_what_was_decided_ahead_of_a_waiting_transaction_is_not_decided_again(
         wait_for_decisions(service, rows, lambda _: None)
         service.stop()
     decisions = decisions_in(config)
-    assert sorted(int(one.transaction_id) for one in decisions) == list(range(rows))
+    assert sorted(int(decision.transaction_id) for decision in decisions) == list(range(rows))
     check_scores(decisions, offline, bundle)
 
 
@@ -533,13 +540,13 @@ def test_what_a_killed_worker_had_escalated_stays_so_whatever_its_score_is_now(
         wait_until(lambda: len(decided_offsets(config)) == rows + more, "all decided")
         service.stop()
     decisions = decisions_in(config)
-    assert sorted(int(one.transaction_id) for one in decisions) == list(range(rows + more))
+    assert sorted(int(decision.transaction_id) for decision in decisions) == list(range(rows + more))
     # the last of them has nothing decided beyond it: that it waited is not known
-    held = np.flatnonzero(escalated & (np.arange(rows) < np.flatnonzero(~escalated)[-1]))
-    assert len(held) > 10
-    by_deep = {int(one.transaction_id) for one in decisions if one.stage == "deep"}
-    assert by_deep == set(held.tolist())
-    screened = np.array([int(one.transaction_id) for one in decisions if one.stage == "screener"])
+    waited = np.flatnonzero(escalated & (np.arange(rows) < np.flatnonzero(~escalated)[-1]))
+    assert len(waited) > 10
+    by_deep = {int(decision.transaction_id) for decision in decisions if decision.stage == "deep"}
+    assert by_deep == set(waited.tolist())
+    screened = np.array([int(decision.transaction_id) for decision in decisions if decision.stage == "screener"])
     cards = data.batch["card_id"][screened]
     assert all((np.diff(screened[cards == card]) > 0).all() for card in np.unique(cards))
 
@@ -557,26 +564,26 @@ def test_a_killed_worker_goes_on_from_its_snapshot_and_scores_as_if_nothing_had_
     def whole() -> list[Path]:
         return sorted(snapshots.glob("*.snapshot"))
 
-    told = ""
+    logged = ""
     for first in range(0, rows, 1_000):
         play_file(config, data, slice(first, first + 1_000), None, lambda _: None)
         with ServiceProcess(path) as service:
             wait_for_decisions(service, first + 1_000, lambda _: None)
             wait_until(lambda: committed(config) == first + 1_000, "the commit")  # noqa: B023
             newest = whole()[-1:]
-            # before that as many more may be kept, of offsets that were ahead of the commit
+            # before that as many more may exist, of offsets that were ahead of the commit
             wait_until(lambda: whole()[-1:] > newest and 2 <= len(whole()) <= keep, "only the newest")  # noqa: B023
             service.kill()
-        told = path.with_suffix(".log").read_text()
-        assert ("restoring a snapshot" in told) == (first > 0)
+        logged = path.with_suffix(".log").read_text()
+        assert ("restoring a snapshot" in logged) == (first > 0)
         files = whole()
         # one more: the kill may fall between the writing of a new one and the removal of an old one
         assert 2 <= len(files) <= keep + 1
         # the newest is torn, as by a full disk: the one before will do
         files[-1].write_bytes(files[-1].read_bytes()[:-100])
-    assert "snapshot ignored" in told
+    assert "snapshot ignored" in logged
     decisions = decisions_in(config)
-    assert sorted(int(one.transaction_id) for one in decisions) == list(range(rows))
+    assert sorted(int(decision.transaction_id) for decision in decisions) == list(range(rows))
     check_scores(decisions, offline, bundle)
 
 
@@ -651,7 +658,9 @@ def outages(new_config: ConfigMaker, triton_parts: Path, triton_server: LocalTri
         service.stop()
     decisions = decisions_in(config)
     names = ("well", "frozen", "frozen_longer", "gone", "gone_longer", "back")
-    phases = {name: [one for one in decisions if int(one.transaction_id) in spans[name]] for name in names}
+    phases = {
+        name: [decision for decision in decisions if int(decision.transaction_id) in spans[name]] for name in names
+    }
     return Outages(
         **phases,
         frozen_health=frozen_health,
@@ -663,7 +672,7 @@ def outages(new_config: ConfigMaker, triton_parts: Path, triton_server: LocalTri
 
 
 def causes(decisions: list[Decision]) -> Counter[str | None]:
-    return Counter(one.degraded_cause for one in decisions if one.stage == "deep" or one.degraded)
+    return Counter(decision.degraded_cause for decision in decisions if decision.stage == "deep" or decision.degraded)
 
 
 @pytest.mark.triton
@@ -676,19 +685,23 @@ def test_with_a_frozen_triton_the_screener_decides_at_the_deadline(outages: Outa
     found = causes(outages.frozen)
     assert set(found) <= {"deadline", "breaker-open"}
     assert found["deadline"] > 10
-    assert all(one.stage == "screener" and one.score == one.screener_score for one in outages.frozen if one.degraded)
+    assert all(
+        decision.stage == "screener" and decision.score == decision.screener_score
+        for decision in outages.frozen
+        if decision.degraded
+    )
     # the decisions were waited for while Triton stood still: none of them needed its answer
-    degraded = [one for one in outages.frozen if one.degraded_cause == "deadline"]
-    assert min(one.latency_ms.total for one in degraded) >= BUDGET_MS - 1
+    degraded = [decision for decision in outages.frozen if decision.degraded_cause == "deadline"]
+    assert min(decision.latency_ms.total for decision in degraded) >= BUDGET_MS - 1
 
 
 @pytest.mark.triton
 def test_screened_decisions_do_not_wait_for_a_frozen_triton(outages: Outages) -> None:
     # in the topic they lie before the decisions of earlier transactions that waited for the deadline
-    offsets = [int(one.decision_id.rpartition("-")[2]) for one in outages.frozen]
+    offsets = [int(decision.decision_id.rpartition("-")[2]) for decision in outages.frozen]
     overtaken = [
-        one.degraded_cause
-        for position, one in enumerate(outages.frozen)
+        decision.degraded_cause
+        for position, decision in enumerate(outages.frozen)
         if any(later_offset > offsets[position] for later_offset in offsets[:position])
     ]
     assert None not in overtaken
@@ -696,27 +709,31 @@ def test_screened_decisions_do_not_wait_for_a_frozen_triton(outages: Outages) ->
 
 
 @pytest.mark.triton
-def test_without_a_triton_the_screener_decides_at_once_and_says_so(outages: Outages) -> None:
+def test_without_a_triton_the_screener_decides_at_once_and_is_marked(outages: Outages) -> None:
     found = causes(outages.gone)
-    # how many come before the breaker opens is the breaker's affair: one failed call may hold many
+    # how many come before the breaker opens is the breaker's affair: a failed call may have many rows
     assert found["error"] > 0
     assert set(found) <= {"error", "deadline", "breaker-open"}
-    assert all(one.stage == "screener" and one.score == one.screener_score for one in outages.gone if one.degraded)
+    assert all(
+        decision.stage == "screener" and decision.score == decision.screener_score
+        for decision in outages.gone
+        if decision.degraded
+    )
 
 
 @pytest.mark.triton
 def test_an_open_breaker_spares_transactions_the_wait(outages: Outages) -> None:
     for decisions in (outages.frozen_longer, outages.gone_longer):
-        spared = [one for one in decisions if one.degraded_cause == "breaker-open"]
+        spared = [decision for decision in decisions if decision.degraded_cause == "breaker-open"]
         assert len(spared) > 10
-        assert all(one.latency_ms.deep == 0 for one in spared)
+        assert all(decision.latency_ms.deep == 0 for decision in spared)
 
 
 @pytest.mark.triton
 def test_readiness_names_the_deep_model_while_it_is_gone(outages: Outages) -> None:
-    status, said = outages.gone_health
+    status, report = outages.gone_health
     assert status == 503
-    assert any(line.startswith("deep model: ") for line in said["waiting_for"])
+    assert any(line.startswith("deep model: ") for line in report["waiting_for"])
     assert outages.back_health[0] == 200
 
 
@@ -729,8 +746,8 @@ def test_a_triton_that_is_well_again_is_used_again(outages: Outages) -> None:
 
 @pytest.mark.triton
 def test_the_worker_stays_in_its_group_through_all_of_it(outages: Outages) -> None:
-    for _, said in (outages.frozen_health, outages.gone_health, outages.back_health):
-        assert said["components"]["partitions"]["status"] == "ok"
+    for _, report in (outages.frozen_health, outages.gone_health, outages.back_health):
+        assert report["components"]["partitions"]["status"] == "ok"
 
 
 @pytest.mark.triton
@@ -757,7 +774,7 @@ def test_a_start_without_triton_decides_by_the_screener_and_uses_triton_once_it_
             service.stop()
     finally:
         triton_server.start()
-    by_row = {int(one.transaction_id): one for one in decisions_in(config)}
+    by_row = {int(decision.transaction_id): decision for decision in decisions_in(config)}
     without, later = ([by_row[row] for row in rows] for rows in (range(300), range(300, 600)))
     assert causes(without)[None] == 0
     assert causes(without)["breaker-open"] > 0
@@ -786,7 +803,7 @@ def write_plain_config(tmp_path: Path, sections: Settings) -> Path:
 
 
 def check_waiting(config_path: Path, component: str, address: str) -> None:
-    """The service waits, says for what, is alive but not ready, and ends promptly and cleanly when told."""
+    """The service waits, names what for, is alive but not ready, and ends cleanly on SIGTERM."""
     config = load_config(config_path)
     service = run_service(config_path)
     try:
@@ -811,13 +828,13 @@ def check_waiting(config_path: Path, component: str, address: str) -> None:
     assert len(lines) < 25, "the log repeats itself without a pause"
 
 
-def test_without_a_broker_the_service_waits_says_so_and_stops_when_told(tmp_path: Path) -> None:
+def test_without_a_broker_the_service_waits_reports_it_and_stops_on_sigterm(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_ports(1)[0]}"
     sections: Settings = {"kafka": {"bootstrap": address}, "deep": {"backend": "onnxruntime"}}
     check_waiting(write_plain_config(tmp_path, sections), "broker", address)
 
 
-def test_without_a_triton_the_service_waits_says_so_and_stops_when_told(tmp_path: Path, broker: Broker) -> None:
+def test_without_a_triton_the_service_waits_reports_it_and_stops_on_sigterm(tmp_path: Path, broker: Broker) -> None:
     address = f"127.0.0.1:{free_ports(1)[0]}"
     sections: Settings = {"kafka": {"bootstrap": broker.bootstrap}, "deep": {"url": address}}
     check_waiting(write_plain_config(tmp_path, sections), "deep model", address)
@@ -861,4 +878,4 @@ def test_a_bundle_with_a_wrong_checksum_stops_the_start_with_one_line(tmp_path: 
 
 
 def test_no_thread_of_these_tests_is_left() -> None:
-    assert [one.name for one in threading.enumerate() if one.name.startswith("keeper of the service")] == []
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("keeper of the service")] == []

@@ -1,4 +1,4 @@
-"""One service of two workers, on a real broker and a real Triton: as one to who looks at it; one dies, one hangs."""
+"""A service of two workers on a real broker and a real Triton, seen from outside: a worker dies, a worker hangs."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def triton_server(
 
 
 def partitions_of(config: Config) -> dict[str, set[int]]:
-    """What each worker says that it has, by `worker N`."""
+    """The partitions that each worker reports, by `worker N`."""
     components = json.loads(ask(config, "/readyz")[1])["components"]
     return {
-        name: {int(one) for one in found[1].split(", ")}
+        name: {int(number) for number in found[1].split(", ")}
         if (found := re.search(r"partitions: ([\d, ]+)", part["text"]))
         else set()
         for name, part in components.items()
@@ -122,8 +122,8 @@ def worker_pids(service: ServiceProcess) -> dict[int, int]:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What was seen of the service on its way."""
+class Observed:
+    """Observations of the service on its way."""
 
     config: Config
     sent: int
@@ -142,14 +142,14 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def told(
+def observed(
     broker: Broker,
     bundle: Bundle,
     data: LabelledData,
     triton_server: LocalTriton,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Told:
-    """Two workers decide half of the file; one is killed and comes back; the other is frozen; the rest; SIGTERM."""
+) -> Observed:
+    """Two workers decide half of the file; one is killed and restarts, the other is frozen; the rest; SIGTERM."""
     parts = EmbeddedParts(tmp_path_factory.mktemp("service"), bundle, with_triton=False)
     parts.bootstrap, parts.triton_url = broker.bootstrap, triton_server.grpc_url
     name = uuid.uuid4().hex[:10]
@@ -164,7 +164,7 @@ def told(
         "overload": {"raise_max": 0.0},
         "terminals": {"share": True, "interval_s": 0.2},
         "carbon": {"region": "DEU", "embodied_kg": 100.0},
-        "ledger": {"directory": str(tmp_path_factory.mktemp("kept")), "interval_s": 1.0},
+        "ledger": {"directory": str(tmp_path_factory.mktemp("ledger")), "interval_s": 1.0},
     }
     path = parts.write_config(f"{name}.toml", settings, PARTITIONS)
     rows, half = data.batch.rows, data.batch.rows // 2
@@ -201,8 +201,8 @@ def told(
         assert service.pid is not None
         family = psutil.Process(service.pid).children(recursive=True)
         ledger = service.stop()
-        left = [one.pid for one in family if one.is_running()]
-    return Told(
+        left = [process.pid for process in family if process.is_running()]
+    return Observed(
         config,
         rows,
         shares,
@@ -229,23 +229,23 @@ def accounted_in(config: Config) -> int:
     return life.accounts[-1].counters.decisions
 
 
-def test_every_transaction_is_decided_once(told: Told) -> None:
-    found = read_decisions(told.config)
-    assert sorted(found.transaction_id.tolist()) == list(range(told.sent))
+def test_every_transaction_is_decided_once(observed: Observed) -> None:
+    found = read_decisions(observed.config)
+    assert sorted(found.transaction_id.tolist()) == list(range(observed.sent))
 
 
-def test_the_partitions_are_shared_and_both_workers_decide(told: Told) -> None:
-    first, second = told.shares["worker 0"], told.shares["worker 1"]
+def test_the_partitions_are_shared_and_both_workers_decide(observed: Observed) -> None:
+    first, second = observed.shares["worker 0"], observed.shares["worker 1"]
     assert first | second == set(range(PARTITIONS))
     assert not first & second
-    assert set(told.decided) == {"0", "1"}
-    assert min(told.decided.values()) > told.sent // 2 // 10
+    assert set(observed.decided) == {"0", "1"}
+    assert min(observed.decided.values()) > observed.sent // 2 // 10
 
 
-def test_metrics_are_of_both_and_of_what_they_share(told: Told) -> None:
-    assert sum(told.decided.values()) == told.sent // 2
-    families = {family.name: family for family in text_string_to_metric_families(told.metrics)}
-    assert told.metrics.count("# TYPE cascade_decisions_total ") == 1
+def test_metrics_are_of_both_and_of_what_they_share(observed: Observed) -> None:
+    assert sum(observed.decided.values()) == observed.sent // 2
+    families = {family.name: family for family in text_string_to_metric_families(observed.metrics)}
+    assert observed.metrics.count("# TYPE cascade_decisions_total ") == 1
     meters = Counter(sample.labels["worker"] for sample in families["cascade_energy_joules"].samples)
     assert meters["0"] == meters["1"] == 1, "a worker meters its own CPU, and nothing else"
     assert meters["shared"] >= 1
@@ -253,57 +253,57 @@ def test_metrics_are_of_both_and_of_what_they_share(told: Told) -> None:
     assert up == {"0": 1.0, "1": 1.0}
 
 
-def test_an_opentelemetry_collector_has_the_same_of_both(told: Told) -> None:
-    assert told.collected == dict(told.decided)
+def test_an_opentelemetry_collector_has_the_same_of_both(observed: Observed) -> None:
+    assert observed.collected == dict(observed.decided)
 
 
-def test_exemplars_name_transactions_that_their_worker_decided(told: Told) -> None:
-    shares = {worker.removeprefix("worker "): numbers for worker, numbers in told.shares.items()}
-    assert set(told.exemplars.values()) == {"0", "1"}
-    ends = end_offsets(told.config, told.config.kafka.topics.transactions)
-    for decision_id, worker in told.exemplars.items():
+def test_exemplars_name_transactions_that_their_worker_decided(observed: Observed) -> None:
+    shares = {worker.removeprefix("worker "): numbers for worker, numbers in observed.shares.items()}
+    assert set(observed.exemplars.values()) == {"0", "1"}
+    ends = end_offsets(observed.config, observed.config.kafka.topics.transactions)
+    for decision_id, worker in observed.exemplars.items():
         partition, offset = map(int, decision_id.rsplit("-", 2)[1:])
         assert partition in shares[worker]
         assert 0 <= offset < ends[partition]
 
 
-def test_a_killed_worker_is_named_and_comes_back(told: Told) -> None:
-    assert "worker 1 ended with signal 9" in told.log
-    assert told.waiting
-    assert all(line.startswith("worker 1: ") for line in told.waiting)
-    assert told.ledger.restarts == 2
-    assert "worker=1" in told.log
-    assert "worker=0" in told.log
+def test_a_killed_worker_is_named_and_comes_back(observed: Observed) -> None:
+    assert "worker 1 ended with signal 9" in observed.log
+    assert observed.waiting
+    assert all(line.startswith("worker 1: ") for line in observed.waiting)
+    assert observed.ledger.restarts == 2
+    assert "worker=1" in observed.log
+    assert "worker=0" in observed.log
 
 
-def test_a_worker_that_hangs_is_named_killed_and_replaced(told: Told) -> None:
-    (line,) = told.hung
+def test_a_worker_that_hangs_is_named_killed_and_replaced(observed: Observed) -> None:
+    (line,) = observed.hung
     found = re.fullmatch(r"worker 0: no answer for (\d+) s; stopping it", line)
     assert found
     assert STALL_S_MAX <= int(found[1]) < STALL_S_MAX + 10
-    assert not psutil.pid_exists(told.pids[0])
-    assert "worker 0 ended with signal 9" in told.log
+    assert not psutil.pid_exists(observed.pids[0])
+    assert "worker 0 ended with signal 9" in observed.log
 
 
-def test_the_ledger_is_of_all_and_counts_what_was_decided(told: Told) -> None:
-    ledger = told.ledger
-    assert (ledger.transactions, ledger.processes) == (told.sent, 2)
+def test_the_ledger_is_of_all_and_counts_what_was_decided(observed: Observed) -> None:
+    ledger = observed.ledger
+    assert (ledger.transactions, ledger.processes) == (observed.sent, 2)
     assert ledger.degraded_share == 0
     assert ledger.escalation_share is not None
     assert 0.02 < ledger.escalation_share < 0.1
     assert ledger.sessions == 4
     all_of_them = ledger.paths["all"].latency
     assert all_of_them is not None
-    assert all_of_them.count == told.sent
+    assert all_of_them.count == observed.sent
 
 
-def test_energy_counts_triton_once_and_every_worker(told: Told) -> None:
-    (cpu,) = [figure for figure in told.ledger.energy if figure.meter == "cpu-worker"]
-    (deep,) = [figure for figure in told.ledger.energy if figure.meter == "cpu-deep"]
+def test_energy_counts_triton_once_and_every_worker(observed: Observed) -> None:
+    (cpu,) = [figure for figure in observed.ledger.energy if figure.meter == "cpu-worker"]
+    (deep,) = [figure for figure in observed.ledger.energy if figure.meter == "cpu-deep"]
     assert cpu.energy_j is not None
     assert deep.energy_j
-    assert deep.source.count(f"process {told.triton_pid} ") == 1
-    carbon = told.ledger.carbon
+    assert deep.source.count(f"process {observed.triton_pid} ") == 1
+    carbon = observed.ledger.carbon
     assert carbon is not None
     assert len(carbon.bases) == 2
     assert carbon.sci_g_per_million is not None
@@ -312,33 +312,33 @@ def test_energy_counts_triton_once_and_every_worker(told: Told) -> None:
     assert cpu.source.endswith("; and 1 more")
 
 
-def test_the_ledger_on_disk_is_of_all_of_them_too(told: Told) -> None:
-    (life,) = read_journal([Path(told.config.ledger.directory)])
-    kept = summarise(life.accounts[-1])
-    assert kept.paths == told.ledger.paths
-    assert kept.sessions == told.ledger.sessions
+def test_the_ledger_on_disk_is_of_all_of_them_too(observed: Observed) -> None:
+    (life,) = read_journal([Path(observed.config.ledger.directory)])
+    written = summarise(life.accounts[-1])
+    assert written.paths == observed.ledger.paths
+    assert written.sessions == observed.ledger.sessions
     counts = [account.counters.decisions for account in life.accounts]
     assert counts == sorted(counts), "an account of a worker that was killed was counted twice for a while"
-    assert any(0 < count < told.sent for count in counts)
+    assert any(0 < count < observed.sent for count in counts)
 
 
-def test_sigterm_ends_all_of_them_in_time(told: Told) -> None:
-    assert "drain timed out" not in told.log
-    assert told.left == []
-    assert committed_offsets(told.config) == end_offsets(told.config, told.config.kafka.topics.transactions)
+def test_sigterm_ends_all_of_them_in_time(observed: Observed) -> None:
+    assert "drain timed out" not in observed.log
+    assert observed.left == []
+    assert committed_offsets(observed.config) == end_offsets(observed.config, observed.config.kafka.topics.transactions)
 
 
 @pytest.mark.parametrize(
-    ("path", "processes", "said"),
+    ("path", "processes", "message"),
     [
         ("nowhere", 2, "nowhere"),
         (str(SHIPPED), PARTITIONS + 1, "{file}: worker.processes = 5: topic transactions-"),
     ],
 )
 def test_a_mistake_is_one_line_and_no_worker_starts(
-    told: Told, tmp_path: Path, path: str, processes: int, said: str
+    observed: Observed, tmp_path: Path, path: str, processes: int, message: str
 ) -> None:
-    kafka = told.config.kafka
+    kafka = observed.config.kafka
     settings = {
         "bundle": {"path": path},
         "worker": {"processes": processes},
@@ -352,4 +352,4 @@ def test_a_mistake_is_one_line_and_no_worker_starts(
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"cascade run: {said.format(file=file)}")
+    assert line.startswith(f"cascade run: {message.format(file=file)}")
