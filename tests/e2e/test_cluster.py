@@ -532,7 +532,7 @@ def test_three_nodes_survive_the_loss_of_one(cluster: Cluster) -> None:
 
 
 class Ledger:
-    """A worker of one partition: each transaction writes the next number and commits it; errors replace the producer."""
+    """A worker of one partition: each transaction writes the next number and commits; errors replace the producer."""
 
     def __init__(self, kafka: KafkaSettings, transactional_id: str, topic: str, out: str) -> None:
         self._kafka, self._id, self._topic, self._out = kafka, transactional_id, topic, out
