@@ -107,8 +107,9 @@ def test_what_we_write_is_what_fastavro_reads() -> None:
     read = [fastavro.schemaless_reader(io.BytesIO(record[5:]), schema) for record in messages]
     assert read[0] == GOOD | {"event_time": datetime.fromtimestamp(TIME_MS / 1e3, UTC)}
     assert [(record["card_id"], record["channel"], record["transaction_id"]) for record in read] == [
-        ("K-1", "online", 1), ("é漢", "chip", 2**63 - 1)
-    ]  # fmt: skip
+        ("K-1", "online", 1),
+        ("é漢", "chip", 2**63 - 1),
+    ]
     assert [record[:5] for record in messages] == [b"\0\0\0\0\x07"] * 2
     again = codec_.decode(messages)
     assert again.rejects == []
@@ -158,8 +159,10 @@ def test_every_length_of_a_number_is_read(value: int) -> None:
 def test_the_writers_own_word_on_the_unit_of_a_time_counts() -> None:
     fields = {"t": Field(type="timestamp", unit="s")}
     types = [
-        "long", {"type": "long", "logicalType": "timestamp-millis"}, {"type": "long", "logicalType": "timestamp-micros"}
-    ]  # fmt: skip
+        "long",
+        {"type": "long", "logicalType": "timestamp-millis"},
+        {"type": "long", "logicalType": "timestamp-micros"},
+    ]
     held = Held({number: record({"t": kind}) for number, kind in enumerate(types)})
     codec_ = AvroCodec(fields, BYTES_MAX, held)
     wire = [TIME_MS // 1_000, TIME_MS, TIME_MS * 1_000 + 999]
@@ -221,7 +224,7 @@ BAD: list[tuple[bytes | None, RejectReason]] = [
     (good(channel="chip\0"), RejectReason.UNKNOWN_CATEGORY),
     (good(channel="é" * 20), RejectReason.UNKNOWN_CATEGORY),
     (good(amount=math.nan, channel="cash", transaction_id=-1), RejectReason.NOT_FINITE),
-]  # fmt: skip
+]
 
 
 def test_each_fault_has_its_reason_and_spares_its_neighbours() -> None:
@@ -245,9 +248,11 @@ def test_a_fetch_without_a_row_is_an_empty_batch(values: list[bytes | None]) -> 
 
 def test_malformed_unions_enums_booleans_and_ints_are_refused() -> None:
     types = {
-        "n": ["null", "int"], "c": {"type": "enum", "name": "c", "symbols": ["a"]}, "b": "boolean",
+        "n": ["null", "int"],
+        "c": {"type": "enum", "name": "c", "symbols": ["a"]},
+        "b": "boolean",
         "f": {"type": "fixed", "name": "x", "size": 2},
-    }  # fmt: skip
+    }
     codec_ = made(types, {"n": Field(type="int64"), "c": Field(type="category", values=("a", "b"))})
     bodies = {
         b"\2\4\0\1ab": None, b"\4\4\0\1ab": "n: an unknown branch", b"\1\4\0\1ab": "n: an unknown branch",

@@ -92,7 +92,7 @@ BAD: list[tuple[bytes | None, RejectReason]] = [
     (row(amount=math.nan, channel=2, transaction_id=-1), RejectReason.NOT_FINITE),
     (row(amount=math.nan, note=b"\xff"), RejectReason.ENCODING),
     (row(transaction_id=-1, note=b"\n"), RejectReason.OUT_OF_LIMITS),
-]  # fmt: skip
+]
 
 
 def test_each_fault_has_its_reason_and_spares_its_neighbours() -> None:

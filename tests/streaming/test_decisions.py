@@ -142,5 +142,6 @@ def test_what_the_kernel_cannot_say_goes_the_long_way(changes: dict[str, Any]) -
     some_columns = columns(**changes)
     assert not _fits_the_kernel(some_columns)
     assert [msgspec.json.decode(text)["decision"] for text in encode_decisions("json", some_columns)] == [
-        "approve", "review",
-    ]  # fmt: skip
+        "approve",
+        "review",
+    ]

@@ -165,8 +165,9 @@ def test_the_service_says_who_it_is_and_the_environment_says_it_better(
 def test_every_metric_has_a_name_and_every_label_too() -> None:
     ledger = full_ledger()
     supervisors = [
-        GaugeMetricFamily("cascade_worker_up", "", 1.0), CounterMetricFamily("cascade_worker_restarts", "", 0)
-    ]  # fmt: skip
+        GaugeMetricFamily("cascade_worker_up", "", 1.0),
+        CounterMetricFamily("cascade_worker_restarts", "", 0),
+    ]
     workers = workers_registry(lambda: {"0": [*registry_of(ledger).collect(), *supervisors]})
     families = list(workers.collect())
     assert {family.name for family in families} - {START} == set(NAMES)
@@ -342,9 +343,11 @@ def test_without_an_endpoint_nothing_is_imported_and_nothing_sent() -> None:
 def test_a_service_without_the_extra_ends_with_one_line_and_the_remedy(tmp_path: Path) -> None:
     file = tmp_path / "cascade.toml"
     settings = {
-        "bundle": {"path": str(SHIPPED)}, "deep": {"backend": "onnxruntime"}, "health": {"port": 0},
+        "bundle": {"path": str(SHIPPED)},
+        "deep": {"backend": "onnxruntime"},
+        "health": {"port": 0},
         "otel": {"endpoint": "http://127.0.0.1:4318/v1/metrics"},
-    }  # fmt: skip
+    }
     file.write_bytes(msgspec.toml.encode(settings))
     script = (
         "import sys\n"

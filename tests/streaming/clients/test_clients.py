@@ -394,9 +394,11 @@ def test_the_wait_backs_off_with_jitter_and_ends_when_the_broker_is_there(kafka:
 def test_an_unreachable_broker_is_one_line_for_clients_too() -> None:
     nowhere = KafkaSettings(bootstrap="127.0.0.1:1")
     for make in (
-        lambda: KafkaPythonConsumer(nowhere, None, 0.5), lambda: KafkaPythonProducer(nowhere, bootstrap_timeout_s=0.5),
-        lambda: RdkafkaConsumer(nowhere, None, 0.5), lambda: RdkafkaProducer(nowhere, bootstrap_timeout_s=0.5),
-    ):  # fmt: skip
+        lambda: KafkaPythonConsumer(nowhere, None, 0.5),
+        lambda: KafkaPythonProducer(nowhere, bootstrap_timeout_s=0.5),
+        lambda: RdkafkaConsumer(nowhere, None, 0.5),
+        lambda: RdkafkaProducer(nowhere, bootstrap_timeout_s=0.5),
+    ):
         with pytest.raises(BrokerError, match=r"Kafka at 127\.0\.0\.1:1: connecting") as caught:
             make()
         assert "\n" not in str(caught.value)
