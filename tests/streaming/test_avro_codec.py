@@ -48,7 +48,7 @@ PLAIN = {"transaction_id": "long", "event_time": "long", "amount": "double", "ca
 OURS, PLAIN_NUMBER = 7, 1
 
 
-class Held:
+class StoredSchemas:
     """Schemas that a test holds; `asked` counts."""
 
     def __init__(self, texts: Mapping[int, str] | None = None) -> None:
@@ -79,7 +79,7 @@ def written(types: Mapping[str, Any], values: Mapping[str, Any], number: int = P
 
 
 def made(types: Mapping[str, Any] = PLAIN, fields: dict[str, Field] = FIELDS) -> AvroCodec:
-    return AvroCodec(fields, BYTES_MAX, Held({PLAIN_NUMBER: record(types)}))
+    return AvroCodec(fields, BYTES_MAX, StoredSchemas({PLAIN_NUMBER: record(types)}))
 
 
 def good(**changes: Any) -> bytes:
@@ -99,11 +99,11 @@ def only_reason(decoded: Decoded) -> RejectReason:
 
 
 def test_what_we_write_is_what_fastavro_reads() -> None:
-    held = Held()
-    codec_ = AvroCodec(FIELDS, BYTES_MAX, held)
+    stored = StoredSchemas()
+    codec_ = AvroCodec(FIELDS, BYTES_MAX, stored)
     batch = made().decode([good(), good(card_id="é漢", channel="chip", transaction_id=2**63 - 1)]).batch
     messages = codec_.encode(batch)
-    schema = fastavro.parse_schema(msgspec.json.decode(held.texts[OURS]))
+    schema = fastavro.parse_schema(msgspec.json.decode(stored.texts[OURS]))
     read = [fastavro.schemaless_reader(io.BytesIO(record[5:]), schema) for record in messages]
     assert read[0] == GOOD | {"event_time": datetime.fromtimestamp(TIME_MS / 1e3, UTC)}
     assert [(record["card_id"], record["channel"], record["transaction_id"]) for record in read] == [
@@ -156,15 +156,15 @@ def test_every_length_of_a_number_is_read(value: int) -> None:
     assert codec_.encode(codec_.decode(messages).batch)[0][5:] == messages[0][5:]
 
 
-def test_the_writers_own_word_on_the_unit_of_a_time_counts() -> None:
+def test_the_writers_logical_type_gives_the_unit_of_a_time() -> None:
     fields = {"t": Field(type="timestamp", unit="s")}
     types = [
         "long",
         {"type": "long", "logicalType": "timestamp-millis"},
         {"type": "long", "logicalType": "timestamp-micros"},
     ]
-    held = Held({number: record({"t": kind}) for number, kind in enumerate(types)})
-    codec_ = AvroCodec(fields, BYTES_MAX, held)
+    stored = StoredSchemas({number: record({"t": kind}) for number, kind in enumerate(types)})
+    codec_ = AvroCodec(fields, BYTES_MAX, stored)
     wire = [TIME_MS // 1_000, TIME_MS, TIME_MS * 1_000 + 999]
     values = [written({"t": "long"}, {"t": value}, number) for number, value in enumerate(wire)] * 3
     # out of what milliseconds can count, by the one that counts in seconds
@@ -227,7 +227,7 @@ BAD: list[tuple[bytes | None, RejectReason]] = [
 ]
 
 
-def test_each_fault_has_its_reason_and_spares_its_neighbours() -> None:
+def test_each_fault_has_its_reason_and_other_rows_are_read() -> None:
     values: list[bytes | None] = [good(transaction_id=0)]
     for place, (value, _) in enumerate(BAD):
         values += [value, good(transaction_id=place + 1)]
@@ -308,20 +308,20 @@ REFUSED: list[tuple[str, RejectReason]] = [
 
 
 @pytest.mark.parametrize("place", range(len(REFUSED)))
-def test_a_schema_that_cannot_be_read_as_ours_refuses_what_it_wrote_and_nothing_else(place: int) -> None:
+def test_a_schema_that_cannot_be_resolved_rejects_its_messages_and_no_others(place: int) -> None:
     text, reason = REFUSED[place]
-    held = Held({2: text, PLAIN_NUMBER: record(PLAIN)})
-    codec_ = AvroCodec(FIELDS, BYTES_MAX, held)
+    stored = StoredSchemas({2: text, PLAIN_NUMBER: record(PLAIN)})
+    codec_ = AvroCodec(FIELDS, BYTES_MAX, stored)
     for _ in range(2):
         decoded = codec_.decode([good(), b"\0\0\0\0\2" + BODY, good()])
         assert reasons(decoded) == {1: reason}
         assert decoded.batch.rows == 2
-    assert sorted(held.asked) == [1, 2], "each schema is asked for once"
+    assert sorted(stored.asked) == [1, 2], "each schema is asked for once"
 
 
 def test_a_field_name_that_avro_does_not_have_stops_the_start() -> None:
     with pytest.raises(SettingError, match=r"fields\.card-id: is not a name in Avro"):
-        AvroCodec({"card-id": Field(type="int64")}, BYTES_MAX, Held())
+        AvroCodec({"card-id": Field(type="int64")}, BYTES_MAX, StoredSchemas())
     with pytest.raises(SettingError, match=r"kafka\.codec = 'avro': has no source of schemas"):
         codec("avro", FIELDS, BYTES_MAX)
 
@@ -330,30 +330,30 @@ def test_a_field_name_that_avro_does_not_have_stops_the_start() -> None:
 
 
 def test_where_the_registry_is_down_a_message_is_neither_a_row_nor_a_reject() -> None:
-    held = Held({PLAIN_NUMBER: record(PLAIN)})
-    codec_ = AvroCodec(FIELDS, BYTES_MAX, held)
-    held.down = True
+    stored = StoredSchemas({PLAIN_NUMBER: record(PLAIN)})
+    codec_ = AvroCodec(FIELDS, BYTES_MAX, stored)
+    stored.down = True
     for _ in range(3):
         with pytest.raises(BrokerError, match="the registry is down"):
             codec_.decode([good()])
-    held.down = False
+    stored.down = False
     assert codec_.decode([good()]).rejects == []
-    held.down = True
+    stored.down = True
     assert codec_.decode([good()] * 3).rejects == [], "what is known needs no registry"
 
 
 def test_numbers_that_no_schema_has_cost_a_bounded_time_and_hide_no_known_schema() -> None:
-    now_s, held = [100.0], Held({PLAIN_NUMBER: record(PLAIN)})
-    writers = Writers(held, FIELDS, lambda: now_s[0])
+    now_s, stored = [100.0], StoredSchemas({PLAIN_NUMBER: record(PLAIN)})
+    writers = Writers(stored, FIELDS, lambda: now_s[0])
     assert not isinstance(writers.find(PLAIN_NUMBER), tuple)
     for number in range(10, 10_000):
         found = writers.find(number)
         assert isinstance(found, tuple)
         assert found[0] is RejectReason.OTHER_SCHEMA
-    asked = len(held.asked)
+    asked = len(stored.asked)
     assert asked <= 2 + MISSES_S_MAX / MISS_S_MIN
     assert not isinstance(writers.find(PLAIN_NUMBER), tuple)
-    held.texts[9_000] = record(PLAIN)
+    stored.texts[9_000] = record(PLAIN)
     assert isinstance(writers.find(9_000), tuple), "not asked for: too many of late"
     now_s[0] += WINDOW_S
     assert not isinstance(writers.find(9_000), tuple)
@@ -362,31 +362,31 @@ def test_numbers_that_no_schema_has_cost_a_bounded_time_and_hide_no_known_schema
 def test_a_slow_miss_spends_more_of_the_window() -> None:
     now_s = [100.0]
 
-    class Slow(Held):
+    class Slow(StoredSchemas):
         def text(self, number: int) -> str | None:
             now_s[0] += 0.4
             return super().text(number)
 
-    held = Slow()
-    writers = Writers(held, FIELDS, lambda: now_s[0])
+    stored = Slow()
+    writers = Writers(stored, FIELDS, lambda: now_s[0])
     for number in range(100):
         writers.find(number)
-    assert len(held.asked) == 3
+    assert len(stored.asked) == 3
 
 
 def test_a_number_that_was_not_there_is_asked_for_again_after_a_while() -> None:
-    now_s, held = [100.0], Held()
-    writers = Writers(held, FIELDS, lambda: now_s[0])
+    now_s, stored = [100.0], StoredSchemas()
+    writers = Writers(stored, FIELDS, lambda: now_s[0])
     assert isinstance(writers.find(5), tuple)
-    held.texts[5] = record(PLAIN)
+    stored.texts[5] = record(PLAIN)
     assert isinstance(writers.find(5), tuple)
     now_s[0] += ABSENT_S
     assert not isinstance(writers.find(5), tuple)
 
 
-def test_what_is_kept_has_a_bound() -> None:
+def test_the_caches_are_bounded() -> None:
     now_s = [100.0]
-    writers = Writers(Held(dict.fromkeys(range(3 * KNOWN_MAX), "{}")), FIELDS, lambda: now_s[0])
+    writers = Writers(StoredSchemas(dict.fromkeys(range(3 * KNOWN_MAX), "{}")), FIELDS, lambda: now_s[0])
     for number in range(3 * KNOWN_MAX):
         now_s[0] += WINDOW_S
         writers.find(number)
@@ -397,7 +397,7 @@ def test_what_is_kept_has_a_bound() -> None:
 
 def test_the_dearest_fetch_is_read_in_some_milliseconds() -> None:
     types = PLAIN | {f"new{number}": ["null", "long"] for number in range(900)}
-    codec_ = AvroCodec(FIELDS, 65_536, Held({PLAIN_NUMBER: record(types), 2: record(PLAIN)}))
+    codec_ = AvroCodec(FIELDS, 65_536, StoredSchemas({PLAIN_NUMBER: record(types), 2: record(PLAIN)}))
     wide = written(PLAIN, GOOD) + bytes(900)
     texts = written(PLAIN, GOOD | {"card_id": "é" * 30_000, "note": "é" * 2}, 2)
     codec_.decode([wide, texts])
@@ -445,7 +445,7 @@ def as_msgpack(values: dict[str, Any]) -> bytes:
     return bytes([0x80 | len(values)]) + b"".join(parts)
 
 
-AVRO, MSGPACK, WRITER = made(), codec("msgpack", FIELDS, BYTES_MAX), AvroCodec(FIELDS, BYTES_MAX, Held())
+AVRO, MSGPACK, WRITER = made(), codec("msgpack", FIELDS, BYTES_MAX), AvroCodec(FIELDS, BYTES_MAX, StoredSchemas())
 
 
 @settings(max_examples=300, deadline=None)
@@ -523,7 +523,7 @@ def test_utf8_is_what_python_takes_for_it(text: bytes) -> None:
     assert _is_utf8(np.frombuffer(text + b"\x80", np.uint8), 0, len(text)) == expected
 
 
-def test_the_schema_of_ours_is_one_that_avro_takes() -> None:
+def test_the_readers_schema_is_valid_avro() -> None:
     for unit, logical in (("s", None), ("ms", "timestamp-millis"), ("us", "timestamp-micros")):
         fields = FIELDS | {"event_time": Field(type="timestamp", unit=unit)}
         parsed: Any = fastavro.parse_schema(msgspec.json.decode(schema_text(fields)))

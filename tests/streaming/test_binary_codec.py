@@ -95,7 +95,7 @@ BAD: list[tuple[bytes | None, RejectReason]] = [
 ]
 
 
-def test_each_fault_has_its_reason_and_spares_its_neighbours() -> None:
+def test_each_fault_has_its_reason_and_other_rows_are_read() -> None:
     values: list[bytes | None] = [row(transaction_id=0)]
     for place, (value, _) in enumerate(BAD):
         values += [value, row(transaction_id=place + 1)]
@@ -134,7 +134,7 @@ def test_a_fetch_without_a_row_is_an_empty_batch(values: list[bytes | None]) -> 
         FIELDS | {"card-id": Field(type="string", max_length=5), "note": Field(type="string", max_length=8)},
     ],
 )
-def test_a_row_of_another_schema_is_refused_and_never_read_as_ours(other: dict[str, Field]) -> None:
+def test_a_row_of_another_schema_is_rejected_and_never_misread(other: dict[str, Field]) -> None:
     columns: dict[str, Any] = {name: np.ones(1, field.dtype) for name, field in other.items()}
     written = BinaryCodec(other, BYTES_MAX).encode(ColumnBatch(columns, 1))
     assert list(reasons(CODEC.decode([*written, row()])).items()) == [(0, RejectReason.OTHER_SCHEMA)]

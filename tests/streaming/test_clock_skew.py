@@ -1,4 +1,4 @@
-"""The worker tells the ledger how its clock stands to the broker's: the real worker on the simulator's clocks."""
+"""The worker records the difference of its clock from the broker's: the real worker on the simulator's clocks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def counters_of(jump_s: float, seed: int = 1) -> Counters:
 
 
 @pytest.mark.parametrize("behind_s", [0.1, 5.0])
-def test_a_clock_that_is_behind_the_brokers_is_told_and_makes_no_negative_wait(behind_s: float) -> None:
+def test_a_clock_behind_the_brokers_is_recorded_and_makes_no_negative_wait(behind_s: float) -> None:
     counters = counters_of(-behind_s)
     assert counters.least_wait_s is not None
     low_s, high_s = counters.least_wait_s

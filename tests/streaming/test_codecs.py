@@ -184,7 +184,7 @@ def bad_messages(name: str) -> list[tuple[bytes | None, RejectReason]]:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_each_fault_has_its_reason_and_spares_its_neighbours(name: str) -> None:
+def test_each_fault_has_its_reason_and_other_rows_are_read(name: str) -> None:
     bad = bad_messages(name)
     values: list[bytes | None] = [message(name)]
     for value, _ in bad:
@@ -216,7 +216,7 @@ def test_details_do_not_tell_the_value(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_keys_are_told_apart_wherever_they_stand(name: str) -> None:
+def test_keys_are_distinguished_at_any_position(name: str) -> None:
     """What looks like a repetition and is none: in values, in nested objects, as part of other keys."""
     good = list(GOOD.items())
     values = [
@@ -235,7 +235,7 @@ def test_keys_are_told_apart_wherever_they_stand(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_the_depth_of_unknown_fields_has_a_bound_that_is_ours(name: str) -> None:
+def test_the_depth_of_unknown_fields_has_a_fixed_bound(name: str) -> None:
     """Not the interpreter's, which depends on who calls: a replay must read the same messages."""
 
     def from_a_deep_stack(levels: int, values: list[bytes]) -> Decoded:
@@ -366,7 +366,7 @@ def test_odd_spellings_of_good_values_are_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_no_id_holds_what_cannot_be_seen(name: str) -> None:
+def test_no_id_contains_an_invisible_character(name: str) -> None:
     unseen = [
         chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in ("Cc", "Cf", "Zl", "Zp")
     ] + list("\u034f\u115f\u3164\ufe0f\uffa0\U000e01ef")

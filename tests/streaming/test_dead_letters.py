@@ -25,7 +25,7 @@ def letter(reject: Reject = REJECT, **changes: Any) -> DeadLetter:
     return dead_letter(reject, **plain | changes)
 
 
-def test_a_letter_says_where_it_came_from_and_why() -> None:
+def test_a_dead_letter_names_its_origin_and_reason() -> None:
     made = letter(headers=[("trace", b"\xff"), ("trace", None)])
     assert (made.key, made.value) == (b"k", b"v")
     assert made.headers == [
@@ -35,7 +35,7 @@ def test_a_letter_says_where_it_came_from_and_why() -> None:
     ]  # fmt: skip
 
 
-def test_a_letter_rejected_again_tells_of_the_last_rejection_only() -> None:
+def test_a_dead_letter_rejected_again_has_the_last_rejection_only() -> None:
     again = letter(headers=letter().headers, offset=99)
     assert [name for name, _ in again.headers].count("cascade-offset") == 1
     assert ("cascade-offset", b"99") in again.headers

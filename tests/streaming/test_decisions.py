@@ -113,7 +113,7 @@ def any_columns(draw: Any) -> DecisionColumns:
 
 @settings(deadline=None)  # the first one may compile
 @given(any_columns())
-def test_the_kernel_says_what_the_records_say(columns: DecisionColumns) -> None:
+def test_the_kernel_writes_what_the_records_encode(columns: DecisionColumns) -> None:
     assert _fits_the_kernel(columns)
     found = [decode_decision(message, "json") for message in encode_decisions("json", columns)]
     expected = _decisions(columns)

@@ -59,9 +59,9 @@ def test_a_service_that_can_run(broker: Any, new_config: ConfigMaker, tmp_path: 
     assert "written and read back; 0 snapshots" in found["state"].text
     assert "answers a probe" in found["deep model"].text
     assert ("modelled" in found["energy"].text) == (found["energy"].status == "warning")
-    said = CliRunner().invoke(app, ["--config", str(path), "--json"])
-    assert said.exit_code == 0
-    assert [finding.check for finding in msgspec.json.decode(said.stdout, type=list[Finding])] == list(found)
+    result = CliRunner().invoke(app, ["--config", str(path), "--json"])
+    assert result.exit_code == 0
+    assert [finding.check for finding in msgspec.json.decode(result.stdout, type=list[Finding])] == list(found)
 
 
 @pytest.mark.kafka
@@ -95,9 +95,9 @@ def test_a_dead_broker_and_a_dead_triton_fail_by_name(new_config: ConfigMaker) -
     assert found["topics"].text == "not checked: the broker must answer first"
     assert found["deep model"].status == "failed"
     assert f"127.0.0.1:{triton_port}" in found["deep model"].text
-    said = CliRunner().invoke(app, ["--config", str(path)])
-    assert said.exit_code == 1
-    assert "Traceback" not in said.output
+    result = CliRunner().invoke(app, ["--config", str(path)])
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
 
 
 @pytest.mark.usefixtures("no_wait")

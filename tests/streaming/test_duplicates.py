@@ -161,7 +161,7 @@ def test_another_id_card_amount_or_partition_is_another_transaction(other: dict[
     assert repeated(made(), [Record(**first), Record(**first | {"offset": 4} | other)]) == [None, None]  # type: ignore[arg-type]
 
 
-def test_strings_are_told_apart_by_all_their_bytes() -> None:
+def test_strings_are_distinguished_by_all_their_bytes() -> None:
     ids = [b"order-1", b"order-2", b"order-1", "größer".encode(), b"o", "größer".encode()]
     records = [Record(0, offset, 0, id) for offset, id in enumerate(ids)]
     assert repeated(made(), records) == [None, None, 0, None, None, 3]
@@ -251,7 +251,7 @@ def test_beyond_the_limit_the_oldest_are_forgotten_and_memory_does_not_grow() ->
 
 
 def test_a_full_ring_finds_exactly_the_newest_after_much_coming_and_going() -> None:
-    """Both indexes lose an entry for each that comes: a search that a gap breaks would miss one that is held."""
+    """Both indexes lose an entry for each that comes: a search that a gap breaks would miss an entry."""
     cache, chance = made(), np.random.default_rng(5)
     ring: dict[int, int] = {}
     for offset, id in enumerate(chance.integers(0, 3_000, 20_000).tolist()):
@@ -299,7 +299,7 @@ def test_a_partition_that_is_forgotten_leaves_the_others() -> None:
     assert repeated(cache, again) == [None] * 400 + [0] * 400
 
 
-def test_absorbing_more_than_there_is_room_for_keeps_the_newest() -> None:
+def test_absorbing_more_than_there_is_room_for_leaves_the_newest() -> None:
     cache = made(ids_max=4 * SMALLEST)
     look_up(cache, [Record(0, offset, 0, offset) for offset in range(2 * SMALLEST)])
     settle(cache, 0, list(range(2 * SMALLEST)))
@@ -312,7 +312,7 @@ def test_absorbing_more_than_there_is_room_for_keeps_the_newest() -> None:
     assert first.decision_times_ms.tolist() == [5_000 + SMALLEST, 4_999 + 2 * SMALLEST]
 
 
-def test_disabled_it_finds_and_keeps_nothing() -> None:
+def test_disabled_it_finds_and_stores_nothing() -> None:
     cache = made(window_s=0.0)
     assert not cache.enabled
     records = [Record(0, offset, 0, 7) for offset in range(4)]
@@ -345,7 +345,7 @@ def test_an_export_with_impossible_content_is_refused(name: str, value: object, 
         made().absorb(damaged(name, value, where), [0, 1])
 
 
-def test_an_export_that_holds_a_transaction_twice_is_refused_and_nothing_is_kept() -> None:
+def test_an_export_with_a_transaction_twice_is_refused_whole() -> None:
     arrays = damaged("known", 1)
     arrays["duplicates.entries"][1] = arrays["duplicates.entries"][0]
     cache = made()

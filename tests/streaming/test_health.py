@@ -91,7 +91,7 @@ def ask(server: HealthServer, path: str, method: str = "GET") -> tuple[int, str]
         connection.close()
 
 
-def test_readiness_says_what_it_waits_for(server: HealthServer, state: HealthState) -> None:
+def test_readiness_names_what_it_waits_for(server: HealthServer, state: HealthState) -> None:
     assert ask(server, "/readyz")[0] == 503
     state.ok("broker")
     state.waiting("triton", "loading fraud_deep")
@@ -102,7 +102,7 @@ def test_readiness_says_what_it_waits_for(server: HealthServer, state: HealthSta
     assert ask(server, "/readyz")[0] == 200
 
 
-def test_liveness_fails_when_the_loop_stands_still(server: HealthServer, state: HealthState, clock: Clock) -> None:
+def test_liveness_fails_when_the_loop_makes_no_progress(server: HealthServer, state: HealthState, clock: Clock) -> None:
     assert ask(server, "/healthz")[0] == 200
     clock.now_s += 31
     status, body = ask(server, "/healthz")
@@ -121,7 +121,7 @@ def test_waiting_is_alive_but_failing_is_not(server: HealthServer, state: Health
     assert "broker: fenced" in body
 
 
-def test_a_status_keeps_its_time_until_it_changes(state: HealthState, clock: Clock) -> None:
+def test_the_time_of_a_status_changes_only_with_the_status(state: HealthState, clock: Clock) -> None:
     state.waiting("broker", "first try")
     clock.now_s += 5
     state.waiting("broker", "second try")

@@ -44,7 +44,7 @@ streams = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=12), min_si
 
 
 @given(streams)
-def test_partitions_are_merged_by_time_and_each_keeps_its_order(times: list[list[int]]) -> None:
+def test_partitions_are_merged_by_time_each_in_its_own_order(times: list[list[int]]) -> None:
     fetched = [
         fetch(partition, [message(time_ms, 100 * partition + row) for row, time_ms in enumerate(partition_times)])
         for partition, partition_times in enumerate(times)
@@ -104,7 +104,7 @@ def test_unreadable_records_leave_the_rows_around_them_whole() -> None:
     assert rejected.rejects[0].reason is RejectReason.SYNTAX
 
 
-def test_rejects_are_told_with_the_partition_they_came_from() -> None:
+def test_rejects_name_their_partition() -> None:
     intake = taken(fetch(0, [message(1, 1)]), fetch(1, [b"bad"], 7), fetch(2, [b"", message(3, 3)], 9))
     rejected = [(part.fetched.partition, [reject.index for reject in part.rejects]) for part in intake.rejected]
     assert rejected == [(1, [0]), (2, [0])]

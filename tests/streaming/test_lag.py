@@ -37,9 +37,9 @@ class Scene:
     def __init__(self) -> None:
         self.now_s, self.positions, self.broker = 0.0, {}, FakeEnds()
         self.health = HealthState(60, lambda: 0.0)
-        self.told: list[str] = []
+        self.lost: list[str] = []
         self.watch = LagWatch(
-            lambda: self.broker, lambda: self.positions, self.health, 60, self.told.append, clock=lambda: self.now_s  # type: ignore[arg-type]
+            lambda: self.broker, lambda: self.positions, self.health, 60, self.lost.append, clock=lambda: self.now_s  # type: ignore[arg-type]
         )  # fmt: skip
 
     def at(self, now_s: float, positions: dict[Partition, int], ends: dict[Partition, int]) -> list[str]:
@@ -97,26 +97,26 @@ def test_a_lost_broker_is_not_the_loops_fault(scene: Scene) -> None:
     assert scene.at(126, {HERE: 7}, {HERE: 9}) != []
 
 
-def test_a_broker_that_stays_away_is_told_to_health_at_once_and_to_the_loop_after_half_a_minute(scene: Scene) -> None:
+def test_an_unreachable_broker_shows_in_health_at_once_and_in_the_loop_after_half_a_minute(scene: Scene) -> None:
     idle = {HERE: 7}
     scene.at(0, idle, idle)
     scene.broker.lost = True
     for now_s in range(5, 40, 5):
         scene.at(now_s, idle, idle)
-        assert scene.told == []
+        assert scene.lost == []
         assert scene.health.not_ready() == ["broker: injected: the broker is gone"]
     scene.at(40, idle, idle)
-    assert scene.told == ["injected: the broker is gone"]
-    # the loop makes its connections anew, and has all the time again
+    assert scene.lost == ["injected: the broker is gone"]
+    # the loop connects again, and has all the time again
     scene.at(45, {}, {})
     scene.at(50, idle, idle)
     scene.at(75, idle, idle)
     scene.broker.lost = False
     scene.at(90, idle, idle)
-    assert (len(scene.told), scene.health.not_ready()) == (1, [])
+    assert (len(scene.lost), scene.health.not_ready()) == (1, [])
 
 
-def test_partitions_that_are_taken_away_are_forgotten_and_start_anew(scene: Scene) -> None:
+def test_revoked_partitions_are_forgotten_and_start_again(scene: Scene) -> None:
     scene.at(0, {HERE: 7}, {HERE: 9})
     assert scene.at(61, {HERE: 7}, {HERE: 9}) != []
     assert scene.at(62, {}, {}) == []
@@ -127,7 +127,7 @@ def test_partitions_that_are_taken_away_are_forgotten_and_start_anew(scene: Scen
 def test_it_watches_by_itself_until_closed(scene: Scene) -> None:
     scene.positions, scene.broker.ends = {HERE: 1}, {HERE: 4}
     watch = LagWatch(
-        lambda: scene.broker, lambda: scene.positions, scene.health, 60, scene.told.append, interval_s=0.01  # type: ignore[arg-type]
+        lambda: scene.broker, lambda: scene.positions, scene.health, 60, scene.lost.append, interval_s=0.01  # type: ignore[arg-type]
     )  # fmt: skip
     watch.start()
     wait_until(lambda: "partition transactions-0" in scene.health.components())
@@ -136,16 +136,16 @@ def test_it_watches_by_itself_until_closed(scene: Scene) -> None:
     assert scene.broker.closed == 1
 
 
-def test_the_lag_of_what_is_ours_is_a_metric(scene: Scene) -> None:
-    def told() -> dict[str, float]:
+def test_the_lag_of_assigned_partitions_is_a_metric(scene: Scene) -> None:
+    def lags() -> dict[str, float]:
         (family,) = LagCollector(scene.watch.lags).collect()
         return {sample.labels["partition"]: sample.value for sample in family.samples}
 
-    assert told() == {}
+    assert lags() == {}
     there = ("transactions", 1)
     scene.at(0, {HERE: 7, there: 9}, {HERE: 107, there: 9})
-    assert told() == {"0": 100.0, "1": 0.0}
+    assert lags() == {"0": 100.0, "1": 0.0}
     scene.at(5, {there: 9}, {there: 12})
-    assert told() == {"1": 3.0}
+    assert lags() == {"1": 3.0}
     scene.at(10, {}, {})
-    assert told() == {}
+    assert lags() == {}

@@ -105,7 +105,7 @@ def test_a_meter_that_is_lost_or_back_does_not_count() -> None:
 
     watts(100.0, 100.0)
     assert watts(120.0, 140.0) == ({"measured": pytest.approx(30.0)}, [])
-    # the meter that is left is told, not the fall of the sum as 0 W
+    # the meter that is left counts, not the fall of the sum as 0 W
     assert watts(140.0, -1.0) == ({"measured": pytest.approx(10.0)}, ["gpu0"])
     # nor all that the other counted while it was away
     assert watts(160.0, 900.0) == ({"measured": pytest.approx(10.0)}, [])
@@ -139,14 +139,14 @@ def test_viewers_share_samples_and_nothing_is_sampled_unasked() -> None:
     watched.ask()
     assert watched.scrapes == 2
     watched.work(3_600.0)
-    # the first look after a pause tells no figures of an hour that nobody has watched
+    # the first request after a pause has no figures of an hour that nobody has watched
     answer = watched.ask()
     assert (len(answer["frames"]), answer["window"]) == (1, None)
     watched.work(GAP_S_MAX)
     assert len(watched.ask()["frames"]) == 2
 
 
-def test_a_worker_that_began_anew_makes_no_frame() -> None:
+def test_a_restarted_worker_makes_no_frame() -> None:
     old, new = Ledger(), Ledger()
     new.started = old.started.replace(year=old.started.year + 1)
     old.record_decisions("screened", np.full(1_000, 2e-3))
@@ -176,7 +176,7 @@ def test_frames_are_bounded_and_numbered() -> None:
     answer = watched.ask()
     numbers = [frame["number"] for frame in answer["frames"]]
     assert numbers == list(range(numbers[0], numbers[0] + FRAMES_MAX))
-    # by this a page that has more than there is knows that the service began anew
+    # by this a page that has more than there is detects a restart of the service
     assert answer["newest"] == numbers[-1]
     assert len(watched.feed._marks) == MARKS_MAX
 
@@ -265,13 +265,13 @@ def test_it_is_read_only_and_refuses_nonsense(server: HealthServer) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/frames", "/frames?after=x", "/metrics", "/healthz", "/nothing"])
-def test_no_answer_is_kept_or_taken_for_what_it_is_not(server: HealthServer, path: str) -> None:
+def test_no_answer_is_cached_or_sniffed(server: HealthServer, path: str) -> None:
     headers = _ask(server, path)[1]
     assert {name: headers.get(name) for name in ALWAYS_SENT} == ALWAYS_SENT
     assert (ALWAYS_SENT["Cache-Control"], ALWAYS_SENT["X-Content-Type-Options"]) == ("no-store", "nosniff")
 
 
-def test_a_failed_part_is_told_as_failing() -> None:
+def test_a_failed_component_is_listed_as_failing() -> None:
     watched = Watched()
     assert watched.ask()["failing"] == []
     watched.state.failed("loop", "stuck")

@@ -1,4 +1,4 @@
-"""The embedded Kafka: real records, kept over restarts, replicated over three nodes, gone with its owner."""
+"""The embedded Kafka: real records that survive restarts, replicated over three nodes, gone with its owner."""
 
 from __future__ import annotations
 
@@ -69,25 +69,25 @@ def test_records_come_back_in_order_through_a_group(broker: Broker, new_topic: C
 
 
 @pytest.mark.kafka
-def test_a_restart_keeps_records_and_address_and_a_stop_leaves_no_thread_and_no_process(
+def test_records_and_address_survive_a_restart_and_a_stop_leaves_no_thread_and_no_process(
     kafka_parts: Path, tmp_path: Path
 ) -> None:
     before = set(threading.enumerate())
     running = LocalBroker(tmp_path / "data", parts_dir=kafka_parts)
     with running:
         address = running.bootstrap
-        ensure_topics(KafkaSettings(bootstrap=address), [TopicSpec("kept", 1)])
-        produce(address, "kept", [b"before"])
+        ensure_topics(KafkaSettings(bootstrap=address), [TopicSpec("stored", 1)])
+        produce(address, "stored", [b"before"])
         running.kill_node(0)
         assert running.pids == ()
         running.start_node(0)
-        produce(address, "kept", [b"after a kill"])
+        produce(address, "stored", [b"after a kill"])
         nodes = [psutil.Process(pid) for pid in running.pids]
     assert running.pids == ()
     assert not any(node.is_running() for node in nodes)
     assert set(threading.enumerate()) - before == set()
     with LocalBroker(tmp_path / "data", parts_dir=kafka_parts) as later:
-        assert consume(later.bootstrap, "kept", 2) == [b"before", b"after a kill"]
+        assert consume(later.bootstrap, "stored", 2) == [b"before", b"after a kill"]
 
 
 @pytest.mark.kafka

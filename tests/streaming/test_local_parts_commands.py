@@ -1,4 +1,4 @@
-"""`cascade local`: runs the parts in the foreground until it is told to stop."""
+"""`cascade local`: runs the parts in the foreground until a signal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def started(*arguments: str) -> tuple[subprocess.Popen[str], str]:
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_broker_prints_its_address_and_stops_when_told(
+def test_broker_prints_its_address_and_stops_at_a_signal(
     kafka_parts: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     command, line = started("broker", "--data", str(tmp_path / "data"), "--port", "0")
@@ -56,7 +56,7 @@ def test_triton_prints_its_addresses_and_stops_on_ctrl_c(
 
 @pytest.mark.kafka
 @pytest.mark.triton
-def test_install_says_what_is_there(kafka_parts: Path, triton_parts: Path) -> None:
+def test_install_prints_what_is_present(kafka_parts: Path, triton_parts: Path) -> None:
     done = subprocess.run([*LOCAL, "install"], capture_output=True, text=True, timeout=60, check=True)
     assert [line.split(":")[1].split()[0] for line in done.stdout.splitlines()] == [
         "present", "present", "compiling", "ready",

@@ -54,8 +54,8 @@ def forbid() -> None:
 
 @pytest.mark.skipif(bool(locking_problem()), reason=locking_problem())
 def test_what_comes_later_is_locked_too_and_takes_no_memory_before_it_is_used() -> None:
-    told = subprocess.run([sys.executable, "-c", LOCKED], stdout=subprocess.PIPE, check=True, timeout=60)
-    found = json.loads(told.stdout)
+    done = subprocess.run([sys.executable, "-c", LOCKED], stdout=subprocess.PIPE, check=True, timeout=60)
+    found = json.loads(done.stdout)
     assert found["before_mb"] == 0
     assert found["after_mb"] > 256
     assert found["locked"]
@@ -66,15 +66,15 @@ def test_where_it_is_not_allowed_the_start_stops_with_one_line(tmp_path: Path) -
     path = tmp_path / "cascade.toml"
     path.write_text("[worker]\nlock_memory = true\n")
     command = [sys.executable, "-m", "cascade", "run", "--config", str(path)]
-    told = subprocess.run(command, check=False, capture_output=True, text=True, preexec_fn=forbid, timeout=60)
-    assert told.returncode == 1
-    (line,) = told.stderr.strip().splitlines()
+    done = subprocess.run(command, check=False, capture_output=True, text=True, preexec_fn=forbid, timeout=60)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
     assert "worker.lock_memory = True" in line
     assert "64 KiB" in line
     assert "IPC_LOCK" in line
 
 
-def test_doctor_says_so_before(tmp_path: Path) -> None:
+def test_doctor_reports_it_before_the_start(tmp_path: Path) -> None:
     path = tmp_path / "cascade.toml"
     path.write_text("[worker]\nlock_memory = true\n[kafka]\nbootstrap = '127.0.0.1:1'\n")
     program = (
@@ -83,8 +83,8 @@ def test_doctor_says_so_before(tmp_path: Path) -> None:
         "sys.exit(main(['doctor', '--json', '--config', sys.argv[1]]))"
     )
     command = [sys.executable, "-c", program, str(path)]
-    told = subprocess.run(command, check=False, capture_output=True, text=True, preexec_fn=forbid, timeout=120)
-    (limits,) = [finding for finding in json.loads(told.stdout) if finding["check"] == "limits"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, preexec_fn=forbid, timeout=120)
+    (limits,) = [finding for finding in json.loads(done.stdout) if finding["check"] == "limits"]
     assert limits["status"] == "failed"
     assert "worker.lock_memory" in limits["text"]
     assert "IPC_LOCK" in limits["text"]

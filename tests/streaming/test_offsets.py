@@ -65,7 +65,7 @@ def test_nothing_taken_is_nothing_to_commit() -> None:
     assert tracker.open == 0
 
 
-def test_a_long_straggler_holds_the_commit_and_then_frees_it_at_once() -> None:
+def test_a_long_straggler_delays_the_prefix_and_then_frees_it_at_once() -> None:
     tracker = OffsetTracker()
     tracker.taken(np.arange(10_000))
     tracker.decided(np.arange(1, 10_000))
@@ -101,7 +101,7 @@ def test_what_is_decided_ahead_comes_back_from_the_metadata(drawn: tuple[int, se
     ]
 
 
-def test_more_than_the_broker_keeps_is_cut_and_never_wrong() -> None:
+def test_metadata_beyond_the_brokers_limit_is_cut_and_never_wrong() -> None:
     ahead = np.arange(1, 60_000, 7, dtype=np.int64)
     text = Decided(0, ahead).metadata()
     assert METADATA_BYTES_MAX - 8 < len(text) <= METADATA_BYTES_MAX
@@ -126,7 +126,7 @@ def test_metadata_of_another_writer_does_no_harm(text: str) -> None:
 
 
 @given(histories())
-def test_a_tracker_tells_what_is_decided_and_no_more(history: tuple[list[int], list[tuple[str, list[int]]]]) -> None:
+def test_a_tracker_returns_what_is_decided_and_no_more(history: tuple[list[int], list[tuple[str, list[int]]]]) -> None:
     offsets, steps = history
     tracker, decided, taken = OffsetTracker(), set[int](), set[int]()
     for what, which in steps:
@@ -138,6 +138,6 @@ def test_a_tracker_tells_what_is_decided_and_no_more(history: tuple[list[int], l
             decided |= set(which)
         progress = tracker.progress
         assert progress is not None
-        kept = Decided.from_commit(progress.until, progress.metadata())
-        known = np.array(offsets)[kept.mask(np.array(offsets))].tolist()
+        committed = Decided.from_commit(progress.until, progress.metadata())
+        known = np.array(offsets)[committed.mask(np.array(offsets))].tolist()
         assert set(known) == decided

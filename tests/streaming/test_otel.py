@@ -143,14 +143,14 @@ def test_histograms_have_explicit_buckets_that_add_up_and_exemplars(receiver: Ot
     assert (decision_id.key, decision_id.value.string_value) == ("cascade.decision.id", "t-0-989")
 
 
-def test_the_service_says_who_it_is_and_the_environment_says_it_better(
+def test_the_resource_names_the_service_and_the_environment_takes_precedence(
     receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pushed(receiver, registry_of(Ledger()))
     headers, request = receiver.taken[-1]
-    said = attributes(request.resource_metrics[0].resource)
-    assert (said["service.name"], said["service.version"]) == ("cascade", cascade.__version__)
-    assert said["service.instance.id"]
+    names = attributes(request.resource_metrics[0].resource)
+    assert (names["service.name"], names["service.version"]) == ("cascade", cascade.__version__)
+    assert names["service.instance.id"]
     assert headers["path"] == "/v1/metrics"
     assert headers["content-type"] == "application/x-protobuf"
     monkeypatch.setenv("OTEL_SERVICE_NAME", "fraud")
@@ -158,8 +158,8 @@ def test_the_service_says_who_it_is_and_the_environment_says_it_better(
     with otel_exported(config_of(receiver.url), lambda: [], 0.0):
         pass
     arrived(receiver, 2)
-    said = attributes(receiver.taken[-1][1].resource_metrics[0].resource)
-    assert (said["service.name"], said["deployment.environment.name"]) == ("fraud", "test")
+    names = attributes(receiver.taken[-1][1].resource_metrics[0].resource)
+    assert (names["service.name"], names["deployment.environment.name"]) == ("fraud", "test")
 
 
 def test_every_metric_has_a_name_and_every_label_too() -> None:
@@ -222,7 +222,7 @@ def test_it_is_sent_at_intervals_and_the_last_figures_at_the_end(receiver: OtlpR
 
 
 @contextmanager
-def told() -> Iterator[list[dict[str, Any]]]:
+def captured_logs() -> Iterator[list[dict[str, Any]]]:
     with structlog.testing.capture_logs() as lines:
         yield lines
 
@@ -232,7 +232,7 @@ def test_a_redirect_or_an_error_is_no_success_and_is_not_followed(
     receiver: OtlpReceiver, status: int, reason: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     receiver.status = status
-    with told() as lines, otel_exported(config_of(receiver.url), lambda: [], 0.0):
+    with captured_logs() as lines, otel_exported(config_of(receiver.url), lambda: [], 0.0):
         wait_until(lambda: bool(lines))
     assert lines[0]["reason"] == reason
     assert capfd.readouterr().err == ""
@@ -251,12 +251,12 @@ def test_a_collector_that_fails_is_logged_once_and_once_when_it_works_again(monk
     collector = SimpleNamespace(send=send, close=lambda: None)
     monkeypatch.setattr(streaming.otel, "_connect", lambda *_: collector)
     config = Config(otel=OtelSettings(endpoint="http://a", interval_s=0.001))
-    with told() as lines, otel_exported(config, lambda: [], 0.0):
+    with captured_logs() as lines, otel_exported(config, lambda: [], 0.0):
         done.wait()
     assert [line["log_level"] for line in lines] == ["error", "info", "error", "info"]
 
 
-def test_a_collector_that_hangs_holds_up_neither_ledger_nor_end(
+def test_a_collector_that_hangs_delays_neither_ledger_nor_end(
     receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The request stays open until the test lets it be answered: what waits for it waits for ever."""
@@ -274,9 +274,9 @@ def test_a_collector_that_hangs_holds_up_neither_ledger_nor_end(
     receiver.answering.set()
 
 
-def test_a_collector_that_refuses_connections_is_told(receiver: OtlpReceiver) -> None:
+def test_a_collector_that_refuses_connections_is_logged(receiver: OtlpReceiver) -> None:
     receiver.close()
-    with told() as lines, otel_exported(config_of(receiver.url), lambda: [], 0.0):
+    with captured_logs() as lines, otel_exported(config_of(receiver.url), lambda: [], 0.0):
         wait_until(lambda: bool(lines))
     assert "refused" in lines[0]["reason"]
 
@@ -289,7 +289,7 @@ def test_metrics_that_cannot_be_read_end_no_thread(receiver: OtlpReceiver) -> No
             raise ValueError("a worker's answer")
         return []
 
-    with told() as lines, otel_exported(config_of(receiver.url), collect, 0.0):
+    with captured_logs() as lines, otel_exported(config_of(receiver.url), collect, 0.0):
         wait_until(lambda: bool(lines))
         assert lines[0]["reason"] == "ValueError: a worker's answer"
         broken[0] = False
@@ -313,7 +313,7 @@ def test_headers_come_from_the_environment_or_a_file(
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return make_authority(tmp_path_factory.mktemp("ours"))
+    return make_authority(tmp_path_factory.mktemp("authority"))
 
 
 def test_tls_is_by_the_authority_that_is_named_and_no_other(authority: Authority, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_tls_is_by_the_authority_that_is_named_and_no_other(authority: Authority
     receiver = OtlpReceiver(context)
     pushed(receiver, registry_of(Ledger()), ca_file=str(authority.ca_file))
     other = make_authority(tmp_path / "other")
-    with told() as lines, otel_exported(config_of(receiver.url, ca_file=str(other.ca_file)), lambda: [], 0.0):
+    with captured_logs() as lines, otel_exported(config_of(receiver.url, ca_file=str(other.ca_file)), lambda: [], 0.0):
         wait_until(lambda: bool(lines))
     assert "CERTIFICATE_VERIFY_FAILED" in lines[0]["reason"]
     assert len(receiver.taken) == 1

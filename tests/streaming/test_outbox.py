@@ -158,7 +158,7 @@ def test_what_was_sent_for_a_lost_partition_is_not_counted_as_decided_when_it_co
     assert scene.decided == []
 
 
-def test_a_transaction_holds_its_decisions_and_their_offsets_and_is_committed_when_due() -> None:
+def test_a_transaction_has_its_decisions_and_their_offsets_and_is_committed_when_due() -> None:
     scene = Scene(ExactlyOnceOutbox)
     scene.send(0)
     scene.send(1)

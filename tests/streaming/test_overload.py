@@ -16,7 +16,7 @@ TURN_S = 0.01
 
 
 class Timeline:
-    """A control and its own clock, told the same in each turn of a stretch of time."""
+    """A control and its own clock, with the same arguments in each turn of a period."""
 
     def __init__(self, chosen: OverloadSettings = SETTINGS) -> None:
         self.now_s = 1_000.0
@@ -95,7 +95,7 @@ def test_between_calm_and_pressed_nothing_moves(timeline: Timeline) -> None:
     assert timeline.go(12, in_flight=25, escalated=10, late=1) == 0.0
 
 
-def test_calm_that_is_broken_starts_anew(timeline: Timeline) -> None:
+def test_an_interrupted_calm_starts_again(timeline: Timeline) -> None:
     timeline.go(2.5, in_flight=100)
     for _ in range(5):
         timeline.go(9)
@@ -144,7 +144,7 @@ def test_a_limit_of_zero_leaves_the_threshold_alone() -> None:
     assert Timeline(msgspec.structs.replace(SETTINGS, raise_max=0.0)).go(10, in_flight=100, late=2) == 0.0
 
 
-def test_each_move_is_told_once(timeline: Timeline) -> None:
+def test_each_move_is_logged_once(timeline: Timeline) -> None:
     control = timeline.control
     assert control.changed() is None
     timeline.go(2.5, in_flight=80, escalated=10, late=4)
@@ -160,7 +160,7 @@ def test_each_move_is_told_once(timeline: Timeline) -> None:
     assert control.changed() == "deep stage no longer overloaded: escalation threshold back to the bundle's"
 
 
-def test_memory_does_not_depend_on_how_often_it_is_told(timeline: Timeline) -> None:
+def test_memory_does_not_depend_on_the_number_of_calls(timeline: Timeline) -> None:
     for _ in range(20_000):
         timeline.now_s += 1e-5
         timeline.control.observe(10, 1, 0)
@@ -173,11 +173,11 @@ def test_memory_does_not_depend_on_how_often_it_is_told(timeline: Timeline) -> N
         st.tuples(st.floats(0.0, 30.0), st.integers(0, 200), st.integers(0, 50), st.floats(0.0, 1.0)), max_size=200
     )
 )
-def test_whatever_it_is_told_it_stays_within_its_limits_and_calm_brings_it_back(
-    told: list[tuple[float, int, int, float]],
+def test_it_stays_within_its_limits_and_calm_brings_it_back(
+    turns: list[tuple[float, int, int, float]],
 ) -> None:
     timeline = Timeline()
-    for passed_s, in_flight, escalated, share in told:
+    for passed_s, in_flight, escalated, share in turns:
         timeline.now_s += passed_s
         timeline.control.observe(in_flight, escalated, int(share * escalated))
         assert 0.0 <= timeline.control.raised <= SETTINGS.raise_max

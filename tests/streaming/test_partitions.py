@@ -97,7 +97,7 @@ def test_what_the_commit_named_is_decided_when_it_is_read() -> None:
     assert owned.tracker.committable == 4
 
 
-def test_what_was_decided_further_on_is_said_again_until_it_is_read() -> None:
+def test_offsets_decided_by_the_previous_owner_are_committed_again_until_they_are_read() -> None:
     owned = OwnedPartition(("t", 0), Decided(2, np.array([3, 5, 6])), 0, 0.0)
     owned.phase, owned.next = Phase.LIVE, 2
     assert owned.progress is None

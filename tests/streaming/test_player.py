@@ -27,7 +27,7 @@ SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=2, max_size=50), st.floats(0.1, 1e5))
-def test_the_schedule_keeps_the_proportions_of_the_gaps(gaps: list[int], rate: float) -> None:
+def test_the_schedule_has_the_proportions_of_the_gaps(gaps: list[int], rate: float) -> None:
     times = np.cumsum(gaps) + 1_735_700_000_000
     departures = schedule(times, rate)
     assert departures[0] == 0
@@ -131,16 +131,16 @@ def test_a_label_is_there_before_any_transaction_after_its_delay(
 
     times, frauds = data.batch["event_time"], np.flatnonzero(data.fraud)
     due = times[frauds] + schema.label.delay_ms
-    told = sent = 0
+    labels = sent = 0
     for topic, count in confirmed:
         if topic == config.kafka.topics.labels:
-            told += count
+            labels += count
             continue
         sent += count
-        assert told >= np.searchsorted(due, times[sent - 1], side="right"), "a label was not confirmed in time"
-        assert told == 0 or due[told - 1] <= times[sent - 1], "a label was sent before its delay"
+        assert labels >= np.searchsorted(due, times[sent - 1], side="right"), "a label was not confirmed in time"
+        assert labels == 0 or due[labels - 1] <= times[sent - 1], "a label was sent before its delay"
     assert sent == data.batch.rows
-    assert played.labels == told == int((due <= times[-1]).sum()) > 10
+    assert played.labels == labels == int((due <= times[-1]).sum()) > 10
 
 
 @pytest.mark.kafka

@@ -49,9 +49,9 @@ def test_another_process_gives_the_same_codes() -> None:
 
 @pytest.mark.parametrize("other", ["correct horse battery stapl", KEY + "x", KEY * 3, KEY * 3 + "x"])
 def test_another_key_gives_other_codes(other: str) -> None:
-    ours, theirs = CardHasher(KEY.encode()), CardHasher(other.encode())
+    hasher, with_other_key = CardHasher(KEY.encode()), CardHasher(other.encode())
     for column in (STRINGS, NUMBERS):
-        assert not (ours.hash_column(column) == theirs.hash_column(column)).any()
+        assert not (hasher.hash_column(column) == with_other_key.hash_column(column)).any()
 
 
 def test_keys_longer_than_the_hash_takes_differ_to_their_last_byte() -> None:

@@ -68,8 +68,8 @@ def rows(first: int, end: int) -> ColumnBatch:
 
 def label(fraud: int) -> bytes:
     fields = SCHEMA.label_fields()
-    told = {"transaction_id": 0, "event_time": TIMES_MS[0], "card_id": 7, "terminal_id": 9, "fraud": fraud}
-    columns = {name: np.array([told[name]], field.dtype) for name, field in fields.items()}
+    label = {"transaction_id": 0, "event_time": TIMES_MS[0], "card_id": 7, "terminal_id": 9, "fraud": fraud}
+    columns = {name: np.array([label[name]], field.dtype) for name, field in fields.items()}
     return codec("json", fields, 1_000).encode(ColumnBatch(columns, 1))[0]
 
 

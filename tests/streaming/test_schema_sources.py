@@ -70,9 +70,9 @@ FAULTY: dict[str, tuple[Answer, str, int]] = {
 
 
 @pytest.mark.parametrize("what", FAULTY)
-def test_a_registry_that_cannot_say_is_no_word_on_the_message(registry: Registry, what: str) -> None:
-    said, text, times = FAULTY[what]
-    registry.answers["/schemas/ids/7"] = lambda _: said
+def test_a_registry_without_an_answer_rejects_no_message(registry: Registry, what: str) -> None:
+    answer, text, times = FAULTY[what]
+    registry.answers["/schemas/ids/7"] = lambda _: answer
     with pytest.raises(BrokerError, match=f"schema registry {registry.url}: .*{text}"):
         source(registry).text(7)
     assert len(registry.seen) == times
@@ -84,7 +84,7 @@ def test_a_hiccup_is_got_over(registry: Registry) -> None:
     assert source(registry).text(7) == TEXT
 
 
-def test_nobody_there_is_told_with_the_url() -> None:
+def test_an_unreachable_registry_is_named_with_its_url() -> None:
     settings = SchemaRegistrySettings(url="http://127.0.0.1:1")
     with pytest.raises(BrokerError, match=r"schema registry http://127\.0\.0\.1:1: .*refused"):
         RegistrySchemas(settings, "t-value", lambda _: None).text(7)
@@ -168,14 +168,14 @@ def test_schemas_come_from_files_named_by_their_numbers(tmp_path: Path) -> None:
     assert len(schemas.text(6) or "") == SCHEMA_BYTES_MAX + 1
 
 
-def test_without_a_file_for_our_schema_the_line_says_what_to_save(tmp_path: Path) -> None:
+def test_without_a_file_for_the_schema_the_line_has_the_text_to_save(tmp_path: Path) -> None:
     with pytest.raises(
         SettingError, match=r'kafka\.schema_registry\.directory .* save it there, for example as 1\.avsc.*"record"'
     ):
         DirectorySchemas(tmp_path).register(TEXT)
 
 
-def test_a_directory_that_is_gone_is_no_word_on_the_message(tmp_path: Path) -> None:
+def test_a_missing_directory_rejects_no_message(tmp_path: Path) -> None:
     with pytest.raises(BrokerError, match="does not exist"):
         DirectorySchemas(tmp_path / "gone").text(1)
     (tmp_path / "1.avsc").mkdir()

@@ -27,7 +27,7 @@ class SetClock:
 
 
 class FaultyWorker:
-    """Ends as it is told: by an error that is injected, or by itself."""
+    """Ends as the test sets it: by an error that is injected, or by itself."""
 
     def __init__(self, error: Exception | None, clock: SetClock, took_s: float) -> None:
         self.error, self.clock, self.took_s = error, clock, took_s
@@ -69,7 +69,7 @@ def gone() -> BrokerError:
     return BrokerError("injected: the broker is gone")
 
 
-def test_a_lost_broker_is_met_with_everything_made_anew() -> None:
+def test_after_a_lost_broker_every_connection_is_new() -> None:
     scene = Scene(gone(), gone(), None)
     scene.run()
     assert scene.closed == [0, 1, 2], "the connections of a session end with it"
@@ -85,7 +85,7 @@ def test_trying_without_progress_ends_within_the_bound() -> None:
     assert max(scene.pauses_s) <= 5.0
 
 
-def test_progress_between_losses_starts_the_bound_anew() -> None:
+def test_progress_between_losses_restarts_the_limit() -> None:
     scene = Scene(*(gone() for _ in range(100)), None, lost_s_max=30.0, decides=True)
     scene.run()
     assert scene.clock.now_s > 100
@@ -105,7 +105,7 @@ def test_what_only_the_operator_can_mend_is_not_tried_again() -> None:
     assert scene.closed == [0]
 
 
-def test_no_session_begins_once_it_is_told_to_stop() -> None:
+def test_no_session_begins_after_a_stop() -> None:
     scene = Scene(gone(), gone(), gone())
     scene.stop_after = 2
     scene.run()

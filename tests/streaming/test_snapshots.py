@@ -81,14 +81,14 @@ def test_the_newest_that_is_not_ahead_of_the_committed_offset_is_taken(store: Sn
     assert [offset_of(newest(store, committed)) for committed in (9, 10, 25, 30, 99)] == [None, 10, 20, 30, 30]
 
 
-def test_only_the_newest_few_are_kept(store: SnapshotStore, tmp_path: Path) -> None:
+def test_only_the_newest_few_stay(store: SnapshotStore, tmp_path: Path) -> None:
     save(store, *(snapshot(offset) for offset in range(1, 7)))
     assert len(files(tmp_path)) == 3
     assert offset_of(newest(store, 4)) == 4
     assert offset_of(newest(store, 3)) is None
 
 
-def test_each_partition_is_served_by_whichever_snapshot_holds_it(store: SnapshotStore) -> None:
+def test_each_partition_is_restored_from_a_snapshot_that_has_it(store: SnapshotStore) -> None:
     save(store, snapshot(5, 0, 0, 1), snapshot(8, 0, 1), snapshot(9, 0, 2))
     names = store.candidates({("transactions", number): 99 for number in range(4)}, {})
     offsets = {
@@ -114,7 +114,7 @@ def test_what_is_ahead_of_the_commit_does_not_push_out_what_can_be_used(store: S
         newest(store, 1, transactions=1)
 
 
-def test_no_file_is_written_over_where_the_clock_stands_or_goes_back(tmp_path: Path) -> None:
+def test_no_file_is_overwritten_when_the_clock_stops_or_goes_back(tmp_path: Path) -> None:
     class StandingClock(TickingClock):
         def time(self) -> float:
             return 1_000.0
@@ -177,9 +177,7 @@ def test_a_log_that_was_cut_behind_every_snapshot_stops_with_the_choice(store: S
         assert "\n" not in str(caught.value)
 
 
-def test_where_only_damaged_snapshots_reach_what_the_log_holds_the_operator_chooses(
-    store: SnapshotStore, tmp_path: Path
-) -> None:
+def test_where_only_damaged_snapshots_reach_the_log_the_operator_chooses(store: SnapshotStore, tmp_path: Path) -> None:
     save(store, snapshot(10), snapshot(20))
     older, newer = files(tmp_path)
     newer.write_bytes(newer.read_bytes()[:-40])

@@ -1,4 +1,4 @@
-"""The supervisor of several workers, on stand-ins for their processes: who is started again, told, killed, given up."""
+"""The supervisor of several workers, on stand-ins for their processes: who is restarted, stopped, killed, given up."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from streaming.waiting import Stopping
 from streaming.worker_slot import WorkerSlot, write_settings
 from tests.timing import wait_until
 
-# Writes how often it was told to stop, and then stops.
+# Writes how many signals it received, and then stops.
 WILLING = """
 import signal, sys, time
-told = []
-signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+received = []
+signal.signal(signal.SIGTERM, lambda *_: received.append(1))
 open(sys.argv[1] + "/up", "a").write("x")
-while not told:
+while not received:
     time.sleep(0.01)
 time.sleep(0.3)
-open(sys.argv[1] + "/told", "w").write(str(len(told)))
+open(sys.argv[1] + "/received", "w").write(str(len(received)))
 """
 STUBBORN = """
 import signal, sys, time
@@ -121,7 +121,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         run.end()
 
 
-def test_told_to_stop_all_are_told_once_and_waited_for(start: Callable[..., Run]) -> None:
+def test_at_a_stop_every_worker_gets_one_signal_and_is_waited_for(start: Callable[..., Run]) -> None:
     run = start(WILLING, WILLING)
     wait_until(lambda: run.starts(0) == run.starts(1) == 1)
     pids = run.pids()
@@ -129,7 +129,7 @@ def test_told_to_stop_all_are_told_once_and_waited_for(start: Callable[..., Run]
     run.stopping.set()
     assert run.ends_within(10)
     assert run.error is None
-    assert [(path / "told").read_text() for path in run.directories] == ["1", "1"]
+    assert [(path / "received").read_text() for path in run.directories] == ["1", "1"]
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert [worker.restarts for worker in run.workers] == [0, 0]
 
@@ -144,7 +144,7 @@ def test_a_worker_that_is_killed_is_started_again_and_the_other_is_left_alone(st
     assert [worker.restarts for worker in run.workers] == [1, 0]
 
 
-def test_health_says_which_worker_ended_and_how(start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_names_the_worker_that_ended_and_how(start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "PAUSE_S_FIRST", 30.0)
     run = start(WILLING, WILLING)
     wait_until(lambda: run.starts(0) == run.starts(1) == 1)
@@ -161,7 +161,7 @@ def test_a_worker_that_ends_at_each_start_ends_all_after_five_with_one_line(star
     assert str(run.error).startswith("worker 1 ended with status 3, for the 5th time in a row within 60 s")
     assert "\n" not in str(run.error)
     assert run.starts(1) == 5
-    assert (run.directories[0] / "told").read_text() == "1", "the other is drained"
+    assert (run.directories[0] / "received").read_text() == "1", "the other is drained"
 
 
 def test_lives_that_were_long_enough_are_not_counted(
@@ -180,7 +180,7 @@ def test_a_worker_that_will_not_end_is_killed_when_its_time_is_over(start: Calla
     run.stopping.set()
     assert run.ends_within(8)
     assert not any(psutil.pid_exists(pid) for pid in pids)
-    assert (run.directories[1] / "told").read_text() == "1"
+    assert (run.directories[1] / "received").read_text() == "1"
 
 
 def test_a_worker_that_hangs_is_ended_and_started_again(
@@ -253,7 +253,9 @@ def test_a_pause_of_the_machine_is_no_stall_of_the_worker(tmp_path: Path, monkey
     assert watch.worker._watch() == ""
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGTERM]], ids=["killed", "told twice"])
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGTERM]], ids=["killed", "stopped twice"]
+)
 def test_workers_die_with_a_supervisor_that_ends_at_once(tmp_path: Path, signals: list[signal.Signals]) -> None:
     (tmp_path / "0").mkdir()
     program = f"""
@@ -304,12 +306,12 @@ def test_workers_without_names_stay_without(tmp_path: Path) -> None:
     assert WorkerSlot(1, tmp_path).read_settings().kafka.instance == ""
 
 
-def test_a_worker_without_a_supervisor_says_so_in_a_line(tmp_path: Path) -> None:
+def test_a_worker_without_a_supervisor_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"settings\.json: .* set worker\.processes instead"):
         WorkerSlot(0, tmp_path).read_settings()
 
 
-def test_the_supervisor_reads_what_a_worker_tells_and_forgets_it_at_its_next_start(tmp_path: Path) -> None:
+def test_the_supervisor_reads_port_and_account_and_clears_them_at_the_next_start(tmp_path: Path) -> None:
     slot, ledger = WorkerSlot(0, tmp_path), Ledger()
     assert (slot.read_port(), slot.read_account()) == (None, None)
     slot.write_port(1234)

@@ -89,7 +89,7 @@ def test_the_next_frame_is_of_what_came_between(scene: Scene) -> None:
     assert frame.burn["p99 of screened"] == pytest.approx(100.0)
 
 
-def test_a_service_that_began_anew_is_told_from_its_beginning(scene: Scene) -> None:
+def test_a_restarted_service_is_shown_from_its_start(scene: Scene) -> None:
     before = scene.scrape(1_000.0)
     again = Scene()
     again.ledger.record_decisions("screened", np.full(10, 0.001))
@@ -153,10 +153,10 @@ def test_once_prints_a_frame(served: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_what_is_no_service_is_one_line(served: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for url, said in (("http://127.0.0.1:1", "no answer"), ("file:///etc/passwd", "not an address")):
+    for url, text in (("http://127.0.0.1:1", "no answer"), ("file:///etc/passwd", "not an address")):
         assert main(["top", "--once", "--url", url]) == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert said in line
+        assert text in line
     assert scrape(served).total("cascade_decisions_total") == 1_000
     with (
         HealthServer(HealthState(60.0), CollectorRegistry(), "127.0.0.1", 0) as other,

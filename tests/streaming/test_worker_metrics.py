@@ -58,21 +58,21 @@ def test_every_sample_of_every_worker_is_there_with_its_number_and_no_other() ->
 
 def test_help_and_type_of_a_family_stand_once_and_before_its_samples() -> None:
     text = merged_text({"0": text_of(ledger_of(3)), "1": text_of(ledger_of(5))})
-    said = Counter(" ".join(line.split()[:3]) for line in text.splitlines() if line.startswith("#"))
-    assert said["# HELP cascade_decisions_total"] == said["# TYPE cascade_decisions_total"] == 1
-    assert set(said.values()) == {1}
+    comments = Counter(" ".join(line.split()[:3]) for line in text.splitlines() if line.startswith("#"))
+    assert comments["# HELP cascade_decisions_total"] == comments["# TYPE cascade_decisions_total"] == 1
+    assert set(comments.values()) == {1}
     text = text_of(ledger_of(3))
     assert {line for line in text.splitlines() if line.startswith("# TYPE")} == {
         line for line in text.splitlines() if line.startswith("# TYPE")
     }
 
 
-def test_a_family_that_only_one_worker_has_is_kept() -> None:
+def test_a_family_that_only_one_worker_has_stays() -> None:
     found = samples(merged_text({"0": text_of(ledger_of(3)), "1": "# TYPE lonely gauge\nlonely 4.0\n", "2": ""}))
     assert found["lonely", frozenset({("worker", "1")})] == 4.0
 
 
-def test_a_label_named_worker_of_a_workers_own_is_kept() -> None:
+def test_a_workers_own_label_named_worker_stays() -> None:
     # none has one; if one ever does, its own meaning must not be lost silently
     found = samples(merged_text({"0": '# TYPE odd gauge\nodd{worker="mine"} 1.0\n'}))
     assert list(found) == [("odd", frozenset({("worker", "mine")}))]
@@ -83,7 +83,7 @@ class Asked:
         self.state = HealthState(stall_s_max=30)
         self.server = HealthServer(self.state, registry or CollectorRegistry(), "127.0.0.1", 0)
 
-    def told(self) -> HealthState:
+    def health(self) -> HealthState:
         """What a supervisor then says."""
         health = HealthState(stall_s_max=30)
         health.waiting("worker 1", "not started yet")
@@ -91,21 +91,21 @@ class Asked:
         return health
 
 
-def test_a_workers_health_is_told_with_its_number() -> None:
+def test_a_workers_health_is_shown_with_its_number() -> None:
     asked = Asked()
     with asked.server:
-        assert asked.told().not_ready() == ["worker 1: starting"]
+        assert asked.health().not_ready() == ["worker 1: starting"]
         asked.state.ok("partitions", "transactions-0")
         asked.state.waiting("broker", "connecting")
         asked.state.waiting("state", "")
-        assert asked.told().not_ready() == ["worker 1: broker: connecting; state: waiting"]
-        assert asked.told().not_alive() == []
+        assert asked.health().not_ready() == ["worker 1: broker: connecting; state: waiting"]
+        assert asked.health().not_alive() == []
         asked.state.ok("broker")
         asked.state.ok("state")
-        assert asked.told().not_ready() == []
-        assert asked.told().components()["worker 1"].text == "partitions: transactions-0"
-        asked.state.failed("lag", "transactions-0 stands still")
-        assert asked.told().not_alive() == ["worker 1: lag: transactions-0 stands still"]
+        assert asked.health().not_ready() == []
+        assert asked.health().components()["worker 1"].text == "partitions: transactions-0"
+        asked.state.failed("lag", "transactions-0 makes no progress")
+        assert asked.health().not_alive() == ["worker 1: lag: transactions-0 makes no progress"]
 
 
 def test_a_worker_that_does_not_answer_is_not_ready() -> None:
@@ -126,7 +126,7 @@ def test_metrics_are_asked_for() -> None:
     assert sum(sample.value for sample in family.samples) == 3
 
 
-def test_exemplars_of_workers_are_kept_and_the_classic_text_of_them_stays_the_same() -> None:
+def test_exemplars_of_workers_stay_and_the_classic_text_is_the_same() -> None:
     ledgers = {"0": ledger_of(3), "1": ledger_of(5)}
     for worker, ledger in ledgers.items():
         positions = RecordPositions([("t", int(worker))], np.zeros(1, np.int64), np.arange(1))

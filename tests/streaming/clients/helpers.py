@@ -29,9 +29,9 @@ def fill(kafka: KafkaSettings, topic: str, count: int) -> None:
 
 
 def most_waiting(producer: ProducerClient, topic: str, count: int) -> int:
-    """Send records one by one; the most that waited to be kept at any time.
+    """Send records one by one; the most that were unacknowledged at any time.
 
-    They have one key, so they are kept in order. `undelivered` would not do: it is an upper bound.
+    They have one key, so they stay in order. `undelivered` would not do: it is an upper bound.
     """
     most, waiting = 0, deque[Delivery]()
     for _ in range(count):
@@ -97,6 +97,6 @@ def visible(kafka: KafkaSettings, topic: str) -> list[bytes | None]:
         found = []
         deadline_s = time.monotonic() + 20
         while any(reader.position(partition) < end for partition, end in reader.end_offsets(partitions).items()):
-            assert time.monotonic() < deadline_s, "readers are held back"
+            assert time.monotonic() < deadline_s, "readers are delayed"
             found += reader.poll(0.1, 1_000)
         return values(found)

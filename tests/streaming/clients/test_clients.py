@@ -95,7 +95,7 @@ def test_a_key_stays_in_one_partition_and_in_order(kafka: KafkaSettings, topic: 
     assert sorted(map(len, homes.values())) == [1] * 7
 
 
-def test_poll_keeps_to_its_bounds(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+def test_poll_respects_its_limits(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
     fill(kafka, topic, 500)
     outsider.assign(outsider.partitions_for(topic))
     seen = 0
@@ -194,11 +194,11 @@ def test_a_second_member_gets_its_share_and_the_first_may_commit_before(kafka: K
         assert events.seen == [("assigned", [(topic, 0), (topic, 1)])]
         second.subscribe([topic], gained.note("assigned"), ignore)
         poll_until([first, second], lambda: len(first.assignment()) == len(second.assignment()) == 1)
-        moved, kept = list(second.assignment()), list(first.assignment())
+        moved, stayed = list(second.assignment()), list(first.assignment())
         assert events.seen[1:] == [("revoked", moved)]
         assert gained.seen == [("assigned", moved)]
         assert second.committed([(topic, 0), (topic, 1)]) == {moved[0]: (3, "on revoke")}
-    assert events.seen[2:] in ([("revoked", kept)], [("assigned", moved), ("revoked", [(topic, 0), (topic, 1)])])
+    assert events.seen[2:] in ([("revoked", stayed)], [("assigned", moved), ("revoked", [(topic, 0), (topic, 1)])])
     assert not any(name.startswith("kafka-io") for name in threads)
 
 
@@ -317,7 +317,9 @@ def test_records_that_do_not_go_end_the_wait_for_room(
 
 
 @librdkafka_only
-def test_ends_are_told_at_once_while_a_fetch_waits(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+def test_ends_are_returned_at_once_while_a_fetch_waits(
+    kafka: KafkaSettings, topic: str, outsider: ConsumerClient
+) -> None:
     # on the connection of the fetches an answer takes as long as they do, 50 ms, and again for each partition
     partitions = outsider.partitions_for(topic)
     outsider.assign(partitions)

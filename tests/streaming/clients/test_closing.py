@@ -43,6 +43,6 @@ def test_a_consumer_that_closes_before_it_took_an_assignment_still_commits_and_d
 ) -> None:
     fill(kafka, topic, 10)
     command = [sys.executable, "-c", PROGRAM, kafka.bootstrap, kafka.client, kafka.group, topic]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout.splitlines()
-    kept = next(number for number in (0, 1) if f"revoked [{number}]" not in said[: said.index("closing")])
-    assert said[said.index("closing") :] == ["closing", f"revoked [{kept}]", "closed"]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout.splitlines()
+    owned = next(number for number in (0, 1) if f"revoked [{number}]" not in lines[: lines.index("closing")])
+    assert lines[lines.index("closing") :] == ["closing", f"revoked [{owned}]", "closed"]

@@ -26,7 +26,7 @@ def kafka(broker: Broker) -> KafkaSettings:
 
 
 class Owners:
-    """Who has which partition, told by the callbacks; gaining one that another has is an offence."""
+    """Who has which partition, by the callbacks; gaining one that another has is an offence."""
 
     def __init__(self) -> None:
         self.of: dict[Partition, str] = {}
@@ -74,7 +74,7 @@ def joins(consumer: ConsumerClient) -> bool:
 
 
 def claims(consumer: ConsumerClient) -> list[Partition]:
-    """What the consumer tells the group's leader that it has."""
+    """The owned partitions that the consumer sends to the group's leader."""
     ((_, message),) = consumer._consumer._coordinator.group_protocols()  # type: ignore[attr-defined]
     return [(topic.topic, number) for topic in message.owned_partitions for number in topic.partitions]
 
@@ -91,7 +91,7 @@ def pair(
     kafka: KafkaSettings, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Owners, ConsumerClient, ConsumerClient, ExitStack]:
     """Two members with a partition each."""
-    # so long that a busy machine is told from a member that is waited for
+    # so long that a busy machine differs from a member that is waited for
     monkeypatch.setattr("streaming.clients.kafka_consumer.SESSION_TIMEOUT_MS", 45_000)
     monkeypatch.setattr("streaming.clients.kafka_consumer.CLOSE_TIMEOUT_S", 45.0)
     owners, stack = Owners(), ExitStack()
@@ -100,25 +100,25 @@ def pair(
     return owners, first, second, stack
 
 
-def test_a_kept_partition_is_fetched_and_committed_while_a_join_waits(
+def test_an_owned_partition_is_fetched_and_committed_while_a_join_waits(
     kafka: KafkaSettings, topic: str, pair: tuple[Owners, ConsumerClient, ConsumerClient, ExitStack]
 ) -> None:
     _, first, second, stack = pair
     with stack, closing(make_consumer(kafka, kafka.group)) as third:
-        (kept,) = first.assignment()
+        (owned,) = first.assignment()
         third.subscribe([topic], ignore, ignore)
         third.poll(0.5, 1)
         until_joining(first)
         # the second member does not poll: the join waits for it
         fill(kafka, topic, 40)
-        batches = gather(first, first.end_offsets([kept])[kept], 5)
-        assert {(batch.topic, batch.partition) for batch in batches} == {kept}
+        batches = gather(first, first.end_offsets([owned])[owned], 5)
+        assert {(batch.topic, batch.partition) for batch in batches} == {owned}
         assert joins(first)
-        first.commit({kept: (7, "while joining")})
-        assert first.committed([kept]) == {kept: (7, "while joining")}
+        first.commit({owned: (7, "while joining")})
+        assert first.committed([owned]) == {owned: (7, "while joining")}
         poll_until([first, second, third], lambda: not joins(first))
-        assert first.assignment() == {kept}
-        first.commit({kept: (8, "after")})
+        assert first.assignment() == {owned}
+        first.commit({owned: (8, "after")})
 
 
 def test_a_member_that_is_closed_while_it_joins_commits_and_leaves_at_once(
@@ -127,18 +127,18 @@ def test_a_member_that_is_closed_while_it_joins_commits_and_leaves_at_once(
     owners, first, second, stack = pair
     fill(kafka, topic, 60)
     with stack, closing(make_consumer(kafka, kafka.group)) as third:
-        (kept,) = first.assignment()
+        (owned,) = first.assignment()
         third.subscribe([topic], ignore, ignore)
         third.poll(0.5, 1)
         until_joining(first)
         first.poll(0.1, 1)
         started_s = time.monotonic()
-        first.commit({kept: (9, "at the end")})
+        first.commit({owned: (9, "at the end")})
         first.close()
         assert time.monotonic() - started_s < 20
-        assert kept not in owners.of
+        assert owned not in owners.of
         poll_until([second, third], lambda: len(second.assignment()) == len(third.assignment()) == 1)
-        assert second.committed([kept]) == {kept: (9, "at the end")}
+        assert second.committed([owned]) == {owned: (9, "at the end")}
         assert time.monotonic() - started_s < 30
 
 
@@ -163,13 +163,13 @@ def test_a_member_that_is_thrown_out_while_it_joins_loses_its_partitions(
 ) -> None:
     owners, first, second, stack = pair
     with stack, closing(make_consumer(kafka, kafka.group)) as third:
-        (kept,) = first.assignment()
+        (owned,) = first.assignment()
         third.subscribe([topic], ignore, ignore)
         third.poll(0.5, 1)
         until_joining(first)
         throw_out(kafka, first)
         poll_until([first, second, third], lambda: owners.lost != [])
-        assert owners.lost == [("first", kept)]
+        assert owners.lost == [("first", owned)]
 
 
 def test_a_member_that_comes_back_leaves_its_partitions_to_their_new_owner(
@@ -198,7 +198,7 @@ def test_a_commit_of_a_member_that_was_thrown_out_is_refused(kafka: KafkaSetting
         assert "\n" not in str(caught.value)
 
 
-def test_a_restart_under_the_same_name_keeps_its_partitions_and_shuts_out_the_one_before(
+def test_a_restart_under_the_same_name_gets_its_partitions_and_fences_the_earlier_member(
     kafka: KafkaSettings, topic: str
 ) -> None:
     named = msgspec.structs.replace(kafka, instance="worker-7")
@@ -208,13 +208,13 @@ def test_a_restart_under_the_same_name_keeps_its_partitions_and_shuts_out_the_on
         other.subscribe([topic], events.note("assigned"), events.note("revoked"), events.note("lost"))
         poll_until([before, other], lambda: len(before.assignment()) == len(other.assignment()) == 1)
         poll_until([before, other], lambda: not joins(before) and not joins(other))
-        seen, kept = list(events.seen), before.assignment()
+        seen, owned = list(events.seen), before.assignment()
         with closing(make_consumer(named, kafka.group)) as after:
             after.subscribe([topic], ignore, ignore)
-            poll_until([after, other], lambda: after.assignment() == kept)
+            poll_until([after, other], lambda: after.assignment() == owned)
             assert events.seen == seen
             with pytest.raises(BrokerError):
-                before.commit(dict.fromkeys(kept, (1, "")))
+                before.commit(dict.fromkeys(owned, (1, "")))
             with pytest.raises(BrokerError, match=r"kafka\.instance"):
                 poll_until([before], lambda: False, 10)
 

@@ -115,9 +115,9 @@ def test_an_aborted_transaction_shows_nothing_and_the_next_one_does(
         producer.abort()
         assert producer.undelivered() == 0
     producer.begin()
-    producer.send(out, b"k", b"kept")
+    producer.send(out, b"k", b"committed")
     producer.commit({(topic, 0): (1, "m")}, member.member())
-    assert visible(kafka, out) == [b"kept"]
+    assert visible(kafka, out) == [b"committed"]
     assert committed(kafka, (topic, 0)) == (1, "m")
     # a flush that the vendor leaves begun would make every record a batch of its own from now on
     if isinstance(producer, KafkaPythonTransactionalProducer):
@@ -125,7 +125,7 @@ def test_an_aborted_transaction_shows_nothing_and_the_next_one_does(
 
 
 @kafka_python_only
-def test_committed_waits_for_a_transaction_that_holds_the_offset(
+def test_committed_waits_for_a_transaction_with_the_offset(
     kafka: KafkaSettings, topic: str, member: ConsumerClient, producer: TransactionalProducerClient
 ) -> None:
     assert isinstance(producer, KafkaPythonTransactionalProducer)
@@ -171,7 +171,7 @@ def test_a_second_producer_of_the_same_id_fences_the_first_for_good(
 
 @librdkafka_only
 @pytest.mark.parametrize("hear", [lambda producer: producer.flush(10), lambda producer: producer.commit({}, None)])
-def test_a_fenced_producer_says_so_where_the_exception_of_its_binding_is_lost(
+def test_a_fenced_producer_raises_fenced_where_the_exception_of_its_binding_is_lost(
     kafka: KafkaSettings, out: str, transactional_id: str, hear: Callable[[Any], None]
 ) -> None:
     first = make_producer(kafka, transactional_id)
@@ -398,7 +398,7 @@ class Stuck:
 
 
 @librdkafka_only
-def test_a_vendor_that_keeps_no_limit_is_left_behind(
+def test_a_vendor_that_exceeds_its_limit_is_left_behind(
     kafka: KafkaSettings,
     topic: str,
     out: str,
@@ -496,7 +496,7 @@ def test_offsets_of_a_time(kafka: KafkaSettings, outsider: ConsumerClient) -> No
 
 
 @kafka_python_only
-def test_a_request_to_an_unreachable_coordinator_is_kept_and_sent_later(
+def test_a_request_to_an_unreachable_coordinator_is_retried(
     kafka: KafkaSettings,
     topic: str,
     out: str,

@@ -11,7 +11,7 @@ from streaming.clients.rdkafka_settings import Connection
 
 
 class RefusedClient:
-    """A fake that injects the order in which librdkafka tells of a refusal on a busy machine."""
+    """A fake that injects the order in which librdkafka reports an access error on a busy machine."""
 
     def __init__(self, connection: Connection, polls: list[list[int]]) -> None:
         self._connection, self._polls = connection, polls
@@ -33,7 +33,7 @@ class RefusedClient:
         [[KafkaError._TRANSPORT], [], [KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION]],
     ],
 )
-def test_a_refusal_is_told_at_once_whatever_is_told_beside_it(polls: list[list[int]]) -> None:
+def test_an_access_error_is_raised_at_once_whatever_follows_it(polls: list[list[int]]) -> None:
     connection = Connection(KafkaSettings(bootstrap="localhost:9"))
     started_s = time.monotonic()
     with pytest.raises(BrokerError, match=r"kafka\.security"):

@@ -84,7 +84,7 @@ def test_a_wrong_secret_is_refused_in_one_line_without_it(server: TokenServer, m
 
 
 @pytest.mark.parametrize(
-    ("instead", "said"),
+    ("instead", "text"),
     [
         ((500, {}, b"down\nfor\nnow"), "status 500"),
         ((401, {}, b'{"error": "a\\nlong story with s3cret"}'), "status 401;"),
@@ -95,10 +95,10 @@ def test_a_wrong_secret_is_refused_in_one_line_without_it(server: TokenServer, m
     ],
 )
 def test_an_answer_that_is_no_token_is_one_line(
-    server: TokenServer, provider: ClientCredentialsToken, instead: tuple[int, dict[str, str], bytes], said: str
+    server: TokenServer, provider: ClientCredentialsToken, instead: tuple[int, dict[str, str], bytes], text: str
 ) -> None:
     server.instead = instead
-    with pytest.raises(BrokerError, match=said) as caught:
+    with pytest.raises(BrokerError, match=text) as caught:
         provider.token()
     assert "\n" not in str(caught.value)
     assert "s3cret" not in str(caught.value)
@@ -126,16 +126,16 @@ def test_a_slow_endpoint_is_not_waited_for(
 
 
 def test_the_endpoint_must_be_vouched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = make_authority(tmp_path / "ours"), make_authority(tmp_path / "theirs")
-    with token_server(ours.issue("endpoint", ["localhost"])) as server:
+    authority, other = make_authority(tmp_path / "authority"), make_authority(tmp_path / "other")
+    with token_server(authority.issue("endpoint", ["localhost"])) as server:
         monkeypatch.setenv("CLIENT_SECRET", server.secret)
-        assert ClientCredentialsToken(settings(server, ca_file=str(ours.ca_file))).token()
+        assert ClientCredentialsToken(settings(server, ca_file=str(authority.ca_file))).token()
         with pytest.raises(BrokerError, match="CERTIFICATE_VERIFY_FAILED") as caught:
-            ClientCredentialsToken(settings(server, ca_file=str(theirs.ca_file))).token()
+            ClientCredentialsToken(settings(server, ca_file=str(other.ca_file))).token()
         assert "\n" not in str(caught.value)
 
 
-def test_a_file_is_read_anew_each_time(tmp_path: Path) -> None:
+def test_a_file_is_read_again_each_time(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("first.token\n")
     provider = make_token_provider(SecuritySettings(token_file=str(file)))
