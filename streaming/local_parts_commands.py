@@ -31,7 +31,10 @@ app = typer.Typer(
 
 @app.command()
 def install() -> None:
-    """Download Apache Kafka and Triton, and compile Cascade's kernels; if that is done, only check it."""
+    """Download Kafka and Triton, and compile the kernels.
+
+    Later calls only check that everything is there.
+    """
     directory = local_parts_dir()
     for part in (local_broker, local_triton):
         part.install(directory, typer.echo)
