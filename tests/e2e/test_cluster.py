@@ -170,8 +170,15 @@ class Stream:
         """Every partition gets decisions of what is appended from now on."""
         wait_until(self._ask_for_ends, f"{self.config.delivery}: an answer of the broker after {what}", RECOVERY_S_MAX)
         watch = self.follower.watch(self.ends)
-        wait_until(lambda: watch.done, f"{self.config.delivery}: decisions after {what}", RECOVERY_S_MAX)
+        wait_until(lambda: watch.done, f"{self.config.delivery}: decisions after {what}", RECOVERY_S_MAX, self._state)
         self.load.check()
+
+    def _state(self) -> str:
+        """What a failure needs to be understood: ends, commits, health, and the end of each worker's log."""
+        topics = self.config.kafka.topics
+        logs = [path.with_suffix(".log").read_text()[-2_000:] for path in self.configs]
+        ends = {topic: end_offsets(self.config, topic) for topic in (topics.transactions, topics.decisions)}
+        return f"{self.ends=} {ends=} {committed_offsets(self.config)=} {health(self.config, '/readyz')} {logs}"
 
     def _ask_for_ends(self) -> bool:
         try:
