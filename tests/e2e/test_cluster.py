@@ -248,12 +248,11 @@ def connections_are_slow(cluster: Cluster) -> None:
 
 
 TROUBLES: dict[str, tuple[Trouble, ...]] = {
-    "two nodes away": (),
     "all": (a_node_is_killed, a_node_is_frozen_and_thawed, connections_are_cut, connections_are_slow),
 }
 
 
-@pytest.fixture(scope="module", params=["two nodes away", pytest.param("all", marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=[pytest.param("all", marks=pytest.mark.long)])
 def battered(
     request: pytest.FixtureRequest,
     running_cluster: Cluster,
