@@ -247,12 +247,15 @@ def connections_are_slow(cluster: Cluster) -> None:
     time.sleep(3.0)
 
 
-TROUBLES: dict[str, tuple[Trouble, ...]] = {
-    "all": (a_node_is_killed, a_node_is_frozen_and_thawed, connections_are_cut, connections_are_slow),
-}
+TROUBLES: tuple[Trouble, ...] = (
+    a_node_is_killed,
+    a_node_is_frozen_and_thawed,
+    connections_are_cut,
+    connections_are_slow,
+)
 
 
-@pytest.fixture(scope="module", params=[pytest.param("all", marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=[pytest.param(TROUBLES, marks=pytest.mark.long, id="all")])
 def battered(
     request: pytest.FixtureRequest,
     running_cluster: Cluster,
@@ -271,7 +274,7 @@ def battered(
                 running.recovers(what)
 
         all_recover("the start")
-        for trouble in TROUBLES[request.param]:
+        for trouble in request.param:
             trouble(cluster)
             all_recover(trouble.__name__)
             cluster.restore()

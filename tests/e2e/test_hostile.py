@@ -233,7 +233,7 @@ def test_each_hostile_message_is_a_dead_letter_with_its_reason_and_each_good_one
             letters = follow(config, names.dead_letters, len(records) - counts["decided"], service)
         ledger = service.stop()
     assert watch.not_ready == []
-    assert watch.samples > 5
+    assert watch.samples > 10, "two answers a look"
     assert watch.rss_mb_max < RSS_MB_MAX
     print(f"{codec_name}, {delivery}: {dict(counts)}, resident memory {watch.rss_mb_max:.0f} MB at most")
 
