@@ -13,6 +13,8 @@ import re
 import tomllib
 import urllib.parse
 from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -540,7 +542,7 @@ def _explain(content: dict[str, Any], text: str) -> SettingError:
     unknown = _UNKNOWN.fullmatch(text)
     if unknown is not None:
         section = unknown[2] or ""
-        known = _known_keys(section)
+        known = _type_at(section).__struct_fields__
         near = difflib.get_close_matches(unknown[1], known, n=1)
         key = f"{section}.{unknown[1]}" if section else unknown[1]
         hint = f"did you mean {near[0]}? " if near else ""
@@ -550,13 +552,10 @@ def _explain(content: dict[str, Any], text: str) -> SettingError:
     if problem is None:
         return _error("file", None, text, "see docs/cascade.example.toml")
     key = problem[2]
-    return _error(key, _value_at(content, key), _worded(problem[1]), _remedy(key))
-
-
-def _worded(problem: str) -> str:
-    if problem.startswith("Invalid enum value"):
-        return "not one of the choices"
-    return problem[0].lower() + problem[1:].replace("`", "")
+    value = reduce(getitem, key.split("."), content)
+    if problem[1].startswith("Invalid enum value"):
+        return _error(key, value, "not one of the choices", _remedy(key))
+    return _error(key, value, problem[1][0].lower() + problem[1][1:].replace("`", ""), _remedy(key))
 
 
 def _remedy(key: str) -> str:
@@ -572,22 +571,11 @@ def _remedy(key: str) -> str:
 
 
 def _type_at(key: str) -> Any:
+    """The type of a key or section; Config itself for an empty text."""
     kind: Any = Config
-    for part in key.split("."):
+    for part in filter(None, key.split(".")):
         kind = get_type_hints(kind, include_extras=True)[part]
     return kind
-
-
-def _known_keys(section: str) -> list[str]:
-    kind = _type_at(section) if section else Config
-    return [field.name for field in msgspec.structs.fields(kind)]
-
-
-def _value_at(content: dict[str, Any], key: str) -> Any:
-    value: Any = content
-    for part in key.split("."):
-        value = value[part]
-    return value
 
 
 def _check_kafka(kafka: KafkaSettings, environment: Mapping[str, str]) -> None:
