@@ -12,7 +12,6 @@ from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import psutil
@@ -20,11 +19,9 @@ import psutil
 from cascade.config import EnergySettings
 from cascade.errors import SettingError
 from cascade.ledger.errors import MeterError
-from cascade.ledger.nvml import NvmlLibrary, NvmlMeter, nvml_meters
+from cascade.ledger.nvml import NvmlLibrary, nvml_meters
 from cascade.ledger.rapl import POWERCAP, RaplMeter
 from cascade.protocols import EnergyMeter, EnergyReading
-
-__all__ = ["CpuIdleMeter", "CpuModelMeter", "EnergySampler", "NvmlMeter", "RaplMeter", "find_meters", "watts_per_core"]
 
 # Names of the modelled meters: of the worker, of the processes that serve the deep model, and of reserved cores.
 WORKER_METER: Final = "cpu-worker"
@@ -165,8 +162,7 @@ def nvml_library() -> NvmlLibrary:
     """The module `pynvml`, imported at the first call."""
     import pynvml
 
-    library: NvmlLibrary = pynvml
-    return library
+    return pynvml
 
 
 class EnergySampler:
@@ -189,9 +185,7 @@ class EnergySampler:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._thread.join(timeout=10.0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from cascade.ledger.errors import MeterError
 from cascade.protocols import EnergyReading
@@ -14,56 +14,8 @@ _Result = TypeVar("_Result")
 _MIG_ENABLED: Final = 1
 # NVML API reference, nvmlDeviceGetPowerUsage: accurate to within 5 % of the current draw.
 UNCERTAINTY: Final = 0.05
-
-
-class NvmlLibrary(Protocol):
-    """The functions of the module `pynvml` that this module calls."""
-
-    NVMLError: type[Exception]
-
-    def nvmlInit(self) -> Any:
-        """Connects to the driver."""
-        ...
-
-    def nvmlDeviceGetCount(self) -> int:
-        """Number of physical GPUs."""
-        ...
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any:
-        """Handle of a physical GPU."""
-        ...
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Any:
-        """Handle of a GPU or MIG device."""
-        ...
-
-    def nvmlDeviceIsMigDeviceHandle(self, handle: Any) -> int:
-        """1 for a MIG device."""
-        ...
-
-    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: Any) -> Any:
-        """Handle of the GPU of a MIG device."""
-        ...
-
-    def nvmlDeviceGetMigMode(self, handle: Any) -> Any:
-        """Current and pending MIG mode."""
-        ...
-
-    def nvmlDeviceGetUUID(self, handle: Any) -> str:
-        """UUID of a handle."""
-        ...
-
-    def nvmlDeviceGetName(self, handle: Any) -> str:
-        """Name of the product."""
-        ...
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any) -> int:
-        """Energy since the driver was loaded, mJ."""
-        ...
-
-    def nvmlDeviceGetPowerUsage(self, handle: Any) -> int:
-        """Power, mW."""
-        ...
+# The module `pynvml`, which has no types, or a RecordedNvml with the same functions.
+NvmlLibrary = Any
 
 
 class NvmlMeter:

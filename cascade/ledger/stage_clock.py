@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Final, Literal, Self, get_args
 
 Stage = Literal["queue", "decode", "features", "screener", "deep", "decide", "produce"]
@@ -33,8 +32,6 @@ class StageClock:
         self._cpu_start = time.thread_time()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.cpu_s = time.thread_time() - self._cpu_start
         self.wall_s = time.perf_counter() - self._wall_start
