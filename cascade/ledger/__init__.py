@@ -1,54 +1,37 @@
 """What each decision cost: latency, energy and carbon, and whether the service level is met."""
 
 from cascade.ledger.account import Account, merge_accounts
-from cascade.ledger.attribution import Books, Entry, MixedEnergyError, attribute
+from cascade.ledger.attribution import Books, MixedEnergyError, attribute
 from cascade.ledger.carbon import Carbon, make_carbon
-from cascade.ledger.energy import (
-    CpuIdleMeter,
-    CpuModelMeter,
-    EnergySampler,
-    NvmlMeter,
-    RaplMeter,
-    find_meters,
-    watts_per_core,
-)
+from cascade.ledger.energy import CpuIdleMeter, CpuModelMeter, EnergySampler, find_meters, watts_per_core
 from cascade.ledger.errors import MeterError
-from cascade.ledger.export import LedgerCollector, energy_metrics, ledger_registry
+from cascade.ledger.export import energy_metrics, ledger_registry
 from cascade.ledger.figures import summarise
 from cascade.ledger.journal import Journal, Run, merged_between, read_journal
-from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.ledger import Ledger
 from cascade.ledger.render import render
-from cascade.ledger.sla import LatencyObjective, ObjectiveResult, Path, ServiceLevel
-from cascade.ledger.stage_clock import STAGES, Stage, StageClock
+from cascade.ledger.sla import LatencyObjective, Path, ServiceLevel
+from cascade.ledger.stage_clock import StageClock
 from cascade.ledger.summary import LedgerSummary, ModelQuality, QualityComparison
 
 __all__ = [
-    "STAGES",
     "Account",
     "Books",
     "Carbon",
     "CpuIdleMeter",
     "CpuModelMeter",
     "EnergySampler",
-    "Entry",
     "Journal",
-    "LatencyHistogram",
     "LatencyObjective",
     "Ledger",
-    "LedgerCollector",
     "LedgerSummary",
     "MeterError",
     "MixedEnergyError",
     "ModelQuality",
-    "NvmlMeter",
-    "ObjectiveResult",
     "Path",
     "QualityComparison",
-    "RaplMeter",
     "Run",
     "ServiceLevel",
-    "Stage",
     "StageClock",
     "attribute",
     "energy_metrics",

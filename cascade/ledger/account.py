@@ -5,7 +5,7 @@ A summary has quantiles, which cannot be merged. An account has the histograms.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import reduce
 from typing import Any, Final
@@ -69,15 +69,14 @@ class MeterState(msgspec.Struct, frozen=True):
     def merged(self, other: MeterState) -> MeterState:
         """The sum of both states; without joules if either has none."""
         known = self.energy_j is not None and other.energy_j is not None
-        return MeterState(
-            meter=self.meter,
-            kind=self.kind,
+        return msgspec.structs.replace(
+            self,
             sources=tuple(sorted(self.sources + other.sources)[:SOURCES_MAX]),
             energy_j=(self.energy_j or 0.0) + (other.energy_j or 0.0) if known else None,
             problem=min(filter(None, (self.problem, other.problem)), default=None),
             meters=self.meters + other.meters,
             carbon_g=sum_if_known((self.carbon_g, other.carbon_g)),
-            uncertainty=_max_if_known((self.uncertainty, other.uncertainty)),
+            uncertainty=sum_if_known((self.uncertainty, other.uncertainty), max),
             check_j=sum_if_known((self.check_j, other.check_j)),
         )
 
@@ -112,9 +111,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     def since(self, earlier: Account) -> Account:
         """The difference from `earlier`, an earlier account of the same ledger; raises DataError if it is not one."""
         if earlier.started != self.started or earlier.ended > self.ended:
-            raise DataError(
-                "ledger accounts: only two accounts of the same ledger have a difference, the earlier first"
-            )
+            raise DataError("ledger accounts: only accounts of the same ledger have a difference, the earlier first")
         before = {(state.meter, state.kind): state for state in earlier.meters}
         return msgspec.structs.replace(
             self,
@@ -154,19 +151,17 @@ def _merged(first: Account, second: Account) -> Account:
         raise DataError("ledger accounts: their service levels or stated watts differ; merge only accounts that agree")
     counters = first.counters.copy()
     counters.merge(second.counters)
-    return Account(
+    return msgspec.structs.replace(
+        first,
         started=min(first.started, second.started),
         ended=max(first.ended, second.ended),
         counters=counters,
         meters=_merged_meters(first.meters + second.meters),
-        service_level=first.service_level,
-        watts_per_core=first.watts_per_core,
         bundle_versions=tuple(sorted({*first.bundle_versions, *second.bundle_versions})),
         screeners=tuple(sorted({*first.screeners, *second.screeners})),
         machines=_distinct(first.machines + second.machines),
         carbon_bases=tuple(sorted({*first.carbon_bases, *second.carbon_bases})),
         embodied_g=sum_if_known((first.embodied_g, second.embodied_g)),
-        gpu_idle_watts=first.gpu_idle_watts,
         deep_backends=tuple(sorted({*first.deep_backends, *second.deep_backends})),
     )
 
@@ -176,16 +171,10 @@ def _settings(account: Account) -> tuple[object, ...]:
     return account.service_level, account.watts_per_core, account.gpu_idle_watts
 
 
-def sum_if_known(values: Sequence[float | None]) -> float | None:
-    """The sum; None if any value is unknown, so that a partial sum never passes for the whole."""
+def sum_if_known(values: Sequence[float | None], combine: Callable[[Sequence[float]], float] = sum) -> float | None:
+    """The sum, or what `combine` gives; None if any value is unknown, so that a part never passes for the whole."""
     known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
-def _max_if_known(values: Sequence[float | None]) -> float | None:
-    """The maximum; None if any value is unknown."""
-    known = [value for value in values if value is not None]
-    return max(known) if len(known) == len(values) else None
+    return combine(known) if len(known) == len(values) else None
 
 
 def _merged_meters(states: Iterable[MeterState]) -> tuple[MeterState, ...]:

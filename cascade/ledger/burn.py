@@ -19,7 +19,7 @@ import msgspec
 
 from cascade.ledger.account import Account
 from cascade.ledger.journal import Run, merged_between
-from cascade.ledger.sla import ObjectiveEvents
+from cascade.ledger.sla import ObjectiveEvents, count_events
 
 BurnStatus = Literal["page", "ticket", "within", "no data"]
 WINDOWS_S: Final[dict[str, int]] = {"5m": 300, "30m": 1_800, "1h": 3_600, "6h": 21_600, "3d": 259_200}
@@ -87,28 +87,21 @@ def burn_rates(
     whole = merged_between(runs, start, end)
     if whole is None:
         return ()
-    parts = [
-        (name, merged_between(runs, _later(start, whole.ended - timedelta(seconds=window_s)), whole.ended))
-        for name, window_s in WINDOWS_S.items()
-    ]
-    windows = [(name, part, _events(part)) for name, part in parts if part is not None]
+    by_window: list[list[BurnRate]] = []
+    for window, window_s in WINDOWS_S.items():
+        begin = whole.ended - timedelta(seconds=window_s)
+        part = merged_between(runs, begin if start is None else max(start, begin), whole.ended)
+        if part is not None:
+            covered_s = (whole.ended - part.started).total_seconds()
+            found = [(counts.events, counts.breaches, counts.burn) for counts in _events(part)]
+            by_window.append([BurnRate(window, window_s, covered_s, *figures) for figures in found])
     return tuple(
-        _objective(counts, tuple(_rate(name, part, events[index], whole.ended) for name, part, events in windows))
-        for index, counts in enumerate(_events(whole))
+        _objective(counts, tuple(rates[index] for rates in by_window)) for index, counts in enumerate(_events(whole))
     )
 
 
-def _later(start: datetime | None, moment: datetime) -> datetime:
-    return moment if start is None else max(start, moment)
-
-
 def _events(account: Account) -> tuple[ObjectiveEvents, ...]:
-    return account.counters.objective_events(account.service_level)
-
-
-def _rate(window: str, part: Account, counts: ObjectiveEvents, end: datetime) -> BurnRate:
-    covered_s = (end - part.started).total_seconds()
-    return BurnRate(window, WINDOWS_S[window], covered_s, counts.events, counts.breaches, counts.burn)
+    return count_events(account.service_level, account.counters.paths)
 
 
 def _objective(counts: ObjectiveEvents, rates: tuple[BurnRate, ...]) -> ObjectiveBurn:

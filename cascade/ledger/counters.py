@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, get_args
 
 from cascade.ledger.latency import LatencyHistogram
-from cascade.ledger.sla import ObjectiveEvents, Path, ServiceLevel, count_events
+from cascade.ledger.sla import Path
 from cascade.ledger.stage_clock import STAGES, Stage
 
 PATHS: Final[tuple[Path, ...]] = get_args(Path)
@@ -14,6 +14,8 @@ PATHS: Final[tuple[Path, ...]] = get_args(Path)
 # Causes and reasons become label values of metrics. The bound protects Prometheus from a bug that makes ever new ones.
 LABELS_MAX: Final = 32
 OTHER_LABEL: Final = "other"
+# The counts of Counters that add up.
+_SUMS: Final = ("deep_rows", "labels", "late_answers", "sessions", "offset_gaps", "hedged_calls", "early_records")
 
 
 @dataclass(slots=True)
@@ -65,16 +67,9 @@ class Counters:
 
     def copy(self) -> Counters:
         """An independent copy."""
-        return replace(
-            self,
-            paths={path: histogram.copy() for path, histogram in self.paths.items()},
-            stages={stage: histogram.copy() for stage, histogram in self.stages.items()},
-            stage_cpu_s=dict(self.stage_cpu_s),
-            deep_calls=self.deep_calls.copy(),
-            degraded_by_cause=dict(self.degraded_by_cause),
-            dead_letters=dict(self.dead_letters),
-            recoveries=self.recoveries.copy(),
-        )
+        twin = Counters.empty()
+        twin.merge(self)
+        return twin
 
     def merge(self, other: Counters) -> None:
         """Adds the counts of `other`; `escalation_raised` becomes the maximum.
@@ -92,15 +87,10 @@ class Counters:
             add(self.degraded_by_cause, cause, count)
         for reason, count in other.dead_letters.items():
             add(self.dead_letters, reason, count)
-        self.deep_rows += other.deep_rows
-        self.labels += other.labels
-        self.late_answers += other.late_answers
-        self.sessions += other.sessions
-        self.offset_gaps += other.offset_gaps
-        self.hedged_calls += other.hedged_calls
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         self.escalation_raised = max(self.escalation_raised, other.escalation_raised)
         self.escalation_raised_max = max(self.escalation_raised_max, other.escalation_raised_max)
-        self.early_records += other.early_records
         waits = [wait_s for wait_s in (self.least_wait_s, other.least_wait_s) if wait_s is not None]
         if waits:
             self.least_wait_s = (min(low for low, _ in waits), max(high for _, high in waits))
@@ -120,16 +110,10 @@ class Counters:
             deep_calls=self.deep_calls.since(earlier.deep_calls),
             degraded_by_cause=_grown(self.degraded_by_cause, earlier.degraded_by_cause),
             dead_letters=_grown(self.dead_letters, earlier.dead_letters),
-            deep_rows=self.deep_rows - earlier.deep_rows,
-            labels=self.labels - earlier.labels,
-            late_answers=self.late_answers - earlier.late_answers,
             recoveries=self.recoveries.since(earlier.recoveries),
-            sessions=self.sessions - earlier.sessions,
-            offset_gaps=self.offset_gaps - earlier.offset_gaps,
-            hedged_calls=self.hedged_calls - earlier.hedged_calls,
+            **{name: getattr(self, name) - getattr(earlier, name) for name in _SUMS},
             escalation_raised=self.escalation_raised,
             escalation_raised_max=highest,
-            early_records=self.early_records - earlier.early_records,
             least_wait_s=self.least_wait_s,
         )
 
@@ -137,10 +121,6 @@ class Counters:
     def decisions(self) -> int:
         """The number of decisions on all paths."""
         return sum(histogram.count for histogram in self.paths.values())
-
-    def objective_events(self, level: ServiceLevel) -> tuple[ObjectiveEvents, ...]:
-        """The events and breaches of each objective."""
-        return count_events(level, self.paths, decisions=self.decisions, degraded=self.paths["degraded"].count)
 
 
 def _grown(counts: dict[str, int], earlier: dict[str, int]) -> dict[str, int]:

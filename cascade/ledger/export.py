@@ -17,7 +17,7 @@ from cascade.ledger.counters import Counters
 from cascade.ledger.exemplars import BUCKETS_S, EXEMPLAR_LABEL, LatencyExemplar
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.ledger import Ledger
-from cascade.ledger.sla import ObjectiveEvents, ObjectiveResult
+from cascade.ledger.sla import ObjectiveEvents, ObjectiveResult, count_events, evaluate
 
 _Buckets = list[tuple[str, float] | tuple[str, float, Exemplar]]
 
@@ -42,8 +42,8 @@ class LedgerCollector(Collector):
         yield from _delivery(counters)
         yield from _clock(counters)
         yield from energy_metrics(self._ledger.sample_energy())
-        yield from _objectives(self._ledger.objectives(counters))
-        yield from _events(self._ledger.objective_events(counters))
+        yield from _objectives(evaluate(self._ledger.service_level, counters.paths))
+        yield from _events(count_events(self._ledger.service_level, counters.paths))
         yield GaugeMetricFamily(
             "cascade_start_time_seconds", "When the ledger began, since the epoch.", self._ledger.started.timestamp()
         )

@@ -9,7 +9,7 @@ from cascade.ledger.account import Account, MeterState, sum_if_known
 from cascade.ledger.attribution import attribute
 from cascade.ledger.counters import Counters
 from cascade.ledger.latency import LatencyHistogram
-from cascade.ledger.sla import ObjectiveResult, ServiceLevel, evaluate
+from cascade.ledger.sla import evaluate
 from cascade.ledger.summary import (
     CarbonFigures,
     CarbonTotal,
@@ -67,7 +67,7 @@ def summarise(account: Account, quality: QualityComparison | None = None) -> Led
         energy_totals=_energy_totals(figures, decisions),
         books=attribute(account) if account.meters else None,
         carbon=_carbon_figures(account, decisions),
-        objectives=objectives(account.service_level, counters),
+        objectives=evaluate(account.service_level, counters.paths),
         clock=_clock_figures(counters),
         machine=account.machines[0],
         other_machines=account.machines[1:],
@@ -75,13 +75,9 @@ def summarise(account: Account, quality: QualityComparison | None = None) -> Led
     )
 
 
-def objectives(level: ServiceLevel, counters: Counters) -> tuple[ObjectiveResult, ...]:
-    """The results of the service level's objectives for these counts."""
-    return evaluate(level, counters.paths, decisions=counters.decisions, degraded=counters.paths["degraded"].count)
-
-
-def _per(amount: float, count: int) -> float | None:
-    return amount / count if count else None
+def _per(amount: float | None, count: int, scale: float = 1.0) -> float | None:
+    """`scale` times the amount per decision or call; None if the amount is unknown or the count is 0."""
+    return scale * amount / count if amount is not None and count else None
 
 
 def _path_figures(counters: Counters) -> dict[str, PathFigures]:
@@ -107,8 +103,8 @@ def _stage_figures(counters: Counters, watts_per_core: float | None) -> dict[str
         figures[stage] = StageFigures(
             latency=LatencyFigures.of(histogram),
             cpu_s=cpu_s,
-            cpu_us_per_transaction=_per(1e6 * cpu_s, counters.decisions),
-            modelled_mj_per_transaction=None if modelled_j is None else _per(1e3 * modelled_j, counters.decisions),
+            cpu_us_per_transaction=_per(cpu_s, counters.decisions, 1e6),
+            modelled_mj_per_transaction=_per(modelled_j, counters.decisions, 1e3),
         )
     return figures
 
@@ -116,10 +112,8 @@ def _stage_figures(counters: Counters, watts_per_core: float | None) -> dict[str
 def _clock_figures(counters: Counters) -> ClockFigures | None:
     if counters.least_wait_s is None:
         return None
-    low_s, high_s = counters.least_wait_s
-    return ClockFigures(
-        least_wait_ms=1e3 * low_s, least_wait_ms_highest=1e3 * high_s, early_records=counters.early_records
-    )
+    low_ms, high_ms = (1e3 * wait_s for wait_s in counters.least_wait_s)
+    return ClockFigures(least_wait_ms=low_ms, least_wait_ms_highest=high_ms, early_records=counters.early_records)
 
 
 def _energy_figure(state: MeterState, decisions: int) -> EnergyFigure:
@@ -128,7 +122,7 @@ def _energy_figure(state: MeterState, decisions: int) -> EnergyFigure:
         kind=state.kind,
         source=state.source,
         energy_j=state.energy_j,
-        per_transaction_mj=None if state.energy_j is None else _per(1e3 * state.energy_j, decisions),
+        per_transaction_mj=_per(state.energy_j, decisions, 1e3),
         problem=state.problem,
     )
 
@@ -138,17 +132,11 @@ def _energy_totals(figures: Sequence[EnergyFigure], decisions: int) -> tuple[Ene
     totals = []
     for kind in get_args(EnergyKind):
         members = [figure for figure in figures if figure.kind == kind]
-        if not members:
-            continue
-        joules = sum_if_known([figure.energy_j for figure in members])
-        totals.append(
-            EnergyTotal(
-                kind=kind,
-                meters=tuple(figure.meter for figure in members),
-                energy_j=joules,
-                per_transaction_mj=None if joules is None else _per(1e3 * joules, decisions),
-            )
-        )
+        if members:
+            meters = tuple(figure.meter for figure in members)
+            joules = sum_if_known([figure.energy_j for figure in members])
+            per_mj = _per(joules, decisions, 1e3)
+            totals.append(EnergyTotal(kind=kind, meters=meters, energy_j=joules, per_transaction_mj=per_mj))
     return tuple(totals)
 
 
@@ -161,17 +149,13 @@ def _carbon_figures(account: Account, decisions: int) -> CarbonFigures | None:
         by_meter = [state.carbon_g for state in account.meters if state.kind == kind]
         if by_meter:
             grams = sum_if_known(by_meter)
-            totals.append(CarbonTotal(kind=kind, operational_g=grams, per_million_g=_per_million(grams, decisions)))
+            totals.append(CarbonTotal(kind=kind, operational_g=grams, per_million_g=_per(grams, decisions, 1e6)))
     operational_g = totals[0].operational_g if len(totals) == 1 else None
     whole_g = sum_if_known((operational_g, account.embodied_g))
     return CarbonFigures(
         bases=account.carbon_bases,
         totals=tuple(totals),
         embodied_g=account.embodied_g,
-        embodied_per_million_g=_per_million(account.embodied_g, decisions),
-        sci_g_per_million=_per_million(whole_g, decisions),
+        embodied_per_million_g=_per(account.embodied_g, decisions, 1e6),
+        sci_g_per_million=_per(whole_g, decisions, 1e6),
     )
-
-
-def _per_million(grams: float | None, decisions: int) -> float | None:
-    return None if grams is None else _per(1e6 * grams, decisions)

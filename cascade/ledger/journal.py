@@ -56,10 +56,8 @@ class Journal:
             remedy = "give each service its own directory; `cascade ledger merge` accepts several"
             raise SettingError("configuration", "ledger.directory", str(directory), problem, remedy) from error
         except OSError as error:
-            problem, remedy = (
-                f"cannot be written to ({error.strerror})",
-                "name a directory that the service may write to",
-            )
+            problem = f"cannot be written to ({error.strerror})"
+            remedy = "name a directory that the service may write to"
             raise SettingError("configuration", "ledger.directory", str(directory), problem, remedy) from error
 
     def write(self) -> None:

@@ -14,9 +14,9 @@ from cascade.ledger.carbon import Carbon
 from cascade.ledger.clock_skew import LeastWait
 from cascade.ledger.counters import Counters, add
 from cascade.ledger.exemplars import Exemplars, Ids, LatencyExemplar
-from cascade.ledger.figures import objectives, summarise
+from cascade.ledger.figures import summarise
 from cascade.ledger.machine import Machine, describe_machine
-from cascade.ledger.sla import ObjectiveEvents, ObjectiveResult, Path, ServiceLevel
+from cascade.ledger.sla import Path, ServiceLevel
 from cascade.ledger.stage_clock import Stage
 from cascade.ledger.summary import LedgerSummary, QualityComparison
 from cascade.protocols import EnergyMeter, EnergyReading
@@ -101,7 +101,7 @@ class Ledger:
     ) -> None:
         self._meters = tuple(_MeterAccount(meter, carbon) for meter in meters)
         self._carbon = carbon
-        self._service_level = ServiceLevel() if service_level is None else service_level
+        self.service_level = ServiceLevel() if service_level is None else service_level
         self._watts_per_core = watts_per_core
         self._gpu_idle_watts = gpu_idle_watts
         self.bundle_version = bundle_version
@@ -220,14 +220,6 @@ class Ledger:
         with self._metering:
             return tuple(meter.state() for meter in self._meters)
 
-    def objectives(self, counters: Counters) -> tuple[ObjectiveResult, ...]:
-        """The results of the service level's objectives for these counts."""
-        return objectives(self._service_level, counters)
-
-    def objective_events(self, counters: Counters) -> tuple[ObjectiveEvents, ...]:
-        """The events and breaches of the service level's objectives for these counts."""
-        return counters.objective_events(self._service_level)
-
     def account(self) -> Account:
         """The account up to now; `merge_accounts` merges it with those of other ledgers."""
         meters, elapsed_s = self.sample_energy(), self._clock() - self._start_s
@@ -236,7 +228,7 @@ class Ledger:
             ended=self.started + timedelta(seconds=elapsed_s),
             counters=self.counters(),
             meters=meters,
-            service_level=self._service_level,
+            service_level=self.service_level,
             watts_per_core=self._watts_per_core,
             bundle_versions=(self.bundle_version,) if self.bundle_version else (),
             screeners=(self.screener,) if self.screener else (),

@@ -96,32 +96,26 @@ class ObjectiveEvents(msgspec.Struct, frozen=True):
         return None if burn is None else 1.0 - burn
 
 
-def count_events(
-    level: ServiceLevel, latency: Mapping[Path, LatencyHistogram], *, decisions: int, degraded: int
-) -> tuple[ObjectiveEvents, ...]:
-    """The events and breaches of each objective; arguments as in `evaluate`."""
+def count_events(level: ServiceLevel, latency: Mapping[Path, LatencyHistogram]) -> tuple[ObjectiveEvents, ...]:
+    """The events and breaches of each objective. `latency`: of the decisions, by path."""
     counts = []
     for objective in level.latency:
-        histogram = latency.get(objective.path, LatencyHistogram())
+        histogram = latency[objective.path]
         breaches = histogram.count - int(histogram.counts_up_to(np.array([objective.limit_ms / 1e3]))[0])
         counts.append(ObjectiveEvents(objective.name, histogram.count, breaches, budget=1.0 - objective.quantile))
-    return (*counts, ObjectiveEvents(DEGRADED_SHARE, decisions, degraded, level.degraded_share_max))
+    decisions = sum(histogram.count for histogram in latency.values())
+    return (*counts, ObjectiveEvents(DEGRADED_SHARE, decisions, latency["degraded"].count, level.degraded_share_max))
 
 
-def evaluate(
-    level: ServiceLevel, latency: Mapping[Path, LatencyHistogram], *, decisions: int, degraded: int
-) -> tuple[ObjectiveResult, ...]:
-    """The result of each objective.
-
-    level: the objectives. latency: of the decisions, by path. decisions: their number, on all paths. degraded: the
-    number of degraded decisions among them.
-    """
+def evaluate(level: ServiceLevel, latency: Mapping[Path, LatencyHistogram]) -> tuple[ObjectiveResult, ...]:
+    """The result of each objective. `latency`: of the decisions, by path."""
     results = []
     for objective in level.latency:
-        histogram = latency.get(objective.path)
-        value = 1e3 * histogram.quantile(objective.quantile) if histogram is not None and histogram.count else None
+        histogram = latency[objective.path]
+        value = 1e3 * histogram.quantile(objective.quantile) if histogram.count else None
         results.append(_result(objective.name, "ms", objective.limit_ms, value))
-    share = degraded / decisions if decisions else None
+    decisions = sum(histogram.count for histogram in latency.values())
+    share = latency["degraded"].count / decisions if decisions else None
     results.append(_result(DEGRADED_SHARE, "share", level.degraded_share_max, share))
     return tuple(results)
 

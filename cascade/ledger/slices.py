@@ -93,14 +93,9 @@ class SliceBooks(msgspec.Struct, frozen=True, kw_only=True):
     rows: tuple[Row, ...]
 
     @property
-    def attributed_j(self) -> float:
-        """The joules of all rows."""
-        return sum(row.energy_j for row in self.rows)
-
-    @property
     def residual_share(self) -> float:
         """The part of the counter that is in no row, as a share of the counter."""
-        return 1.0 - self.attributed_j / self.energy_j if self.energy_j else 0.0
+        return 1.0 - sum(row.energy_j for row in self.rows) / self.energy_j if self.energy_j else 0.0
 
 
 def attribute_window(window: Window, method: Method = "activity-size") -> tuple[Row, ...]:
@@ -155,21 +150,17 @@ def attribute_windows(windows: Iterable[Window], method: Method = "activity-size
 
 
 def _books(device: str, windows: Sequence[Window], method: Method) -> SliceBooks:
-    idle_j: dict[str, float] = {}
-    dynamic_j: dict[str, float] = {}
-    for window in windows:
-        for row in attribute_window(window, method):
-            idle_j[row.name] = idle_j.get(row.name, 0.0) + row.idle_j
-            dynamic_j[row.name] = dynamic_j.get(row.name, 0.0) + row.dynamic_j
-    others = [name for name in (EMPTY, STRANDED, UNEXPLAINED) if name in idle_j]
-    names = [*(name for name in idle_j if name not in others), *others]
-
+    found: dict[str, Row] = {}
+    for row in (row for window in windows for row in attribute_window(window, method)):
+        before = found.get(row.name, Row(row.name, 0.0, 0.0))
+        found[row.name] = Row(row.name, before.idle_j + row.idle_j, before.dynamic_j + row.dynamic_j)
+    others = [found.pop(name) for name in (EMPTY, STRANDED, UNEXPLAINED) if name in found]
     return SliceBooks(
         device=device,
         seconds=sum(window.seconds for window in windows),
         energy_j=sum(window.energy_j for window in windows),
         check_j=sum_if_known([window.check_j for window in windows]),
-        rows=tuple(Row(name, idle_j[name], dynamic_j[name]) for name in names),
+        rows=(*found.values(), *others),
     )
 
 

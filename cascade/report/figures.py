@@ -11,7 +11,7 @@ from cascade.ledger.account import Account
 from cascade.ledger.counters import Counters
 from cascade.ledger.figures import summarise
 from cascade.ledger.journal import NO_ACCOUNT, Run, merged_between
-from cascade.ledger.sla import ObjectiveEvents
+from cascade.ledger.sla import ObjectiveEvents, count_events
 from cascade.ledger.summary import LedgerSummary
 
 # Points of a plot over time. Readers cannot distinguish more.
@@ -62,8 +62,8 @@ def gather(runs: Sequence[Run], start: datetime | None, end: datetime | None) ->
         if part is None:
             continue
         total.merge(part.counters)
-        points.append(Point(part.ended, summarise(part), budgets_left(total.objective_events(part.service_level))))
-    events = account.counters.objective_events(account.service_level)
+        points.append(Point(part.ended, summarise(part), budgets_left(count_events(part.service_level, total.paths))))
+    events = count_events(account.service_level, account.counters.paths)
     return Figures(account, summarise(account), events, points, span.total_seconds() / count, list(runs))
 
 

@@ -17,11 +17,11 @@ from cascade.ledger import (
     CpuModelMeter,
     EnergySampler,
     MeterError,
-    RaplMeter,
     find_meters,
     watts_per_core,
 )
 from cascade.ledger.nvml import NvmlMeter, nvml_meters
+from cascade.ledger.rapl import RaplMeter
 from cascade.ledger.recorded_nvml import RecordedGpu, RecordedNvml
 
 A100 = "NVIDIA A100-SXM4-40GB"
