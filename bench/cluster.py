@@ -44,7 +44,8 @@ EVENTS_LIMIT, EVENTS_PER_KEY_MAX = re.compile(rb"(events_per_key_max = )\d[\d_]*
 # The load sends the transactions of a tick together.
 LOAD_TICK_S = 0.01
 LOAD_ROWS_PER_TICK_MAX = 1_000
-FLUSH_S_MAX, CLOSE_S_MAX = 120.0, 5.0
+# Longer than any trouble that a run causes: a load that gives up would look like a service that stands still.
+DELIVERY_S_MAX, CLOSE_S_MAX = 600.0, 5.0
 POLL_S, POLL_ROWS_MAX = 0.05, 5_000
 READ_S_MAX = 600.0
 WATCHES_MAX = 1_000
@@ -162,7 +163,7 @@ class SteadyLoad:
         bytes_max = config.worker.message_bytes_max
         self._codec = codec(config.kafka.codec, schema.fields, bytes_max)
         self._label_codec = codec(config.kafka.codec, schema.label_fields(), bytes_max)
-        self._producer = make_producer(config.kafka)
+        self._producer = make_producer(config.kafka, delivery_timeout_s=DELIVERY_S_MAX)
         self._error: BrokerError | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
@@ -183,7 +184,7 @@ class SteadyLoad:
             self._thread.join()
         try:
             self.check()
-            self._producer.flush(FLUSH_S_MAX)
+            self._producer.flush(DELIVERY_S_MAX)
         finally:
             with contextlib.suppress(BrokerError):
                 self._producer.close(CLOSE_S_MAX)
@@ -205,15 +206,24 @@ class SteadyLoad:
         batch = self._rows.rows(self.sent, stop).batch
         frauds, labels_sent = self._rows.labels_due(labels_sent, int(batch[roles.event_time][-1]))
         if len(frauds.fraud):
-            labels = labels_of(frauds, self._schema.label.field)
-            self._producer.send_many(
-                self._topics.labels, message_keys(labels[roles.card]), self._label_codec.encode(labels)
-            )
+            self._send_labels(labels_of(frauds, self._schema.label.field))
             # acknowledged before any later transaction is sent, as `labels.alignment = "exact"` needs them
-            self._producer.flush(FLUSH_S_MAX)
+            self._producer.flush(DELIVERY_S_MAX)
         self._producer.send_many(self._topics.transactions, message_keys(batch[roles.card]), self._codec.encode(batch))
         self.sent = stop
         return labels_sent
+
+    def _send_labels(self, labels: ColumnBatch) -> None:
+        keys, values = message_keys(labels[self._schema.roles.card]), self._label_codec.encode(labels)
+        give_up_s = time.monotonic() + DELIVERY_S_MAX
+        while True:
+            try:
+                self._producer.send_many(self._topics.labels, keys, values)
+                return
+            except BrokerError:
+                # kafka-python takes no record of a topic whose metadata it has not seen: no broker answered yet
+                if self._stop.is_set() or time.monotonic() > give_up_s:
+                    raise
 
 
 # --- the decisions, as a consumer downstream sees them ----------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import overload
 from cascade.config import KafkaSettings
 from cascade.errors import SettingError
 from streaming.clients.protocol import (
+    DELIVERY_TIMEOUT_S,
     ConsumerClient,
     Delivery,
     FetchedBatch,
@@ -54,7 +55,7 @@ def make_consumer(kafka: KafkaSettings, group: str | None) -> ConsumerClient:
 
 
 @overload
-def make_producer(kafka: KafkaSettings) -> ProducerClient: ...
+def make_producer(kafka: KafkaSettings, *, delivery_timeout_s: float = ...) -> ProducerClient: ...
 @overload
 def make_producer(kafka: KafkaSettings, transactional_id: str) -> TransactionalProducerClient: ...
 @overload
@@ -62,11 +63,12 @@ def make_producer(
     kafka: KafkaSettings, transactional_id: str | None
 ) -> ProducerClient | TransactionalProducerClient: ...
 def make_producer(
-    kafka: KafkaSettings, transactional_id: str | None = None
+    kafka: KafkaSettings, transactional_id: str | None = None, *, delivery_timeout_s: float = DELIVERY_TIMEOUT_S
 ) -> ProducerClient | TransactionalProducerClient:
     """Makes a producer, a transactional one if it has an id; raises BrokerError if no broker answers.
 
-    An earlier producer with the same transactional id is then fenced, and its transaction completed or aborted.
+    An earlier producer with the same transactional id is then fenced, and its transaction completed or aborted. A
+    record of a producer without an id that is not acknowledged within `delivery_timeout_s` fails.
     """
     if kafka.client == "librdkafka":
         with _installed():
@@ -74,12 +76,12 @@ def make_producer(
             from streaming.clients.rdkafka_transactions import RdkafkaTransactionalProducer
 
         if transactional_id is None:
-            return RdkafkaProducer(kafka)
+            return RdkafkaProducer(kafka, delivery_timeout_s=delivery_timeout_s)
         return RdkafkaTransactionalProducer(kafka, transactional_id)
     if transactional_id is None:
         from streaming.clients.kafka_producer import KafkaPythonProducer
 
-        return KafkaPythonProducer(kafka)
+        return KafkaPythonProducer(kafka, delivery_timeout_s=delivery_timeout_s)
     from streaming.clients.kafka_transactions import KafkaPythonTransactionalProducer
 
     return KafkaPythonTransactionalProducer(kafka, transactional_id)

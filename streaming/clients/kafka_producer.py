@@ -14,11 +14,9 @@ from kafka.errors import KafkaError
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS, fenced_error, is_fenced, translated, worded
-from streaming.clients.protocol import Delivery, Headers
+from streaming.clients.protocol import DELIVERY_TIMEOUT_S, Delivery, Headers
 from streaming.clients.settings import connection_settings
 
-# A record without an acknowledgement after this long ends the session, so that the queue does not grow.
-DELIVERY_TIMEOUT_MS = 60_000
 # The largest batch of a partition. The idempotent producer has one batch in flight for each partition, so that each
 # small one would take a round trip; this one has room for a thousand decisions.
 PRODUCE_BATCH_BYTES = 512 * 1024
@@ -65,6 +63,7 @@ class KafkaPythonProducer:
         undelivered_max: int = UNDELIVERED_MAX,
         bootstrap_timeout_s: float = 30.0,
         vendor_settings: Mapping[str, Any] | None = None,
+        delivery_timeout_s: float = DELIVERY_TIMEOUT_S,
     ) -> None:
         self._servers = kafka.bootstrap
         self._undelivered_max = undelivered_max
@@ -79,7 +78,7 @@ class KafkaPythonProducer:
                 batch_size=PRODUCE_BATCH_BYTES,
                 max_request_size=REQUEST_BYTES_MAX,
                 request_timeout_ms=REQUEST_TIMEOUT_MS,
-                delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
+                delivery_timeout_ms=int(delivery_timeout_s * 1_000),
                 max_block_ms=REQUEST_TIMEOUT_MS,
                 bootstrap_timeout_ms=int(bootstrap_timeout_s * 1_000),
                 allow_auto_create_topics=False,

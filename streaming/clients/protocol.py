@@ -12,6 +12,8 @@ Partition = tuple[str, int]
 """Topic and partition id."""
 
 Headers = Sequence[tuple[str, bytes | None]]
+# A record without an acknowledgement after this long ends the session, so that the queue does not grow.
+DELIVERY_TIMEOUT_S = 60.0
 PartitionsCallback = Callable[[list[Partition]], None]
 
 

@@ -16,11 +16,10 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS
-from streaming.clients.protocol import Delivery, Headers
+from streaming.clients.protocol import DELIVERY_TIMEOUT_S, Delivery, Headers
 from streaming.clients.rdkafka_settings import Connection, connection_settings, vendor_error
 
 # As for kafka-python, for the same reasons.
-DELIVERY_TIMEOUT_MS = 60_000
 LINGER_MS = 1
 MESSAGE_BYTES_MAX = 2 * 1024 * 1024
 UNDELIVERED_MAX = 50_000
@@ -69,6 +68,7 @@ class RdkafkaProducer:
         undelivered_max: int = UNDELIVERED_MAX,
         bootstrap_timeout_s: float = 30.0,
         vendor_settings: Mapping[str, Any] | None = None,
+        delivery_timeout_s: float = DELIVERY_TIMEOUT_S,
     ) -> None:
         self._connection = Connection(kafka)
         self._servers = kafka.bootstrap
@@ -84,7 +84,7 @@ class RdkafkaProducer:
                     "enable.idempotence": True,
                     "linger.ms": LINGER_MS,
                     "message.max.bytes": MESSAGE_BYTES_MAX,
-                    "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
+                    "delivery.timeout.ms": int(delivery_timeout_s * 1_000),
                     # the partitioner of the Java client and of kafka-python
                     "partitioner": "murmur2_random",
                     "queue.buffering.max.messages": 2 * UNDELIVERED_MAX,

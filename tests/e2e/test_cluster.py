@@ -170,8 +170,12 @@ class Stream:
         """Every partition gets decisions of what is appended from now on."""
         wait_until(self._ask_for_ends, f"{self.config.delivery}: an answer of the broker after {what}", RECOVERY_S_MAX)
         watch = self.follower.watch(self.ends)
-        wait_until(lambda: watch.done, f"{self.config.delivery}: decisions after {what}", RECOVERY_S_MAX, self._state)
-        self.load.check()
+
+        def decided() -> bool:
+            self.load.check()
+            return watch.done
+
+        wait_until(decided, f"{self.config.delivery}: decisions after {what}", RECOVERY_S_MAX, self._state)
 
     def _state(self) -> str:
         """What a failure needs to be understood: ends, commits, health, and the end of each worker's log."""
@@ -255,7 +259,9 @@ TROUBLES: tuple[Trouble, ...] = (
 )
 
 
-@pytest.fixture(scope="module", params=[pytest.param(TROUBLES, marks=pytest.mark.long, id="all")])
+@pytest.fixture(
+    scope="module", params=[pytest.param((), id="last"), pytest.param(TROUBLES, marks=pytest.mark.long, id="all")]
+)
 def battered(
     request: pytest.FixtureRequest,
     running_cluster: Cluster,
