@@ -11,9 +11,6 @@ from pathlib import Path
 
 import pytest
 
-_DAYS = "2"
-_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
-
 
 @dataclass(frozen=True)
 class Authority:
@@ -31,24 +28,7 @@ class Authority:
         certificate, key = self.directory / f"{name}.pem", self.directory / f"{name}.key"
         alternatives = [f"subjectAltName={','.join(map(_alternative_name, hosts))}"] if hosts else []
         extensions = ["basicConstraints=critical,CA:FALSE", "extendedKeyUsage=serverAuth,clientAuth", *alternatives]
-        _openssl(
-            "req",
-            "-x509",
-            *_NEW_KEY,
-            "-keyout",
-            str(key),
-            "-out",
-            str(certificate),
-            "-days",
-            _DAYS,
-            "-subj",
-            f"/CN={name}",
-            "-CA",
-            str(self.ca_file),
-            "-CAkey",
-            str(self._key_file),
-            *_added(extensions),
-        )
+        _sign(name, certificate, key, extensions, "-CA", str(self.ca_file), "-CAkey", str(self._key_file))
         return certificate, key
 
 
@@ -57,25 +37,8 @@ def make_authority(directory: Path) -> Authority:
     directory.mkdir(parents=True, exist_ok=True)
     certificate, key = directory / "ca.pem", directory / "ca.key"
     extensions = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign"]
-    _openssl(
-        "req",
-        "-x509",
-        *_NEW_KEY,
-        "-keyout",
-        str(key),
-        "-out",
-        str(certificate),
-        "-days",
-        _DAYS,
-        "-subj",
-        f"/CN=Authority {directory.name}",
-        *_added(extensions),
-    )
+    _sign(f"Authority {directory.name}", certificate, key, extensions)
     return Authority(directory, certificate, key)
-
-
-def _added(extensions: list[str]) -> list[str]:
-    return [part for extension in extensions for part in ("-addext", extension)]
 
 
 def _alternative_name(host: str) -> str:
@@ -85,10 +48,13 @@ def _alternative_name(host: str) -> str:
         return f"DNS:{host}"
 
 
-def _openssl(*arguments: str) -> None:
+def _sign(name: str, certificate: Path, key: Path, extensions: list[str], *signer: str) -> None:
     if shutil.which("openssl") is None:
         pytest.fail("the command openssl, which makes the certificates, is missing; install it")
+    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", "2"]
+    files = ["-keyout", str(key), "-out", str(certificate), "-subj", f"/CN={name}"]
+    added = [part for extension in extensions for part in ("-addext", extension)]
     # a configuration of the machine's own would add extensions of its own
-    command = ["openssl", *arguments, "-config", "/dev/null"]
+    command = ["openssl", "req", "-x509", *new_key, *files, *signer, *added, "-config", "/dev/null"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The documentation names files, classes, functions and settings that exist."""
+"""The documentation and the glossary name files, classes, functions and settings that exist."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SETTING = re.compile(r"([a-z]+)\.([a-z_]+)")
 
 
 @cache
-def sources() -> dict[Path, str]:
-    return {path: path.read_text() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+def sources(*folders: str) -> dict[Path, str]:
+    return {path: path.read_text() for folder in folders or FOLDERS for path in (ROOT / folder).rglob("*.py")}
 
 
 def quoted(page: Path) -> list[str]:
@@ -39,7 +39,7 @@ def test_each_file_that_a_page_names_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_each_setting_that_a_page_names_is_in_the_example(page: Path) -> None:
     settings = [match for name in quoted(page) if not FILE.fullmatch(name) and (match := SETTING.fullmatch(name))]
-    missing = [one[0] for one in settings if one[1] in CONFIG and one[2] not in CONFIG[one[1]]]
+    missing = [match[0] for match in settings if match[1] in CONFIG and match[2] not in CONFIG[match[1]]]
     assert missing == []
 
 
@@ -51,6 +51,30 @@ def test_each_class_and_function_of_the_architecture_exists() -> None:
     assert len(classes) > 30
     assert len(functions) > 10
     defined = {name: source for source in sources().values() for name in re.findall(r"^class (\w+)", source, re.M)}
-    assert [one[0] for one in classes if one[1] not in defined or (one[2] or "") not in defined[one[1]]] == []
+    assert [match[0] for match in classes if match[1] not in defined or (match[2] or "") not in defined[match[1]]] == []
     others = (ROOT / "docs" / "features.md").read_text() + text
     assert [name for name in functions if not re.search(rf"\b{name}\b", others)] == []
+
+
+def names_of_the_glossary() -> list[str]:
+    table = (ROOT / "docs" / "glossary.md").read_text().split("## Words that we do not use")[0]
+    rows = re.findall(r"^\| (?!word \||--).*\| (.*) \|$", table, re.MULTILINE)
+    assert len(rows) > 40
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+
+
+def occurs(word: str, text: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text) is not None
+
+
+@pytest.mark.parametrize("name", names_of_the_glossary())
+def test_the_code_has_each_name_of_the_glossary(name: str) -> None:
+    texts = sources("cascade", "stages", "streaming")
+    owner, _, attribute = name.partition(".")
+    if name.endswith(".py"):
+        assert any(path.match(name) for path in texts)
+    elif attribute and owner[0].isupper():
+        owners = [text for text in texts.values() if f"class {owner}" in text]
+        assert any(re.search(rf"\b(def {attribute}\b|{attribute}:)", text) for text in owners)
+    else:
+        assert any(all(occurs(part, text) for part in name.split(".")) for text in texts.values())

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from rich.console import Console
 
 from cascade.errors import DataError
-from cascade.ledger import Account, Ledger, LedgerSummary, ServiceLevel, merge_accounts, render, summarise
+from cascade.ledger import Account, Ledger, LedgerSummary, ServiceLevel, merge_accounts, summarise
 from cascade.ledger.account import SOURCES_MAX, MeterState
 from cascade.protocols import EnergyReading
+from tests.cascade.ledger.helpers import NOON, rendered
 
-NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 Work = Callable[[Ledger], None]
 
 
@@ -161,6 +159,4 @@ def test_the_number_of_sources_of_a_merged_meter_is_bounded() -> None:
 def test_the_table_has_the_numbers_of_workers_and_of_restarts() -> None:
     summary = msgspec.structs.replace(summarise(account_of(some_work(1))), processes=3, restarts=2)
     assert LedgerSummary.from_json_line(summary.to_json_line()) == summary
-    out = io.StringIO()
-    render(summary, Console(file=out, width=160))
-    assert "3 workers, 2 unexpected ends (each lost its last second)" in out.getvalue()
+    assert "3 workers, 2 unexpected ends (each lost its last second)" in rendered(summary, width=160)

@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
+import msgspec
 import numpy as np
 import pytest
 
 from cascade.ledger import Account, Books, MixedEnergyError, attribute, merge_accounts
 from cascade.ledger.account import MeterState
 from cascade.ledger.attribution import DEEP, IDLE, RESIDUAL, UNDIVIDED, WASTED, WORKER_REST
-from cascade.ledger.counters import Counters
-from cascade.ledger.machine import describe_machine
-from cascade.ledger.sla import ServiceLevel
+from tests.cascade.ledger.test_counterfactual import account, state
 
-START = datetime(2026, 11, 25, tzinfo=UTC)
-MACHINE = describe_machine()
 WATTS = 7.0
 
 
 def _account(*meters: MeterState, gpu_idle_watts: float | None = None, deep_rows: int = 100) -> Account:
-    """100 seconds with 9,900 screened, 80 escalated and 20 degraded decisions, and `deep_rows` deep rows."""
-    counters = Counters.empty()
-    for path, count in (("screened", 9_900), ("escalated", 80), ("degraded", 20)):
-        counters.paths[path].record(np.full(count, 1e-3))  # type: ignore[index]
-    counters.stage_cpu_s |= {"decode": 1.0, "features": 2.0, "produce": 0.5}
-    counters.deep_rows = deep_rows
-    return Account(
-        started=START,
-        ended=START + timedelta(seconds=100),
-        counters=counters,
-        meters=meters,
-        service_level=ServiceLevel(),
-        watts_per_core=WATTS,
-        bundle_versions=(),
-        screeners=(),
-        machines=(MACHINE,),
-        gpu_idle_watts=gpu_idle_watts,
-    )
+    """100 seconds with 80 escalated and 20 degraded of 10,005 decisions, and `deep_rows` deep rows."""
+    found = account(*meters, rows=deep_rows, gpu_idle_watts=gpu_idle_watts, watts_per_core=WATTS)
+    cpu_s = {"decode": 1.0, "features": 2.0, "screener": 0.0, "produce": 0.5}
+    found.counters.stage_cpu_s |= cpu_s  # type: ignore[arg-type]
+    return found
 
 
 def _state(meter: str, energy_j: float | None, kind: str = "modelled", **more: object) -> MeterState:
-    return MeterState(meter, kind, ("a counter",), energy_j, None if energy_j is not None else "lost", **more)  # type: ignore[arg-type]
+    return msgspec.structs.replace(state(meter, energy_j, kind), **more)
 
 
 def _lines(books: Books, kind: str) -> dict[str, float]:
@@ -97,14 +79,12 @@ def test_the_entries_of_a_meter_add_up_to_its_reading(seed: int) -> None:
         for name in names
         if chance.random() < 0.8
     ]
-    account = _account(
-        *meters, gpu_idle_watts=float(chance.uniform(0, 80)) or None, deep_rows=int(chance.integers(0, 200))
-    )
-    books = attribute(account)
-    for state in meters:
-        entries_j = sum(entry.energy_j for entry in books.entries if entry.meter == state.meter)
-        assert entries_j == pytest.approx(state.energy_j)
-    assert books.total_j(mixed=True) == pytest.approx(sum(state.energy_j or 0.0 for state in meters))
+    gpu_idle_watts, deep_rows = float(chance.uniform(0, 80)) or None, int(chance.integers(0, 200))
+    books = attribute(_account(*meters, gpu_idle_watts=gpu_idle_watts, deep_rows=deep_rows))
+    for meter in meters:
+        entries_j = sum(entry.energy_j for entry in books.entries if entry.meter == meter.meter)
+        assert entries_j == pytest.approx(meter.energy_j)
+    assert books.total_j(mixed=True) == pytest.approx(sum(meter.energy_j or 0.0 for meter in meters))
 
 
 def test_the_residual_is_negative_if_the_stage_clocks_exceed_the_process() -> None:
@@ -128,6 +108,6 @@ def test_a_lost_meter_has_no_entries_and_is_named() -> None:
 
 def test_an_escalated_decision_uses_its_share_and_its_deep_answer() -> None:
     costs = {(cost.path, cost.kind): cost.mj_per_decision for cost in attribute(_account(WORKER, GPU)).paths}
-    shared_mj, deep_mj = 1e3 * 5.0 * WATTS / 10_000, 1e3 * 7_200.0 / 80
+    shared_mj, deep_mj = 1e3 * 5.0 * WATTS / 10_005, 1e3 * 7_200.0 / 80
     modelled = {("screened", "modelled"): shared_mj, ("escalated", "modelled"): shared_mj}
     assert costs == pytest.approx(modelled | {("escalated", "measured"): deep_mj})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from datetime import timedelta
@@ -12,15 +11,13 @@ from typing import Self
 import msgspec
 import numpy as np
 import pytest
-from rich.console import Console
 
 from cascade.cli import main
 from cascade.ledger import Account, Ledger, LedgerSummary, Run, ServiceLevel, merged_between, read_journal
 from cascade.ledger import Path as DecisionPath
 from cascade.ledger.burn import ALARMS, WINDOWS_S, ObjectiveBurn, burn_rates
 from cascade.ledger.journal import SUFFIX
-from cascade.ledger.render import render
-from tests.cascade.ledger.test_account import NOON
+from tests.cascade.ledger.helpers import NOON, rendered
 
 RULES = Path(__file__).parents[3] / "k8s" / "prometheus" / "cascade-rules.yaml"
 GOOD_S, BAD_S = 0.001, 0.1
@@ -126,11 +123,10 @@ def test_merge_has_the_burn_rates_in_its_table_and_in_json(tmp_path: Path, capsy
     summary = LedgerSummary.from_json_line(capsys.readouterr().out.encode())
     assert summary.burn == burn_rates(read_journal([tmp_path]))
     assert json.loads(summary.to_json_line())["burn"][0]["status"] == "page"
-    out = io.StringIO()
-    render(summary, Console(file=out, width=80))
-    (row,) = [line.split() for line in out.getvalue().splitlines() if "p99 of screened" in line and "page" in line]
+    text = rendered(summary, width=80)
+    (row,) = [line.split() for line in text.splitlines() if "p99 of screened" in line and "page" in line]
     assert [round(float(cell), 6) for cell in row[3:-1]] == [-900, 10, 10, 10, 10, 10]
-    assert "the journal covers only 20 min 00 s of 30m" in " ".join(out.getvalue().split())
+    assert "the journal covers only 20 min 00 s of 30m" in " ".join(text.split())
 
 
 def test_a_ledger_without_a_journal_has_no_burn_rates() -> None:

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-from rich.console import Console
 
 from cascade.config import CarbonSettings
 from cascade.errors import SettingError
-from cascade.ledger import Carbon, Ledger, make_carbon, merge_accounts, render, summarise
+from cascade.ledger import Carbon, Ledger, make_carbon, merge_accounts, summarise
 from cascade.ledger.carbon import HourlyGrid, YearlyGrid, intensity_table
-from cascade.protocols import EnergyKind, EnergyReading
-
-NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-
-
-class Meter:
-    """A fake for hardware that is absent: joules as set."""
-
-    def __init__(self, name: str, kind: EnergyKind) -> None:
-        self.name, self.kind, self.energy_j = name, kind, 0.0
-
-    def read(self) -> EnergyReading:
-        return EnergyReading(self.energy_j, self.kind, "a counter")
+from tests.cascade.ledger.helpers import NOON, FixedMeter, rendered
 
 
 class FakeGrid:
@@ -69,7 +55,7 @@ def test_the_table_has_the_published_values() -> None:
 
 
 def test_each_joule_counts_at_the_intensity_of_its_time() -> None:
-    grid, meter = FakeGrid(), Meter("gpu", "measured")
+    grid, meter = FakeGrid(), FixedMeter("gpu", "measured")
     ledger = Ledger(meters=[meter], carbon=Carbon(grid, 1.0, None))
     ledger.record_decisions("screened", np.full(1_000, 0.001))
     for joules, g_per_kwh in ((1_000.0, 360.0), (3_000.0, 36.0)):
@@ -84,7 +70,7 @@ def test_each_joule_counts_at_the_intensity_of_its_time() -> None:
 
 
 def test_an_unknown_intensity_makes_the_grams_unknown_and_never_zero() -> None:
-    grid, meter = FakeGrid(), Meter("gpu", "measured")
+    grid, meter = FakeGrid(), FixedMeter("gpu", "measured")
     ledger = Ledger(meters=[meter], carbon=Carbon(grid, 1.0, None))
     ledger.record_decisions("screened", np.full(10, 0.001))
     grid.value, meter.energy_j = None, 100.0
@@ -97,7 +83,7 @@ def test_an_unknown_intensity_makes_the_grams_unknown_and_never_zero() -> None:
 
 
 def test_measured_and_modelled_grams_have_no_sum() -> None:
-    meters = [Meter("gpu", "measured"), Meter("cpu-model", "modelled")]
+    meters = [FixedMeter("gpu", "measured"), FixedMeter("cpu-model", "modelled")]
     ledger = Ledger(meters=meters, carbon=Carbon(FakeGrid(), 1.0, 1.0))
     ledger.record_decisions("screened", np.full(10, 0.001))
     meters[0].energy_j, meters[1].energy_j = 1_000.0, 2_000.0
@@ -106,24 +92,22 @@ def test_measured_and_modelled_grams_have_no_sum() -> None:
     grams = {total.kind: total.operational_g for total in summary.carbon.totals}
     assert grams == pytest.approx({"measured": 0.1, "modelled": 0.2})
     assert summary.carbon.sci_g_per_million is None
-    console = Console(file=io.StringIO(), width=100)
-    render(summary, console)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = rendered(summary)
     assert "a fake grid; PUE 1" in text
     assert "SCI" not in text
 
 
 def test_without_settings_there_is_no_carbon() -> None:
     assert make_carbon(CarbonSettings()) is None
-    summary = Ledger(meters=[Meter("gpu", "measured")]).summary()
-    assert summary.carbon is None
+    assert Ledger(meters=[FixedMeter("gpu", "measured")]).summary().carbon is None
 
 
 def test_the_hardware_counts_once_for_all_workers_of_a_service() -> None:
     settings = CarbonSettings(region="FRA", embodied_kg=100.0)
     supervisor = Ledger(carbon=make_carbon(settings), clock=iter([0.0, 3_600.0]).__next__)
     workers = [
-        Ledger(meters=[Meter("cpu-model", "modelled")], carbon=make_carbon(settings, embodied=False)) for _ in range(2)
+        Ledger(meters=[FixedMeter("cpu-model", "modelled")], carbon=make_carbon(settings, embodied=False))
+        for _ in range(2)
     ]
     accounts = [ledger.account() for ledger in (supervisor, *workers)]
     carbon = summarise(merge_accounts(accounts)).carbon
@@ -133,7 +117,7 @@ def test_the_hardware_counts_once_for_all_workers_of_a_service() -> None:
 
 
 def test_the_grams_of_an_account_survive_writing_and_division() -> None:
-    meter, seconds = Meter("gpu", "measured"), iter([0.0, 60.0, 120.0])
+    meter, seconds = FixedMeter("gpu", "measured"), iter([0.0, 60.0, 120.0])
     ledger = Ledger(meters=[meter], carbon=Carbon(FakeGrid(), 1.0, 36.0), clock=seconds.__next__)
     meter.energy_j = 1_000.0
     first = ledger.account()
@@ -206,14 +190,17 @@ def test_the_json_of_a_feed_is_read(tmp_path: Path, content: object) -> None:
         ("i.json", "{"),
         ("i.json", '{"history": [1]}'),
         ("i.json", '{"history": []}'),
+        ("absent.csv", None),
     ],
 )
-def test_a_bad_file_is_a_setting_error_of_one_line(tmp_path: Path, name: str, text: str) -> None:
+def test_a_bad_or_absent_file_is_a_setting_error_of_one_line(tmp_path: Path, name: str, text: str | None) -> None:
     path = tmp_path / name
-    path.write_text(text, "latin-1")
+    if text is not None:
+        path.write_text(text, "latin-1")
     with pytest.raises(SettingError, match=r"carbon\.file") as caught:
         make_carbon(CarbonSettings(file=str(path)))
     assert "\n" not in str(caught.value)
+    assert text is not None or "cannot be read" in str(caught.value)
 
 
 def test_an_unknown_region_is_a_setting_error() -> None:
@@ -222,13 +209,8 @@ def test_an_unknown_region_is_a_setting_error() -> None:
     assert YearlyGrid("deu").g_per_kwh(NOON) == YearlyGrid("DEU").g_per_kwh(NOON)
 
 
-def test_a_missing_file_is_a_setting_error(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"carbon\.file.*cannot be read"):
-        make_carbon(CarbonSettings(file=str(tmp_path / "nowhere.csv")))
-
-
 def test_a_line_of_an_earlier_release_without_carbon_is_readable() -> None:
-    account = Ledger(meters=[Meter("gpu", "measured")]).account()
+    account = Ledger(meters=[FixedMeter("gpu", "measured")]).account()
     plain = msgspec.json.decode(account.to_json())
     for name in ("carbon_bases", "embodied_g"):
         del plain[name]

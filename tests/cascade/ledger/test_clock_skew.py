@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import io
-
 import msgspec
 import numpy as np
 import pytest
 from prometheus_client import generate_latest
-from rich.console import Console
 
-from cascade.ledger import Account, Ledger, ledger_registry, merge_accounts, render, summarise
+from cascade.ledger import Account, Ledger, ledger_registry, merge_accounts, summarise
 from cascade.ledger.clock_skew import WINDOW_S, WINDOWS, LeastWait
 from cascade.ledger.counters import Counters
-
-
-class Clock:
-    now_s = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.cascade.ledger.helpers import ManualClock, rendered
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 @pytest.fixture
-def ledger(clock: Clock) -> Ledger:
+def ledger(clock: ManualClock) -> Ledger:
     return Ledger(clock=clock)
 
 
-def test_the_least_wait_is_the_offset_plus_the_least_delay(clock: Clock) -> None:
+def test_the_least_wait_is_the_offset_plus_the_least_delay(clock: ManualClock) -> None:
     rng = np.random.default_rng(1)
     for offset_s in (-0.040, 0.0, 0.250):
         waits, delays_s = LeastWait(clock), rng.exponential(0.005, 1_000)
@@ -44,7 +35,7 @@ def test_the_least_wait_is_the_offset_plus_the_least_delay(clock: Clock) -> None
         assert offset_s <= waits.least_s < offset_s + 0.001
 
 
-def test_the_bound_forgets_a_wait_after_ten_minutes(clock: Clock) -> None:
+def test_the_bound_forgets_a_wait_after_ten_minutes(clock: ManualClock) -> None:
     waits, clock.now_s = LeastWait(clock), 0.0
     waits.record(-5.0)
     for _ in range(1, WINDOWS):
@@ -58,7 +49,7 @@ def test_the_bound_forgets_a_wait_after_ten_minutes(clock: Clock) -> None:
     assert waits.least_s is None
 
 
-def test_the_memory_of_the_least_wait_is_bounded(clock: Clock) -> None:
+def test_the_memory_of_the_least_wait_is_bounded(clock: ManualClock) -> None:
     waits = LeastWait(clock)
     for _ in range(10_000):
         clock.now_s += WINDOW_S
@@ -79,7 +70,7 @@ def test_merged_workers_have_the_lowest_and_the_highest_wait_and_the_sum_of_earl
 
 
 def test_a_difference_of_accounts_has_the_wait_at_its_end_and_its_own_early_records(
-    ledger: Ledger, clock: Clock
+    ledger: Ledger, clock: ManualClock
 ) -> None:
     ledger.record_arrival(-0.010, 3)
     before = ledger.account()
@@ -107,7 +98,8 @@ def metrics(ledger: Ledger) -> str:
     return generate_latest(ledger_registry(ledger)).decode()
 
 
-def test_the_gauge_is_absent_before_the_first_record(ledger: Ledger) -> None:
+def test_the_bound_is_absent_before_the_first_record(ledger: Ledger) -> None:
+    assert ledger.summary().clock is None
     assert "\ncascade_clock_skew_bound_seconds " not in metrics(ledger)
     ledger.record_arrival(-0.25, 2)
     assert "\ncascade_clock_skew_bound_seconds -0.25\n" in metrics(ledger)
@@ -128,12 +120,6 @@ def test_the_table_has_the_bound_if_it_exceeds_a_millisecond(
 ) -> None:
     ledger.record_decisions("screened", np.full(5, 0.001))
     ledger.record_arrival(wait_s, early)
-    out = io.StringIO()
-    render(ledger.summary(), Console(file=out, width=200))
-    shown = " ".join(out.getvalue().split())
+    shown = " ".join(rendered(ledger.summary(), width=200).split())
     assert ("the worker's clock" in shown) == (text is not None)
     assert text is None or f"the worker's clock against the stamps of records: {text}" in shown
-
-
-def test_a_ledger_without_a_record_has_no_bound(ledger: Ledger) -> None:
-    assert ledger.summary().clock is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from rich.console import Console
 
 from cascade.cli import main
 from cascade.errors import DataError
-from cascade.ledger import Account, Journal, LedgerSummary, ServiceLevel, deep_cost, merge_accounts, render, summarise
+from cascade.ledger import Account, Journal, LedgerSummary, ServiceLevel, deep_cost, merge_accounts, summarise
 from cascade.ledger.account import MeterState
 from cascade.ledger.counterfactual import deep_only, filled_rows
 from cascade.ledger.counters import Counters
@@ -24,6 +22,7 @@ from cascade.ledger.errors import CounterfactualError
 from cascade.ledger.machine import describe_machine
 from cascade.ledger.summary import Counterfactual
 from cascade.protocols import EnergyKind
+from tests.cascade.ledger.helpers import rendered
 
 START = datetime(2026, 11, 25, tzinfo=UTC)
 MACHINE = describe_machine()
@@ -350,9 +349,7 @@ def test_a_cost_is_read_from_its_file_and_other_files_are_refused(tmp_path: Path
 
 
 def shown(found: Counterfactual) -> str:
-    console = Console(file=io.StringIO(), width=80, record=True)
-    render(msgspec.structs.replace(ledger(), counterfactual=found), console)
-    return console.export_text()
+    return rendered(msgspec.structs.replace(ledger(), counterfactual=found), width=80)
 
 
 def test_the_table_fits_eighty_columns_and_has_its_verdict_and_its_method() -> None:

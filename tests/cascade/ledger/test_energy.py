@@ -23,16 +23,9 @@ from cascade.ledger import (
 from cascade.ledger.nvml import NvmlMeter, nvml_meters
 from cascade.ledger.rapl import RaplMeter
 from cascade.ledger.recorded_nvml import RecordedGpu, RecordedNvml
+from tests.cascade.ledger.helpers import ManualClock
 
 A100 = "NVIDIA A100-SXM4-40GB"
-
-
-class ManualClock:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def _zone(root: Path, zone: str, name: str, energy_uj: int, range_uj: int | None = 1_000_000_000) -> Path:

@@ -16,7 +16,8 @@ from cascade.errors import DataError, SettingError
 from cascade.ledger import Account, Journal, Ledger, LedgerSummary, merge_accounts, merged_between, read_journal
 from cascade.ledger.account import MeterState
 from cascade.ledger.journal import SUFFIX
-from tests.cascade.ledger.test_account import NOON, some_work
+from tests.cascade.ledger.helpers import NOON
+from tests.cascade.ledger.test_account import some_work
 
 MINUTE = timedelta(minutes=1)
 

@@ -26,7 +26,8 @@ from cascade.ledger.render import number_text
 from cascade.report.business import Assumptions, energy_text, mass_text, swings, year
 from cascade.report.figures import POINTS_MAX, gather
 from cascade.report.words import LANGUAGES, words
-from tests.cascade.ledger.test_account import NOON, some_work
+from tests.cascade.ledger.helpers import NOON
+from tests.cascade.ledger.test_account import some_work
 
 CHROMIUM = shutil.which("chromium")
 CARBON = ("Germany, average of 2023: 381 g/kWh; PUE 1.54", "embodied: 0.74 g an hour")
