@@ -78,14 +78,9 @@ def test_a_truncated_file_is_found(copy: Path, file: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("file", [*FILES, MANIFEST])
-def test_a_missing_file_is_named(copy: Path, file: str) -> None:
+def test_a_missing_file_or_a_directory_in_its_place_is_named(copy: Path, file: str) -> None:
     (copy / file).unlink()
     assert f"{file}: cannot be read (No such file or directory)" in refusal(copy)
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_a_directory_in_the_place_of_a_file_is_refused(copy: Path, file: str) -> None:
-    (copy / file).unlink()
     (copy / file).mkdir()
     assert file in refusal(copy)
 
@@ -121,37 +116,22 @@ def test_a_manifest_of_another_shape_is_refused(copy: Path, change: Callable[[di
     assert MANIFEST in refusal(copy)
 
 
-def test_a_manifest_that_leaves_out_a_file_is_refused(copy: Path) -> None:
+def test_a_manifest_without_a_file_or_with_another_file_is_refused(copy: Path) -> None:
     change_manifest(copy, lambda manifest: manifest["files"].pop("policy.json"))
     assert "missing or unknown files policy.json" in refusal(copy)
-
-
-def test_a_manifest_with_a_file_too_many_is_refused(copy: Path) -> None:
     entry = {"size_bytes": 1, "sha256": "00"}
-    change_manifest(copy, lambda manifest: manifest["files"].update({"../../etc/passwd": entry}))
+    change_manifest(copy, lambda manifest: manifest["files"].update({"policy.json": entry, "../../etc/passwd": entry}))
     assert "missing or unknown files ../../etc/passwd" in refusal(copy)
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("escalation_budget", 1.5),
-        ("escalation_budget", -0.1),
-        ("review_from", -0.1),
-        ("decline_from", 0.0),
-        ("screener", {"slope": 0.0, "intercept": 1.0}),
-        ("deep", {"slope": -1.0, "intercept": 1.0}),
-        ("review_from", "0.1"),
-        ("review_from", None),
-        ("unknown", 1),
-    ],
+    ("key", "value"), [("escalation_budget", 1.5), ("review_from", "0.1"), ("review_from", None), ("unknown", 1)]
 )
-def test_numbers_that_are_no_policy_are_refused(
+def test_values_that_are_no_policy_are_refused(
     tmp_path: Path, content: dict[str, bytes], key: str, value: object
 ) -> None:
-    policy = json.loads(content["policy.json"])
-    policy[key] = value
-    write_bundle(tmp_path / "bundle", "mine", content | {"policy.json": json.dumps(policy).encode()})
+    policy = json.dumps(json.loads(content["policy.json"]) | {key: value})
+    write_bundle(tmp_path / "bundle", "mine", content | {"policy.json": policy.encode()})
     assert "policy.json" in refusal(tmp_path / "bundle")
 
 

@@ -132,23 +132,16 @@ def test_the_directory_in_use_stays_where_the_others_have_later_times(in_copy: P
     assert used.is_dir()
 
 
-def test_the_directory_lies_where_numba_is_set_to_cache(
-    in_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "chosen"))
-    used = cache_directory.__wrapped__()
-    assert used is not None
-    assert used.parent == tmp_path / "chosen"
-
-
-def test_a_read_only_installation_caches_in_the_users_directory(
+def test_a_read_only_installation_caches_in_the_users_directory_unless_numba_has_another(
     in_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (in_copy / "cascade" / "__pycache__").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    used = cache_directory.__wrapped__()
-    assert used is not None
-    assert used.parent == tmp_path / "home" / "cascade-fraud"
+    for setting, place in (("", tmp_path / "home" / "cascade-fraud"), (str(tmp_path / "chosen"), tmp_path / "chosen")):
+        monkeypatch.setattr(numba.config, "CACHE_DIR", setting)
+        used = cache_directory.__wrapped__()
+        assert used is not None
+        assert used.parent == place
 
 
 def test_kernels_run_where_no_directory_can_be_written(copy: Path) -> None:

@@ -49,6 +49,13 @@ def test_the_environment_overrides_the_bootstrap_address(tmp_path: Path) -> None
     assert config.kafka.servers == ["b:2", "c:3"]
 
 
+OAUTH = "[kafka.security]\nprotocol = 'SASL_SSL'\nsasl_mechanism = 'OAUTHBEARER'\n"
+ENDPOINT = OAUTH + "token_endpoint = 'https://idp.example/token'\n"
+AVRO = "[kafka]\ncodec = 'avro'\n[kafka.schema_registry]\n"
+OTEL = "[otel]\nendpoint = 'https://collector:4318/v1/metrics'\n"
+HEADERS = {"H": "a=b", "BAD": "hunter2", "SPLIT": "a=hunter2%0d%0ax: y"}
+
+
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
@@ -73,6 +80,8 @@ def test_the_environment_overrides_the_bootstrap_address(tmp_path: Path) -> None
         ("[deadline]\nbudget_ms = 1.5", ["deadline.budget_ms = 1.5"]),
         ("[deadline\n", ["is not TOML", "line 1"]),
         (b"\xff\xfe", ["is not UTF-8"]),
+        ("[deep]\nca_file = 'pyproject.toml'", ["deep.tls", "does not use the TLS files"]),
+        ("[kafka.security]\nca_file = 'pyproject.toml'", ["kafka.security.protocol", "does not use the TLS files"]),
         ("[deep]\nca_file = '/nowhere/ca.pem'", ["deep.ca_file", "no such file"]),
         ("[kafka.security]\nprotocol = 'SASL_SSL'", ["kafka.security.username", "missing"]),
         (
@@ -87,26 +96,6 @@ def test_the_environment_overrides_the_bootstrap_address(tmp_path: Path) -> None
             "[kafka.security]\nprotocol = 'SASL_SSL'\nusername = 'u'\npassword_file = '/nowhere/password'",
             ["kafka.security.password_file", "cannot be read"],
         ),
-    ],
-)
-def test_what_cannot_be_used_is_refused_in_one_line(tmp_path: Path, content: str | bytes, parts: list[str]) -> None:
-    line = refusal(tmp_path, content)
-    for part in parts:
-        assert part in line
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"nowhere\.toml: file: cannot be read"):
-        load_config(tmp_path / "nowhere.toml", {})
-
-
-OAUTH = "[kafka.security]\nprotocol = 'SASL_SSL'\nsasl_mechanism = 'OAUTHBEARER'\n"
-ENDPOINT = OAUTH + "token_endpoint = 'https://idp.example/token'\n"
-
-
-@pytest.mark.parametrize(
-    ("content", "parts"),
-    [
         (OAUTH, ["kafka.security.token_file", "exactly one source", "token_endpoint"]),
         (OAUTH + "token_file = 't'\ntoken_endpoint = 'https://a/b'", ["token_file", "exactly one source"]),
         (OAUTH + "token_file = '/nowhere/token'", ["token_file = '/nowhere/token'", "no such file"]),
@@ -119,23 +108,6 @@ ENDPOINT = OAUTH + "token_endpoint = 'https://idp.example/token'\n"
         (ENDPOINT + "client_id = 'c'\nclient_secret_env = 'UNSET_VARIABLE'", ["client_secret_env", "not set"]),
         (ENDPOINT + "client_id = 'c'\nclient_secret_file = '/nowhere/s'", ["client_secret_file", "cannot be read"]),
         ("[kafka.security]\ntoken_file = 't'", ["sasl_mechanism", "does not use tokens"]),
-    ],
-)
-def test_settings_of_tokens_that_contradict_each_other_are_refused(
-    tmp_path: Path, content: str, parts: list[str]
-) -> None:
-    line = refusal(tmp_path, content)
-    assert "hunter2" not in line
-    for part in parts:
-        assert part in line
-
-
-AVRO = "[kafka]\ncodec = 'avro'\n[kafka.schema_registry]\n"
-
-
-@pytest.mark.parametrize(
-    ("content", "parts"),
-    [
         ("[kafka]\ncodec = 'avr'", ["kafka.codec = 'avr'", 'use "json" or "msgpack" or "binary" or "avro"']),
         (AVRO, ["kafka.schema_registry.url", "exactly one source of schemas", "set either url or directory"]),
         (AVRO + "url = 'http://a:1'\ndirectory = 'd'", ["kafka.schema_registry.url", "exactly one source"]),
@@ -149,30 +121,6 @@ AVRO = "[kafka]\ncodec = 'avro'\n[kafka.schema_registry]\n"
         (AVRO + "url = 'https://a'\nca_file = '/nowhere'", ["kafka.schema_registry.ca_file", "no such file"]),
         (AVRO + "url = 'http://a'\nca_file = 'pyproject.toml'", ["url", "does not use the TLS files"]),
         (AVRO.replace("avro", "json") + "url = 'http://a:1'", ["kafka.codec = 'json'", "does not use schemas"]),
-    ],
-)
-def test_settings_of_schemas_that_contradict_each_other_are_refused(
-    tmp_path: Path, content: str, parts: list[str]
-) -> None:
-    line = refusal(tmp_path, content)
-    assert "hunter2" not in line
-    for part in parts:
-        assert part in line
-
-
-def test_schemas_come_from_a_registry_or_a_directory(tmp_path: Path) -> None:
-    assert load(tmp_path, AVRO + "url = 'http://registry:8081'").kafka.schema_registry.password({}) is None
-    assert load(tmp_path, AVRO + f"directory = '{tmp_path}'").kafka.schema_registry.url == ""
-    content = AVRO + "url = 'https://registry'\nusername = 'u'\npassword_env = 'S'"
-    assert load(tmp_path, content, {"S": "secret"}).kafka.schema_registry.password({"S": "secret"}) == "secret"
-
-
-OTEL = "[otel]\nendpoint = 'https://collector:4318/v1/metrics'\n"
-
-
-@pytest.mark.parametrize(
-    ("content", "parts"),
-    [
         ("[otel]\ninterval_s = 0.5", ["otel.interval_s = 0.5", "use 1 to 3600"]),
         ("[otel]\nca_file = 'ca.pem'", ["otel.endpoint", "missing"]),
         ("[otel]\nheaders_env = 'H'", ["otel.endpoint", "missing"]),
@@ -188,13 +136,23 @@ OTEL = "[otel]\nendpoint = 'https://collector:4318/v1/metrics'\n"
         (OTEL + "headers_file = '/nowhere'", ["otel.headers_file", "cannot be read"]),
     ],
 )
-def test_settings_of_a_collector_that_contradict_each_other_are_refused(
-    tmp_path: Path, content: str, parts: list[str]
-) -> None:
-    line = refusal(tmp_path, content, {"H": "a=b", "BAD": "hunter2", "SPLIT": "a=hunter2%0d%0ax: y"})
+def test_what_cannot_be_used_is_refused_in_one_line(tmp_path: Path, content: str | bytes, parts: list[str]) -> None:
+    line = refusal(tmp_path, content, HEADERS)
     assert "hunter2" not in line
     for part in parts:
         assert part in line
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"nowhere\.toml: file: cannot be read"):
+        load_config(tmp_path / "nowhere.toml", {})
+
+
+def test_schemas_come_from_a_registry_or_a_directory(tmp_path: Path) -> None:
+    assert load(tmp_path, AVRO + "url = 'http://registry:8081'").kafka.schema_registry.password({}) is None
+    assert load(tmp_path, AVRO + f"directory = '{tmp_path}'").kafka.schema_registry.url == ""
+    content = AVRO + "url = 'https://registry'\nusername = 'u'\npassword_env = 'S'"
+    assert load(tmp_path, content, {"S": "secret"}).kafka.schema_registry.password({"S": "secret"}) == "secret"
 
 
 def test_a_collector_may_be_anywhere_without_headers_and_here_with_them(tmp_path: Path) -> None:
@@ -246,10 +204,3 @@ def test_an_overlong_secret_file_is_refused(tmp_path: Path) -> None:
     secret_file.write_text("x" * 5_000)
     with pytest.raises(SettingError, match="too long"):
         SecuritySettings(password_file=str(secret_file)).password({})
-
-
-def test_tls_files_without_tls_are_refused(tmp_path: Path) -> None:
-    ca = tmp_path / "ca.pem"
-    ca.write_text("")
-    assert "does not use the TLS files" in refusal(tmp_path, f"[deep]\nca_file = '{ca}'")
-    assert "does not use the TLS files" in refusal(tmp_path, f"[kafka.security]\nca_file = '{ca}'")

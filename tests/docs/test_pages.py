@@ -11,7 +11,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import msgspec
@@ -26,7 +26,7 @@ from cascade.errors import CascadeError
 from cascade.frames import read_labelled
 from cascade.ledger import MeterError
 from cascade.protocols import DeepInputs
-from cascade.schema import Field, Schema, parse_schema
+from cascade.schema import Field, FieldType, Schema, parse_schema
 from streaming.codecs import RejectReason, codec
 from streaming.decisions import CAUSES, Decision, DecisionColumns, LatencyMs, encode_decisions
 
@@ -111,6 +111,7 @@ def shop() -> Schema:
 def test_the_schema_page_names_each_reason_and_its_error() -> None:
     page = (DOCS / "schema.md").read_text()
     assert [reason for reason in RejectReason if f"`{reason.value}`" not in page] == []
+    assert {field.type for field in shop().fields.values()} == set(get_args(FieldType))
     (block,) = blocks(DOCS / "schema.md", "toml")
     with pytest.raises(CascadeError) as raised:
         parse_schema(block.replace('card = "card_token"', 'card = "card_no"').encode(), "schema.toml")

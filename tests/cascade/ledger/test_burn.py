@@ -97,7 +97,8 @@ def test_windows_end_with_the_period_and_do_not_begin_before_it() -> None:
     assert screened(service, end_minute=60).rates[0].rate == pytest.approx(10.0)
     (cut, *_) = burn_rates(service.journal, start=NOON + 60 * MINUTE)
     assert (cut.events, cut.breaches, {rate.rate for rate in cut.rates}) == (60_000, 0, {0.0})
-    assert burn_rates(service.journal, start=NOON + 200 * MINUTE) == ()
+    assert merged_between(service.journal, NOON + 200 * MINUTE) is None
+    assert burn_rates(service.journal, start=NOON + 200 * MINUTE) == Ledger().summary().burn == ()
 
 
 def test_several_runs_burn_the_same_budget() -> None:
@@ -129,10 +130,6 @@ def test_merge_has_the_burn_rates_in_its_table_and_in_json(tmp_path: Path, capsy
     assert "the journal covers only 20 min 00 s of 30m" in " ".join(text.split())
 
 
-def test_a_ledger_without_a_journal_has_no_burn_rates() -> None:
-    assert Ledger().summary().burn == ()
-
-
 def test_prometheus_rules_have_the_same_windows_factors_and_severities() -> None:
     text = RULES.read_text()
     recorded = dict(re.findall(r"record: cascade:objective_burn:rate(\w+)\n\s+expr: >-\n(.*\n.*\n.*\n)", text))
@@ -145,7 +142,3 @@ def test_prometheus_rules_have_the_same_windows_factors_and_severities() -> None
         (alarm.severity, alarm.long, alarm.short, alarm.factor) for alarm in ALARMS
     ]
     assert all(factor == other for _, factor, _, other, _ in alerts)
-
-
-def test_a_period_without_a_line_has_no_account() -> None:
-    assert merged_between(Service().work(1, 0).journal, NOON + 2 * MINUTE) is None

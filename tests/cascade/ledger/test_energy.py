@@ -56,22 +56,17 @@ def test_rapl_adds_up_packages_and_no_other_domain(tmp_path: Path) -> None:
     assert "package-1" in reading.source
 
 
-def test_rapl_counts_across_a_wrap(tmp_path: Path) -> None:
-    zone = _zone(tmp_path, "intel-rapl:0", "package-0", 999_000_000)
+@pytest.mark.parametrize(("range_uj", "before_wrap_j"), [(1_000_000_000, 1.0), (None, 0.0)])
+def test_rapl_counts_across_a_wrap_from_zero_on_without_a_maximum(
+    tmp_path: Path, range_uj: int | None, before_wrap_j: float
+) -> None:
+    zone = _zone(tmp_path, "intel-rapl:0", "package-0", 999_000_000, range_uj)
     meter = RaplMeter(tmp_path)
-    (zone / "energy_uj").write_text("2000000")
-    assert meter.read().energy_j == pytest.approx(3.0)
-    (zone / "energy_uj").write_text("4000000")
-    assert meter.read().energy_j == pytest.approx(5.0)
-
-
-def test_rapl_has_a_lower_bound_after_a_wrap_with_an_unknown_maximum(tmp_path: Path) -> None:
-    zone = _zone(tmp_path, "intel-rapl:0", "package-0", 999_000_000, range_uj=None)
-    meter = RaplMeter(tmp_path)
-    (zone / "energy_uj").write_text("2000000")
-    reading = meter.read()
-    assert reading.energy_j == pytest.approx(2.0)
-    assert "lower bound" in reading.source
+    for after_wrap_j in (2.0, 4.0):
+        (zone / "energy_uj").write_text(f"{after_wrap_j * 1e6:.0f}")
+        reading = meter.read()
+        assert reading.energy_j == pytest.approx(before_wrap_j + after_wrap_j)
+        assert ("lower bound" in reading.source) == (range_uj is None)
 
 
 def test_rapl_without_permission_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,17 +85,14 @@ def test_rapl_without_permission_names_the_remedy(tmp_path: Path, monkeypatch: p
         RaplMeter(tmp_path)
 
 
-def test_a_lost_rapl_counter_raises_instead_of_reading_zero(tmp_path: Path) -> None:
+def test_a_lost_or_absent_rapl_counter_raises_instead_of_reading_zero(tmp_path: Path) -> None:
+    with pytest.raises(MeterError, match="no processor package"):
+        RaplMeter(tmp_path)
     zone = _zone(tmp_path, "intel-rapl:0", "package-0", 1)
     meter = RaplMeter(tmp_path)
     (zone / "energy_uj").unlink()
     with pytest.raises(MeterError, match="cannot be read"):
         meter.read()
-
-
-def test_without_packages_there_is_no_rapl_meter(tmp_path: Path) -> None:
-    with pytest.raises(MeterError, match="no processor package"):
-        RaplMeter(tmp_path)
 
 
 def _gpu(**changes: object) -> RecordedGpu:
@@ -222,6 +214,7 @@ def test_the_cpu_model_refuses_impossible_arguments() -> None:
 
 
 def test_only_present_hardware_has_a_meter(tmp_path: Path) -> None:
+    assert find_meters([os.getpid()], 5.0)[-1].read().kind == "modelled"
     without = find_meters([os.getpid()], 5.0, nvml=RecordedNvml([]), powercap=tmp_path)
     assert [meter.name for meter in without] == ["cpu-worker"]
     _zone(tmp_path, "intel-rapl:0", "package-0", 1)
@@ -264,11 +257,6 @@ def test_nvml_checks_the_counter_by_integrated_power_and_has_its_uncertainty() -
     assert reading.uncertainty == 0.05
     (alone,) = nvml_meters(RecordedNvml([_gpu(power_mw=None)], clock), clock)
     assert alone.read().check_j is None
-
-
-def test_this_machine_has_at_least_the_cpu_model() -> None:
-    meters = find_meters([os.getpid()], 5.0)
-    assert meters[-1].read().kind == "modelled"
 
 
 def test_the_sampler_samples_until_its_block_ends() -> None:

@@ -158,17 +158,9 @@ def test_the_yearly_figures_follow_their_formulas() -> None:
     assert next(swing for swing in measured if swing.input == "energy").high == pytest.approx(750.0 * 1.05)
 
 
-def test_numbers_have_three_significant_digits() -> None:
-    assert [number_text(value) for value in (0.012345, 1.2345, 9.996, 99.96, 12_345)] == [
-        "0.0123",
-        "1.23",
-        "10.0",
-        "100",
-        "12,345",
-    ]
-
-
-def test_amounts_have_units_of_suitable_size() -> None:
+def test_numbers_have_three_significant_digits_and_units_of_suitable_size() -> None:
+    shown = [number_text(value) for value in (0.012345, 1.2345, 9.996, 99.96, 12_345)]
+    assert shown == ["0.0123", "1.23", "10.0", "100", "12,345"]
     assert [mass_text(value) for value in (12.3, 0.0123, 1.23e-5)] == ["12.3 t", "12.3 kg", "12.3 g"]
     assert [energy_text(value) for value in (1.5e4, 15.0, 0.015)] == ["15.0 MWh", "15.0 kWh", "15.0 Wh"]
 
