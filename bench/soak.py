@@ -51,7 +51,8 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True):
     """Resident memory of one process and its children after the warm-up.
 
     `first_mb`, `last_mb`: medians of the first and of the last third, MB. `by_thirds`: growth between these medians, a
-    share. `by_fit`: growth of the line of least squares through all samples, from its start to its end, a share.
+    share. `by_fit`: growth of the Theil-Sen line through all samples, from its start to its end, a share; its slope is
+    the median of the slopes between any two samples, so a few samples that lie apart do not turn it.
     """
 
     name: str
@@ -210,7 +211,9 @@ def measure_growth(name: str, rss_mb: Float64) -> Growth:
         raise CascadeError(f"{name}: only {len(rss_mb)} memory samples after the warm-up; the process may have ended")
     third = len(rss_mb) // 3
     first, last = float(np.median(rss_mb[:third])), float(np.median(rss_mb[-third:]))
-    slope, start = np.polyfit(np.arange(len(rss_mb)), rss_mb, 1)
+    early, late = np.triu_indices(len(rss_mb), 1)
+    slope = np.median((rss_mb[late] - rss_mb[early]) / (late - early))
+    start = np.median(rss_mb - slope * np.arange(len(rss_mb)))
     return Growth(
         name=name,
         samples=len(rss_mb),
@@ -231,7 +234,7 @@ def show(report: SoakReport, console: Console) -> None:
     print_table(
         console,
         table,
-        "first, last: medians of the first and last third; line: least squares through all samples",
+        "first, last: medians of the first and last third; line: Theil-Sen through all samples",
         f"{report.minutes:g} min at {report.rate:,.0f}/s: {report.transactions:,} transactions;"
         f" escalated: {report.escalated_share:.1%}; deep calls: {report.deep_calls:,};"
         f" degraded: {report.degraded_share:.1%}",

@@ -37,6 +37,10 @@ def test_a_single_step_is_found() -> None:
     assert measure_growth("worker", np.repeat([400.0, 420.0], 240)).worst > GROWTH_MAX
 
 
+def test_a_warm_up_that_ends_late_is_no_growth() -> None:
+    assert abs(measure_growth("worker", np.append(np.full(24, 450.0), 470.0 + noise(156))).worst) < GROWTH_MAX / 2
+
+
 def test_memory_that_shrinks_is_no_growth() -> None:
     assert measure_growth("worker", np.linspace(420.0, 400.0, 480)).worst < 0
 
