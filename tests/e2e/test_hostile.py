@@ -302,8 +302,8 @@ def test_a_card_that_floods_its_partition_does_not_starve_the_others(
 
     A partition is a queue: cards that share it with the flood wait behind it, as long as it takes to work it off. What
     must hold: all are decided; a flooded record costs the same at its end; the flood's escalations are capped, and take
-    no other card's room; a card of the other partition waits for what was fetched of the flooded one, a megabyte that is
-    decided and a megabyte that is fetched meanwhile, not for the flood.
+    no other card's room; a card of the other partition waits for what was fetched of the flooded one (a megabyte that
+    is decided, and a megabyte that is fetched meanwhile), not for the flood.
     """
     with start(2, "at-least-once", "json") as service:
         config = service.config
