@@ -5,7 +5,7 @@ It also prepares the deep model's inputs. The caller calls the deep model, waits
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -38,21 +38,16 @@ class Screened:
         return deep_inputs(self.features[rows], self.sequence[rows], self.raw[rows])
 
 
-@dataclass(slots=True)
-class EngineClocks:
-    """Wall and CPU seconds of the last batch, by stage."""
-
-    features: StageClock = field(default_factory=StageClock)
-    screener: StageClock = field(default_factory=StageClock)
-
-
 class Engine:
-    """Feature state, screener and policy of a bundle, for use by one thread."""
+    """Feature state, screener and policy of a bundle, for use by one thread.
+
+    - `feature_clock`, `screener_clock`: wall and CPU seconds of the last batch in these stages.
+    """
 
     def __init__(self, features: FeatureEngine, screener: Screener, policy: Policy) -> None:
         self.features = features
         self.policy = policy
-        self.clocks = EngineClocks()
+        self.feature_clock, self.screener_clock = StageClock(), StageClock()
         self._screener = screener
         self._buffers = features.buffers()
 
@@ -69,7 +64,7 @@ class Engine:
 
     def fold(self, batch: ColumnBatch, partition_ids: Int64 | None = None) -> None:
         """Fold rows that need no decision into the state. `partition_ids`: as for `screen`."""
-        with self.clocks.features:
+        with self.feature_clock:
             self.features.update(batch, partition_ids, self._buffers)
 
     def fold_labels(self, labels: ColumnBatch) -> None:
@@ -82,9 +77,9 @@ class Engine:
         - `partition_ids` int64 [rows]: the partition of each row; None: all rows are of partition 0.
         - `threshold_raise`: log-odds that are added to the escalation threshold.
         """
-        with self.clocks.features:
+        with self.feature_clock:
             computed = self.features.update(batch, partition_ids, self._buffers)
-        with self.clocks.screener:
+        with self.screener_clock:
             raw = self._screener.score(computed.features)
             probability = self.policy.screener.probability(raw)
             escalate = self.policy.escalate(raw, threshold_raise)

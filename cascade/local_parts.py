@@ -197,11 +197,11 @@ class OwnedProcess:
 
     def stop(self, grace_s: float = 15.0) -> bool:
         """Terminate the process; kill it and its helpers after `grace_s` seconds. Returns whether it ended in time."""
-        process, in_time = self._process, True
-        if process is not None and process.poll() is None:
-            process.terminate()
+        in_time = True
+        if self._process is not None and self.running:
+            self._process.terminate()
             try:
-                process.wait(grace_s)
+                self._process.wait(grace_s)
             except subprocess.TimeoutExpired:
                 in_time = False
                 self.kill()
@@ -210,10 +210,9 @@ class OwnedProcess:
 
     def kill(self) -> None:
         """Kill the process and its helpers (SIGKILL)."""
-        process = self._process
-        if process is not None and process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        if self._process is not None and self.running:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
         self._release()
 
     def freeze(self) -> None:
@@ -221,16 +220,14 @@ class OwnedProcess:
 
         Waits until every thread of the process has stopped, since a server answers until then.
         """
-        pid = self.pid
-        if pid is not None:
+        if (pid := self.pid) is not None:
             with suppress(ProcessLookupError, ChildProcessError):
                 os.killpg(pid, signal.SIGSTOP)
                 os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """Resume a frozen process. Does nothing if it is not frozen or does not run."""
-        pid = self.pid
-        if pid is not None:
+        if (pid := self.pid) is not None:
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGCONT)
 
@@ -263,10 +260,7 @@ class OwnedProcess:
         """Return once `ready()` is true. Raises LocalPartError if the process ends or `timeout_s` seconds pass."""
         deadline = time.monotonic() + timeout_s
         while not ready():
-            if not self.running:
-                raise LocalPartError(f"{self.name} ended while starting; its log {self.log} ends: {self.log_tail()}")
-            if time.monotonic() >= deadline:
-                raise LocalPartError(
-                    f"{self.name} was not ready within {timeout_s:g} s; its log {self.log} ends: {self.log_tail()}"
-                )
+            if not self.running or time.monotonic() >= deadline:
+                problem = f"was not ready within {timeout_s:g} s" if self.running else "ended while starting"
+                raise LocalPartError(f"{self.name} {problem}; its log {self.log} ends: {self.log_tail()}")
             time.sleep(_POLL_S)

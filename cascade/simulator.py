@@ -28,14 +28,7 @@ from cascade.columns import Bool, Float64, Int64
 from cascade.errors import SettingError
 from cascade.progress import Progress
 
-PATTERNS: Final = (
-    "none",
-    "stolen_card",
-    "compromised_terminal",
-    "card_testing",
-    "account_takeover",
-    "large_amount",
-)
+PATTERNS: Final = ("none", "stolen_card", "compromised_terminal", "card_testing", "account_takeover", "large_amount")
 ENTRY_MODES: Final = ("chip", "contactless", "online")
 
 _DAY_MS: Final = 86_400_000
@@ -428,8 +421,15 @@ def _add_fraud(streams: list[np.random.Generator], world: _World, genuine: _Rows
     wanted = {pattern: round(frauds * share) for pattern, share in _PATTERN_MIX.items()}
     if not len(genuine.card):
         return genuine
-    _compromise_terminals(streams[0], settings, genuine, wanted[2])
-    _take_over_accounts(streams[1], settings, genuine, wanted[4])
+    compromised = _campaign_rows(
+        streams[0], settings, genuine.terminal, genuine, days=(10, 28), share=(0.4, 0.9), wanted=wanted[2]
+    )
+    genuine.pattern[compromised] = 2
+    taken = _campaign_rows(
+        streams[1], settings, genuine.card, genuine, days=(10, 18), share=(0.35, 0.6), wanted=wanted[4]
+    )
+    genuine.amount[taken] *= streams[1].uniform(3.0, 7.0, len(taken))
+    genuine.pattern[taken] = 4
     parts = [
         genuine,
         _fill(_stolen_cards, streams[2], world, genuine, wanted[1]),
@@ -477,17 +477,6 @@ def _campaign_rows(
     hit = hit[np.sort(first)]
     free: Int64 = hit[rows.pattern[hit] == 0][:wanted]
     return free
-
-
-def _compromise_terminals(rng: np.random.Generator, settings: SimulatorSettings, rows: _Rows, wanted: int) -> None:
-    hit = _campaign_rows(rng, settings, rows.terminal, rows, days=(10, 28), share=(0.4, 0.9), wanted=wanted)
-    rows.pattern[hit] = 2
-
-
-def _take_over_accounts(rng: np.random.Generator, settings: SimulatorSettings, rows: _Rows, wanted: int) -> None:
-    hit = _campaign_rows(rng, settings, rows.card, rows, days=(10, 18), share=(0.35, 0.6), wanted=wanted)
-    rows.amount[hit] *= rng.uniform(3.0, 7.0, len(hit))
-    rows.pattern[hit] = 4
 
 
 _Pattern = Callable[[np.random.Generator, _World, _Rows], _Rows]

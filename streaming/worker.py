@@ -339,7 +339,7 @@ class Worker:
     def _screen(self, intake: Intake) -> None:
         rows = self._queued(intake)
         screened = self._engine.screen(intake.batch, intake.partition_ids, self._escalations.raised)
-        features, screener = self._engine.clocks.features, self._engine.clocks.screener
+        features, screener = self._engine.feature_clock, self._engine.screener_clock
         self._ledger.record_queue(rows.queue_ms[intake.undecided] / 1e3)
         self._ledger.record_stage("features", features.wall_s, features.cpu_s, intake.batch.rows)
         self._ledger.record_stage("screener", screener.wall_s, screener.cpu_s, intake.batch.rows)

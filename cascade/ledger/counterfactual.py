@@ -93,11 +93,7 @@ def _limit_ms(summary: LedgerSummary) -> float | None:
 def _comparison(
     kind: EnergyKind, figures: list[EnergyFigure], summary: LedgerSummary, cost: DeepCost, limit_ms: float | None
 ) -> EnergyComparison:
-    """Compares the joules of one kind.
-
-    figures: the meters of that kind: of the worker, of reserved idle cores, or of the model server (CPU or GPU).
-    limit_ms: latency limit of the escalated path; None without one.
-    """
+    """Compares the joules of one kind, by its meters: of the worker, of reserved idle cores, or of the model server."""
     transactions = _transactions(summary)
     metered_j = {figure.meter: figure.energy_j or 0.0 for figure in figures}
     cascade_j = sum(metered_j.values())
@@ -135,10 +131,7 @@ def _comparison(
 def _deep_only(
     rows: float, energy: Estimate, calls: Estimate, cascade_j: float, break_even_share: Estimate | None
 ) -> DeepOnly:
-    """The figures of deep-only.
-
-    rows: rows per call. energy: J of deep-only. calls: J of its calls alone. cascade_j: J of the cascade.
-    """
+    """The figures of deep-only. `energy`: its J. `calls`: J of its calls alone."""
     if calls.low <= 0 or energy.low <= 0 or cascade_j <= 0:
         raise CounterfactualError(
             "deep-only: the meters do not show that a deep call needs more than idle; measure on the device that runs "
@@ -155,11 +148,7 @@ def _deep_only(
 
 
 def _break_even(calls: Estimate, screener_j: float, own: Estimate, escalated_share: float) -> Estimate | None:
-    """The escalation rate at which both cost the same; see the module.
-
-    calls: J of all calls of deep-only. screener_j: J of the screener. own: J of the cascade's own deep calls.
-    escalated_share: share of the transactions that the cascade sent to the deep model.
-    """
+    """The escalation rate at which both cost the same; see the module. `calls`: of deep-only. `own`: of the cascade."""
     if own.low <= 0 or not escalated_share:
         return None
     corners = [
@@ -187,10 +176,9 @@ def _call_weights(cost: DeepCost, rows: float | None, calls: float, meters: Iter
         return {}
     weights = cost.weights(rows)
     if weights is None:
-        measured = cost.rows
         raise CounterfactualError(
-            f"deep-only: the deep calls of the stream have {rows:.1f} transactions each, but calls of {measured[0]} to "
-            f"{measured[-1]} were measured; {MEASURE_AGAIN} with --rows"
+            f"deep-only: the deep calls of the stream have {rows:.1f} transactions each, but calls of "
+            f"{cost.rows[0]} to {cost.rows[-1]} were measured; {MEASURE_AGAIN} with --rows"
         )
     return {(meter, index): calls * weight for meter in meters for index, weight in weights.items()}
 
@@ -212,9 +200,6 @@ def _sum(cost: DeepCost, weights: _Weights, fixed_j: float = 0.0, more: Iterable
 
 
 def _idle_j(meter: str, metered_j: float, seconds: float, cost: DeepCost) -> Estimate:
-    """Joules that a meter of the model server counts without any call, at most all that it has counted.
-
-    metered_j: J that the meter has counted in `seconds`.
-    """
+    """Joules that a meter of the model server counts without any call, at most all that it has counted."""
     watts = next(found.idle_w for found in cost.meters if found.meter == meter)
     return watts.map(lambda idle_w: min(max(idle_w, 0.0) * seconds, metered_j))

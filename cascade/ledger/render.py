@@ -40,6 +40,7 @@ _BURN_STYLE: Final[dict[BurnStatus, str]] = {
 # Kafka stamps records in whole milliseconds.
 _SKEW_SHOWN_MS: Final = 1.0
 _KIND_STYLE: Final = {"measured": "green", "modelled": "yellow"}
+_NO_METERS: Final = Padding(Text("Energy: unknown, because the ledger has no meter", style="yellow"), (1, 1, 0, 1))
 
 
 def render(summary: LedgerSummary, console: Console) -> None:
@@ -53,7 +54,7 @@ def render(summary: LedgerSummary, console: Console) -> None:
     stages = _stages(summary)
     if stages.row_count:
         console.print(stages)
-    console.print(_energy(summary) if summary.energy else _no_meters())
+    console.print(_energy(summary) if summary.energy else _NO_METERS)
     if summary.books is not None and summary.books.entries:
         console.print(_books(summary.books, summary))
     if summary.carbon is not None:
@@ -76,11 +77,8 @@ def _headline(summary: LedgerSummary) -> Padding:
     return Padding(Text.assemble(*(part for figure, text in figures for part in ((figure, "bold"), text))), (0, 1))
 
 
-def _table(title: str, first: str, *numbers: str, caption: str | None = None) -> Table:
-    """A table with a column of names and right-aligned columns of numbers.
-
-    title: above the table. first: header of the names. numbers: headers of the numbers. caption: below the table.
-    """
+def _table(title: str, first: str, *numbers: str, last: str = "", caption: str | None = None) -> Table:
+    """A table with a column of names, right-aligned columns of numbers and, if it has a header, a column of words."""
     table = Table(
         title=f"\n {title}",
         caption=None if caption is None else "\n".join(f" {line}" for line in caption.splitlines()),
@@ -96,6 +94,8 @@ def _table(title: str, first: str, *numbers: str, caption: str | None = None) ->
     table.add_column(first, min_width=12, no_wrap=True)
     for number in numbers:
         table.add_column(number, justify="right", no_wrap=True)
+    if last:
+        table.add_column(last, no_wrap=True)
     return table
 
 
@@ -151,14 +151,12 @@ def _clock(clock: ClockFigures | None) -> str:
 
 def _listing(title: str, counts: Mapping[str, int], total: int = 0) -> str:
     shares = {name: f" ({percent_text(count / total)})" if total else "" for name, count in counts.items()}
-    return (
-        f"{title}: {', '.join(f'{name} {count:,}{shares[name]}' for name, count in counts.items())}" if counts else ""
-    )
+    listed = ", ".join(f"{name} {count:,}{shares[name]}" for name, count in counts.items())
+    return f"{title}: {listed}" if counts else ""
 
 
 def _objectives(objectives: Sequence[ObjectiveResult]) -> Table:
-    table = _table("Service level", "objective", "value", "limit")
-    table.add_column("status", no_wrap=True)
+    table = _table("Service level", "objective", "value", "limit", last="status")
     for objective in objectives:
         status = Text(objective.status, style=_STATUS_STYLE[objective.status])
         table.add_row(objective.name, *objective_cells(objective), status)
@@ -173,8 +171,7 @@ def _burn(objectives: Sequence[ObjectiveBurn]) -> Table:
         covered = ", ".join(f"{_duration(rate.covered_s)} of {rate.window}" for rate in partial)
         notes.append(f"the journal covers only {covered}")
     title = "Error budgets left (negative: exceeded), and burn rates by window"
-    table = _table(title, "objective", "left %", *WINDOWS_S, caption="\n".join(notes))
-    table.add_column("status", no_wrap=True)
+    table = _table(title, "objective", "left %", *WINDOWS_S, last="status", caption="\n".join(notes))
     for objective in objectives:
         by_window = {rate.window: rate.rate for rate in objective.rates}
         rates = (number_text(by_window.get(window)) for window in WINDOWS_S)
@@ -205,8 +202,8 @@ def _stages(summary: LedgerSummary) -> Table:
 
 
 def _energy(summary: LedgerSummary) -> Table:
-    table = _table("Energy", "meter", "J", "mJ/tx", caption="measured and modelled joules are never added up")
-    table.add_column("kind", no_wrap=True)
+    caption = "measured and modelled joules are never added up"
+    table = _table("Energy", "meter", "J", "mJ/tx", last="kind", caption=caption)
     table.add_column("source", overflow="fold", ratio=1)
     for figure in summary.energy:
         cells = (number_text(figure.energy_j), number_text(figure.per_transaction_mj))
@@ -223,8 +220,8 @@ def _energy(summary: LedgerSummary) -> Table:
 
 def _books(books: Books, summary: LedgerSummary) -> Table:
     """The joules by use, and the residual of each meter."""
-    table = _table("Energy by use", "use", "J", "% of kind", "mJ/tx", caption=_books_notes(books, summary))
-    table.add_column("kind", no_wrap=True)
+    notes = _books_notes(books, summary)
+    table = _table("Energy by use", "use", "J", "% of kind", "mJ/tx", last="kind", caption=notes)
     for kind in dict.fromkeys(entry.kind for entry in books.entries):
         lines = books.by_line(kind)
         whole_j = sum(lines.values())
@@ -260,14 +257,11 @@ def _books_notes(books: Books, summary: LedgerSummary) -> str:
 
 
 def _carbon(carbon: CarbonFigures) -> Table:
-    inputs = "\n".join(carbon.bases)
-    caption = f"{inputs}\n((E · I) + M) per R, ISO/IEC 21031:2024"
-    table = _table("Carbon", "gCO2e", "total", "per million decisions", caption=caption)
-    table.add_column("kind", no_wrap=True)
+    caption = "\n".join([*carbon.bases, "((E · I) + M) per R, ISO/IEC 21031:2024"])
+    table = _table("Carbon", "gCO2e", "total", "per million decisions", last="kind", caption=caption)
     for total in carbon.totals:
-        table.add_row(
-            "operational", number_text(total.operational_g), number_text(total.per_million_g), _kind(total.kind)
-        )
+        cells = (number_text(total.operational_g), number_text(total.per_million_g))
+        table.add_row("operational", *cells, _kind(total.kind))
     table.add_row("embodied", number_text(carbon.embodied_g), number_text(carbon.embodied_per_million_g), "stated")
     if carbon.sci_g_per_million is not None:
         table.add_section()
@@ -279,8 +273,7 @@ def _deep_only(counterfactual: Counterfactual) -> Table:
     """The cascade against deep-only, by kind: with large calls, and with calls as large as the cascade's own."""
     title = f"Deep-only for the same {counterfactual.transactions:,} transactions"
     columns = ("J", "×", "saved %", "even at %")
-    table = _table(title, "service", *columns, caption=_deep_only_notes(counterfactual))
-    table.add_column("kind", no_wrap=True)
+    table = _table(title, "service", *columns, last="kind", caption=_deep_only_notes(counterfactual))
     for comparison in counterfactual.comparisons:
         kind = _kind(comparison.kind)
         table.add_row("cascade", number_text(comparison.cascade_j), "1", _ABSENT, _ABSENT, kind)
@@ -339,10 +332,6 @@ def _kind(kind: str | None) -> Text:
 
 def _source(figure: EnergyFigure) -> Text:
     return Text(figure.source, style="dim") if figure.problem is None else Text(figure.problem, style="red")
-
-
-def _no_meters() -> Padding:
-    return Padding(Text("Energy: unknown, because the ledger has no meter", style="yellow"), (1, 1, 0, 1))
 
 
 def _quality(quality: QualityComparison) -> Table:

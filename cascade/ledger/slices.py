@@ -18,7 +18,7 @@ slices in use, so that empty slices get none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -103,40 +103,30 @@ def attribute_window(window: Window, method: Method = "activity-size") -> tuple[
     idle_j = min(window.idle_w * window.seconds, window.energy_j)
     dynamic_j = window.energy_j - idle_j
     if method == "activity":
-        return _by_activity(window, dynamic_j)
+        return _divided(window, dynamic_j, lambda part: part.activity or 0.0)
     if method == "occupied":
-        return _by_occupied_size(window)
+        return _divided(window, window.energy_j, lambda part: part.sms)
     per_sm_j = idle_j / window.sms
-    weights = [(part.activity or 0.0) * part.sms for part in window.slices]
-    whole = sum(weights)
-    rows = [
-        Row(part.name, idle_j=per_sm_j * part.sms, dynamic_j=dynamic_j * weight / whole if whole else 0.0)
-        for part, weight in zip(window.slices, weights, strict=True)
-        if part.activity is not None
-    ]
+    rows = _divided(window, dynamic_j, lambda part: (part.activity or 0.0) * part.sms, per_sm_j)
     empty = sum(part.sms for part in window.slices if part.activity is None)
     stranded = window.sms - sum(part.sms for part in window.slices)
     others = [
         Row(EMPTY, idle_j=per_sm_j * empty, dynamic_j=0.0),
         Row(STRANDED, idle_j=per_sm_j * stranded, dynamic_j=0.0),
-        Row(UNEXPLAINED, idle_j=0.0, dynamic_j=0.0 if whole else dynamic_j),
+        Row(UNEXPLAINED, idle_j=0.0, dynamic_j=0.0 if any(part.activity for part in window.slices) else dynamic_j),
     ]
     return (*rows, *(row for row in others if row.energy_j))
 
 
-def _by_activity(window: Window, dynamic_j: float) -> tuple[Row, ...]:
-    whole = sum(part.activity or 0.0 for part in window.slices)
-    return tuple(
-        Row(part.name, idle_j=0.0, dynamic_j=dynamic_j * part.activity / whole if whole else 0.0)
-        for part in window.slices
-        if part.activity is not None
-    )
-
-
-def _by_occupied_size(window: Window) -> tuple[Row, ...]:
+def _divided(
+    window: Window, dynamic_j: float, weight: Callable[[Slice], float], idle_per_sm_j: float = 0.0
+) -> tuple[Row, ...]:
+    """The rows of the slices in use, with the dynamic joules in proportion to their weights."""
     used = [part for part in window.slices if part.activity is not None]
-    whole = sum(part.sms for part in used)
-    return tuple(Row(part.name, idle_j=0.0, dynamic_j=window.energy_j * part.sms / whole) for part in used)
+    whole = sum(map(weight, used))
+    return tuple(
+        Row(part.name, idle_per_sm_j * part.sms, dynamic_j * weight(part) / whole if whole else 0.0) for part in used
+    )
 
 
 def attribute_windows(windows: Iterable[Window], method: Method = "activity-size") -> list[SliceBooks]:

@@ -66,6 +66,8 @@ def latency(figures: Figures, words: Words) -> str:
             axes.plot(places, latency_ms, color=colour, label=words(f"path_{path}"), **DOTS)
         for objective in figures.account.service_level.latency:
             axes.axhline(objective.limit_ms, color=PATH_COLOURS.get(objective.path, MUTED), linestyle=":", linewidth=1)
+            limit = words("plot_limit", objective=objective_text(objective.name, words))
+            axes.text(0.05, objective.limit_ms, limit, fontsize=8, color=MUTED, va="bottom")
         ticks = {"50 %": 0.5, "90 %": 0.9, "99 %": 0.99, "99.9 %": 0.999, "99.99 %": 0.9999}
         axes.set_xticks([-_log_rest(share) for share in ticks.values()], ticks)
         axes.set_yscale("log")
@@ -73,9 +75,6 @@ def latency(figures: Figures, words: Words) -> str:
         axes.set_yticks([tick for tick in MS_TICKS if low <= tick <= high], minor=False)
         axes.set_yticks([], minor=True)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        for objective in figures.account.service_level.latency:
-            limit = words("plot_limit", objective=objective_text(objective.name, words))
-            axes.text(0.05, objective.limit_ms, limit, fontsize=8, color=MUTED, va="bottom")
         axes.set_xlabel(words("plot_latency_x"))
         axes.set_ylabel(words("plot_latency_y"))
         _legend(axes)
@@ -200,10 +199,7 @@ def _legend(axes: Any, place: str = "best") -> None:
 def _over_time(
     axes: Any, figures: Figures, values: Sequence[float | None], colour: str, label: str | None = None
 ) -> None:
-    """Plots a value for each point of the report, without those that are None.
-
-    axes: of matplotlib. figures: with the points. values: one for each point. label: for the legend; None for none.
-    """
+    """Plots a value for each point of the report, without those that are None."""
     from matplotlib import dates
 
     known = [(point.at, value) for point, value in zip(figures.points, values, strict=True) if value is not None]
@@ -220,10 +216,7 @@ def _over_time(
 
 
 def _svg(draw: Callable[[Any], None], height_in: float, words: Words) -> str:
-    """The SVG of one plot.
-
-    draw: draws into the axes of matplotlib. height_in: inches. words: texts, whose language sets the left margin.
-    """
+    """The SVG of what `draw` draws into matplotlib's axes."""
     # matplotlib's log warns of its font cache and its configuration directory, which the report does not need
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
