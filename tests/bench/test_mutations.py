@@ -1,7 +1,7 @@
 """The fault simulator finds bugs: each mutation of the worker below breaks a promise in some schedule.
 
 Each mutation names the breach and seeds whose schedules have shown it. A change of the worker can move the breach to
-other schedules; the long test then searches for other seeds, and prints them.
+other schedules; the failure then names a seed that a search has found.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bench.faults.run import simulate
-from cascade.columns import ColumnBatch, Float64, Int64
+from cascade.columns import Float64
 from cascade.engine import Engine
 from cascade.errors import BrokerError, CommitUnknownError
 from cascade.features import FeatureEngine
@@ -31,15 +32,16 @@ from streaming.recovery import Recovery
 from streaming.snapshots import Positions, SnapshotStore
 from streaming.worker import Worker
 
-Mutation = Callable[[pytest.MonkeyPatch], None]
 SCHEDULES_MAX = 400
+Mutate = Callable[[pytest.MonkeyPatch], None]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A mutation, a part of the text of the breach, and seeds that have shown it."""
+    """A mutation by name, a part of the text of the breach, and seeds that have shown it."""
 
-    mutate: Mutation
+    name: str
+    mutate: Mutate
     breach: str
     seeds: tuple[int, ...]
 
@@ -47,54 +49,53 @@ class Case:
 CASES: list[Case] = []
 
 
-def caught(breach: str, *seeds: int) -> Callable[[Mutation], Mutation]:
-    def add(mutate: Mutation) -> Mutation:
-        CASES.append(Case(mutate, breach, seeds))
+def caught(breach: str, *seeds: int) -> Callable[[Mutate], Mutate]:
+    def add(mutate: Mutate) -> Mutate:
+        CASES.append(Case(mutate.__name__, mutate, breach, seeds))
         return mutate
 
     return add
 
 
-@caught("was lost", 108, 127, 129)
-def commit_before_the_decisions_are_acknowledged(patch: pytest.MonkeyPatch) -> None:
-    send_many = AtLeastOnceOutbox.send_many
+def method(owner: type, name: str, breach: str, *seeds: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds a case in which the decorated function replaces a method, which it gets as its first argument."""
+    original = getattr(owner, name)
 
-    def mutated(
-        self: AtLeastOnceOutbox, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent
-    ) -> None:
-        self._on_decided(sent)
-        send_many(self, topic, keys, values, replace(sent, offsets={}))
+    def add(mutated: Callable[..., Any]) -> Callable[..., Any]:
+        def replaced(self: Any, *arguments: Any, **named: Any) -> Any:
+            return mutated(original, self, *arguments, **named)
 
-    patch.setattr(AtLeastOnceOutbox, "send_many", mutated)
+        CASES.append(Case(mutated.__name__, lambda patch: patch.setattr(owner, name, replaced), breach, seeds))
+        return mutated
 
-
-@caught("was lost", 5, 9, 11)
-def commit_offsets_beside_the_transaction(patch: pytest.MonkeyPatch) -> None:
-    advance = ExactlyOnceOutbox.advance
-
-    def mutated(self: ExactlyOnceOutbox, force: bool = False) -> None:
-        if self._in_transaction and (force or self._clock.monotonic() >= self._due_s):
-            for sent in self._in_transaction:
-                self._on_decided(sent)
-                sent.offsets.clear()
-            self._consumer.commit(self._progress())
-        advance(self, force)
-
-    patch.setattr(ExactlyOnceOutbox, "advance", mutated)
+    return add
 
 
-@caught("was lost", 3, 14)
-def commit_in_flight_records_on_revoke(patch: pytest.MonkeyPatch) -> None:
-    revoked = Worker._on_revoked
+@method(AtLeastOnceOutbox, "send_many", "was lost", 108, 127, 129)
+def commit_before_the_decisions_are_acknowledged(
+    send_many: Any, self: Any, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent
+) -> None:
+    self._on_decided(sent)
+    send_many(self, topic, keys, values, replace(sent, offsets={}))
 
-    def mutated(self: Worker, partitions: list[Partition]) -> None:
-        self._drop(partitions)
-        for partition in partitions:
-            tracker = self._recovery.owned[partition].tracker
-            tracker.decided(np.array(sorted(set(tracker._waiting) - tracker._decided), np.int64))
-        revoked(self, partitions)
 
-    patch.setattr(Worker, "_on_revoked", mutated)
+@method(ExactlyOnceOutbox, "advance", "was lost", 5, 9, 11)
+def commit_offsets_beside_the_transaction(advance: Any, self: Any, force: bool = False) -> None:
+    if self._in_transaction and (force or self._clock.monotonic() >= self._due_s):
+        for sent in self._in_transaction:
+            self._on_decided(sent)
+            sent.offsets.clear()
+        self._consumer.commit(self._progress())
+    advance(self, force)
+
+
+@method(Worker, "_on_revoked", "was lost", 3, 14)
+def commit_in_flight_records_on_revoke(revoked: Any, self: Any, partitions: list[Partition]) -> None:
+    self._drop(partitions)
+    for partition in partitions:
+        tracker = self._recovery.owned[partition].tracker
+        tracker.decided(np.array(sorted(set(tracker._waiting) - tracker._decided), np.int64))
+    revoked(self, partitions)
 
 
 @caught("was decided 2 times", 9, 53, 62)
@@ -130,129 +131,89 @@ def publish_a_late_answer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Escalations, "collect", mutated)
 
 
-@caught("state: of worker", 0, 3, 5)
-def fold_nothing_in_a_replay(patch: pytest.MonkeyPatch) -> None:
-    def mutated(self: Engine, batch: ColumnBatch, partition_ids: Int64 | None = None) -> None:
-        """Nothing."""
-
-    patch.setattr(Engine, "fold", mutated)
+@method(Engine, "fold", "state: of worker", 0, 3, 5)
+def fold_nothing_in_a_replay(*_: Any) -> None:
+    """Nothing."""
 
 
-@caught("was lost", 23, 30, 36)
-def restore_a_snapshot_ahead_of_the_commit(patch: pytest.MonkeyPatch) -> None:
-    candidates = SnapshotStore.candidates
-
-    def mutated(self: SnapshotStore, committed: Positions, beginnings: Positions) -> dict[Partition, list[str]]:
-        return candidates(self, dict.fromkeys(committed, 1 << 40), beginnings)
-
-    patch.setattr(SnapshotStore, "candidates", mutated)
+@method(SnapshotStore, "candidates", "was lost", 23, 30, 36)
+def restore_a_snapshot_ahead_of_the_commit(
+    candidates: Any, self: Any, committed: Positions, beginnings: Positions
+) -> Any:
+    return candidates(self, dict.fromkeys(committed, 1 << 40), beginnings)
 
 
-@caught("was decided 2 times", 30, 45, 98)
-def continue_after_a_commit_of_unknown_outcome(patch: pytest.MonkeyPatch) -> None:
-    advance = ExactlyOnceOutbox.advance
-
-    def mutated(self: ExactlyOnceOutbox, force: bool = False) -> None:
-        try:
-            advance(self, force)
-        except CommitUnknownError:
-            self._failure = None
-            self._in_transaction.clear()
-
-    patch.setattr(ExactlyOnceOutbox, "advance", mutated)
+@method(ExactlyOnceOutbox, "advance", "was decided 2 times", 30, 45, 98)
+def continue_after_a_commit_of_unknown_outcome(advance: Any, self: Any, force: bool = False) -> None:
+    try:
+        advance(self, force)
+    except CommitUnknownError:
+        self._failure = None
+        self._in_transaction.clear()
 
 
-@caught("state: of worker", 0, 3, 5)
-def resume_at_the_commit_instead_of_the_snapshot(patch: pytest.MonkeyPatch) -> None:
-    def replay(self: Recovery, owned: OwnedPartition) -> None:
-        owned.phase = Phase.REPLAYING
-        owned.next = self._consumer.position(owned.partition)
-        self._consumer.resume([owned.partition])
-
-    patch.setattr(Recovery, "_replay", replay)
+@method(Recovery, "_replay", "state: of worker", 0, 3, 5)
+def resume_at_the_commit_instead_of_the_snapshot(_: Any, self: Any, owned: OwnedPartition) -> None:
+    owned.phase = Phase.REPLAYING
+    owned.next = self._consumer.position(owned.partition)
+    self._consumer.resume([owned.partition])
 
 
-@caught("state: of worker", 3, 15, 18)
-def keep_the_state_of_lost_partitions(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(FeatureEngine, "forget", lambda self, partition_id: None)
+@method(FeatureEngine, "forget", "state: of worker", 3, 15, 18)
+def keep_the_state_of_lost_partitions(*_: Any) -> None:
+    """Nothing."""
 
 
-@caught("must repeat", 48, 50, 63)
-def lose_first_decisions_in_a_restart(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(FirstDecisions, "absorb", lambda self, arrays, partitions: None)
+@method(FirstDecisions, "absorb", "must repeat", 48, 50, 63)
+def lose_first_decisions_in_a_restart(*_: Any) -> None:
+    """Nothing."""
 
 
-@caught("in flight, at most", 7, 16, 52)
-def ignore_the_limit_of_records_in_flight(patch: pytest.MonkeyPatch) -> None:
-    made = Worker._make_outbox
-
-    def mutated(self: Worker) -> object:
-        outbox = made(self)
-        self._in_flight_max = 1 << 30
-        return outbox
-
-    patch.setattr(Worker, "_make_outbox", mutated)
+@method(Worker, "_make_outbox", "in flight, at most", 7, 16, 52)
+def ignore_the_limit_of_records_in_flight(made: Any, self: Any) -> Any:
+    outbox = made(self)
+    self._in_flight_max = 1 << 30
+    return outbox
 
 
-@caught("decisions in the ledger", 5, 9, 10)
-def count_decisions_when_they_are_sent(patch: pytest.MonkeyPatch) -> None:
-    send_many = ExactlyOnceOutbox.send_many
-
-    def mutated(
-        self: ExactlyOnceOutbox, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent
-    ) -> None:
-        send_many(self, topic, keys, values, replace(sent, path=""))
-        self._on_acknowledged(sent)
-
-    patch.setattr(ExactlyOnceOutbox, "send_many", mutated)
+@method(ExactlyOnceOutbox, "send_many", "decisions in the ledger", 5, 9, 10)
+def count_decisions_when_they_are_sent(
+    send_many: Any, self: Any, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent
+) -> None:
+    send_many(self, topic, keys, values, replace(sent, path=""))
+    self._on_acknowledged(sent)
 
 
-@caught("the lag remains", 0, 1, 2)
-def dead_letter_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Publisher, "reject", lambda self, fetched, rejects: None)
+@method(Publisher, "reject", "the lag remains", 0, 1, 2)
+def dead_letter_nothing(*_: Any) -> None:
+    """Nothing."""
 
 
-@caught("was lost", 2, 7, 8)
-def ignore_gaps_between_fetches(patch: pytest.MonkeyPatch) -> None:
-    def mutated(self: OwnedPartition, fetched: FetchedBatch) -> Accepted:
-        self.next = int(fetched.offsets[-1]) + 1
-        return Accepted(fetched)
-
-    patch.setattr(OwnedPartition, "accept", mutated)
+@method(OwnedPartition, "accept", "was lost", 2, 7, 8)
+def ignore_gaps_between_fetches(_: Any, self: Any, fetched: FetchedBatch) -> Accepted:
+    self.next = int(fetched.offsets[-1]) + 1
+    return Accepted(fetched)
 
 
-@caught("for labels differs", 0, 10, 34)
-def never_rewind_the_labels(patch: pytest.MonkeyPatch) -> None:
-    rewind = LabelFollower.rewind
-
-    def mutated(self: LabelFollower, positions: Mapping[Partition, int] | None = None) -> None:
-        ends = self._consumer.end_offsets(self.partitions)
-        rewind(self, positions if positions is not None else ends)
-
-    patch.setattr(LabelFollower, "rewind", mutated)
+@method(LabelFollower, "rewind", "for labels differs", 0, 10, 34)
+def never_rewind_the_labels(rewind: Any, self: Any, positions: Mapping[Partition, int] | None = None) -> None:
+    ends = self._consumer.end_offsets(self.partitions)
+    rewind(self, positions if positions is not None else ends)
 
 
-@caught("was decided 2 times", 35, 351)
-def keep_the_transaction_after_a_partition_is_lost(patch: pytest.MonkeyPatch) -> None:
-    def mutated(self: ExactlyOnceOutbox, partitions: Sequence[Partition]) -> None:
-        for partition in partitions:
-            self._committed.pop(partition, None)
-
-    patch.setattr(ExactlyOnceOutbox, "forget", mutated)
+@method(ExactlyOnceOutbox, "forget", "was decided 2 times", 35, 351)
+def keep_the_transaction_after_a_partition_is_lost(_: Any, self: Any, partitions: Sequence[Partition]) -> None:
+    for partition in partitions:
+        self._committed.pop(partition, None)
 
 
-@caught("was lost", 60, 108, 127)
-def commit_after_a_failed_delivery(patch: pytest.MonkeyPatch) -> None:
-    advance = AtLeastOnceOutbox.advance
-
-    def mutated(self: AtLeastOnceOutbox, force: bool = False) -> None:
-        try:
-            advance(self, force)
-        except BrokerError:
-            _, sent = self._unacknowledged.popleft()
-            self._on_decided(sent)
-
-    patch.setattr(AtLeastOnceOutbox, "advance", mutated)
+@method(AtLeastOnceOutbox, "advance", "was lost", 60, 108, 127)
+def commit_after_a_failed_delivery(advance: Any, self: Any, force: bool = False) -> None:
+    try:
+        advance(self, force)
+    except BrokerError:
+        _, sent = self._unacknowledged.popleft()
+        self._on_decided(sent)
 
 
 def find(case: Case, seeds: Iterable[int]) -> int | None:
@@ -263,20 +224,9 @@ def find(case: Case, seeds: Iterable[int]) -> int | None:
     return None
 
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.mutate.__name__)
-
-
-@each_case
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_mutation_is_caught_by_a_schedule_that_the_worker_passes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find(case, case.seeds) is None
     case.mutate(monkeypatch)
-    assert find(case, case.seeds) is not None, f"no breach {case.breach!r}; the long test finds other seeds"
-
-
-@pytest.mark.long
-@each_case
-def test_a_mutation_is_caught_by_a_search(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    case.mutate(monkeypatch)
-    seed = find(case, range(SCHEDULES_MAX))
-    assert seed is not None
-    print(f"{case.mutate.__name__}: {case.breach!r} by seed {seed}")
+    found = find(case, case.seeds)
+    assert found is not None, f"no breach {case.breach!r}; a seed with it: {find(case, range(SCHEDULES_MAX))}"
