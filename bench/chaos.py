@@ -11,11 +11,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -44,8 +45,6 @@ from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.errors import BrokerError, CascadeError, LocalPartError
 from cascade.ledger.machine import Machine, describe_machine
 from cascade.progress import Steps
-from stages.deep.local_triton import LocalTriton
-from streaming.local_broker import LocalBroker
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 NODES = 3
@@ -166,84 +165,62 @@ def plans(seed: int, cycles: int, workers: int) -> list[Plan]:
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-class ActiveFault(Protocol):
-    """One fault of one part, which lasts from `begin` to `end`."""
+@contextmanager
+def active_fault(parts: EmbeddedParts, plan: Plan) -> Iterator[None]:
+    """Lets the fault of a plan strike, `lead_s` before the body, and repairs the part afterwards, even after an error.
 
-    def begin(self) -> None:
-        """Let the fault strike."""
-
-    def end(self) -> None:
-        """Repair the part, and wait until it serves again."""
-
-
-class BrokerFault:
-    """Kills, stops or freezes a broker node."""
-
-    def __init__(self, broker: LocalBroker, node: int, kind: Fault) -> None:
-        self._broker, self._node, self._kind = broker, node, kind
-
-    def begin(self) -> None:
-        """See ActiveFault."""
-        strike = {
-            "broker killed": self._broker.kill_node,
-            "broker stopped": self._broker.stop_node,
-            "broker frozen": self._broker.freeze_node,
-        }[self._kind]
-        strike(self._node)
-
-    def end(self) -> None:
-        """See ActiveFault."""
-        if self._kind == "broker frozen":
-            self._broker.thaw_node(self._node)
-        else:
-            self._broker.start_node(self._node)
-
-
-class TritonFault:
-    """Stops, kills, hangs (freezes) or slows Triton; a slowed Triton is frozen four fifths of the time."""
-
-    def __init__(self, triton: LocalTriton, kind: Fault) -> None:
-        self._triton, self._kind = triton, kind
-        self._stop = threading.Event()
-        self._pulses = threading.Thread(target=self._pulse, name="pulses", daemon=True)
-
-    def begin(self) -> None:
-        """See ActiveFault."""
-        if self._kind == "triton stopped":
-            self._triton.stop()
-        elif self._kind == "triton killed":
-            self._triton.kill()
-        elif self._kind == "triton hung":
-            self._triton.freeze()
-        else:
-            self._pulses.start()
-
-    def end(self) -> None:
-        """See ActiveFault."""
-        if self._pulses.ident is not None:
-            self._stop.set()
-            self._pulses.join()
-        self._triton.thaw()
-        self._triton.start()
-
-    def _pulse(self) -> None:
-        while not self._stop.wait(PULSE_RUNNING_S):
-            self._triton.freeze()
-            self._stop.wait(PULSE_STOPPED_S)
-            self._triton.thaw()
-
-
-def fault_of(parts: EmbeddedParts, plan: Plan) -> ActiveFault | None:
-    """The fault of a plan, None if it has none; raises CascadeError unless broker and Triton are embedded."""
+    The fault lasts `fault_s` or as long as the body, if that is longer. Does nothing for a plan without a fault. Raises
+    CascadeError unless broker and Triton are embedded.
+    """
     if plan.fault is None:
-        return None
-    if plan.fault.startswith("broker"):
-        if parts.broker is None:
-            raise CascadeError("KAFKA_BOOTSTRAP is set; unset it, since chaos kills nodes of its own broker only")
-        return BrokerFault(parts.broker, plan.node, plan.fault)
-    if parts.triton is None:
+        yield
+        return
+    strike, repair = _broker_fault(parts, plan) if plan.fault.startswith("broker") else _triton_fault(parts, plan)
+    began_s = time.monotonic()
+    strike()
+    try:
+        time.sleep(plan.lead_s)
+        yield
+    finally:
+        time.sleep(max(began_s + plan.fault_s - time.monotonic(), 0.0))
+        repair()
+
+
+def _broker_fault(parts: EmbeddedParts, plan: Plan) -> tuple[Callable[[], None], Callable[[], None]]:
+    """How the fault of a broker node strikes, and how it is repaired."""
+    if parts.broker is None:
+        raise CascadeError("KAFKA_BOOTSTRAP is set; unset it, since chaos kills nodes of its own broker only")
+    strike, repair = {
+        "broker killed": (parts.broker.kill_node, parts.broker.start_node),
+        "broker stopped": (parts.broker.stop_node, parts.broker.start_node),
+        "broker frozen": (parts.broker.freeze_node, parts.broker.thaw_node),
+    }[plan.fault or ""]
+    return partial(strike, plan.node), partial(repair, plan.node)
+
+
+def _triton_fault(parts: EmbeddedParts, plan: Plan) -> tuple[Callable[[], None], Callable[[], None]]:
+    """How the fault of Triton strikes, and how it is repaired; a slowed Triton is frozen four fifths of the time."""
+    if (triton := parts.triton) is None:
         raise CascadeError("there is no embedded Triton")
-    return TritonFault(parts.triton, plan.fault)
+    ended = threading.Event()
+
+    def pulse() -> None:
+        while not ended.wait(PULSE_RUNNING_S):
+            triton.freeze()
+            ended.wait(PULSE_STOPPED_S)
+            triton.thaw()
+
+    pulses = threading.Thread(target=pulse, name="pulses", daemon=True)
+    strikes = {"triton stopped": triton.stop, "triton killed": triton.kill, "triton hung": triton.freeze}
+
+    def repair() -> None:
+        if pulses.ident is not None:
+            ended.set()
+            pulses.join()
+        triton.thaw()
+        triton.start()
+
+    return strikes.get(plan.fault or "", pulses.start), repair
 
 
 # --- cycles -----------------------------------------------------------------------------------------------------------
@@ -261,22 +238,14 @@ class Conductor:
     def run(self, plan: Plan) -> Cycle:
         """Execute a plan and wait for the recovery; raises LocalPartError if a part does not start again."""
         self.restart_ended()
-        service, fault = self._services[plan.worker], fault_of(self._parts, plan)
-        began_s = time.monotonic()
-        if fault is not None:
-            fault.begin()
-        try:
-            time.sleep(plan.lead_s if fault is not None else 0.0)
+        service = self._services[plan.worker]
+        with active_fault(self._parts, plan):
             service.kill()
             killed_s = time.monotonic()
             # transactions from these offsets on came after the kill
             watch = self._follower.watch(self._ends())
             time.sleep(plan.pause_s)
             service.start()
-        finally:
-            if fault is not None:
-                time.sleep(max(began_s + plan.fault_s - time.monotonic(), 0.0))
-                fault.end()
         give_up_s = killed_s + RECOVERY_S_MAX
         recovered = self._await(lambda: watch.done, give_up_s)
         # the next kill must hit a ready worker

@@ -45,7 +45,7 @@ class FakeParts:
         monkeypatch.setattr("bench.chaos.end_offsets", lambda config, topic: {0: 7})
         monkeypatch.setattr("bench.chaos.POLL_S", 0.0)
         self.services: list[Any] = [self._service(number) for number in range(2)]
-        triton = SimpleNamespace(pid=1, **self._noted("Triton", "stop", "thaw", "start"))
+        triton = SimpleNamespace(pid=1, **self._noted("Triton", "stop", "kill", "freeze", "thaw", "start"))
         watch = SimpleNamespace(done=True, seen_s=float("inf"))
         parts: Any = SimpleNamespace(triton=triton, broker=None)
         self.watched: list[dict[int, int]] = []
