@@ -158,8 +158,7 @@ class ServiceProcess:
 
     def check_running(self) -> None:
         """Raises LocalPartError where the service has ended."""
-        if not self.running:
-            raise LocalPartError(f"the service ended: {self._process.log_tail()}")
+        self._process.check_running()
 
     def stop(self) -> LedgerSummary:
         """Sends SIGTERM, waits for the drain and returns the ledger; raises LocalPartError where there is none."""

@@ -37,6 +37,8 @@ _FAILURE = re.compile(r"error|exception|fatal|failed", re.IGNORECASE)
 _POLL_S = 0.05
 _LAUNCH_TIMEOUT_S = 30.0
 _STDERR = 2
+_UV_TIMEOUT_S = 900.0
+_UV_SETTINGS_LEFT_OUT = ("UV_CONSTRAINT", "UV_OVERRIDE", "VIRTUAL_ENV")
 
 # The child runs this script, which replaces itself with the part's program. Exec preserves the death signal: the kernel
 # kills the part when its owner dies, even by SIGKILL, which no handler of the owner can catch. A preexec_fn would need
@@ -105,13 +107,50 @@ def staged_directory(directory: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-@contextmanager
-def install_lock(directory: Path) -> Iterator[None]:
-    """Lock the installation of `directory`, so that two processes install it one after the other."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with (directory.parent / f".{directory.name}.lock").open("w") as lock:
+def install_part(
+    name: str,
+    target: Path,
+    is_present: Callable[[], bool],
+    fill: Callable[[Path], dict[str, object]],
+    report: Callable[[str], None],
+) -> None:
+    """Install a part in `target`, as a whole or not at all. Two processes install it one after the other.
+
+    - `name`: of the part, with its version.
+    - `is_present`: whether it is installed already; nothing is done then.
+    - `fill`: fills an empty directory, and returns the record that `read_marker` reads.
+    - `report`: receives lines for the user.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        if is_present():
+            report(f"{name}: present in {target}")
+            return
+        started_s = time.monotonic()
+        with staged_directory(target) as staged:
+            (staged / MARKER).write_text(json.dumps(fill(staged), indent=1) + "\n")
+        report(f"{name}: installed in {target} ({time.monotonic() - started_s:.0f} s)")
+
+
+def run_uv(part: str, *arguments: str) -> None:
+    """Run uv, which installs Python packages for the named part. Raises LocalPartError if that fails."""
+    # The user's settings for mirrors apply, but not the constraints of a project (uv also looks for them in the working
+    # directory): they may name other versions than the part needs.
+    environment = {name: value for name, value in os.environ.items() if name not in _UV_SETTINGS_LEFT_OUT}
+    command = [sys.executable, "-m", "uv", "--quiet", *arguments]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_UV_TIMEOUT_S, env=environment, cwd="/", check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LocalPartError(f"downloading {part} took more than {_UV_TIMEOUT_S:g} s; try again") from error
+    if done.returncode == 0:
+        return
+    error_text = " ".join(done.stderr.split())[-400:]
+    if "No module named uv" in error_text:
+        raise LocalPartError("the package uv is missing; install the extra: pip install 'cascade-fraud[local]'")
+    raise LocalPartError(f"{part} cannot be installed: {error_text}; check the network and try again")
 
 
 class OwnedProcess:
@@ -148,6 +187,11 @@ class OwnedProcess:
     def running(self) -> bool:
         """Whether the process has been started and has not ended."""
         return self._process is not None and self._process.poll() is None
+
+    def check_running(self) -> None:
+        """Raise LocalPartError if the process has ended."""
+        if not self.running:
+            raise LocalPartError(f"{self.name} ended: {self.log_tail()}")
 
     def start(self) -> None:
         """Start the process. Raises LocalPartError if that fails."""

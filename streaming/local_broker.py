@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import shutil
 import socket
 import subprocess
@@ -22,13 +21,11 @@ from typing import Self
 
 from cascade.errors import LocalPartError
 from cascade.local_parts import (
-    MARKER,
     OwnedProcess,
     free_ports,
-    install_lock,
+    install_part,
     local_parts_dir,
     read_marker,
-    staged_directory,
 )
 from streaming.local_security import LocalSecurity
 
@@ -60,17 +57,13 @@ def install(directory: Path, report: Callable[[str], None]) -> None:
 
     `report`: called with lines for the user. Raises LocalPartError if the packages are missing or a download fails.
     """
-    target = directory / "kafka"
-    with install_lock(target):
-        if _installed_jars(directory) is not None:
-            report(f"Apache Kafka {KAFKA_VERSION}: present in {target}")
-            return
-        started = time.monotonic()
-        report(f"Apache Kafka {KAFKA_VERSION}: resolving its libraries")
-        with staged_directory(target) as staged:
-            jars = _download(staged, report)
-            (staged / MARKER).write_text(json.dumps({"version": KAFKA_VERSION, "jars": jars}, indent=1) + "\n")
-        report(f"Apache Kafka {KAFKA_VERSION}: installed in {target} ({time.monotonic() - started:.0f} s)")
+
+    def fill(staged: Path) -> dict[str, object]:
+        report(f"{name}: resolving its libraries")
+        return {"version": KAFKA_VERSION, "jars": _download(staged, report)}
+
+    name = f"Apache Kafka {KAFKA_VERSION}"
+    install_part(name, directory / "kafka", lambda: _installed_jars(directory) is not None, fill, report)
 
 
 def _download(staged: Path, report: Callable[[str], None]) -> list[str]:

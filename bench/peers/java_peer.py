@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from bench.peers.process import PeerProcess, Work
 from cascade.errors import LocalPartError
-from cascade.local_parts import MARKER, install_lock, local_parts_dir, read_marker, staged_directory
+from cascade.local_parts import install_part, local_parts_dir, read_marker
 
 _SOURCE = Path(__file__).parent / "kafka_streams"
 _BUILD_TIMEOUT_S = 900.0
@@ -42,22 +40,19 @@ class KafkaStreams:
 
     def install(self, report: Callable[[str], None]) -> None:
         """Builds the application, with its libraries from Maven's repositories (0.1 GB)."""
-        target = self._directory()
-        with install_lock(target):
-            if read_marker(target) == _marker():
-                report(f"{self.name}: present in {target}")
-                return
+
+        def fill(staged: Path) -> dict[str, object]:
             if lacking := _lacking_tools():
                 raise LocalPartError(f"it cannot be built without {' and '.join(lacking)}; {_TOOLS_REMEDY}")
-            started_s = time.monotonic()
             report(f"{self.name}: building with Maven (downloads 0.1 GB of libraries)")
-            with staged_directory(target) as staged:
-                shutil.copytree(_SOURCE, staged / "source")
-                _maven(staged / "source")
-                (staged / "source" / "target" / "lib").rename(staged / "lib")
-                shutil.rmtree(staged / "source")
-                (staged / MARKER).write_text(json.dumps(_marker()) + "\n")
-            report(f"{self.name}: installed in {target} ({time.monotonic() - started_s:.0f} s)")
+            shutil.copytree(_SOURCE, staged / "source")
+            _maven(staged / "source")
+            (staged / "source" / "target" / "lib").rename(staged / "lib")
+            shutil.rmtree(staged / "source")
+            return _marker()
+
+        target = self._directory()
+        install_part(self.name, target, lambda: read_marker(target) == _marker(), fill, report)
 
     def run(self, work: Work) -> PeerProcess:
         """See Peer."""

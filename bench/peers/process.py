@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 from cascade.errors import LocalPartError
 from cascade.local_parts import OwnedProcess
@@ -77,48 +77,20 @@ class Peer(Protocol):
         ...
 
 
-class PeerProcess:
-    """A peer's process; a context manager that starts and stops it, and a `Service` of the bench.
+class PeerProcess(OwnedProcess):
+    """A peer's process, a `Service` of the bench without a ledger.
 
-    `log`: the file of its output.
-
-    name: of the peer.
+    name: of the peer; its log is written to `work.out`.
     command: to run, without the arguments of `work`.
     environment: variables beside those of this process.
     work: the peer's arguments.
     """
 
     def __init__(self, name: str, command: Sequence[str], environment: dict[str, str], work: Work) -> None:
-        self.name, self.log, self._work = name, work.out / f"{name}.log", work
-        work.out.mkdir(parents=True, exist_ok=True)
         # a peer computes a row at a time, so more threads would only wait for each other
         inherited = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        self._process = OwnedProcess(name, [*command, *work.arguments()], self.log, inherited)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    @property
-    def pid(self) -> int | None:
-        """The process id; None while the peer does not run."""
-        return self._process.pid
-
-    def log_tail(self) -> str:
-        """The end of the log, as a single line."""
-        return self._process.log_tail()
-
-    def start(self) -> None:
-        """Starts the peer and returns at once."""
-        self._process.start()
-
-    def check_running(self) -> None:
-        """Raises LocalPartError where the peer has ended."""
-        if not self._process.running:
-            raise LocalPartError(f"{self.name} ended: {self.log_tail()}")
+        super().__init__(name, [*command, *work.arguments()], work.out / f"{name}.log", inherited)
+        self._work = work
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Returns when the peer's group is stable; raises LocalPartError where the peer ends or takes longer."""
@@ -141,6 +113,6 @@ class PeerProcess:
             return False  # the broker has no such group yet
         return bool(group["group_state"] == "Stable" and group["members"])
 
-    def stop(self) -> None:
-        """Sends SIGTERM, after which the peer commits and ends; kills it after STOP_GRACE_S."""
-        self._process.stop(STOP_GRACE_S)
+    def stop(self, grace_s: float = STOP_GRACE_S) -> bool:
+        """Sends SIGTERM, after which the peer commits and ends; kills it after `grace_s`."""
+        return super().stop(grace_s)

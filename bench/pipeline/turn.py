@@ -76,8 +76,8 @@ class Service(Protocol):
         """Raises CascadeError where the service has ended."""
         ...
 
-    def stop(self) -> LedgerSummary | None:
-        """Stops the service; returns its ledger, or None where it has none."""
+    def stop(self) -> LedgerSummary | bool:
+        """Stops the service; returns its ledger where it has one."""
         ...
 
 
@@ -225,7 +225,8 @@ class _Turn:
                 live = self._live(rate, load.seconds, load)
                 highest, tried = self._highest(load, backlog.per_second)
         finally:
-            ledger = self._service.stop()
+            stopped = self._service.stop()
+        ledger = stopped if isinstance(stopped, LedgerSummary) else None
         stages = {} if ledger is None else ledger.stages
         return Turn(
             variant=self._variant.name,

@@ -8,13 +8,11 @@ models run in a virtual environment of their own (`python`) with numpy 1 and ONN
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,13 +21,12 @@ from typing import Self
 
 from cascade.errors import LocalPartError
 from cascade.local_parts import (
-    MARKER,
     OwnedProcess,
     free_ports,
-    install_lock,
+    install_part,
     local_parts_dir,
     read_marker,
-    staged_directory,
+    run_uv,
 )
 
 TRITON_VERSION = "2.51"
@@ -47,8 +44,6 @@ _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _PYTHONS = ("3.11", "3.12")
 _LIBPYTHON = f"libpython{_PYTHON}.so.1.0"
 READY_TIMEOUT_S = 60.0
-_INSTALL_TIMEOUT_S = 900.0
-_UV_SETTINGS_LEFT_OUT = ("UV_CONSTRAINT", "UV_OVERRIDE", "VIRTUAL_ENV")
 _METRICS_PATH = "/metrics"
 _STOP_GRACE_S = 15.0
 
@@ -59,22 +54,20 @@ def install(directory: Path, report: Callable[[str], None]) -> None:
     Raises LocalPartError if this machine cannot run Triton, or if a download fails.
     """
     directory = directory.absolute()
-    target = directory / "triton"
     _check_machine()
-    with install_lock(target):
-        if _is_installed(directory):
-            report(f"Triton {TRITON_VERSION}: present in {target}")
-            return
-        started_s = time.monotonic()
-        report(f"Triton {TRITON_VERSION}: downloading the server and its own Python packages (0.2 GB)")
-        with staged_directory(target) as staged:
-            _uv("pip", "install", "--no-deps", "--python", sys.executable, "--target", f"{staged}/server", *_SERVER)
-            _uv("venv", "--python", sys.executable, f"{staged}/python")
-            own_python = f"{staged}/python/bin/python"
-            _uv("pip", "install", "--no-deps", "--compile-bytecode", "--python", own_python, *_PACKAGES)
-            _remove_all_but_the_server(staged / "server")
-            (staged / MARKER).write_text(json.dumps(_marker(), indent=1) + "\n")
-        report(f"Triton {TRITON_VERSION}: installed in {target} ({time.monotonic() - started_s:.0f} s)")
+
+    def fill(staged: Path) -> dict[str, object]:
+        report(f"{name}: downloading the server and its own Python packages (0.2 GB)")
+        own_python = f"{staged}/python/bin/python"
+        server = ("--python", sys.executable, "--target", f"{staged}/server", *_SERVER)
+        run_uv("Triton", "pip", "install", "--no-deps", *server)
+        run_uv("Triton", "venv", "--python", sys.executable, f"{staged}/python")
+        run_uv("Triton", "pip", "install", "--no-deps", "--compile-bytecode", "--python", own_python, *_PACKAGES)
+        _remove_all_but_the_server(staged / "server")
+        return _marker()
+
+    name = f"Triton {TRITON_VERSION}"
+    install_part(name, directory / "triton", lambda: _is_installed(directory), fill, report)
 
 
 def _marker() -> dict[str, object]:
@@ -101,25 +94,6 @@ def _check_machine() -> None:
             f"the local Triton needs Python {' or '.join(_PYTHONS)}, this is {_PYTHON}; use one of those, or set "
             'deep.backend = "onnxruntime"'
         )
-
-
-def _uv(*arguments: str) -> None:
-    # The user's settings for mirrors apply, but not the constraints of a project (uv also looks for them in the working
-    # directory): they may name numpy 2.
-    environment = {name: value for name, value in os.environ.items() if name not in _UV_SETTINGS_LEFT_OUT}
-    command = [sys.executable, "-m", "uv", "--quiet", *arguments]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT_S, env=environment, cwd="/", check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise LocalPartError(f"downloading Triton took more than {_INSTALL_TIMEOUT_S:g} s; try again") from error
-    if done.returncode == 0:
-        return
-    error_text = " ".join(done.stderr.split())[-400:]
-    if "No module named uv" in error_text:
-        raise LocalPartError("the package uv is missing; install the extra: pip install 'cascade-fraud[local]'")
-    raise LocalPartError(f"Triton cannot be installed: {error_text}; check the network and try again")
 
 
 def _remove_all_but_the_server(server: Path) -> None:
