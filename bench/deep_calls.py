@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from bench.gpu_trace import GpuTrace, power_j
+from bench.gpu_trace import GpuTrace, RecordedGpu, power_j
 from bench.half_precision import write_half
 from bench.tables import figure_table, print_table
 from cascade.bundle import Bundle, load_bundle
@@ -44,7 +44,6 @@ from cascade.ledger.deep_cost import (
 )
 from cascade.ledger.energy import DEEP_METER, IDLE_METER, WORKER_METER, nvml_library
 from cascade.ledger.machine import describe_machine
-from cascade.ledger.recorded_nvml import RecordedGpu
 from cascade.progress import Steps
 from cascade.protocols import DeepInputs, DeepStage, EnergyMeter, EnergyReading
 from stages.assembly import deep_signature, make_deep_stage

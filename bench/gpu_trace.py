@@ -1,4 +1,4 @@
-"""Counters of all GPUs over a run, in the form that `RecordedNvml` plays back."""
+"""Counters of all GPUs over a run."""
 
 from __future__ import annotations
 
@@ -6,13 +6,31 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from cascade.ledger.nvml import NvmlLibrary
-from cascade.ledger.recorded_nvml import RecordedGpu
 
 # Ten a second for three hours: bounds the memory of a long run, whose later samples are dropped.
 SAMPLES_MAX: Final = 108_000
+
+
+class RecordedGpu(msgspec.Struct, frozen=True, kw_only=True):
+    """The trace of one GPU: readings at the times `time_s`, in seconds from 0 on, increasing.
+
+    energy_mj: mJ since the driver was loaded; None without this counter.
+    power_mw: mW; None without this counter.
+    mig_uuids: its MIG devices; empty without MIG.
+    lost_after_s: when the GPU falls off the bus; None for never.
+    """
+
+    uuid: str
+    name: str
+    time_s: tuple[float, ...]
+    energy_mj: tuple[int, ...] | None = None
+    power_mw: tuple[int, ...] | None = None
+    mig_uuids: tuple[str, ...] = ()
+    lost_after_s: float | None = None
 
 
 class GpuTrace:

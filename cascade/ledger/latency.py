@@ -121,12 +121,6 @@ class LatencyHistogram:
             grown.max_s = self.max_s if self.max_s > earlier.max_s else min(highest, self.max_s)
         return grown
 
-    def copy(self) -> LatencyHistogram:
-        """An independent copy."""
-        twin = LatencyHistogram()
-        twin.merge(self)
-        return twin
-
     def quantile(self, q: float) -> float:
         """The value in seconds that a share `q` of the durations does not exceed; NaN if the histogram is empty.
 

@@ -14,7 +14,7 @@ _Result = TypeVar("_Result")
 _MIG_ENABLED: Final = 1
 # NVML API reference, nvmlDeviceGetPowerUsage: accurate to within 5 % of the current draw.
 UNCERTAINTY: Final = 0.05
-# The module `pynvml`, which has no types, or a RecordedNvml with the same functions.
+# The module `pynvml`, which has no types, or the tests' RecordedNvml, which has the same functions.
 NvmlLibrary = Any
 
 

@@ -23,14 +23,14 @@ from bench.deep_calls import (
     run_deep_calls,
     show_deep_calls,
 )
-from bench.gpu_trace import GpuTrace
+from bench.gpu_trace import GpuTrace, RecordedGpu
 from cascade.bundle import SHIPPED_BUNDLE
 from cascade.cli import main
 from cascade.config import BundleSettings, Config, DeepSettings
 from cascade.errors import CascadeError, ModelServerError
 from cascade.ledger.deep_cost import DeepCost
 from cascade.ledger.nvml import nvml_meters
-from cascade.ledger.recorded_nvml import RecordedGpu, RecordedNvml
+from tests.recorded_nvml import RecordedNvml
 
 IN_PROCESS = DeepSettings(backend="onnxruntime")
 
@@ -93,8 +93,8 @@ def test_a_trace_plays_back_what_was_recorded() -> None:
     first, second_gpu = trace.recorded()
     assert first == gpu
     assert second_gpu.power_mw is None
-    content = msgspec.json.encode(trace.recorded())
-    (meter, _) = nvml_meters(RecordedNvml.from_json(content, clock), clock)
+    again = msgspec.json.decode(msgspec.json.encode(trace.recorded()), type=tuple[RecordedGpu, ...])
+    (meter, _) = nvml_meters(RecordedNvml(again, clock), clock)
     clock.now_s += 3.0
     assert meter.read().energy_j == pytest.approx(300.0)
 

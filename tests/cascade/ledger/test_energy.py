@@ -7,9 +7,9 @@ import threading
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 
+from bench.gpu_trace import RecordedGpu
 from cascade.config import EnergySettings
 from cascade.errors import SettingError
 from cascade.ledger import (
@@ -22,8 +22,8 @@ from cascade.ledger import (
 )
 from cascade.ledger.nvml import NvmlMeter, nvml_meters
 from cascade.ledger.rapl import RaplMeter
-from cascade.ledger.recorded_nvml import RecordedGpu, RecordedNvml
 from tests.cascade.ledger.helpers import ManualClock
+from tests.recorded_nvml import RecordedNvml
 
 A100 = "NVIDIA A100-SXM4-40GB"
 
@@ -161,12 +161,6 @@ def test_the_meter_of_a_mig_device_reads_the_whole_gpu_and_names_it() -> None:
 def test_a_gpu_without_counter_and_power_has_no_meter() -> None:
     assert nvml_meters(RecordedNvml([_gpu(energy_mj=None, power_mw=None)])) == []
     assert nvml_meters(RecordedNvml([])) == []
-
-
-def test_a_recorded_trace_is_read_from_json() -> None:
-    clock = ManualClock()
-    nvml = RecordedNvml.from_json(msgspec.json.encode([_gpu()]), clock)
-    assert nvml.nvmlDeviceGetTotalEnergyConsumption("GPU-1") == 1_000_000
 
 
 def test_pynvml_has_the_functions_that_the_meters_call() -> None:

@@ -5,17 +5,10 @@ import numpy as np
 import pytest
 
 from cascade.errors import SettingError
+from cascade.ledger import LatencyObjective, Path, ServiceLevel
 from cascade.ledger.counters import Counters
 from cascade.ledger.latency import LatencyHistogram
-from cascade.ledger.sla import (
-    LatencyObjective,
-    ObjectiveEvents,
-    ObjectiveResult,
-    Path,
-    ServiceLevel,
-    count_events,
-    evaluate,
-)
+from cascade.ledger.sla import ObjectiveEvents, ObjectiveResult, count_events, evaluate
 
 
 def _paths(screened_s: np.ndarray, degraded: int = 0) -> dict[Path, LatencyHistogram]:
