@@ -1,9 +1,23 @@
-"""Waiting and CPU time on a machine that other processes use too."""
+"""Waiting and CPU time on a machine that other processes use too; and a clock that a test sets."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+
+
+class SetClock:
+    """A Clock that moves only when the test moves it."""
+
+    now_s = 0.0
+
+    def time(self) -> float:
+        return self.now_s
+
+    monotonic = time
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
 
 
 def wait_until(

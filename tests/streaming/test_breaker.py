@@ -6,26 +6,19 @@ from hypothesis import strategies as st
 
 from cascade.config import BreakerSettings
 from streaming.breaker import CircuitBreaker
+from tests.timing import SetClock
 
 SETTINGS = BreakerSettings(calls=4, failures_share=0.5, pause_ms=100, pause_ms_max=350)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def breaker(clock: Clock) -> CircuitBreaker:
-    return CircuitBreaker(SETTINGS, clock, lambda: 0.0)
+def breaker(clock: SetClock) -> CircuitBreaker:
+    return CircuitBreaker(SETTINGS, clock.monotonic, lambda: 0.0)
 
 
 def tell(breaker: CircuitBreaker, outcomes: str) -> None:
@@ -33,7 +26,7 @@ def tell(breaker: CircuitBreaker, outcomes: str) -> None:
         (breaker.succeeded if outcome == "+" else breaker.failed)()
 
 
-def pause_s(breaker: CircuitBreaker, clock: Clock) -> float:
+def pause_s(breaker: CircuitBreaker, clock: SetClock) -> float:
     """How long the breaker, open now, allows nothing; the call that ends the pause is its trial."""
     start_s = clock.now_s
     while not breaker.allows():
@@ -53,7 +46,7 @@ def test_it_opens_at_the_share_of_failures_of_the_last_calls(
     assert breaker.allows() == (state == "closed")
 
 
-def test_pauses_double_up_to_the_limit_while_trials_fail(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_pauses_double_up_to_the_limit_while_trials_fail(breaker: CircuitBreaker, clock: SetClock) -> None:
     tell(breaker, "----")
     pauses = []
     for _ in range(4):
@@ -64,7 +57,7 @@ def test_pauses_double_up_to_the_limit_while_trials_fail(breaker: CircuitBreaker
     assert breaker.opened == 5
 
 
-def test_a_trial_that_succeeds_closes_it_and_forgets(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_a_trial_that_succeeds_closes_it_and_forgets(breaker: CircuitBreaker, clock: SetClock) -> None:
     tell(breaker, "----")
     pause_s(breaker, clock)
     breaker.failed()
@@ -77,7 +70,9 @@ def test_a_trial_that_succeeds_closes_it_and_forgets(breaker: CircuitBreaker, cl
     assert pause_s(breaker, clock) == pytest.approx(0.1, abs=0.002)
 
 
-def test_one_trial_at_a_time_and_another_where_it_is_never_answered_for(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_one_trial_at_a_time_and_another_where_it_is_never_answered_for(
+    breaker: CircuitBreaker, clock: SetClock
+) -> None:
     tell(breaker, "----")
     clock.now_s = 0.1
     assert [breaker.allows() for _ in range(3)] == [True, False, False]
@@ -85,7 +80,7 @@ def test_one_trial_at_a_time_and_another_where_it_is_never_answered_for(breaker:
     assert breaker.allows()
 
 
-def test_calls_from_before_it_opened_change_nothing(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_calls_from_before_it_opened_change_nothing(breaker: CircuitBreaker, clock: SetClock) -> None:
     tell(breaker, "----" + "++--+")
     assert breaker.state == "open"
     assert breaker.opened == 1
@@ -94,7 +89,7 @@ def test_calls_from_before_it_opened_change_nothing(breaker: CircuitBreaker, clo
 
 @given(st.floats(0.0, 1.0, exclude_max=True))
 def test_chance_shortens_a_pause_by_half_at_most(chance: float) -> None:
-    clock = Clock()
-    breaker = CircuitBreaker(SETTINGS, clock, lambda: chance)
+    clock = SetClock()
+    breaker = CircuitBreaker(SETTINGS, clock.monotonic, lambda: chance)
     tell(breaker, "----")
     assert 0.049 <= pause_s(breaker, clock) <= 0.102

@@ -83,11 +83,6 @@ def test_every_column_belongs_to_the_same_record(times: list[list[int]], data: s
         assert intake.undecided[row] == (first[partition] + position >= floors["t", partition])
 
 
-def test_records_below_the_committed_offset_are_not_decided_again() -> None:
-    intake = taken(fetch(0, [message(1, 1), message(2, 2), message(3, 3)], 10), decided_until={("t", 0): 12})
-    assert intake.undecided.tolist() == [False, False, True]
-
-
 def test_a_partition_without_a_committed_offset_is_all_undecided() -> None:
     intake = taken(fetch(0, [message(1, 1)]), fetch(1, [message(2, 2)]), decided_until={("t", 0): 5})
     assert intake.undecided.tolist() == [False, True]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import http.client
 import json
 import re
 from collections.abc import Iterator
@@ -16,25 +15,14 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from cascade.ledger import Ledger, ledger_registry
-from cascade.protocols import EnergyReading
 from streaming.health import ALWAYS_SENT, HealthServer, HealthState
 from streaming.live import live_routes
 from streaming.live.feed import FRAMES_MAX, GAP_S_MAX, INTERVAL_S, MARK_S, MARKS_MAX, LiveFeed
 from streaming.live.page import LANGUAGES, live_page, page_policy
 from streaming.scrape import Frame, Scrape
 from streaming.worker_metrics import parse_metrics, workers_registry
-
-
-class Meter:
-    """A fake for hardware that is absent: joules as set, no reading below zero."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.energy_j = name, 0.0
-
-    def read(self) -> EnergyReading:
-        if self.energy_j < 0.0:
-            raise OSError("gone")
-        return EnergyReading(self.energy_j, "measured", "a counter")
+from tests.streaming.test_health import ask
+from tests.streaming.test_top import Meter
 
 
 class Watched:
@@ -198,20 +186,9 @@ def server() -> Iterator[HealthServer]:
         yield running
 
 
-def _ask(server: HealthServer, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=5)
-    try:
-        connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
-        answer = connection.getresponse()
-        return answer.status, dict(answer.getheaders()), answer.read()
-    finally:
-        connection.close()
-
-
 def test_the_page_may_run_nothing_but_its_own_script(server: HealthServer) -> None:
-    status, headers, body = _ask(server, "/")
+    status, headers, page = ask(server, "/")
     assert status == 200
-    page = body.decode()
     policy = headers["Content-Security-Policy"]
     assert policy == page_policy()
     assert "default-src 'none'" in policy
@@ -228,7 +205,7 @@ def test_the_page_may_run_nothing_but_its_own_script(server: HealthServer) -> No
 
 def test_the_language_is_asked_for_or_the_browsers(server: HealthServer) -> None:
     def language(path: str, accept: str = "") -> str:
-        return re.findall(r"<html lang=\"(\w+)\"", _ask(server, path, Accept_Language=accept)[2].decode())[0]
+        return re.findall(r"<html lang=\"(\w+)\"", ask(server, path, Accept_Language=accept)[2])[0]
 
     assert language("/") == "en"
     assert language("/?lang=ja") == "ja"
@@ -250,14 +227,11 @@ def test_every_word_is_there_in_both_languages_with_the_same_blanks() -> None:
     assert set(asked) <= set(texts[0])
 
 
-def test_it_is_read_only_and_refuses_nonsense(server: HealthServer) -> None:
-    for method in ("POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"):
-        assert _ask(server, "/", method)[0] == 501
-    assert _ask(server, "/frames?after=-1")[0] == 400
-    assert _ask(server, "/frames?after=1e9")[0] == 400
-    assert _ask(server, "/frames?after=" + "9" * 400)[0] == 400
-    assert _ask(server, "/../etc/passwd")[0] == 404
-    status, headers, body = _ask(server, "/frames")
+def test_frames_are_json_and_nonsense_is_refused(server: HealthServer) -> None:
+    assert ask(server, "/frames?after=-1")[0] == 400
+    assert ask(server, "/frames?after=1e9")[0] == 400
+    assert ask(server, "/frames?after=" + "9" * 400)[0] == 400
+    status, headers, body = ask(server, "/frames")
     assert (status, headers["Content-Type"]) == (200, "application/json")
     answer = json.loads(body)
     assert answer["ready"] is False
@@ -266,7 +240,7 @@ def test_it_is_read_only_and_refuses_nonsense(server: HealthServer) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/frames", "/frames?after=x", "/metrics", "/healthz", "/nothing"])
 def test_no_answer_is_cached_or_sniffed(server: HealthServer, path: str) -> None:
-    headers = _ask(server, path)[1]
+    headers = ask(server, path)[1]
     assert {name: headers.get(name) for name in ALWAYS_SENT} == ALWAYS_SENT
     assert (ALWAYS_SENT["Cache-Control"], ALWAYS_SENT["X-Content-Type-Options"]) == ("no-store", "nosniff")
 

@@ -47,31 +47,11 @@ def test_the_committable_offset_is_the_first_undecided_one(
     assert tracker.open == 0
 
 
-@given(histories())
-def test_the_committable_offset_never_goes_back(history: tuple[list[int], list[tuple[str, list[int]]]]) -> None:
-    tracker = OffsetTracker()
-    before = -1
-    for name, some in history[1]:
-        getattr(tracker, name)(np.array(some, np.int64))
-        assert tracker.committable is not None
-        assert tracker.committable >= before
-        before = tracker.committable
-
-
 def test_nothing_taken_is_nothing_to_commit() -> None:
     tracker = OffsetTracker()
     tracker.taken(np.zeros(0, np.int64))
     assert tracker.committable is None
     assert tracker.open == 0
-
-
-def test_a_long_straggler_delays_the_prefix_and_then_frees_it_at_once() -> None:
-    tracker = OffsetTracker()
-    tracker.taken(np.arange(10_000))
-    tracker.decided(np.arange(1, 10_000))
-    assert (tracker.committable, tracker.open) == (0, 1)
-    tracker.decided(np.array([0]))
-    assert (tracker.committable, tracker.open) == (10_000, 0)
 
 
 def test_memory_is_given_back_once_all_is_decided() -> None:

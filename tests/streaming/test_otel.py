@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,18 +14,17 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-import structlog
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
+from structlog.testing import capture_logs
 
 import cascade
 import streaming.otel
 from cascade.config import CarbonSettings, Config, OtelSettings
 from cascade.ledger import Ledger, ledger_registry, make_carbon
 from cascade.ledger.otel import ATTRIBUTES, NAMES, START, metrics_data
-from cascade.protocols import EnergyReading
 from streaming.decisions import RecordPositions
 from streaming.lag import LagCollector
 from streaming.otel import otel_exported
@@ -34,6 +32,7 @@ from streaming.worker_metrics import workers_registry
 from tests.certificates import Authority, make_authority
 from tests.conftest import SHIPPED
 from tests.otlp_receiver import OtlpReceiver, attributes
+from tests.streaming.test_top import Meter
 from tests.timing import wait_until
 
 CUMULATIVE = 2  # AggregationTemporality of OTLP
@@ -50,21 +49,10 @@ def receiver() -> Iterator[OtlpReceiver]:
     running.close()
 
 
-class Meter:
-    """A meter that reads 2.5 J from its second reading on."""
-
-    name = "nvml"
-
-    def __init__(self) -> None:
-        self._read = False
-
-    def read(self) -> EnergyReading:
-        before, self._read = self._read, True
-        return EnergyReading(2.5 if before else 0.0, "measured", "counter")
-
-
 def full_ledger() -> Ledger:
-    ledger = Ledger(meters=[Meter()], carbon=make_carbon(CarbonSettings(region="DEU")), bundle_version="b-1")
+    meter = Meter("nvml")
+    ledger = Ledger(meters=[meter], carbon=make_carbon(CarbonSettings(region="DEU")), bundle_version="b-1")
+    meter.energy_j = 2.5
     places = RecordPositions([("t", 0)], np.zeros(990, np.int64), np.arange(990))
     ledger.record_decisions("screened", np.full(990, 0.003), None, places.ids)
     ledger.record_decisions("escalated", np.array([0.012, 0.4, 20.0]))
@@ -221,18 +209,12 @@ def test_it_is_sent_at_intervals_and_the_last_figures_at_the_end(receiver: OtlpR
 # --- a collector that is away ---------------------------------------------------------------------------------------
 
 
-@contextmanager
-def captured_logs() -> Iterator[list[dict[str, Any]]]:
-    with structlog.testing.capture_logs() as lines:
-        yield lines
-
-
 @pytest.mark.parametrize(("status", "reason"), [(307, "307 Temporary Redirect"), (503, "503 Service Unavailable")])
 def test_a_redirect_or_an_error_is_no_success_and_is_not_followed(
     receiver: OtlpReceiver, status: int, reason: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     receiver.status = status
-    with captured_logs() as lines, otel_exported(config_of(receiver.url), lambda: [], 0.0):
+    with capture_logs() as lines, otel_exported(config_of(receiver.url), lambda: [], 0.0):
         wait_until(lambda: bool(lines))
     assert lines[0]["reason"] == reason
     assert capfd.readouterr().err == ""
@@ -251,7 +233,7 @@ def test_a_collector_that_fails_is_logged_once_and_once_when_it_works_again(monk
     collector = SimpleNamespace(send=send, close=lambda: None)
     monkeypatch.setattr(streaming.otel, "_connect", lambda *_: collector)
     config = Config(otel=OtelSettings(endpoint="http://a", interval_s=0.001))
-    with captured_logs() as lines, otel_exported(config, lambda: [], 0.0):
+    with capture_logs() as lines, otel_exported(config, lambda: [], 0.0):
         done.wait()
     assert [line["log_level"] for line in lines] == ["error", "info", "error", "info"]
 
@@ -276,7 +258,7 @@ def test_a_collector_that_hangs_delays_neither_ledger_nor_end(
 
 def test_a_collector_that_refuses_connections_is_logged(receiver: OtlpReceiver) -> None:
     receiver.close()
-    with captured_logs() as lines, otel_exported(config_of(receiver.url), lambda: [], 0.0):
+    with capture_logs() as lines, otel_exported(config_of(receiver.url), lambda: [], 0.0):
         wait_until(lambda: bool(lines))
     assert "refused" in lines[0]["reason"]
 
@@ -289,7 +271,7 @@ def test_metrics_that_cannot_be_read_end_no_thread(receiver: OtlpReceiver) -> No
             raise ValueError("a worker's answer")
         return []
 
-    with captured_logs() as lines, otel_exported(config_of(receiver.url), collect, 0.0):
+    with capture_logs() as lines, otel_exported(config_of(receiver.url), collect, 0.0):
         wait_until(lambda: bool(lines))
         assert lines[0]["reason"] == "ValueError: a worker's answer"
         broken[0] = False
@@ -322,7 +304,7 @@ def test_tls_is_by_the_authority_that_is_named_and_no_other(authority: Authority
     receiver = OtlpReceiver(context)
     pushed(receiver, registry_of(Ledger()), ca_file=str(authority.ca_file))
     other = make_authority(tmp_path / "other")
-    with captured_logs() as lines, otel_exported(config_of(receiver.url, ca_file=str(other.ca_file)), lambda: [], 0.0):
+    with capture_logs() as lines, otel_exported(config_of(receiver.url, ca_file=str(other.ca_file)), lambda: [], 0.0):
         wait_until(lambda: bool(lines))
     assert "CERTIFICATE_VERIFY_FAILED" in lines[0]["reason"]
     assert len(receiver.taken) == 1

@@ -10,21 +10,9 @@ from cascade.errors import BrokerError, TransactionAbortedError
 from streaming.clients import GroupMember, Partition
 from streaming.health import HealthState
 from streaming.outbox import COMMIT_FAILURE_S_MAX, JOIN_WAIT_S_MAX, AtLeastOnceOutbox, ExactlyOnceOutbox, Sent
+from tests.timing import SetClock
 
 PARTITION: Partition = ("t", 0)
-
-
-class SetClock:
-    now_s = 100.0
-
-    def time(self) -> float:
-        return self.now_s
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-    def sleep(self, seconds: float) -> None:
-        self.now_s += seconds
 
 
 class ManualDelivery:

@@ -55,14 +55,15 @@ def test_rows_that_wait_raise_it_by_steps_up_to_the_limit(timeline: Timeline) ->
     assert moments == pytest.approx((2.0, 4.0, 6.0), abs=0.1)
 
 
-@pytest.mark.parametrize(("late", "raises"), [(0, False), (2, False), (3, True), (10, True)])
-def test_only_a_share_of_late_rows_above_the_limit_raises_it(timeline: Timeline, late: int, raises: bool) -> None:
-    assert (timeline.go(4, escalated=10, late=late) > 0) == raises
-
-
-@pytest.mark.parametrize(("in_flight", "raises"), [(50, False), (51, True)])
-def test_only_more_rows_than_the_limit_raise_it(timeline: Timeline, in_flight: int, raises: bool) -> None:
-    assert (timeline.go(4, in_flight=in_flight) > 0) == raises
+@pytest.mark.parametrize(
+    ("turn", "raises"),
+    [
+        ({"late": 0}, False), ({"late": 2}, False), ({"late": 3}, True), ({"late": 10}, True),
+        ({"in_flight": 50}, False), ({"in_flight": 51}, True),
+    ],
+)  # fmt: skip
+def test_only_a_share_above_its_limit_raises_it(timeline: Timeline, turn: dict[str, int], raises: bool) -> None:
+    assert (timeline.go(4, escalated=10, **turn) > 0) == raises
 
 
 def test_rows_that_come_and_go_count_by_their_mean(timeline: Timeline) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import msgspec
@@ -22,11 +23,11 @@ NUMBERS = np.array([4711, 4712, 4711, -1, 2**62])
 
 
 def test_a_card_is_one_code_and_two_cards_are_two() -> None:
-    for column in (STRINGS, NUMBERS):
+    for column in (STRINGS, NUMBERS, STRINGS[:0], NUMBERS[:0]):
         codes = CardHasher(KEY.encode()).hash_column(column)
-        assert codes.dtype == np.int64
-        assert codes[0] == codes[2]
-        assert len(set(codes.tolist())) == len(column) - 1
+        assert (codes.dtype, len(codes)) == (np.dtype(np.int64), len(column))
+        assert len(set(codes.tolist())) == len(set(column.tolist()))
+        assert len(column) == 0 or codes[0] == codes[2]
 
 
 def test_a_number_and_its_text_are_one_card() -> None:
@@ -47,22 +48,12 @@ def test_another_process_gives_the_same_codes() -> None:
     )
 
 
-@pytest.mark.parametrize("other", ["correct horse battery stapl", KEY + "x", KEY * 3, KEY * 3 + "x"])
-def test_another_key_gives_other_codes(other: str) -> None:
-    hasher, with_other_key = CardHasher(KEY.encode()), CardHasher(other.encode())
+def test_another_key_gives_other_codes() -> None:
+    """Some keys are longer than the hash takes, and differ in their last byte only."""
+    keys = (KEY, KEY[:-1], KEY + "x", KEY * 3, KEY * 3 + "x", "k" * 200 + "1", "k" * 200 + "2")
     for column in (STRINGS, NUMBERS):
-        assert not (hasher.hash_column(column) == with_other_key.hash_column(column)).any()
-
-
-def test_keys_longer_than_the_hash_takes_differ_to_their_last_byte() -> None:
-    long = b"k" * 200
-    assert CardHasher(long + b"1").hash_column(NUMBERS)[0] != CardHasher(long + b"2").hash_column(NUMBERS)[0]
-
-
-def test_without_rows_there_are_no_codes() -> None:
-    for column in (STRINGS[:0], NUMBERS[:0]):
-        codes = CardHasher(KEY.encode()).hash_column(column)
-        assert (codes.dtype, len(codes)) == (np.dtype(np.int64), 0)
+        codes = [CardHasher(key.encode()).hash_column(column) for key in keys]
+        assert not any((first == second).any() for first, second in combinations(codes, 2))
 
 
 def test_only_the_card_is_replaced() -> None:

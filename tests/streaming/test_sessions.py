@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,36 +12,14 @@ from cascade.errors import BrokerError, StateError
 from cascade.ledger import Ledger
 from streaming.health import HealthState
 from streaming.sessions import run_sessions
-
-
-class SetClock:
-    now_s = 0.0
-
-    def time(self) -> float:
-        return self.now_s
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-    def sleep(self, seconds: float) -> None:
-        self.now_s += seconds
-
-
-class FaultyWorker:
-    """Ends as the test sets it: by an error that is injected, or by itself."""
-
-    def __init__(self, error: Exception | None, clock: SetClock, took_s: float) -> None:
-        self.error, self.clock, self.took_s = error, clock, took_s
-
-    def run(self) -> None:
-        self.clock.now_s += self.took_s
-        if self.error is not None:
-            raise self.error
+from tests.timing import SetClock
 
 
 class Scene:
-    def __init__(self, *errors: Exception | None, took_s: float = 1.0, decides: bool = False, **kafka: Any) -> None:
-        self.errors, self.took_s, self.decides = list(errors), took_s, decides
+    """Sessions of a worker that ends after a second: by the next of `errors`, or by itself."""
+
+    def __init__(self, *errors: Exception | None, decides: bool = False, **kafka: Any) -> None:
+        self.errors, self.decides = list(errors), decides
         self.settings = KafkaSettings(**kafka)
         self.clock, self.ledger, self.health = SetClock(), Ledger(), HealthState(60)
         self.closed: list[int] = []
@@ -52,11 +31,17 @@ class Scene:
         stack.callback(lambda: self.closed.append(number))
         if self.decides:
             self.ledger.record_decisions("screened", np.full(1, 0.001))
-        return FaultyWorker(self.errors.pop(0) if self.errors else None, self.clock, self.took_s)
+        return SimpleNamespace(run=self.run_worker)
+
+    def run_worker(self) -> None:
+        self.clock.sleep(1.0)
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None:
+            raise error
 
     def pause(self, seconds: float) -> None:
         self.pauses_s.append(seconds)
-        self.clock.now_s += seconds
+        self.clock.sleep(seconds)
 
     def run(self) -> None:
         run_sessions(

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from cascade.cli import main
 from cascade.ledger import Ledger, ledger_registry
-from cascade.protocols import EnergyReading
+from cascade.protocols import EnergyKind, EnergyReading
 from streaming.health import HealthServer, HealthState
 from streaming.lag import LagCollector
 from streaming.scrape import Frame, Scrape, UnreachableError, quantile_ms, scrape
@@ -22,20 +22,20 @@ from streaming.worker_metrics import parse_metrics, workers_registry
 
 
 class Meter:
-    """A fake for hardware that is absent: joules as set."""
+    """A fake for hardware that is absent: joules as set, no reading below zero."""
 
-    def __init__(self, name: str, kind: str) -> None:
+    def __init__(self, name: str, kind: EnergyKind = "measured") -> None:
         self.name, self.kind, self.energy_j = name, kind, 0.0
 
     def read(self) -> EnergyReading:
         if self.energy_j < 0:
             raise OSError("gone")
-        return EnergyReading(self.energy_j, self.kind, "a counter")  # type: ignore[arg-type]
+        return EnergyReading(self.energy_j, self.kind, "a counter")
 
 
 class Scene:
     def __init__(self) -> None:
-        self.gpu, self.cpu = Meter("gpu0", "measured"), Meter("cpu-model", "modelled")
+        self.gpu, self.cpu = Meter("gpu0"), Meter("cpu-model", "modelled")
         self.ledger = Ledger(meters=[self.gpu, self.cpu])
         self.registry = ledger_registry(self.ledger)
         self.registry.register(LagCollector(lambda: {("t", 0): 5, ("t", 1): 7}))
