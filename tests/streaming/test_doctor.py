@@ -115,30 +115,27 @@ def test_a_registry_that_is_away_or_refuses_fails_by_name(new_config: ConfigMake
 
 
 @pytest.mark.usefixtures("no_wait")
-def test_an_error_of_a_setting_names_its_file(new_config: ConfigMaker) -> None:
-    path = new_config(energy={"processor": "none such"})
-    energy = findings(path)["energy"]
-    assert energy.status == "failed"
-    assert energy.text.startswith(f"{path}: energy.processor = 'none such': not in the table; use one of ")
-
-
-def test_a_missing_bundle_is_named(new_config: ConfigMaker, tmp_path: Path) -> None:
-    path = new_config(kafka={"bootstrap": f"127.0.0.1:{free_ports(1)[0]}"}, bundle={"path": str(tmp_path / "none")})
-    checks = iter(examine(path))
-    assert next(checks).status == "ok"
-    bundle = next(checks)
-    assert bundle.status == "failed"
-    assert str(tmp_path / "none") in bundle.text
-
-
-@pytest.mark.usefixtures("no_wait")
-def test_a_snapshot_place_that_cannot_be_written_to_fails_by_name(new_config: ConfigMaker, tmp_path: Path) -> None:
-    place = tmp_path / "state"
-    place.write_text("a file in the way")
-    path = new_config(kafka={"bootstrap": f"127.0.0.1:{free_ports(1)[0]}"}, state={"snapshots": str(place)})
-    checks = {finding.check: finding for finding in examine(path)}
-    assert checks["state"].status == "failed"
-    assert str(place) in checks["state"].text
+@pytest.mark.parametrize(
+    ("check", "sections", "text"),
+    [
+        ("energy", {"energy": {"processor": "none such"}},
+         "{directory}/cascade.toml: energy.processor = 'none such': not in the table; use one of "),
+        ("bundle", {"bundle": {"path": "{directory}/none"}}, "{directory}/none"),
+        ("state", {"state": {"snapshots": "{directory}/cascade.toml"}}, "{directory}/cascade.toml: "),
+    ],
+    ids=["a setting", "a missing bundle", "a place for snapshots that is a file"],
+)  # fmt: skip
+def test_a_mistake_fails_its_check_by_name(
+    new_config: ConfigMaker, tmp_path: Path, check: str, sections: dict[str, dict[str, str]], text: str
+) -> None:
+    named = {
+        section: {key: value.format(directory=tmp_path) for key, value in settings.items()}
+        for section, settings in sections.items()
+    }
+    found = findings(new_config(kafka={"bootstrap": f"127.0.0.1:{free_ports(1)[0]}"}, **named))
+    assert found["configuration"].status == "ok"
+    assert found[check].status == "failed"
+    assert text.format(directory=tmp_path) in found[check].text
 
 
 def test_too_few_open_files_fail_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

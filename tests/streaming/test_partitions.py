@@ -24,69 +24,33 @@ def partition(phase: Phase = Phase.LIVE, until: int = 0, beginning: int = 0) -> 
     return owned
 
 
-def test_records_are_taken_in_order_and_each_once() -> None:
-    owned = partition()
-    for offsets, expected in (((0, 1, 2), [0, 1, 2]), ((1, 2, 3), [3]), ((2, 3), None), ((4,), [4])):
-        batch = owned.accept(fetch(*offsets)).batch
-        assert (None if batch is None else batch.offsets.tolist()) == expected
-        if batch is not None:
-            assert batch.values == [b"%d" % offset for offset in expected or ()]
-    assert owned.next == 5
+Step = tuple[tuple[int, ...], list[int], int | None]
+# A partition, fetches with the offsets that are taken of each and the offset to seek to, the next offset, and the gaps.
+FETCHES: dict[str, tuple[OwnedPartition, list[Step], int, int]] = {
+    "each record once and in order": (
+        partition(), [((0, 1, 2), [0, 1, 2], None), ((1, 2, 3), [3], None), ((2, 3), [], None), ((4,), [4], None)], 5, 0
+    ),
+    "a skipped offset is fetched again": (partition(), [((2, 3), [], 0), ((0, 1, 2, 3), [0, 1, 2, 3], None)], 4, 0),
+    "a gap of the log itself is passed": (partition(), [((2, 3), [], 0), ((2, 3), [2, 3], None)], 4, 1),
+    "two different skips are not one gap": (partition(), [((5,), [], 0), ((3, 4), [], 0)], 0, 0),
+    "a replay goes on": (partition(Phase.REPLAYING, 3), [((0, 1), [0, 1], None)], 2, 0),
+    "a replay ends": (partition(Phase.REPLAYING, 3), [((0, 1, 2), [0, 1, 2], None)], 3, 0),
+    "a replay ends before records to decide": (partition(Phase.REPLAYING, 3), [((0, 1, 2, 3), [0, 1, 2], 3)], 3, 0),
+    "a replay ends in a gap": (partition(Phase.REPLAYING, 3, 1), [((5, 6), [], 1), ((5, 6), [], 3)], 3, 1),
+    "a skip across the end of a replay leaves nothing out": (
+        partition(Phase.REPLAYING, 3), [((4, 5), [], 0), ((0, 1, 2, 3, 4), [0, 1, 2], 3)], 3, 0
+    ),
+}  # fmt: skip
 
 
-def test_a_fetch_that_skips_is_not_taken_before_the_place_was_fetched_again() -> None:
-    owned = partition()
-    accepted = owned.accept(fetch(2, 3))
-    assert (accepted.batch, accepted.seek, accepted.gap) == (None, 0, False)
-    accepted = owned.accept(fetch(0, 1, 2, 3))
-    assert accepted.batch is not None
-    assert accepted.batch.offsets.tolist() == [0, 1, 2, 3]
-    assert not accepted.gap
-
-
-def test_a_gap_that_the_log_itself_has_is_passed_and_counted() -> None:
-    owned = partition()
-    owned.accept(fetch(2, 3))
-    accepted = owned.accept(fetch(2, 3))
-    assert accepted.gap
-    assert accepted.batch is not None
-    assert owned.next == 4
-
-
-def test_two_different_skips_are_not_taken_for_one_gap() -> None:
-    owned = partition()
-    assert owned.accept(fetch(5)).seek == 0
-    assert owned.accept(fetch(3, 4)).seek == 0
-    assert owned.next == 0
-
-
-@pytest.mark.parametrize(
-    ("offsets", "taken", "seek", "following"),
-    [((0, 1), [0, 1], None, 2), ((0, 1, 2, 3, 4), [0, 1, 2], 3, 3), ((0, 1, 2), [0, 1, 2], None, 3)],
-)
-def test_a_replay_ends_where_decisions_begin(
-    offsets: tuple[int, ...], taken: list[int], seek: int | None, following: int
-) -> None:
-    owned = partition(Phase.REPLAYING, until=3)
-    accepted = owned.accept(fetch(*offsets))
-    assert accepted.batch is not None
-    assert (accepted.batch.offsets.tolist(), accepted.seek, owned.next) == (taken, seek, following)
-
-
-def test_a_replay_whose_last_records_are_gone_from_the_log_ends_too() -> None:
-    owned = partition(Phase.REPLAYING, until=3, beginning=1)
-    assert owned.accept(fetch(5, 6)).seek == 1
-    accepted = owned.accept(fetch(5, 6))
-    assert (accepted.batch, accepted.seek, owned.next) == (None, 3, 3)
-
-
-def test_a_skip_across_the_end_of_a_replay_leaves_nothing_out_of_the_state() -> None:
-    owned = partition(Phase.REPLAYING, until=3)
-    assert owned.accept(fetch(4, 5)).seek == 0
-    accepted = owned.accept(fetch(0, 1, 2, 3, 4, 5))
-    assert accepted.batch is not None
-    assert accepted.batch.offsets.tolist() == [0, 1, 2]
-    assert (accepted.seek, owned.next) == (3, 3)
+@pytest.mark.parametrize(("owned", "steps", "following", "gaps"), FETCHES.values(), ids=FETCHES)
+def test_fetches_are_taken_in_order_and_nothing_is_skipped(owned: OwnedPartition, steps: list[Step], following: int, gaps: int) -> None:
+    for offsets, taken, seek in steps:
+        accepted = owned.accept(fetch(*offsets))
+        values = [] if accepted.batch is None else accepted.batch.values
+        assert (values, accepted.seek) == ([b"%d" % offset for offset in taken], seek)
+        gaps -= accepted.gap
+    assert (owned.next, gaps) == (following, 0)
 
 
 def test_what_the_commit_named_is_decided_when_it_is_read() -> None:

@@ -23,7 +23,7 @@ from streaming.health import HealthState
 from streaming.supervisor import SupervisedWorker, run_workers
 from streaming.waiting import Stopping
 from streaming.worker_slot import WorkerSlot, write_settings
-from tests.timing import wait_until
+from tests.timing import SetClock, wait_until
 
 # Writes how many signals it received, and then stops.
 WILLING = """
@@ -208,49 +208,43 @@ def test_a_worker_that_gives_no_answer_is_killed_and_started_again(
     wait_until(lambda: run.starts(0) == 2)
 
 
-class Watch:
-    """`SupervisedWorker._watch` on a simulated clock, with `answers` of the worker's health at a time; ends at 60 s."""
-
-    def __init__(
-        self, directory: Path, patch: pytest.MonkeyPatch, answers: Callable[[float], list[str] | None]
-    ) -> None:
-        self.now_s, self.running, self.suspended = 0.0, True, False
-        slot = WorkerSlot(0, directory)
-        slot.write_port(1)
-        patch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: self.now_s))
-        patch.setattr(supervisor, "ask_health", lambda *_: answers(self.now_s))
-        stopping: Any = SimpleNamespace(is_set=lambda: self.now_s > 60.0, wait=self._wait)
-        self.worker = SupervisedWorker(slot, ["none"], 5.0, HealthState(30.0), stopping)
-        self.worker._process = SimpleNamespace(running=True)  # type: ignore[assignment]
-
-    def _wait(self, seconds: float) -> None:
-        self.now_s += 40.0 if self.suspended else seconds
-        self.suspended = False
+NOT_ALIVE, FOR_EVER = ["loop: no progress"], 1e9
 
 
-def test_a_worker_hangs_after_it_was_not_alive_for_some_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Watch(tmp_path, monkeypatch, lambda now_s: ["loop: no progress"] if now_s > 10.0 else [])
-    assert watch.worker._watch() == "loop: no progress"
-    assert 10.0 + supervisor.HANGS_S < watch.now_s < 12.0 + supervisor.HANGS_S
-
-
-def test_a_worker_hangs_after_no_answer_for_stall_s_max(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Watch(tmp_path, monkeypatch, lambda now_s: None if now_s > 10.0 else [])
-    assert watch.worker._watch().startswith("no answer for 3")
-    assert 40.0 < watch.now_s < 42.0
-
-
-def test_a_worker_that_was_not_alive_for_a_moment_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("answer", "from_s", "until_s", "suspended_s", "result", "ends_s"),
+    [
+        (NOT_ALIVE, 10.0, FOR_EVER, 0.0, "loop: no progress", 10.0 + supervisor.HANGS_S),
+        (NOT_ALIVE, 10.0, 12.0, 0.0, "", 60.0),
+        (None, 10.0, FOR_EVER, 0.0, "no answer for 3", 40.0),
+        (None, 40.0, 41.0, 40.0, "", 60.0),
+    ],
+    ids=["not alive", "not alive for a moment", "no answer", "a suspended machine"],
+)
+def test_a_worker_hangs_that_is_not_alive_or_does_not_answer_for_some_time(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: list[str] | None,
+    from_s: float,
+    until_s: float,
+    suspended_s: float,
+    result: str,
+    ends_s: float,
 ) -> None:
-    watch = Watch(tmp_path, monkeypatch, lambda now_s: ["loop: no progress"] if 10.0 < now_s < 12.0 else [])
-    assert watch.worker._watch() == ""
-
-
-def test_a_pause_of_the_machine_is_no_stall_of_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Watch(tmp_path, monkeypatch, lambda now_s: None if 40.0 <= now_s < 41.0 else [])
-    watch.suspended = True
-    assert watch.worker._watch() == ""
+    """On a simulated clock, which begins with a pause of `suspended_s`; from `from_s` to `until_s` with that answer."""
+    clock, pauses_s = SetClock(), iter([suspended_s] if suspended_s else [])
+    monkeypatch.setattr(supervisor, "time", clock)
+    monkeypatch.setattr(supervisor, "ask_health", lambda *_: answer if from_s < clock.now_s < until_s else [])
+    stopping: Any = SimpleNamespace(
+        is_set=lambda: clock.now_s > 60.0, wait=lambda seconds: clock.sleep(next(pauses_s, seconds))
+    )
+    slot = WorkerSlot(0, tmp_path)
+    slot.write_port(1)
+    worker = SupervisedWorker(slot, ["none"], 5.0, HealthState(30.0), stopping)
+    worker._process = SimpleNamespace(running=True)  # type: ignore[assignment]
+    assert worker._watch().startswith(result)
+    assert bool(result) == (clock.now_s < 60.0)
+    assert ends_s < clock.now_s < ends_s + 2.0
 
 
 @pytest.mark.parametrize(
