@@ -44,7 +44,7 @@ FETCHES: dict[str, tuple[OwnedPartition, list[Step], int, int]] = {
 
 
 @pytest.mark.parametrize(("owned", "steps", "following", "gaps"), FETCHES.values(), ids=FETCHES)
-def test_fetches_are_taken_in_order_and_nothing_is_skipped(owned: OwnedPartition, steps: list[Step], following: int, gaps: int) -> None:
+def test_fetches_are_taken_in_order(owned: OwnedPartition, steps: list[Step], following: int, gaps: int) -> None:
     for offsets, taken, seek in steps:
         accepted = owned.accept(fetch(*offsets))
         values = [] if accepted.batch is None else accepted.batch.values

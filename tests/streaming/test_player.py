@@ -1,29 +1,27 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.bundle import load_bundle
-from cascade.config import Config, KafkaSettings, TopicSettings
+from bench.embedded import play_file
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
+from cascade.config import BundleSettings, Config, KafkaSettings, TopicSettings
 from cascade.frames import LabelledData, frame_to_batch
 from cascade.schema import Schema
 from cascade.simulator import SimulatorSettings, simulate
-from streaming.clients import Delivery, make_consumer, make_producer
-from streaming.clients.kafka_producer import KafkaPythonProducer
+from streaming.clients import make_consumer
 from streaming.codecs import codec
 from streaming.decisions import message_keys
 from streaming.player import Played, Player, schedule
 from tests.conftest import Broker
-
-SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
+from tests.streaming.clients.helpers import gather_joined
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=2, max_size=50), st.floats(0.1, 1e5))
@@ -48,7 +46,7 @@ def test_without_a_rate_all_is_due_at_once() -> None:
 
 @pytest.fixture(scope="module")
 def schema() -> Schema:
-    return load_bundle(SHIPPED).schema
+    return load_bundle(SHIPPED_BUNDLE).schema
 
 
 @pytest.fixture(scope="module")
@@ -57,133 +55,85 @@ def data(schema: Schema) -> LabelledData:
     return LabelledData(frame_to_batch(frame, schema, "simulated"), frame["fraud"].to_numpy().astype(np.int64))
 
 
-@pytest.fixture
-def config(broker: Broker, new_topic: Callable[..., str]) -> Config:
-    # the broker's clock says what was there first
-    topics = TopicSettings(
-        transactions=new_topic(message_timestamp_type="LogAppendTime"),
-        labels=new_topic(message_timestamp_type="LogAppendTime"),
-    )
-    return Config(kafka=KafkaSettings(bootstrap=broker.bootstrap, group=f"g-{uuid.uuid4().hex}", topics=topics))
+class Recorder:
+    """A producer that stores what was sent, in order of acknowledgement: transactions at once, labels with `flush`."""
+
+    def __init__(self) -> None:
+        self.sent_s: list[float] = []
+        self.acknowledged: list[tuple[str, list[bytes]]] = []
+        self._labels: list[tuple[str, list[bytes]]] = []
+
+    def send_many(self, topic: str, keys: list[bytes], values: list[bytes]) -> None:
+        self.sent_s += [time.perf_counter()] * len(values)
+        (self._labels if topic == "labels" else self.acknowledged).append((topic, values))
+
+    def flush(self, timeout_s: float) -> None:
+        self.acknowledged += self._labels
+        self._labels.clear()
 
 
-def play(config: Config, schema: Schema, data: LabelledData, rows: slice, rate: float | None = None) -> Played:
-    with_rows = make_producer(config.kafka)
-    try:
-        return Player.from_config(config, schema, with_rows).play(data, rows, rate, lambda _: None)
-    finally:
-        with_rows.close(10)
-
-
-def records(config: Config, topic: str) -> tuple[list[bytes | None], list[bytes | None], list[int]]:
-    """Keys, values and times of append, in the order of the log."""
-    keys, values, times = [], [], []
-    with closing(make_consumer(config.kafka, None)) as consumer:
-        partitions = consumer.partitions_for(topic)
-        consumer.assign(partitions)
-        ends = consumer.end_offsets(partitions)
-        give_up_s = time.monotonic() + 30
-        while any(consumer.position(partition) < end for partition, end in ends.items()):
-            assert time.monotonic() < give_up_s
-            for fetched in consumer.poll(0.1, 10_000):
-                keys += fetched.keys
-                values += fetched.values
-                times += fetched.timestamps_ms.tolist()
-    return keys, values, times
+def play(schema: Schema, data: LabelledData, rows: slice, rate: float | None = None) -> tuple[Played, Recorder]:
+    recorder: Any = Recorder()
+    return Player.from_config(Config(), schema, recorder).play(data, rows, rate, lambda _: None), recorder
 
 
 @pytest.mark.kafka
-def test_what_is_played_is_what_is_read(config: Config, schema: Schema, data: LabelledData) -> None:
-    played = play(config, schema, data, slice(None))
-    keys, values, _ = records(config, config.kafka.topics.transactions)
-    decoded = codec("json", schema.fields, 65_536).decode(values)
+def test_what_is_played_is_what_is_read(
+    broker: Broker, new_topic: Callable[..., str], schema: Schema, data: LabelledData
+) -> None:
+    topics = TopicSettings(transactions=new_topic(), labels=new_topic())
+    kafka = KafkaSettings(bootstrap=broker.bootstrap, topics=topics)
+    config = Config(kafka=kafka, bundle=BundleSettings(str(SHIPPED_BUNDLE)))
+    played = play_file(config, data, slice(None), None, lambda _: None)
+    with closing(make_consumer(kafka, None)) as consumer:
+        consumer.assign([(topics.transactions, 0)])
+        fetched = gather_joined(consumer, data.batch.rows)
+    decoded = codec("json", schema.fields, 65_536).decode(fetched.values)
     assert decoded.rejects == []
     assert played.transactions == decoded.batch.rows == data.batch.rows
     for name in schema.fields:
         np.testing.assert_array_equal(decoded.batch[name], data.batch[name])
-    assert keys == message_keys(data.batch["card_id"])
+    assert fetched.keys == message_keys(data.batch["card_id"])
 
 
-@pytest.mark.kafka
 def test_a_label_is_there_before_any_transaction_after_its_delay(
-    config: Config, schema: Schema, data: LabelledData, monkeypatch: pytest.MonkeyPatch
+    schema: Schema, data: LabelledData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    confirmed: list[tuple[str, int]] = []
-
-    send_many, flush = KafkaPythonProducer.send_many, KafkaPythonProducer.flush
-    waiting: list[tuple[str, int]] = []
-
-    def watched_send(self: KafkaPythonProducer, topic: str, *arguments: object) -> Delivery:
-        waiting.append((topic, len(arguments[1])))
-        if topic == config.kafka.topics.transactions:
-            confirmed.append(waiting.pop())
-        return send_many(self, topic, *arguments)
-
-    def watched_flush(self: KafkaPythonProducer, timeout_s: float) -> None:
-        flush(self, timeout_s)
-        confirmed.extend(waiting)
-        waiting.clear()
-
-    monkeypatch.setattr(KafkaPythonProducer, "send_many", watched_send)
-    monkeypatch.setattr(KafkaPythonProducer, "flush", watched_flush)
     monkeypatch.setattr("streaming.player.CHUNK_ROWS_MAX", 40)
-    played = play(config, schema, data, slice(None))
-
+    played, recorder = play(schema, data, slice(None))
     times, frauds = data.batch["event_time"], np.flatnonzero(data.fraud)
     due = times[frauds] + schema.label.delay_ms
-    labels = sent = 0
-    for topic, count in confirmed:
-        if topic == config.kafka.topics.labels:
-            labels += count
+    labels: list[bytes] = []
+    sent = 0
+    for topic, values in recorder.acknowledged:
+        if topic == "labels":
+            labels += values
             continue
-        sent += count
-        assert labels >= np.searchsorted(due, times[sent - 1], side="right"), "a label was not confirmed in time"
-        assert labels == 0 or due[labels - 1] <= times[sent - 1], "a label was sent before its delay"
+        sent += len(values)
+        assert len(labels) >= np.searchsorted(due, times[sent - 1], side="right"), "a label came too late"
+        assert not labels or due[len(labels) - 1] <= times[sent - 1], "a label was sent before its delay"
     assert sent == data.batch.rows
-    assert played.labels == labels == int((due <= times[-1]).sum()) > 10
+    assert played.labels == len(labels) == int((due <= times[-1]).sum()) > 10
+    read = codec("json", schema.label_fields(), 65_536).decode(labels).batch
+    assert set(read["fraud"].tolist()) == {1}
+    assert read["event_time"].tolist() == times[frauds][: len(labels)].tolist()
 
 
-@pytest.mark.kafka
-def test_labels_stand_in_the_log_before_the_transactions_after_them(
-    config: Config, schema: Schema, data: LabelledData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("streaming.player.CHUNK_ROWS_MAX", 40)
-    play(config, schema, data, slice(None))
-    _, values, label_times = records(config, config.kafka.topics.labels)
-    labels = codec("json", schema.label_fields(), 65_536).decode(values).batch
-    _, _, times = records(config, config.kafka.topics.transactions)
-    assert set(labels["fraud"].tolist()) == {1}
-    due = labels["event_time"] + schema.label.delay_ms
-    first_after = np.searchsorted(data.batch["event_time"], due, side="left")
-    behind = first_after < len(times)
-    assert behind.sum() > 10
-    # millisecond stamps: the same one for both is possible
-    assert (np.array(label_times)[behind] <= np.array(times)[first_after[behind]]).all()
-
-
-@pytest.mark.kafka
-def test_a_later_part_brings_the_labels_of_the_earlier_ones_with_it(
-    config: Config, schema: Schema, data: LabelledData
-) -> None:
-    middle = data.batch.rows - 100
-    played = play(config, schema, data, slice(middle, None))
+def test_a_later_part_brings_the_labels_of_the_earlier_ones_with_it(schema: Schema, data: LabelledData) -> None:
+    played, _ = play(schema, data, slice(data.batch.rows - 100, None))
     due = data.batch["event_time"][np.flatnonzero(data.fraud)] + schema.label.delay_ms
     assert played.transactions == 100
     assert played.labels == int((due <= data.batch["event_time"][-1]).sum())
 
 
-@pytest.mark.kafka
-def test_the_pace_is_the_one_asked_for(config: Config, schema: Schema, data: LabelledData) -> None:
-    played = play(config, schema, data, slice(0, 200), rate=200.0)
-    assert played.elapsed_s >= 199 / 200
-    assert played.elapsed_s < 4
+def test_the_pace_is_the_one_asked_for(schema: Schema, data: LabelledData) -> None:
+    played, recorder = play(schema, data, slice(0, 200), rate=200.0)
+    assert 199 / 200 <= played.elapsed_s < 4
     assert played.behind_s_max < 2
-    _, _, times = records(config, config.kafka.topics.transactions)
-    wanted_ms = 1e3 * schedule(data.batch["event_time"][:200], 200.0)
-    # never before its time; the first record's own delay is not known, hence the slack
-    assert (np.array(times) - times[0] - wanted_ms).min() > -500
+    wanted_s = schedule(data.batch["event_time"][:200], 200.0)
+    sent_s = np.array(recorder.sent_s[-200:])
+    assert (sent_s - sent_s[0] - wanted_s).min() > -0.5, "sent before its time"
 
 
-@pytest.mark.kafka
-def test_nothing_to_play_is_nothing(config: Config, schema: Schema, data: LabelledData) -> None:
-    assert play(config, schema, data, slice(0, 0)).transactions == 0
+def test_nothing_to_play_is_nothing(schema: Schema, data: LabelledData) -> None:
+    assert play(schema, data, slice(0, 0))[0].transactions == 0
