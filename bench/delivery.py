@@ -9,7 +9,6 @@ transaction is committed.
 from __future__ import annotations
 
 import time
-import uuid
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +19,7 @@ import typer
 from rich.console import Console
 
 from bench.cluster import SteadyLoad, end_offsets, origin, read_transactions, simulated, write_json
-from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory, play_file, wait_for_decisions
+from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory, new_names, play_file, wait_for_decisions
 from bench.observer import Observations, Observer
 from bench.tables import figure_table, print_table
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
@@ -141,10 +140,10 @@ def _simulated_rows(bundle: Bundle, rows: int, seed: int) -> LabelledData:
 
 def _config(parts: EmbeddedParts, mode: str) -> Path:
     """Write a configuration with new topics and a new group, so that a turn sees nothing of an earlier one."""
-    name = uuid.uuid4().hex[:8]
-    topics = {topic: f"{topic.replace('_', '-')}-{name}" for topic in Config().kafka.topics.__struct_fields__}
-    own = {"kafka": {"topics": topics, "group": f"group-{name}"}, "delivery": mode}
-    return parts.write_config(f"{mode}-{name}.toml", SETTINGS | own, PARTITIONS)
+    kafka = new_names()
+    return parts.write_config(
+        f"{mode}-{kafka['group']}.toml", SETTINGS | {"kafka": kafka, "delivery": mode}, PARTITIONS
+    )
 
 
 def _turn(path: Path, data: LabelledData, backlog: int, rate: float, seconds: float) -> Turn:

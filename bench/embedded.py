@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Self
 import msgspec
 
 from cascade.bundle import Bundle, load_bundle
-from cascade.config import Config, load_config
+from cascade.config import Config, TopicSettings, load_config
 from cascade.errors import BrokerError, CascadeError, LocalPartError
 from cascade.frames import LabelledData
 from cascade.ledger import LedgerSummary
@@ -179,6 +180,13 @@ class ServiceProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.stop(grace_s=DRAIN_S)
+
+
+def new_names() -> dict[str, Any]:
+    """Topics and a group that no other service uses, for the section `kafka` of a configuration."""
+    name = uuid.uuid4().hex[:10]
+    topics = {topic: f"{topic.replace('_', '-')}-{name}" for topic in TopicSettings.__struct_fields__}
+    return {"topics": topics, "group": f"group-{name}"}
 
 
 def records_in(config: Config, *topics: str) -> int:

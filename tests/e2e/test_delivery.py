@@ -5,17 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 
 import msgspec
 import pytest
 
-from bench.embedded import ServiceProcess, play_file, wait_for_decisions
+from bench.embedded import ServiceProcess, new_names, play_file, wait_for_decisions
 from cascade.bundle import Bundle
 from cascade.config import Config, load_config
 from cascade.frames import LabelledData
 from stages.offline import OfflineScores
-from streaming.clients import make_producer
 from tests.e2e.test_worker import (  # the fixtures are used by name
     BACKLOG,
     KILLED_AT_COMMIT,
@@ -28,6 +26,8 @@ from tests.e2e.test_worker import (  # the fixtures are used by name
     decisions_in,
     new_config,
     offline,
+    offset_of,
+    producing,
     read_all,
 )
 from tests.timing import wait_until
@@ -38,25 +38,13 @@ IN_PROCESS = {"deep": {"backend": "onnxruntime"}}
 ROWS = 1_500
 
 
-def with_settings(path: Path, **changes: dict[str, object] | str) -> Path:
-    """A further configuration like that at `path`, with some settings changed."""
-    content = msgspec.toml.decode(path.read_bytes())
-    for section, values in changes.items():
-        content[section] = values if isinstance(values, str) else content.get(section, {}) | values
-    other = path.with_name(f"{path.stem}-{len(list(path.parent.iterdir()))}.toml")
-    other.write_bytes(msgspec.toml.encode(content))
-    return other
-
-
 @pytest.fixture(scope="module", params=["kafka-python", "librdkafka"])
 def killed(new_config: ConfigMaker, data: LabelledData, request: pytest.FixtureRequest) -> Config:
     """A service with exactly-once delivery that was killed twice with a transaction open, and then finished."""
     part = ROWS // 3
-    path = with_settings(
-        new_config(BACKLOG | IN_PROCESS | {"worker": {"batch_rows_max": 10, "transaction_interval_ms": 60}}),
-        delivery="exactly-once",
-        kafka={"instance": "only", "client": request.param},
-    )
+    worker = {"batch_rows_max": 10, "transaction_interval_ms": 60}
+    kafka = {"instance": "only", "client": request.param}
+    path = new_config(BACKLOG | IN_PROCESS | {"worker": worker, "kafka": kafka, "delivery": "exactly-once"})
     config = load_config(path)
     for until in (part, 2 * part):
         play_file(config, data, slice(until - part, until), None, lambda _: None)
@@ -89,7 +77,7 @@ def test_what_the_killed_service_had_sent_stays_invisible(killed: Config) -> Non
 
 
 @pytest.fixture(scope="module")
-def repeated(new_config: ConfigMaker, data: LabelledData) -> tuple[Config, dict[str, float | None]]:
+def repeated(new_config: ConfigMaker, data: LabelledData) -> tuple[Config, float | None]:
     """Transactions, the same bytes again, a restart by kill, and again; and ids used again for other amounts."""
     path = new_config(BACKLOG | IN_PROCESS)
     config = load_config(path)
@@ -98,15 +86,13 @@ def repeated(new_config: ConfigMaker, data: LabelledData) -> tuple[Config, dict[
     originals = read_all(config, config.kafka.topics.transactions)
 
     def again(count: int, altered: bool = False) -> None:
-        with closing_producer(config) as producer:
+        with producing(config) as producer:
             for record in originals[:count]:
                 value = record.value
                 if altered:
                     value = msgspec.json.encode(msgspec.json.decode(value or b"") | {"amount": 12_345.0})
                 producer.send(config.kafka.topics.transactions, record.key, value)
-            producer.flush(20)
 
-    shares: dict[str, float | None] = {}
     with ServiceProcess(path) as service:
         again(rows)
         wait_for_decisions(service, 2 * rows, lambda _: None)
@@ -117,33 +103,17 @@ def repeated(new_config: ConfigMaker, data: LabelledData) -> tuple[Config, dict[
         wait_for_decisions(service, 3 * rows, lambda _: None)
         again(50, altered=True)
         wait_for_decisions(service, 3 * rows + 50, lambda _: None)
-        shares["second start"] = service.stop().duplicate_share
-    return config, shares
-
-
-class closing_producer:
-    def __init__(self, config: Config) -> None:
-        self.producer = make_producer(config.kafka)
-
-    def __enter__(self) -> object:
-        return self.producer
-
-    def __exit__(self, *_: object) -> None:
-        self.producer.close(5)
+        return config, service.stop().duplicate_share
 
 
 def test_a_transaction_that_comes_again_gets_its_first_decision_again(
-    repeated: tuple[Config, dict[str, float | None]],
+    repeated: tuple[Config, float | None],
 ) -> None:
     decisions = decisions_in(repeated[0])
-    first = {
-        decision.transaction_id: decision
-        for decision in decisions
-        if int(decision.decision_id.rpartition("-")[2]) < 400
-    }
+    first = {decision.transaction_id: decision for decision in decisions if offset_of(decision) < 400}
     assert len(first) == 400
     assert not any(decision.duplicate for decision in first.values())
-    again = [decision for decision in decisions if 400 <= int(decision.decision_id.rpartition("-")[2]) < 1_200]
+    again = [decision for decision in decisions if 400 <= offset_of(decision) < 1_200]
     assert len(again) == 800, "repeats before and after the kill"
     for decision in again:
         known = first[decision.transaction_id]
@@ -153,16 +123,14 @@ def test_a_transaction_that_comes_again_gets_its_first_decision_again(
             assert getattr(decision, field) == getattr(known, field), field
 
 
-def test_an_id_that_comes_with_another_amount_is_scored(repeated: tuple[Config, dict[str, float | None]]) -> None:
-    altered = [
-        decision for decision in decisions_in(repeated[0]) if int(decision.decision_id.rpartition("-")[2]) >= 1_200
-    ]
+def test_an_id_that_comes_with_another_amount_is_scored(repeated: tuple[Config, float | None]) -> None:
+    altered = [decision for decision in decisions_in(repeated[0]) if offset_of(decision) >= 1_200]
     assert len(altered) == 50
     assert not any(decision.duplicate for decision in altered)
 
 
-def test_the_ledger_has_the_hit_rate(repeated: tuple[Config, dict[str, float | None]]) -> None:
-    assert repeated[1]["second start"] == pytest.approx(400 / 450)
+def test_the_ledger_has_the_hit_rate(repeated: tuple[Config, float | None]) -> None:
+    assert repeated[1] == pytest.approx(400 / 450)
 
 
 # --- several workers ------------------------------------------------------------------------------------------------
@@ -173,9 +141,10 @@ def test_workers_share_partitions_and_what_they_know_of_terminals(
 ) -> None:
     """Two workers, four partitions: all decided once, and terminals counted across both."""
     shared = {"terminals": {"share": True, "interval_s": 0.2}}
-    path = new_config(BACKLOG | IN_PROCESS | shared, partitions=4)
-    first = with_settings(path, delivery="exactly-once", kafka={"instance": "first"})
-    second = with_settings(first, kafka={"instance": "second"}, health={"port": 0})
+    settings, names = BACKLOG | IN_PROCESS | shared | {"delivery": "exactly-once"}, new_names()
+    first, second = (
+        new_config(settings | {"kafka": names | {"instance": name}}, partitions=4) for name in ("first", "second")
+    )
     config, half, rows = load_config(first), 1_000, 2_000
     with ExitStack() as stack:
         service = stack.enter_context(ServiceProcess(first))

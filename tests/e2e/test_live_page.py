@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 import urllib.request
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,16 +12,14 @@ import numpy as np
 import pytest
 
 from bench.cluster import SteadyLoad, escalating_bundle, simulated
-from bench.embedded import EmbeddedParts, ServiceProcess
+from bench.embedded import EmbeddedParts, ServiceProcess, new_names
 from cascade.bundle import load_bundle
-from cascade.config import Config
 from cascade.ledger import Ledger, ledger_registry
 from streaming.health import HealthServer, HealthState
 from streaming.live import live_routes
 from tests.browser import CHROMIUM, Browser
-from tests.conftest import Broker
+from tests.conftest import SHIPPED, Broker
 
-SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 RATE = 100.0
 PHONE, DESKTOP = (360, 740), (1280, 900)
 # four frames, so that there are lines to draw
@@ -41,18 +38,13 @@ pytestmark = [pytest.mark.kafka, pytest.mark.skipif(CHROMIUM is None, reason="ch
 )
 def url(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service under a steady load."""
-    directory, name = tmp_path_factory.mktemp("live"), uuid.uuid4().hex[:10]
+    directory = tmp_path_factory.mktemp("live")
     data = simulated(load_bundle(SHIPPED).schema, cards=100, terminals=100, days=10, seed=1)
     bundle = escalating_bundle(directory / "bundle", 0.05, data)
     parts = EmbeddedParts(directory / "parts", bundle, with_triton=False)
     parts.directory.mkdir()
     parts.bootstrap = broker.bootstrap
-    topics = {topic: f"{topic.replace('_', '-')}-{name}" for topic in Config().kafka.topics.__struct_fields__}
-    settings = {
-        "kafka": {"topics": topics, "group": f"group-{name}"},
-        "carbon": {"region": "DEU"},
-        "worker": {"processes": request.param},
-    }
+    settings = {"kafka": new_names(), "carbon": {"region": "DEU"}, "worker": {"processes": request.param}}
     path = parts.write_config("live.toml", settings, partitions=request.param)
     with ServiceProcess(path) as service:
         service.wait_ready()
@@ -135,14 +127,11 @@ def test_a_service_that_is_gone_is_reported_and_its_figures_are_not_shown_as_now
     with Browser(tmp_path / "profile", *PHONE) as browser:
         browser.open(f"{url}?lang=en")
         browser.wait_for(DRAWN)
-        browser.call(
-            "Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1
-        )
+        network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        browser.call("Network.emulateNetworkConditions", offline=True, **network)
         browser.wait_for("document.getElementById('status').innerText.includes('does not answer')")
         assert browser.evaluate("document.getElementById('figures').className") == "stale"
-        browser.call(
-            "Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1
-        )
+        browser.call("Network.emulateNetworkConditions", offline=False, **network)
         browser.wait_for("document.getElementById('status').innerText === 'ready'")
         assert browser.evaluate("document.getElementById('figures').className") == ""
 

@@ -11,8 +11,9 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.cluster import escalating_bundle, shipped_bundle_with
-from bench.embedded import EmbeddedParts, ServiceProcess, play_file, records_in, wait_for_decisions
+from bench.cluster import (
+    committed_offsets,
+    escalating_bundle,
+    parse_decision_id,
+    read_topic,
+    shipped_bundle_with,
+)
+from bench.embedded import EmbeddedParts, ServiceProcess, new_names, play_file, records_in, wait_for_decisions
 from cascade.bundle import Bundle, load_bundle
 from cascade.config import Config, DeepSettings, load_config
 from cascade.frames import LabelledData, frame_to_batch
@@ -33,16 +40,15 @@ from stages.assembly import deep_signature, make_deep_stage, make_engine, make_s
 from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
 from stages.offline import OfflineScores, score_offline
-from streaming.clients import Partition, make_consumer, make_producer
+from streaming.clients import FetchedBatch, ProducerClient, make_producer
 from streaming.decisions import Decision, decode_decision
 from streaming.locked_memory import locking_problem
-from tests.conftest import Broker
+from tests.conftest import SHIPPED, Broker
 from tests.e2e.asking import health
 from tests.timing import wait_until
 
 pytestmark = [pytest.mark.kafka]
 
-SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 SCORE_DIFFERENCE_MAX = 1e-6
 # A record of the log is fetched, not met: its deadline counts from then.
 BACKLOG = {"deadline": {"start": "fetch", "budget_ms": 60_000}, "labels": {"alignment": "exact"}}
@@ -68,12 +74,11 @@ class Run:
     config_path: Path
     config: Config
     records: list[Record]
-    decisions: list[Decision]
     ledger: LedgerSummary
 
-    @property
-    def by_transaction(self) -> dict[int, Decision]:
-        return {int(decision.transaction_id): decision for decision in self.decisions}
+    @cached_property
+    def decisions(self) -> list[Decision]:
+        return [decode_decision(record.value or b"", self.config.kafka.codec) for record in self.records]
 
 
 @pytest.fixture(scope="module")
@@ -117,26 +122,20 @@ def new_config(broker: Broker, bundle: Bundle, tmp_path_factory: pytest.TempPath
 
     def make(settings: Settings, triton: LocalTriton | None = None, partitions: int = 1) -> Path:
         parts.triton_url = triton.grpc_url if triton is not None else ""
-        name = uuid.uuid4().hex[:10]
-        topics = {topic: f"{topic.replace('_', '-')}-{name}" for topic in Config().kafka.topics.__struct_fields__}
-        own = {"kafka": {"topics": topics, "group": f"group-{name}"}}
-        return parts.write_config(f"{name}.toml", own | settings, partitions)
+        kafka = new_names() | settings.get("kafka", {})
+        return parts.write_config(f"{uuid.uuid4().hex}.toml", settings | {"kafka": kafka}, partitions)
 
     return make
 
 
 def read_all(config: Config, topic: str) -> list[Record]:
     found: list[Record] = []
-    with closing(make_consumer(config.kafka, None)) as consumer:
-        partitions = consumer.partitions_for(topic)
-        consumer.assign(partitions)
-        ends = consumer.end_offsets(partitions)
-        give_up_s = time.monotonic() + 30
-        while any(consumer.position(partition) < end for partition, end in ends.items()):
-            assert time.monotonic() < give_up_s
-            for batch in consumer.poll(0.1, 10_000):
-                columns = zip(batch.offsets.tolist(), batch.keys, batch.values, batch.headers, strict=True)
-                found += [Record(offset, key, value, dict(headers)) for offset, key, value, headers in columns]
+
+    def take(batch: FetchedBatch) -> None:
+        columns = zip(batch.offsets.tolist(), batch.keys, batch.values, batch.headers, strict=True)
+        found.extend(Record(offset, key, value, dict(headers)) for offset, key, value, headers in columns)
+
+    read_topic(config, topic, take)
     return found
 
 
@@ -145,10 +144,8 @@ def decisions_in(config: Config) -> list[Decision]:
     return [decode_decision(record.value or b"", config.kafka.codec) for record in records]
 
 
-def committed(config: Config, partition: int = 0) -> int:
-    where: Partition = (config.kafka.topics.transactions, partition)
-    with closing(make_consumer(config.kafka, config.kafka.group)) as consumer:
-        return consumer.committed([where]).get(where, (0, ""))[0]
+def committed(config: Config) -> int:
+    return committed_offsets(config)[0]
 
 
 def over_a_backlog(config_path: Path, data: LabelledData, rows: slice = slice(None)) -> Run:
@@ -160,10 +157,7 @@ def over_a_backlog(config_path: Path, data: LabelledData, rows: slice = slice(No
         service.wait_ready()
         wait_for_decisions(service, count, lambda _: None)
         ledger = service.stop()
-    records = read_all(config, config.kafka.topics.decisions)
-    return Run(
-        config_path, config, records, [decode_decision(record.value or b"", "json") for record in records], ledger
-    )
+    return Run(config_path, config, read_all(config, config.kafka.topics.decisions), ledger)
 
 
 def check_scores(decisions: list[Decision], offline: OfflineScores, bundle: Bundle) -> None:
@@ -228,22 +222,7 @@ def test_a_decision_has_its_action_its_stage_and_its_latency(
         assert min(took.queue, took.features, took.screener, took.deep) >= 0
         assert (took.deep > 0) == (decision.stage == "deep")
         assert took.total >= took.queue + took.deep - 1
-    assert set(json.loads(on_triton.records[0].value or b"")) == {
-        "transaction_id",
-        "decision",
-        "score",
-        "stage",
-        "screener_score",
-        "bundle",
-        "degraded",
-        "degraded_cause",
-        "decision_id",
-        "duplicate",
-        "first_decision_id",
-        "event_time_ms",
-        "decision_time_ms",
-        "latency_ms",
-    }
+    assert set(json.loads(on_triton.records[0].value or b"")) == set(Decision.__struct_fields__)
 
 
 @pytest.mark.triton
@@ -288,8 +267,7 @@ def test_in_process_the_stream_gives_the_same_scores(
 ) -> None:
     settings = BACKLOG | {"deep": {"backend": "onnxruntime"}, "worker": {"lock_memory": not locking_problem()}}
     run = over_a_backlog(new_config(settings), data, slice(0, 3_000))
-    assert sorted(run.by_transaction) == list(range(3_000))
-    assert len(run.decisions) == 3_000
+    assert sorted(int(decision.transaction_id) for decision in run.decisions) == list(range(3_000))
     assert sum(decision.stage == "deep" for decision in run.decisions) > 100
     check_scores(run.decisions, offline, bundle)
 
@@ -340,31 +318,28 @@ def with_dead_letters(new_config: ConfigMaker) -> Iterator[tuple[Config, Service
     """The service after it met every malformed message between good ones, and unreadable labels."""
     path = new_config({"deep": {"backend": "onnxruntime"}})
     config = load_config(path)
-    with closing_producer(config) as send, ServiceProcess(path) as service:
+    topics = config.kafka.topics
+    messages: list[tuple[str, bytes, bytes | None]] = [(topics.labels, b"label", b"no label")]
+    for position, (value, _) in enumerate(MALFORMED.values()):
+        messages.append((topics.transactions, b"good", spoilt(transaction_id=position)))
+        messages.append((topics.transactions, b"bad-%d" % position, value))
+    with producing(config) as producer, ServiceProcess(path) as service:
         service.wait_ready()
-        for position, (value, _) in enumerate(MALFORMED.values()):
-            send(config.kafka.topics.transactions, b"good", spoilt(transaction_id=position))
-            send(config.kafka.topics.transactions, b"bad-%d" % position, value)
-        send(config.kafka.topics.labels, b"label", b"no label")
+        for topic, key, value in messages:
+            producer.send(topic, key, value, [("trace", b"\x00\xff")])
+            producer.flush(20)
         wait_for_decisions(service, 2 * len(MALFORMED) + 1, lambda _: None)
         yield config, service
 
 
-def closing_producer(config: Config) -> Any:
-    class Sending:
-        def __enter__(self) -> Callable[[str, bytes | None, bytes | None], None]:
-            self.producer = make_producer(config.kafka)
-
-            def send(topic: str, key: bytes | None, value: bytes | None) -> None:
-                self.producer.send(topic, key, value, [("trace", b"\x00\xff")])
-                self.producer.flush(20)
-
-            return send
-
-        def __exit__(self, *_: object) -> None:
-            self.producer.close(5)
-
-    return Sending()
+@contextmanager
+def producing(config: Config) -> Iterator[ProducerClient]:
+    producer = make_producer(config.kafka)
+    try:
+        yield producer
+        producer.flush(20)
+    finally:
+        producer.close(5)
 
 
 def test_every_malformed_message_is_a_dead_letter_and_the_stream_goes_on(
@@ -421,8 +396,13 @@ def test_an_unreadable_label_is_a_dead_letter_once(after_a_restart: tuple[Config
 # --- killed in mid-stream -------------------------------------------------------------------------------------------
 
 
+def offset_of(decision: Decision) -> int:
+    """The offset of its transaction."""
+    return parse_decision_id(decision.decision_id)[1]
+
+
 def decided_offsets(config: Config) -> set[int]:
-    return {int(decision.decision_id.rpartition("-")[2]) for decision in decisions_in(config)}
+    return set(map(offset_of, decisions_in(config)))
 
 
 @pytest.mark.triton
@@ -437,10 +417,8 @@ def test_a_worker_that_is_killed_loses_no_transaction(
 ) -> None:
     part, rows = 600, 2_400
     # small batches and frequent commits: a kill falls into the middle of the stream
-    path = new_config(BACKLOG | {"worker": {"batch_rows_max": 20, "commit_interval_ms": 20}}, triton_server)
-    content = msgspec.toml.decode(path.read_bytes())
-    content["kafka"]["client"] = client
-    path.write_bytes(msgspec.toml.encode(content))
+    settings = {"worker": {"batch_rows_max": 20, "commit_interval_ms": 20}, "kafka": {"client": client}}
+    path = new_config(BACKLOG | settings, triton_server)
     config = load_config(path)
     play_file(config, data, slice(0, part), None, lambda _: None)
     with ServiceProcess(path) as service:
@@ -468,40 +446,8 @@ def test_a_worker_that_is_killed_loses_no_transaction(
 
 
 @pytest.mark.triton
-def test_what_was_decided_ahead_of_a_waiting_transaction_is_not_decided_again(
-    new_config: ConfigMaker, triton_server: LocalTriton, data: LabelledData, offline: OfflineScores, bundle: Bundle
-) -> None:
-    rows = 600
-    path = new_config(
-        {"deadline": {"start": "fetch", "budget_ms": 60_000}, "labels": {"alignment": "exact"}}, triton_server
-    )
-    config = load_config(path)
-    escalated = bundle.policy.escalate(offline.screener_raw[:rows])
-    first_waiting = int(np.flatnonzero(escalated)[0])
-    with ServiceProcess(path) as service:
-        service.wait_ready()
-        triton_server.freeze()
-        try:
-            play_file(config, data, slice(0, rows), None, lambda _: None)
-            wait_for_decisions(service, int((~escalated).sum()), lambda _: None)
-            wait_until(lambda: committed(config) == first_waiting, "the commit")
-            time.sleep(2 * config.worker.commit_interval_ms / 1e3)
-            service.kill()
-        finally:
-            triton_server.thaw()
-    assert committed(config) == first_waiting < rows // 2, "nothing was decided ahead of the prefix"
-    with ServiceProcess(path) as service:
-        service.wait_ready()
-        wait_for_decisions(service, rows, lambda _: None)
-        service.stop()
-    decisions = decisions_in(config)
-    assert sorted(int(decision.transaction_id) for decision in decisions) == list(range(rows))
-    check_scores(decisions, offline, bundle)
-
-
-@pytest.mark.triton
 @pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
-def test_what_a_killed_worker_had_escalated_stays_so_whatever_its_score_is_now(
+def test_what_a_killed_worker_had_escalated_stays_so_and_what_was_decided_ahead_is_not_decided_again(
     new_config: ConfigMaker,
     triton_server: LocalTriton,
     data: LabelledData,
@@ -511,12 +457,8 @@ def test_what_a_killed_worker_had_escalated_stays_so_whatever_its_score_is_now(
     delivery: str,
 ) -> None:
     rows, more = 400, 100
-    shared = {"deadline": {"start": "fetch", "budget_ms": 60_000}, "labels": {"alignment": "exact"}}
-    path = new_config(shared | {"delivery": delivery}, triton_server)
-    settings = msgspec.toml.decode(path.read_bytes())
-    # an open transaction of the killed worker is ended by the next start, and not by its timeout
-    settings["kafka"]["instance"] = "worker-0"
-    path.write_bytes(msgspec.toml.encode(settings))
+    # with a name, an open transaction of the killed worker is ended by the next start, and not by its timeout
+    path = new_config(BACKLOG | {"delivery": delivery, "kafka": {"instance": "worker-0"}}, triton_server)
     config = load_config(path)
     escalated = bundle.policy.escalate(offline.screener_raw[:rows])
     with ServiceProcess(path) as service:
@@ -530,9 +472,10 @@ def test_what_a_killed_worker_had_escalated_stays_so_whatever_its_score_is_now(
             service.kill()
         finally:
             triton_server.thaw()
+    assert committed(config) < rows // 2, "nothing was decided ahead of the prefix"
     # every score lies below the threshold now; a rebuilt state moves some of them there
     certain = shipped_bundle_with(tmp_path / "certain", "certain", RAW_MAX, {})
-    settings["bundle"]["path"] = str(certain.directory)
+    settings = msgspec.toml.decode(path.read_bytes()) | {"bundle": {"path": str(certain.directory)}}
     path.write_bytes(msgspec.toml.encode(settings))
     with ServiceProcess(path) as service:
         service.wait_ready()
@@ -590,19 +533,12 @@ def test_a_killed_worker_goes_on_from_its_snapshot_and_scores_as_if_nothing_had_
 # --- Triton in trouble ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outages:
     """Decisions in the order of the topic, by the state of Triton at the time, and what health reported then."""
 
-    well: list[Decision]
-    frozen: list[Decision]
-    frozen_longer: list[Decision]
-    gone: list[Decision]
-    gone_longer: list[Decision]
-    back: list[Decision]
-    frozen_health: tuple[int, dict[str, Any]]
-    gone_health: tuple[int, dict[str, Any]]
-    back_health: tuple[int, dict[str, Any]]
+    decisions: dict[str, list[Decision]]
+    health: dict[str, tuple[int, dict[str, Any]]]
     decided: int
     played: int
 
@@ -621,6 +557,7 @@ def outages(new_config: ConfigMaker, triton_parts: Path, triton_server: LocalTri
     config = load_config(path)
     rate, played = 300, 0
     spans: dict[str, range] = {}
+    reports: dict[str, tuple[int, dict[str, Any]]] = {}
 
     def play(name: str, count: int) -> None:
         nonlocal played
@@ -638,7 +575,7 @@ def outages(new_config: ConfigMaker, triton_parts: Path, triton_server: LocalTri
             play("frozen", 300)
             # all calls of the first are over: they have opened the breaker
             play("frozen_longer", 300)
-            frozen_health = health(config, "/readyz")
+            reports["frozen"] = health(config, "/readyz")
         finally:
             triton_server.thaw()
         play("thawed", 150)
@@ -648,27 +585,20 @@ def outages(new_config: ConfigMaker, triton_parts: Path, triton_server: LocalTri
         try:
             play("gone", 300)
             play("gone_longer", 300)
-            gone_health = health(config, "/readyz")
+            reports["gone"] = health(config, "/readyz")
         finally:
             triton_server.start()
         play("reconnecting", 300)
         wait_until(lambda: health(config, "/readyz")[0] == 200, "the model that is back is used again")
         play("back", 300)
-        back_health = health(config, "/readyz")
+        reports["back"] = health(config, "/readyz")
         service.stop()
     decisions = decisions_in(config)
-    names = ("well", "frozen", "frozen_longer", "gone", "gone_longer", "back")
     phases = {
-        name: [decision for decision in decisions if int(decision.transaction_id) in spans[name]] for name in names
+        name: [decision for decision in decisions if int(decision.transaction_id) in span]
+        for name, span in spans.items()
     }
-    return Outages(
-        **phases,
-        frozen_health=frozen_health,
-        gone_health=gone_health,
-        back_health=back_health,
-        decided=len(decisions),
-        played=played,
-    )
+    return Outages(phases, reports, len(decisions), played)
 
 
 def causes(decisions: list[Decision]) -> Counter[str | None]:
@@ -680,28 +610,32 @@ def test_no_transaction_is_lost_or_decided_twice_while_triton_is_in_trouble(outa
     assert outages.decided == outages.played
 
 
+def check_degraded(decisions: list[Decision], *allowed: str) -> Counter[str | None]:
+    """The screener decides what the deep model does not; returns the causes."""
+    found = causes(decisions)
+    assert set(found) <= set(allowed)
+    degraded = [decision for decision in decisions if decision.degraded]
+    assert all(decision.stage == "screener" and decision.score == decision.screener_score for decision in degraded)
+    return found
+
+
 @pytest.mark.triton
 def test_with_a_frozen_triton_the_screener_decides_at_the_deadline(outages: Outages) -> None:
-    found = causes(outages.frozen)
-    assert set(found) <= {"deadline", "breaker-open"}
-    assert found["deadline"] > 10
-    assert all(
-        decision.stage == "screener" and decision.score == decision.screener_score
-        for decision in outages.frozen
-        if decision.degraded
-    )
+    frozen = outages.decisions["frozen"]
+    assert check_degraded(frozen, "deadline", "breaker-open")["deadline"] > 10
     # the decisions were waited for while Triton stood still: none of them needed its answer
-    degraded = [decision for decision in outages.frozen if decision.degraded_cause == "deadline"]
-    assert min(decision.latency_ms.total for decision in degraded) >= BUDGET_MS - 1
+    late = [decision for decision in frozen if decision.degraded_cause == "deadline"]
+    assert min(decision.latency_ms.total for decision in late) >= BUDGET_MS - 1
 
 
 @pytest.mark.triton
 def test_screened_decisions_do_not_wait_for_a_frozen_triton(outages: Outages) -> None:
     # in the topic they lie before the decisions of earlier transactions that waited for the deadline
-    offsets = [int(decision.decision_id.rpartition("-")[2]) for decision in outages.frozen]
+    frozen = outages.decisions["frozen"]
+    offsets = list(map(offset_of, frozen))
     overtaken = [
         decision.degraded_cause
-        for position, decision in enumerate(outages.frozen)
+        for position, decision in enumerate(frozen)
         if any(later_offset > offsets[position] for later_offset in offsets[:position])
     ]
     assert None not in overtaken
@@ -710,20 +644,13 @@ def test_screened_decisions_do_not_wait_for_a_frozen_triton(outages: Outages) ->
 
 @pytest.mark.triton
 def test_without_a_triton_the_screener_decides_at_once_and_is_marked(outages: Outages) -> None:
-    found = causes(outages.gone)
     # how many come before the breaker opens is the breaker's affair: a failed call may have many rows
-    assert found["error"] > 0
-    assert set(found) <= {"error", "deadline", "breaker-open"}
-    assert all(
-        decision.stage == "screener" and decision.score == decision.screener_score
-        for decision in outages.gone
-        if decision.degraded
-    )
+    assert check_degraded(outages.decisions["gone"], "error", "deadline", "breaker-open")["error"] > 0
 
 
 @pytest.mark.triton
 def test_an_open_breaker_spares_transactions_the_wait(outages: Outages) -> None:
-    for decisions in (outages.frozen_longer, outages.gone_longer):
+    for decisions in (outages.decisions["frozen_longer"], outages.decisions["gone_longer"]):
         spared = [decision for decision in decisions if decision.degraded_cause == "breaker-open"]
         assert len(spared) > 10
         assert all(decision.latency_ms.deep == 0 for decision in spared)
@@ -731,22 +658,22 @@ def test_an_open_breaker_spares_transactions_the_wait(outages: Outages) -> None:
 
 @pytest.mark.triton
 def test_readiness_names_the_deep_model_while_it_is_gone(outages: Outages) -> None:
-    status, report = outages.gone_health
+    status, report = outages.health["gone"]
     assert status == 503
     assert any(line.startswith("deep model: ") for line in report["waiting_for"])
-    assert outages.back_health[0] == 200
+    assert outages.health["back"][0] == 200
 
 
 @pytest.mark.triton
 def test_a_triton_that_is_well_again_is_used_again(outages: Outages) -> None:
-    for decisions in (outages.well, outages.back):
+    for decisions in (outages.decisions["well"], outages.decisions["back"]):
         found = causes(decisions)
         assert found[None] > 0.8 * found.total() > 15
 
 
 @pytest.mark.triton
 def test_the_worker_stays_in_its_group_through_all_of_it(outages: Outages) -> None:
-    for _, report in (outages.frozen_health, outages.gone_health, outages.back_health):
+    for _, report in outages.health.values():
         assert report["components"]["partitions"]["status"] == "ok"
 
 
@@ -790,11 +717,6 @@ def ok_components(config: Config) -> list[str]:
 # --- what is not there at the start ---------------------------------------------------------------------------------
 
 
-def run_service(config_path: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "cascade", "run", "--config", str(config_path)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def write_plain_config(tmp_path: Path, sections: Settings) -> Path:
     path = tmp_path / "cascade.toml"
     whole = {"bundle": {"path": str(SHIPPED)}, "health": {"port": free_ports(1)[0]}}
@@ -805,7 +727,8 @@ def write_plain_config(tmp_path: Path, sections: Settings) -> Path:
 def check_waiting(config_path: Path, component: str, address: str) -> None:
     """The service waits, names what for, is alive but not ready, and ends cleanly on SIGTERM."""
     config = load_config(config_path)
-    service = run_service(config_path)
+    command = [sys.executable, "-m", "cascade", "run", "--config", str(config_path)]
+    service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
 
         def is_named() -> bool:
@@ -828,26 +751,20 @@ def check_waiting(config_path: Path, component: str, address: str) -> None:
     assert len(lines) < 25, "the log repeats itself without a pause"
 
 
-def test_without_a_broker_the_service_waits_reports_it_and_stops_on_sigterm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("absent", ["broker", "deep model"])
+def test_without_a_broker_or_a_triton_the_service_waits_reports_it_and_stops_on_sigterm(
+    tmp_path: Path, broker: Broker, absent: str
+) -> None:
     address = f"127.0.0.1:{free_ports(1)[0]}"
     sections: Settings = {"kafka": {"bootstrap": address}, "deep": {"backend": "onnxruntime"}}
-    check_waiting(write_plain_config(tmp_path, sections), "broker", address)
-
-
-def test_without_a_triton_the_service_waits_reports_it_and_stops_on_sigterm(tmp_path: Path, broker: Broker) -> None:
-    address = f"127.0.0.1:{free_ports(1)[0]}"
-    sections: Settings = {"kafka": {"bootstrap": broker.bootstrap}, "deep": {"url": address}}
-    check_waiting(write_plain_config(tmp_path, sections), "deep model", address)
+    if absent == "deep model":
+        sections = {"kafka": {"bootstrap": broker.bootstrap}, "deep": {"url": address}}
+    check_waiting(write_plain_config(tmp_path, sections), absent, address)
 
 
 def ends_with_one_line(config_path: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "cascade", "run", "--config", str(config_path)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = [sys.executable, "-m", "cascade", "run", "--config", str(config_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
