@@ -243,7 +243,7 @@ def play_file(
     """
     schema = load_bundle(Path(config.bundle.path)).schema
     producer = make_producer(config.kafka)
-    player = Player.from_config(config, schema, producer)
+    player = Player(config, schema, producer)
     try:
         return player.play(data, rows, rate, progress)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -35,15 +36,18 @@ from streaming.worker_slot import WorkerSlot
 SCORE_DIFFERENCE_MAX = 1e-6
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 ConfigOption = Annotated[Path, typer.Option(help="Configuration file; docs/cascade.example.toml shows every key.")]
+CreateTopicsOption = Annotated[
+    int, typer.Option(min=0, help="Create missing topics with this many partitions; 0: create none.")
+]
+FromOption = Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day, UTC.")]
+ToOption = Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Day after the last one, UTC.")]
 BROKER_WAIT_S = 30.0
 
 
 @app.command()
 def run(
     config: ConfigOption = Path("cascade.toml"),
-    create_topics: Annotated[
-        int, typer.Option(min=0, help="Create missing topics with this many partitions; 0: create none.")
-    ] = 0,
+    create_topics: CreateTopicsOption = 0,
     ledger: Annotated[Path | None, typer.Option(help="Also write the ledger to this file, as a JSON line.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the ledger as a JSON line instead of tables.")] = False,
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
@@ -84,13 +88,9 @@ def replay(
     ] = "max",
     config: ConfigOption = Path("cascade.toml"),
     schema: Annotated[Path | None, typer.Option(help="Schema file; default: the bundle's schema.")] = None,
-    start: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day, UTC.")] = None,
-    end: Annotated[
-        datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Day after the last one, UTC.")
-    ] = None,
-    create_topics: Annotated[
-        int, typer.Option(min=0, help="Create missing topics with this many partitions; 0: create none.")
-    ] = 0,
+    start: FromOption = None,
+    end: ToOption = None,
+    create_topics: CreateTopicsOption = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Play a data file into Kafka: transactions in the rhythm of their event times, labels `label.delay` later.
@@ -107,9 +107,8 @@ def replay(
     wait_for_broker(settings.kafka, BROKER_WAIT_S, lambda text: typer.echo(text, err=True))
     check_topics(settings, create_topics)
     producer = make_producer(settings.kafka)
-    player = Player.from_config(settings, known, producer)
     with Steps() as progress:
-        played = player.play(labelled, rows, pace, lambda share: progress("replay", share))
+        played = Player(settings, known, producer).play(labelled, rows, pace, lambda share: progress("replay", share))
     producer.close(BROKER_WAIT_S)
     if json:
         print(msgspec.json.encode(played).decode())
@@ -125,10 +124,8 @@ def replay(
 def evaluate(
     data: Annotated[Path, typer.Option(help="The labelled file that was replayed.")],
     config: ConfigOption = Path("cascade.toml"),
-    start: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day, UTC.")] = None,
-    end: Annotated[
-        datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Day after the last one, UTC.")
-    ] = None,
+    start: FromOption = None,
+    end: ToOption = None,
     json: Annotated[Path | None, typer.Option(help="Also write the figures to this file, as JSON.")] = None,
 ) -> None:
     """Compare the decisions topic with the labels, beside the screener alone and the deep model alone.
@@ -153,15 +150,11 @@ def evaluate_topic(
     labelled = read_labelled(data, bundle.schema)
     within = between(labelled, bundle.schema.roles.event_time, *days)
     wait_for_broker(settings.kafka, BROKER_WAIT_S, lambda text: typer.echo(text, err=True))
-    consumer = make_consumer(settings.kafka, None)
-    decisions, repeated = read_decisions(consumer, settings.kafka.topics.decisions, settings.kafka.codec, progress)
-    consumer.close()
+    with closing(make_consumer(settings.kafka, None)) as consumer:
+        decisions, repeated = read_decisions(consumer, settings.kafka.topics.decisions, settings.kafka.codec, progress)
     screener = make_screener(bundle, FeatureEngine(bundle.spec, bundle.schema).width)
-    deep = make_deep_stage(bundle, DeepSettings(backend="onnxruntime", threads=2))
-    try:
+    with closing(make_deep_stage(bundle, DeepSettings(backend="onnxruntime", threads=2))) as deep:
         return judge(decisions, repeated, labelled, within, bundle, screener, deep, progress)
-    finally:
-        deep.close()
 
 
 def between(data: LabelledData, event_time: str, start: datetime | None, end: datetime | None) -> Bool:
@@ -191,11 +184,8 @@ def _rate(text: str) -> float | None:
 
 def show_evaluation(evaluation: Evaluation, console: Console) -> None:
     """Prints an evaluation: a table with a column for each way to decide, within 80 columns, and the counts."""
-    console.print(
-        f"{evaluation.transactions:,} decisions, {evaluation.frauds:,} frauds, bundle {evaluation.bundle}",
-        style="italic",
-        soft_wrap=True,
-    )
+    title = f"{evaluation.transactions:,} decisions, {evaluation.frauds:,} frauds, bundle {evaluation.bundle}"
+    console.print(title, style="italic", soft_wrap=True)
     models = (evaluation.cascade, evaluation.screener_only, evaluation.deep_only)
     table = Table("decided by", box=box.SIMPLE_HEAD, show_edge=False)
     for name in ("cascade", "screener only", "deep only"):
@@ -203,10 +193,7 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
     for figures in zip(_NAMES, *map(_figures, models), strict=True):
         table.add_row(*figures)
     console.print(table)
-    console.print(
-        f"caught: reviewed or declined, from a probability of {evaluation.review_from:.3f} on",
-        style="dim",
-    )
+    console.print(f"caught: reviewed or declined, from a probability of {evaluation.review_from:.3f} on", style="dim")
     show_counts(evaluation, console)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any, Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -25,6 +24,8 @@ _REQUEST_TIMEOUT_S = 5.0
 _CLOSE_CHECK_S = 0.1
 ALWAYS_SENT = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 OPENMETRICS = "application/openmetrics-text"
+# In an Accept header; browsers and Prometheus send fewer.
+RANGES_MAX = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +171,7 @@ class HealthServer:
     def __enter__(self) -> HealthServer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -237,22 +236,21 @@ def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
 
 def _metrics(registry: CollectorRegistry, accept: str) -> Answer:
     """OpenMetrics 1.0, which has exemplars, if the client accepts it as much as text; else the classic text."""
-    asked = _qualities(accept)
+    asked = qualities(accept)
     if asked.get(OPENMETRICS, 0.0) > 0.0 and asked[OPENMETRICS] >= asked.get("text/plain", 0.0):
-        return Answer(HTTPStatus.OK, openmetrics.CONTENT_TYPE_LATEST, _openmetrics_text(registry))
+        text: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+        return Answer(HTTPStatus.OK, openmetrics.CONTENT_TYPE_LATEST, text)
     return Answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(registry))
 
 
-def _openmetrics_text(registry: CollectorRegistry) -> bytes:
-    text: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
-    return text
+def qualities(accept: str) -> dict[str, float]:
+    """Returns the quality, 0 to 1, of each media type or language of an Accept header (RFC 9110, 12.5).
 
-
-def _qualities(accept: str) -> dict[str, float]:
-    """The quality of each media type, 0 to 1 (RFC 9110, 12.5.1); ignores ranges that cannot be parsed."""
+    Ignores what cannot be parsed, and all after the first RANGES_MAX.
+    """
     found: dict[str, float] = {}
-    for media_range in accept.split(","):
-        kind, *parameters = (part.strip().lower() for part in media_range.split(";"))
+    for accepted in accept.split(",")[:RANGES_MAX]:
+        kind, *parameters = (part.strip().lower() for part in accepted.split(";"))
         given = dict(part.split("=", 1) for part in parameters if "=" in part)
         try:
             quality = float(given.get("q", "1"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +17,7 @@ from stages.deep.local_triton import LocalTriton
 from streaming import local_broker
 from streaming.kernel_compilation import compile_kernels
 from streaming.local_broker import LocalBroker
+from streaming.waiting import stop_signals
 
 app = typer.Typer(
     add_completion=False,
@@ -55,8 +54,7 @@ def broker(
     port: Annotated[int, typer.Option(help="Port of the first broker, the others follow; 0: free ports.")] = 9092,
 ) -> None:
     """Run Kafka on this machine until Ctrl-C."""
-    stop = _stop_signal()
-    with LocalBroker(data, nodes=nodes, port=port or None) as running:
+    with stop_signals() as stop, LocalBroker(data, nodes=nodes, port=port or None) as running:
         typer.echo(f"Kafka {local_broker.KAFKA_VERSION} at {running.bootstrap}, data in {running.data_dir}")
         typer.echo("Ctrl-C stops it")
         stop.wait()
@@ -69,18 +67,9 @@ def triton(
     port: Annotated[int, typer.Option(help="Port of gRPC; 0: a free port.")] = 8001,
 ) -> None:
     """Run Triton (CPU) on this machine until Ctrl-C."""
-    stop = _stop_signal()
-    with LocalTriton(repository, grpc_port=port or None) as running:
+    with stop_signals() as stop, LocalTriton(repository, grpc_port=port or None) as running:
         typer.echo(f"Triton {local_triton.TRITON_VERSION}: gRPC {running.grpc_url}, HTTP {running.http_url}")
         typer.echo(f"metrics {running.metrics_url}")
         typer.echo("Ctrl-C stops it")
         stop.wait()
     typer.echo("Triton is stopped")
-
-
-def _stop_signal() -> threading.Event:
-    """An event that Ctrl-C and SIGTERM set."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop

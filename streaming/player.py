@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from cascade.frames import LabelledData
 from cascade.schema import Schema
 from stages.offline import labels_of
 from streaming.clients import ProducerClient
-from streaming.codecs import Codec, topic_codec
+from streaming.codecs import topic_codec
 from streaming.decisions import message_keys
 
 Progress = Callable[[float], None]
@@ -40,30 +40,15 @@ class Player:
 
     The label of a fraud is due `label.delay` after its transaction; transactions without a label are genuine. Due
     labels are acknowledged before the next transaction is sent, so that a consumer which reads the labels up to their
-    end first has exactly the labels that were known at that time.
+    end first has exactly the labels that were known at that time. The configuration names the topics and the codec.
     """
 
-    def __init__(
-        self, schema: Schema, codec: Codec, label_codec: Codec, producer: ProducerClient, topics: tuple[str, str]
-    ) -> None:
-        """`topics`: (transactions, labels)."""
-        self._schema = schema
-        self._codec = codec
-        self._label_codec = label_codec
-        self._producer = producer
-        self._transactions_topic, self._labels_topic = topics
-
-    @classmethod
-    def from_config(cls, config: Config, schema: Schema, producer: ProducerClient) -> Player:
-        """Makes a player with the codec and the topics of a configuration."""
+    def __init__(self, config: Config, schema: Schema, producer: ProducerClient) -> None:
         bytes_max, topics = config.worker.message_bytes_max, config.kafka.topics
-        return cls(
-            schema,
-            topic_codec(config.kafka, topics.transactions, schema.fields, bytes_max),
-            topic_codec(config.kafka, topics.labels, schema.label_fields(), bytes_max),
-            producer,
-            (topics.transactions, topics.labels),
-        )
+        self._schema, self._producer = schema, producer
+        self._transactions_topic, self._labels_topic = topics.transactions, topics.labels
+        self._codec = topic_codec(config.kafka, topics.transactions, schema.fields, bytes_max)
+        self._label_codec = topic_codec(config.kafka, topics.labels, schema.label_fields(), bytes_max)
 
     def play(self, data: LabelledData, rows: slice, rate: float | None, progress: Progress) -> Played:
         """Sends rows of a data file.
@@ -104,7 +89,7 @@ class Player:
         return Played(end - first, labels_sent, time.perf_counter() - started_s, behind_s_max)
 
     def _send(self, rows: LabelledData) -> None:
-        keys: Sequence[bytes] = message_keys(rows.batch[self._schema.roles.card])
+        keys = message_keys(rows.batch[self._schema.roles.card])
         self._producer.send_many(self._transactions_topic, keys, self._codec.encode(rows.batch))
 
     def _send_labels(self, rows: LabelledData) -> None:

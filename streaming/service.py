@@ -8,16 +8,17 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
 import structlog
+from prometheus_client import CollectorRegistry
 
 from cascade.bundle import Bundle, load_bundle
-from cascade.config import Config, LogSettings
+from cascade.config import Config, HealthSettings, LogSettings
 from cascade.engine import Engine
 from cascade.errors import BrokerError
 from cascade.ledger import (
@@ -73,7 +74,9 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
     config: the worker's own settings. create_topics: creates missing topics with this many partitions; 0: raises a
     BrokerError that names them. slot: of a supervised worker. Raises CascadeError, a line with the remedy.
     """
-    _set_up_process(config, slot)
+    configure_log(config.log, None if slot is None else slot.number)
+    if config.worker.lock_memory:
+        lock_memory()
     bundle = load_bundle(Path(config.bundle.path))
     engine = make_engine(bundle)
     health = HealthState(config.health.stall_s_max)
@@ -82,15 +85,8 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
             health.waiting(part, "starting")
         deep = make_deep_stage(bundle, config.deep)
         stack.callback(deep.close)
-        ledger = Ledger(
-            meters=_meters(config, slot),
-            service_level=service_level(config),
-            watts_per_core=watts_per_core(config.energy),
-            gpu_idle_watts=config.energy.gpu_idle_watts or None,
-            bundle_version=bundle.version,
-            carbon=make_carbon(config.carbon, embodied=slot is None),
-            screener=engine.screener_method,
-            deep_backend=config.deep.backend,
+        ledger = service_ledger(
+            config, bundle, worker=slot is not None, screener=engine.screener_method, deep_backend=config.deep.backend
         )
         registry = ledger_registry(ledger)
         if slot is None:
@@ -99,13 +95,9 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
             stack.enter_context(otel_exported(config, registry.collect, ledger.started.timestamp()))
         else:
             stack.enter_context(slot.account_written(ledger))
-        if config.health.enabled:
-            server = HealthServer(
-                health, registry, config.health.host, config.health.port, live_routes(registry, health)
-            )
-            stack.callback(server.close)
-            if slot is not None:
-                slot.write_port(server.port)
+        port = stack.enter_context(health_served(config.health, registry, health))
+        if slot is not None:
+            slot.write_port(port)
         clock = SystemClock()
         snapshots = _snapshot_store(config, bundle, clock, stack)
         hasher = CardHasher.from_settings(config.privacy, os.environ)
@@ -153,12 +145,6 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
         summary = ledger.summary()
     log.info("stopped", transactions=summary.transactions)
     return summary
-
-
-def _set_up_process(config: Config, slot: WorkerSlot | None) -> None:
-    configure_log(config.log, None if slot is None else slot.number)
-    if config.worker.lock_memory:
-        lock_memory()
 
 
 def _compile_kernels(engine: Engine, config: Config, health: HealthState) -> None:
@@ -320,31 +306,49 @@ def configure_log(settings: LogSettings, worker: int | None = None) -> None:
         if settings.json
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
+    processors: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper("iso"),
+        renderer,
+    ]
+    if worker is not None:
+        processors.insert(0, lambda logger, method, event: {**event, "worker": worker})
     structlog.configure(
-        processors=[
-            *([] if worker is None else [_naming(worker)]),
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper("iso"),
-            renderer,
-        ],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
 
 
-def _naming(worker: int) -> structlog.typing.Processor:
-    def name(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        del logger, method
-        return {**event, "worker": worker}
+@contextmanager
+def health_served(settings: HealthSettings, registry: CollectorRegistry, health: HealthState) -> Iterator[int]:
+    """Serves health, metrics and the live page; yields the port, or 0 if that is not enabled."""
+    if not settings.enabled:
+        yield 0
+        return
+    with HealthServer(health, registry, settings.host, settings.port, live_routes(registry, health)) as server:
+        yield server.port
 
-    return name
 
+def service_ledger(
+    config: Config, bundle: Bundle, worker: bool = False, screener: str = "", deep_backend: str = ""
+) -> Ledger:
+    """Makes the ledger of a process of the service.
 
-def _meters(config: Config, slot: WorkerSlot | None) -> list[EnergyMeter]:
-    """The service's meters; a supervised worker reads its own CPU only, its supervisor reads the shared devices."""
-    if slot is None:
-        return service_meters(config)
-    return [CpuModelMeter([os.getpid()], watts_per_core(config.energy))]
+    config, bundle: of the service. worker: supervised; it reads its own CPU only, since its supervisor reads the shared
+    devices and has the embodied carbon. screener, deep_backend: the methods, if this process decides.
+    """
+    own_cpu = CpuModelMeter([os.getpid()], watts_per_core(config.energy))
+    return Ledger(
+        meters=[own_cpu] if worker else service_meters(config),
+        service_level=service_level(config),
+        watts_per_core=watts_per_core(config.energy),
+        gpu_idle_watts=config.energy.gpu_idle_watts or None,
+        bundle_version=bundle.version,
+        carbon=make_carbon(config.carbon, embodied=not worker),
+        screener=screener,
+        deep_backend=deep_backend,
+    )
 
 
 def service_meters(config: Config) -> list[EnergyMeter]:

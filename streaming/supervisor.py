@@ -30,19 +30,16 @@ from cascade.ledger import (
     Ledger,
     LedgerSummary,
     energy_metrics,
-    make_carbon,
     merge_accounts,
     summarise,
-    watts_per_core,
 )
 from cascade.local_parts import OwnedProcess
 from streaming.clients import make_consumer
-from streaming.health import HealthServer, HealthState
+from streaming.health import HealthState
 from streaming.journal import journal_written
-from streaming.live import live_routes
 from streaming.otel import otel_exported
 from streaming.privacy import CardHasher
-from streaming.service import check_topics, configure_log, service_level, service_meters
+from streaming.service import check_topics, configure_log, health_served, service_ledger
 from streaming.waiting import Stopping, await_broker, stop_signals
 from streaming.worker_health import ask_health, ask_metrics
 from streaming.worker_metrics import Groups, parse_metrics, workers_registry
@@ -79,14 +76,7 @@ def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
     CardHasher.from_settings(config.privacy, os.environ)
     health = HealthState(config.health.stall_s_max)
     with ExitStack() as stack, stop_signals() as stopping:
-        ledger = Ledger(
-            meters=service_meters(config),
-            service_level=service_level(config),
-            watts_per_core=watts_per_core(config.energy),
-            gpu_idle_watts=config.energy.gpu_idle_watts or None,
-            bundle_version=bundle.version,
-            carbon=make_carbon(config.carbon),
-        )
+        ledger = service_ledger(config, bundle)
         stack.enter_context(EnergySampler(ledger.sample_energy))
         directory = stack.enter_context(_directory())
         write_settings(directory, config)
@@ -101,11 +91,7 @@ def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
         stack.enter_context(journal_written(config.ledger, account))
         registry = workers_registry(lambda: _metrics(workers, ledger))
         stack.enter_context(otel_exported(config, registry.collect, ledger.started.timestamp()))
-        if config.health.enabled:
-            server = HealthServer(
-                health, registry, config.health.host, config.health.port, live_routes(registry, health)
-            )
-            stack.callback(server.close)
+        stack.enter_context(health_served(config.health, registry, health))
         await_broker(config, health, stopping)
         if not stopping.is_set():
             check_topics(config, create_topics)
@@ -161,7 +147,7 @@ class SupervisedWorker:
     def account(self) -> Account | None:
         """The account of all its processes, at most a second old; None if they wrote none."""
         with self._accounting:
-            return _both(self._ended, self._written())
+            return self._total()
 
     def run(self) -> None:
         """Runs and restarts its process until `stopping`; raises WorkerEndedError after SHORT_LIVES_MAX short lives."""
@@ -229,20 +215,17 @@ class SupervisedWorker:
     def _add_account(self) -> None:
         """Adds the account of a process that ended to the worker's, and deletes its file."""
         with self._accounting:
-            self._ended = _both(self._ended, self._written())
+            self._ended = self._total()
             self.slot.clear()
 
-    def _written(self) -> Account | None:
+    def _total(self) -> Account | None:
+        written = None
         try:
-            return self.slot.read_account()
+            written = self.slot.read_account()
         except DataError as error:
             log.warning("worker's account cannot be read", worker=self.slot.number, reason=str(error))
-            return None
-
-
-def _both(first: Account | None, other: Account | None) -> Account | None:
-    found = [account for account in (first, other) if account is not None]
-    return merge_accounts(found) if found else None
+        found = [account for account in (self._ended, written) if account is not None]
+        return merge_accounts(found) if found else None
 
 
 def _check_partitions(config: Config) -> None:

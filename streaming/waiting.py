@@ -46,8 +46,8 @@ class Stopping:
         """Whether the process must stop."""
         return self._event.is_set()
 
-    def wait(self, timeout_s: float) -> None:
-        """Returns when the flag is set, or after `timeout_s`."""
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Returns when the flag is set, or after `timeout_s`, if that is not None."""
         self._event.wait(timeout_s)
 
     def on_set(self, listener: Callable[[], None]) -> None:

@@ -9,7 +9,6 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 
 LABEL = "worker"
 Groups = Mapping[str, Iterable[Metric]]
@@ -22,32 +21,25 @@ def parse_metrics(text: str) -> list[Metric]:
     return list(text_string_to_metric_families(text))
 
 
-def merge_metrics(groups: Groups) -> list[Metric]:
-    """Returns a family for each name, with the samples of all groups; the group's name is the label `worker`.
+class WorkersCollector(Collector):
+    """Collects `groups` at each scrape, and returns a family for each name; the group's name is the label `worker`.
 
     Type and help are those of the first group: all groups run the same code.
     """
-    families: dict[str, Metric] = {}
-    for worker, metrics in groups.items():
-        for metric in metrics:
-            family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
-            family.samples += [_labelled(sample, worker) for sample in metric.samples]
-    return list(families.values())
-
-
-def _labelled(sample: Sample, worker: str) -> Sample:
-    return sample._replace(labels={LABEL: worker, **sample.labels})
-
-
-class WorkersCollector(Collector):
-    """Collects `groups` at each scrape, and merges their metrics."""
 
     def __init__(self, groups: Callable[[], Groups]) -> None:
         self._groups = groups
 
     def collect(self) -> Iterable[Metric]:
         """All families, at this moment."""
-        return merge_metrics(self._groups())
+        families: dict[str, Metric] = {}
+        for worker, metrics in self._groups().items():
+            for metric in metrics:
+                family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                family.samples += [
+                    sample._replace(labels={LABEL: worker, **sample.labels}) for sample in metric.samples
+                ]
+        return families.values()
 
 
 def workers_registry(groups: Callable[[], Groups]) -> CollectorRegistry:

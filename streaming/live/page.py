@@ -12,12 +12,16 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from streaming.health import qualities
+
 LANGUAGES: Final = ("en", "ja")
 
 
 def live_page(query: str, accept_language: str) -> bytes:
     """Returns the page in the language of `lang=` in the query, else of the browser, else in English."""
-    asked = [*parse_qs(query).get("lang", []), *_asked(accept_language)]
+    accepted = qualities(accept_language)
+    of_browser = [name.partition("-")[0] for name in sorted(accepted, key=lambda name: -accepted[name])]
+    asked = [*parse_qs(query).get("lang", []), *of_browser]
     return _page(next((language for language in asked if language in LANGUAGES), LANGUAGES[0]))
 
 
@@ -28,18 +32,6 @@ def page_policy() -> str:
         f"style-src 'sha256-{_digest(_text('page.css'))}'; connect-src 'self'; img-src data:; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'"
     )
-
-
-def _asked(accept_language: str) -> list[str]:
-    """The languages that a browser accepts, by descending quality."""
-    wanted: list[tuple[float, int, str]] = []
-    for index, part in enumerate(accept_language.split(",")[:16]):
-        language, _, quality = part.strip().partition(";q=")
-        try:
-            wanted.append((-float(quality or "1"), index, language.partition("-")[0].strip().lower()))
-        except ValueError:
-            continue
-    return [language for _, _, language in sorted(wanted)]
 
 
 @cache

@@ -74,7 +74,7 @@ class Recorder:
 
 def play(schema: Schema, data: LabelledData, rows: slice, rate: float | None = None) -> tuple[Played, Recorder]:
     recorder: Any = Recorder()
-    return Player.from_config(Config(), schema, recorder).play(data, rows, rate, lambda _: None), recorder
+    return Player(Config(), schema, recorder).play(data, rows, rate, lambda _: None), recorder
 
 
 @pytest.mark.kafka
