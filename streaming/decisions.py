@@ -93,6 +93,26 @@ class DecisionColumns:
     total_ms: Float64
 
 
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """How transactions were decided, a row each.
+
+    `actions`, `stages`, `causes` uint8: indexes into `cascade.policy.ACTIONS`, STAGES and CAUSES. `scores`,
+    `screener_scores` float64: probabilities. `times_ms` int64: of the decisions, ms since the epoch.
+    """
+
+    actions: Array
+    stages: Array
+    causes: Array
+    scores: Float64
+    screener_scores: Float64
+    times_ms: Int64
+
+    def take(self, index: Array) -> Verdicts:
+        """Returns a copy of some of the rows, by index or mask."""
+        return Verdicts(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
 _Format = Literal["json", "msgpack"]
 # Decisions have texts of any length and fields that may be absent, so they cannot be rows of fixed size. With binary
 # transactions they are JSON, which is written fastest and read everywhere. With Avro they are JSON too: decisions must
@@ -165,7 +185,7 @@ def _decisions(columns: DecisionColumns) -> list[Decision]:
     """A Decision for each row, for formats and values that the kernel does not write."""
     ids = decision_ids(columns.topic, columns.partition, columns.offsets)
     firsts = decision_ids(columns.topic, columns.partition, columns.first_offsets)
-    transaction_ids = _plain_ids(columns.transaction_ids)
+    transaction_ids = plain_ids(columns.transaction_ids)
     latencies = zip(*(getattr(columns, name).tolist() for name in _LATENCIES), strict=True)
     # Python's numbers: reading them from arrays, one by one, takes several times as long
     lists: dict[str, Any] = {name: getattr(columns, name).tolist() for name in _COLUMNS if name != "bundles"}
@@ -292,7 +312,8 @@ def message_keys(cards: Array) -> list[bytes]:
     return [b"%d" % card for card in cards.tolist()]
 
 
-def _plain_ids(column: Array) -> list[int] | list[str]:
+def plain_ids(column: Array) -> list[int] | list[str]:
+    """Returns transaction ids (int64 or S[n]) as Python's integers or texts."""
     if column.dtype.kind == "S":
         return [text.decode() for text in column.tolist()]
     return list(column.tolist())

@@ -8,6 +8,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +21,6 @@ from cascade.bundle import Bundle, load_bundle
 from cascade.config import Config, load_config, with_config_path
 from cascade.errors import BrokerError, CascadeError
 from cascade.ledger import find_meters, watts_per_core
-from cascade.protocols import DeepInputs
 from stages.assembly import deep_signature, make_deep_stage, make_engine
 from stages.deep import local_triton
 from stages.deep.answers import probe_inputs
@@ -36,6 +36,7 @@ from streaming.snapshots import SUFFIX
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 Status = Literal["ok", "warning", "failed"]
+MARKS = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "failed": "[red]failed [/]"}
 # Deadlines count from the broker's clock: an error of this size is a fifth of the screened limit.
 CLOCK_SKEW_MS_MAX = 100.0
 # The service needs a few dozen: sockets to brokers and Triton, model files, the log. A lower limit is a mistake.
@@ -105,10 +106,9 @@ def doctor(
     for finding in examine(config):
         findings.append(finding)
         if not json:
-            mark = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "failed": "[red]failed [/]"}[
-                finding.status
-            ]
-            console.print(f"{mark} {finding.check:<14} {finding.text}", soft_wrap=True, highlight=False)
+            console.print(
+                f"{MARKS[finding.status]} {finding.check:<14} {finding.text}", soft_wrap=True, highlight=False
+            )
     if json:
         print(msgspec.json.encode(findings).decode())
     if any(finding.status == "failed" for finding in findings):
@@ -171,11 +171,8 @@ def _topics(found: Examination) -> tuple[Status, str]:
     missing = missing_topics(config.kafka, names)
     if missing:
         return "failed", f"missing: {', '.join(missing)}; `cascade run --create-topics PARTITIONS` creates them"
-    consumer = make_consumer(config.kafka, None)
-    try:
+    with closing(make_consumer(config.kafka, None)) as consumer:
         partitions = {name: len(consumer.partitions_for(name)) for name in names}
-    finally:
-        consumer.close()
     return "ok", ", ".join(f"{name} ({count})" for name, count in partitions.items())
 
 
@@ -275,15 +272,12 @@ def _state(found: Examination) -> tuple[Status, str]:
 
 def _deep_model(found: Examination) -> tuple[Status, str]:
     signature = deep_signature(found.bundle)
-    stage = make_deep_stage(found.bundle, found.config.deep)
-    try:
+    with closing(make_deep_stage(found.bundle, found.config.deep)) as stage:
         stage.wait_ready(PROBE_TIMEOUT_S)
-        inputs: DeepInputs = probe_inputs(signature)
+        inputs = probe_inputs(signature)
         started_s = time.perf_counter()
         stage.submit(inputs, PROBE_TIMEOUT_S).result()
         took_ms = (time.perf_counter() - started_s) * 1e3
-    finally:
-        stage.close()
     where = found.config.deep.url if found.config.deep.backend == "triton" else "in process"
     return "ok", f"{found.config.deep.backend} {where} answers a probe in {took_ms:.1f} ms"
 

@@ -26,7 +26,7 @@ from cascade.policy import ACTIONS
 from cascade.schema import Roles
 from streaming import duplicate_kernels as kernels
 from streaming.codes import digest_codes
-from streaming.decisions import CAUSES, STAGES
+from streaming.decisions import CAUSES, STAGES, Verdicts
 from streaming.duplicate_kernels import (
     APPENDED,
     ENTRIES,
@@ -63,25 +63,15 @@ class FirstColumns:
 
     `present`: whether the cache still has the entry; if not, the other columns are meaningless. `known`: whether it has
     the decision; if not, the columns after `offsets` are meaningless. `partitions`, `offsets` int64: partition id and
-    offset of the first record. `actions`, `stages`, `causes` uint8: indexes into `cascade.policy.ACTIONS`, STAGES and
-    CAUSES. `scores`, `screener_scores` float64: probabilities. `decision_times_ms` int64: ms since the epoch.
-    `bundles`: versions.
+    offset of the first record. `bundles`: versions.
     """
 
     present: Bool
     known: Bool
     partitions: Int64
     offsets: Int64
-    actions: Array
-    stages: Array
-    causes: Array
-    scores: Float64
-    screener_scores: Float64
-    decision_times_ms: Int64
+    verdicts: Verdicts
     bundles: list[str]
-
-    def __len__(self) -> int:
-        return len(self.present)
 
 
 class FirstDecisions:
@@ -146,19 +136,8 @@ class FirstDecisions:
         state = (self._by_identity, self._by_record, self._entries, self._counters, self._clocks, self._known)
         kernels.look_up(*state, self._seed, self._window_ms, *map(_plain, columns), found)
 
-    def settle(
-        self,
-        partition: int,
-        offsets: Int64,
-        actions: Array,
-        stages: Array,
-        causes: Array,
-        scores: Float64,
-        screener_scores: Float64,
-        decision_times_ms: Int64,
-        bundle: str,
-    ) -> None:
-        """Stores the decisions of records of a partition; columns as in FirstColumns, `bundle`: the version.
+    def settle(self, partition: int, offsets: Int64, verdicts: Verdicts, bundle: str) -> None:
+        """Stores the decisions of a partition's records (`offsets`: int64, [verdicts]) by a bundle's version.
 
         Ignores offsets without an entry (of repeats, or dropped), and entries that have a decision: it is final.
         """
@@ -168,12 +147,12 @@ class FirstDecisions:
         kernels.find_records(self._by_record, self._entries, self._seed, partition, _plain(offsets), slots)
         fresh = np.flatnonzero(slots >= 0)
         fresh = fresh[self._known[slots[fresh]] == 0]
-        slots = slots[fresh]
-        for column, values in enumerate((actions, stages, causes)):
-            self._decided[slots, column] = values[fresh]
-        self._scores[slots, 0] = scores[fresh]
-        self._scores[slots, 1] = screener_scores[fresh]
-        self._times_ms[slots] = decision_times_ms[fresh]
+        slots, verdicts = slots[fresh], verdicts.take(fresh)
+        for column, values in enumerate((verdicts.actions, verdicts.stages, verdicts.causes)):
+            self._decided[slots, column] = values
+        self._scores[slots, 0] = verdicts.scores
+        self._scores[slots, 1] = verdicts.screener_scores
+        self._times_ms[slots] = verdicts.times_ms
         self._bundle_numbers[slots] = self._bundle_number(bundle)
         self._known[slots] = 1
 
@@ -184,17 +163,13 @@ class FirstDecisions:
         rows = self._entries[slots]
         present &= rows[:, PARTITION] != FORGOTTEN
         versions = self._bundles or [""]
+        codes, scores = self._decided[slots].T, self._scores[slots].T
         return FirstColumns(
             present=present,
             known=present & (self._known[slots] == 1),
             partitions=rows[:, PARTITION],
             offsets=rows[:, OFFSET],
-            actions=self._decided[slots, 0],
-            stages=self._decided[slots, 1],
-            causes=self._decided[slots, 2],
-            scores=self._scores[slots, 0],
-            screener_scores=self._scores[slots, 1],
-            decision_times_ms=self._times_ms[slots],
+            verdicts=Verdicts(codes[0], codes[1], codes[2], scores[0], scores[1], self._times_ms[slots]),
             bundles=[versions[number] for number in self._bundle_numbers[slots].tolist()],
         )
 

@@ -5,7 +5,7 @@ Each escalated row gets exactly one outcome: the deep model's answer in time, or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -90,14 +90,9 @@ class Escalations:
         """Log-odds that are added to the escalation threshold now."""
         return self._overload.raised
 
-    def waiting_of(self, partitions: Iterable[Partition]) -> int:
+    def waiting_of(self, partitions: Collection[Partition]) -> int:
         """The number of rows of these partitions that wait."""
-        wanted = set(partitions)
-        count = 0
-        for call in self._calls:
-            chosen = np.array([partition in wanted for partition in call.rows.partitions], bool)
-            count += int((call.open & chosen[call.rows.partition_index]).sum())
-        return count
+        return sum(int((call.open & call.rows.of(partitions)).sum()) for call in self._calls)
 
     def send(self, rows: Rows, inputs: DeepInputs) -> list[Outcome]:
         """Sends rows to the deep model; returns the outcomes of those that are decided without it at once."""
@@ -146,15 +141,12 @@ class Escalations:
         self._observe()
         return outcomes
 
-    def drop(self, partitions: Iterable[Partition]) -> None:
+    def drop(self, partitions: Collection[Partition]) -> None:
         """Drops the rows of partitions that this worker lost, without an outcome."""
-        lost = frozenset(partitions)
         for call in self._calls:
             before = call.open.copy()
-            call.drop(lost)
-            closed = np.flatnonzero(before & ~call.open)
-            self._count_cards(call.rows.take(closed), -1)
-        for call in self._calls:
+            call.drop(partitions)
+            self._count_cards(call.rows.take(before & ~call.open), -1)
             if not call.open.any() and not call.future.done():
                 self._count_when_late(call)
         self._calls = [call for call in self._calls if call.open.any()]

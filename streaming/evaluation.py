@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from cascade.bundle import Bundle
-from cascade.columns import Array, Bool, Float64, Int64
+from cascade.columns import Bool, Float64, Int64
 from cascade.config import CodecName
 from cascade.errors import BrokerError, DataError
 from cascade.features.spec import DAY_MS
@@ -23,7 +23,7 @@ from cascade.schema import key_codes
 from stages.metrics import Quality, quality
 from stages.offline import score_offline
 from streaming.clients import ConsumerClient
-from streaming.decisions import decode_decision
+from streaming.decisions import decode_decision, plain_ids
 
 Progress = Callable[[str, float], None]
 ROWS_MAX = 10_000
@@ -157,7 +157,7 @@ def evaluate(
     """
     roles = bundle.schema.roles
     identities = data.batch[roles.transaction_id]
-    truth = pl.DataFrame({"transaction_id": _plain(identities), "row": np.arange(len(identities))})
+    truth = pl.DataFrame({"transaction_id": plain_ids(identities), "row": np.arange(len(identities))})
     joined = truth.filter(pl.Series(within)).join(decisions, on="transaction_id", how="inner").sort("row")
     if not joined.height:
         raise DataError("no decision belongs to a transaction of the data file; use the file that was replayed")
@@ -166,10 +166,8 @@ def evaluate(
     wanted[rows] = True
     offline = score_offline(bundle, screener, deep, data, wanted, lambda share: progress("both models offline", share))
     policy = bundle.policy
-    screener_only, deep_only = (
-        policy.screener.probability(offline.screener_raw),
-        policy.deep.probability(offline.deep_raw),
-    )
+    screener_only = policy.screener.probability(offline.screener_raw)
+    deep_only = policy.deep.probability(offline.deep_raw)
     score = joined["score"].to_numpy()
     by_deep = (joined["stage"] == "deep").to_numpy()
     degraded = joined["degraded"].to_numpy()
@@ -204,16 +202,8 @@ def _judge(score: Float64, data: LabelledData, bundle: Bundle) -> ModelEvaluatio
     day, card = data.batch[roles.event_time] // DAY_MS, key_codes(data.batch[roles.card])
     return ModelEvaluation(
         quality=quality(score, fraud, day, card, policy.escalation_budget),
-        caught=_count(fraud & (actions > 0)),
-        missed=_count(fraud & (actions == 0)),
-        false_alarms=_count(~fraud & (actions > 0)),
+        caught=int((fraud & (actions > 0)).sum()),
+        missed=int((fraud & (actions == 0)).sum()),
+        false_alarms=int((~fraud & (actions > 0)).sum()),
         cost_per_thousand=1e3 * float(cost.mean()),
     )
-
-
-def _count(mask: Array) -> int:
-    return int(mask.sum())
-
-
-def _plain(identities: Array) -> list[str] | Array:
-    return [text.decode() for text in identities.tolist()] if identities.dtype.kind == "S" else identities

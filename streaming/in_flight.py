@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +35,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def of(self, partitions: Collection[Partition]) -> Bool:
+        """Which rows are of these partitions, bool [rows]."""
+        return np.array([partition in partitions for partition in self.partitions], bool)[self.partition_index]
+
     def take(self, index: Array) -> Rows:
         """Returns some of the rows, by index or mask."""
         names = ("partition_index", "offsets", "start_ms", "queue_ms", "screener_score")
@@ -62,10 +67,9 @@ class DeepCall:
         self.next_deadline_ms = float(left.min()) if len(left) else float("inf")
         return expired
 
-    def drop(self, partitions: frozenset[Partition]) -> None:
+    def drop(self, partitions: Collection[Partition]) -> None:
         """Closes the rows of these partitions, which this worker lost."""
-        gone = np.array([partition in partitions for partition in self.rows.partitions], bool)
-        self.open &= ~gone[self.rows.partition_index]
+        self.open &= ~self.rows.of(partitions)
 
     def close(self) -> Array:
         """Closes all open rows, and returns their indexes."""

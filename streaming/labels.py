@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from cascade.columns import ColumnBatch
@@ -17,6 +17,30 @@ CATCH_UP_TIMEOUT_S = 60.0
 POLL_S = 0.02
 # With alignment "arrival": more frequent polls would slow down the transactions.
 ARRIVAL_INTERVAL_S = 0.05
+_LATE = (
+    f"the broker did not return all labels within {CATCH_UP_TIMEOUT_S:.0f} s; check the broker, or set"
+    ' labels.alignment to "arrival", which does not wait for them'
+)
+
+
+def read_to_end(
+    consumer: ConsumerClient,
+    partitions: Sequence[Partition],
+    read: Callable[[float], int],
+    clock: Clock,
+    late: str,
+) -> int:
+    """Calls `read` until the consumer is at the present ends of the partitions; returns the sum of what it returns.
+
+    read: reads once, with a timeout in seconds. late: of the BrokerError that is raised after CATCH_UP_TIMEOUT_S.
+    """
+    count, ends = 0, consumer.end_offsets(partitions)
+    give_up_s = clock.monotonic() + CATCH_UP_TIMEOUT_S
+    while any(consumer.position(partition) < end for partition, end in ends.items()):
+        count += read(POLL_S)
+        if clock.monotonic() > give_up_s:
+            raise BrokerError(late)
+    return count
 
 
 class LabelFollower:
@@ -110,25 +134,12 @@ class LabelFollower:
         if not self.positions:
             return 0
         if self._exact:
-            return self._read_to_end()
+            return read_to_end(self._consumer, self.partitions, self._read, self._clock, _LATE)
         now_s = self._clock.monotonic()
         if now_s < self._next_read_s:
             return 0
         self._next_read_s = now_s + ARRIVAL_INTERVAL_S
         return self._read(0.0)
-
-    def _read_to_end(self) -> int:
-        count = 0
-        ends = self._consumer.end_offsets(self.partitions)
-        give_up_s = self._clock.monotonic() + CATCH_UP_TIMEOUT_S
-        while any(self._consumer.position(partition) < end for partition, end in ends.items()):
-            count += self._read(POLL_S)
-            if self._clock.monotonic() > give_up_s:
-                raise BrokerError(
-                    f"the broker did not return all labels within {CATCH_UP_TIMEOUT_S:.0f} s; check the broker, or set"
-                    ' labels.alignment to "arrival", which does not wait for them'
-                )
-        return count
 
     def close(self) -> None:
         """Closes the consumer."""

@@ -9,10 +9,11 @@ from the committed offsets on, and no reader sees the first attempt.
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Literal
 
 import structlog
 
@@ -55,49 +56,17 @@ class Sent:
     positions: RecordPositions | None = None
 
 
-class Outbox(Protocol):
-    """Sends records and commits offsets; one thread uses it."""
-
-    def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
-        """Send one record."""
-        ...
-
-    def send_many(self, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent) -> None:
-        """Send records of one topic, in order."""
-        ...
-
-    @property
-    def pending(self) -> int:
-        """Calls of `send` and `send_many` that the broker has not acknowledged."""
-        ...
-
-    @property
-    def committed(self) -> Offsets:
-        """The last committed offset and metadata, by partition; absent if nothing was committed."""
-        ...
-
-    def advance(self, force: bool = False) -> None:
-        """Processes delivery reports, and commits at the interval, or at once with `force`; raises BrokerError."""
-        ...
-
-    def forget(self, partitions: Iterable[Partition]) -> None:
-        """Stops committing for partitions that this worker lost; raises BrokerError if the session cannot go on."""
-        ...
-
-
-_Producer = TypeVar("_Producer", bound=ProducerClient)
-
-
 @dataclass(eq=False)
-class _Commits(Generic[_Producer]):
-    """The common part of both outboxes.
+class Outbox(ABC):
+    """Sends records and commits offsets; one thread uses it.
 
-    producer, consumer: of the session. health: shows the broker's state. clock: monotonic seconds. interval_s: between
-    two commits. progress: returns the offset and metadata to commit, by partition. on_decided: called with the records
-    of a commit before `progress`. on_acknowledged: called with acknowledged or committed records, for the ledger.
+    consumer: of the session. health: shows the broker's state. clock: monotonic seconds. interval_s: between two
+    commits. progress: returns the offset and metadata to commit, by partition. on_decided: called with the records of a
+    commit before `progress`. on_acknowledged: called with acknowledged or committed records, for the ledger.
+
+    `committed`: the last committed offset and metadata, by partition; absent if nothing was committed.
     """
 
-    _producer: _Producer
     _consumer: ConsumerClient
     _health: HealthState
     _clock: Clock
@@ -105,25 +74,42 @@ class _Commits(Generic[_Producer]):
     _progress: Callable[[], Offsets]
     _on_decided: Callable[[Sent], None]
     _on_acknowledged: Callable[[Sent], None]
-    _committed: dict[Partition, tuple[int, str]] = field(default_factory=dict, init=False)
+    committed: dict[Partition, tuple[int, str]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._due_s = self._clock.monotonic() + self._interval_s
 
+    @abstractmethod
+    def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
+        """Sends one record."""
+
+    @abstractmethod
+    def send_many(self, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent) -> None:
+        """Sends records of one topic, in order."""
+
     @property
-    def committed(self) -> Offsets:
-        """See Outbox."""
-        return self._committed
+    @abstractmethod
+    def pending(self) -> int:
+        """Calls of `send` and `send_many` that the broker has not acknowledged."""
+
+    @abstractmethod
+    def advance(self, force: bool = False) -> None:
+        """Processes delivery reports, and commits at the interval, or at once with `force`; raises BrokerError."""
+
+    @abstractmethod
+    def forget(self, partitions: Sequence[Partition]) -> None:
+        """Stops committing for partitions that this worker lost; raises BrokerError if the session cannot go on."""
 
     def _changed_offsets(self) -> dict[Partition, tuple[int, str]]:
         progress = self._progress().items()
-        return {partition: offset for partition, offset in progress if offset != self._committed.get(partition)}
+        return {partition: offset for partition, offset in progress if offset != self.committed.get(partition)}
 
 
 @dataclass(eq=False)
-class AtLeastOnceOutbox(_Commits[ProducerClient]):
+class AtLeastOnceOutbox(Outbox):
     """An Outbox on an idempotent producer; offsets are committed after the decisions are acknowledged."""
 
+    _producer: ProducerClient
     _unacknowledged: deque[tuple[Delivery, Sent]] = field(default_factory=deque, init=False)
     _failing_since_s: float | None = field(default=None, init=False)
 
@@ -164,24 +150,25 @@ class AtLeastOnceOutbox(_Commits[ProducerClient]):
                 raise
             return
         self._failing_since_s = None
-        self._committed.update(fresh)
+        self.committed.update(fresh)
         self._health.ok("broker")
 
-    def forget(self, partitions: Iterable[Partition]) -> None:
+    def forget(self, partitions: Sequence[Partition]) -> None:
         """See Outbox."""
         for partition in partitions:
-            self._committed.pop(partition, None)
+            self.committed.pop(partition, None)
             for _, sent in self._unacknowledged:
                 sent.offsets.pop(partition, None)
 
 
 @dataclass(eq=False)
-class ExactlyOnceOutbox(_Commits[TransactionalProducerClient]):
+class ExactlyOnceOutbox(Outbox):
     """An Outbox on a transactional producer; a transaction begins with its first record and lasts `interval_s`.
 
     `on_decided` is called within the commit, so that `progress` includes the transaction's records.
     """
 
+    _producer: TransactionalProducerClient
     _in_transaction: list[Sent] = field(default_factory=list, init=False)
     _failure: BrokerError | None = field(default=None, init=False)
 
@@ -218,19 +205,18 @@ class ExactlyOnceOutbox(_Commits[TransactionalProducerClient]):
             fresh = self._changed_offsets()
             self._producer.commit(fresh, member)
         acknowledged, self._in_transaction = self._in_transaction, []
-        self._committed.update(fresh)
+        self.committed.update(fresh)
         for sent in acknowledged:
             self._on_acknowledged(sent)
         self._health.ok("broker")
 
-    def forget(self, partitions: Iterable[Partition]) -> None:
+    def forget(self, partitions: Sequence[Partition]) -> None:
         """See Outbox; aborts an open transaction, which may contain their decisions, and so ends the session."""
-        lost = list(partitions)
-        for partition in lost:
-            self._committed.pop(partition, None)
+        for partition in partitions:
+            self.committed.pop(partition, None)
         if self._in_transaction:
             self._producer.abort()
-            ids = ", ".join(str(partition_id) for _, partition_id in lost)
+            ids = ", ".join(str(partition_id) for _, partition_id in partitions)
             raise TransactionAbortedError(f"partitions {ids} were lost with decisions in an open transaction")
 
     def _begin(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cascade.columns import Array, Float64, Int64
+from cascade.columns import Int64
 from cascade.config import Config
 from cascade.ledger import Ledger, Path, StageClock
 from cascade.policy import Policy
@@ -15,7 +15,15 @@ from cascade.schema import Roles
 from streaming.clients import FetchedBatch, Partition
 from streaming.codecs import Reject
 from streaming.dead_letters import HEADER_PREFIX, dead_letter
-from streaming.decisions import CAUSES, STAGES, DecisionColumns, RecordPositions, encode_decisions, message_keys
+from streaming.decisions import (
+    CAUSES,
+    STAGES,
+    DecisionColumns,
+    RecordPositions,
+    Verdicts,
+    encode_decisions,
+    message_keys,
+)
 from streaming.duplicates import FirstColumns, FirstDecisions
 from streaming.escalations import Outcome
 from streaming.in_flight import Rows
@@ -52,24 +60,29 @@ class Publisher:
             actions = self._policy.actions(outcome.score)
         self._ledger.record_stage("decide", self._stage_clock.wall_s, self._stage_clock.cpu_s, count)
         path: Path = "degraded" if outcome.cause is not None else "escalated" if outcome.stage == "deep" else "screened"
-        stages = np.full(count, STAGES.index(outcome.stage), np.uint8)
-        causes = np.full(count, CAUSES.index(outcome.cause or ""), np.uint8)
-        bundles = [self._bundle_version] * count
-        no_first = np.full(count, -1, np.int64)
-        now_ms = self._send(rows, actions, stages, causes, outcome.score, rows.screener_score, bundles, no_first,
-                            outcome.deep_ms, path, outcome.cause)  # fmt: skip
+        now_ms = self._clock.time() * 1e3
+        verdicts = Verdicts(
+            actions=actions,
+            stages=np.full(count, STAGES.index(outcome.stage), np.uint8),
+            causes=np.full(count, CAUSES.index(outcome.cause or ""), np.uint8),
+            scores=outcome.score,
+            screener_scores=rows.screener_score,
+            times_ms=np.full(count, int(now_ms)),
+        )
+        bundles, no_first = [self._bundle_version] * count, np.full(count, -1, np.int64)
+        self._send(rows, verdicts, bundles, no_first, now_ms, outcome.deep_ms, path, outcome.cause)
         for index in np.unique(rows.partition_index):
             chosen = np.flatnonzero(rows.partition_index == index)
+            partition_id = rows.partitions[index][1]
             self._first_decisions.settle(
-                rows.partitions[index][1], rows.offsets[chosen], actions[chosen], stages[chosen], causes[chosen],
-                outcome.score[chosen], rows.screener_score[chosen], np.full(len(chosen), now_ms), self._bundle_version,
-            )  # fmt: skip
+                partition_id, rows.offsets[chosen], verdicts.take(chosen), self._bundle_version
+            )
 
     def repeat(self, rows: Rows, first: FirstColumns) -> None:
         """Sends the first decisions of repeated transactions again, marked as duplicates."""
         if len(rows):
-            self._send(rows, first.actions, first.stages, first.causes, first.scores, first.screener_scores,
-                       first.bundles, first.offsets, 0.0, "duplicate", None)  # fmt: skip
+            now_ms = self._clock.time() * 1e3
+            self._send(rows, first.verdicts, first.bundles, first.offsets, now_ms, 0.0, "duplicate", None)
 
     def reject(self, fetched: FetchedBatch, rejects: Sequence[Reject]) -> None:
         """Dead-letters messages of a fetch; if card ids are hashed, without the message, which may contain one."""
@@ -98,19 +111,14 @@ class Publisher:
     def _send(
         self,
         rows: Rows,
-        actions: Array,
-        stages: Array,
-        causes: Array,
-        scores: Float64,
-        screener_scores: Float64,
+        verdicts: Verdicts,
         bundles: Sequence[str],
         first_offsets: Int64,
+        now_ms: float,
         deep_ms: float,
         path: Path,
         cause: str | None,
-    ) -> int:
-        """Sends decisions, and returns their time, ms since the epoch."""
-        now_ms = self._clock.time() * 1e3
+    ) -> None:
         keys: list[bytes] = []
         messages: list[bytes] = []
         offsets: dict[Partition, Int64] = {}
@@ -126,11 +134,11 @@ class Publisher:
                     offsets=rows.offsets[chosen],
                     first_offsets=first_offsets[chosen],
                     transaction_ids=rows.batch[self._roles.transaction_id][chosen],
-                    actions=actions[chosen],
-                    stages=stages[chosen],
-                    scores=scores[chosen],
-                    screener_scores=screener_scores[chosen],
-                    causes=causes[chosen],
+                    actions=verdicts.actions[chosen],
+                    stages=verdicts.stages[chosen],
+                    scores=verdicts.scores[chosen],
+                    screener_scores=verdicts.screener_scores[chosen],
+                    causes=verdicts.causes[chosen],
                     event_times_ms=rows.batch[self._roles.event_time][chosen],
                     decision_times_ms=np.full(count, int(now_ms)),
                     queue_ms=rows.queue_ms[chosen],
@@ -147,4 +155,3 @@ class Publisher:
             sent = Sent(offsets, rows.start_ms, path, cause, positions)
             self._outbox.send_many(self._config.kafka.topics.decisions, keys, messages, sent)
         self._ledger.record_stage("produce", self._stage_clock.wall_s, self._stage_clock.cpu_s, len(rows))
-        return int(now_ms)

@@ -11,12 +11,11 @@ transactions. Later, a partition that is being rebuilt is hidden from the featur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
-from cascade.columns import Array
 from cascade.errors import StateError
 from cascade.features import FeatureEngine
 from cascade.ledger import Ledger
@@ -173,7 +172,12 @@ class Recovery:
                 work.snapshot.arrays, partition_ids, labels=True, first=work.next, count=SLICE_SLOTS
             )
             if following is None and partition_ids:
-                self._first_decisions.absorb(self._committed_only(work.snapshot, work.partitions), partition_ids)
+                # without decisions that were not committed: their records may have been decided again since
+                committed = {
+                    part.partition_id: work.snapshot.committed.get(part.partition, 0) for part in work.partitions
+                }
+                arrays = self._first_decisions.without_later(work.snapshot.arrays, committed)
+                self._first_decisions.absorb(arrays, partition_ids)
         except StateError as error:
             self._give_up(work, error)
             return
@@ -185,14 +189,6 @@ class Recovery:
         for owned in work.partitions:
             owned.next = work.snapshot.transactions[owned.partition]
             self._replay(owned)
-
-    def _committed_only(self, snapshot: Snapshot, partitions: Sequence[OwnedPartition]) -> Mapping[str, Array]:
-        """The snapshot's arrays without the decisions that were not committed when it was taken.
-
-        Those records may have been decided again since, with another outcome.
-        """
-        committed = {owned.partition_id: snapshot.committed.get(owned.partition, 0) for owned in partitions}
-        return self._first_decisions.without_later(snapshot.arrays, committed)
 
     def _give_up(self, work: _Restoring, error: StateError) -> None:
         """Falls back to the previous snapshot, or the log, because this one does not fit."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -15,7 +15,7 @@ from cascade.config import CodecName, Config
 from cascade.policy import ACTIONS, Policy
 from cascade.protocols import Clock
 from streaming.clients import ConsumerClient, FetchedBatch, Partition
-from streaming.decisions import CAUSES, STAGES, decode_decision
+from streaming.decisions import CAUSES, STAGES, Verdicts, decode_decision
 from streaming.duplicates import FirstColumns, FirstDecisions
 from streaming.in_flight import Rows
 from streaming.partitions import OwnedPartition
@@ -69,13 +69,9 @@ class Repeats:
         """The number of rows that wait."""
         return sum(len(rows) for rows, _, _ in self._waiting)
 
-    def waiting_of(self, partitions: Iterable[Partition]) -> int:
+    def waiting_of(self, partitions: Collection[Partition]) -> int:
         """The number of rows of these partitions that wait."""
-        wanted = set(partitions)
-        return sum(
-            sum(rows.partitions[index] in wanted for index in rows.partition_index.tolist())
-            for rows, _, _ in self._waiting
-        )
+        return sum(int(rows.of(partitions).sum()) for rows, _, _ in self._waiting)
 
     def add(self, rows: Rows, entries: Int64, appended_ms: Int64) -> None:
         """Adds rows to answer.
@@ -86,12 +82,11 @@ class Repeats:
         if len(rows):
             self._waiting.append((rows, entries, appended_ms))
 
-    def drop(self, partitions: Iterable[Partition]) -> None:
+    def drop(self, partitions: Collection[Partition]) -> None:
         """Drops the rows of partitions that this worker lost."""
-        lost = frozenset(partitions)
         waiting, self._waiting = self._waiting, []
         for rows, entries, appended_ms in waiting:
-            owned = np.array([partition not in lost for partition in rows.partitions], bool)[rows.partition_index]
+            owned = ~rows.of(partitions)
             if owned.any():
                 self._waiting.append((rows.take(owned), entries[owned], appended_ms[owned]))
 
@@ -109,20 +104,17 @@ class Repeats:
 
     def _filled(self, first: FirstColumns, chosen: Array) -> FirstColumns:
         """Returns some of the rows, with `review` for entries that the cache has dropped meanwhile."""
-        gone = ~first.present[chosen]
-        review, error = ACTIONS.index("review"), CAUSES.index("error")
-        score = self._policy.review_from
+        gone, verdicts = ~first.present[chosen], first.verdicts.take(chosen)
+        verdicts.actions[gone] = ACTIONS.index("review")
+        verdicts.stages[gone] = 0
+        verdicts.causes[gone] = CAUSES.index("error")
+        verdicts.scores[gone] = verdicts.screener_scores[gone] = self._policy.review_from
         return FirstColumns(
             present=first.present[chosen],
             known=first.known[chosen],
             partitions=first.partitions[chosen],
             offsets=np.where(gone, -1, first.offsets[chosen]),
-            actions=np.where(gone, review, first.actions[chosen]),
-            stages=np.where(gone, 0, first.stages[chosen]),
-            causes=np.where(gone, error, first.causes[chosen]),
-            scores=np.where(gone, score, first.scores[chosen]),
-            screener_scores=np.where(gone, score, first.screener_scores[chosen]),
-            decision_times_ms=first.decision_times_ms[chosen],
+            verdicts=verdicts,
             bundles=[first.bundles[row] for row in np.flatnonzero(chosen).tolist()],
         )
 
@@ -210,12 +202,8 @@ class Repeats:
     def _settle(self, partition_id: int, decisions: Sequence[_Settled]) -> None:
         for bundle in {decision.bundle for decision in decisions}:
             of_bundle = [decision for decision in decisions if decision.bundle == bundle]
-            offsets, actions, stages, causes, scores, screener_scores, times_ms = (
-                np.array([decision[column] for decision in of_bundle]) for column in range(7)
-            )
-            self._first_decisions.settle(
-                partition_id, offsets, actions, stages, causes, scores, screener_scores, times_ms, bundle
-            )
+            offsets, *verdicts = (np.array([decision[column] for decision in of_bundle]) for column in range(7))
+            self._first_decisions.settle(partition_id, offsets, Verdicts(*verdicts), bundle)
 
 
 class _Settled(NamedTuple):

@@ -130,16 +130,13 @@ class Frame:
         buckets = grown("cascade_decision_latency_seconds_bucket", "path", "le")
         joules = _grown_by_kind("cascade_energy_joules_total", before, now)
         grams = _grown_by_kind("cascade_carbon_grams_total", before, now)
-        limits_ms = {
-            given["objective"]: 1e3 * value
-            for name, given, value in now.samples
-            if name == "cascade_objective_limit_seconds"
-        }
+        limits_s, budgets = (
+            {given["objective"]: value for name, given, value in now.samples if name == f"cascade_objective_{figure}"}
+            for figure in ("limit_seconds", "budget_ratio")
+        )
         breaches = grown("cascade_objective_breaches_total", "objective")
         events = grown("cascade_objective_events_total", "objective")
-        budgets = {
-            given["objective"]: value for name, given, value in now.samples if name == "cascade_objective_budget_ratio"
-        }
+        lost = {given["meter"] for name, given, up in now.samples if name == "cascade_energy_meter_up" and not up}
         up = [value for name, _, value in now.samples if name == "cascade_worker_up"]
         return cls(
             seconds=seconds,
@@ -155,12 +152,8 @@ class Frame:
             watts={kind: value / seconds for kind, value in joules.items()},
             mj_per_decision={kind: 1e3 * value * share for kind, value in joules.items()},
             carbon_g_per_million={kind: 1e6 * value * share for kind, value in grams.items()},
-            limits_ms=limits_ms,
-            lost_meters=tuple(
-                sorted(
-                    {given["meter"] for name, given, up in now.samples if name == "cascade_energy_meter_up" and not up}
-                )
-            ),
+            limits_ms={objective: 1e3 * limit_s for objective, limit_s in limits_s.items()},
+            lost_meters=tuple(sorted(lost)),
             lag=now.by("cascade_partition_lag_records").get((), math.nan),
             dead_letters=sum(grown("cascade_dead_letters_total").values()),
             workers=(round(sum(up)), len(up)) if up else None,

@@ -16,18 +16,16 @@ import numpy as np
 
 from cascade.columns import ColumnBatch, Int64
 from cascade.config import Config
-from cascade.errors import BrokerError
 from cascade.features import FeatureEngine
 from cascade.features.summaries import decode, encode
 from cascade.protocols import Clock
 from cascade.schema import key_codes
 from streaming.clients import ConsumerClient, Partition
+from streaming.labels import CATCH_UP_TIMEOUT_S, read_to_end
 from streaming.outbox import Outbox, Sent
 
 ROWS_MAX = 10_000
 FOLLOW_INTERVAL_S = 0.05
-CATCH_UP_TIMEOUT_S = 60.0
-POLL_S = 0.02
 # Summaries and decisions share the producer's queue.
 PUBLISH_ROWS_MAX = 10_000
 
@@ -48,7 +46,8 @@ class TerminalExchange:
         self._partitions: list[Partition] = consumer.partitions_for(self._topic)
         consumer.assign(self._partitions)
         self.rejected = 0
-        self._read_to_end()
+        late = f"topic {self._topic}: the broker did not return all records within {CATCH_UP_TIMEOUT_S:.0f} s"
+        read_to_end(consumer, self._partitions, self._read, clock, f"{late}; check the broker")
 
     def note(self, batch: ColumnBatch, partition_ids: Int64) -> None:
         """Marks the terminals of folded rows as changed.
@@ -93,20 +92,12 @@ class TerminalExchange:
                 if keys:
                     self._outbox.send_many(self._topic, keys, values, Sent({}, np.zeros(0), "", None))
 
-    def _read_to_end(self) -> None:
-        ends = self._consumer.end_offsets(self._partitions)
-        give_up_s = self._clock.monotonic() + CATCH_UP_TIMEOUT_S
-        while any(self._consumer.position(partition) < end for partition, end in ends.items()):
-            self._read(POLL_S)
-            if self._clock.monotonic() > give_up_s:
-                raise BrokerError(
-                    f"topic {self._topic}: the broker did not return all records within {CATCH_UP_TIMEOUT_S:.0f} s;"
-                    " check the broker"
-                )
-
-    def _read(self, timeout_s: float) -> None:
+    def _read(self, timeout_s: float) -> int:
+        count = 0
         for fetched in self._consumer.poll(timeout_s, ROWS_MAX):
+            count += len(fetched)
             found, rejected = decode(fetched.keys, fetched.values, self._features.shared_values)
             self.rejected += rejected
             for key, summaries in zip(self._features.shared_keys, found, strict=True):
                 self._features.fold_summaries(key, summaries)
+        return count

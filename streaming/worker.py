@@ -141,10 +141,10 @@ class Worker:
         shared = (parts.consumer, parts.health, parts.clock)
         callbacks = (self._progress, self._on_decided, self._on_acknowledged)
         if self._config.delivery == "at-least-once":
-            return AtLeastOnceOutbox(parts.producer, *shared, settings.commit_interval_ms / 1e3, *callbacks)
+            return AtLeastOnceOutbox(*shared, settings.commit_interval_ms / 1e3, *callbacks, parts.producer)
         self._in_flight_max = min(self._in_flight_max, EXACTLY_ONCE_IN_FLIGHT_MAX)
         producer: TransactionalProducerClient = parts.producer  # type: ignore[assignment]  # by configuration
-        return ExactlyOnceOutbox(producer, *shared, settings.transaction_interval_ms / 1e3, *callbacks)
+        return ExactlyOnceOutbox(*shared, settings.transaction_interval_ms / 1e3, *callbacks, producer)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -198,9 +198,7 @@ class Worker:
 
     def _advance(self) -> None:
         """Processes answers, deadlines, delivery reports, commits and snapshots."""
-        for outcome in self._escalations.collect():
-            self._publisher.decide(outcome)
-        self._repeats.advance()
+        self._decide_known()
         if self._terminals is not None and self._recovery.owned:
             self._terminals.advance(self._live_ids())
         self._outbox.advance()
@@ -208,6 +206,12 @@ class Worker:
         snapshots = self._parts.snapshots
         if snapshots is not None and self._clock.monotonic() >= self._snapshot_due_s:
             self._take_snapshot(snapshots)
+
+    def _decide_known(self) -> None:
+        """Decides the escalated and repeated rows whose outcome is known now."""
+        for outcome in self._escalations.collect():
+            self._publisher.decide(outcome)
+        self._repeats.advance()
 
     def _make_room(self) -> None:
         """Pauses the live partitions at `in_flight_max`, and resumes them at half of it."""
@@ -250,9 +254,7 @@ class Worker:
         give_up_s = self._clock.monotonic() + budget_s
         while True:
             self._health.progress()
-            for outcome in self._escalations.collect():
-                self._publisher.decide(outcome)
-            self._repeats.advance()
+            self._decide_known()
             waiting = self._escalations.waiting_of(partitions) + self._repeats.waiting_of(partitions)
             self._outbox.advance(force=not waiting)
             if not waiting and not self._outbox.pending:

@@ -204,7 +204,7 @@ def never_rewind_the_labels(rewind: Any, self: Any, positions: Mapping[Partition
 @method(ExactlyOnceOutbox, "forget", "was decided 2 times", 35, 351)
 def keep_the_transaction_after_a_partition_is_lost(_: Any, self: Any, partitions: Sequence[Partition]) -> None:
     for partition in partitions:
-        self._committed.pop(partition, None)
+        self.committed.pop(partition, None)
 
 
 @method(AtLeastOnceOutbox, "advance", "was lost", 60, 108, 127)

@@ -16,6 +16,7 @@ from cascade.columns import Array, ColumnBatch, Int64
 from cascade.config import DuplicateSettings
 from cascade.errors import StateError
 from cascade.schema import Roles
+from streaming.decisions import Verdicts
 from streaming.duplicates import FirstDecisions
 
 ROLES = Roles("id", "time", "amount", "card", "terminal")
@@ -83,10 +84,9 @@ def by_the_rule(records: list[Record]) -> list[int | None]:
 
 def settle(cache: FirstDecisions, partition: int, offsets: list[int], bundle: str = "v1", action: int = 2) -> None:
     count = len(offsets)
-    cache.settle(
-        partition, np.array(offsets), np.full(count, action), np.full(count, 1), np.full(count, 3),
-        np.array(offsets) / 1e5, np.array(offsets) / 2e5, np.array(offsets) + 5_000, bundle,
-    )  # fmt: skip
+    numbers = np.array(offsets)
+    codes = (np.full(count, code) for code in (action, 1, 3))
+    cache.settle(partition, numbers, Verdicts(*codes, numbers / 1e5, numbers / 2e5, numbers + 5_000), bundle)
 
 
 def through_a_file(arrays: dict[str, Array]) -> dict[str, Array]:
@@ -205,11 +205,11 @@ def test_a_decision_is_known_once_it_is_settled_and_final_then() -> None:
     assert first.known.tolist() == [True, True, False]
     assert first.partitions.tolist() == [0, 1, 0]
     assert first.offsets.tolist() == [10, 10, 11]
-    assert first.actions[:2].tolist() == [2, 0]
-    assert (first.stages[:2].tolist(), first.causes[:2].tolist()) == ([1, 1], [3, 3])
-    assert first.scores[:2].tolist() == [0.0001, 0.0001]
-    assert first.screener_scores[:2].tolist() == [0.00005, 0.00005]
-    assert first.decision_times_ms[:2].tolist() == [5_010, 5_010]
+    assert first.verdicts.actions[:2].tolist() == [2, 0]
+    assert (first.verdicts.stages[:2].tolist(), first.verdicts.causes[:2].tolist()) == ([1, 1], [3, 3])
+    assert first.verdicts.scores[:2].tolist() == [0.0001, 0.0001]
+    assert first.verdicts.screener_scores[:2].tolist() == [0.00005, 0.00005]
+    assert first.verdicts.times_ms[:2].tolist() == [5_010, 5_010]
     assert first.bundles[:2] == ["v1", "v2"]
 
 
@@ -234,7 +234,7 @@ def test_decisions_travel_in_an_export_with_their_bundles() -> None:
     first = other.first(look_up(other, [Record(0, 8, 0, id) for id in (1, 2, 3)]))
     assert first.known.tolist() == [True, True, False]
     assert first.bundles[:2] == ["old", "new"]
-    assert first.decision_times_ms[:2].tolist() == [5_005, 5_006]
+    assert first.verdicts.times_ms[:2].tolist() == [5_005, 5_006]
     assert repeated(other, [Record(3, 6, 0, 1)]) == [None]
 
 
@@ -309,7 +309,7 @@ def test_absorbing_more_than_there_is_room_for_leaves_the_newest() -> None:
     entries = look_up(small, [Record(0, 5_000 + id, 0, id) for id in (SMALLEST, 2 * SMALLEST - 1)])
     first = small.first(entries)
     assert first.offsets.tolist() == [SMALLEST, 2 * SMALLEST - 1]
-    assert first.decision_times_ms.tolist() == [5_000 + SMALLEST, 4_999 + 2 * SMALLEST]
+    assert first.verdicts.times_ms.tolist() == [5_000 + SMALLEST, 4_999 + 2 * SMALLEST]
 
 
 def test_disabled_it_finds_and_stores_nothing() -> None:

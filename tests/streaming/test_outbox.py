@@ -65,9 +65,9 @@ class Scene:
         self.decided: list[int] = []
         self.acknowledged: list[int] = []
         self.outbox: Any = kind(
-            self.broker, self.broker, HealthState(60), self.clock, 0.5, self.progress,  # type: ignore[arg-type]
+            self.broker, HealthState(60), self.clock, 0.5, self.progress,  # type: ignore[arg-type]
             lambda sent: self.decided.extend(sent.offsets.get(PARTITION, np.zeros(0)).tolist()),
-            lambda sent: self.acknowledged.extend(sent.offsets.get(PARTITION, np.zeros(0)).tolist()),
+            lambda sent: self.acknowledged.extend(sent.offsets.get(PARTITION, np.zeros(0)).tolist()), self.broker,
         )  # fmt: skip
 
     def progress(self) -> dict[Partition, tuple[int, str]]:

@@ -78,7 +78,7 @@ def test_a_first_decision_is_found_in_the_topic() -> None:
     rig = Rig()
     rig.decide(0, 0.95)
     rig.turns(0.1)
-    assert [(offsets, first.scores.tolist()) for offsets, first in rig.answers] == [([1], [0.95])]
+    assert [(offsets, first.verdicts.scores.tolist()) for offsets, first in rig.answers] == [([1], [0.95])]
     assert (rig.repeats.open, rig.opened) == (0, 1)
 
 
@@ -92,7 +92,7 @@ def test_a_first_decision_behind_an_open_transaction_is_waited_for() -> None:
     assert rig.repeats.waiting_of([PARTITION]) == 1
     log.write_marker(7, False, START_MS)
     rig.turns(1.0)
-    assert [(offsets, first.scores.tolist()) for offsets, first in rig.answers] == [([1], [0.95])]
+    assert [(offsets, first.verdicts.scores.tolist()) for offsets, first in rig.answers] == [([1], [0.95])]
 
 
 def test_a_first_decision_that_the_topic_does_not_hold_any_more_goes_to_review() -> None:
@@ -102,7 +102,7 @@ def test_a_first_decision_that_the_topic_does_not_hold_any_more_goes_to_review()
     rig.turns(2.0)
     ((offsets, first),) = rig.answers
     assert offsets == [1]
-    assert first.scores.tolist() == pytest.approx([POLICY.review_from])
+    assert first.verdicts.scores.tolist() == pytest.approx([POLICY.review_from])
 
 
 def test_a_first_decision_that_was_made_ahead_is_known_when_its_record_is_read_later() -> None:
@@ -112,5 +112,8 @@ def test_a_first_decision_that_was_made_ahead_is_known_when_its_record_is_read_l
     rig.turns(0.1)
     rig.read(5, 6, transaction=2)
     rig.turns(0.1)
-    assert [(offsets, first.scores.tolist()) for offsets, first in rig.answers] == [([1], [0.95]), ([6], [0.75])]
+    assert [(offsets, first.verdicts.scores.tolist()) for offsets, first in rig.answers] == [
+        ([1], [0.95]),
+        ([6], [0.75]),
+    ]
     assert rig.opened == 1
