@@ -95,18 +95,16 @@ def burn_rates(
             covered_s = (whole.ended - part.started).total_seconds()
             found = [(counts.events, counts.breaches, counts.burn) for counts in _events(part)]
             by_window.append([BurnRate(window, window_s, covered_s, *figures) for figures in found])
-    return tuple(
-        _objective(counts, tuple(rates[index] for rates in by_window)) for index, counts in enumerate(_events(whole))
-    )
+    burns = []
+    for index, counts in enumerate(_events(whole)):
+        rates = tuple(of_window[index] for of_window in by_window)
+        left, status = counts.budget_left, _status(counts, rates)
+        burns.append(ObjectiveBurn(counts.name, counts.budget, counts.events, counts.breaches, left, rates, status))
+    return tuple(burns)
 
 
 def _events(account: Account) -> tuple[ObjectiveEvents, ...]:
     return count_events(account.service_level, account.counters.paths)
-
-
-def _objective(counts: ObjectiveEvents, rates: tuple[BurnRate, ...]) -> ObjectiveBurn:
-    status = _status(counts, rates)
-    return ObjectiveBurn(counts.name, counts.budget, counts.events, counts.breaches, counts.budget_left, rates, status)
 
 
 def _status(counts: ObjectiveEvents, rates: tuple[BurnRate, ...]) -> BurnStatus:

@@ -33,15 +33,14 @@ def check_service(summary: LedgerSummary, cost: DeepCost) -> None:
             f"deep-only: the ledger's deep model ran on {summary.deep_backend or 'an unknown backend'}, but the cost "
             f"of a deep call was measured on {cost.backend}; {MEASURE_AGAIN}"
         )
+    measured = _identity(cost.machine)
     for machine in (summary.machine, *summary.other_machines):
-        differing = [name for name, text in _identity(machine).items() if text != _identity(cost.machine)[name]]
-        if differing:
-            name = differing[0]
-            raise CounterfactualError(
-                f"deep-only: the cost of a deep call was measured on another machine: {name} "
-                f"{_identity(cost.machine)[name]} when measured, {_identity(machine)[name]} in the ledger; "
-                f"{MEASURE_AGAIN} on its machine"
-            )
+        for name, found in _identity(machine).items():
+            if found != measured[name]:
+                raise CounterfactualError(
+                    f"deep-only: the cost of a deep call was measured on another machine: {name} {measured[name]} when "
+                    f"measured, {found} in the ledger; {MEASURE_AGAIN} on its machine"
+                )
 
 
 def _identity(machine: Machine) -> dict[str, str]:

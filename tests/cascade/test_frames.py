@@ -10,54 +10,24 @@ import pytest
 from cascade.errors import DataError
 from cascade.frames import frame_to_batch, read_frame, read_labelled
 from cascade.schema import Schema, parse_schema
+from tests.cascade.test_schema import GOOD
 
-SCHEMA = """
-name = "test"
-version = 1
-[roles]
-transaction_id = "id"
-event_time = "time"
-amount = "amount"
-card = "card"
-terminal = "terminal"
-[fields.id]
-type = "string"
-max_length = 8
-[fields.time]
-type = "timestamp"
-unit = "UNIT"
-minimum = 2000-01-01T00:00:00Z
-maximum = 2100-01-01T00:00:00Z
-[fields.card]
-type = "string"
-max_length = 4
-[fields.terminal]
-type = "int64"
-[fields.amount]
-type = "float64"
-minimum = 0.0
-maximum = 100.0
-[fields.mode]
-type = "category"
-values = ["chip", "online"]
-[label]
-field = "fraud"
-delay = "1d"
-"""
 T_MS = 1_735_732_800_123  # 2025-01-01T12:00:00.123Z
 
 
 def schema(unit: str = "ms") -> Schema:
-    return parse_schema(SCHEMA.replace("UNIT", unit).encode(), "schema.toml")
+    """The schema of `test_schema` with texts as ids, short card numbers and another unit of time."""
+    text = GOOD.replace('unit = "s"', f'unit = "{unit}"').replace("max_length = 20", "max_length = 4")
+    return parse_schema(text.replace('type = "int64"', 'type = "string"', 1).encode(), "schema.toml")
 
 
 def frame(**columns: object) -> pl.DataFrame:
     plain: dict[str, object] = {
         "id": ["a", "b", "c"],
-        "time": [T_MS, T_MS + 1, T_MS + 2],
-        "card": ["k1", "k2", "k1"],
-        "terminal": [7, 8, 9],
-        "amount": [1.5, 2.5, 100.0],
+        "at": [T_MS, T_MS + 1, T_MS + 2],
+        "pan": ["k1", "k2", "k1"],
+        "shop": [7, 8, 9],
+        "paid": [1.5, 2.5, 100.0],
         "mode": ["chip", "online", "chip"],
         "fraud": [0, 1, 0],
     }
@@ -87,17 +57,17 @@ def test_columns_have_the_types_of_the_schema(tmp_path: Path, suffix: str) -> No
     batch = data.batch
     assert batch.rows == 3
     assert set(batch.columns) == set(schema().fields), "the label must not be among the fields"
-    assert batch["id"].dtype == np.dtype("S8")
-    assert batch["card"].tolist() == [b"k1", b"k2", b"k1"]
-    assert batch["time"].tolist() == [T_MS, T_MS + 1, T_MS + 2]
+    assert batch["id"].dtype == np.dtype("S64")
+    assert batch["pan"].tolist() == [b"k1", b"k2", b"k1"]
+    assert batch["at"].tolist() == [T_MS, T_MS + 1, T_MS + 2]
     assert batch["mode"].tolist() == [0, 1, 0]
-    assert (batch["terminal"].dtype, batch["amount"].dtype) == (np.int64, np.float64)
+    assert (batch["shop"].dtype, batch["paid"].dtype) == (np.int64, np.float64)
     assert data.fraud.tolist() == [0, 1, 0]
     assert data.fraud.dtype == np.int64
 
 
 def test_rows_are_put_in_order_of_time_and_ties_keep_theirs(tmp_path: Path) -> None:
-    data = read(tmp_path, frame(time=[T_MS + 5, T_MS, T_MS + 5], fraud=[1, 0, 0]))
+    data = read(tmp_path, frame(at=[T_MS + 5, T_MS, T_MS + 5], fraud=[1, 0, 0]))
     assert data.batch["id"].tolist() == [b"b", b"a", b"c"]
     assert data.fraud.tolist() == [0, 1, 0]
 
@@ -107,8 +77,8 @@ def test_rows_are_put_in_order_of_time_and_ties_keep_theirs(tmp_path: Path) -> N
     [("s", T_MS // 1000, T_MS // 1000 * 1000), ("ms", T_MS, T_MS), ("us", T_MS * 1000 + 999, T_MS)],
 )
 def test_whole_numbers_are_times_in_the_schemas_unit(unit: str, time: int, time_ms: int) -> None:
-    row = frame()[:1].with_columns(time=pl.Series([time], dtype=pl.Int64))
-    assert frame_to_batch(row, schema(unit), "data")["time"].tolist() == [time_ms]
+    row = frame()[:1].with_columns(at=pl.Series([time], dtype=pl.Int64))
+    assert frame_to_batch(row, schema(unit), "data")["at"].tolist() == [time_ms]
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us"])
@@ -117,18 +87,18 @@ def test_whole_numbers_are_times_in_the_schemas_unit(unit: str, time: int, time_
 def test_datetimes_are_times_whatever_the_schemas_unit(unit: str, resolution: str, zone: str | None) -> None:
     times = pl.Series([T_MS]).cast(pl.Datetime("ms")).cast(pl.Datetime(resolution))
     times = times.dt.replace_time_zone("UTC").dt.convert_time_zone(zone) if zone else times
-    batch = frame_to_batch(frame()[:1].with_columns(time=times), schema(unit), "data")
-    assert batch["time"].tolist() == [T_MS], "a time without a zone is UTC"
+    batch = frame_to_batch(frame()[:1].with_columns(at=times), schema(unit), "data")
+    assert batch["at"].tolist() == [T_MS], "a time without a zone is UTC"
 
 
 def test_dates_are_midnight_utc() -> None:
-    batch = frame_to_batch(frame()[:1].with_columns(time=pl.Series([date(2025, 1, 1)])), schema(), "data")
-    assert batch["time"].tolist() == [int(datetime(2025, 1, 1, tzinfo=UTC).timestamp() * 1000)]
+    batch = frame_to_batch(frame()[:1].with_columns(at=pl.Series([date(2025, 1, 1)])), schema(), "data")
+    assert batch["at"].tolist() == [int(datetime(2025, 1, 1, tzinfo=UTC).timestamp() * 1000)]
 
 
 def test_strings_become_utf8_bytes_up_to_their_limit() -> None:
-    batch = frame_to_batch(frame(card=["äö", "k", "1234"]), schema(), "data")
-    assert [text.decode() for text in batch["card"].tolist()] == ["äö", "k", "1234"]
+    batch = frame_to_batch(frame(pan=["äö", "k", "1234"]), schema(), "data")
+    assert [text.decode() for text in batch["pan"].tolist()] == ["äö", "k", "1234"]
 
 
 def test_numbers_serve_as_string_ids() -> None:
@@ -136,11 +106,11 @@ def test_numbers_serve_as_string_ids() -> None:
 
 
 def test_a_string_that_is_too_long_is_refused_not_cut(tmp_path: Path) -> None:
-    line = refusal(tmp_path, frame(card=["k1", "k2", "12345"]))
-    assert "column card has texts of 5 bytes, more than max_length = 4" in line
+    line = refusal(tmp_path, frame(pan=["k1", "k2", "12345"]))
+    assert "column pan has texts of 5 bytes, more than max_length = 4" in line
 
 
-@pytest.mark.parametrize("column", ["id", "time", "card", "terminal", "amount", "mode"])
+@pytest.mark.parametrize("column", ["id", "at", "pan", "shop", "paid", "mode"])
 def test_a_missing_column_is_named_and_nulls_are_counted(tmp_path: Path, column: str) -> None:
     assert f"has no column {column}" in refusal(tmp_path, frame().drop(column))
     with_null = frame().with_columns(pl.when(pl.int_range(3) != 1).then(pl.col(column)).alias(column))
@@ -150,11 +120,11 @@ def test_a_missing_column_is_named_and_nulls_are_counted(tmp_path: Path, column:
 @pytest.mark.parametrize(
     ("column", "values"),
     [
-        ("time", ["now", "then", "soon"]),
-        ("terminal", ["x", "y", "z"]),
-        ("amount", ["a", "b", "c"]),
+        ("at", ["now", "then", "soon"]),
+        ("shop", ["x", "y", "z"]),
+        ("paid", ["a", "b", "c"]),
         ("mode", ["chip", "cash", "chip"]),
-        ("time", [[1], [2], [3]]),
+        ("at", [[1], [2], [3]]),
     ],
 )
 def test_a_column_of_the_wrong_type_is_refused(tmp_path: Path, column: str, values: list[object]) -> None:
@@ -164,12 +134,12 @@ def test_a_column_of_the_wrong_type_is_refused(tmp_path: Path, column: str, valu
 @pytest.mark.parametrize(
     ("column", "values"),
     [
-        ("amount", [1.0, -0.01, 2.0]),
-        ("amount", [1.0, 100.01, 2.0]),
-        ("amount", [1.0, float("nan"), 2.0]),
-        ("amount", [1.0, float("inf"), 2.0]),
-        ("time", [T_MS, 0, T_MS]),
-        ("time", [T_MS, 2**62, T_MS]),
+        ("paid", [1.0, -0.01, 2.0]),
+        ("paid", [1.0, 100.01, 2.0]),
+        ("paid", [1.0, float("nan"), 2.0]),
+        ("paid", [1.0, float("inf"), 2.0]),
+        ("at", [T_MS, 0, T_MS]),
+        ("at", [T_MS, 2**62, T_MS]),
     ],
 )
 def test_a_value_out_of_limits_is_named_with_its_row(tmp_path: Path, column: str, values: list[float]) -> None:
@@ -180,7 +150,7 @@ def test_a_value_out_of_limits_is_named_with_its_row(tmp_path: Path, column: str
 
 def test_a_file_without_labels_is_refused(tmp_path: Path) -> None:
     line = refusal(tmp_path, frame().drop("fraud"))
-    assert "has no column fraud (label.field of schema test)" in line
+    assert "has no column fraud (label.field of schema shop)" in line
 
 
 @pytest.mark.parametrize("labels", [[0, 2, 1], [0, -1, 0], [0, None, 1], [0.0, 0.5, 1.0], ["no", "yes", "no"]])

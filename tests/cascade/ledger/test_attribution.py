@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from cascade.ledger import Account, Books, MixedEnergyError, attribute, merge_accounts
+from cascade.ledger import Account, MixedEnergyError, attribute, merge_accounts
 from cascade.ledger.account import MeterState
 from cascade.ledger.attribution import DEEP, IDLE, RESIDUAL, UNDIVIDED, WASTED, WORKER_REST
 from tests.cascade.ledger.test_counterfactual import account, state
@@ -26,48 +26,44 @@ def _state(meter: str, energy_j: float | None, kind: str = "modelled", **more: o
     return msgspec.structs.replace(state(meter, energy_j, kind), **more)
 
 
-def _lines(books: Books, kind: str) -> dict[str, float]:
-    return books.by_line(kind)  # type: ignore[arg-type]
-
-
 WORKER = _state("cpu-worker", 5.0 * WATTS)
 GPU = _state("gpu0", 9_000.0, "measured", check_j=8_910.0)
 
 
 def test_the_workers_joules_are_divided_among_its_stages_and_the_rest() -> None:
-    lines = _lines(attribute(_account(WORKER)), "modelled")
+    lines = attribute(_account(WORKER)).by_line("modelled")
     cpu_s = {"decode": 1.0, "features": 2.0, "produce": 0.5, WORKER_REST: 1.5}
     assert lines == pytest.approx({line: seconds * WATTS for line, seconds in cpu_s.items()})
 
 
 def test_deep_answers_that_decided_nothing_have_their_own_line() -> None:
-    lines = _lines(attribute(_account(_state("cpu-deep", 50.0))), "modelled")
+    lines = attribute(_account(_state("cpu-deep", 50.0))).by_line("modelled")
     assert lines == pytest.approx({DEEP: 40.0, WASTED: 10.0})
 
 
 def test_stated_idle_of_a_gpu_has_its_own_line_and_at_most_all_joules() -> None:
     stated = attribute(_account(GPU, gpu_idle_watts=50.0))
     assert stated.idle_stated
-    assert _lines(stated, "measured") == pytest.approx({IDLE: 5_000.0, DEEP: 3_200.0, WASTED: 800.0})
+    assert stated.by_line("measured") == pytest.approx({IDLE: 5_000.0, DEEP: 3_200.0, WASTED: 800.0})
     unstated = attribute(_account(GPU))
     assert not unstated.idle_stated
-    assert _lines(unstated, "measured") == pytest.approx({DEEP: 7_200.0, WASTED: 1_800.0})
+    assert unstated.by_line("measured") == pytest.approx({DEEP: 7_200.0, WASTED: 1_800.0})
     too_much = attribute(_account(GPU, gpu_idle_watts=500.0))
-    assert _lines(too_much, "measured")[IDLE] == pytest.approx(9_000.0)
+    assert too_much.by_line("measured")[IDLE] == pytest.approx(9_000.0)
     two_gpus = attribute(merge_accounts([_account(GPU, gpu_idle_watts=50.0)] * 2))
-    assert _lines(two_gpus, "measured")[IDLE] == pytest.approx(10_000.0)
+    assert two_gpus.by_line("measured")[IDLE] == pytest.approx(10_000.0)
 
 
 def test_joules_of_a_gpu_without_a_deep_call_are_the_residual() -> None:
     books = attribute(_account(GPU, gpu_idle_watts=50.0, deep_rows=0))
-    assert _lines(books, "measured") == pytest.approx({IDLE: 5_000.0, RESIDUAL: 4_000.0})
+    assert books.by_line("measured") == pytest.approx({IDLE: 5_000.0, RESIDUAL: 4_000.0})
     (closing,) = books.closings
     assert closing.residual_share == pytest.approx(4 / 9)
     assert closing.check_share == pytest.approx(-0.01)
 
 
 def test_a_machine_wide_counter_is_not_divided() -> None:
-    assert _lines(attribute(_account(_state("rapl", 10.0, "measured"))), "measured") == {UNDIVIDED: 10.0}
+    assert attribute(_account(_state("rapl", 10.0, "measured"))).by_line("measured") == {UNDIVIDED: 10.0}
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -89,7 +85,7 @@ def test_the_entries_of_a_meter_add_up_to_its_reading(seed: int) -> None:
 
 def test_the_residual_is_negative_if_the_stage_clocks_exceed_the_process() -> None:
     books = attribute(_account(_state("cpu-worker", 3.0 * WATTS)))
-    assert _lines(books, "modelled")[RESIDUAL] == pytest.approx(-0.5 * WATTS)
+    assert books.by_line("modelled")[RESIDUAL] == pytest.approx(-0.5 * WATTS)
 
 
 def test_measured_and_modelled_joules_are_only_added_up_on_request() -> None:

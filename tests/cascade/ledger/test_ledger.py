@@ -90,8 +90,8 @@ def test_a_lost_meter_makes_its_total_unknown_and_is_named() -> None:
     assert summary.energy_totals[0].energy_j is None
     assert "gpu0: gone" in rendered(summary)
     samples = _samples(ledger)
-    assert samples["cascade_energy_meter_up", (("meter", "gpu0"),)] == 0.0
-    assert [dict(labels)["meter"] for name, labels in samples if name == "cascade_energy_joules_total"] == ["gpu1"]
+    assert samples["cascade_energy_meter_up", "gpu0"] == 0.0
+    assert [key[1:] for key in samples if key[0] == "cascade_energy_joules_total"] == [("measured", "gpu1")]
 
 
 def test_an_empty_ledger_has_no_shares_and_meets_no_objective() -> None:
@@ -194,10 +194,11 @@ def test_an_objective_has_its_value_its_limit_and_its_status() -> None:
     ]
 
 
-def _samples(ledger: Ledger) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+def _samples(ledger: Ledger) -> dict[tuple[str, ...], float]:
+    """The exported values, by name and by the values of the labels in the order of the labels' names."""
     text = generate_latest(ledger_registry(ledger)).decode()
     return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        (sample.name, *(sample.labels[label] for label in sorted(sample.labels))): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
@@ -205,35 +206,30 @@ def _samples(ledger: Ledger) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
 
 def test_exposition_parses_and_agrees_with_the_counters() -> None:
     samples = _samples(_ledger(FixedMeter("gpu0", "measured")))
-    assert samples["cascade_decisions_total", (("path", "screened"),)] == 985
-    assert samples["cascade_degraded_total", (("cause", "queue-full"),)] == 2
-    assert samples["cascade_dead_letters_total", (("reason", "not-json"),)] == 4
-    assert samples["cascade_labels_total", ()] == 7
-    assert samples["cascade_late_answers_total", ()] == 2
-    assert samples["cascade_deep_rows_total", ()] == 15
-    assert samples["cascade_deep_call_duration_seconds_count", ()] == 1
-    assert samples["cascade_stage_cpu_seconds_total", (("stage", "features"),)] == pytest.approx(0.001)
-    assert samples["cascade_stage_duration_seconds_count", (("stage", "queue"),)] == 1_000
-    assert samples["cascade_energy_joules_total", (("kind", "measured"), ("meter", "gpu0"))] == 0.0
-    assert samples["cascade_objective_met", (("objective", "p99 of screened"),)] == 1.0
-    assert samples["cascade_objective_met", (("objective", "degraded share"),)] == 0.0
-    objective = (("objective", "degraded share"),)
-    assert samples["cascade_objective_events_total", objective] == 1_000
-    assert (
-        samples["cascade_objective_breaches_total", objective]
-        == samples["cascade_decisions_total", (("path", "degraded"),)]
-    )
-    assert samples["cascade_objective_budget_ratio", objective] == 0.001
-    build = ("bundle_version", "b-1"), ("screener", "walk"), ("version", cascade.__version__)
-    assert samples["cascade_build_info", build] == 1.0
+    assert samples["cascade_decisions_total", "screened"] == 985
+    assert samples["cascade_degraded_total", "queue-full"] == 2
+    assert samples["cascade_dead_letters_total", "not-json"] == 4
+    assert samples["cascade_labels_total",] == 7
+    assert samples["cascade_late_answers_total",] == 2
+    assert samples["cascade_deep_rows_total",] == 15
+    assert samples["cascade_deep_call_duration_seconds_count",] == 1
+    assert samples["cascade_stage_cpu_seconds_total", "features"] == pytest.approx(0.001)
+    assert samples["cascade_stage_duration_seconds_count", "queue"] == 1_000
+    assert samples["cascade_energy_joules_total", "measured", "gpu0"] == 0.0
+    assert samples["cascade_objective_met", "p99 of screened"] == 1.0
+    assert samples["cascade_objective_met", "degraded share"] == 0.0
+    assert samples["cascade_objective_events_total", "degraded share"] == 1_000
+    assert samples["cascade_objective_breaches_total", "degraded share"] == 5
+    assert samples["cascade_objective_budget_ratio", "degraded share"] == 0.001
+    assert samples["cascade_build_info", "b-1", "walk", cascade.__version__] == 1.0
 
 
 def test_exported_histogram_is_cumulative_and_sums_up() -> None:
     samples = _samples(_ledger())
     name = "cascade_decision_latency_seconds"
-    counts = [samples[f"{name}_bucket", (("le", le), ("path", "screened"))] for le in [*map(str, BUCKETS_S), "+Inf"]]
+    counts = [samples[f"{name}_bucket", le, "screened"] for le in [*map(str, BUCKETS_S), "+Inf"]]
     assert counts == sorted(counts)
     assert counts[BUCKETS_S.index(0.0025)] == 0
     assert counts[BUCKETS_S.index(0.005)] == 985
-    assert samples[f"{name}_count", (("path", "screened"),)] == 985
-    assert samples[f"{name}_sum", (("path", "screened"),)] == pytest.approx(985 * 0.003)
+    assert samples[f"{name}_count", "screened"] == 985
+    assert samples[f"{name}_sum", "screened"] == pytest.approx(985 * 0.003)
