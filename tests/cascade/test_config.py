@@ -80,6 +80,8 @@ HEADERS = {"H": "a=b", "BAD": "hunter2", "SPLIT": "a=hunter2%0d%0ax: y"}
         ("[deadline]\nbudget_ms = 1.5", ["deadline.budget_ms = 1.5"]),
         ("[deadline\n", ["is not TOML", "line 1"]),
         (b"\xff\xfe", ["is not UTF-8"]),
+        ("[kafka.security]\npassword = 'hunter2!'", ["kafka.security.password", "unknown key"]),
+        ("[kafka.security]\npassword_env = 'hunter2!'", ["password_env", "not the name of an environment variable"]),
         ("[deep]\nca_file = 'pyproject.toml'", ["deep.tls", "does not use the TLS files"]),
         ("[kafka.security]\nca_file = 'pyproject.toml'", ["kafka.security.protocol", "does not use the TLS files"]),
         ("[deep]\nca_file = '/nowhere/ca.pem'", ["deep.ca_file", "no such file"]),
@@ -169,12 +171,6 @@ def test_tokens_need_no_user_name_and_http_is_for_this_machine_alone(tmp_path: P
     assert load(tmp_path, OAUTH + f"token_file = '{file}'").kafka.security.uses_tokens
     local = OAUTH + "token_endpoint = 'http://127.0.0.1:80/t'\nclient_id = 'c'\nclient_secret_env = 'S'"
     assert load(tmp_path, local, {"S": "secret"}).kafka.security.client_secret({"S": "secret"}) == "secret"
-
-
-@pytest.mark.parametrize("key", ["password", "password_env"])
-def test_a_secret_put_into_the_file_by_mistake_is_not_printed(tmp_path: Path, key: str) -> None:
-    content = f"[kafka.security]\nprotocol = 'SASL_SSL'\nusername = 'u'\n{key} = 'hunter2!'"
-    assert "hunter2" not in refusal(tmp_path, content)
 
 
 def test_secrets_come_from_the_environment_or_a_file_and_show_nowhere(tmp_path: Path) -> None:

@@ -58,15 +58,14 @@ def test_a_frozen_process_does_nothing_from_the_return_of_the_call_on(busy: Owne
     wait_for_more(written)
 
 
-def test_to_freeze_again_and_to_thaw_what_runs_are_harmless(busy: OwnedProcess, written: Path) -> None:
+def test_to_freeze_and_thaw_in_any_state_is_harmless_and_a_frozen_process_can_be_killed(
+    busy: OwnedProcess, written: Path
+) -> None:
     busy.thaw()
     busy.freeze()
     busy.freeze()
     busy.thaw()
     wait_for_more(written)
-
-
-def test_a_frozen_process_can_be_killed_and_an_ended_one_frozen(busy: OwnedProcess) -> None:
     busy.freeze()
     busy.kill()
     assert not busy.running

@@ -70,17 +70,15 @@ def test_rapl_counts_across_a_wrap_from_zero_on_without_a_maximum(
 
 
 def test_rapl_without_permission_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    zone = _zone(tmp_path, "intel-rapl:0", "package-0", 1)
-    (zone / "energy_uj").chmod(0)
-    if os.access(zone / "energy_uj", os.R_OK):  # root may read any file, so the test refuses in place of the kernel
-        read_text = Path.read_text
+    _zone(tmp_path, "intel-rapl:0", "package-0", 1)
+    read_text = Path.read_text
 
-        def refuse(path: Path, *arguments: str, **options: str) -> str:
-            if path.name == "energy_uj":
-                raise PermissionError(13, "Permission denied")
-            return read_text(path, *arguments, **options)
+    def refuse(path: Path, *arguments: str, **options: str) -> str:  # as the kernel does, but root may read any file
+        if path.name == "energy_uj":
+            raise PermissionError(13, "Permission denied")
+        return read_text(path, *arguments, **options)
 
-        monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
     with pytest.raises(MeterError, match=r"only root may read.*udev"):
         RaplMeter(tmp_path)
 
