@@ -71,7 +71,10 @@ HEADERS = {"H": "a=b", "BAD": "hunter2", "SPLIT": "a=hunter2%0d%0ax: y"}
         ("[sla]\ndegraded_share_max = 1.5", ["sla.degraded_share_max = 1.5", "use 0 to 1"]),
         ("[health]\nport = 70000", ["health.port = 70000", "0 to 65535"]),
         ("[kafka]\nclient = 'other'", ["kafka.client = 'other'", 'use "kafka-python" or "librdkafka"']),
-        ("[deep]\nbackend = 'tensorflow'", ["deep.backend = 'tensorflow'", 'use "triton" or "onnxruntime"']),
+        (
+            "[deep]\nbackend = 'tensorflow'",
+            ["deep.backend = 'tensorflow': not one of the choices", 'use "triton" or "onnxruntime"'],
+        ),
         ("[kafka]\nbootstrap = 'nowhere'", ["kafka.bootstrap = 'nowhere'", "host:port"]),
         ("[kafka]\nbootstrap = ' , '", ["kafka.bootstrap", "host:port"]),
         ("[kafka.topics]\nlabels = 'transactions'", ["kafka.topics.", "twice"]),

@@ -62,6 +62,10 @@ def test_merged_accounts_equal_the_account_of_a_single_ledger_with_all_the_work(
     assert merged.to_json() == whole.to_json()
     assert summarise(merged) == summarise(whole)
     assert summarise(merged).transactions == sum(summarise(part).transactions for part in parts) == 1_058
+    found = merged.counters
+    assert (found.deep_rows, found.labels, found.late_answers, found.sessions, found.offset_gaps) == (28, 6, 4, 4, 4)
+    hedged = account_of(lambda ledger: ledger.set_hedged(3))
+    assert merge_accounts([hedged, hedged]).counters.hedged_calls == 6
 
 
 def test_merging_is_associative_and_independent_of_the_order() -> None:
@@ -146,6 +150,8 @@ def state(source: str, energy_j: float | None, problem: str | None = None) -> Me
 def test_a_merged_meter_has_no_joules_if_one_of_its_meters_was_lost() -> None:
     merged = state("a", 1.0).merged(state("b", None, "gone"))
     assert (merged.energy_j, merged.problem, merged.meters) == (None, "gone", 2)
+    first, second = (msgspec.structs.replace(state("a", 1.0), uncertainty=share) for share in (0.05, 0.02))
+    assert first.merged(second).uncertainty == 0.05
 
 
 def test_the_number_of_sources_of_a_merged_meter_is_bounded() -> None:

@@ -54,6 +54,11 @@ def test_dynamic_joules_without_any_activity_belong_to_no_slice() -> None:
     assert sum(rows.values()) == pytest.approx(1_600.0)
 
 
+def test_the_methods_of_other_tools_divide_dynamic_joules_by_activity_or_all_joules_by_size() -> None:
+    assert [row.energy_j for row in attribute_window(WINDOW, "activity")] == pytest.approx([530.0, 530.0])
+    assert [row.energy_j for row in attribute_window(WINDOW, "occupied")] == pytest.approx([1_200.0, 400.0])
+
+
 slices = st.lists(st.tuples(st.integers(1, 30), st.one_of(st.none(), st.floats(0, 1))), min_size=0, max_size=7).filter(
     lambda found: sum(sms for sms, _ in found) <= 108
 )
