@@ -54,7 +54,8 @@ def deep_only(summary: LedgerSummary, cost: DeepCost) -> Counterfactual:
         raise CounterfactualError("deep-only: no transaction went through the models; choose a ledger with decisions")
     check_service(summary, cost)
     figures = compared_figures(summary, cost)
-    limit_ms = _limit_ms(summary)
+    limits_ms = [result.limit for result in summary.objectives if result.name.endswith(" of escalated")]
+    limit_ms = min(limits_ms, default=None)
     return Counterfactual(
         transactions=transactions,
         asked=_escalated(summary),
@@ -80,14 +81,6 @@ def _transactions(summary: LedgerSummary) -> int:
 def _escalated(summary: LedgerSummary) -> int:
     """The transactions that were sent to the deep model, in time or not."""
     return summary.paths["escalated"].decisions + summary.paths["degraded"].decisions
-
-
-def _limit_ms(summary: LedgerSummary) -> float | None:
-    """The lowest latency limit of escalated transactions."""
-    limits = [
-        result.limit for result in summary.objectives if result.unit == "ms" and result.name.endswith(" of escalated")
-    ]
-    return min(limits, default=None)
 
 
 def _comparison(

@@ -79,14 +79,11 @@ def test_a_truncated_file_is_found(copy: Path, file: str, share: float) -> None:
 
 @pytest.mark.parametrize("file", [*FILES, MANIFEST])
 def test_a_missing_file_or_a_directory_in_its_place_is_named(copy: Path, file: str) -> None:
+    assert "cascade train" in refusal(copy / "nowhere")
     (copy / file).unlink()
     assert f"{file}: cannot be read (No such file or directory)" in refusal(copy)
     (copy / file).mkdir()
     assert file in refusal(copy)
-
-
-def test_the_message_for_an_absent_directory_has_a_remedy(tmp_path: Path) -> None:
-    assert "cascade train" in refusal(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("number", [0, BUNDLE_FORMAT + 1, "1", None, [1]])

@@ -156,7 +156,4 @@ def test_all_compiled_code_is_a_kernel_source_and_numba_compiles_nothing_by_itse
     for module in SOURCES:
         text = path_of(ROOT, module).read_text()
         assert "jit" not in text or module == "cascade.compilation", f"{module}: use cascade.compilation.kernel"
-
-
-def test_settings_and_services_are_no_kernel_sources() -> None:
     assert not {"cascade.config", "cascade.schema", "cascade.features.spec", "streaming.worker"} & set(SOURCES)

@@ -72,12 +72,9 @@ def test_every_pattern_is_present_and_only_frauds_have_one(frame: pl.DataFrame) 
     assert ((frame["fraud_pattern"] != "none") == (frame["fraud"] == 1)).all()
 
 
-def test_volume_is_near_the_asked_rate(frame: pl.DataFrame) -> None:
+def test_volume_is_near_the_asked_rate_and_days_are_busier_than_nights(frame: pl.DataFrame) -> None:
     expected = SETTINGS.cards * SETTINGS.days * SETTINGS.transactions_per_card_day
     assert frame.height == pytest.approx(expected, rel=0.15)
-
-
-def test_days_are_busier_than_nights(frame: pl.DataFrame) -> None:
     hour = frame["event_time"].dt.hour()
     assert (hour.is_between(11, 20)).mean() > 5 * (hour.is_between(1, 5)).mean()  # type: ignore[operator]
 

@@ -97,11 +97,6 @@ def test_measured_and_modelled_grams_have_no_sum() -> None:
     assert "SCI" not in text
 
 
-def test_without_settings_there_is_no_carbon() -> None:
-    assert make_carbon(CarbonSettings()) is None
-    assert Ledger(meters=[FixedMeter("gpu", "measured")]).summary().carbon is None
-
-
 def test_the_hardware_counts_once_for_all_workers_of_a_service() -> None:
     settings = CarbonSettings(region="FRA", embodied_kg=100.0)
     supervisor = Ledger(carbon=make_carbon(settings), clock=iter([0.0, 3_600.0]).__next__)
@@ -203,14 +198,16 @@ def test_a_bad_or_absent_file_is_a_setting_error_of_one_line(tmp_path: Path, nam
     assert text is not None or "cannot be read" in str(caught.value)
 
 
-def test_an_unknown_region_is_a_setting_error() -> None:
+def test_a_region_is_found_in_any_case_and_an_unknown_region_is_a_setting_error() -> None:
     with pytest.raises(SettingError, match=r"carbon\.region.*alpha-3"):
         make_carbon(CarbonSettings(region="Narnia"))
     assert YearlyGrid("deu").g_per_kwh(NOON) == YearlyGrid("DEU").g_per_kwh(NOON)
 
 
-def test_a_line_of_an_earlier_release_without_carbon_is_readable() -> None:
-    account = Ledger(meters=[FixedMeter("gpu", "measured")]).account()
+def test_without_settings_there_is_no_carbon_and_a_line_of_an_earlier_release_without_it_is_readable() -> None:
+    ledger = Ledger(meters=[FixedMeter("gpu", "measured")], carbon=make_carbon(CarbonSettings()))
+    assert ledger.summary().carbon is None
+    account = ledger.account()
     plain = msgspec.json.decode(account.to_json())
     for name in ("carbon_bases", "embodied_g"):
         del plain[name]

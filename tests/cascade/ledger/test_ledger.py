@@ -105,14 +105,11 @@ def test_an_empty_ledger_has_no_shares_and_meets_no_objective() -> None:
     assert LedgerSummary.from_json_line(summary.to_json_line()) == summary
 
 
-def test_a_summary_survives_its_json_line() -> None:
+def test_a_summary_survives_its_json_line_and_anything_else_is_refused() -> None:
     summary = _ledger(FixedMeter("cpu", "modelled")).summary(QUALITY)
     line = summary.to_json_line()
     assert b"\n" not in line
     assert LedgerSummary.from_json_line(line) == summary
-
-
-def test_anything_but_a_summary_is_refused() -> None:
     with pytest.raises(DataError, match="ledger summary"):
         LedgerSummary.from_json_line(b"{}")
 
