@@ -23,7 +23,7 @@ class Authority:
     def issue(self, name: str, hosts: Sequence[str]) -> tuple[Path, Path]:
         """(certificate, key): PEM files, the key as unencrypted PKCS #8, for servers and clients alike.
 
-        `name` is the common name, and names the files. `hosts`: host names and IP addresses that it is good for.
+        `name` is the common name, and names the files. `hosts`: host names and IP addresses that it certifies.
         """
         certificate, key = self.directory / f"{name}.pem", self.directory / f"{name}.key"
         alternatives = [f"subjectAltName={','.join(map(_alternative_name, hosts))}"] if hosts else []
@@ -33,7 +33,7 @@ class Authority:
 
 
 def make_authority(directory: Path) -> Authority:
-    """A new authority whose files lie in `directory`, which is made if need be; two of them trust not each other."""
+    """A new authority with its files in `directory`, created if absent. Authorities do not trust each other."""
     directory.mkdir(parents=True, exist_ok=True)
     certificate, key = directory / "ca.pem", directory / "ca.key"
     extensions = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign"]
