@@ -52,31 +52,27 @@ def by_screener(rows: Rows, cause: str | None, deep_ms: float = 0.0) -> Outcome:
     return Outcome(rows, "screener", rows.screener_score, cause, deep_ms)
 
 
+@dataclass(eq=False)
 class Escalations:
     """The rows that wait for the deep model; for one thread."""
 
-    def __init__(
-        self,
-        config: Config,
-        policy: Policy,
-        deep: DeepStage,
-        card: str,
-        ledger: Ledger,
-        health: HealthState,
-        clock: Clock,
-        chance: Callable[[], float],
-    ) -> None:
-        self._config = config
-        self._policy = policy
-        self._deep = deep
-        self._card = card
-        self._ledger, self._health, self._clock = ledger, health, clock
-        self._breaker = CircuitBreaker(config.breaker, clock.monotonic, chance)
+    _config: Config
+    _policy: Policy
+    _deep: DeepStage
+    _card: str
+    _ledger: Ledger
+    _health: HealthState
+    _clock: Clock
+    _chance: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        config, clock = self._config, self._clock
+        self._breaker = CircuitBreaker(config.breaker, clock.monotonic, self._chance)
         self._overload = EscalationControl(config.overload, config.worker.in_flight_max, clock)
         self._calls: list[DeepCall] = []
         self._open_by_card: dict[int, int] = {}
         self._ended, self._ended_late = 0, 0
-        self._late_counted = deep.late_answers
+        self._late_counted = self._deep.late_answers
         self._probe: Future[Float64] | None = None
         self._probe_due_s = clock.monotonic()
 

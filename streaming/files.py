@@ -48,13 +48,8 @@ class FsspecFiles:
             self._fs.makedirs(self._root, exist_ok=True)
             self._sweep()
         except (OSError, ValueError, ImportError) as error:
-            raise SettingError(
-                "configuration",
-                "state.snapshots",
-                url,
-                f"cannot be used ({error})",
-                "set it to a writable directory or URL",
-            ) from error
+            problem, remedy = f"cannot be used ({error})", "set it to a writable directory or URL"
+            raise SettingError("configuration", "state.snapshots", url, problem, remedy) from error
 
     def names(self) -> list[str]:
         """See Files."""

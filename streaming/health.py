@@ -149,13 +149,8 @@ class HealthServer:
         try:
             self._server = _Server((host, port), _handler(routes | dict(more or {})))
         except (OSError, OverflowError) as error:
-            raise SettingError(
-                "configuration",
-                "health.port",
-                f"{host}:{port}",
-                f"cannot be bound ({error})",
-                "choose another address, or port 0 for a free port",
-            ) from error
+            problem, remedy = f"cannot be bound ({error})", "choose another address, or port 0 for a free port"
+            raise SettingError("configuration", "health.port", f"{host}:{port}", problem, remedy) from error
         self.host, self.port = host, int(self._server.server_address[1])
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(_CLOSE_CHECK_S,), name="cascade-health", daemon=True

@@ -82,11 +82,7 @@ def _connect(config: Config, collect: Collect, started_s: float) -> OtelCollecto
     try:
         from streaming.otel_collector import OtelCollector
     except ImportError as error:
-        raise SettingError(
-            "configuration",
-            "otel.endpoint",
-            config.otel.endpoint,
-            f"OpenTelemetry is not installed ({error})",
-            "pip install 'cascade-fraud[otel]', or remove otel.endpoint",
-        ) from error
+        problem = f"OpenTelemetry is not installed ({error})"
+        remedy = "pip install 'cascade-fraud[otel]', or remove otel.endpoint"
+        raise SettingError("configuration", "otel.endpoint", config.otel.endpoint, problem, remedy) from error
     return OtelCollector(config.otel, config.kafka.instance, collect, started_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,25 +32,20 @@ from streaming.outbox import Outbox, Sent
 from streaming.privacy import CardHasher
 
 
+@dataclass(eq=False)
 class Publisher:
     """Sends decisions, records them as the first decisions of their transactions, and dead-letters rejects."""
 
-    def __init__(
-        self,
-        config: Config,
-        roles: Roles,
-        bundle_version: str,
-        policy: Policy,
-        outbox: Outbox,
-        first_decisions: FirstDecisions,
-        hasher: CardHasher | None,
-        ledger: Ledger,
-        clock: Clock,
-    ) -> None:
-        self._config, self._roles, self._bundle_version, self._policy = config, roles, bundle_version, policy
-        self._outbox, self._first_decisions, self._hasher = outbox, first_decisions, hasher
-        self._ledger, self._clock = ledger, clock
-        self._stage_clock = StageClock()
+    _config: Config
+    _roles: Roles
+    _bundle_version: str
+    _policy: Policy
+    _outbox: Outbox
+    _first_decisions: FirstDecisions
+    _hasher: CardHasher | None
+    _ledger: Ledger
+    _clock: Clock
+    _stage_clock: StageClock = field(default_factory=StageClock, init=False)
 
     def decide(self, outcome: Outcome) -> None:
         """Decides rows by their scores, and sends the decisions."""

@@ -12,7 +12,7 @@ transactions. Later, a partition that is being rebuilt is hidden from the featur
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -43,32 +43,26 @@ class _Restoring:
     next: int = 0
 
 
+@dataclass(eq=False)
 class Recovery:
-    """Has the assigned partitions and rebuilds their state; for one thread, the consumer's callbacks included."""
+    """Has the assigned partitions and rebuilds their state; for one thread, the consumer's callbacks included.
 
-    def __init__(
-        self,
-        consumer: ConsumerClient,
-        labels: LabelFollower,
-        features: FeatureEngine,
-        first_decisions: FirstDecisions,
-        snapshots: SnapshotStore | None,
-        ledger: Ledger,
-        health: HealthState,
-        clock: Clock,
-        on_live: Callable[[OwnedPartition], None],
-        shares: bool,
-    ) -> None:
-        """`shares`: whether other workers' summaries count for the partitions that this worker does not own."""
-        self._consumer, self._labels, self._features = consumer, labels, features
-        self._first_decisions = first_decisions
-        self._snapshots = snapshots
-        self._ledger, self._health, self._clock = ledger, health, clock
-        self._on_live = on_live
-        self._shares = shares
-        self.owned: dict[Partition, OwnedPartition] = {}
-        self._candidates: dict[Partition, list[str]] = {}
-        self._restoring: _Restoring | None = None
+    shares: whether other workers' summaries count for the partitions that this worker does not own.
+    """
+
+    _consumer: ConsumerClient
+    _labels: LabelFollower
+    _features: FeatureEngine
+    _first_decisions: FirstDecisions
+    _snapshots: SnapshotStore | None
+    _ledger: Ledger
+    _health: HealthState
+    _clock: Clock
+    _on_live: Callable[[OwnedPartition], None]
+    _shares: bool
+    owned: dict[Partition, OwnedPartition] = field(default_factory=dict, init=False)
+    _candidates: dict[Partition, list[str]] = field(default_factory=dict, init=False)
+    _restoring: _Restoring | None = field(default=None, init=False)
 
     @property
     def live(self) -> list[OwnedPartition]:
@@ -100,10 +94,9 @@ class Recovery:
             else:
                 self._features.show(partition[1])
         self._find_snapshots([self.owned[partition] for partition in partitions])
+        ids = [partition_id for _, partition_id in partitions]
         log.info(
-            "partitions assigned",
-            partitions=[partition_id for _, partition_id in partitions],
-            committed=[self.owned[partition].until for partition in partitions],
+            "partitions assigned", partitions=ids, committed=[self.owned[partition].until for partition in partitions]
         )
         self._health.waiting("state", "rebuilding")
 
@@ -155,12 +148,8 @@ class Recovery:
             self._labels.rewind()
             self._replay(waiting[0])
             return
-        log.info(
-            "restoring a snapshot",
-            file=name,
-            partitions=[owned.partition_id for owned in sharing],
-            offsets=[snapshot.transactions[owned.partition] for owned in sharing],
-        )
+        offsets = {owned.partition_id: snapshot.transactions[owned.partition] for owned in sharing}
+        log.info("restoring a snapshot", file=name, partitions=list(offsets), offsets=list(offsets.values()))
         self._restoring = _Restoring(name, snapshot, sharing)
 
     def _restore_slice(self, work: _Restoring) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
@@ -34,6 +35,7 @@ READ_INTERVAL_S = 0.5
 ROWS_MAX = 10_000
 
 
+@dataclass(eq=False)
 class Repeats:
     """Repeated transactions that wait for their first decision; for one thread.
 
@@ -42,27 +44,20 @@ class Repeats:
     and then (the topic's retention is over) gets `review`.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        first_decisions: FirstDecisions,
-        policy: Policy,
-        owned: Mapping[Partition, OwnedPartition],
-        open_consumer: Callable[[], ConsumerClient],
-        publish: Callable[[Rows, FirstColumns], None],
-        clock: Clock,
-    ) -> None:
-        self._config, self._first_decisions, self._policy, self._owned = config, first_decisions, policy, owned
-        self._open_consumer = open_consumer
-        self._publish = publish
-        self._clock = clock
-        self._waiting: list[tuple[Rows, Int64, Int64]] = []
-        # when the topic was last read for a partition, the time from which it was read, and the next offsets to read
-        self._read_s: dict[OwnedPartition, float] = {}
-        self._read_from_ms = 0
-        self._read_to: dict[Partition, int] = {}
-        # decisions that were read before their records: the previous owner decided those ahead of its commit
-        self._early: dict[OwnedPartition, dict[int, _Settled]] = {}
+    _config: Config
+    _first_decisions: FirstDecisions
+    _policy: Policy
+    _owned: Mapping[Partition, OwnedPartition]
+    _open_consumer: Callable[[], ConsumerClient]
+    _publish: Callable[[Rows, FirstColumns], None]
+    _clock: Clock
+    _waiting: list[tuple[Rows, Int64, Int64]] = field(default_factory=list, init=False)
+    # when the topic was last read for a partition, the time from which it was read, and the next offsets to read
+    _read_s: dict[OwnedPartition, float] = field(default_factory=dict, init=False)
+    _read_from_ms: int = field(default=0, init=False)
+    _read_to: dict[Partition, int] = field(default_factory=dict, init=False)
+    # decisions that were read before their records: the previous owner decided those ahead of its commit
+    _early: dict[OwnedPartition, dict[int, _Settled]] = field(default_factory=dict, init=False)
 
     @property
     def open(self) -> int:

@@ -71,9 +71,8 @@ class Scrape:
     @property
     def started_s(self) -> float:
         """The start of the service, of its first worker if it has several."""
-        return min(
-            (value for name, _, value in self.samples if name == "cascade_start_time_seconds"), default=self.at_s
-        )
+        starts = (value for name, _, value in self.samples if name == "cascade_start_time_seconds")
+        return min(starts, default=self.at_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,12 +125,10 @@ class SnapshotStore:
                 if offset is None:
                     continue
                 if name in self._distrusted or offset > until:
-                    problem = _cut_short(name, partition, beginnings.get(partition, 0))
-                else:
-                    problem = _lost(name, partition, offset, header, beginnings)
-                if problem:
+                    gone = gone or _cut_short(name, partition, beginnings.get(partition, 0))
+                elif problem := _lost(name, partition, offset, header, beginnings):
                     gone = gone or problem
-                elif name not in self._distrusted and offset <= until:
+                else:
                     fitting.append((offset, header.created_ms, name))
             if gone and not fitting:
                 raise StateError(gone)

@@ -157,7 +157,9 @@ class SupervisedWorker:
             if self._stopping.is_set():
                 return
             short_lives, pause_s = (short_lives + 1, pause_s) if lived_s < SHORT_LIFE_S else (0, PAUSE_S_FIRST)
-            ended = f"{self._name} ended with {_worded(self._process.exit_status)}"
+            status = self._process.exit_status
+            how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
+            ended = f"{self._name} ended with {how}"
             if short_lives >= SHORT_LIVES_MAX:
                 raise WorkerEndedError(
                     f"{ended}, for the {short_lives}th time in a row within {SHORT_LIFE_S:.0f} s of its start; see its"
@@ -234,19 +236,9 @@ def _check_partitions(config: Config) -> None:
     with closing(make_consumer(config.kafka, None)) as consumer:
         partitions = len(consumer.partitions_for(topic))
     if partitions < processes:
-        raise SettingError(
-            "configuration",
-            "worker.processes",
-            processes,
-            f"topic {topic} has {partitions} partitions",
-            "set it to the number of partitions at most, or add partitions to the topic",
-        )
-
-
-def _worded(status: int | None) -> str:
-    if status is None or status >= 0:
-        return f"status {status}"
-    return f"signal {-status}"
+        remedy = "set it to the number of partitions at most, or add partitions to the topic"
+        problem = f"topic {topic} has {partitions} partitions"
+        raise SettingError("configuration", "worker.processes", processes, problem, remedy)
 
 
 def _command(slot: WorkerSlot) -> list[str]:
@@ -262,13 +254,8 @@ def _directory() -> Iterator[Path]:
     try:
         directory = tempfile.TemporaryDirectory(prefix="cascade-workers-")
     except OSError as error:
-        raise SettingError(
-            "environment",
-            "TMPDIR",
-            os.environ.get("TMPDIR"),
-            f"no directory for the workers' files ({error})",
-            "set it to a writable directory",
-        ) from error
+        problem, remedy = f"no directory for the workers' files ({error})", "set it to a writable directory"
+        raise SettingError("environment", "TMPDIR", os.environ.get("TMPDIR"), problem, remedy) from error
     with directory as name:
         yield Path(name)
 

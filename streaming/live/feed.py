@@ -85,14 +85,11 @@ class LiveFeed:
         if now_s - self._marks[-1].at_s >= MARK_S:
             self._marks.append(now)
         self._number += 1
-        self._frames.append((self._number, _encoded(self._number, now_s, frame)))
+        content = {"number": self._number, "at_s": now_s, **msgspec.to_builtins(frame)}
+        self._frames.append((self._number, msgspec.Raw(msgspec.json.encode(content))))
 
 
 def _follows(before: Scrape, now: Scrape) -> bool:
     """Whether the time between is a frame: without a pause, and without a start or an end of a worker."""
     starts = [scrape.by("cascade_start_time_seconds", "worker") for scrape in (before, now)]
     return 0.0 < now.at_s - before.at_s <= GAP_S_MAX and starts[0] == starts[1]
-
-
-def _encoded(number: int, at_s: float, frame: Frame) -> msgspec.Raw:
-    return msgspec.Raw(msgspec.json.encode({"number": number, "at_s": at_s, **msgspec.to_builtins(frame)}))
