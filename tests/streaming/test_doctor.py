@@ -118,13 +118,16 @@ def test_a_registry_that_is_away_or_refuses_fails_by_name(new_config: ConfigMake
 @pytest.mark.parametrize(
     ("check", "sections", "text"),
     [
-        ("energy", {"energy": {"processor": "none such"}},
-         "{directory}/cascade.toml: energy.processor = 'none such': not in the table; use one of "),
+        (
+            "energy",
+            {"energy": {"processor": "none such"}},
+            "{directory}/cascade.toml: energy.processor = 'none such': not in the table; use one of ",
+        ),
         ("bundle", {"bundle": {"path": "{directory}/none"}}, "{directory}/none"),
         ("state", {"state": {"snapshots": "{directory}/cascade.toml"}}, "{directory}/cascade.toml: "),
     ],
     ids=["a setting", "a missing bundle", "a place for snapshots that is a file"],
-)  # fmt: skip
+)
 def test_a_mistake_fails_its_check_by_name(
     new_config: ConfigMaker, tmp_path: Path, check: str, sections: dict[str, dict[str, str]], text: str
 ) -> None:

@@ -58,10 +58,14 @@ def test_rows_that_wait_raise_it_by_steps_up_to_the_limit(timeline: Timeline) ->
 @pytest.mark.parametrize(
     ("turn", "raises"),
     [
-        ({"late": 0}, False), ({"late": 2}, False), ({"late": 3}, True), ({"late": 10}, True),
-        ({"in_flight": 50}, False), ({"in_flight": 51}, True),
+        ({"late": 0}, False),
+        ({"late": 2}, False),
+        ({"late": 3}, True),
+        ({"late": 10}, True),
+        ({"in_flight": 50}, False),
+        ({"in_flight": 51}, True),
     ],
-)  # fmt: skip
+)
 def test_only_a_share_above_its_limit_raises_it(timeline: Timeline, turn: dict[str, int], raises: bool) -> None:
     assert (timeline.go(4, escalated=10, **turn) > 0) == raises
 

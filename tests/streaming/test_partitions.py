@@ -28,7 +28,10 @@ Step = tuple[tuple[int, ...], list[int], int | None]
 # A partition, fetches with the offsets that are taken of each and the offset to seek to, the next offset, and the gaps.
 FETCHES: dict[str, tuple[OwnedPartition, list[Step], int, int]] = {
     "each record once and in order": (
-        partition(), [((0, 1, 2), [0, 1, 2], None), ((1, 2, 3), [3], None), ((2, 3), [], None), ((4,), [4], None)], 5, 0
+        partition(),
+        [((0, 1, 2), [0, 1, 2], None), ((1, 2, 3), [3], None), ((2, 3), [], None), ((4,), [4], None)],
+        5,
+        0,
     ),
     "a skipped offset is fetched again": (partition(), [((2, 3), [], 0), ((0, 1, 2, 3), [0, 1, 2, 3], None)], 4, 0),
     "a gap of the log itself is passed": (partition(), [((2, 3), [], 0), ((2, 3), [2, 3], None)], 4, 1),
@@ -38,9 +41,12 @@ FETCHES: dict[str, tuple[OwnedPartition, list[Step], int, int]] = {
     "a replay ends before records to decide": (partition(Phase.REPLAYING, 3), [((0, 1, 2, 3), [0, 1, 2], 3)], 3, 0),
     "a replay ends in a gap": (partition(Phase.REPLAYING, 3, 1), [((5, 6), [], 1), ((5, 6), [], 3)], 3, 1),
     "a skip across the end of a replay leaves nothing out": (
-        partition(Phase.REPLAYING, 3), [((4, 5), [], 0), ((0, 1, 2, 3, 4), [0, 1, 2], 3)], 3, 0
+        partition(Phase.REPLAYING, 3),
+        [((4, 5), [], 0), ((0, 1, 2, 3, 4), [0, 1, 2], 3)],
+        3,
+        0,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("owned", "steps", "following", "gaps"), FETCHES.values(), ids=FETCHES)
