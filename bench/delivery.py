@@ -22,6 +22,7 @@ from bench.cluster import SteadyLoad, end_offsets, origin, read_transactions, si
 from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory, new_names, play_file, wait_for_decisions
 from bench.observer import Observations, Observer
 from bench.tables import figure_table, print_table
+from bench.turns import Spread
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.columns import Bool, Float64
 from cascade.config import Config, load_config
@@ -53,19 +54,14 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float
 
 
-class Ratio(msgspec.Struct, frozen=True, kw_only=True):
-    """Exactly-once divided by at-least-once within each round: median, least and largest over the rounds."""
-
-    median: float
-    least: float
-    largest: float
-
-
 class DeliveryReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The report of `cascade delivery`. `ratios`: of `per_second`, `p50_ms` and `p99_ms`."""
+    """The report of `cascade delivery`.
+
+    `ratios`: exactly-once divided by at-least-once within each round, of `per_second`, `p50_ms` and `p99_ms`.
+    """
 
     turns: list[Turn]
-    ratios: dict[str, Ratio]
+    ratios: dict[str, Spread]
     rounds: int
     backlog: int
     rate: float
@@ -193,10 +189,9 @@ def _latencies_ms(config: Config, seen: Observations, chosen: Bool) -> Float64:
     return warm
 
 
-def _ratio(turns: list[Turn], name: str) -> Ratio:
+def _ratio(turns: list[Turn], name: str) -> Spread:
     by_mode = {mode: np.array([getattr(turn, name) for turn in turns if turn.mode == mode]) for mode in MODES}
-    ratios = by_mode["exactly-once"] / by_mode["at-least-once"]
-    return Ratio(median=float(np.median(ratios)), least=float(ratios.min()), largest=float(ratios.max()))
+    return Spread.of(by_mode["exactly-once"] / by_mode["at-least-once"])
 
 
 def show(report: DeliveryReport, console: Console) -> None:

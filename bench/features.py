@@ -6,7 +6,6 @@ the shipped bundle. Each size is filled with its events first and then measured 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import msgspec
@@ -14,8 +13,9 @@ import numpy as np
 from rich.console import Console
 
 from bench.tables import figure_table, print_table
+from bench.turns import Spread, by_turns, seconds_of
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
-from cascade.columns import ColumnBatch
+from cascade.columns import ColumnBatch, Int64
 from cascade.features import FeatureEngine
 from cascade.features.spec import DAY_MS, FeatureSpec
 from cascade.ledger.machine import Machine, describe_machine
@@ -49,6 +49,25 @@ class FeaturesReport(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
 
 
+def random_transactions(
+    schema: Schema, chance: np.random.Generator, first_id: int, times_ms: Int64, cards: int, terminals: int
+) -> ColumnBatch:
+    """Transactions of random cards and terminals, with random amounts; other fields are 0.
+
+    first_id: the ids count up from it.
+    times_ms: event times, int64 [rows].
+    cards, terminals: the number of each.
+    """
+    rows, roles = len(times_ms), schema.roles
+    columns = {name: np.zeros(rows, field.dtype) for name, field in schema.fields.items()}
+    columns[roles.transaction_id] = first_id + np.arange(rows)
+    columns[roles.event_time] = times_ms
+    columns[roles.amount] = chance.lognormal(3.0, 1.0, rows)
+    columns[roles.card] = chance.integers(0, cards, rows)
+    columns[roles.terminal] = chance.integers(0, terminals, rows)
+    return ColumnBatch(columns, rows)
+
+
 class FilledEngine:
     """A feature engine with the events of `cards` cards and as many terminals, and the transactions that come next."""
 
@@ -69,25 +88,16 @@ class FilledEngine:
 
     def batch(self, rows: int) -> ColumnBatch:
         """The next `rows` transactions."""
-        schema, roles, chance = self._schema, self._schema.roles, self._chance
-        times = self._now_ms + (np.arange(rows) * self._gap_ms).astype(np.int64)
+        times_ms = self._now_ms + (np.arange(rows) * self._gap_ms).astype(np.int64)
         self._now_ms += max(int(rows * self._gap_ms), 1)
-        columns = {name: np.zeros(rows, field.dtype) for name, field in schema.fields.items()}
-        columns[roles.transaction_id] = np.arange(self._next_id, self._next_id + rows)
         self._next_id += rows
-        columns[roles.event_time] = times
-        columns[roles.card] = chance.integers(0, self.cards, rows)
-        columns[roles.terminal] = chance.integers(0, self.cards, rows)
-        columns[roles.amount] = chance.lognormal(3.0, 1.0, rows)
-        return ColumnBatch(columns, rows)
+        return random_transactions(self._schema, self._chance, self._next_id - rows, times_ms, self.cards, self.cards)
 
     def us_per_transaction(self) -> float:
         """Wall time of the next micro-batches, µs a transaction."""
         batches = [self.batch(BATCH_ROWS) for _ in range(BATCHES_A_ROUND)]
-        started_s = time.perf_counter()
-        for batch in batches:
-            self.engine.update(batch)
-        return (time.perf_counter() - started_s) / (BATCHES_A_ROUND * BATCH_ROWS) * 1e6
+        seconds = seconds_of(lambda: [self.engine.update(batch) for batch in batches])
+        return 1e6 * seconds / (BATCHES_A_ROUND * BATCH_ROWS)
 
     def bytes_per_card(self) -> float:
         """The state in use of cards and terminals, bytes a card."""
@@ -114,23 +124,19 @@ def run_features(cards: Sequence[int], events_per_card: int, rounds: int, seed: 
     """
     bundle = load_bundle(SHIPPED_BUNDLE)
     engines = [FilledEngine(bundle, count, events_per_card, seed) for count in cards]
-    cost_us: dict[int, list[float]] = {count: [] for count in cards}
-    for round_ in range(rounds + 1):
-        for engine in engines:
-            us_per_transaction = engine.us_per_transaction()
-            if round_:
-                cost_us[engine.cards].append(us_per_transaction)
-    smallest = np.array(cost_us[min(cards)])
-    timings = [
-        FeatureTiming(
-            cards=engine.cards,
-            us_per_transaction=float(np.median(cost_us[engine.cards])),
-            spread=(min(cost_us[engine.cards]), max(cost_us[engine.cards])),
-            ratio_to_smallest=float(np.median(np.array(cost_us[engine.cards]) / smallest)),
-            bytes_per_card=engine.bytes_per_card(),
+    cost_us = by_turns({engine.cards: engine.us_per_transaction for engine in engines}, rounds)
+    timings = []
+    for engine in engines:
+        spread = Spread.of(cost_us[engine.cards])
+        timings.append(
+            FeatureTiming(
+                cards=engine.cards,
+                us_per_transaction=spread.median,
+                spread=(spread.least, spread.largest),
+                ratio_to_smallest=float(np.median(cost_us[engine.cards] / cost_us[min(cards)])),
+                bytes_per_card=engine.bytes_per_card(),
+            )
         )
-        for engine in engines
-    ]
     return FeaturesReport(
         timings=timings,
         events_per_card=events_per_card,

@@ -15,6 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import files
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,6 +33,7 @@ from bench.cluster import write_json
 from bench.hostile import Maker, Message, codec_with_registry, costliest
 from bench.reference_parsers import PARSERS
 from bench.tables import figure_table, print_table
+from bench.turns import seconds_of
 from cascade.columns import ColumnBatch, Int64
 from cascade.config import CodecName, WorkerSettings
 from cascade.frames import frame_to_batch
@@ -328,12 +330,7 @@ def find_violation(target: Target, values: list[Message], seed: int, number: int
 
 
 def _costliest_of(target: Target, values: list[Message]) -> int:
-    took_s = []
-    for value in values:
-        started_s = time.thread_time()
-        read(target, [value])
-        took_s.append(time.thread_time() - started_s)
-    return int(np.argmax(took_s))
+    return int(np.argmax([seconds_of(partial(read, target, [value]), time.thread_time) for value in values]))
 
 
 def _violation(seed: int, number: int, what: str, message: Message) -> Violation:

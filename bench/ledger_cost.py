@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from rich.console import Console
 from bench.cluster import simulated
 from bench.stages import CARDS, DAYS, TERMINALS, screened_columns
 from bench.tables import figure_table, print_table
+from bench.turns import Spread, by_turns, seconds_of
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import Float64
 from cascade.config import CarbonSettings
@@ -34,6 +36,7 @@ BATCHES = (1, 10, 100, 1_000)
 FOLDED_ROWS = 100_000
 ROWS_A_TURN = 20_000
 CALLS_A_TURN_MAX = 400
+_cpu_s = partial(seconds_of, clock=time.thread_time)
 
 
 class BatchCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,39 +84,38 @@ def run_ledger_cost(rounds: int, seed: int) -> LedgerCostReport:
         part = reader.decode(messages[first : first + rows]).batch
         encode_decisions("json", screened_columns(part, roles, engine.screen(part, None).probability, np.zeros(rows)))
 
-    batches = []
-    for rows in BATCHES:
-        calls = min(ROWS_A_TURN // rows, CALLS_A_TURN_MAX)
-        costs_us: dict[str, list[float]] = {"ledger": [], "work": []}
-        for round_ in range(rounds + 1):
-            latency_s = chance.lognormal(-5.5, 0.4, rows)
-            for name, costs in costs_us.items():
-                started_s = time.thread_time()
-                for call in range(calls):
-                    if name == "ledger":
-                        record_batch(ledger, latency_s, rows)
-                    else:
-                        decide(call * rows, rows)
-                if round_:  # the first round fills the caches
-                    costs.append(1e6 * (time.thread_time() - started_s) / calls)
-        shares = np.array(costs_us["ledger"]) / np.sum(list(costs_us.values()), axis=0)
-        batches.append(
-            BatchCost(
-                rows=rows,
-                ledger_us=float(np.median(costs_us["ledger"])),
-                work_us=float(np.median(costs_us["work"])),
-                share=float(np.median(shares)),
-                spread=(float(shares.min()), float(shares.max())),
-            )
-        )
     return LedgerCostReport(
-        batches=batches,
+        batches=[_batch_cost(rows, rounds, ledger, decide, chance.lognormal(-5.5, 0.4, rows)) for rows in BATCHES],
         second_us=_second_us(ledger, rounds),
         account_bytes=len(ledger.account().to_json()),
         histogram_bytes=histogram_bytes(ledger),
         rounds=rounds,
         seed=seed,
         machine=describe_machine(),
+    )
+
+
+def _batch_cost(
+    rows: int, rounds: int, ledger: Ledger, decide: Callable[[int, int], None], latency_s: Float64
+) -> BatchCost:
+    calls = min(ROWS_A_TURN // rows, CALLS_A_TURN_MAX)
+
+    def record_all() -> None:
+        for _ in range(calls):
+            record_batch(ledger, latency_s, rows)
+
+    def decide_all() -> None:
+        for call in range(calls):
+            decide(call * rows, rows)
+
+    seconds = by_turns({"ledger": partial(_cpu_s, record_all), "work": partial(_cpu_s, decide_all)}, rounds)
+    share = Spread.of(seconds["ledger"] / (seconds["ledger"] + seconds["work"]))
+    return BatchCost(
+        rows=rows,
+        ledger_us=1e6 * float(np.median(seconds["ledger"])) / calls,
+        work_us=1e6 * float(np.median(seconds["work"])) / calls,
+        share=share.median,
+        spread=(share.least, share.largest),
     )
 
 
@@ -144,14 +146,9 @@ def _second_us(ledger: Ledger, rounds: int) -> dict[str, float]:
             "journal": journal.write,
             "scrape": lambda: generate_latest(registry),
         }
-        costs_us: dict[str, list[float]] = {name: [] for name in jobs}
-        for _ in range(10 * rounds):
-            for name, job in jobs.items():
-                started_s = time.thread_time()
-                job()
-                costs_us[name].append(1e6 * (time.thread_time() - started_s))
+        seconds = by_turns({name: partial(_cpu_s, job) for name, job in jobs.items()}, 10 * rounds)
         journal.close()
-    return {name: float(np.median(values)) for name, values in costs_us.items()}
+    return {name: 1e6 * float(np.median(values)) for name, values in seconds.items()}
 
 
 def show_ledger_cost(report: LedgerCostReport, console: Console) -> None:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from bench.tables import figure_table, print_table
+from bench.turns import Spread, by_turns, seconds_of
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import Float32, Float64, Int64
 from cascade.errors import CascadeError
@@ -75,7 +77,7 @@ def run_screener(rounds: int, seed: int) -> ScreenerReport:
     """Measures every method; raises CascadeError where its scores are not LightGBM's. `seed`: of rows and models."""
     chance = np.random.default_rng(seed)
     models = dict(_models(chance, seed))
-    compile_s = _seconds(CompiledScreener(next(iter(models.values())).encode()).warm_up)
+    compile_s = seconds_of(CompiledScreener(next(iter(models.values())).encode()).warm_up)
     timings, load_s, missing = [], {}, set()
     for name, text in models.items():
         started_s = time.perf_counter()
@@ -247,30 +249,25 @@ def _timed(model: str, methods: dict[str, Score], rows: Float32, batch: int, rou
     calls = min(ROWS_A_TURN // batch, SINGLE_CALLS_A_TURN)
     parts = [rows[call * batch : (call + 1) * batch] for call in range(calls)]
     timed = {name: score for name, score in methods.items() if batch == 1 or name != "lightgbm, one row"}
-    costs_us: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in range(rounds):
-        for name, score in timed.items():
-            costs_us[name].append(_seconds(lambda: [score(part) for part in parts]) / (calls * batch) * 1e6)  # noqa: B023
+
+    def us_per_row(score: Score) -> float:
+        return 1e6 * seconds_of(lambda: [score(part) for part in parts]) / (calls * batch)
+
+    costs_us = by_turns({name: partial(us_per_row, score) for name, score in timed.items()}, rounds)
     timings = []
     for name, costs in costs_us.items():
-        ratios = np.array(costs_us["lightgbm"]) / np.array(costs)
+        ratio = Spread.of(costs_us["lightgbm"] / costs)
         timings.append(
             Timing(
                 model=model,
                 method=name,
                 batch=batch,
                 us_per_row=float(np.median(costs)),
-                ratio_to_lightgbm=float(np.median(ratios)),
-                spread=(float(ratios.min()), float(ratios.max())),
+                ratio_to_lightgbm=ratio.median,
+                spread=(ratio.least, ratio.largest),
             )
         )
     return timings
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    started_s = time.perf_counter()
-    work()
-    return time.perf_counter() - started_s
 
 
 def _vectors() -> str:

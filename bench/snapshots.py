@@ -6,8 +6,6 @@ It folds seeded random transactions of many cards with the shipped bundle's feat
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Annotated
@@ -16,12 +14,12 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from bench.features import random_transactions
 from bench.tables import figure_table, print_table
+from bench.turns import seconds_of
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
-from cascade.columns import ColumnBatch
 from cascade.ledger.machine import describe_machine
 from cascade.protocols import SystemClock
-from cascade.schema import Schema
 from stages.assembly import make_engine
 from streaming.files import FsspecFiles
 from streaming.snapshots import Snapshot, SnapshotStore
@@ -46,17 +44,18 @@ def measure(
     positions = {PARTITION: 1}
     for count in cards:
         for _ in range(0, count * transactions_per_card, BATCH_ROWS):
-            features.update(_transactions(bundle.schema, chance, count, rows))
+            times_ms = START_MS + STEP_MS * (rows + np.arange(BATCH_ROWS))
+            features.update(random_transactions(bundle.schema, chance, rows, times_ms, count, TERMINALS))
             rows += BATCH_ROWS
         buffers = features.export_buffers()
         with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(1) as writer:
             store = SnapshotStore(FsspecFiles(directory), 2, "bench", "bench", SystemClock(), writer.submit)
-            pauses_s = [_seconds(partial(features.export_state, buffers)) for _ in range(REPEATS)]
-            fresh_s = _seconds(features.export_state)
+            pauses_s = [seconds_of(partial(features.export_state, buffers)) for _ in range(REPEATS)]
+            fresh_s = seconds_of(features.export_state)
             arrays = features.export_state(buffers)
-            write_s = _seconds(lambda: store.save(Snapshot(arrays, positions, {}, {})).result())  # noqa: B023
+            write_s = seconds_of(lambda: store.save(Snapshot(arrays, positions, {}, {})).result())  # noqa: B023
             (name,) = store.candidates(positions, {})[PARTITION]
-            load_s = _seconds(partial(store.load, name))
+            load_s = seconds_of(partial(store.load, name))
         table.add_row(
             f"{features.statistics()[bundle.schema.roles.card].keys:,}",
             f"{sum(array.nbytes for array in arrays.values()) / 1e6:,.0f}",
@@ -72,23 +71,6 @@ def measure(
         f"pause: of the worker's loop, median of {REPEATS}; first pause: with newly allocated buffers",
         f"{machine.processor}, {machine.cores} cores; numpy {np.__version__}; seed {seed}",
     )
-
-
-def _transactions(schema: Schema, chance: np.random.Generator, cards: int, first: int) -> ColumnBatch:
-    columns = {name: np.zeros(BATCH_ROWS, field.dtype) for name, field in schema.fields.items()}
-    roles, numbers = schema.roles, first + np.arange(BATCH_ROWS)
-    columns[roles.transaction_id][:] = numbers
-    columns[roles.event_time][:] = START_MS + STEP_MS * numbers
-    columns[roles.amount][:] = chance.lognormal(3.0, 1.0, BATCH_ROWS)
-    columns[roles.card][:] = chance.integers(0, cards, BATCH_ROWS)
-    columns[roles.terminal][:] = chance.integers(0, TERMINALS, BATCH_ROWS)
-    return ColumnBatch(columns, BATCH_ROWS)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started_s = time.perf_counter()
-    work()
-    return time.perf_counter() - started_s
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 
 import lightgbm
 import msgspec
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from bench.cluster import origin, simulated
 from bench.tables import figure_table, print_table
+from bench.turns import Spread, by_turns, seconds_of
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.columns import ColumnBatch, Float64
 from cascade.config import DuplicateSettings
@@ -72,33 +74,30 @@ def run_stages(batch: int, rounds: int, seed: int) -> StagesReport:
     data = simulated(bundle.schema, CARDS, TERMINALS, DAYS, seed).batch
     count = data.rows // batch
     parts = [data.take(np.arange(number * batch, (number + 1) * batch)) for number in range(count)]
-    timings = [_timed(stage, count, batch, rounds) for stage in _stages(bundle, parts)]
+    makers = (_decode, _features, _screener, _duplicates, _encode)
+    timings = [_timed(make(bundle, parts), count, batch, rounds) for make in makers]
     return StagesReport(stages=timings, batch=batch, rounds=rounds, seed=seed, machine=describe_machine())
 
 
 def _timed(stage: Stage, count: int, batch: int, rounds: int) -> StageTiming:
-    next_batch, cost_us = 0, {"cascade": [0.0] * 0, "plain": [0.0] * 0}
-    for round_ in range(rounds + 1):
-        for name, work in (("cascade", stage.cascade), ("plain", stage.plain)):
-            numbers = [(next_batch + step) % count for step in range(BATCHES_A_TURN)]
-            started_s = time.thread_time()
-            for number in numbers:
-                work(number)
-            if round_:  # the first round fills the caches
-                cost_us[name].append((time.thread_time() - started_s) / (BATCHES_A_TURN * batch) * 1e6)
-        next_batch += BATCHES_A_TURN
-    ratios = np.array(cost_us["plain"]) / np.array(cost_us["cascade"])
+    def measured(work: Work) -> Callable[[], float]:
+        numbers = cycle(range(count))
+
+        def us_per_transaction() -> float:
+            seconds = seconds_of(lambda: [work(next(numbers)) for _ in range(BATCHES_A_TURN)], time.thread_time)
+            return 1e6 * seconds / (BATCHES_A_TURN * batch)
+
+        return us_per_transaction
+
+    cost_us = by_turns({"cascade": measured(stage.cascade), "plain": measured(stage.plain)}, rounds)
+    ratio = Spread.of(cost_us["plain"] / cost_us["cascade"])
     return StageTiming(
         stage=stage.name,
         us_per_transaction=float(np.median(cost_us["cascade"])),
         plain_us_per_transaction=float(np.median(cost_us["plain"])),
-        ratio=float(np.median(ratios)),
-        spread=(float(ratios.min()), float(ratios.max())),
+        ratio=ratio.median,
+        spread=(ratio.least, ratio.largest),
     )
-
-
-def _stages(bundle: Bundle, parts: list[ColumnBatch]) -> list[Stage]:
-    return [make(bundle, parts) for make in (_decode, _features, _screener, _duplicates, _encode)]
 
 
 def _decode(bundle: Bundle, parts: list[ColumnBatch]) -> Stage:

@@ -13,20 +13,8 @@ from bench.cluster import origin
 from bench.pipeline.scenario import Scenario, Variant
 from bench.pipeline.turn import PathLatency, Turn
 from bench.tables import figure_table, print_table
+from bench.turns import Spread
 from cascade.ledger.machine import Machine
-
-
-class Spread(msgspec.Struct, frozen=True, kw_only=True):
-    """The median, the least and the largest value over the rounds."""
-
-    median: float
-    least: float
-    largest: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
-        """The spread of some values; None where there are none."""
-        return cls(median=float(np.median(values)), least=min(values), largest=max(values)) if values else None
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,27 +87,25 @@ def _standing(variant: Variant, turns: Sequence[Turn], reference: Sequence[Turn]
     highest = [turn.highest_rate for turn in turns if turn.highest_rate is not None]
     degraded = [turn.degraded_share for turn in turns if turn.degraded_share is not None]
     faults = [turn.page_faults_per_1000 for turn in turns if turn.page_faults_per_1000 is not None]
-    per_second, cpu_us = Spread.of([turn.per_second for turn in turns]), Spread.of([work_us(turn) for turn in turns])
-    assert per_second is not None and cpu_us is not None  # noqa: S101, PT018 - there is a turn
     return Standing(
         variant=variant.name,
         client=variant.peer or variant.client,
-        per_second=per_second,
-        cpu_us=cpu_us,
+        per_second=Spread.of([turn.per_second for turn in turns]),
+        cpu_us=Spread.of([work_us(turn) for turn in turns]),
         cpu_us_by_process=_medians([turn.cpu_us for turn in turns]),
         stages_us=_medians([turn.stages_us for turn in turns]),
         live_rate=float(np.median([live.rate for live in lives])) if lives else None,
         p50_ms=_medians([_by_path(live.paths, lambda latency: latency.p50_ms) for live in lives]),
         p99_ms=_medians([_by_path(live.paths, lambda latency: latency.p99_ms) for live in lives]),
         p999_ms=_medians([_by_path(live.paths, lambda latency: latency.p999_ms) for live in lives]),
-        live_cpu_us=Spread.of([_without_broker(live.cpu_us) for live in lives]),
+        live_cpu_us=Spread.of([_without_broker(live.cpu_us) for live in lives]) if lives else None,
         degraded_share=float(np.median([live.degraded_share for live in lives])) if lives else None,
         missing=sum(live.missing for live in lives),
         behind_ms_p99=max((live.load.behind_ms_p99 for live in lives), default=None),
-        highest_rate=Spread.of(highest),
+        highest_rate=Spread.of(highest) if highest else None,
         ratios=_ratios(turns, reference),
         whole_degraded_share=max(degraded, default=None),
-        page_faults_per_1000=Spread.of(faults),
+        page_faults_per_1000=Spread.of(faults) if faults else None,
     )
 
 
@@ -136,7 +122,7 @@ def _ratios(turns: Sequence[Turn], reference: Sequence[Turn]) -> dict[str, Sprea
             for path in turn.live.paths.keys() & base.live.paths.keys():
                 ratio = turn.live.paths[path].p99_ms / base.live.paths[path].p99_ms
                 ratios.setdefault(f"p99_ms_{path}", []).append(ratio)
-    return {name: spread for name, values in sorted(ratios.items()) if (spread := Spread.of(values)) is not None}
+    return {name: Spread.of(values) for name, values in sorted(ratios.items()) if values}
 
 
 def _by_path(paths: dict[str, PathLatency], figure: Callable[[PathLatency], float]) -> dict[str, float]:
