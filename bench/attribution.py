@@ -113,18 +113,18 @@ def attribution_errors(seed: int, scenarios: Sequence[Scenario] = SCENARIOS) -> 
             (books,) = attribute_windows(windows, method)
             lines = {row.name: row.energy_j for row in books.rows}
             wrong_j = sum(abs(lines.get(name, 0.0) - truth.get(name, 0.0)) for name in lines.keys() | truth.keys())
-            wrong, missing = wrong_j / sum(truth.values()) / 2, books.residual_share
+            wrong, missing = float(wrong_j / sum(truth.values()) / 2), float(books.residual_share)
             errors.append(
                 AttributionError(scenario=scenario.name, method=method, wrong_share=wrong, missing_share=missing)
             )
     return errors
 
 
-def show_attribution(errors: Sequence[AttributionError], console: Console) -> None:
+def show_attribution(report: AttributionReport, console: Console) -> None:
     """Print the errors as a table, a row a scenario."""
     table = figure_table("joules on a wrong line", *METHODS)
-    for scenario in dict.fromkeys(error.scenario for error in errors):
-        found = [error for error in errors if error.scenario == scenario]
+    for scenario in dict.fromkeys(error.scenario for error in report.errors):
+        found = [error for error in report.errors if error.scenario == scenario]
         table.add_row(scenario, *(f"{error.wrong_share:.1%} ({max(error.missing_share, 0.0):5.1%})" for error in found))
     print_table(
         console,

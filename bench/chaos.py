@@ -36,11 +36,10 @@ from bench.cluster import (
     separate_terminals,
     simulated,
     wait_until_all_committed,
-    write_json,
 )
 from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory
 from bench.states import PartitionState, compare_states
-from bench.tables import figure_table, print_table
+from bench.tables import figure_table, print_table, publish
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.errors import BrokerError, CascadeError, LocalPartError
 from cascade.ledger.machine import Machine, describe_machine
@@ -330,9 +329,7 @@ def chaos(
     The exit status is 1 if a transaction was lost or decided twice, or if a partition's state is wrong.
     """
     report = run_chaos(out, cycles, workers, partitions, rate, seed, share_terminals)
-    if json is not None:
-        write_json(json, report)
-    show(report, Console())
+    publish(report, show, json)
     if not report.ok:
         raise typer.Exit(1)
 

@@ -22,6 +22,7 @@ from bench.pipeline.scenario import load_scenario
 from bench.screener import run_screener, show
 from bench.smoke import run_smoke, show_smoke
 from bench.stages import run_stages, show_stages
+from bench.tables import publish
 from cascade.bundle import SHIPPED_BUNDLE
 from cascade.config import DeepSettings, EnergySettings, load_config
 from cascade.errors import CascadeError
@@ -49,10 +50,7 @@ def screener(
 
     Also with LightGBM's single-row call, ONNX Runtime, and tl2cgen and lleaves where they are installed.
     """
-    report = run_screener(rounds, seed)
-    if json is not None:
-        write_json(json, report)
-    show(report, Console())
+    publish(run_screener(rounds, seed), show, json)
 
 
 @app.command()
@@ -78,12 +76,10 @@ def pipeline(
     if html is not None:
         check_plots()
     report = run_pipeline(chosen, out)
-    if json is not None:
-        write_json(json, report)
     if html is not None:
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(make_page(report), encoding="utf-8")
-    show_pipeline(report, Console())
+    publish(report, show_pipeline, json)
 
 
 @app.command()
@@ -94,10 +90,7 @@ def stages(
     json: Report = None,
 ) -> None:
     """Compare each stage with plain Python code."""
-    report = run_stages(batch, rounds, seed)
-    if json is not None:
-        write_json(json, report)
-    show_stages(report, Console())
+    publish(run_stages(batch, rounds, seed), show_stages, json)
 
 
 @app.command()
@@ -112,25 +105,16 @@ def features(
 
     Time for a transaction and memory for a card; by default 1,000, 100,000 and 1,000,000 cards.
     """
-    report = run_features(cards or [1_000, 100_000, 1_000_000], events, rounds, seed)
-    if json is not None:
-        write_json(json, report)
-    show_features(report, Console())
+    publish(run_features(cards or [1_000, 100_000, 1_000_000], events, rounds, seed), show_features, json)
 
 
 @app.command()
-def attribution(
-    seed: Seed = 1,
-    json: Report = None,
-) -> None:
+def attribution(seed: Seed = 1, json: Report = None) -> None:
     """Compare methods that attribute joules to MIG slices.
 
     On synthetic devices, whose true joules are known.
     """
-    errors = attribution_errors(seed)
-    if json is not None:
-        write_json(json, AttributionReport(errors=errors, seed=seed))
-    show_attribution(errors, Console())
+    publish(AttributionReport(errors=attribution_errors(seed), seed=seed), show_attribution, json)
 
 
 @app.command("deep-calls")
@@ -207,10 +191,7 @@ def ledger(
 
     CPU time for a micro-batch, beside that of the worker's own work, and for what it does every second.
     """
-    report = run_ledger_cost(rounds, seed)
-    if json is not None:
-        write_json(json, report)
-    show_ledger_cost(report, Console())
+    publish(run_ledger_cost(rounds, seed), show_ledger_cost, json)
 
 
 @app.command()
@@ -224,8 +205,6 @@ def smoke(
     Fails where the ratio to a reference of the same run is more than 30 % below its baseline; takes two minutes.
     """
     report = run_smoke(out, seed)
-    if json is not None:
-        write_json(json, report)
-    show_smoke(report, Console())
+    publish(report, show_smoke, json)
     if report.fallen:
         raise CascadeError(f"more than 30 % below the baseline: {', '.join(report.fallen)}")

@@ -310,8 +310,9 @@ def _cost(
 ) -> DeepCost:
     watts = watts_per_core(served.config.energy)
     idle = _of(turns, None)
+    idle_w = {name: median_estimate([turn.energy_j[name] / turn.wall_s for turn in idle]) for name in readings}
     meters = tuple(
-        CostMeter(meter=name, kind=reading.kind, source=reading.source, idle_w=_idle_w(name, idle))
+        CostMeter(meter=name, kind=reading.kind, source=reading.source, idle_w=idle_w[name])
         for name, reading in readings.items()
     )
     return DeepCost(
@@ -333,10 +334,6 @@ def _cost(
         meters=meters,
         calls=tuple(call_cost(rows, _of(turns, Load(precision, rows)), idle, watts) for rows in _sizes(turns)),
     )
-
-
-def _idle_w(meter: str, idle: Sequence[Turn]) -> Estimate:
-    return median_estimate([turn.energy_j[meter] / turn.wall_s for turn in idle])
 
 
 def _sizes(turns: Sequence[Turn]) -> list[int]:

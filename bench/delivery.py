@@ -18,10 +18,10 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from bench.cluster import SteadyLoad, end_offsets, origin, read_transactions, simulated, write_json
+from bench.cluster import SteadyLoad, end_offsets, origin, read_transactions, simulated
 from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory, new_names, play_file, wait_for_decisions
 from bench.observer import Observations, Observer
-from bench.tables import figure_table, print_table
+from bench.tables import figure_table, print_table, publish
 from bench.turns import Spread
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.columns import Bool, Float64
@@ -86,10 +86,7 @@ def delivery(
     json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
 ) -> None:
     """Measure throughput and latency of exactly-once against at-least-once delivery, by turns."""
-    report = run_delivery(out, rounds, backlog, rate, seconds, nodes, seed)
-    if json is not None:
-        write_json(json, report)
-    show(report, Console())
+    publish(run_delivery(out, rounds, backlog, rate, seconds, nodes, seed), show, json)
 
 
 def run_delivery(

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 
+from bench.cluster import end_offsets
 from cascade.bundle import Bundle, load_bundle
 from cascade.config import Config, TopicSettings, load_config
 from cascade.errors import BrokerError, CascadeError, LocalPartError
@@ -77,9 +78,7 @@ class EmbeddedParts:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def write_config(self, name: str, settings: Settings, partitions: int = 1) -> Path:
@@ -176,9 +175,7 @@ class ServiceProcess:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.stop(grace_s=DRAIN_S)
 
 
@@ -189,14 +186,9 @@ def new_names() -> dict[str, Any]:
     return {"topics": topics, "group": f"group-{name}"}
 
 
-def records_in(config: Config, *topics: str) -> int:
-    """The number of records that were ever appended to the topics."""
-    consumer = make_consumer(config.kafka, None)
-    try:
-        partitions = [partition for topic in topics for partition in consumer.partitions_for(topic)]
-        return sum(consumer.end_offsets(partitions).values())
-    finally:
-        consumer.close()
+def records_in(config: Config, topic: str) -> int:
+    """The number of records that were ever appended to a topic."""
+    return sum(end_offsets(config, topic).values())
 
 
 def wait_for_decisions(
@@ -211,9 +203,8 @@ def wait_for_decisions(
     progress: gets the share of what is expected after the first `start`.
     """
     config = service.config
-    consumer = make_consumer(config.kafka, None)
     topics = (config.kafka.topics.decisions, config.kafka.topics.dead_letters)
-    try:
+    with closing(make_consumer(config.kafka, None)) as consumer:
         partitions = [partition for topic in topics for partition in consumer.partitions_for(topic)]
         before, moved_s = -1, time.monotonic()
         while True:
@@ -227,8 +218,6 @@ def wait_for_decisions(
             elif time.monotonic() - moved_s > STALL_S_MAX:
                 raise CascadeError(f"{count:,} of {expected:,} decisions, and no new one for {STALL_S_MAX:.0f} s")
             time.sleep(0.2)
-    finally:
-        consumer.close()
 
 
 def play_file(
@@ -252,8 +241,6 @@ def play_file(
 
 def fresh_directory(path: Path) -> Path:
     """Empties or creates a directory; raises BrokerError where a running broker still uses its files."""
-    import shutil
-
     if path.exists():
         try:
             shutil.rmtree(path)

@@ -29,10 +29,9 @@ import psutil
 import typer
 from rich.console import Console
 
-from bench.cluster import write_json
 from bench.hostile import Maker, Message, codec_with_registry, costliest
 from bench.reference_parsers import PARSERS
-from bench.tables import figure_table, print_table
+from bench.tables import figure_table, print_table, publish
 from bench.turns import seconds_of
 from cascade.columns import ColumnBatch, Int64
 from cascade.config import CodecName, WorkerSettings
@@ -519,17 +518,14 @@ def fuzz(
 
     The run ends with exit status 1 at the first message that breaks a promise.
     """
-    console = Console()
     if batch is not None:
         target = target_of(make_targets(), batch)
         violation = find_violation(target, make_batch(target, seed, batch), seed, batch, Tally())
-        console.print(f"batch {batch} of seed {seed}: " + ("no violation" if violation is None else violation.what))
+        Console().print(f"batch {batch} of seed {seed}: " + ("no violation" if violation is None else violation.what))
         raise typer.Exit(violation is not None)
     with Steps() as progress:
         report = run(messages, seed, processes, lambda share: progress("fuzz", share))
-    if json is not None:
-        write_json(json, report)
-    _show(report, console)
+    publish(report, _show, json)
     if report.violations:
         raise typer.Exit(1)
 

@@ -1,9 +1,9 @@
 """An open-loop load, in a process of its own, whose schedule does not depend on the service.
 
-`python -m bench.load --config cascade.toml --plan plan.npz --report report.json` reads the plan, connects, waits for
-the start time (`Load.begin`), and sends each message when it is due. The load does not slow down when the service falls
-behind, so latencies that count from the schedule are free of coordinated omission (Tene, "How NOT to Measure Latency",
-2013).
+`python -m bench.load --config cascade.toml --plan plan.msgpack --report report.json` reads the plan, connects, waits
+for the start time (`Load.begin`), and sends each message when it is due. The load does not slow down when the service
+falls behind, so latencies that count from the schedule are free of coordinated omission (Tene, "How NOT to Measure
+Latency", 2013).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import typer
 
 from bench.observer import READY_TIMEOUT_S, ready_mark
-from cascade.columns import Array, Float64, Int64
+from cascade.columns import Float64
 from cascade.config import load_config
 from cascade.errors import LocalPartError
 from cascade.local_parts import OwnedProcess
@@ -75,34 +75,16 @@ class Plan:
     values: list[bytes]
 
     def write(self, path: Path) -> None:
-        """Write the plan as an .npz file."""
-        (keys, key_ends), (values, value_ends) = _joined(self.keys), _joined(self.values)
-        np.savez(
-            path,
-            topic=np.array(self.topic),
-            due_s=self.due_s,
-            keys=keys,
-            key_ends=key_ends,
-            values=values,
-            value_ends=value_ends,
-        )
+        """Write the plan as MessagePack."""
+        content = self.topic, self.due_s.tolist(), self.keys, self.values
+        path.write_bytes(msgspec.msgpack.encode(content))
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a file of `write`."""
-        with np.load(path) as found:
-            keys = _split(found["keys"], found["key_ends"])
-            return cls(str(found["topic"]), found["due_s"], keys, _split(found["values"], found["value_ends"]))
-
-
-def _joined(parts: list[bytes]) -> tuple[Array, Int64]:
-    """All parts in one uint8 array, and the position of the end of each."""
-    return np.frombuffer(b"".join(parts), np.uint8), np.cumsum(list(map(len, parts)), dtype=np.int64)
-
-
-def _split(joined: Array, ends: Int64) -> list[bytes]:
-    text, starts = joined.tobytes(), [0, *ends[:-1].tolist()]
-    return [text[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
+        kind = tuple[str, list[float], list[bytes], list[bytes]]
+        topic, due_s, keys, values = msgspec.msgpack.decode(path.read_bytes(), type=kind)
+        return cls(topic, np.array(due_s, np.float64), keys, values)
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +100,7 @@ class Load:
     """Runs `python -m bench.load` as a context manager; `wait` returns its report."""
 
     def __init__(self, config_path: Path, plan: Plan) -> None:
-        self._plan_path = config_path.with_suffix(".plan.npz")
+        self._plan_path = config_path.with_suffix(".plan.msgpack")
         self._report_path = config_path.with_suffix(".load.json")
         self._plan = plan
         command = [sys.executable, "-m", "bench.load", "--config", str(config_path)]
@@ -163,7 +145,7 @@ def start_file(report: Path) -> Path:
 
 def load(
     config: Annotated[Path, typer.Option(help="Configuration file, for Kafka and its client.")],
-    plan: Annotated[Path, typer.Option(help="File with the plan, .npz.")],
+    plan: Annotated[Path, typer.Option(help="File with the plan, MessagePack.")],
     report: Annotated[Path, typer.Option(help="File to write, JSON.")],
 ) -> None:
     """Send the messages of a plan when they are due."""

@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from bench.pipeline.report import PipelineReport
 from bench.pipeline.run import run_pipeline
 from bench.pipeline.scenario import load_scenario
 from bench.stages import run_stages
@@ -37,23 +36,16 @@ def run_smoke(out: Path, seed: int) -> SmokeReport:
     baseline = read_baseline()
     stages = run_stages(BATCH, ROUNDS, seed)
     ratios = {f"stage: {timing.stage}": timing.ratio for timing in stages.stages}
-    ratios |= pipeline_ratios(run_pipeline(load_scenario("smoke"), out))
+    report = run_pipeline(load_scenario("smoke"), out)
+    for standing in report.standings:
+        if standing.variant != (reference := report.scenario.reference):
+            ratios[f"throughput: {standing.variant} / {reference}"] = standing.ratios["per_second"].median
     return compare_to_baseline(ratios, baseline)
 
 
 def read_baseline() -> dict[str, float]:
     """The ratios of the last good run, by name."""
     return msgspec.json.decode(BASELINE.read_bytes(), type=dict[str, float])
-
-
-def pipeline_ratios(report: PipelineReport) -> dict[str, float]:
-    """Throughput of each variant over the reference's, medians of the rounds."""
-    reference = report.scenario.reference
-    return {
-        f"throughput: {standing.variant} / {reference}": standing.ratios["per_second"].median
-        for standing in report.standings
-        if standing.variant != reference
-    }
 
 
 def compare_to_baseline(ratios: dict[str, float], baseline: dict[str, float]) -> SmokeReport:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+from bench.cluster import write_json
+
+Report = TypeVar("Report", bound=msgspec.Struct)
 
 
 def figure_table(names: str | None, *figures: str, title: str | None = None) -> Table:
@@ -29,3 +38,10 @@ def print_table(console: Console, table: Table, *notes: str) -> None:
         console.print()
     for note in notes:
         console.print(Padding(Text(note), (0, 0, 0, 1), expand=False))
+
+
+def publish(report: Report, show: Callable[[Report, Console], None], json: Path | None) -> None:
+    """Writes a report to the file `json`, unless it is None, and prints it with `show`."""
+    if json is not None:
+        write_json(json, report)
+    show(report, Console())

@@ -13,7 +13,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -147,13 +147,10 @@ def measure(
         past = labelled.take(between(labelled, event_time, None, TEST_WEEK[1]))
         in_week = between(past, event_time, *TEST_WEEK)
         judged = protocol_rows(script, past, loaded) if script.exists() else in_week
-        deep = make_deep_stage(loaded, DeepSettings(backend="onnxruntime"))
-        try:
+        with closing(make_deep_stage(loaded, DeepSettings(backend="onnxruntime"))) as deep:
             ways, one_worker_equal = compare(
                 loaded, deep, past, in_week, judged, workers, rounds_ms, bucket_s * 1_000, progress
             )
-        finally:
-            deep.close()
         report = Report(
             bundle=loaded.version,
             seed=SETTINGS.seed,
@@ -210,44 +207,32 @@ def card_partitions(cards: Array, partitions: int) -> Int64:
     return partition_ids
 
 
-@dataclass(frozen=True, slots=True)
-class Records:
-    """Summary records of one round."""
-
-    keys: list[bytes]
-    values: list[bytes]
-
-    def extend(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
-        """Appends records."""
-        self.keys.extend(keys)
-        self.values.extend(values)
-
-    def octets(self) -> int:
-        """Bytes of keys and values."""
-        return sum(map(len, self.keys)) + sum(map(len, self.values))
-
-
-def summary_records(engine: FeatureEngine, batch: ColumnBatch, partition_ids: Int64, bucket_ms: int) -> Records:
-    """The records that an engine sends after it has folded a batch: totals of every key and bucket that changed.
+def summary_records(
+    engine: FeatureEngine, batch: ColumnBatch, partition_ids: Int64, bucket_ms: int
+) -> tuple[list[bytes], list[bytes]]:
+    """Keys and values of the records that an engine sends after a batch: totals of every key and bucket that changed.
 
     batch: the folded rows.
     partition_ids: of the rows, int64 [rows].
     bucket_ms: event time that a summary covers.
     """
     starts = batch[engine.schema.roles.event_time] // bucket_ms * bucket_ms
-    records = Records([], [])
+    keys: list[bytes] = []
+    values: list[bytes] = []
     for field, key in enumerate(engine.shared_keys):
         changed = np.unique(np.column_stack([key_codes(batch[key]), partition_ids, starts]), axis=0)
         codes, ids, of_starts = np.ascontiguousarray(changed.T)
-        records.extend(*encode(field, engine.summarise(key, codes, ids, of_starts, bucket_ms)))
-    return records
+        of_key = encode(field, engine.summarise(key, codes, ids, of_starts, bucket_ms))
+        keys += of_key[0]
+        values += of_key[1]
+    return keys, values
 
 
-def fold_records(engines: Sequence[FeatureEngine], records: Records) -> None:
+def fold_records(engines: Sequence[FeatureEngine], keys: list[bytes], values: list[bytes]) -> None:
     """Every engine reads all records, its own too, as from a topic; raises CascadeError for an unreadable record."""
-    by_key, rejected = decode(records.keys, records.values, engines[0].shared_values)
+    by_key, rejected = decode(keys, values, engines[0].shared_values)
     if rejected:
-        raise CascadeError(f"{rejected} of {len(records.keys)} summary records cannot be read")
+        raise CascadeError(f"{rejected} of {len(keys)} summary records cannot be read")
     for engine in engines:
         for key, summaries in zip(engine.shared_keys, by_key, strict=True):
             engine.fold_summaries(key, summaries)
@@ -291,7 +276,8 @@ def fold_partitioned(
             for engine in engines:
                 engine.update_labels(labels)
             label_count = due_count
-        records = Records([], [])
+        keys: list[bytes] = []
+        values: list[bytes] = []
         for partition_id, engine in enumerate(engines):
             own = start + np.flatnonzero(partition_ids[start:end] == partition_id)
             if not len(own):
@@ -303,11 +289,12 @@ def fold_partitioned(
             sequence[position[own[chosen]]] = computed.sequence[chosen]
             if bucket_ms is not None:
                 sent = summary_records(engine, batch, partition_ids[own], bucket_ms)
-                records.extend(sent.keys, sent.values)
-        if records.keys:
-            fold_records(engines, records)
-        record_count += len(records.keys)
-        octets += records.octets()
+                keys += sent[0]
+                values += sent[1]
+        if keys:
+            fold_records(engines, keys, values)
+        record_count += len(keys)
+        octets += sum(map(len, keys)) + sum(map(len, values))
         progress(end / data.batch.rows)
     lasting = 0 if bucket_ms is None else _lasting(engines[0], data.batch, partition_ids, bucket_ms)
     volume = Volume(

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
 
-class Suspended:
-    """Suspends a process and its children; a context manager, for less than a group's session timeout."""
-
-    def __init__(self, pid: int | None) -> None:
-        self._processes = _family([pid])
-
-    def __enter__(self) -> None:
-        for process in self._processes:
-            process.suspend()
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._processes:
+@contextmanager
+def suspended(pid: int | None) -> Iterator[None]:
+    """Suspends a process and its children within the block, for less than a group's session timeout."""
+    processes = _family([pid])
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
 

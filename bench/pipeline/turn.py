@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from bench.cluster import EndlessData
+from bench.cluster import EndlessData, end_offsets
 from bench.embedded import EmbeddedParts, records_in
 from bench.load import Load, LoadReport, Plan, departures
 from bench.observer import DEEP, DEGRADED, SCREENED, Observations, Observer
-from bench.pipeline.processes import Suspended, cpu_s_of, page_faults_of
+from bench.pipeline.processes import cpu_s_of, page_faults_of, suspended
 from bench.pipeline.scenario import Live, Objectives, Scenario, Variant
 from cascade.bundle import Bundle
 from cascade.columns import Float64, Int64
@@ -265,7 +265,7 @@ class _Turn:
         self._traffic.messages(self._variant.codec, self._sent, self._sent + rows)
         with closing(make_consumer(self._harness.kafka, None)) as consumer:
             self._watch(consumer, before, STALL_S)  # connects the consumer before the service continues
-            with Suspended(self._service.pid):
+            with suspended(self._service.pid):
                 self._fill(rows)
             first = before + int(rows * self._scenario.backlog.warm_up_share)
             started_s, started = self._watch(consumer, first, STALL_S)[-1]
@@ -326,7 +326,8 @@ class _Turn:
         warm_up_s = shape.warm_up_s
         due_s = departures(shape.arrivals, rate, seconds + warm_up_s, self._scenario.seed)
         keys, values = self._traffic.messages(self._variant.codec, self._sent, self._sent + len(due_s))
-        base = self._ends()
+        ends = end_offsets(self._harness, self._harness.kafka.topics.transactions)
+        base = np.array([ends[partition_id] for partition_id in sorted(ends)], np.int64)
         before = records_in(self._harness, self._harness.kafka.topics.decisions)
         plan = Plan(self._harness.kafka.topics.transactions, due_s, keys, values)
         with Observer(self._harness_path, latest=True) as observer, Load(self._harness_path, plan) as load:
@@ -361,11 +362,6 @@ class _Turn:
             else:
                 high = figures.rate
         return (low if search.steps else None), tried
-
-    def _ends(self) -> Int64:
-        with closing(make_consumer(self._harness.kafka, None)) as consumer:
-            ends = consumer.end_offsets(consumer.partitions_for(self._harness.kafka.topics.transactions))
-        return np.array([ends[partition] for partition in sorted(ends)], np.int64)
 
     def _wait_for(self, decisions: int) -> None:
         give_up_s = time.monotonic() + LAST_DECISIONS_S

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import pytest
 
-from bench.attribution import SCENARIOS, attribution_errors, simulate
+from bench.attribution import SCENARIOS, AttributionReport, attribution_errors, simulate
+from cascade.cli import main
 from cascade.ledger.slices import METHODS
 
 
@@ -18,6 +22,12 @@ def test_activity_by_size_conserves_joules_and_misplaces_fewer_than_the_methods_
         assert cascade.wrong_share < 0.06
         assert cascade.wrong_share < kepler.wrong_share
         assert cascade.wrong_share < ceems.wrong_share
+
+
+def test_the_command_writes_the_errors_as_json(tmp_path: Path) -> None:
+    assert main(["bench", "attribution", "--json", str(tmp_path / "errors.json")]) == 0
+    report = msgspec.json.decode((tmp_path / "errors.json").read_bytes(), type=AttributionReport)
+    assert report.errors == attribution_errors(1)
 
 
 def test_the_true_joules_add_up_to_what_the_device_drew() -> None:

@@ -56,8 +56,8 @@ def test_a_day_is_quiet_at_its_ends_and_busy_in_the_middle() -> None:
 
 def test_a_plan_read_from_its_file_is_the_plan_written(tmp_path: Path) -> None:
     plan = Plan("t", np.array([0.0, 0.5, 0.75]), [b"a", b"", b"ccc"], [b"one", b"two", b""])
-    plan.write(tmp_path / "plan.npz")
-    found = Plan.read(tmp_path / "plan.npz")
+    plan.write(tmp_path / "plan.msgpack")
+    found = Plan.read(tmp_path / "plan.msgpack")
     assert (found.topic, found.keys, found.values) == (plan.topic, plan.keys, plan.values)
     assert (found.due_s == plan.due_s).all()
 
