@@ -186,9 +186,9 @@ def new_names() -> dict[str, Any]:
     return {"topics": topics, "group": f"group-{name}"}
 
 
-def records_in(config: Config, topic: str) -> int:
-    """The number of records that were ever appended to a topic."""
-    return sum(end_offsets(config, topic).values())
+def records_in(config: Config, *topics: str) -> int:
+    """The number of records that were ever appended to the topics."""
+    return sum(sum(end_offsets(config, topic).values()) for topic in topics)
 
 
 def wait_for_decisions(
