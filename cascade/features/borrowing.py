@@ -8,17 +8,29 @@ from __future__ import annotations
 
 from typing import Any
 
+from numba import types
+from numba.core import cgutils
+
 from cascade.compilation import intrinsic
 
 
 @intrinsic
-def borrowed(typing: Any, array: Any) -> Any:
-    """Return the same array without its owner, valid until the kernel returns."""
+def borrowed(typing: Any, value: Any) -> Any:
+    """Return an array, or a tuple of arrays and numbers, without the arrays' owners; valid until the kernel returns."""
+
+    def array(context: Any, builder: Any, kind: Any, found: Any) -> Any:
+        if not isinstance(kind, types.Array):
+            return found
+        structure = context.make_array(kind)(context, builder, found)
+        structure.meminfo = structure.meminfo.type(None)
+        structure.parent = structure.parent.type(None)
+        return structure._getvalue()
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        found = context.make_array(signature.args[0])(context, builder, arguments[0])
-        found.meminfo = found.meminfo.type(None)
-        found.parent = found.parent.type(None)
-        return found._getvalue()
+        kind, found = signature.args[0], arguments[0]
+        if isinstance(kind, types.Array):
+            return array(context, builder, kind, found)
+        fields = cgutils.unpack_tuple(builder, found)
+        return context.make_tuple(builder, kind, [array(context, builder, *f) for f in zip(kind, fields, strict=True)])
 
-    return array(array), generate
+    return value(value), generate

@@ -2,7 +2,7 @@
 
 A chain is a list of blocks with the events of a key in order of time. Arguments of all kernels in this folder:
 
-table, slots, counters, events, frauds, remotes, step_times, step_values: the arrays of `KeyState`
+state, or table, slots, counters, events, frauds, remotes, step_times, step_values: `KeyState`, borrowed (`borrowed`)
 slot: row of `slots`, which is a key
 chain: EVENTS, FRAUDS or REMOTES, a chain of the slot
 pool: the array of the chain's blocks (`events`, `frauds` or `remotes`)
@@ -48,6 +48,7 @@ from cascade.features.layout import (
     STEPS,
     TIMES,
     VALUES,
+    KeyState,
 )
 
 
@@ -315,12 +316,7 @@ def insert(
 
 @kernel
 def put(
-    table: Array,
-    slots: Int64,
-    counters: Int64,
-    events: Int64,
-    frauds: Int64,
-    remotes: Int64,
+    state: KeyState,
     pool: Int64,
     partitions: Array,
     slot: int,
@@ -335,6 +331,7 @@ def put(
 
     A chain of `entries_max` events drops its oldest first. Returns False, without inserting, where the event is older.
     """
+    table, slots, counters, events, frauds, remotes, _, _ = state
     if slots[slot, chain + COUNT] == entries_max:
         oldest = slots[slot, chain + OLDEST]
         if pool[oldest, TIMES + pool[oldest, LOW]] > time_ms:

@@ -50,6 +50,7 @@ from cascade.features.layout import (
     TIMES,
     TOO_LATE,
     VALUES,
+    KeyState,
 )
 from cascade.features.prefetch import CURSORS, prefetch_next_rows
 
@@ -546,18 +547,7 @@ def update(
             _scan_frauds(frauds, edges, aggregates, slots[slot, FRAUDS + NEWEST], time_ms, oldest_seen_ms)
         _write_columns(ops, aggregates, row, values, seconds_since_last, first_column, features)
         if has_sequence:
-            step(
-                slots,
-                step_times,
-                step_values,
-                sequence_columns,
-                slot,
-                time_ms,
-                partition_id,
-                row,
-                features,
-                sequence,
-            )
+            step(slots, step_times, step_values, sequence_columns, slot, time_ms, partition_id, row, features, sequence)
 
         store = time_ms > dropped_until_ms
         if store and slots[slot, EVENTS + COUNT] == events_per_key_max:
@@ -577,17 +567,7 @@ def update(
 
 @kernel(nogil=True)
 def update_labels(
-    table: Array,
-    slots: Int64,
-    counters: Int64,
-    events: Int64,
-    frauds: Int64,
-    remotes: Int64,
-    events_per_key_max: int,
-    keys: Int64,
-    times: Int64,
-    identities: Int64,
-    labels: Int64,
+    state: KeyState, events_per_key_max: int, keys: Int64, times: Int64, identities: Int64, labels: Int64
 ) -> None:
     """Store which transactions of the keys were frauds. A label that comes again changes nothing.
 
@@ -596,30 +576,16 @@ def update_labels(
     identities: int64 [rows], ids of the transactions
     labels: int64 [rows], 1 fraud, 0 not (removes an earlier 1)
     """
+    state = borrowed(state)
+    slots, counters, frauds = state.slots, state.counters, state.frauds
     fraud_partitions = frauds.view(np.uint16)
     event = np.zeros(1, np.int64)
     for row in range(len(keys)):
-        slot = touch(table, slots, counters, events, frauds, remotes, keys[row])
+        slot = touch(state.table, slots, counters, state.events, frauds, state.remotes, keys[row])
         block, place = find_fraud(slots, frauds, slot, identities[row])
         if labels[row] and not block:
             event[0] = identities[row]
-            put(
-                table,
-                slots,
-                counters,
-                events,
-                frauds,
-                remotes,
-                frauds,
-                fraud_partitions,
-                slot,
-                FRAUDS,
-                FRAUD_POOL,
-                events_per_key_max,
-                times[row],
-                0,
-                event,
-            )
+            put(state, frauds, fraud_partitions, slot, FRAUDS, FRAUD_POOL, events_per_key_max, times[row], 0, event)
         elif block and not labels[row]:
             remove(slots, counters, frauds, fraud_partitions, slot, FRAUDS, FRAUD_POOL, block, place)
 

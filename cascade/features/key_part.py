@@ -64,7 +64,7 @@ class KeyPart:
 
     def update_labels(self, keys: Int64, times: Int64, identities: Int64, labels: Int64) -> None:
         """Fold labels."""
-        kernels.update_labels(*self.state[:6], self.program.events_per_key_max, keys, times, identities, labels)
+        kernels.update_labels(self.state, self.program.events_per_key_max, keys, times, identities, labels)
 
     def used(self) -> dict[str, Array]:
         """Return views of the used part of each array, by the name of its array."""
@@ -73,31 +73,27 @@ class KeyPart:
     def fill(self, arrays: Mapping[str, Array]) -> None:
         """Copy what another part's `used` returned into the empty state; raises StateError where it does not fit."""
         found = self._checked(arrays)
-        for name, target in self.state._asdict().items():
-            array = found[name]
+        for name, target, array in zip(KeyState._fields, self.state, found, strict=True):
             if len(array) > len(target):
                 raise self._refusal(name, array)
             if name in ("table", "counters") and len(array) != len(target):
                 raise self._refusal(name, array)
-        if not self._in_order(found):
+        if not transfer.state_fits(found, self.program.has_sequence):
             raise StateError(f"arrays of {self.key} are not in order: take another snapshot")
-        for name, target in self.state._asdict().items():
-            target[: len(found[name])] = found[name]
-
-    def _in_order(self, arrays: Mapping[str, Array]) -> bool:
-        return bool(transfer.state_fits(*(arrays[name] for name in KeyState._fields[:7]), self.program.has_sequence))
+        for target, array in zip(self.state, found, strict=True):
+            target[: len(array)] = array
 
     def warm_up(self) -> None:
         """Compile the kernels that rebalances and restarts call; the state does not change."""
         used = self.used()
-        self._in_order(used)
+        transfer.state_fits(KeyState(**used), self.program.has_sequence)
         self.forget(-1)  # no event has this partition id
         arrays = {f"{self.key}.{name}": array for name, array in used.items()}
         self.absorb(arrays, np.zeros(PARTITIONS_MAX, np.bool_), labels=False, first=0, count=1)
 
     def forget(self, partition_id: int) -> None:
         """Drop the events and steps of a partition."""
-        transfer.forget(*self.state[:6], partition_id)
+        transfer.forget(self.state, partition_id)
 
     def absorb(self, arrays: Mapping[str, Array], wanted: Bool, labels: bool, first: int, count: int) -> bool:
         """Take events and steps of the wanted partitions from exported arrays; returns whether there are more slots.
@@ -105,26 +101,19 @@ class KeyPart:
         `wanted` bool [PARTITIONS_MAX]. Raises StateError where the arrays do not fit or are not in order.
         """
         found = self._checked(arrays)
-        slots = len(found["slots"])
+        slots = len(found.slots)
         # slot 0 means none
         begin, end = first + 1, min(first + 1 + count, slots)
-        broken = transfer.absorb(
-            *self.state,
-            self.program.horizon_ms,
-            self.program.events_per_key_max,
-            self.program.has_sequence,
-            *(found[name] for name in ("slots", "events", "frauds", "step_times", "step_values")),
-            wanted,
-            labels and self.program.has_labels,
-            begin,
-            end,
-        )
+        labels = labels and self.program.has_labels
+        horizon_ms, entries_max = self.program.horizon_ms, self.program.events_per_key_max
+        has_sequence = self.program.has_sequence
+        broken = transfer.absorb(self.state, found, horizon_ms, entries_max, has_sequence, wanted, labels, begin, end)
         if broken:
             raise StateError(f"slot {broken} of {self.key} is not in order: take another snapshot")
         return end < slots
 
-    def _checked(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the arrays of this part by their own names, after a check of their dtypes and widths."""
+    def _checked(self, arrays: Mapping[str, Array]) -> KeyState:
+        """Return the arrays of this part, after a check of their dtypes and widths."""
         found: dict[str, Array] = {}
         for name, target in self.state._asdict().items():
             array = arrays.get(f"{self.key}.{name}")
@@ -135,7 +124,7 @@ class KeyPart:
             for name in ("step_times", "step_values"):
                 if len(found[name]) != len(found["slots"]):
                     raise self._refusal(name, found[name])
-        return found
+        return KeyState(**found)
 
     def _refusal(self, name: str, array: Array | None) -> StateError:
         target: Array = getattr(self.state, name)
@@ -168,9 +157,7 @@ class KeyPart:
             np.zeros((rows, width)),
         )
         sharing.summarise(
-            self.state.table,
-            self.state.slots,
-            self.state.events,
+            self.state,
             codes,
             partition_ids,
             starts,
@@ -186,7 +173,7 @@ class KeyPart:
     def fold_summaries(self, summaries: Summaries) -> None:
         """Store each summary, in place of an earlier one of its code, partition and start."""
         sharing.fold_summaries(
-            *self.state[:6],
+            self.state,
             self.program.horizon_ms,
             self.program.events_per_key_max,
             summaries.codes,

@@ -11,6 +11,7 @@ import numpy as np
 
 from cascade.columns import Array, Float64, Int64
 from cascade.compilation import kernel
+from cascade.features.borrowing import borrowed
 from cascade.features.chains import find, newest_ms, put, remove, touch, trim
 from cascade.features.layout import (
     BLOCK,
@@ -27,14 +28,13 @@ from cascade.features.layout import (
     REMOTES,
     TIMES,
     VALUES,
+    KeyState,
 )
 
 
 @kernel(nogil=True)
 def summarise(
-    table: Array,
-    slots: Int64,
-    events: Int64,
+    state: KeyState,
     codes: Int64,
     partition_ids: Int64,
     starts: Int64,
@@ -51,6 +51,7 @@ def summarise(
     counts, newest: int64 [n], zeros, written: number of events, time of the newest in ms
     sums, squares, maxima: float64 [n, value fields], zeros, written; squares: squared differences to the mean
     """
+    table, slots, _, events, _, _, _, _ = borrowed(state)
     event_values, event_partitions = events.view(np.float64), events.view(np.uint16)
     value_count = sums.shape[1]
     origin = np.zeros(value_count)
@@ -83,12 +84,7 @@ def summarise(
 
 @kernel(nogil=True)
 def fold_summaries(
-    table: Array,
-    slots: Int64,
-    counters: Int64,
-    events: Int64,
-    frauds: Int64,
-    remotes: Int64,
+    state: KeyState,
     horizon_ms: int,
     entries_max: int,
     codes: Int64,
@@ -106,6 +102,8 @@ def fold_summaries(
     entries_max: remotes of a key
     The others are the fields of `Summaries`.
     """
+    state = borrowed(state)
+    table, slots, counters, events, frauds, remotes, _, _ = state
     remote_partitions = remotes.view(np.uint16)
     value_count = sums.shape[1]
     remote = np.zeros((remotes.shape[1] - VALUES) // BLOCK, np.int64)
@@ -131,12 +129,7 @@ def fold_summaries(
             remote_values[first + value_count] = squares[row, value]
             remote_values[first + 2 * value_count] = maxima[row, value]
         put(
-            table,
-            slots,
-            counters,
-            events,
-            frauds,
-            remotes,
+            state,
             remotes,
             remote_partitions,
             slot,

@@ -4,8 +4,8 @@ A key has a slot (a row of `slots`), a chain of blocks of events, one of frauds,
 workers' events), and a short sequence of steps. `numpy.zeros` reserves address space for the large arrays; the system
 assigns pages when keys and events arrive, so a high limit costs nothing until it is reached.
 
-The kernels take plain arrays, not tuples of them: numba counts references at each access through a tuple, which doubled
-the time of a row.
+The kernel of rows takes plain arrays, not tuples of them: numba takes some microseconds to look at a tuple's type at
+each call, and counts references at each access through it unless its arrays are borrowed (`borrowing`).
 """
 
 from __future__ import annotations

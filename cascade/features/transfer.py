@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cascade.columns import Array, Bool, Float32, Int64
+from cascade.columns import Array, Bool, Int64
 from cascade.compilation import kernel
+from cascade.features.borrowing import borrowed
 from cascade.features.chains import find, free_block, free_chain, newest_ms, put, release, touch, trim
 from cascade.features.kernels import find_fraud, step
 from cascade.features.layout import (
@@ -42,16 +43,17 @@ from cascade.features.layout import (
     STEPS,
     TIMES,
     VALUES,
+    KeyState,
 )
 
 # --- removing ---------------------------------------------------------------------------------------------------
 
 
 @kernel(nogil=True)
-def forget(
-    table: Array, slots: Int64, counters: Int64, events: Int64, frauds: Int64, remotes: Int64, partition_id: int
-) -> None:
+def forget(state: KeyState, partition_id: int) -> None:
     """Drop the events and steps of a partition, and forget the keys that have lost their last event or step by it."""
+    state = borrowed(state)
+    table, slots, counters, events, frauds, remotes, _, _ = state
     event_partitions = events.view(np.uint16)
     for slot in range(1, counters[SLOTS_USED] + 1):
         dropped = _drop_partition(slots, counters, events, event_partitions, slot, partition_id)
@@ -190,17 +192,9 @@ def _keys_fit(table: Array, slots: Int64, counters: Int64, in_use: Bool) -> bool
 
 
 @kernel(nogil=True)
-def state_fits(  # noqa: PLR0911
-    table: Array,
-    slots: Int64,
-    counters: Int64,
-    events: Int64,
-    frauds: Int64,
-    remotes: Int64,
-    step_times: Int64,
-    has_sequence: bool,
-) -> bool:
+def state_fits(state: KeyState, has_sequence: bool) -> bool:  # noqa: PLR0911
     """Whether all indices in the used parts of a state are in range and agree, so that kernels may follow them."""
+    table, slots, counters, events, frauds, remotes, step_times, _ = borrowed(state)
     in_use = np.zeros(len(slots), np.bool_)
     # a negative generation would reach 0, which is that of unused scratch memory
     if counters.min() < 0 or counters.max() >= 1 << 62:
@@ -234,22 +228,11 @@ def state_fits(  # noqa: PLR0911
 
 @kernel(nogil=True)
 def absorb(  # noqa: PLR0912
-    table: Array,
-    slots: Int64,
-    counters: Int64,
-    events: Int64,
-    frauds: Int64,
-    remotes: Int64,
-    step_times: Int64,
-    step_values: Float32,
+    state: KeyState,
+    exported: KeyState,
     horizon_ms: int,
-    events_per_key_max: int,
+    entries_max: int,
     has_sequence: bool,
-    from_slots: Int64,
-    from_events: Int64,
-    from_frauds: Int64,
-    from_step_times: Int64,
-    from_step_values: Float32,
     wanted: Bool,
     labels: bool,
     first: int,
@@ -257,14 +240,17 @@ def absorb(  # noqa: PLR0912
 ) -> int:
     """Take events and steps of the wanted partitions from other arrays, each as if its row came now.
 
-    horizon_ms, events_per_key_max, has_sequence: as in `Program`
-    from_slots, from_events, from_frauds, from_step_times, from_step_values: exported arrays of `KeyState`
+    exported: the other arrays
+    horizon_ms, entries_max, has_sequence: `horizon_ms`, `events_per_key_max` and `has_sequence` of `Program`
     wanted: bool [PARTITIONS_MAX]
     labels: whether the frauds are taken too
-    first, end: the slots first ≤ slot < end of `from_slots` are taken
+    first, end: the slots first ≤ slot < end of `exported` are taken
 
     Returns 0, or a slot that is not in order; the slots before it are then in the state.
     """
+    state, exported, wanted = borrowed(state), borrowed(exported), borrowed(wanted)
+    table, slots, counters, events, frauds, remotes, step_times, step_values = state
+    _, from_slots, _, from_events, from_frauds, _, from_step_times, from_step_values = exported
     from_partitions = from_events.view(np.uint16)
     event_partitions, fraud_partitions = events.view(np.uint16), frauds.view(np.uint16)
     event = np.zeros((from_events.shape[1] - VALUES) // BLOCK, np.int64)
@@ -285,76 +271,44 @@ def absorb(  # noqa: PLR0912
         fraud_count = from_slots[slot, FRAUDS + COUNT] if labels else 0
         if not found and not fraud_count and not steps:
             continue
-        key = from_slots[slot, KEY]
-        target = touch(table, slots, counters, events, frauds, remotes, key)
+        target = touch(table, slots, counters, events, frauds, remotes, from_slots[slot, KEY])
         if found:
             latest_ms = max(latest_ms, newest_ms(slots, events, target, EVENTS, latest_ms))
             trim(slots, counters, events, target, EVENTS, EVENT_POOL, latest_ms - horizon_ms)
             block = from_slots[slot, EVENTS + OLDEST]
             while block:
                 for place in range(from_events[block, LOW], from_events[block, HIGH]):
-                    partition_id = from_partitions[block, PARTITIONS + place]
+                    partition_id = np.int64(from_partitions[block, PARTITIONS + place])
                     time_ms = from_events[block, TIMES + place]
                     if not wanted[partition_id] or time_ms <= latest_ms - horizon_ms:
                         continue
                     for column in range(len(event)):
                         event[column] = from_events[block, VALUES + BLOCK * column + place]
                     put(
-                        table,
-                        slots,
-                        counters,
-                        events,
-                        frauds,
-                        remotes,
+                        state,
                         events,
                         event_partitions,
                         target,
                         EVENTS,
                         EVENT_POOL,
-                        events_per_key_max,
+                        entries_max,
                         time_ms,
-                        np.int64(partition_id),
+                        partition_id,
                         event,
                     )
                 block = from_events[block, NEWER]
         for number in range(steps):
             time_ms, partition_id = from_step_times[slot, number], from_slots[slot, STEP_PARTITION]
-            step(
-                slots,
-                step_times,
-                step_values,
-                step_columns,
-                target,
-                time_ms,
-                partition_id,
-                number,
-                from_step_values[slot],
-                unread,
-            )
+            values = from_step_values[slot]
+            step(slots, step_times, step_values, step_columns, target, time_ms, partition_id, number, values, unread)
         if fraud_count:
             block = from_slots[slot, FRAUDS + OLDEST]
             while block:
                 for place in range(from_frauds[block, LOW], from_frauds[block, HIGH]):
-                    fraud[0] = from_frauds[block, VALUES + place]
+                    fraud[0], time_ms = from_frauds[block, VALUES + place], from_frauds[block, TIMES + place]
                     if find_fraud(slots, frauds, target, fraud[0])[0]:
                         continue
-                    put(
-                        table,
-                        slots,
-                        counters,
-                        events,
-                        frauds,
-                        remotes,
-                        frauds,
-                        fraud_partitions,
-                        target,
-                        FRAUDS,
-                        FRAUD_POOL,
-                        events_per_key_max,
-                        from_frauds[block, TIMES + place],
-                        0,
-                        fraud,
-                    )
+                    put(state, frauds, fraud_partitions, target, FRAUDS, FRAUD_POOL, entries_max, time_ms, 0, fraud)
                 block = from_frauds[block, NEWER]
     return 0
 
