@@ -146,45 +146,13 @@ class KeyPart:
     def summarise(self, codes: Int64, partition_ids: Int64, starts: Int64, length_ms: int) -> Summaries:
         """Return the totals of the events of each key, partition and stretch of event time."""
         rows, width = len(codes), len(self.values)
-        found = Summaries(
-            codes,
-            partition_ids,
-            starts,
-            np.zeros(rows, np.int64),
-            np.zeros(rows, np.int64),
-            np.zeros((rows, width)),
-            np.zeros((rows, width)),
-            np.zeros((rows, width)),
-        )
-        sharing.summarise(
-            self.state,
-            codes,
-            partition_ids,
-            starts,
-            length_ms,
-            found.counts,
-            found.newest,
-            found.sums,
-            found.squares,
-            found.maxima,
-        )
+        found = Summaries(codes, partition_ids, starts, *np.zeros((2, rows), np.int64), *np.zeros((3, rows, width)))
+        sharing.summarise(self.state, length_ms, *found.arrays)
         return found
 
     def fold_summaries(self, summaries: Summaries) -> None:
         """Store each summary, in place of an earlier one of its code, partition and start."""
-        sharing.fold_summaries(
-            self.state,
-            self.program.horizon_ms,
-            self.program.events_per_key_max,
-            summaries.codes,
-            summaries.partition_ids,
-            summaries.starts,
-            summaries.counts,
-            summaries.newest,
-            summaries.sums,
-            summaries.squares,
-            summaries.maxima,
-        )
+        sharing.fold_summaries(self.state, self.program.horizon_ms, self.program.events_per_key_max, *summaries.arrays)
 
     def feed_partition(self, sink: digest.Sink, partition_id: int, after_ms: int | None) -> None:
         """Feed the events and steps of a partition to a digest."""

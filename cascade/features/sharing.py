@@ -35,10 +35,10 @@ from cascade.features.layout import (
 @kernel(nogil=True)
 def summarise(
     state: KeyState,
+    length_ms: int,
     codes: Int64,
     partition_ids: Int64,
     starts: Int64,
-    length_ms: int,
     counts: Int64,
     newest: Int64,
     sums: Float64,

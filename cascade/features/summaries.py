@@ -50,9 +50,14 @@ class Summaries:
     def __len__(self) -> int:
         return len(self.codes)
 
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """All fields, in their order."""
+        return tuple(getattr(self, name) for name in self.__slots__)
+
     def take(self, index: Array) -> Summaries:
         """Return the summaries that `index` (positions or a mask) selects, in its order."""
-        return Summaries(*(getattr(self, name)[index] for name in self.__slots__))
+        return Summaries(*(array[index] for array in self.arrays))
 
 
 def encode(field: int, summaries: Summaries) -> tuple[list[bytes], list[bytes]]:
@@ -97,14 +102,9 @@ def decode(
         key = np.frombuffer(b"".join(key for key, _ in chosen), _KEY)
         value = np.frombuffer(b"".join(value for _, value in chosen), kind)
         summaries = Summaries(
-            key["code"].astype(np.int64),
-            key["partition_id"].astype(np.int64),
-            key["start"].astype(np.int64),
-            value["counts"].astype(np.int64),
-            value["newest"].astype(np.int64),
-            value["sums"].astype(np.float64),
-            value["squares"].astype(np.float64),
-            value["maxima"].astype(np.float64),
+            *(key[name].astype(np.int64) for name in ("code", "partition_id", "start")),
+            *(value[name].astype(np.int64) for name in ("counts", "newest")),
+            *(value[name].astype(np.float64) for name in ("sums", "squares", "maxima")),
         )
         found.append(summaries.take(_is_valid(summaries) & (value["version"] == VERSION)))
     return found, len(keys) - sum(map(len, found))

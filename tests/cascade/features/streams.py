@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from cascade.columns import ColumnBatch, Float32
@@ -15,6 +16,7 @@ from cascade.schema import Field, Schema, parse_schema
 
 from .reference import Reference, Row
 
+QUICK = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 # Friday 2021-01-01, 05:59:50 UTC: streams run over the end of the night
 START_MS = 1_609_480_790_000
 KeyKind = Literal["int64", "string"]
@@ -302,6 +304,18 @@ def play(
         features.append(found.features)
         sequences.append(found.sequence)
     return np.concatenate(features), np.concatenate(sequences)
+
+
+def assert_same_results(
+    engine: FeatureEngine,
+    other: FeatureEngine,
+    items: Sequence[Item],
+    cuts: Iterable[int] = (),
+    partition: Callable[[Row], int] | None = None,
+) -> None:
+    """Fold a stream with both, with the first as `play` does; features and sequences are equal to the last bit."""
+    for found, expected in zip(play(engine, items, cuts, partition), play(other, items), strict=True):
+        assert np.array_equal(found, expected)
 
 
 def play_reference(reference: Reference, items: Iterable[Item]) -> tuple[Float32, Float32]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.features import FeatureEngine, FeatureSpec
@@ -16,6 +16,7 @@ from .streams import (
     CARD_COUNTS,
     EVERYTHING,
     KEY_KINDS,
+    QUICK,
     Item,
     KeyKind,
     Move,
@@ -29,8 +30,6 @@ from .streams import (
     spec_of,
     stream,
 )
-
-QUICK = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 
 
 def assert_equal(spec: FeatureSpec, kind: KeyKind, items: Sequence[Item]) -> FeatureEngine:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.errors import StateError
@@ -19,9 +19,11 @@ from .reference import Reference, SummarisedRows
 from .streams import (
     EVERYTHING,
     KEY_VALUES,
+    QUICK,
     START_MS,
     Item,
     Move,
+    assert_same_results,
     batch_of,
     label_of,
     moves,
@@ -36,7 +38,6 @@ from .streams import (
 )
 from .test_batch_boundaries import in_cents, probe
 
-QUICK = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 SCHEMA = schema_of("int64")
 # the steps contain features of the card alone, which do not depend on other partitions
 OF_THE_CARD = EVERYTHING.replace('"card_count_10s", "terminal_fraud_rate_10s"', '"card_count_10s"')
@@ -62,13 +63,8 @@ def folded(items: Iterable[Item], spec: FeatureSpec | None = None) -> FeatureEng
     return engine
 
 
-def of_partition(items: Iterable[Item], partition_id: int) -> list[Item]:
-    return [item for item in items if item.kind == "label" or partition_of(item.fields) == partition_id]
-
-
-def floor_of(engine: FeatureEngine, items: Iterable[Item]) -> int:
-    """A time after which no state has dropped an event for its age."""
-    return max(row["at"] for row in rows_of(items)) - engine.horizon_ms
+def digests(engine: FeatureEngine) -> list[str]:
+    return [engine.digest(partition_id) for partition_id in range(3)]
 
 
 def absorb_all(
@@ -196,16 +192,10 @@ def test_with_all_partitions_shown_features_do_not_depend_on_them(seed: int) -> 
     items = in_cents(stream("int64", random_moves(seed, 300, keys=12)))
     spec = spec_of(keys_max=9, events_per_key_max=20)
     with_partitions, without = engine_of(spec), engine_of(spec)
-    for found, expected in zip(
-        play(with_partitions, items, range(0, len(items), 7), partition_of), play(without, items), strict=True
-    ):
-        assert np.array_equal(found, expected)
+    assert_same_results(with_partitions, without, items, range(0, len(items), 7), partition_of)
     with_partitions.hide(1)
     with_partitions.show(1)
-    for found, expected in zip(
-        play(with_partitions, probe("int64"), partition=partition_of), play(without, probe("int64")), strict=True
-    ):
-        assert np.array_equal(found, expected)
+    assert_same_results(with_partitions, without, probe("int64"), partition=partition_of)
 
 
 def test_rows_of_a_hidden_partition_see_the_events_of_their_card() -> None:
@@ -273,16 +263,9 @@ def test_a_partition_that_left_and_came_back_equals_one_that_stayed(drawn: list[
         left.forget(partition_id)
         assert left.digest(partition_id) == engine_of().digest(partition_id)
         absorb_all(left, snapshot, {partition_id}, False, count)
-    assert [left.digest(partition_id) for partition_id in range(3)] == [
-        stayed.digest(partition_id) for partition_id in range(3)
-    ]
+    assert digests(left) == digests(stayed)
     assert left.digest_labels() == stayed.digest_labels()
-    for found, expected in zip(
-        play(left, probe("int64"), partition=partition_of),
-        play(stayed, probe("int64"), partition=partition_of),
-        strict=True,
-    ):
-        assert np.array_equal(found, expected)
+    assert_same_results(left, stayed, probe("int64"))
 
 
 @QUICK
@@ -292,9 +275,11 @@ def test_a_partition_of_a_snapshot_equals_a_fold_of_its_rows_alone(drawn: list[M
     if not rows_of(items):
         return
     everything = folded(items)
-    after_ms = floor_of(everything, items)
+    # no state has dropped a later event for its age
+    after_ms = max(row["at"] for row in rows_of(items)) - everything.horizon_ms
     for partition_id in range(3):
-        joined, alone = engine_of(), folded(of_partition(items, partition_id))
+        own = [item for item in items if item.kind == "label" or partition_of(item.fields) == partition_id]
+        joined, alone = engine_of(), folded(own)
         absorb_all(joined, everything, {partition_id}, True, 2)
         assert joined.digest(partition_id, after_ms) == alone.digest(partition_id, after_ms)
         assert everything.digest(partition_id, after_ms) == alone.digest(partition_id, after_ms)
@@ -305,10 +290,10 @@ def test_a_partition_of_a_snapshot_equals_a_fold_of_its_rows_alone(drawn: list[M
 def test_a_partition_that_leaves_does_not_affect_the_others() -> None:
     items = stream("int64", random_moves(3, 400, keys=12))
     engine = folded(items)
-    before, labels = [engine.digest(partition_id) for partition_id in range(3)], engine.digest_labels()
+    before, labels = digests(engine), engine.digest_labels()
     assert len(set(before)) == 3
     engine.forget(1)
-    assert [engine.digest(partition_id) for partition_id in (0, 2)] == [before[0], before[2]]
+    assert digests(engine)[::2] == before[::2]
     assert engine.digest_labels() == labels
 
 
@@ -341,9 +326,7 @@ def test_absorbing_takes_slice_after_slice_and_returns_none_after_the_last() -> 
     items = stream("int64", random_moves(3, 400, keys=12))
     everything, engine = folded(items), engine_of()
     assert absorb_all(engine, everything, {0, 1, 2}, True, 5) == 3, "twelve cards"
-    assert [engine.digest(partition_id) for partition_id in range(3)] == [
-        everything.digest(partition_id) for partition_id in range(3)
-    ]
+    assert digests(engine) == digests(everything)
     assert engine.absorb(everything.export_state(), [0], labels=False, first=1_000) is None
     with pytest.raises(ValueError, match="positive number"):
         engine.absorb(everything.export_state(), [0], labels=False, count=0)
@@ -501,9 +484,7 @@ def test_string_keys_are_absorbed_by_their_codes() -> None:
     play(engine, items, partition=partition_of)
     other = FeatureEngine(spec_of(), schema_of("string"))
     other.absorb(engine.export_state(), [0, 1, 2], labels=True)
-    assert [other.digest(partition_id) for partition_id in range(3)] == [
-        engine.digest(partition_id) for partition_id in range(3)
-    ]
+    assert digests(other) == digests(engine)
 
 
 # --- warm-up ----------------------------------------------------------------------------------------------------

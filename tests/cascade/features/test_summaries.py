@@ -15,7 +15,7 @@ from cascade.features.layout import COUNT, KEY, REMOTES
 from cascade.features.summaries import COUNT_MAX, decode, encode
 from cascade.schema import key_codes
 
-from .streams import START_MS, Item, Row, batch_of, label_of, play, random_moves, row_of, schema_of, spec_of, stream
+from .streams import START_MS, Row, batch_of, label_of, play, random_moves, row_of, schema_of, spec_of, stream
 
 SCHEMA = schema_of("int64")
 HOUR_MS = 3_600_000
@@ -234,36 +234,6 @@ def test_a_later_summary_replaces_the_earlier_and_a_count_of_zero_removes_it() -
     assert engine.statistics()["shop"].keys == 1
 
 
-def test_a_summary_enters_and_leaves_a_window_as_a_whole() -> None:
-    engine = engine_of()
-    engine.hide(5)
-    engine.fold_summaries("shop", summary(count=3, newest_ms=1_000, start_ms=-9_000))
-    counts = [probe(engine, time_ms)["terminal_count_10s"] for time_ms in (999, 1_000, 10_999, 11_000)]
-    assert counts == [1, 5, 5, 2]
-    assert probe(engine, 11_001)["terminal_seconds_since_last"] == np.float32(0.001)
-
-
-def test_the_time_since_the_last_row_is_that_of_the_newest_summary() -> None:
-    engine = engine_of()
-    engine.hide(5)
-    probe(engine, 0)
-    engine.fold_summaries("shop", summary(newest_ms=7_000))
-    assert probe(engine, 8_000)["terminal_seconds_since_last"] == 1
-    engine.fold_summaries("shop", summary(newest_ms=7_500, start_ms=1))
-    assert probe(engine, 8_001)["terminal_seconds_since_last"] == np.float32(0.001), "the worker's own row is newer"
-
-
-def test_spread_and_maximum_include_summaries() -> None:
-    engine = engine_of()
-    engine.hide(5)
-    values = np.array([4.0, 7.0, 19.0])
-    engine.fold_summaries("shop", summary(3, 1_000, paid=10.0, spread=float(((values - 10) ** 2).sum()), largest=19.0))
-    row = probe(engine, 2_000, paid=12.0)
-    assert row["terminal_amount_std_1d"] == pytest.approx(np.std([*values, 12.0]), rel=1e-6)
-    assert row["terminal_amount_max_1d"] == 19
-    assert row["terminal_amount_ratio_to_mean_1d"] == pytest.approx(1.2)
-
-
 def test_frauds_of_other_workers_count_from_the_start_of_their_stretch() -> None:
     """Without the summary the fraud is older than any row in the state, and does not count."""
     engine = engine_of()
@@ -439,9 +409,3 @@ def test_decode_raises_for_no_bytes(records: list[tuple[bytes, bytes]]) -> None:
     engine.hide(0)
     engine.fold_summaries("shop", found)
     play(engine, stream("int64", random_moves(1, 5, keys=2)))
-
-
-def test_probe_reads_the_terminal_of_the_summaries() -> None:
-    engine = engine_of()
-    play(engine, [Item("row", row_of("int64", 1, START_MS, 1, 1))])
-    assert probe(engine, 1)["terminal_count_1d"] == 2
