@@ -1,10 +1,40 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
 import numpy as np
 import pytest
 from onnx import TensorProto, checker, helper, numpy_helper, save
 
+from cascade.columns import Float64
+from cascade.errors import DeepStageError
+from stages.deep.local_triton import LocalTriton
+from stages.deep.repository import write_repository
+from stages.deep.triton import TritonDeepStage
 from tests.conftest import TinyDeepModel
+
+
+def failure(future: Future[Float64]) -> DeepStageError:
+    """The error of a call that fails."""
+    error = future.exception(timeout=20)
+    assert isinstance(error, DeepStageError)
+    return error
+
+
+@pytest.fixture
+def stage(triton: LocalTriton, tiny_deep_model: TinyDeepModel) -> Iterator[TritonDeepStage]:
+    made = TritonDeepStage(triton.grpc_url, tiny_deep_model.signature)
+    made.wait_ready(20)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def repository(tiny_deep_model: TinyDeepModel, tmp_path: Path) -> Path:
+    """A model repository of the tiny model, for a Triton that a test starts."""
+    return write_repository(tiny_deep_model.path, tiny_deep_model.signature, tmp_path / "models", "cpu")
 
 
 @pytest.fixture(scope="session")

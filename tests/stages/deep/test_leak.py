@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -24,14 +24,6 @@ pytestmark = [pytest.mark.triton]
 WARM_UP, CALLS, SAMPLE_EVERY = 500, 3_000, 100
 # Two per cent of the process is what a soak may grow by. A leak of one request a call (4 kB) would be 12 MB here.
 GROWTH_SHARE_MAX = 0.02
-
-
-@pytest.fixture
-def stage(triton: LocalTriton, tiny_deep_model: TinyDeepModel) -> Iterator[TritonDeepStage]:
-    made = TritonDeepStage(triton.grpc_url, tiny_deep_model.signature)
-    made.wait_ready(20)
-    yield made
-    made.close()
 
 
 def growth(call: Callable[[], object]) -> float:

@@ -72,8 +72,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line_with_the_cause(
 
 
 @pytest.mark.triton
-def test_killing_leaves_no_shared_memory(triton_parts: Path, tiny_deep_model: TinyDeepModel, tmp_path: Path) -> None:
-    repository = write_repository(tiny_deep_model.path, tiny_deep_model.signature, tmp_path / "models", "cpu")
+def test_killing_leaves_no_shared_memory(triton_parts: Path, repository: Path) -> None:
     with LocalTriton(repository, parts_dir=triton_parts) as running:
         # other Tritons of this machine have regions of their own there
         regions = f"{running._region_prefix}*"
@@ -83,10 +82,7 @@ def test_killing_leaves_no_shared_memory(triton_parts: Path, tiny_deep_model: Ti
 
 
 @pytest.mark.triton
-def test_a_killed_owner_takes_triton_and_its_helpers_along(
-    triton_parts: Path, tiny_deep_model: TinyDeepModel, tmp_path: Path
-) -> None:
-    repository = write_repository(tiny_deep_model.path, tiny_deep_model.signature, tmp_path / "models", "cpu")
+def test_a_killed_owner_takes_triton_and_its_helpers_along(triton_parts: Path, repository: Path) -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(repository), str(triton_parts)], stdout=subprocess.PIPE, text=True
     )

@@ -23,6 +23,7 @@ from stages.deep.repository import ServingLimits, write_repository
 from stages.deep.triton import GrpcOptions, TritonDeepStage
 from tests.conftest import TinyDeepModel
 from tests.proxy import Proxy
+from tests.stages.deep.conftest import failure
 
 pytestmark = pytest.mark.triton
 
@@ -32,20 +33,6 @@ def reference(model: TinyDeepModel, inputs: DeepInputs) -> Float64:
     (logit,) = session.run(["logit"], {"sequence": inputs.sequence, "features": inputs.features})
     scores: Float64 = logit[:, 0].astype(np.float64)
     return scores
-
-
-def failure(future: Future[Float64]) -> DeepStageError:
-    error = future.exception(timeout=10)
-    assert isinstance(error, DeepStageError)
-    return error
-
-
-@pytest.fixture
-def stage(triton: LocalTriton, tiny_deep_model: TinyDeepModel) -> Iterator[TritonDeepStage]:
-    made = TritonDeepStage(triton.grpc_url, tiny_deep_model.signature)
-    made.wait_ready(10)
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +174,7 @@ def test_a_model_that_is_busy_at_the_start_is_asked_again(
         ready = starting.submit(second.wait_ready, 60)
         give_up_s = time.monotonic() + 60
         while not refused and time.monotonic() < give_up_s:
-            busy = [one for one in busy if not one.done()]
+            busy = [future for future in busy if not future.done()]
             busy += [first.submit(slow_deep_model.inputs(256), 8) for _ in range(3 - len(busy))]
             if ready.done():
                 # it found a gap
