@@ -101,11 +101,10 @@ def decode(
         ]
         key = np.frombuffer(b"".join(key for key, _ in chosen), _KEY)
         value = np.frombuffer(b"".join(value for _, value in chosen), kind)
-        summaries = Summaries(
-            *(key[name].astype(np.int64) for name in ("code", "partition_id", "start")),
-            *(value[name].astype(np.int64) for name in ("counts", "newest")),
-            *(value[name].astype(np.float64) for name in ("sums", "squares", "maxima")),
-        )
+        arrays: list[Array] = [key[name].astype(np.int64) for name in ("code", "partition_id", "start")]
+        arrays += [value[name].astype(np.int64) for name in ("counts", "newest")]
+        arrays += [value[name].astype(np.float64) for name in ("sums", "squares", "maxima")]
+        summaries = Summaries(*arrays)
         found.append(summaries.take(_is_valid(summaries) & (value["version"] == VERSION)))
     return found, len(keys) - sum(map(len, found))
 

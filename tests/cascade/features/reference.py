@@ -139,9 +139,8 @@ class KeyReference:
         self.evictions = self.late = self.too_late = 0
         self.hidden: set[int] = set()
         events = spec.limits.keys_max * spec.limits.events_per_key_mean
-        self.event_blocks = events // BLOCK + spec.limits.keys_max + 1
-        self.remote_blocks = self.event_blocks
-        self.fraud_blocks = events // BLOCK // BLOCK + spec.limits.keys_max + 1
+        blocks = {"events": events // BLOCK, "remotes": events // BLOCK, "frauds": events // BLOCK // BLOCK}
+        self.blocks_max = {chain: count + spec.limits.keys_max + 1 for chain, count in blocks.items()}
 
     def use(self, key: Any) -> Memory:
         """Return the memory of a key, which becomes the latest used."""
@@ -156,16 +155,21 @@ class KeyReference:
         self.keys.popitem(last=False)
         self.evictions += 1
 
-    def make_room(self, chain_name: str, blocks_max: int, memory: Memory) -> None:
-        """Free a block of the pool for the chain of the latest used key, if the chain needs it."""
+    def insert(self, chain_name: str, memory: Memory, time_ms: int, content: Any) -> bool:
+        """Insert into a chain of the latest used key, within the limits; False where the entry is too old for that."""
         chain: Chain = getattr(memory, chain_name)
-        if not chain.needs_block:
-            return
-        while sum(getattr(other, chain_name).blocks for other in self.keys.values()) == blocks_max:
-            if len(self.keys) > 1:
-                self.evict()
-            else:
-                chain.forget_oldest()
+        if len(chain.entries) == self.limits.events_per_key_max:
+            if time_ms < chain.entries[0][0]:
+                return False
+            chain.forget_oldest()
+        if chain.needs_block:
+            while sum(getattr(other, chain_name).blocks for other in self.keys.values()) == self.blocks_max[chain_name]:
+                if len(self.keys) > 1:
+                    self.evict()
+                else:
+                    chain.forget_oldest()
+        chain.add(time_ms, content)
+        return True
 
     def view(self, row: Row, time_ms: int) -> tuple[Memory, View, int]:
         memory = self.use(row[self.key])
@@ -188,14 +192,8 @@ class KeyReference:
         return memory, View(row, time_ms, earlier, frauds), forgotten_ms
 
     def store(self, memory: Memory, row: Row, time_ms: int, forgotten_ms: int) -> None:
-        full = len(memory.events.entries) == self.limits.events_per_key_max
-        if time_ms <= forgotten_ms or (full and time_ms < memory.events.entries[0][0]):
+        if time_ms <= forgotten_ms or not self.insert("events", memory, time_ms, row):
             self.too_late += 1
-            return
-        if full:
-            memory.events.forget_oldest()
-        self.make_room("events", self.event_blocks, memory)
-        memory.events.add(time_ms, row)
 
     def forget(self, partition_id: int) -> None:
         for key, memory in list(self.keys.items()):
@@ -217,27 +215,16 @@ class KeyReference:
         newest_stored = [chain.entries[-1][0] for chain in (memory.events, memory.remotes) if chain.entries]
         forgotten_ms = max([newest_ms, *newest_stored]) - self.reach_ms - self.lateness_ms
         memory.remotes.forget_up_to(forgotten_ms)
-        full = len(memory.remotes.entries) == self.limits.events_per_key_max
-        if newest_ms <= forgotten_ms or (full and newest_ms < memory.remotes.entries[0][0]):
-            return
-        if full:
-            memory.remotes.forget_oldest()
-        self.make_room("remotes", self.remote_blocks, memory)
-        memory.remotes.add(newest_ms, summary)
+        if newest_ms > forgotten_ms:
+            self.insert("remotes", memory, newest_ms, summary)
 
     def label(self, key: Any, time_ms: int, identity: Any, fraud: int) -> None:
         memory = self.use(key)
         is_stored = any(stored == identity for _, stored in memory.frauds.entries)
         if is_stored and not fraud:
             memory.frauds.remove_if(lambda stored: stored == identity)
-        if is_stored or not fraud:
-            return
-        if len(memory.frauds.entries) == self.limits.events_per_key_max:
-            if time_ms < memory.frauds.entries[0][0]:
-                return
-            memory.frauds.forget_oldest()
-        self.make_room("frauds", self.fraud_blocks, memory)
-        memory.frauds.add(time_ms, identity)
+        if fraud and not is_stored:
+            self.insert("frauds", memory, time_ms, identity)
 
 
 class Reference:

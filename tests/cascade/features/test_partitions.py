@@ -198,40 +198,6 @@ def test_with_all_partitions_shown_features_do_not_depend_on_them(seed: int) -> 
     assert_same_results(with_partitions, without, probe("int64"), partition=partition_of)
 
 
-def test_rows_of_a_hidden_partition_see_the_events_of_their_card() -> None:
-    """While a partition is rebuilt, the steps of its cards get the features that they had the first time."""
-    items = in_cents(stream("int64", random_moves(1, 300, keys=12)))
-    spec = spec_of(OF_THE_CARD)
-    hidden, shown = engine_of(spec), engine_of(spec)
-    for partition_id in range(3):
-        hidden.hide(partition_id)
-    (features, sequences), (expected, expected_sequences) = (
-        play(engine, items, partition=partition_of) for engine in (hidden, shown)
-    )
-    of_card = [column for column, name in enumerate(shown.names) if not name.startswith("terminal")]
-    assert np.array_equal(features[:, of_card], expected[:, of_card])
-    assert np.array_equal(sequences, expected_sequences)
-    assert not np.array_equal(features, expected), "terminals have rows of other partitions"
-
-
-def test_a_hidden_partition_counts_for_its_own_rows_only() -> None:
-    engine = engine_of(spec_of())
-
-    def row(time_ms: int, partition_id: int) -> dict[str, float]:
-        batch = batch_of(SCHEMA.fields, [row_of("int64", time_ms, START_MS + time_ms)])
-        return dict(zip(engine.names, engine.update(batch, np.array([partition_id])).features[0].tolist(), strict=True))
-
-    engine.hide(7)
-    for time_ms in (0, 100):
-        row(time_ms, 7)
-    other = row(1_000, 3)
-    assert (other["terminal_count_10s"], other["terminal_seconds_since_last"]) == (1, -1)
-    own = row(1_500, 7)
-    assert (own["terminal_count_10s"], own["terminal_seconds_since_last"]) == (4, 0.5)
-    engine.show(7)
-    assert row(2_000, 3)["terminal_count_10s"] == 5
-
-
 @pytest.mark.parametrize("partition_id", [-1, PARTITIONS_MAX])
 def test_partition_ids_out_of_range_are_refused(partition_id: int) -> None:
     engine = engine_of()
@@ -285,16 +251,6 @@ def test_a_partition_of_a_snapshot_equals_a_fold_of_its_rows_alone(drawn: list[M
         assert everything.digest(partition_id, after_ms) == alone.digest(partition_id, after_ms)
         assert joined.digest_labels() == everything.digest_labels()
         assert joined.digest((partition_id + 1) % 3) == engine_of().digest(0)
-
-
-def test_a_partition_that_leaves_does_not_affect_the_others() -> None:
-    items = stream("int64", random_moves(3, 400, keys=12))
-    engine = folded(items)
-    before, labels = digests(engine), engine.digest_labels()
-    assert len(set(before)) == 3
-    engine.forget(1)
-    assert digests(engine)[::2] == before[::2]
-    assert engine.digest_labels() == labels
 
 
 def test_keys_with_nothing_left_make_room_for_others() -> None:

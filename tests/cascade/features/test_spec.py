@@ -10,7 +10,7 @@ import pytest
 
 import cascade
 from cascade.errors import SettingError
-from cascade.features import FeatureEngine, FeatureSpec, load_spec, parse_spec
+from cascade.features import FeatureEngine, load_spec, parse_spec
 from cascade.features.spec import resolve
 from cascade.schema import load_schema
 
@@ -79,6 +79,9 @@ def test_the_example_file_is_accepted() -> None:
     ("length = 16", "length = 257", "sequence.length", 257, "use 1 to 256"),
     ('lateness = "1h"', 'lateness = "soon"', "lateness", "soon", 'write "7d"'),
     ('"1d", "7d"', '"1d", "7 days"', "window[0].windows", "7 days", 'write "7d"'),
+    ('"1d", "7d"', '"0d"', "window[0].windows", "0d", "use 1 ms to"),
+    ('"1d", "7d"', "", "window[0].windows", None, "give windows such as"),
+    ('"1d", "7d"', '"999999999999999999d"', "window[0].windows", "999999999999999999d", ""),
     ('windows = ["7d"]', 'windows = ["7w"]', "label_window[0].windows", "7w", 'write "7d"'),
     ('key = "card"', 'key = "merchant"', "window[0].key", "merchant", "use one of amount, at, card"),
     ('key = "card"', 'key = "amount"', "window[0].key", "amount", "it takes int64 or string or category"),
@@ -105,6 +108,7 @@ def test_a_setting_that_does_not_fit_is_named(old: str, new: str, key: str, valu
     ("version = 1", "", "missing required field `version`"),
     ("version = 1", 'version = "1"', "Expected `int`, got `str`"),
     ("version = 1", "version = 1\nlatness = 3", "unknown field `latness`"),
+    ("version = 1", 'version = 1\n"a\\nb" = 1', "unknown field"),
     ("keys_max", "key_max", "unknown field `key_max`"),
     ("[[window]]", "[[windows]]", "unknown field `windows`"),
     ("[[window]]", "[window]", "Expected `array`"),
@@ -122,15 +126,6 @@ def test_the_problem_of_a_broken_feature_file_is_named(old: str, new: str, probl
 def test_a_file_that_is_no_text_is_refused() -> None:
     with pytest.raises(SettingError):
         parse_spec(b"\xff\xfe", "features.toml")
-
-
-@pytest.mark.parametrize("windows", ['"0d"', "", '"999999999999999999d"'], ids=["empty window", "none", "endless"])
-def test_empty_and_endless_windows_are_refused(windows: str) -> None:
-    refusal('"1d", "7d"', windows)
-
-
-def test_an_error_about_a_name_with_a_line_break_has_no_line_break() -> None:
-    refusal("version = 1", 'version = 1\n"a\\nb" = 1')
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -154,32 +149,18 @@ def test_the_fingerprint_depends_on_the_content_not_on_the_layout() -> None:
     assert re.fullmatch("[0-9a-f]{64}", spec.fingerprint())
 
 
-def documented() -> FeatureSpec:
-    """The example of the reference page."""
-    block = re.search(r"```toml\n(.*?)```", REFERENCE_PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert block
-    return parse_spec(block[1].encode(), str(REFERENCE_PAGE))
-
-
-def test_the_example_of_the_reference_page_works() -> None:
-    schema = load_schema(SHIPPED / "simulator.toml")
-    engine = FeatureEngine(documented(), schema)
+def test_the_reference_page_has_an_example_that_works_its_columns_its_bytes_and_every_function() -> None:
     page = REFERENCE_PAGE.read_text(encoding="utf-8")
+    block = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
     listed = re.search(r"gives, in this order,\n\n((?:`\w+`,?\s)+)", page)
-    assert listed
-    assert tuple(re.findall(r"`(\w+)`", listed[1])) == engine.names
-
-
-def test_the_reference_page_states_the_bytes_of_a_key() -> None:
-    page = REFERENCE_PAGE.read_text(encoding="utf-8")
-    engine = FeatureEngine(documented(), load_schema(SHIPPED / "simulator.toml"))
     total = re.search(r"`state_bytes_max\(\)`[^.]*?([\d,]+) bytes", page)
+    assert block
+    assert listed
     assert total
+    spec = parse_spec(block[1].encode(), str(REFERENCE_PAGE))
+    engine = FeatureEngine(spec, load_schema(SHIPPED / "simulator.toml"))
+    assert tuple(re.findall(r"`(\w+)`", listed[1])) == engine.names
     assert int(total[1].replace(",", "")) == engine.state_bytes_max()
-
-
-def test_the_reference_page_names_every_function() -> None:
-    page = REFERENCE_PAGE.read_text(encoding="utf-8")
     names = "value hour weekday night weekend one_hot count sum mean max std ratio_to_mean distinct seconds_since_last"
     for name in (*names.split(), "fraud_count", "fraud_rate"):
         assert f"\n| `{name}`" in page, name
