@@ -49,23 +49,6 @@ def test_card_precision_equals_the_plain_definition(
     assert computed == pytest.approx(plain_card_precision(score, fraud, day, card, top))
 
 
-def test_a_card_that_was_found_is_not_counted_on_the_next_day() -> None:
-    score, fraud = np.array([0.9, 0.9]), np.array([True, True])
-    assert card_precision(score, fraud, np.array([1, 2]), np.array([5, 5]), top=1) == 0.5
-    assert card_precision(score, fraud, np.array([1, 2]), np.array([5, 6]), top=1) == 1.0
-
-
-def test_a_card_that_was_watched_in_vain_may_be_found_later() -> None:
-    score, fraud = np.array([0.9, 0.9]), np.array([False, True])
-    assert card_precision(score, fraud, np.array([1, 2]), np.array([5, 5]), top=1) == 0.5
-
-
-def test_a_card_counts_by_its_highest_score_once() -> None:
-    score = np.array([0.9, 0.8, 0.7, 0.6])
-    card = np.array([1, 1, 1, 2])
-    assert card_precision(score, np.array([False, False, False, True]), np.zeros(4, np.int64), card, top=2) == 0.5
-
-
 def test_a_day_with_few_cards_is_still_measured_by_the_whole_list() -> None:
     assert card_precision(np.array([0.5]), np.array([True]), np.array([1]), np.array([1])) == pytest.approx(0.01)
 

@@ -13,7 +13,7 @@ from cascade.simulator import SimulatorSettings, simulate
 from stages import offline
 from stages.assembly import deep_signature, make_screener
 from stages.deep.in_process import OnnxDeepStage
-from stages.offline import OfflineScores, fold_rows, labels_of, score_offline
+from stages.offline import Folded, OfflineScores, fold_rows, labels_of, score_offline
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +47,18 @@ def everything(data: LabelledData) -> np.ndarray:
     return np.ones(data.batch.rows, bool)
 
 
+def folded(bundle: Bundle, data: LabelledData) -> Folded:
+    """All rows with their sequences."""
+    return fold_rows(engine_of(bundle), data, everything(data), everything(data), lambda _: None)
+
+
 @pytest.mark.parametrize("chunk_rows", [1, 7, 512])
 def test_features_do_not_depend_on_the_chunks(
     bundle: Bundle, data: LabelledData, monkeypatch: pytest.MonkeyPatch, chunk_rows: int
 ) -> None:
-    wanted = everything(data)
-    whole = fold_rows(engine_of(bundle), data, wanted, wanted, lambda _: None)
+    whole = folded(bundle, data)
     monkeypatch.setattr(offline, "CHUNK_ROWS", chunk_rows)
-    chunked = fold_rows(engine_of(bundle), data, wanted, wanted, lambda _: None)
+    chunked = folded(bundle, data)
     np.testing.assert_array_equal(chunked.rows, whole.rows)
     np.testing.assert_array_equal(chunked.features, whole.features)
     np.testing.assert_array_equal(chunked.sequence, whole.sequence)
@@ -65,7 +69,7 @@ def test_chosen_rows_have_the_features_of_the_whole_past(bundle: Bundle, data: L
     wanted[-200::2] = True
     with_sequence = wanted.copy()
     with_sequence[-100:] = False
-    whole = fold_rows(engine_of(bundle), data, everything(data), everything(data), lambda _: None)
+    whole = folded(bundle, data)
     part = fold_rows(engine_of(bundle), data, wanted, with_sequence, lambda _: None)
     assert part.rows.tolist() == np.flatnonzero(wanted).tolist()
     np.testing.assert_array_equal(part.features, whole.features[wanted])
@@ -74,9 +78,7 @@ def test_chosen_rows_have_the_features_of_the_whole_past(bundle: Bundle, data: L
 
 def test_a_label_acts_from_its_delay_on_and_not_before(bundle: Bundle, data: LabelledData) -> None:
     clean = LabelledData(data.batch, np.zeros_like(data.fraud))
-    with_labels = fold_rows(engine_of(bundle), data, everything(data), everything(data), lambda _: None).features
-    without = fold_rows(engine_of(bundle), clean, everything(data), everything(data), lambda _: None).features
-    touched = np.flatnonzero((with_labels != without).any(axis=1))
+    touched = np.flatnonzero((folded(bundle, data).features != folded(bundle, clean).features).any(axis=1))
     times = data.batch["event_time"]
     first_fraud_ms = times[np.flatnonzero(data.fraud)[0]]
     assert len(touched) > 50
