@@ -145,7 +145,9 @@ def test_close_leaves_no_thread_and_fails_what_waits(own_triton: LocalTriton, ti
     stage.close()
     assert all(future.done() for future in waiting)
     assert failure(stage.submit(tiny_deep_model.inputs(1), 1)).cause == "error"
-    assert set(threading.enumerate()) - before == set()
+    # gRPC has one thread for all connections of a process, which ends when the last of them is garbage
+    left = set(threading.enumerate()) - before
+    assert [thread for thread in left if "_poll_wrapper" not in thread.name] == []
 
 
 def test_a_connection_that_takes_its_time_is_not_given_up(triton: LocalTriton, tiny_deep_model: TinyDeepModel) -> None:
