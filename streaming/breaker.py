@@ -13,6 +13,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cascade.config import BreakerSettings
@@ -23,6 +24,7 @@ JITTER_SHARE = 0.5
 _random = random.SystemRandom()
 
 
+@dataclass(eq=False)
 class CircuitBreaker:
     """Decides by the outcomes of the last calls whether the next call may be made; for one thread.
 
@@ -40,20 +42,16 @@ class CircuitBreaker:
     'closed'
     """
 
-    def __init__(
-        self,
-        settings: BreakerSettings,
-        clock: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = _random.random,
-    ) -> None:
-        self._settings = settings
-        self._clock = clock
-        self._chance = chance
-        self._outcomes: deque[bool] = deque(maxlen=settings.calls)
-        self._pause_s = settings.pause_ms / 1e3
-        self._until_s = 0.0
-        self.state: State = "closed"
-        self.opened = 0
+    _settings: BreakerSettings
+    _clock: Callable[[], float] = time.monotonic
+    _chance: Callable[[], float] = _random.random
+    _until_s: float = field(default=0.0, init=False)
+    state: State = field(default="closed", init=False)
+    opened: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._outcomes: deque[bool] = deque(maxlen=self._settings.calls)
+        self._pause_s = self._settings.pause_ms / 1e3
 
     def allows(self) -> bool:
         """Whether a call may be made now; in the half-open state that call is the trial."""

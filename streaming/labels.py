@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cascade.columns import ColumnBatch
@@ -43,6 +44,7 @@ def read_to_end(
     return count
 
 
+@dataclass(eq=False)
 class LabelFollower:
     """Passes label messages to `fold`, and unreadable ones to `reject`.
 
@@ -52,32 +54,24 @@ class LabelFollower:
     worker's group, whose commits store the label offsets.
     """
 
-    def __init__(
-        self,
-        consumer: ConsumerClient,
-        topic: str,
-        codec: Codec,
-        alignment: Literal["arrival", "exact"],
-        fold: Callable[[ColumnBatch], None],
-        reject: Callable[[FetchedBatch, list[Reject]], None],
-        clock: Clock,
-        group_consumer: ConsumerClient,
-    ) -> None:
-        self._consumer = consumer
-        self.partitions: list[Partition] = consumer.partitions_for(topic)
-        self._codec = codec
-        self._exact = alignment == "exact"
-        self._fold = fold
-        self._reject = reject
-        self._clock = clock
-        self._group_consumer = group_consumer
-        # unreadable messages below these offsets have their dead letters, from this run or an earlier one
-        self._dead_lettered_until: dict[Partition, int] = {}
-        self._owns_dead_letters = False
-        # the offset of the next record to fold, by partition
-        self.positions: dict[Partition, int] = {}
-        self._next_read_s = 0.0
-        consumer.assign(self.partitions)
+    _consumer: ConsumerClient
+    _topic: str
+    _codec: Codec
+    _alignment: Literal["arrival", "exact"]
+    _fold: Callable[[ColumnBatch], None]
+    _reject: Callable[[FetchedBatch, list[Reject]], None]
+    _clock: Clock
+    _group_consumer: ConsumerClient
+    # unreadable messages below these offsets have their dead letters, from this run or an earlier one
+    _dead_lettered_until: dict[Partition, int] = field(default_factory=dict, init=False)
+    _owns_dead_letters: bool = field(default=False, init=False)
+    # the offset of the next record to fold, by partition
+    positions: dict[Partition, int] = field(default_factory=dict, init=False)
+    _next_read_s: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.partitions: list[Partition] = self._consumer.partitions_for(self._topic)
+        self._consumer.assign(self.partitions)
 
     def beginnings(self) -> dict[Partition, int]:
         """Returns the first offset of each partition of the labels topic."""
@@ -133,7 +127,7 @@ class LabelFollower:
         """
         if not self.positions:
             return 0
-        if self._exact:
+        if self._alignment == "exact":
             return read_to_end(self._consumer, self.partitions, self._read, self._clock, _LATE)
         now_s = self._clock.monotonic()
         if now_s < self._next_read_s:

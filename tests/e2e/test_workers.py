@@ -8,8 +8,8 @@ import re
 import signal
 from collections import Counter
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -24,7 +24,7 @@ from cascade.bundle import Bundle, load_bundle
 from cascade.config import Config
 from cascade.errors import DataError
 from cascade.frames import LabelledData
-from cascade.ledger import LedgerSummary, read_journal, summarise
+from cascade.ledger import read_journal, summarise
 from stages.deep.local_triton import LocalTriton
 from streaming.health import OPENMETRICS
 from tests.conftest import SHIPPED, Broker
@@ -107,24 +107,7 @@ def worker_pids(service: ServiceProcess) -> dict[int, int]:
     return found
 
 
-@dataclass(frozen=True)
-class Observed:
-    """Observations of the service on its way."""
-
-    config: Config
-    sent: int
-    shares: dict[str, set[int]]
-    decided: Counter[str]
-    metrics: str
-    exemplars: dict[str, str]
-    collected: dict[str, int]
-    waiting: list[str]
-    hung: list[str]
-    pids: dict[int, int]
-    ledger: LedgerSummary
-    left: list[int]
-    log: str
-    triton_pid: int | None
+Observed = SimpleNamespace
 
 
 @pytest.fixture(scope="module")
@@ -187,20 +170,20 @@ def observed(
         ledger = service.stop()
         left = [process.pid for process in family if process.is_running()]
     return Observed(
-        config,
-        rows,
-        shares,
-        decided_by(metrics),
-        metrics,
-        exemplars,
-        collected,
-        waiting,
-        hung,
-        pids,
-        ledger,
-        left,
-        path.with_suffix(".log").read_text(),
-        triton_server.pid,
+        config=config,
+        sent=rows,
+        shares=shares,
+        decided=decided_by(metrics),
+        metrics=metrics,
+        exemplars=exemplars,
+        collected=collected,
+        waiting=waiting,
+        hung=hung,
+        pids=pids,
+        ledger=ledger,
+        left=left,
+        log=path.with_suffix(".log").read_text(),
+        triton_pid=triton_server.pid,
     )
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.faults.traffic import SCHEMA
 from cascade.columns import ColumnBatch
 from cascade.config import DuplicateSettings
 from cascade.features import FeatureEngine
 from cascade.features.spec import FeatureSpec, LabelFeatures, Limits, Sequence, TransactionFeatures, WindowFeatures
 from cascade.protocols import SystemClock
-from cascade.schema import Field, Label, Roles, Schema
 from streaming.clients import FetchedBatch, Partition
 from streaming.codecs import codec
 from streaming.duplicates import FirstDecisions
@@ -26,21 +26,6 @@ from streaming.snapshots import Snapshot
 HOUR_MS = 3_600_000
 PARTITION: Partition = ("transactions", 0)
 LABELS: Partition = ("labels", 0)
-SCHEMA = Schema(
-    name="recovery", version=1,
-    roles=Roles(
-        transaction_id="transaction_id", event_time="event_time", amount="amount", card="card_id",
-        terminal="terminal_id",
-    ),
-    fields={
-        "transaction_id": Field(type="int64", minimum=0),
-        "event_time": Field(type="timestamp", unit="ms"),
-        "card_id": Field(type="int64", minimum=0),
-        "terminal_id": Field(type="int64", minimum=0),
-        "amount": Field(type="float64", minimum=0.0, maximum=1_000.0),
-    },
-    label=Label(field="fraud", delay="1s"),
-)  # fmt: skip
 SPEC = FeatureSpec(
     version=1,
     sequence=Sequence(key="card", length=8, fields=("amount", "card_fraud_count_1h")),

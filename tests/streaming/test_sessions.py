@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cascade.config import KafkaSettings
-from cascade.errors import BrokerError, StateError
+from cascade.errors import BrokerError, CascadeError, StateError
 from cascade.ledger import Ledger
 from streaming.health import HealthState
 from streaming.sessions import run_sessions
@@ -76,18 +76,16 @@ def test_progress_between_losses_restarts_the_limit() -> None:
     assert scene.clock.now_s > 100
 
 
-def test_exit_is_at_once_where_that_is_configured() -> None:
-    scene = Scene(gone(), lost="exit")
-    with pytest.raises(BrokerError, match="injected"):
+@pytest.mark.parametrize(
+    ("error", "kafka"),
+    [(gone(), {"lost": "exit"}), (StateError("the log no longer reaches back"), {})],
+    ids=["as configured", "only the operator can mend it"],
+)
+def test_some_errors_end_the_process_at_once(error: CascadeError, kafka: dict[str, str]) -> None:
+    scene = Scene(error, **kafka)
+    with pytest.raises(type(error)):
         scene.run()
     assert (scene.closed, scene.pauses_s) == ([0], [])
-
-
-def test_what_only_the_operator_can_mend_is_not_tried_again() -> None:
-    scene = Scene(StateError("the log no longer reaches back"))
-    with pytest.raises(StateError):
-        scene.run()
-    assert scene.closed == [0]
 
 
 def test_no_session_begins_after_a_stop() -> None:
