@@ -271,10 +271,9 @@ def _state(found: Examination) -> tuple[Status, str]:
 
 
 def _deep_model(found: Examination) -> tuple[Status, str]:
-    signature = deep_signature(found.bundle)
     with closing(make_deep_stage(found.bundle, found.config.deep)) as stage:
         stage.wait_ready(PROBE_TIMEOUT_S)
-        inputs = probe_inputs(signature)
+        inputs = probe_inputs(deep_signature(found.bundle))
         started_s = time.perf_counter()
         stage.submit(inputs, PROBE_TIMEOUT_S).result()
         took_ms = (time.perf_counter() - started_s) * 1e3

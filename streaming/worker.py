@@ -130,11 +130,9 @@ class Worker:
             config, self._first_decisions, parts.engine.policy, self._recovery.owned, parts.open_consumer,
             self._publisher.repeat, clock,
         )  # fmt: skip
-        self._terminals = (
-            None
-            if parts.summary_consumer is None
-            else TerminalExchange(config, features, parts.summary_consumer, self._outbox, clock)
-        )
+        self._terminals: TerminalExchange | None = None
+        if parts.summary_consumer is not None:
+            self._terminals = TerminalExchange(config, features, parts.summary_consumer, self._outbox, clock)
 
     def _make_outbox(self) -> Outbox:
         parts, settings = self._parts, self._config.worker

@@ -60,10 +60,6 @@ def test_an_answer_decides_only_what_has_not_expired() -> None:
     assert deep_call.expire(1e9).tolist() == [], "a decided row must not be decided again at its deadline"
 
 
-def test_rows_that_are_late_already_expire_at_once() -> None:
-    assert call([-5.0, -1.0]).expire(0.0).tolist() == [0, 1]
-
-
 def test_dropped_rows_of_lost_partitions_are_decided_by_nobody_here() -> None:
     deep_call = call([50.0, 60.0, 70.0, 80.0])
     deep_call.drop(frozenset({("t", 1)}))

@@ -142,10 +142,9 @@ def test_the_lag_of_assigned_partitions_is_a_metric(scene: Scene) -> None:
         return {sample.labels["partition"]: sample.value for sample in family.samples}
 
     assert lags() == {}
-    there = ("transactions", 1)
-    scene.at(0, {HERE: 7, there: 9}, {HERE: 107, there: 9})
+    scene.at(0, {HERE: 7, THERE: 9}, {HERE: 107, THERE: 9})
     assert lags() == {"0": 100.0, "1": 0.0}
-    scene.at(5, {there: 9}, {there: 12})
+    scene.at(5, {THERE: 9}, {THERE: 12})
     assert lags() == {"1": 3.0}
     scene.at(10, {}, {})
     assert lags() == {}

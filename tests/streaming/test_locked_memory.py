@@ -69,9 +69,7 @@ def test_where_it_is_not_allowed_the_start_stops_with_one_line(tmp_path: Path) -
     done = subprocess.run(command, check=False, capture_output=True, text=True, preexec_fn=forbid, timeout=60)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert "worker.lock_memory = True" in line
-    assert "64 KiB" in line
-    assert "IPC_LOCK" in line
+    assert all(part in line for part in ("worker.lock_memory = True", "64 KiB", "IPC_LOCK"))
 
 
 def test_doctor_reports_it_before_the_start(tmp_path: Path) -> None:
