@@ -55,6 +55,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._paused: int | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy-{self.port}", daemon=True)
         self._thread.start()
         self.accept()
@@ -68,8 +69,9 @@ class Proxy:
         """Reset all connections."""
         self._call(self._cut())
 
-    def pause(self) -> None:
-        """Pass nothing, in both directions, until `resume`."""
+    def pause(self, connections: int | None = None) -> None:
+        """Pass nothing in both directions until `resume`. `connections`: only the first so many stop; None: all."""
+        self._paused = connections
         self._call(self._set_flowing(False))
 
     def resume(self) -> None:
@@ -168,8 +170,8 @@ class Proxy:
         self.made += 1
         try:
             async with asyncio.TaskGroup() as directions:
-                directions.create_task(self._carry(reader, target_writer))
-                directions.create_task(self._carry(target_reader, writer))
+                directions.create_task(self._carry(reader, target_writer, self.made))
+                directions.create_task(self._carry(target_reader, writer, self.made))
         except* OSError:
             # one end is gone without a word: so it looks to the other
             _reset(writer)
@@ -179,12 +181,12 @@ class Proxy:
             writer.close()
             target_writer.close()
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One direction, until its sender ends it."""
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        """One direction of the connection with this number, from 1 on, until its sender ends it."""
         waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(CHUNKS_MAX)
         async with asyncio.TaskGroup() as both:
             both.create_task(self._take(reader, waiting))
-            both.create_task(self._give(waiting, writer))
+            both.create_task(self._give(waiting, writer, number))
 
     async def _take(self, reader: asyncio.StreamReader, waiting: asyncio.Queue[tuple[float, bytes]]) -> None:
         octets = b"-"
@@ -192,11 +194,14 @@ class Proxy:
             octets = await reader.read(CHUNK_BYTES)
             await waiting.put((self._loop.time() + self.delay_s, octets))
 
-    async def _give(self, waiting: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+    async def _give(
+        self, waiting: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, number: int
+    ) -> None:
         while True:
             due_s, octets = await waiting.get()
             await asyncio.sleep(max(due_s - self._loop.time(), 0.0))
-            await self._flowing.wait()
+            if self._paused is None or number <= self._paused:
+                await self._flowing.wait()
             if not octets:
                 writer.write_eof()
                 return

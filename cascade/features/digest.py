@@ -55,7 +55,7 @@ def feed_partition(digest: Sink, state: KeyState, partition_id: int, horizon_ms:
     _count_events(state.slots, state.events, partition_id, horizon_ms, floor_ms, floors, counts)
     order = _by_key(state, np.flatnonzero(counts))
     rows = np.zeros((int(counts.sum()), 1 + (state.events.shape[1] - VALUES) // BLOCK), np.int64)
-    _gather_events(state.slots, state.events, partition_id, order, floors, rows)
+    _gather_events(state.slots, state.events, EVENTS, partition_id, order, floors, rows)
     _feed(digest, state.slots[order, KEY], counts[order], rows)
 
     steps = state.slots[:used, STEPS]
@@ -69,10 +69,15 @@ def feed_partition(digest: Sink, state: KeyState, partition_id: int, horizon_ms:
 def feed_frauds(digest: Sink, state: KeyState, after_ms: int | None) -> None:
     """Add the frauds that are later than `after_ms` to the hash, in order of key and transaction."""
     used = int(state.counters[SLOTS_USED]) + 1
-    rows = np.zeros((int(state.slots[:used, FRAUDS + COUNT].sum()), 3), np.int64)
-    _gather_frauds(state.slots, state.frauds, used, rows)
+    order = np.arange(1, used)
+    frauds = np.zeros((int(state.slots[order, FRAUDS + COUNT].sum()), 2), np.int64)
+    # a fraud has no partition, which is stored as 0
+    _gather_events(state.slots, state.frauds, FRAUDS, 0, order, np.full(used, TIME_MS_MIN), frauds)
+    times, identities = frauds.T
+    keys = np.repeat(state.slots[order, KEY], state.slots[order, FRAUDS + COUNT])
+    rows = np.column_stack([keys, identities, times])
     if after_ms is not None:
-        rows = rows[rows[:, 2] > after_ms]
+        rows = rows[times > after_ms]
     _feed(digest, rows[np.lexsort((rows[:, 1], rows[:, 0]))])
 
 
@@ -109,12 +114,14 @@ def _count_events(
 
 
 @kernel(nogil=True)
-def _gather_events(slots: Int64, events: Int64, partition_id: int, order: Int64, floors: Int64, rows: Int64) -> None:
+def _gather_events(
+    slots: Int64, events: Int64, chain: int, partition_id: int, order: Int64, floors: Int64, rows: Int64
+) -> None:
     """Write time and columns of the events that count to `rows`, slot by slot, the oldest first."""
     event_partitions = events.view(np.uint16)
     row = 0
     for slot in order:
-        block = slots[slot, EVENTS + OLDEST]
+        block = slots[slot, chain + OLDEST]
         while block:
             for place in range(events[block, LOW], events[block, HIGH]):
                 if (
@@ -125,17 +132,3 @@ def _gather_events(slots: Int64, events: Int64, partition_id: int, order: Int64,
                         rows[row, column] = events[block, TIMES + BLOCK * column + place]
                     row += 1
             block = events[block, NEWER]
-
-
-@kernel(nogil=True)
-def _gather_frauds(slots: Int64, frauds: Int64, used: int, rows: Int64) -> None:
-    """Write key, transaction id and time of each fraud to `rows`."""
-    row = 0
-    for slot in range(1, used):
-        block = slots[slot, FRAUDS + NEWEST]
-        while block:
-            for place in range(frauds[block, LOW], frauds[block, HIGH]):
-                rows[row, 0] = slots[slot, KEY]
-                rows[row, 1], rows[row, 2] = frauds[block, VALUES + place], frauds[block, TIMES + place]
-                row += 1
-            block = frauds[block, OLDER]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -17,64 +14,17 @@ from cascade.errors import DeepStageError
 from stages.deep.local_triton import LocalTriton
 from stages.deep.triton import _ABANDONED_S_MAX, TritonDeepStage, _first_answer
 from tests.conftest import TinyDeepModel
+from tests.proxy import Proxy
 from tests.stages.deep.conftest import failure
 
 HEDGE_MS = 100.0
 
 
-class ClogsFirstConnection:
-    """A proxy for Triton. After `clog` it delays all bytes of the first connection until `close`."""
-
-    def __init__(self, target: str) -> None:
-        host, _, port = target.partition(":")
-        self._target = host, int(port)
-        self._flows = threading.Event()
-        self._flows.set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets = [self._listener]
-        self.url = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        flows: threading.Event | None = self._flows
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(self._target)
-            self._sockets += [client, server]
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._pass_on, args=(source, sink, flows), daemon=True).start()
-            flows = None
-
-    @staticmethod
-    def _pass_on(source: socket.socket, sink: socket.socket, flows: threading.Event | None) -> None:
-        try:
-            while octets := source.recv(65_536):
-                if flows is not None:
-                    flows.wait()
-                sink.sendall(octets)
-        except OSError:
-            return
-
-    def clog(self) -> None:
-        self._flows.clear()
-
-    def close(self) -> None:
-        self._flows.set()
-        for opened in self._sockets:
-            # closing alone would leave a thread that waits in accept or recv
-            with suppress(OSError):
-                opened.shutdown(socket.SHUT_RDWR)
-            opened.close()
-
-
 @pytest.fixture
-def clogging(triton: LocalTriton) -> Iterator[ClogsFirstConnection]:
-    between = ClogsFirstConnection(triton.grpc_url)
-    yield between
-    between.close()
+def proxy(triton: LocalTriton) -> Iterator[Proxy]:
+    host, _, port = triton.grpc_url.partition(":")
+    with Proxy(host, int(port)) as between:
+        yield between
 
 
 @pytest.fixture
@@ -106,13 +56,13 @@ def tasks_under_way(stage: TritonDeepStage) -> int:
 
 @pytest.mark.triton
 def test_a_clogged_connection_is_passed_by(
-    clogging: ClogsFirstConnection, make_stage: Callable[..., TritonDeepStage], tiny_deep_model: TinyDeepModel
+    proxy: Proxy, make_stage: Callable[..., TritonDeepStage], tiny_deep_model: TinyDeepModel
 ) -> None:
-    stage = make_stage(clogging.url, HEDGE_MS)
+    stage = make_stage(f"127.0.0.1:{proxy.port}", HEDGE_MS)
     inputs = tiny_deep_model.inputs(3)
     expected = stage.submit(inputs, 5).result()
     assert stage.hedged == 0
-    clogging.clog()
+    proxy.pause(connections=1)
     for call in range(3):
         started = time.monotonic()
         np.testing.assert_array_equal(stage.submit(inputs, 10).result(), expected)
@@ -123,10 +73,10 @@ def test_a_clogged_connection_is_passed_by(
 
 @pytest.mark.triton
 def test_without_hedging_a_clogged_connection_is_the_end_of_the_call(
-    clogging: ClogsFirstConnection, make_stage: Callable[..., TritonDeepStage], tiny_deep_model: TinyDeepModel
+    proxy: Proxy, make_stage: Callable[..., TritonDeepStage], tiny_deep_model: TinyDeepModel
 ) -> None:
-    stage = make_stage(clogging.url, 0.0)
-    clogging.clog()
+    stage = make_stage(f"127.0.0.1:{proxy.port}", 0.0)
+    proxy.pause(connections=1)
     assert failure(stage.submit(tiny_deep_model.inputs(3), 0.5)).cause == "deadline"
     assert stage.hedged == 0
 
