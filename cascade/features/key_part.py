@@ -68,7 +68,12 @@ class KeyPart:
 
     def used(self) -> dict[str, Array]:
         """Return views of the used part of each array, by the name of its array."""
-        return {name: array[: self._rows().get(name)] for name, array in self.state._asdict().items()}
+        counters = self.state.counters
+        slots = int(counters[SLOTS_USED]) + 1
+        pools = (("events", EVENT_POOL), ("frauds", FRAUD_POOL), ("remotes", REMOTE_POOL))
+        rows = {name: int(counters[pool + BLOCKS_USED]) + 1 for name, pool in pools}
+        rows |= {"slots": slots, "step_times": slots, "step_values": slots}
+        return {name: array[: rows.get(name)] for name, array in self.state._asdict().items()}
 
     def fill(self, arrays: Mapping[str, Array]) -> None:
         """Copy what another part's `used` returned into the empty state; raises StateError where it does not fit."""
@@ -130,18 +135,6 @@ class KeyPart:
         target: Array = getattr(self.state, name)
         shape = "absent" if array is None else f"{array.dtype}{list(array.shape)}"
         return StateError(f"array {self.key}.{name} is {shape}, there is room for {target.dtype}{list(target.shape)}")
-
-    def _rows(self) -> dict[str, int]:
-        counters = self.state.counters
-        slots = int(counters[SLOTS_USED]) + 1
-        return {
-            "slots": slots,
-            "events": int(counters[EVENT_POOL + BLOCKS_USED]) + 1,
-            "frauds": int(counters[FRAUD_POOL + BLOCKS_USED]) + 1,
-            "remotes": int(counters[REMOTE_POOL + BLOCKS_USED]) + 1,
-            "step_times": slots,
-            "step_values": slots,
-        }
 
     def summarise(self, codes: Int64, partition_ids: Int64, starts: Int64, length_ms: int) -> Summaries:
         """Return the totals of the events of each key, partition and stretch of event time."""

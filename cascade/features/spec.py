@@ -262,14 +262,10 @@ def resolve(spec: FeatureSpec, schema: Schema, origin: str = "features.toml") ->
             )
         label_keys.append(key_field)
         for label_function in labels.functions:
+            kernel_name = "labelled_count" if label_function == "count" else label_function
             for window in labels.windows:
                 far_ms = delay_ms + duration(window, f"label_window[{position}].windows")
-                name = (
-                    f"{labels.key}_labelled_count_{window}"
-                    if label_function == "count"
-                    else (f"{labels.key}_{label_function}_{window}")
-                )
-                kernel_name = "labelled_count" if label_function == "count" else label_function
+                name = f"{labels.key}_{kernel_name}_{window}"
                 keyed.setdefault(key_field, []).append(KeyColumn(name, kernel_name, delay_ms, far_ms, "", ""))
 
     sequence_key = field(spec.sequence.key, "sequence.key", key_types)

@@ -72,40 +72,31 @@ class Scratch(NamedTuple):
     stored_tags: Int64
 
 
-def block_width(columns: int) -> int:
-    """Return the width of a block whose events have `columns` numbers besides their time."""
-    return VALUES + BLOCK * columns
-
-
-def remote_width(values: int) -> int:
-    """Return how many numbers a remote has besides its time, for events with `values` value fields."""
-    return REMOTE_VALUES + 3 * values
-
-
 def is_shared(plan: Plan, key: str) -> bool:
     """Whether workers share summaries of the key field, since its windows need rows of other partitions."""
     return key != plan.sequence_key and bool(plan.keyed[key])
 
 
 def make_key_state(plan: Plan, key: str, values: int, tags: int) -> KeyState:
-    """Return an empty state for the key field `key`, with `values` value fields and `tags` tag fields.
-
-    A pool has blocks for all events and one more for each key, since each key may have a partly filled block.
-    """
+    """Return an empty state for the key field `key`, with `values` value fields and `tags` tag fields."""
     keys_max = plan.limits.keys_max
     events_max = keys_max * plan.limits.events_per_key_mean
-    # frauds are rare: there is room for one in eight events
-    frauds_max, fraud_keys = (events_max // 8, keys_max) if key in plan.label_keys else (0, 0)
-    # a remote replaces an event or more, so the pool needs no more of them than of events
-    remotes_max, remote_keys = (events_max, keys_max) if is_shared(plan, key) else (0, 0)
+
+    def pool(is_used: bool, entries_max: int, columns: int) -> Int64:
+        """Blocks for all entries and one more for each key, since each key may have a partly filled block."""
+        blocks = entries_max // BLOCK + keys_max if is_used else 0
+        return np.zeros((blocks + 2, VALUES + BLOCK * columns), np.int64)
+
     step_slots = keys_max + 1 if key == plan.sequence_key else 1
     return KeyState(
         table=np.zeros(1 << max(4, (2 * keys_max - 1).bit_length()), np.int32),
         slots=np.zeros((keys_max + 1, SLOT_WIDTH), np.int64),
         counters=np.zeros(COUNTERS, np.int64),
-        events=np.zeros((events_max // BLOCK + keys_max + 2, block_width(values + tags)), np.int64),
-        frauds=np.zeros((frauds_max // BLOCK + fraud_keys + 2, block_width(1)), np.int64),
-        remotes=np.zeros((remotes_max // BLOCK + remote_keys + 2, block_width(remote_width(values))), np.int64),
+        events=pool(True, events_max, values + tags),
+        # frauds are rare: there is room for one in eight events
+        frauds=pool(key in plan.label_keys, events_max // 8, 1),
+        # a remote replaces an event or more, so the pool needs no more of them than of events
+        remotes=pool(is_shared(plan, key), events_max, REMOTE_VALUES + 3 * values),
         step_times=np.zeros((step_slots, plan.sequence.length), np.int64),
         step_values=np.zeros((step_slots, plan.sequence.length, len(plan.sequence.fields)), np.float32),
     )
