@@ -33,11 +33,11 @@ class PartitionState(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     partition: int
-    offset: int
+    offset: int = -1
     end: int
-    events_equal: bool
-    labels_equal: bool
-    digest: str
+    events_equal: bool = False
+    labels_equal: bool = False
+    digest: str = ""
 
     @property
     def equal(self) -> bool:
@@ -67,9 +67,7 @@ def compare_states(config: Config, bundle: Bundle) -> list[PartitionState]:
     for number, end in ends.items():
         snapshot = newest.get(number)
         if snapshot is None:
-            states.append(
-                PartitionState(partition=number, offset=-1, end=end, events_equal=False, labels_equal=False, digest="")
-            )
+            states.append(PartitionState(partition=number, end=end))
             continue
         restored = FeatureEngine(bundle.spec, bundle.schema)
         restored.import_state(snapshot.arrays)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from bench.turns import seconds_of
+
 
 class SetClock:
     """A Clock that moves only when the test moves it."""
@@ -36,9 +38,4 @@ def wait_until(
 
 def quickest_cpu_s(work: Callable[[], object], times: int = 3) -> float:
     """CPU seconds of this thread for `work`, the least of `times` tries: a disturbance rarely hits all of them."""
-    took_s = []
-    for _ in range(times):
-        started_s = time.thread_time()
-        work()
-        took_s.append(time.thread_time() - started_s)
-    return min(took_s)
+    return min(seconds_of(work, time.thread_time) for _ in range(times))

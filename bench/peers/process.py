@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -41,19 +41,8 @@ class Work:
 
     def arguments(self) -> list[str]:
         """The command line that every peer understands."""
-        values = {
-            "bootstrap": self.bootstrap,
-            "transactions": self.transactions,
-            "decisions": self.decisions,
-            "group": self.group,
-            "bundle": self.bundle,
-            "triton-grpc": self.triton_grpc,
-            "triton-http": self.triton_http,
-            "state": self.out / "state",
-            "escalate-share": self.escalate_share,
-            "escalate-above": self.escalate_above,
-        }
-        return [f"--{name}={value}" for name, value in values.items() if value is not None]
+        values = asdict(self) | {"state": self.out / "state", "out": None}
+        return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
 
 
 class Peer(Protocol):

@@ -35,10 +35,11 @@ STAGES = ("decode", "features", "screener", "decide", "produce")
 def make_page(report: PipelineReport) -> str:
     """The page as HTML; it needs matplotlib, see `check_plots`."""
     scenario = report.scenario
+    machine = f"{report.machine.processor}, {report.machine.cores} cores, shared by service, broker, Triton and load."
     parts = [
         f"<h1>Cascade: {escape(scenario.name)}</h1>",
         f"<p class=note>Medians of {scenario.rounds} rounds in which the variants took turns on the same machine;"
-        f" ratios are to <b>{escape(scenario.reference)}</b> in the same round. {escape(_machine(report))}</p>",
+        f" ratios are to <b>{escape(scenario.reference)}</b> in the same round. {escape(machine)}</p>",
         "<h2>Full speed: a backlog</h2>",
         _speed(report),
         *(
@@ -85,10 +86,6 @@ def check_plots() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise CascadeError("the page needs matplotlib: pip install 'cascade-fraud[report]'") from error
-
-
-def _machine(report: PipelineReport) -> str:
-    return f"{report.machine.processor}, {report.machine.cores} cores, shared by service, broker, Triton and load."
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

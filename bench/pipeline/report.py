@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from bench.cluster import origin
 from bench.pipeline.scenario import Scenario, Variant
-from bench.pipeline.turn import PathLatency, Turn
+from bench.pipeline.turn import Turn
 from bench.tables import figure_table, print_table
 from bench.turns import Spread
 from cascade.ledger.machine import Machine
@@ -73,12 +73,8 @@ def standings(scenario: Scenario, turns: Sequence[Turn]) -> list[Standing]:
     return found
 
 
-def work_us(turn: Turn) -> float:
-    """CPU time of the service and the model server for a transaction, µs; without the broker's."""
-    return _without_broker(turn.cpu_us)
-
-
-def _without_broker(cpu_us: dict[str, float]) -> float:
+def work_us(cpu_us: dict[str, float]) -> float:
+    """CPU time of the service and the model server for a transaction, µs, of all processes; without the broker's."""
     return sum(us for process, us in cpu_us.items() if process != "broker")
 
 
@@ -91,14 +87,14 @@ def _standing(variant: Variant, turns: Sequence[Turn], reference: Sequence[Turn]
         variant=variant.name,
         client=variant.peer or variant.client,
         per_second=Spread.of([turn.per_second for turn in turns]),
-        cpu_us=Spread.of([work_us(turn) for turn in turns]),
+        cpu_us=Spread.of([work_us(turn.cpu_us) for turn in turns]),
         cpu_us_by_process=_medians([turn.cpu_us for turn in turns]),
         stages_us=_medians([turn.stages_us for turn in turns]),
         live_rate=float(np.median([live.rate for live in lives])) if lives else None,
-        p50_ms=_medians([_by_path(live.paths, lambda latency: latency.p50_ms) for live in lives]),
-        p99_ms=_medians([_by_path(live.paths, lambda latency: latency.p99_ms) for live in lives]),
-        p999_ms=_medians([_by_path(live.paths, lambda latency: latency.p999_ms) for live in lives]),
-        live_cpu_us=Spread.of([_without_broker(live.cpu_us) for live in lives]) if lives else None,
+        p50_ms=_medians([{path: latency.p50_ms for path, latency in live.paths.items()} for live in lives]),
+        p99_ms=_medians([{path: latency.p99_ms for path, latency in live.paths.items()} for live in lives]),
+        p999_ms=_medians([{path: latency.p999_ms for path, latency in live.paths.items()} for live in lives]),
+        live_cpu_us=Spread.of([work_us(live.cpu_us) for live in lives]) if lives else None,
         degraded_share=float(np.median([live.degraded_share for live in lives])) if lives else None,
         missing=sum(live.missing for live in lives),
         behind_ms_p99=max((live.load.behind_ms_p99 for live in lives), default=None),
@@ -115,7 +111,7 @@ def _ratios(turns: Sequence[Turn], reference: Sequence[Turn]) -> dict[str, Sprea
     ratios: dict[str, list[float]] = {
         "per_second": [turn.per_second / base.per_second for turn, base in pairs],
         # the system counts CPU time in steps, so that a very short turn can have none
-        "cpu_us": [work_us(turn) / work_us(base) for turn, base in pairs if work_us(base)],
+        "cpu_us": [work_us(turn.cpu_us) / work_us(base.cpu_us) for turn, base in pairs if work_us(base.cpu_us)],
     }
     for turn, base in pairs:
         if turn.live is not None and base.live is not None:
@@ -123,10 +119,6 @@ def _ratios(turns: Sequence[Turn], reference: Sequence[Turn]) -> dict[str, Sprea
                 ratio = turn.live.paths[path].p99_ms / base.live.paths[path].p99_ms
                 ratios.setdefault(f"p99_ms_{path}", []).append(ratio)
     return {name: Spread.of(values) for name, values in sorted(ratios.items()) if values}
-
-
-def _by_path(paths: dict[str, PathLatency], figure: Callable[[PathLatency], float]) -> dict[str, float]:
-    return {path: figure(latency) for path, latency in paths.items()}
 
 
 def _medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:

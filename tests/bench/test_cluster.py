@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from bench.cluster import (
-    Check,
     EndlessData,
     LoggedDecisions,
     LoggedTransactions,
@@ -36,83 +36,66 @@ def logged() -> LoggedTransactions:
     )
 
 
-def decided(**changes: Array) -> LoggedDecisions:
-    log = logged()
-    none = np.zeros(8, bool)
-    whole = LoggedDecisions(log.partition, log.offset, log.transaction_id, log.card, ~none, none, none)
-    return replace(whole, **changes)
+def decided(index: Sequence[int] = range(8), **changes: Array) -> LoggedDecisions:
+    """The decisions at the positions `index` of those that are complete and in order; `changes`: other columns."""
+    log, none = logged(), np.zeros(8, bool)
+    columns = (log.partition, log.offset, log.transaction_id, log.card, ~none, none, none)
+    complete = replace(LoggedDecisions(*columns), **changes)
+    return LoggedDecisions(*(getattr(complete, field.name)[list(index)] for field in fields(LoggedDecisions)))
 
 
-def rows(decisions: LoggedDecisions, index: list[int]) -> LoggedDecisions:
-    return LoggedDecisions(*(getattr(decisions, field.name)[index] for field in fields(LoggedDecisions)))
+def changed(column: Array, row: int, value: int) -> Array:
+    column = column.copy()
+    column[row] = value
+    return column
 
 
-def breaches(found: Check) -> dict[str, int]:
-    """The counts that are not zero and should be."""
+CASES: dict[str, tuple[LoggedDecisions, dict[str, int]]] = {
+    "a decision for each transaction in order passes": (decided(), {}),
+    "a transaction without a decision is lost": (decided([0, 1, 3, 4, 5, 6, 7]), {"lost": 1}),
+    "a second and a third decision are a transaction decided twice": (
+        decided([0, 1, 2, 3, 1, 1, 4, 5, 6, 7]),
+        {"twice": 1, "repeats": 2},
+    ),
+    "a decision of no transaction is a stray": (
+        decided(offset=changed(logged().offset, 3, 9)),
+        {"strays": 1, "lost": 1},
+    ),
+    "a decision with another transaction's id is a stray": (
+        decided(transaction_id=changed(logged().transaction_id, 3, 4)),
+        {"strays": 1},
+    ),
+    "screened decisions out of order within a card are counted": (
+        decided([0, 3, 1, 2, 4, 5, 6, 7]),
+        {"order_violations": 1},
+    ),
+    "the order between cards does not count": (decided([2, 0, 1, 3, 4, 5, 6, 7]), {}),
+    "an escalated decision may come after later ones of its card": (
+        decided([0, 3, 1, 2, 4, 5, 6, 7], screened=np.arange(8) != 1),
+        {"escalated_behind": 1},
+    ),
+    "a repeat does not count as out of order": (decided([0, 1, 2, 3, 0, 1, 4, 5, 6, 7]), {"twice": 2, "repeats": 2}),
+    # 0 was escalated, and its worker lost; 1 and 3 of its card were decided, but not committed
+    "a decision is in order if later transactions of its card are decided again after it": (
+        decided([1, 3, 0, 1, 3, 2, 4, 5, 6, 7]),
+        {"twice": 2, "repeats": 2},
+    ),
+    "and is not if they were committed": (decided([1, 3, 0, 2, 4, 5, 6, 7]), {"order_violations": 1}),
+    "without decisions every transaction is lost": (decided([]), {"lost": 8}),
+}
+
+
+@pytest.mark.parametrize(("decisions", "breaches"), CASES.values(), ids=CASES)
+def test_the_check_counts_each_kind_of_breach(decisions: LoggedDecisions, breaches: dict[str, int]) -> None:
+    found = check(logged(), decisions, SENT)
     names = ("lost", "twice", "repeats", "strays", "order_violations", "escalated_behind")
-    return {name: getattr(found, name) for name in names if getattr(found, name)}
-
-
-def test_one_decision_for_each_transaction_in_order_passes() -> None:
-    found = check(logged(), decided(), SENT)
-    assert breaches(found) == {}
-    assert (found.transactions, found.decisions, found.escalated) == (8, 8, 0)
-
-
-def test_a_transaction_without_a_decision_is_lost() -> None:
-    assert breaches(check(logged(), rows(decided(), [0, 1, 3, 4, 5, 6, 7]), SENT)) == {"lost": 1}
+    assert {name: getattr(found, name) for name in names if getattr(found, name)} == breaches
+    assert (found.transactions, found.decisions) == (8, len(decisions.offset))
+    assert found.escalated == (~decisions.screened).sum()
 
 
 def test_a_sent_transaction_that_is_not_in_the_log_is_lost_too() -> None:
-    assert breaches(check(logged(), decided(), SENT + 2)) == {"lost": 2}
-
-
-def test_a_second_and_a_third_decision_are_one_transaction_decided_twice() -> None:
-    again = rows(decided(), [0, 1, 2, 3, 1, 1, 4, 5, 6, 7])
-    assert breaches(check(logged(), again, SENT)) == {"twice": 1, "repeats": 2}
-
-
-def test_a_decision_of_no_transaction_is_a_stray() -> None:
-    offsets = decided().offset.copy()
-    offsets[3] = 9
-    assert breaches(check(logged(), decided(offset=offsets), SENT)) == {"strays": 1, "lost": 1}
-
-
-def test_a_decision_with_another_transactions_id_is_a_stray() -> None:
-    identities = decided().transaction_id.copy()
-    identities[3] = 4
-    assert breaches(check(logged(), decided(transaction_id=identities), SENT)) == {"strays": 1}
-
-
-def test_screened_decisions_out_of_order_within_a_card_are_counted_but_not_between_cards() -> None:
-    assert breaches(check(logged(), rows(decided(), [0, 3, 1, 2, 4, 5, 6, 7]), SENT)) == {"order_violations": 1}
-    assert breaches(check(logged(), rows(decided(), [2, 0, 1, 3, 4, 5, 6, 7]), SENT)) == {}
-
-
-def test_an_escalated_decision_may_come_after_later_ones_of_its_card() -> None:
-    screened = decided().screened.copy()
-    screened[1] = False
-    late = rows(decided(screened=screened), [0, 3, 1, 2, 4, 5, 6, 7])
-    found = check(logged(), late, SENT)
-    assert breaches(found) == {"escalated_behind": 1}
-    assert found.escalated == 1
-
-
-def test_a_repeat_does_not_count_as_out_of_order() -> None:
-    again = rows(decided(), [0, 1, 2, 3, 0, 1, 4, 5, 6, 7])
-    assert breaches(check(logged(), again, SENT)) == {"twice": 2, "repeats": 2}
-
-
-def test_a_decision_is_in_order_if_later_transactions_of_its_card_are_decided_again_after_it() -> None:
-    # 0 was escalated, and its worker lost; 1 and 3 of its card were decided, but not committed
-    later = rows(decided(), [1, 3, 0, 1, 3, 2, 4, 5, 6, 7])
-    assert breaches(check(logged(), later, SENT)) == {"twice": 2, "repeats": 2}
-    committed = rows(decided(), [1, 3, 0, 2, 4, 5, 6, 7])
-    assert breaches(check(logged(), committed, SENT)) == {"order_violations": 1}
-
-
-def test_without_decisions_every_transaction_is_lost() -> None:
-    assert breaches(check(logged(), rows(decided(), []), SENT)) == {"lost": 8}
+    assert check(logged(), decided(), SENT + 2).lost == 2
 
 
 def test_partition_and_offset_are_read_from_the_decision_id() -> None:

@@ -18,6 +18,7 @@ from bench.deep_calls import (
     Turn,
     by_power,
     call_cost,
+    checked_sizes,
     configured,
     embedded,
     run_deep_calls,
@@ -31,8 +32,16 @@ from cascade.errors import CascadeError, ModelServerError
 from cascade.ledger.deep_cost import DeepCost
 from cascade.ledger.nvml import nvml_meters
 from tests.recorded_nvml import RecordedNvml
+from tests.timing import SetClock
 
-IN_PROCESS = DeepSettings(backend="onnxruntime")
+
+def shown(report: DeepCallsReport) -> str:
+    console = Console(file=io.StringIO(), width=80, record=True)
+    show_deep_calls(report, console)
+    text = console.export_text()
+    assert "…" not in text
+    return text
+
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
@@ -74,18 +83,13 @@ def test_a_drift_that_idle_turns_share_is_subtracted_and_the_interval_covers_the
 # --- a GPU's trace ----------------------------------------------------------------------------------------------------
 
 
-class ManualClock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 def test_a_trace_plays_back_what_was_recorded() -> None:
-    clock = ManualClock()
+    clock = SetClock()
     time_s, energy_mj, power_mw = (0.0, 1.0, 2.0, 3.0), (0, 90_000, 250_000, 300_000), (90_000, 160_000, 50_000, 50_000)
     gpu = RecordedGpu(uuid="GPU-1", name="NVIDIA H100", time_s=time_s, energy_mj=energy_mj, power_mw=power_mw)
-    trace = GpuTrace(RecordedNvml([gpu, msgspec.structs.replace(gpu, uuid="GPU-2", power_mw=None)], clock), clock)
+    trace = GpuTrace(
+        RecordedNvml([gpu, msgspec.structs.replace(gpu, uuid="GPU-2", power_mw=None)], clock.time), clock.time
+    )
     assert trace.gpus == 2
     for second in range(4):
         clock.now_s = float(second)
@@ -94,7 +98,7 @@ def test_a_trace_plays_back_what_was_recorded() -> None:
     assert first == gpu
     assert second_gpu.power_mw is None
     again = msgspec.json.decode(msgspec.json.encode(trace.recorded()), type=tuple[RecordedGpu, ...])
-    (meter, _) = nvml_meters(RecordedNvml(again, clock), clock)
+    (meter, _) = nvml_meters(RecordedNvml(again, clock.time), clock.time)
     clock.now_s += 3.0
     assert meter.read().energy_j == pytest.approx(300.0)
 
@@ -123,8 +127,8 @@ def h200() -> DeepCallsReport:
 
 
 def test_a_real_counter_and_its_integrated_power_agree(h200: DeepCallsReport) -> None:
-    clock = ManualClock()
-    (meter,) = nvml_meters(RecordedNvml(h200.trace, clock), clock)
+    clock = SetClock()
+    (meter,) = nvml_meters(RecordedNvml(h200.trace, clock.time), clock.time)
     for time_s in h200.trace[0].time_s:
         clock.now_s = time_s
         reading = meter.read()
@@ -158,12 +162,9 @@ def test_on_a_whole_gpu_idle_is_nearly_everything(h200: DeepCallsReport) -> None
     for call in cost.calls:
         idle_mj = gpu.idle_w.value * call.wall_ms.value
         assert call.energy_mj["gpu0"].value < 0.03 * idle_mj
-    console = Console(file=io.StringIO(), width=80, record=True)
-    show_deep_calls(h200, console)
-    text = console.export_text()
+    text = shown(h200)
     assert "gpu0 123 W (measured)" in text
     assert "gpu0 by its power, integrated, mJ: 1: 0.277" in text
-    assert "…" not in text
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -200,12 +201,9 @@ def test_a_model_server_on_another_machine_is_not_measured() -> None:
         configured(remote)
 
 
-def test_too_few_rounds_for_an_interval_are_refused(tmp_path: Path) -> None:
-    with (
-        embedded(SHIPPED_BUNDLE, IN_PROCESS, ["fp32"], 7.0, tmp_path) as served,
-        pytest.raises(CascadeError, match="--rounds 4: an interval needs 5 or more"),
-    ):
-        run_deep_calls(served, [1, 8], 4, 0.2, 1)
+def test_too_few_rounds_for_an_interval_are_refused() -> None:
+    with pytest.raises(CascadeError, match="--rounds 4: an interval needs 5 or more"):
+        checked_sizes([1, 8], 4)
 
 
 # --- real runs --------------------------------------------------------------------------------------------------------
@@ -239,15 +237,11 @@ def test_on_a_real_triton_a_row_costs_less_cpu_time_in_fuller_calls(triton_parts
     check(cost, (1, 8, 64))
     assert (cost.backend, cost.bundle_version) == ("triton", "simulator-850594a868f3")
     assert {meter.meter for meter in cost.meters} >= {"cpu-worker", "cpu-deep"}
-    console = Console(file=io.StringIO(), width=80, record=True)
-    show_deep_calls(DeepCallsReport(costs=(cost,), turns=(), trace=()), console)
-    text = console.export_text()
-    assert "the embedded Triton" in text
-    assert "…" not in text
+    assert "the embedded Triton" in shown(DeepCallsReport(costs=(cost,), turns=(), trace=()))
 
 
 def test_in_process_all_cpu_time_is_the_clients(tmp_path: Path) -> None:
-    with embedded(SHIPPED_BUNDLE, IN_PROCESS, ["fp32"], 7.0, tmp_path) as served:
+    with embedded(SHIPPED_BUNDLE, DeepSettings(backend="onnxruntime"), ["fp32"], 7.0, tmp_path) as served:
         report = run_deep_calls(served, [64, 8, 1, 8], 5, 0.1, 1)
     (cost,) = report.costs
     check(cost, (1, 8, 64))

@@ -32,22 +32,14 @@ from bench.hostile import CORPUS, KINDS, Maker, Message
 from cascade.cli import main
 from cascade.columns import ColumnBatch
 from streaming.codecs import Decoded, Reject, RejectReason
-
-
-class CpuClock:
-    """Replaces the CPU clock, so that no check depends on the machine. `slow_codec` moves it."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.timing import SetClock
 
 
 @pytest.fixture
-def cpu_clock(monkeypatch: pytest.MonkeyPatch) -> CpuClock:
-    clock = CpuClock()
-    monkeypatch.setattr(time, "thread_time", clock)
+def cpu_clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
+    """Replaces the CPU clock, so that no check depends on the machine."""
+    clock = SetClock()
+    monkeypatch.setattr(time, "thread_time", clock.time)
     return clock
 
 
@@ -150,14 +142,19 @@ def column(name: str, value: object) -> Alteration:
     return alter
 
 
-def detail(text: str) -> Alteration:
-    """Sets the detail of the marked message's reject."""
+def on_rejects(change: Callable[[Reject, Message], Reject | None]) -> Alteration:
+    """Changes each reject, which it gets with its message; None removes it."""
 
     def alter(decoded: Decoded, values: Sequence[Message]) -> Decoded:
-        rejects = [replace(each, detail=text) if values[each.index] == MARK else each for each in decoded.rejects]
-        return replace(decoded, rejects=rejects)
+        changed = [change(each, values[each.index]) for each in decoded.rejects]
+        return replace(decoded, rejects=[each for each in changed if each is not None])
 
     return alter
+
+
+def detail(text: str) -> Alteration:
+    """Sets the detail of the marked message's reject."""
+    return on_rejects(lambda reject, value: replace(reject, detail=text) if value == MARK else reject)
 
 
 def raising(decoded: Decoded, values: Sequence[Message]) -> Decoded:
@@ -166,33 +163,29 @@ def raising(decoded: Decoded, values: Sequence[Message]) -> Decoded:
     return decoded
 
 
-def losing(decoded: Decoded, values: Sequence[Message]) -> Decoded:
-    return replace(decoded, rejects=[each for each in decoded.rejects if values[each.index] != MARK])
-
-
 def doubling(decoded: Decoded, values: Sequence[Message]) -> Decoded:
     return replace(decoded, rejects=[Reject(0, RejectReason.TYPE, "and yet a row"), *decoded.rejects])
 
 
-def wordy(decoded: Decoded, values: Sequence[Message]) -> Decoded:
+def wordy(reject: Reject, value: Message) -> Reject:
     letters = "abcdefghijklmnopqrstuvwxyz"
-    rejects = [
-        replace(each, detail=f"{each.detail} {letters[each.index % 26]}{letters[each.index // 26 % 26]}")
-        for each in decoded.rejects
-    ]
-    return replace(decoded, rejects=rejects)
+    return replace(reject, detail=f"{reject.detail} {letters[reject.index % 26]}{letters[reject.index // 26 % 26]}")
 
 
 # By name: the alteration, a part of the violation's text, and whether the violation names the marked message.
 FAULTS: dict[str, tuple[Alteration, str, bool]] = {
     "raises an error": (raising, "raised OverflowError", True),
-    "loses a message": (losing, "a row or a reject 0 times", True),
+    "loses a message": (
+        on_rejects(lambda reject, value: None if value == MARK else reject),
+        "a row or a reject 0 times",
+        True,
+    ),
     "doubles a message": (doubling, "a row or a reject 2 times", False),
     "detail with a value": (detail("card_id: 4000123400000017 is not allowed"), "contain a value", True),
     "empty detail": (detail(""), "lack the reason or the detail", True),
     "long detail": (detail("x" * 201), "too long", True),
     "detail with a control character": (detail("a\x1b[2J"), "not printable", True),
-    "another detail for each message": (wordy, "contain a value", False),
+    "another detail for each message": (on_rejects(wordy), "contain a value", False),
     "negative amount": (column("amount", -1.0), "amount is outside", False),
     "infinite amount": (column("amount", np.inf), "amount is outside", False),
     "unknown category": (column("entry_mode", 3), "entry_mode is outside", False),
@@ -216,7 +209,7 @@ def test_a_codec_that_breaks_a_promise_is_found(targets: list[Target], target_in
     assert not by_the_mark or violation.message_hex == MARK.hex()
 
 
-def test_a_slow_message_is_found(targets: list[Target], cpu_clock: CpuClock) -> None:
+def test_a_slow_message_is_found(targets: list[Target], cpu_clock: SetClock) -> None:
     def slow(decoded: Decoded, values: Sequence[Message]) -> Decoded:
         cpu_clock.now_s += 1.1 if MARK in values else 0.0
         return decoded
