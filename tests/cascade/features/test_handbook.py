@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 
 import cascade
-from cascade.columns import ColumnBatch
 from cascade.features import FeatureEngine, parse_spec
-from cascade.schema import Schema, load_schema
+from cascade.frames import LabelledData, frame_to_batch
+from cascade.schema import load_schema
+from stages.offline import fold_rows
 
 DATA = Path(cascade.__file__).parents[2] / "shared" / "data" / "handbook.parquet"
 SPEC = b"""
@@ -62,22 +63,14 @@ def rows() -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def features(rows: pl.DataFrame) -> pl.DataFrame:
-    """The engine's features; the labels of a day follow its rows."""
+    """The engine's features."""
     schema = load_schema(Path(cascade.__file__).parent / "schemas" / "handbook.toml")
     engine = FeatureEngine(parse_spec(SPEC, "features.toml"), schema)
-    found = []
-    for (_,), day in rows.group_by(pl.col("TX_DATETIME").dt.date(), maintain_order=True):
-        found.append(engine.update(_columns(day, schema)).features)
-        engine.update_labels(_columns(day, schema))
+    data = LabelledData(frame_to_batch(rows, schema, str(DATA)), rows["TX_FRAUD"].to_numpy())
+    everything = np.ones(rows.height, bool)
+    found = fold_rows(engine, data, everything, ~everything, lambda _: None).features
     assert all(figures.evictions == 0 for figures in engine.statistics().values())
-    return pl.DataFrame(np.concatenate(found), schema=list(engine.names))
-
-
-def _columns(frame: pl.DataFrame, schema: Schema) -> ColumnBatch:
-    names = [*schema.fields, schema.label.field]
-    columns = {name: frame[name].to_numpy(writable=True) for name in names if name != schema.roles.event_time}
-    columns[schema.roles.event_time] = frame[schema.roles.event_time].dt.epoch("ms").to_numpy(writable=True)
-    return ColumnBatch(columns, frame.height)
+    return pl.DataFrame(found, schema=list(engine.names))
 
 
 def pairs(rows: pl.DataFrame, key: str, oldest: pl.Expr, newest: pl.Expr) -> pl.DataFrame:
