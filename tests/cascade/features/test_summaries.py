@@ -234,21 +234,6 @@ def test_a_later_summary_replaces_the_earlier_and_a_count_of_zero_removes_it() -
     assert engine.statistics()["shop"].keys == 1
 
 
-def test_frauds_of_other_workers_count_from_the_start_of_their_stretch() -> None:
-    """Without the summary the fraud is older than any row in the state, and does not count."""
-    engine = engine_of()
-    engine.hide(5)
-    early = row_of("int64", 1, START_MS + 500, 9, 1)
-    play(engine, [label_of(early, 1)])
-    assert probe(engine, 10_000)["terminal_fraud_count_1d"] == 0
-    engine.fold_summaries("shop", summary(count=4, newest_ms=2_000, start_ms=400))
-    row = probe(engine, 10_001)
-    assert (row["terminal_labelled_count_1d"], row["terminal_fraud_count_1d"]) == (4, 1)
-    assert row["terminal_fraud_rate_1d"] == 0.25
-    engine.show(5)
-    assert probe(engine, 10_002)["terminal_fraud_count_1d"] == 0
-
-
 def test_an_export_contains_summaries_and_forgetting_a_partition_leaves_them() -> None:
     engine, other = engine_of(), engine_of()
     engine.fold_summaries("shop", summary())
