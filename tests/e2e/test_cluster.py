@@ -33,7 +33,7 @@ from bench.cluster import (
     simulated,
     wait_until_all_committed,
 )
-from bench.embedded import EmbeddedParts, ServiceProcess
+from bench.embedded import EmbeddedParts, ServiceProcess, new_names
 from cascade.bundle import Bundle, load_bundle
 from cascade.config import Config, KafkaSettings
 from cascade.errors import BrokerError
@@ -58,7 +58,7 @@ RATE = 40.0
 # What two loaded cores may need to elect leaders, hand over a group and catch up.
 RECOVERY_S_MAX = 240.0
 FROZEN_S = 15.0
-SETTINGS: dict[str, Any] = {"deep": {"backend": "onnxruntime"}, "deadline": {"budget_ms": 2_000}}
+SETTINGS: dict[str, Any] = {"deadline": {"budget_ms": 2_000}}
 # A service whose partition 0 is paused behind its back once the file in argv[1] exists: as a client that stops fetching
 # a partition and goes on polling, heartbeating and looking well.
 STUCK = """
@@ -133,13 +133,8 @@ def new_configs(running_cluster: Cluster, bundle: Bundle, tmp_path_factory: pyte
     parts.bootstrap = running_cluster.broker.bootstrap
 
     def make(mode: str, kafka: dict[str, Any] | None = None, count: int = 1, **sections: Any) -> list[Path]:
-        name = uuid.uuid4().hex[:8]
-        topics = {topic: f"{topic.replace('_', '-')}-{name}" for topic in Config().kafka.topics.__struct_fields__}
-        own = {"kafka": {"topics": topics, "group": f"group-{name}"} | (kafka or {}), "delivery": mode}
-        return [
-            parts.write_config(f"{name}-{number}.toml", SETTINGS | own | sections, PARTITIONS)
-            for number in range(count)
-        ]
+        settings = SETTINGS | {"kafka": new_names() | (kafka or {}), "delivery": mode} | sections
+        return [parts.write_config(f"{uuid.uuid4().hex}.toml", settings, PARTITIONS) for _ in range(count)]
 
     return make
 

@@ -27,7 +27,7 @@ import pytest
 
 import bench.embedded
 from bench.cluster import escalating_bundle, simulated
-from bench.embedded import EmbeddedParts, ServiceProcess
+from bench.embedded import EmbeddedParts, ServiceProcess, new_names
 from bench.hostile import Maker, Message
 from cascade.bundle import Bundle, load_bundle
 from cascade.columns import ColumnBatch
@@ -44,7 +44,7 @@ pytestmark = [pytest.mark.kafka]
 SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 RSS_MB_MAX = 700.0
 # Another load on the machine must not turn a late answer into a degraded decision, and that into an open breaker.
-PATIENT = {"deadline": {"budget_ms": 10_000}, "deep": {"backend": "onnxruntime"}}
+PATIENT = {"deadline": {"budget_ms": 10_000}}
 MUTATED, GOOD_EVERY = 20_000, 5
 GOOD_IDS_FROM = 10**15
 CARDS_FROM = 4_000_000
@@ -139,12 +139,8 @@ def start(broker: Broker, bundle: Bundle, tmp_path_factory: pytest.TempPathFacto
     bench.embedded.READY_TIMEOUT_S = 90.0
 
     def make(partitions: int, delivery: str, codec_name: str) -> ServiceProcess:
-        name = uuid.uuid4().hex[:10]
-        topics = {topic: f"{topic.replace('_', '-')}-{name}" for topic in Config().kafka.topics.__struct_fields__}
-        kafka = {"topics": topics, "group": f"group-{name}", "codec": codec_name}
-        return ServiceProcess(
-            parts.write_config(f"{name}.toml", PATIENT | {"delivery": delivery, "kafka": kafka}, partitions)
-        )
+        settings = PATIENT | {"delivery": delivery, "kafka": new_names() | {"codec": codec_name}}
+        return ServiceProcess(parts.write_config(f"{uuid.uuid4().hex}.toml", settings, partitions))
 
     return make
 
