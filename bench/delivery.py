@@ -20,7 +20,7 @@ from rich.console import Console
 
 from bench.cluster import SteadyLoad, end_offsets, origin, read_transactions, simulated
 from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory, new_names, play_file, wait_for_decisions
-from bench.observer import Observations, Observer
+from bench.observer import SCREENED, Observations, Observer
 from bench.tables import figure_table, print_table, publish
 from bench.turns import Spread
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
@@ -158,7 +158,7 @@ def _turn(path: Path, data: LabelledData, backlog: int, rate: float, seconds: fl
     if len(seen.offset) < rows:
         raise CascadeError(f"the observer saw {len(seen.offset):,} of {rows:,} decisions")
     live = seen.offset >= np.array([boundary[number] for number in range(PARTITIONS)])[seen.partition]
-    latency_ms = _latencies_ms(config, seen, live & seen.screened())
+    latency_ms = _latencies_ms(config, seen, live & (seen.path == SCREENED))
     p50, p99 = np.quantile(latency_ms, [0.5, 0.99])
     return Turn(
         mode=config.delivery,

