@@ -78,14 +78,17 @@ class KeyPart:
     def fill(self, arrays: Mapping[str, Array]) -> None:
         """Copy what another part's `used` returned into the empty state; raises StateError where it does not fit."""
         found = self._checked(arrays)
-        for name, target, array in zip(KeyState._fields, self.state, found, strict=True):
+        pairs: dict[str, tuple[Array, Array]] = {
+            name: (target, getattr(found, name)) for name, target in self.state._asdict().items()
+        }
+        for name, (target, array) in pairs.items():
             if len(array) > len(target):
                 raise self._refusal(name, array)
             if name in ("table", "counters") and len(array) != len(target):
                 raise self._refusal(name, array)
         if not transfer.state_fits(found, self.program.has_sequence):
             raise StateError(f"arrays of {self.key} are not in order: take another snapshot")
-        for target, array in zip(self.state, found, strict=True):
+        for target, array in pairs.values():
             target[: len(array)] = array
 
     def warm_up(self) -> None:
