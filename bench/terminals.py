@@ -428,18 +428,15 @@ def show(report: Report, console: Console, json: Path) -> None:
         table.add_row(f"[bold]{way.name}", "", "", "", f"{100 * way.escalated_share:.2f}")
         table.add_row(" screener", *_figures(way.screener))
         table.add_row(" cascade", *_figures(way.cascade), end_section=True)
-    tables = [table]
     for way in report.ways[1:]:
+        print_table(console, table)
         table = figure_table("feature", "mean", "mean error", "max error", "wrong rows %", title=way.name)
         for error in way.errors:
             figures = (error.reference_mean, error.difference_mean, error.difference_max)
             table.add_row(error.name, *(f"{figure:.3g}" for figure in figures), f"{100 * error.differing_share:.1f}")
-        tables.append(table)
-    for table in tables[:-1]:
-        print_table(console, table)
     print_table(
         console,
-        tables[-1],
+        table,
         *(_volume_text(way.name, way.volume) for way in report.ways if way.volume is not None),
         f"one worker that shares, against one engine: {'to the bit' if report.one_worker_equal else 'NOT EQUAL'}",
         f"{report.judged:,} transactions judged, {report.frauds:,} frauds, {report.protocol}; bundle {report.bundle}",

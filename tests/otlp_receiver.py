@@ -34,7 +34,7 @@ class OtlpReceiver:
                 receiver.answering.wait()
                 if receiver.status == 200:
                     receiver.taken.append(
-                        ({"path": self.path} | {key.lower(): one for key, one in self.headers.items()}, request)
+                        ({"path": self.path} | {key.lower(): value for key, value in self.headers.items()}, request)
                     )
                 answer = ExportMetricsServiceResponse().SerializeToString()
                 self.send_response(receiver.status)
@@ -69,4 +69,4 @@ class OtlpReceiver:
 
 def attributes(holder: Any) -> dict[str, str]:
     """Of a data point or a resource, by name; all of ours are text."""
-    return {one.key: one.value.string_value for one in holder.attributes}
+    return {attribute.key: attribute.value.string_value for attribute in holder.attributes}

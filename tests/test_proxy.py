@@ -88,9 +88,9 @@ def test_a_cut_resets_every_connection_and_new_ones_work(proxy: Proxy) -> None:
         echo(second, b"hello")
         assert proxy.connections == 2
         proxy.cut()
-        for one in (first, second):
+        for through in (first, second):
             with pytest.raises(ConnectionError):
-                echo(one, b"hello")
+                echo(through, b"hello")
     with connect(proxy) as third:
         echo(third, b"hello")
 
@@ -100,15 +100,15 @@ def test_a_paused_proxy_accepts_and_passes_nothing_and_then_loses_nothing(proxy:
         echo(before, b"hello")
         proxy.pause()
         with connect(proxy) as after:
-            for one in (before, after):
-                one.sendall(b"later")
-                one.settimeout(0.3)
+            for through in (before, after):
+                through.sendall(b"later")
+                through.settimeout(0.3)
                 with pytest.raises(TimeoutError):
-                    one.recv(1)
-                one.settimeout(5.0)
+                    through.recv(1)
+                through.settimeout(5.0)
             proxy.resume()
-            for one in (before, after):
-                assert receive(one, 5) == b"later"
+            for through in (before, after):
+                assert receive(through, 5) == b"later"
 
 
 def test_a_delay_counts_each_way_and_does_not_lower_the_rate(proxy: Proxy) -> None:

@@ -132,15 +132,14 @@ def _medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 def show(report: PipelineReport, console: Console) -> None:
     """Prints the report: a table at full speed, a table under the open-loop load, and notes."""
     scenario = report.scenario
-    tables = [_speed_table(report)]
+    table = _speed_table(report)
     if any(standing.live_rate is not None for standing in report.standings):
-        tables.append(_latency_table(report))
-    for table in tables[:-1]:
         print_table(console, table)
+        table = _latency_table(report)
     remarks = (f"{standing.variant}: {text}" for standing in report.standings if (text := _remarks(standing)))
     print_table(
         console,
-        tables[-1],
+        table,
         *remarks,
         *(f"{name}: not run, {reason}" for name, reason in report.skipped.items()),
         f"{scenario.name}: medians of {scenario.rounds} rounds in which the variants take turns",
