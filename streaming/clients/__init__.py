@@ -8,8 +8,8 @@ from typing import overload
 
 from cascade.config import KafkaSettings
 from cascade.errors import SettingError
+from streaming.clients.limits import DELIVERY_TIMEOUT_S
 from streaming.clients.protocol import (
-    DELIVERY_TIMEOUT_S,
     ConsumerClient,
     Delivery,
     FetchedBatch,

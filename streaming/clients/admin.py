@@ -9,7 +9,8 @@ from typing import Any
 from kafka import KafkaAdminClient
 
 from cascade.config import KafkaSettings
-from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS, translated
+from streaming.clients import limits
+from streaming.clients.kafka_errors import translated
 from streaming.clients.settings import connection_settings
 
 # Enough for several addresses: one that does not answer takes 5 s (ADDRESS_TIMEOUT_MS) before the next is tried.
@@ -25,7 +26,7 @@ def admin_client(kafka: KafkaSettings, action: str, timeout_s: float = ATTEMPT_T
             KafkaAdminClient(
                 **connection_settings(kafka, "cascade-admin"),
                 bootstrap_timeout_ms=int(timeout_s * 1_000),
-                request_timeout_ms=REQUEST_TIMEOUT_MS,
+                request_timeout_ms=limits.REQUEST_TIMEOUT_MS,
             )
         ) as admin,
     ):

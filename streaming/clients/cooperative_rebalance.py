@@ -5,6 +5,11 @@
   two members own one partition. The corrected assignor lists what the member owns now.
 - Expulsion during a join: kafka-python calls no listener, so the member goes on with partitions that others own, and
   its commits are accepted. The corrected coordinator prepares the next join anew, which calls `on_lost`.
+- Join that ends between two polls: kafka-python discards it and joins again, so that a worker with short polls never
+  gets a partition, and its group rebalances without end. The next poll of the corrected coordinator completes it.
+- Join that itself removes its reason (the leader has assigned a changed topic): no poll completes it. The member sends
+  no heartbeats, is expelled, and goes on with partitions that others own. Here a join stays needed until a poll
+  completes it.
 - Fetching during a join: kafka-python's `poll` waits for the other members and returns nothing. The corrected `poll`
   returns records of the partitions that the member still owns.
 - Commit and leave during a join: the broker answers the requests of a connection in order, and JoinGroup is not
@@ -23,6 +28,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.coordinator.base import Generation
 from kafka.coordinator.consumer import ConsumerCoordinator
 from kafka.errors import FencedInstanceIdError, IllegalGenerationError, RebalanceInProgressError
+from kafka.future import Future
 from kafka.structs import MemberState
 
 # During a join `poll` waits for records in slices of this length, and drives the join between them.
@@ -45,91 +51,89 @@ class OwnedPartitionsAssignor(CooperativeStickyAssignor):  # type: ignore[misc] 
         return super().metadata(topics)
 
 
+class _Finished(Future):  # type: ignore[misc]  # the vendor has no types
+    """Appears unfinished until a caller waits for it; then it gets the result of `task`."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: Future) -> None:
+        super().__init__()
+        self._task = task
+
+    def add_errback(self, f: Any, *args: Any, **kwargs: Any) -> Any:
+        # kafka-python adds the callback first, so with the errback both are present
+        added = super().add_errback(f, *args, **kwargs)
+        if not self.is_done:
+            self._task.chain(self)
+        return added
+
+
+class _CorrectedCoordinator(ConsumerCoordinator):  # type: ignore[misc]  # the vendor has no types
+    _join_task: Any
+    _fenced = False
+
+    def reset_generation(self, member_id: str = _UNKNOWN_MEMBER_ID) -> None:
+        super().reset_generation(member_id)
+        # kafka-python prepares a join once; after an expulsion it must prepare it again
+        self.rejoining = False
+
+    async def join_group_async(self, timeout_ms: float | None = None) -> Any:
+        task = self._join_task
+        if task is not None and task.is_done:
+            self._join_task = _Finished(task)
+        return await super().join_group_async(timeout_ms=timeout_ms)
+
+    def need_rejoin(self) -> bool:
+        return self.rejoining or bool(super().need_rejoin())
+
+    def _joins_with_partitions(self) -> bool:
+        return bool(self._subscription.assigned_partitions()) and self.need_rejoin()
+
+    def poll(self, timeout_ms: float | None = None) -> bool:
+        if self._fenced:
+            raise FencedInstanceIdError("another member with the name of kafka.instance has joined the group")
+        if not self._joins_with_partitions():
+            return bool(super().poll(timeout_ms=timeout_ms))
+        super().poll(timeout_ms=0)
+        return True
+
+    def time_to_next_poll(self) -> float:
+        # no heartbeats are sent during a join, so an overdue one would make kafka-python not wait at all
+        return _JOIN_POLL_S if self._joins_with_partitions() else float(super().time_to_next_poll())
+
+    async def _send_heartbeat_request(self) -> Any:
+        try:
+            return await super()._send_heartbeat_request()
+        except FencedInstanceIdError:
+            self._fenced = True
+            raise
+
+    def coordinator(self) -> str | int | None:
+        node: str | int | None = super().coordinator()
+        if node is None or self.state is not MemberState.REBALANCING:
+            return node
+        broker_id = int(str(node).removeprefix(_COORDINATOR_PREFIX))
+        return broker_id if self._cluster.broker_metadata(broker_id) is not None else node
+
+    def generation_if_stable(self) -> Generation | None:
+        generation = self._generation
+        return None if generation.is_lost() else generation
+
+    def _handle_offset_commit_response(self, offsets: Any, send_time: float, response: Any) -> None:
+        if self.state is MemberState.REBALANCING:
+            codes = {code for _, partitions in response.topics for _, code in partitions}
+            if codes & {IllegalGenerationError.errno, RebalanceInProgressError.errno}:
+                raise RebalanceInProgressError("the group is rebalancing; the commit can be tried again")
+        super()._handle_offset_commit_response(offsets, send_time, response)
+
+
 def fix_cooperative_rebalance(coordinator: ConsumerCoordinator) -> None:
     """Applies all corrections of this module; each assignor must be an OwnedPartitionsAssignor."""
     for assignor in coordinator._assignors.values():
         assignor.subscription = coordinator._subscription
-    _lose_partitions_after_expulsion(coordinator)
-    _fetch_during_join(coordinator)
-    _commit_during_join(coordinator)
-    _raise_when_fenced(coordinator)
-
-
-def _lose_partitions_after_expulsion(coordinator: ConsumerCoordinator) -> None:
-    reset = coordinator.reset_generation
-
-    def reset_generation(member_id: str = _UNKNOWN_MEMBER_ID) -> None:
-        reset(member_id)
-        # kafka-python prepares a join once; after an expulsion it must prepare it again
-        coordinator.rejoining = False
-
-    coordinator.reset_generation = reset_generation
-
-
-def _fetch_during_join(coordinator: ConsumerCoordinator) -> None:
-    poll, time_to_next_poll = coordinator.poll, coordinator.time_to_next_poll
-
-    def joins_with_partitions() -> bool:
-        return bool(coordinator._subscription.assigned_partitions()) and coordinator.need_rejoin()
-
-    def poll_without_blocking(timeout_ms: float | None = None) -> bool:
-        if not joins_with_partitions():
-            return bool(poll(timeout_ms=timeout_ms))
-        poll(timeout_ms=0)
-        return True
-
-    def time_to_next_join_poll() -> float:
-        # no heartbeats are sent during a join, so an overdue one would make kafka-python not wait at all
-        return _JOIN_POLL_S if joins_with_partitions() else float(time_to_next_poll())
-
-    coordinator.poll, coordinator.time_to_next_poll = poll_without_blocking, time_to_next_join_poll
+    coordinator.__class__ = _CorrectedCoordinator
 
 
 def leave_during_join(coordinator: ConsumerCoordinator) -> None:
     """Lets `close` leave the group over another connection while a join is under way; call it before `close`."""
     coordinator.coordinator_id = coordinator.coordinator()
-
-
-def _commit_during_join(coordinator: ConsumerCoordinator) -> None:
-    find_coordinator, handle = coordinator.coordinator, coordinator._handle_offset_commit_response
-
-    def coordinator_during_join() -> str | int | None:
-        node: str | int | None = find_coordinator()
-        if node is None or coordinator.state is not MemberState.REBALANCING:
-            return node
-        broker_id = int(str(node).removeprefix(_COORDINATOR_PREFIX))
-        return broker_id if coordinator._cluster.broker_metadata(broker_id) is not None else node
-
-    def generation_unless_lost() -> Generation | None:
-        generation = coordinator._generation
-        return None if generation.is_lost() else generation
-
-    def handle_offset_commit_response(offsets: Any, send_time: float, response: Any) -> None:
-        if coordinator.state is MemberState.REBALANCING:
-            codes = {code for _, partitions in response.topics for _, code in partitions}
-            if codes & {IllegalGenerationError.errno, RebalanceInProgressError.errno}:
-                raise RebalanceInProgressError("the group is rebalancing; the commit can be tried again")
-        handle(offsets, send_time, response)
-
-    coordinator.coordinator = coordinator_during_join
-    coordinator.generation_if_stable = generation_unless_lost
-    coordinator._handle_offset_commit_response = handle_offset_commit_response
-
-
-def _raise_when_fenced(coordinator: ConsumerCoordinator) -> None:
-    send, poll = coordinator._send_heartbeat_request, coordinator.poll
-    fenced: list[FencedInstanceIdError] = []
-
-    async def send_heartbeat_request() -> Any:
-        try:
-            return await send()
-        except FencedInstanceIdError as error:
-            fenced.append(error)
-            raise
-
-    def poll_unless_fenced(timeout_ms: float | None = None) -> bool:
-        if fenced:
-            raise FencedInstanceIdError("another member with the name of kafka.instance has joined the group")
-        return bool(poll(timeout_ms=timeout_ms))
-
-    coordinator._send_heartbeat_request, coordinator.poll = send_heartbeat_request, poll_unless_fenced

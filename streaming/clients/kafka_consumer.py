@@ -17,32 +17,18 @@ from kafka.structs import MemberState, OffsetAndMetadata
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
+from streaming.clients import limits
 from streaming.clients.cooperative_rebalance import (
     OwnedPartitionsAssignor,
     fix_cooperative_rebalance,
     leave_during_join,
 )
-from streaming.clients.fetch_backoff import recheck_before_backoff
-from streaming.clients.header_names import LenientHeaderRecords
-from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS, translated
-from streaming.clients.paused_records import return_paused_records
-from streaming.clients.protocol import FetchedBatch, GroupMember, Partition, PartitionsCallback
-from streaming.clients.resumed_joins import resume_finished_joins
+from streaming.clients.fetcher import CorrectedFetcher
+from streaming.clients.kafka_errors import translated
+from streaming.clients.protocol import FetchedBatch, GroupMember, Offsets, Partition, PartitionsCallback
 from streaming.clients.settings import connection_settings
 from streaming.clients.static_members import end_unfinished_membership
 
-# The group notices a killed worker after this long, and its partitions are not read until then. The broker's minimum is
-# 6 s; below 10 s a loaded machine loses partitions without need.
-SESSION_TIMEOUT_MS = 10_000
-HEARTBEAT_INTERVAL_MS = 2_000
-# The broker answers a fetch as soon as it has a byte, so this adds no latency in the steady state. A partition that was
-# just resumed, or whose position was set, waits this long for the fetch in flight that does not include it.
-FETCH_WAIT_MS = 50
-# Limits the memory of a fetch, over all partitions.
-FETCH_BYTES_MAX = 8 * 1024 * 1024
-# `committed` waits for open transactions. That of a killed worker ends after its timeout (15 s) and the coordinator's
-# next check (every 10 s by default).
-COMMITTED_TIMEOUT_MS = 30_000
 # Between the end of a join and the leader's SyncGroup the broker refuses commits: for milliseconds, usually.
 REBALANCING_COMMIT_S = 2.0
 REBALANCING_PAUSE_S = 0.02
@@ -107,7 +93,7 @@ class KafkaPythonConsumer:
     While `on_revoked` runs, the revoked partitions are no longer in `assignment`.
     """
 
-    def __init__(self, kafka: KafkaSettings, group: str | None, bootstrap_timeout_s: float = 30.0) -> None:
+    def __init__(self, kafka: KafkaSettings, group: str | None) -> None:
         self._servers = kafka.bootstrap
         self._kafka, self._group = kafka, group
         self._listener: _Listener | None = None
@@ -123,20 +109,17 @@ class KafkaPythonConsumer:
                 isolation_level="read_committed",
                 partition_assignment_strategy=(OwnedPartitionsAssignor(),),
                 group_instance_id=kafka.instance if group is not None and kafka.instance else None,
-                session_timeout_ms=SESSION_TIMEOUT_MS,
-                heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
-                request_timeout_ms=REQUEST_TIMEOUT_MS,
-                bootstrap_timeout_ms=int(bootstrap_timeout_s * 1_000),
+                session_timeout_ms=limits.SESSION_TIMEOUT_MS,
+                heartbeat_interval_ms=limits.HEARTBEAT_INTERVAL_MS,
+                request_timeout_ms=limits.REQUEST_TIMEOUT_MS,
+                bootstrap_timeout_ms=int(limits.BOOTSTRAP_TIMEOUT_S * 1_000),
                 fetch_min_bytes=1,
-                fetch_max_wait_ms=FETCH_WAIT_MS,
-                fetch_max_bytes=FETCH_BYTES_MAX,
+                fetch_max_wait_ms=limits.FETCH_WAIT_MS,
+                fetch_max_bytes=limits.FETCH_BYTES_MAX,
                 metrics_enabled=False,
             )
-        self._consumer._fetcher.PartitionRecords = LenientHeaderRecords
-        resume_finished_joins(self._consumer._coordinator)
+        self._consumer._fetcher.__class__ = CorrectedFetcher
         fix_cooperative_rebalance(self._consumer._coordinator)
-        return_paused_records(self._consumer._fetcher)
-        recheck_before_backoff(self._consumer._fetcher)
 
     def subscribe(
         self,
@@ -201,7 +184,7 @@ class KafkaPythonConsumer:
     def position(self, partition: Partition) -> int:
         """See ConsumerClient."""
         with self._translated(f"asking for the position of {_name(partition)}"):
-            position = self._consumer.position(TopicPartition(*partition), timeout_ms=REQUEST_TIMEOUT_MS)
+            position = self._consumer.position(TopicPartition(*partition), timeout_ms=limits.REQUEST_TIMEOUT_MS)
             if position is None:
                 raise KafkaTimeoutError("no position in time")
         return int(position)
@@ -209,7 +192,9 @@ class KafkaPythonConsumer:
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, str]]:
         """See ConsumerClient."""
         with self._translated("asking for committed offsets"):
-            found = self._consumer._coordinator.fetch_committed_offsets(_vendor(partitions), COMMITTED_TIMEOUT_MS)
+            found = self._consumer._coordinator.fetch_committed_offsets(
+                _vendor(partitions), limits.COMMITTED_TIMEOUT_S * 1_000
+            )
         return {tuple(partition): (int(stored.offset), stored.metadata or "") for partition, stored in found.items()}
 
     def member(self) -> GroupMember:
@@ -218,7 +203,7 @@ class KafkaPythonConsumer:
             metadata = self._consumer.group_metadata()
         return GroupMember(metadata, self._consumer._coordinator.state is not MemberState.REBALANCING)
 
-    def commit(self, offsets: Mapping[Partition, tuple[int, str]]) -> None:
+    def commit(self, offsets: Offsets) -> None:
         """See ConsumerClient; an error during a rebalance can be retried."""
         wanted = {
             TopicPartition(*partition): OffsetAndMetadata(int(offset), metadata, -1)
@@ -228,7 +213,7 @@ class KafkaPythonConsumer:
         while wanted:
             with self._translated("committing offsets"):
                 try:
-                    self._consumer.commit(wanted, timeout_ms=REQUEST_TIMEOUT_MS)
+                    self._consumer.commit(wanted, timeout_ms=limits.REQUEST_TIMEOUT_MS)
                     return
                 except RebalanceInProgressError:
                     if time.monotonic() > deadline_s:
@@ -238,18 +223,18 @@ class KafkaPythonConsumer:
     def beginning_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """See ConsumerClient."""
         with self._translated("asking for the first offsets"):
-            return _plain(self._consumer.beginning_offsets(_vendor(partitions), timeout_ms=REQUEST_TIMEOUT_MS))
+            return _plain(self._consumer.beginning_offsets(_vendor(partitions), timeout_ms=limits.REQUEST_TIMEOUT_MS))
 
     def end_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """See ConsumerClient."""
         with self._translated("asking for the end offsets"):
-            return _plain(self._consumer.end_offsets(_vendor(partitions), timeout_ms=REQUEST_TIMEOUT_MS))
+            return _plain(self._consumer.end_offsets(_vendor(partitions), timeout_ms=limits.REQUEST_TIMEOUT_MS))
 
     def offsets_at(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
         """See ConsumerClient."""
         wanted = list(partitions)
         with self._translated("asking for the offsets of a time"):
-            found = self._consumer.offsets_for_times(dict.fromkeys(_vendor(wanted), time_ms), REQUEST_TIMEOUT_MS)
+            found = self._consumer.offsets_for_times(dict.fromkeys(_vendor(wanted), time_ms), limits.REQUEST_TIMEOUT_MS)
         beyond = [partition for partition in wanted if found.get(TopicPartition(*partition)) is None]
         ends = self.end_offsets(beyond) if beyond else {}
         return ends | {
@@ -277,7 +262,7 @@ class KafkaPythonConsumer:
         with self._translated("asking for committed offsets"):
             level, coordinator._isolation_level = coordinator._isolation_level, IsolationLevel.READ_UNCOMMITTED
             try:
-                found = coordinator.fetch_committed_offsets(_vendor(partitions), REQUEST_TIMEOUT_MS)
+                found = coordinator.fetch_committed_offsets(_vendor(partitions), limits.REQUEST_TIMEOUT_MS)
             finally:
                 coordinator._isolation_level = level
         return [partition for partition in partitions if TopicPartition(*partition) not in found]

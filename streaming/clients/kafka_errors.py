@@ -11,9 +11,6 @@ from kafka.errors import ProducerFencedError as VendorProducerFencedError
 from cascade.errors import BrokerError, ProducerFencedError
 from streaming.clients.access_errors import is_access_error
 
-# A request is retried on another node after this long; kafka-python's 30 s would hide a dead broker.
-REQUEST_TIMEOUT_MS = 15_000
-
 
 @contextlib.contextmanager
 def translated(action: str, servers: str) -> Iterator[None]:

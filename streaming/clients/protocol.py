@@ -11,9 +11,10 @@ from cascade.columns import Int64
 Partition = tuple[str, int]
 """Topic and partition id."""
 
+Offsets = Mapping[Partition, tuple[int, str]]
+"""The next offset to read and metadata, by partition."""
+
 Headers = Sequence[tuple[str, bytes | None]]
-# A record without an acknowledgement after this long ends the session, so that the queue does not grow.
-DELIVERY_TIMEOUT_S = 60.0
 PartitionsCallback = Callable[[list[Partition]], None]
 
 
@@ -132,7 +133,7 @@ class ConsumerClient(Protocol):
         """The present membership of this consumer in its group."""
         ...
 
-    def commit(self, offsets: Mapping[Partition, tuple[int, str]]) -> None:
+    def commit(self, offsets: Offsets) -> None:
         """Commits the next offset to read and metadata, by partition; returns when the broker has stored them."""
         ...
 
@@ -218,7 +219,7 @@ class TransactionalProducerClient(ProducerClient, Protocol):
         """Begins a transaction."""
         ...
 
-    def commit(self, offsets: Mapping[Partition, tuple[int, str]], member: GroupMember) -> None:
+    def commit(self, offsets: Offsets, member: GroupMember) -> None:
         """Commits the records, and `offsets` with metadata for the member's group.
 
         Raises ProducerFencedError, CommitUnknownError (the outcome is unknown), TransactionAbortedError, or another

@@ -6,7 +6,7 @@ import gc
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -24,22 +24,16 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
-from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS
-from streaming.clients.protocol import FetchedBatch, GroupMember, Headers, Partition, PartitionsCallback
+from streaming.clients import limits
+from streaming.clients.protocol import FetchedBatch, GroupMember, Headers, Offsets, Partition, PartitionsCallback
 from streaming.clients.rdkafka_settings import Connection, connection_settings, vendor_error
 from streaming.clients.static_members import end_unfinished_membership
 
-# As for kafka-python, for the same reasons.
-SESSION_TIMEOUT_MS = 10_000
-HEARTBEAT_INTERVAL_MS = 2_000
-FETCH_WAIT_MS = 50
-FETCH_BYTES_MAX = 8 * 1024 * 1024
 # Limits what librdkafka fetches ahead of `poll`, over all partitions.
 QUEUED_KBYTES_MAX = 32 * 1024
-COMMITTED_TIMEOUT_S = 30.0
 # librdkafka applies an assignment in its own thread, and refuses a seek before that.
 SEEK_TIMEOUT_S, SEEK_PAUSE_S = 5.0, 0.002
-REQUEST_S = REQUEST_TIMEOUT_MS / 1_000
+REQUEST_S = limits.REQUEST_TIMEOUT_MS / 1_000
 # Unassigning needs no broker, but the event follows the fetched records in the queue; these are dropped.
 UNASSIGN_S_MAX, UNASSIGN_PAUSE_S = 10.0, 0.005
 ROWS_DROPPED_AT_ONCE = 10_000
@@ -51,7 +45,7 @@ class RdkafkaConsumer:
     With `kafka.instance` it is a static member, as KafkaPythonConsumer is.
     """
 
-    def __init__(self, kafka: KafkaSettings, group: str | None, bootstrap_timeout_s: float = 30.0) -> None:
+    def __init__(self, kafka: KafkaSettings, group: str | None) -> None:
         self._kafka, self._group = kafka, group
         self._connection = Connection(kafka)
         self._admin_client: AdminClient | None = None
@@ -69,11 +63,11 @@ class RdkafkaConsumer:
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
             "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": SESSION_TIMEOUT_MS,
-            "heartbeat.interval.ms": HEARTBEAT_INTERVAL_MS,
+            "session.timeout.ms": limits.SESSION_TIMEOUT_MS,
+            "heartbeat.interval.ms": limits.HEARTBEAT_INTERVAL_MS,
             "fetch.min.bytes": 1,
-            "fetch.wait.max.ms": FETCH_WAIT_MS,
-            "fetch.max.bytes": FETCH_BYTES_MAX,
+            "fetch.wait.max.ms": limits.FETCH_WAIT_MS,
+            "fetch.max.bytes": limits.FETCH_BYTES_MAX,
             "fetch.queue.backoff.ms": 5,
             "queued.max.messages.kbytes": QUEUED_KBYTES_MAX,
         }
@@ -82,7 +76,7 @@ class RdkafkaConsumer:
         with self._connection.translated("connecting"):
             self._consumer = Consumer(settings)
         try:
-            self._connection.wait(self._consumer, bootstrap_timeout_s)
+            self._connection.wait(self._consumer)
         except BaseException:
             self._consumer.close()
             raise
@@ -219,7 +213,7 @@ class RdkafkaConsumer:
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, str]]:
         """See ConsumerClient."""
         with self._connection.translated("asking for committed offsets"):
-            found = self._consumer.committed(_vendor(partitions), timeout=COMMITTED_TIMEOUT_S)
+            found = self._consumer.committed(_vendor(partitions), timeout=limits.COMMITTED_TIMEOUT_S)
         self._check(found, "asking for committed offsets")
         return {_plain(stored): (stored.offset, stored.metadata or "") for stored in found if stored.offset >= 0}
 
@@ -230,7 +224,7 @@ class RdkafkaConsumer:
             is_member = self._group is not None and bool(self._consumer.memberid())
             return GroupMember(self._consumer.consumer_group_metadata() if is_member else None)
 
-    def commit(self, offsets: Mapping[Partition, tuple[int, str]]) -> None:
+    def commit(self, offsets: Offsets) -> None:
         """See ConsumerClient; an error during a rebalance can be retried."""
         if not offsets:
             return

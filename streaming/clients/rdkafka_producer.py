@@ -7,24 +7,19 @@ producing in Python; they show when all records of a call are acknowledged, what
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import Producer as VendorProducer
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
-from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS
-from streaming.clients.protocol import DELIVERY_TIMEOUT_S, Delivery, Headers
+from streaming.clients import limits
+from streaming.clients.producer import Producer, Record
+from streaming.clients.protocol import Delivery
 from streaming.clients.rdkafka_settings import Connection, connection_settings, vendor_error
 
-# As for kafka-python, for the same reasons.
-LINGER_MS = 1
-MESSAGE_BYTES_MAX = 2 * 1024 * 1024
-UNDELIVERED_MAX = 50_000
-# librdkafka reports purged records within milliseconds.
-ABANDON_TIMEOUT_S = 1.0
 _ROOM_PAUSE_S = 0.005
 # Positional arguments of the binding take a third less time.
 _ANY_PARTITION, _NOW_MS = -1, 0
@@ -59,79 +54,49 @@ class _Sent:
         return not self._left
 
 
-class RdkafkaProducer:
+class RdkafkaProducer(Producer):
     """ProducerClient on librdkafka; a record with timestamp 0 gets the present time."""
 
     def __init__(
         self,
         kafka: KafkaSettings,
-        undelivered_max: int = UNDELIVERED_MAX,
-        bootstrap_timeout_s: float = 30.0,
         vendor_settings: Mapping[str, Any] | None = None,
-        delivery_timeout_s: float = DELIVERY_TIMEOUT_S,
+        delivery_timeout_s: float = limits.DELIVERY_TIMEOUT_S,
     ) -> None:
+        super().__init__(kafka)
         self._connection = Connection(kafka)
-        self._servers = kafka.bootstrap
-        self._undelivered_max = undelivered_max
-        self._failure: BrokerError | None = None
         self.refused: tuple[KafkaError, Message] | None = None
         self.aborting = False
         with self._connection.translated("connecting"):
-            self._producer: Any = Producer(
+            self._producer = VendorProducer(
                 {
                     **connection_settings(kafka, "cascade-producer", self._connection.on_error),
                     "acks": "all",
                     "enable.idempotence": True,
-                    "linger.ms": LINGER_MS,
-                    "message.max.bytes": MESSAGE_BYTES_MAX,
+                    "linger.ms": limits.LINGER_MS,
+                    "message.max.bytes": limits.REQUEST_BYTES_MAX,
                     "delivery.timeout.ms": int(delivery_timeout_s * 1_000),
                     # the partitioner of the Java client and of kafka-python
                     "partitioner": "murmur2_random",
-                    "queue.buffering.max.messages": 2 * UNDELIVERED_MAX,
+                    "queue.buffering.max.messages": 2 * limits.UNDELIVERED_MAX,
                     **(vendor_settings or {}),
                 }
             )
         try:
-            self._connection.wait(self._producer, bootstrap_timeout_s)
+            self._connection.wait(self._producer)
         except BaseException:
             self._abandon()
             raise
 
-    def send(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers = (),
-        timestamp_ms: int | None = None,
-    ) -> Delivery:
-        """See ProducerClient; a header value None is sent as empty bytes, as by the other client."""
-        self._make_room(1)
-        pairs = [(name, octets if octets is not None else b"") for name, octets in headers]
-        sent = _Sent(self, 1)
-        with self._sending(topic):
-            self._producer.produce(
-                topic, value, key, _ANY_PARTITION, sent.reported, None, timestamp_ms or _NOW_MS, pairs or None
-            )
-        return sent
-
-    def send_many(
-        self,
-        topic: str,
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes | None],
-        timestamps_ms: Sequence[int] | None = None,
-    ) -> Delivery:
-        """See ProducerClient."""
-        self._make_room(len(values))
-        sent = _Sent(self, len(values))
-        reported = sent.reported
-        times = [_NOW_MS] * len(values) if timestamps_ms is None else timestamps_ms
+    def _send(self, topic: str, records: list[Record], headers: list[tuple[str, bytes]] | None = None) -> Delivery:
+        self._make_room(len(records))
+        sent = _Sent(self, len(records))
+        reported, headers = sent.reported, headers or None
         with self._sending(topic):
             # The binding's call for several records takes no timestamps, and half as long again. `produce` is not bound
             # to a name: an error's traceback would keep the name, and so librdkafka, alive.
-            for key, value, time_ms in zip(keys, values, times, strict=True):
-                self._producer.produce(topic, value, key, _ANY_PARTITION, reported, None, time_ms)
+            for key, value, time_ms in records:
+                self._producer.produce(topic, value, key, _ANY_PARTITION, reported, None, time_ms or _NOW_MS, headers)
         return sent
 
     def undelivered(self) -> int:
@@ -141,25 +106,15 @@ class RdkafkaProducer:
         self.reap()
         return len(self._producer)
 
-    def flush(self, timeout_s: float) -> None:
-        """See ProducerClient."""
-        self._check_usable()
-        with self._fatal_errors_latched():
-            self._flush(timeout_s)
-        self.refuse_after_failure()
-
     def close(self, timeout_s: float) -> None:
-        """See ProducerClient; releases all resources even if the flush fails."""
-        try:
-            if self._producer is not None or self._failure is not None:
-                self.flush(timeout_s)
-        finally:
-            self._abandon()
+        """See ProducerClient; does nothing if it is closed."""
+        if self._producer is not None or self._failure is not None:
+            super().close(timeout_s)
 
     def reap(self) -> None:
         """Processes the delivery reports."""
         if self._producer is not None:
-            with self._fatal_errors_latched():
+            with self._waiting_for_deliveries():
                 self._producer.poll(0)
 
     def refuse_after_failure(self) -> None:
@@ -168,15 +123,14 @@ class RdkafkaProducer:
             error, message = self.refused
             action = f"a record was not delivered to {message.topic()}"
             self._failure = self._ended(self._connection.error(action, error))
-        if self._failure is not None:
-            raise self._failure
+        super().refuse_after_failure()
 
     def _check_usable(self) -> None:
-        self.refuse_after_failure()
+        super()._check_usable()
         if self._producer is None:
             raise BrokerError(f"Kafka at {self._servers}: the producer is closed")
 
-    def _flush(self, timeout_s: float) -> None:
+    def _deliver(self, timeout_s: float) -> None:
         left = self._producer.flush(timeout_s)
         # the count includes librdkafka's own events that were not polled yet
         if left and (left := len(self._producer)):
@@ -185,7 +139,7 @@ class RdkafkaProducer:
             )
 
     @contextlib.contextmanager
-    def _fatal_errors_latched(self) -> Iterator[None]:
+    def _waiting_for_deliveries(self) -> Iterator[None]:
         """Latches every error but a timeout: whichever call polls librdkafka next raises a fatal error."""
         try:
             with self._translated("waiting for deliveries"):
@@ -198,10 +152,6 @@ class RdkafkaProducer:
                 raise self._failure from error
             raise
 
-    def _ended(self, error: BrokerError) -> BrokerError:
-        """The error that every later call raises."""
-        return error
-
     def _abandon(self) -> None:
         """Drops queued records and ends librdkafka's threads.
 
@@ -213,7 +163,7 @@ class RdkafkaProducer:
         self.aborting = True
         with contextlib.suppress(KafkaException, RuntimeError, SystemError):
             self._producer.purge()
-            self._producer.flush(ABANDON_TIMEOUT_S)
+            self._producer.flush(limits.ABANDON_TIMEOUT_S)
         self._producer = None
 
     def _translated(self, action: str) -> contextlib.AbstractContextManager[None]:
@@ -223,21 +173,6 @@ class RdkafkaProducer:
         """librdkafka's fatal error; outside transactions the binding has no call that returns it."""
         return None
 
-    def _sending(self, topic: str) -> contextlib.AbstractContextManager[None]:
-        return self._translated(f"sending to {topic}")
-
-    def _make_room(self, records: int) -> None:
-        self._check_usable()
-        self.reap()
-        self.refuse_after_failure()
-        give_up_s = time.monotonic() + REQUEST_TIMEOUT_MS / 1_000
-        # a call with more records than the bound goes through once nothing else waits
-        while (waiting := len(self._producer)) and waiting + records > self._undelivered_max:
-            with self._fatal_errors_latched():
-                self._producer.poll(_ROOM_PAUSE_S)
-            self.refuse_after_failure()
-            if time.monotonic() > give_up_s:
-                raise BrokerError(
-                    f"Kafka at {self._servers}: {waiting} records wait to be delivered, at most "
-                    f"{self._undelivered_max}; the broker is slow or gone"
-                )
+    def _wait_for_delivery(self, timeout_s: float) -> None:
+        with self._waiting_for_deliveries():
+            self._producer.poll(min(timeout_s, _ROOM_PAUSE_S))

@@ -12,7 +12,8 @@ from confluent_kafka import KafkaError, KafkaException
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
-from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS, deleted_offsets_error, fenced_error
+from streaming.clients import limits
+from streaming.clients.kafka_errors import deleted_offsets_error, fenced_error
 from streaming.clients.secret import Secret
 from streaming.clients.tokens import RENEW_BEFORE_S, UNSTATED_LIFE_S, make_token_provider
 
@@ -34,7 +35,7 @@ def connection_settings(kafka: KafkaSettings, client_id: str, on_error: Callable
         "error_cb": on_error,
         "logger": logger,
         "log.connection.close": False,
-        "socket.timeout.ms": REQUEST_TIMEOUT_MS,
+        "socket.timeout.ms": limits.REQUEST_TIMEOUT_MS,
         "socket.keepalive.enable": True,
         "socket.nagle.disable": True,
         "allow.auto.create.topics": False,
@@ -85,12 +86,12 @@ class Connection:
         if self._last is None or not _is_access_error(self._last):
             self._last = error
 
-    def wait(self, client: Any, timeout_s: float) -> None:
-        """Waits for a broker's answer; raises BrokerError after `timeout_s`, and at once for an access error."""
-        give_up_s = time.monotonic() + timeout_s
+    def wait(self, client: Any) -> None:
+        """Waits for a broker's answer; raises BrokerError if there is none in time, and at once for an access error."""
+        give_up_s = time.monotonic() + limits.BOOTSTRAP_TIMEOUT_S
         while True:
             try:
-                client.list_topics("", timeout=min(1.0, timeout_s))
+                client.list_topics("", timeout=min(1.0, limits.BOOTSTRAP_TIMEOUT_S))
                 return
             except KafkaException as error:
                 answer = error.args[0]

@@ -12,9 +12,9 @@ from kafka.errors import TopicAlreadyExistsError
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
+from streaming.clients import limits
 from streaming.clients.access_errors import is_access_error
 from streaming.clients.admin import ATTEMPT_TIMEOUT_S, admin_client
-from streaming.clients.kafka_errors import REQUEST_TIMEOUT_MS
 from streaming.clients.protocol import TopicSpec
 from streaming.clients.tokens import TokenRefusedError, make_token_provider
 
@@ -74,7 +74,7 @@ def ensure_topics(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> list[str
         # another worker may have created them meanwhile
         with contextlib.suppress(TopicAlreadyExistsError):
             admin.create_topics(wanted)
-        admin.wait_for_topics(sorted(wanted), timeout_ms=REQUEST_TIMEOUT_MS)
+        admin.wait_for_topics(sorted(wanted), timeout_ms=limits.REQUEST_TIMEOUT_MS)
     return sorted(wanted)
 
 

@@ -29,8 +29,7 @@ from streaming.codecs.avro_writers import Schemas, Writers
 from streaming.codecs.faults import Fault, Faults, note, reject, sift, size_fault
 from streaming.codecs.protocol import Decoded, RejectReason
 from streaming.codecs.rows import empty_batch, time_from_ms
-from streaming.codecs.texts import DoubtfulTexts
-from streaming.codecs.validate import check_categories, check_finite, check_limits, times_in_ms
+from streaming.codecs.validate import NOT_UTF8, check_columns, times_in_ms
 
 MAGIC, HEAD_BYTES = 0, 5
 _NO_FRAME: Fault = (RejectReason.SYNTAX, "no schema registry frame: an octet 0 and the schema's number")
@@ -171,43 +170,24 @@ class _Columns:
             )  # fmt: skip
             _note_wrong(writer, of_writer, wrong, wrong_step, faults)
         if broken.any():
-            note(faults, broken, RejectReason.ENCODING, "a text is not UTF-8")
+            note(faults, broken, *NOT_UTF8)
         columns = dict(zip(self.of[WHOLE], wholes, strict=True)) | dict(zip(self.of[NUMBER], numbers, strict=True))
         columns |= dict(zip(self.of[CATEGORY], categories, strict=True))
         columns |= self._texts(flat, rows)
-        odd = {
-            name: _doubtful(name, self.fields[name], octets, rows_of, begin, length)
-            for name, rows_of, begin, length in zip(self.of[TEXT], doubtful, begins, lengths, strict=True)
+        odd_texts = {
+            name: {row: octets[begin[row] : begin[row] + length[row]].tobytes() for row in np.flatnonzero(odd).tolist()}
+            for name, odd, begin, length in zip(self.of[TEXT], doubtful, begins, lengths, strict=True)
         }
-        return self._checked(columns, odd, by_writer, faults)
+
+        def to_ms(name: str, times: Int64) -> Array:
+            return _times_in_ms(name, times, by_writer, faults)
+
+        return check_columns(self.fields, columns, odd_texts, to_ms, faults)
 
     def _texts(self, flat: Array, rows: int) -> dict[str, Array]:
         ends = np.cumsum(self.widths * rows)
         pieces = [flat[end - width * rows : end] for end, width in zip(ends, self.widths, strict=True)]
         return {name: piece.view(self.fields[name].dtype) for name, piece in zip(self.of[TEXT], pieces, strict=True)}
-
-    def _checked(
-        self,
-        columns: dict[str, Array],
-        odd: dict[str, DoubtfulTexts],
-        by_writer: list[tuple[WriterSchema, Int64]],
-        faults: Faults,
-    ) -> ColumnBatch:
-        """The rules in the order of `validate.to_columns`, so that a row has the same fault in every codec."""
-        for texts in odd.values():
-            texts.note_broken(faults)
-        for name, field in self.fields.items():
-            if field.type == "string":
-                odd[name].note_rest(faults)
-            elif field.type == "float64":
-                check_finite(name, columns[name], faults)
-            elif field.type == "timestamp":
-                _times_in_ms(name, columns[name], by_writer, faults)
-            elif field.type == "category":
-                check_categories(name, field, columns[name], faults)
-        batch = ColumnBatch({name: columns[name] for name in self.fields}, len(next(iter(columns.values()))))
-        check_limits(self.fields, batch, faults)
-        return batch
 
 
 def _note_wrong(writer: WriterSchema, rows: Int64, wrong: Int64, wrong_step: Int64, faults: Faults) -> None:
@@ -216,20 +196,14 @@ def _note_wrong(writer: WriterSchema, rows: Int64, wrong: Int64, wrong_step: Int
         faults.setdefault(row, (reason, f"{writer.names[wrong_step[row]]}: {detail}"))
 
 
-def _times_in_ms(name: str, column: Int64, by_writer: list[tuple[WriterSchema, Int64]], faults: Faults) -> None:
+def _times_in_ms(name: str, column: Int64, by_writer: list[tuple[WriterSchema, Int64]], faults: Faults) -> Int64:
     """Converts times to ms; each writer may use another unit."""
     for writer, rows in by_writer:
         of_writer: Faults = {}
         column[rows] = times_in_ms(name, column[rows], writer.units[name], of_writer)
         for row, fault in of_writer.items():
             faults.setdefault(int(rows[row]), fault)
-
-
-def _doubtful(name: str, field: Field, octets: Array, odd: Bool, begins: Int64, lengths: Int64) -> DoubtfulTexts:
-    def whole(row: int) -> bytes:
-        return octets[begins[row] : begins[row] + lengths[row]].tobytes()
-
-    return DoubtfulTexts(name, field, np.flatnonzero(odd).tolist(), whole)
+    return column
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -14,14 +14,14 @@ from cascade.schema import Field
 from streaming.codecs.faults import Fault, Faults, reject, sift, size_fault
 from streaming.codecs.protocol import Decoded, Reject, RejectReason
 from streaming.codecs.rows import empty_batch, time_from_ms
-from streaming.codecs.texts import DoubtfulTexts, not_plain
-from streaming.codecs.validate import check_categories, check_finite, check_limits, times_in_ms
+from streaming.codecs.validate import check_columns, times_in_ms
 
 # JSON objects, MessagePack maps and Avro's frame never begin with this octet.
 MAGIC, VERSION = 0xCA, 1
 LAYOUT_HASH_BYTES = 6
 HEAD_BYTES = 2 + LAYOUT_HASH_BYTES
 _HEAD = "head"
+_FIRST_PLAIN, _PLAIN = 0x20, 0x7F - 0x20
 _OTHER_LAYOUT: Fault = (RejectReason.OTHER_SCHEMA, "a row with another version or layout of fields")
 
 
@@ -110,30 +110,18 @@ class BinaryCodec:
         return RejectReason.SYNTAX, f"{len(value)} bytes, a row has {self._bytes}"
 
     def _to_columns(self, table: Array) -> tuple[ColumnBatch, Faults]:
-        """The rules in the order of `validate.to_columns`, so that a row has the same fault in every codec."""
         faults: Faults = {}
         # a copy of each column, so that it does not keep the whole fetch in memory
         columns = {name: np.ascontiguousarray(table[f"f{index}"]) for index, name in enumerate(self._fields)}
-        doubtful = {
-            name: _doubtful(name, field, columns[name])
-            for name, field in self._fields.items()
-            if field.type == "string"
-        }
-        for texts in doubtful.values():
-            texts.note_broken(faults)
+        odd_texts = {name: _odd_texts(columns[name]) for name, field in self._fields.items() if field.type == "string"}
         for name, field in self._fields.items():
-            if field.type == "string":
-                doubtful[name].note_rest(faults)
-            elif field.type == "float64":
-                check_finite(name, columns[name], faults)
-            elif field.type == "timestamp":
-                columns[name] = times_in_ms(name, columns[name], field.unit, faults)
-            elif field.type == "category":
+            if field.type == "category":
                 columns[name] = columns[name].astype(np.int64)
-                check_categories(name, field, columns[name], faults)
-        batch = ColumnBatch(columns, len(table))
-        check_limits(self._fields, batch, faults)
-        return batch, faults
+
+        def to_ms(name: str, times: Int64) -> Array:
+            return times_in_ms(name, times, self._fields[name].unit, faults)
+
+        return check_columns(self._fields, columns, odd_texts, to_ms, faults), faults
 
 
 def layout_text(fields: dict[str, Field]) -> bytes:
@@ -164,7 +152,22 @@ def _wire(field: Field) -> str:
     return "<f8" if field.type == "float64" else "<i8"
 
 
-def _doubtful(name: str, field: Field, column: Array) -> DoubtfulTexts:
-    octets = column.view(np.uint8).reshape(len(column), field.max_length)
-    rows = np.flatnonzero(not_plain(octets)).tolist()
-    return DoubtfulTexts(name, field, rows, lambda row: octets[row].tobytes().rstrip(b"\0"))
+def _odd_texts(column: Array) -> dict[int, bytes]:
+    """The texts of a column that are not printable ASCII, by row."""
+    octets = column.view(np.uint8).reshape(len(column), column.itemsize)
+    return {row: octets[row].tobytes().rstrip(b"\0") for row in np.flatnonzero(_not_plain(octets)).tolist()}
+
+
+def _not_plain(octets: Array) -> Bool:
+    """Which texts are not printable ASCII, bool [rows]; `octets`: uint8 [rows, width], padded with zeros.
+
+    A zero before another octet is a part of the text.
+    """
+    zero = octets == 0
+    # a single comparison for both bounds: smaller values wrap around
+    plain = (octets - np.uint8(_FIRST_PLAIN) < _PLAIN) | zero
+    inner = zero[:, :-1] > zero[:, 1:]
+    if plain.all() and not inner.any():
+        return np.zeros(len(octets), np.bool_)
+    found: Bool = ~plain.all(axis=1) | inner.any(axis=1)
+    return found

@@ -18,8 +18,8 @@ from cascade.columns import ColumnBatch
 from cascade.schema import Field
 from streaming.codecs.faults import Fault, reject, sift, size_fault
 from streaming.codecs.protocol import Decoded, Reject, RejectReason
-from streaming.codecs.rows import empty_batch, row_type, to_rows
-from streaming.codecs.validate import to_columns
+from streaming.codecs.rows import row_type, to_rows
+from streaming.codecs.validate import NOT_UTF8, to_columns
 
 # Only unknown fields can nest. A fixed limit, so that the result never depends on the depth of the interpreter's stack:
 # a replay must accept and reject the same messages.
@@ -85,7 +85,8 @@ class MessageCodec(ABC):
                     rejects.append(reject(index, refused.fault))
                 except MESSAGE_ERRORS as error:
                     rejects.append(reject(index, self._explain(value or b"", error)))
-        return _checked(self._fields, rows, positions, rejects)
+        batch, faults = to_columns(self._fields, rows)
+        return sift(batch, np.array(positions, np.int64), faults, rejects)
 
     def encode(self, batch: ColumnBatch) -> list[bytes]:
         """See Codec."""
@@ -132,7 +133,7 @@ class MessageCodec(ABC):
         """Reason and detail of an error; msgspec's messages name fields and types, but no values."""
         del value
         if isinstance(error, UnicodeDecodeError):
-            return RejectReason.ENCODING, "a text is not UTF-8"
+            return NOT_UTF8
         if isinstance(error, RecursionError):
             return _TOO_DEEP
         text = str(error)
@@ -143,13 +144,3 @@ class MessageCodec(ABC):
         if text.startswith("Number out of range"):
             return RejectReason.NOT_FINITE, text
         return RejectReason.TYPE, text
-
-
-def _checked(
-    fields: dict[str, Field], structs: list[msgspec.Struct], positions: list[int], rejects: list[Reject]
-) -> Decoded:
-    rows = np.array(positions, np.int64)
-    if not structs:
-        return Decoded(empty_batch(fields), rows, rejects)
-    batch, faults = to_columns(fields, structs)
-    return sift(batch, rows, faults, rejects)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Annotated, Any
 
@@ -11,6 +11,9 @@ import numpy as np
 
 from cascade.columns import Array, ColumnBatch
 from cascade.schema import INT64_MAX, TIME_UNITS_PER_SECOND, Field
+
+# The largest number of seconds whose milliseconds fit int64.
+SECONDS_MAX = INT64_MAX // 1_000
 
 WireInt64 = Annotated[int, msgspec.Meta(ge=-INT64_MAX - 1, le=INT64_MAX)]
 _WIRE_TYPES: dict[str, Any] = {
@@ -41,7 +44,7 @@ def wire_values(rows: Sequence[msgspec.Struct], position: int) -> Iterable[Any]:
 
 
 def time_to_ms(values: Array, unit: str) -> Array:
-    """Converts epoch times int64 from `unit` to ms; rounds µs down; seconds must be within `seconds_limit`."""
+    """Converts epoch times int64 from `unit` to ms; rounds µs down; seconds must be within SECONDS_MAX."""
     if unit == "s":
         return values * 1_000
     return values // 1_000 if unit == "us" else values
@@ -53,42 +56,21 @@ def time_from_ms(column: Array, unit: str) -> Array:
     return column // (1_000 // per_second) if per_second <= 1_000 else column * (per_second // 1_000)
 
 
-def seconds_limit() -> int:
-    """The largest number of seconds whose milliseconds fit int64."""
-    return INT64_MAX // 1_000
-
-
 def to_rows(fields: dict[str, Field], batch: ColumnBatch, row: type[msgspec.Struct]) -> list[msgspec.Struct]:
     """Converts a batch to structs; the inverse of decoding, except for the rounding of `time_to_ms`."""
-    columns = [_WIRE_COLUMNS[field.type](batch[name], field) for name, field in fields.items()]
+    columns = [_wire_column(batch[name], field) for name, field in fields.items()]
     return [row(*values) for values in zip(*columns, strict=True)]
 
 
-def _plain(column: Array, field: Field) -> list[Any]:
-    del field
-    return list(column.tolist())
-
-
-def _times(column: Array, field: Field) -> list[Any]:
-    return list(time_from_ms(column, field.unit).tolist())
-
-
-def _strings(column: Array, field: Field) -> list[Any]:
-    del field
-    return [text.decode() for text in column.tolist()]
-
-
-def _categories(column: Array, field: Field) -> list[Any]:
-    return [field.values[position] for position in column.tolist()]
-
-
-_WIRE_COLUMNS: dict[str, Callable[[Array, Field], list[Any]]] = {
-    "int64": _plain,
-    "float64": _plain,
-    "timestamp": _times,
-    "string": _strings,
-    "category": _categories,
-}
+def _wire_column(column: Array, field: Field) -> list[Any]:
+    if field.type == "timestamp":
+        column = time_from_ms(column, field.unit)
+    values: list[Any] = column.tolist()
+    if field.type == "string":
+        return [text.decode() for text in values]
+    if field.type == "category":
+        return [field.values[position] for position in values]
+    return values
 
 
 def empty_batch(fields: dict[str, Field]) -> ColumnBatch:

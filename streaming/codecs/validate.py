@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 
 import msgspec
@@ -13,7 +13,7 @@ from cascade.columns import Array, Bool, ColumnBatch, Float64, Int64
 from cascade.schema import INT64_MAX, Field, out_of_limits
 from streaming.codecs.faults import Fault, Faults, note
 from streaming.codecs.protocol import RejectReason
-from streaming.codecs.rows import seconds_limit, time_to_ms, wire_values
+from streaming.codecs.rows import SECONDS_MAX, time_to_ms, wire_values
 
 # Controls (Unicode's Cc): a NUL would be lost in a fixed-width column, others break logs and terminals. And invisible
 # characters (Cf, Zl, Zp, and the rest of Default_Ignorable_Code_Point, Unicode 15): zero-width characters make two ids
@@ -23,6 +23,8 @@ _INVISIBLE = re.compile(
     "\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
     "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+
+NOT_UTF8: Fault = (RejectReason.ENCODING, "a text is not UTF-8")
 
 
 def to_columns(fields: dict[str, Field], rows: Sequence[msgspec.Struct]) -> tuple[ColumnBatch, Faults]:
@@ -69,6 +71,49 @@ def _categories(name: str, field: Field, texts: list[str], faults: Faults) -> Ar
 # --- the rules, for columns of any codec ------------------------------------------------------------------------------
 
 
+def check_columns(
+    fields: dict[str, Field],
+    columns: dict[str, Array],
+    odd_texts: Mapping[str, Mapping[int, bytes]],
+    to_ms: Callable[[str, Int64], Array],
+    faults: Faults,
+) -> ColumnBatch:
+    """Returns columns as a batch; notes faults in the order of `to_columns`, so that they are the same in every codec.
+
+    fields: by name. columns: of all fields, as ColumnBatch has them but for times. odd_texts: by string field and row,
+    the octets of each text that is too long or not printable ASCII. to_ms: converts the times of the named field, and
+    notes its faults. faults: the first of each row.
+    """
+    decoded = {name: _decoded(odd_texts[name], faults) for name, field in fields.items() if field.type == "string"}
+    for name, field in fields.items():
+        if field.type == "string":
+            for row, text in decoded[name].items():
+                if len(text.encode()) > field.max_length:
+                    faults.setdefault(row, _too_long(name, field))
+                elif _INVISIBLE.search(text):
+                    faults.setdefault(row, _invisible(name))
+        elif field.type == "float64":
+            check_finite(name, columns[name], faults)
+        elif field.type == "timestamp":
+            columns[name] = to_ms(name, columns[name])
+        elif field.type == "category":
+            check_categories(name, field, columns[name], faults)
+    batch = ColumnBatch({name: columns[name] for name in fields}, len(next(iter(columns.values()))))
+    check_limits(fields, batch, faults)
+    return batch
+
+
+def _decoded(texts: Mapping[int, bytes], faults: Faults) -> dict[int, str]:
+    """Notes texts that are not UTF-8: a fault of the message, which comes before those of fields."""
+    decoded = {}
+    for row, octets in texts.items():
+        try:
+            decoded[row] = octets.decode()
+        except UnicodeDecodeError:
+            faults.setdefault(row, NOT_UTF8)
+    return decoded
+
+
 def check_limits(fields: dict[str, Field], batch: ColumnBatch, faults: Faults) -> None:
     """Notes numbers and times outside their limits: the last rule."""
     for name, mask in out_of_limits(fields, batch).items():
@@ -85,7 +130,7 @@ def check_finite(name: str, numbers: Float64, faults: Faults) -> None:
 def times_in_ms(name: str, times: Int64, unit: str, faults: Faults) -> Array:
     """Converts times to ms; notes seconds beyond the range of int64 ms."""
     if unit == "s":
-        beyond = (times > seconds_limit()) | (times < -seconds_limit())
+        beyond = (times > SECONDS_MAX) | (times < -SECONDS_MAX)
         note(faults, beyond, RejectReason.OUT_OF_LIMITS, f"{name}: beyond the range of int64 milliseconds")
         times = np.where(beyond, 0, times)
     return time_to_ms(times, unit)
@@ -96,13 +141,6 @@ def check_categories(name: str, field: Field, column: Int64, faults: Faults) -> 
     unknown = (column < 0) | (column >= len(field.values))
     if unknown.any():
         note(faults, unknown, RejectReason.UNKNOWN_CATEGORY, f"{name}: not one of the {len(field.values)} known values")
-
-
-def check_text(name: str, field: Field, text: str) -> Fault | None:
-    """Returns the fault of a text, if it has one."""
-    if len(text.encode()) > field.max_length:
-        return _too_long(name, field)
-    return _invisible(name) if _INVISIBLE.search(text) else None
 
 
 def _too_long(name: str, field: Field) -> Fault:

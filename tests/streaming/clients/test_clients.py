@@ -277,7 +277,7 @@ def test_a_failed_delivery_surfaces_in_flush_and_stays(kafka: KafkaSettings) -> 
 
 
 def test_sending_to_a_missing_topic_is_one_line(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.clients.kafka_producer.REQUEST_TIMEOUT_MS", 1_000)
+    monkeypatch.setattr("streaming.clients.limits.REQUEST_TIMEOUT_MS", 1_000)
     producer = make_producer(kafka)
 
     def send() -> None:
@@ -291,9 +291,11 @@ def test_sending_to_a_missing_topic_is_one_line(kafka: KafkaSettings, monkeypatc
     assert "\n" not in str(caught.value)
 
 
-def test_what_waits_to_be_delivered_is_bounded(kafka: KafkaSettings, topic: str) -> None:
-    made = {"kafka-python": KafkaPythonProducer, "librdkafka": RdkafkaProducer}[kafka.client]
-    producer = made(kafka, undelivered_max=100)
+def test_what_waits_to_be_delivered_is_bounded(
+    kafka: KafkaSettings, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.clients.limits.UNDELIVERED_MAX", 100)
+    producer = make_producer(kafka)
     most = most_waiting(producer, topic, 2_000)
     producer.flush(20)
     producer.close(5)
@@ -304,8 +306,9 @@ def test_what_waits_to_be_delivered_is_bounded(kafka: KafkaSettings, topic: str)
 def test_records_that_do_not_go_end_the_wait_for_room(
     kafka: KafkaSettings, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streaming.clients.rdkafka_producer.REQUEST_TIMEOUT_MS", 300)
-    producer = RdkafkaProducer(kafka, undelivered_max=1, vendor_settings={"linger.ms": 30_000})
+    monkeypatch.setattr("streaming.clients.limits.UNDELIVERED_MAX", 1)
+    producer = RdkafkaProducer(kafka, {"linger.ms": 30_000})
+    monkeypatch.setattr("streaming.clients.limits.REQUEST_TIMEOUT_MS", 300)
     delivery = producer.send(topic, b"k", b"v")
     with pytest.raises(BrokerError, match="1 records wait to be delivered"):
         producer.send(topic, b"k", b"v")
@@ -337,10 +340,11 @@ def test_ends_are_returned_at_once_while_a_fetch_waits(
 def test_a_silent_broker_ends_the_wait_for_room(
     kafka: KafkaSettings, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    producer = KafkaPythonProducer(kafka, undelivered_max=1)
+    monkeypatch.setattr("streaming.clients.limits.UNDELIVERED_MAX", 1)
+    producer = KafkaPythonProducer(kafka)
     producer.send(topic, b"k", b"v")
     producer.flush(20)
-    monkeypatch.setattr("streaming.clients.kafka_producer.REQUEST_TIMEOUT_MS", 300)
+    monkeypatch.setattr("streaming.clients.limits.REQUEST_TIMEOUT_MS", 300)
     # the sender thread may not take the batch: as when no answer comes
     monkeypatch.setattr(producer._producer._accumulator, "drain", lambda *arguments, **named: {})
     producer.send(topic, b"k", b"v")
@@ -393,17 +397,12 @@ def test_the_wait_backs_off_with_jitter_and_ends_when_the_broker_is_there(kafka:
     assert pauses[:2] == [pytest.approx(0.1), pytest.approx(0.2)]
 
 
-def test_an_unreachable_broker_is_one_line_for_clients_too() -> None:
-    nowhere = KafkaSettings(bootstrap="127.0.0.1:1")
-    for make in (
-        lambda: KafkaPythonConsumer(nowhere, None, 0.5),
-        lambda: KafkaPythonProducer(nowhere, bootstrap_timeout_s=0.5),
-        lambda: RdkafkaConsumer(nowhere, None, 0.5),
-        lambda: RdkafkaProducer(nowhere, bootstrap_timeout_s=0.5),
-    ):
-        with pytest.raises(BrokerError, match=r"Kafka at 127\.0\.0\.1:1: connecting") as caught:
-            make()
-        assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("client", [KafkaPythonConsumer, KafkaPythonProducer, RdkafkaConsumer, RdkafkaProducer])
+def test_an_unreachable_broker_is_one_line_for_clients_too(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.clients.limits.BOOTSTRAP_TIMEOUT_S", 0.5)
+    with pytest.raises(BrokerError, match=r"Kafka at 127\.0\.0\.1:1: connecting") as caught:
+        client(KafkaSettings(bootstrap="127.0.0.1:1"), None)
+    assert "\n" not in str(caught.value)
 
 
 def test_security_settings_reach_the_vendor_and_passwords_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def pair(
 ) -> tuple[Owners, ConsumerClient, ConsumerClient, ExitStack]:
     """Two members with a partition each."""
     # so long that a busy machine differs from a member that is waited for
-    monkeypatch.setattr("streaming.clients.kafka_consumer.SESSION_TIMEOUT_MS", 45_000)
+    monkeypatch.setattr("streaming.clients.limits.SESSION_TIMEOUT_MS", 45_000)
     monkeypatch.setattr("streaming.clients.kafka_consumer.CLOSE_TIMEOUT_S", 45.0)
     owners, stack = Owners(), ExitStack()
     first, second = (stack.enter_context(closing(owners.member(name, kafka, topic))) for name in ("first", "second"))

@@ -31,7 +31,6 @@ from streaming.clients import (
     make_producer,
 )
 from streaming.clients.kafka_transactions import KafkaPythonTransactionalProducer
-from streaming.clients.rdkafka_transactions import RdkafkaTransactionalProducer
 from streaming.local_broker import LocalBroker
 from tests.streaming.clients.helpers import fill, ignore, most_waiting, poll_until, visible
 
@@ -40,13 +39,7 @@ pytestmark = pytest.mark.kafka
 kafka_python_only = pytest.mark.parametrize("kafka", ["kafka-python"], indirect=True)
 librdkafka_only = pytest.mark.parametrize("kafka", ["librdkafka"], indirect=True)
 # Waits of the clients for an answer, made far longer than a busy machine takes: what ends within AT_ONCE_S kept none.
-WAITS = [
-    f"{module}.{wait}"
-    for module in ("kafka_transactions", "rdkafka_transactions")
-    for wait in ("ABORT", "FAILURE_ABORT")
-]
 AT_ONCE_S = 20.0
-PRODUCERS = {"kafka-python": KafkaPythonTransactionalProducer, "librdkafka": RdkafkaTransactionalProducer}
 
 
 @pytest.fixture
@@ -56,8 +49,8 @@ def transactional_id() -> str:
 
 @pytest.fixture
 def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for wait in WAITS:
-        monkeypatch.setattr(f"streaming.clients.{wait}_TIMEOUT_S", 3 * AT_ONCE_S)
+    for wait in ("ABORT", "FAILURE_ABORT"):
+        monkeypatch.setattr(f"streaming.clients.limits.{wait}_TIMEOUT_S", 3 * AT_ONCE_S)
 
 
 @pytest.fixture
@@ -308,7 +301,7 @@ def test_a_commit_whose_answer_is_lost_is_unknown_and_the_next_producer_finds_it
     transactional_id: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("streaming.clients.kafka_transactions.COMMIT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("streaming.clients.limits.COMMIT_TIMEOUT_S", 1.0)
     first = make_producer(kafka, transactional_id)
     first.begin()
     first.send(out, b"k", b"once")
@@ -354,7 +347,7 @@ class Unanswered:
 def test_with_librdkafka_too_an_unanswered_commit_is_unknown_and_final(
     kafka_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streaming.clients.rdkafka_transactions.COMMIT_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("streaming.clients.limits.COMMIT_TIMEOUT_S", 2.0)
     with LocalBroker(tmp_path, parts_dir=kafka_parts) as broker:
         kafka = KafkaSettings(bootstrap=broker.bootstrap, group="g", client="librdkafka")
         ensure_topics(kafka, [TopicSpec("in", 1), TopicSpec("out", 1)])
@@ -410,7 +403,7 @@ def test_a_vendor_that_exceeds_its_limit_is_left_behind(
     producer.begin()
     producer.send(out, b"k", b"undone")
     producer.flush(10)
-    monkeypatch.setattr("streaming.clients.rdkafka_transactions.COMMIT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("streaming.clients.limits.COMMIT_TIMEOUT_S", 0.5)
     stuck = producer._producer = Stuck(producer._producer)  # type: ignore[attr-defined]
     started_s = time.monotonic()
     with pytest.raises(TransactionAbortedError, match="no answer within"):
@@ -438,9 +431,15 @@ def test_an_open_transaction_is_undone_by_close(kafka: KafkaSettings, out: str, 
 
 
 def test_what_waits_to_be_delivered_is_bounded_in_a_transaction_too(
-    kafka: KafkaSettings, topic: str, out: str, member: ConsumerClient, transactional_id: str
+    kafka: KafkaSettings,
+    topic: str,
+    out: str,
+    member: ConsumerClient,
+    transactional_id: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    producer = PRODUCERS[kafka.client](kafka, transactional_id, undelivered_max=100)
+    monkeypatch.setattr("streaming.clients.limits.UNDELIVERED_MAX", 100)
+    producer = make_producer(kafka, transactional_id)
     producer.begin()
     most = most_waiting(producer, out, 1_000)
     producer.commit({(topic, 0): (1, "")}, member.member())
@@ -463,8 +462,7 @@ def test_no_thread_is_left_where_the_id_cannot_be_taken_up(
     kafka: KafkaSettings, transactional_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = running_threads()
-    for module in ("kafka_transactions", "rdkafka_transactions"):
-        monkeypatch.setattr(f"streaming.clients.{module}.INIT_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("streaming.clients.limits.INIT_TIMEOUT_S", 0.0)
     with pytest.raises(BrokerError, match="taking up the transactional id") as caught:
         make_producer(kafka, transactional_id)
     assert "\n" not in str(caught.value)
