@@ -385,7 +385,7 @@ def costliest(make: Maker) -> bytes:
         position = make.below(len(entries))
         entries[position][1] = make.instead_of(entries[position][1], make.encode(text))
         return make.join(entries)
-    kind, new = make.below(6), make.encode("new")
+    kind, new = make.below(7), make.encode("new")
     if kind == 0:
         entries += [[make.encode(f"k{number}"), make.encode(number)] for number in range(room // 14)]
     elif kind == 1:
@@ -396,6 +396,8 @@ def costliest(make: Maker) -> bytes:
         entries += [[new, make.encode("\\{[:" * (room // 8))], [make.encode("more"), make.nested(33)]]
     elif kind == 4:
         entries += [[new, make.nested(room // 12)]]
+    elif kind == 5:
+        entries[make.below(len(entries))][1] = b"9" * room
     else:
         entries += [[new, make.encode([1] * (room // 2))], [make.encode("more"), make.encode([[]] * 40)]]
     return make.join(entries)

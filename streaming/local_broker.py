@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -36,6 +38,8 @@ _INSTALL_REMEDY = "run `cascade local install`"
 _PACKAGES_REMEDY = "install the extra: pip install 'cascade-fraud[local]'"
 _DOWNLOADS_AT_ONCE = 4
 NODES_MAX = 9
+# The names of the listeners; between the nodes there is a separate one if clients reach them through proxies.
+_PLAIN, _CONTROLLER, _BETWEEN = "PLAINTEXT", "CONTROLLER", "BETWEEN"
 READY_TIMEOUT_S = 90.0
 _FORMAT_TIMEOUT_S = 60.0
 # A local broker shares a laptop with the service: 384 MB are enough for tens of thousands of records per second, and
@@ -170,12 +174,10 @@ class LocalBroker:
         self.nodes = nodes
         self._parts_dir = parts_dir or local_parts_dir()
         self._first_port = port
-        self._ports: list[int] = []
-        self._controller_ports: list[int] = []
+        # by listener, a port for each node
+        self._ports: dict[str, list[int]] = {}
         self._advertised_ports: list[int] = []
-        self._between_ports: list[int] = []
         self._security = security
-        self._secure_ports: dict[str, list[int]] = {}
         self._processes: list[OwnedProcess] = []
 
     def __enter__(self) -> Self:
@@ -188,18 +190,18 @@ class LocalBroker:
     @property
     def bootstrap(self) -> str:
         """Addresses of all nodes, `127.0.0.1:port[,127.0.0.1:port...]`."""
-        return ",".join(f"127.0.0.1:{port}" for port in self._advertised_ports or self._ports)
+        return ",".join(f"127.0.0.1:{port}" for port in self._advertised_ports or self.ports)
 
     def secure_bootstrap(self, listener: str) -> str:
         """Addresses of all nodes at a listener of `security`."""
         host = "" if self._security is None else self._security.host
-        return ",".join(f"{host}:{port}" for port in self._secure_ports[listener])
+        return ",".join(f"{host}:{port}" for port in self._ports[listener])
 
     @property
     def ports(self) -> tuple[int, ...]:
         """The nodes' ports, also before the start."""
         self._choose_ports()
-        return tuple(self._ports)
+        return tuple(self._ports[_PLAIN])
 
     def advertise(self, ports: Sequence[int]) -> None:
         """Advertises other ports of 127.0.0.1, of proxies before the nodes; call it before the start.
@@ -209,9 +211,10 @@ class LocalBroker:
         if len(ports) != self.nodes:
             raise ValueError(f"{len(ports)} ports for {self.nodes} nodes")
         self._choose_ports()
-        taken = {*self.ports, *self._controller_ports, *ports}
         self._advertised_ports = list(ports)
-        self._between_ports = [port for port in free_ports(4 * self.nodes) if port not in taken][: self.nodes]
+        taken = {*ports, *(port for chosen in self._ports.values() for port in chosen)}
+        between = (port for port in free_ports(self.nodes + len(taken)) if port not in taken)
+        self._ports[_BETWEEN] = list(islice(between, self.nodes))
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -271,18 +274,11 @@ class LocalBroker:
         # Chosen once: clients find a restarted broker at its old ports.
         if self._ports:
             return
-        if self._first_port is None:
-            ports = free_ports(2 * self.nodes)
-            self._ports, self._controller_ports = ports[: self.nodes], ports[self.nodes :]
-        else:
-            self._ports = [self._first_port + node for node in range(self.nodes)]
-            self._controller_ports = [port for port in free_ports(2 * self.nodes) if port not in self._ports]
-            del self._controller_ports[self.nodes :]
-        if self._security is not None:
-            names = list(self._security.listeners)
-            ports = free_ports((len(names) + 2) * self.nodes)
-            ports = [port for port in ports if port not in (*self._ports, *self._controller_ports)]
-            self._secure_ports = {name: ports[self.nodes * index :][: self.nodes] for index, name in enumerate(names)}
+        names = [_PLAIN, _CONTROLLER, *(self._security.listeners if self._security is not None else ())]
+        fixed = [] if self._first_port is None else [self._first_port + node for node in range(self.nodes)]
+        free = [port for port in free_ports((len(names) + 1) * self.nodes) if port not in fixed]
+        ports = iter([*fixed, *free])
+        self._ports = {name: list(islice(ports, self.nodes)) for name in names}
 
     def _java_command(self, *arguments: str) -> list[str]:
         jars = _installed_jars(self._parts_dir) or []
@@ -335,12 +331,12 @@ class LocalBroker:
     def _settings(self, node: int) -> dict[str, str | int]:
         replicas = min(self.nodes, 3)
         in_sync = min(2, replicas)
-        voters = (f"{voter}@127.0.0.1:{port}" for voter, port in enumerate(self._controller_ports))
+        voters = (f"{voter}@127.0.0.1:{port}" for voter, port in enumerate(self._ports[_CONTROLLER]))
         return {
             "process.roles": "broker,controller",
             "node.id": node,
             "controller.quorum.voters": ",".join(voters),
-            "controller.listener.names": "CONTROLLER",
+            "controller.listener.names": _CONTROLLER,
             **self._listeners(node),
             "log.dirs": f"{self.data_dir}/node-{node}",
             "auto.create.topics.enable": "false",
@@ -368,22 +364,18 @@ class LocalBroker:
         }
 
     def _listeners(self, node: int) -> dict[str, str | int]:
-        plain = self._advertised_ports or self._ports
-        listening = {"PLAINTEXT": f"127.0.0.1:{self._ports[node]}"}
-        advertised = {"PLAINTEXT": f"127.0.0.1:{plain[node]}"}
-        protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT"}
-        others: dict[str, str | int] = {"inter.broker.listener.name": "PLAINTEXT"}
+        listening = {name: f"127.0.0.1:{ports[node]}" for name, ports in self._ports.items()}
+        advertised = {name: address for name, address in listening.items() if name != _CONTROLLER}
+        protocols = dict.fromkeys(listening, "PLAINTEXT")
+        others: dict[str, str | int] = {"inter.broker.listener.name": _PLAIN}
         if self._advertised_ports:
-            listening["BETWEEN"] = advertised["BETWEEN"] = f"127.0.0.1:{self._between_ports[node]}"
-            protocols["BETWEEN"] = "PLAINTEXT"
-            others["inter.broker.listener.name"] = "BETWEEN"
+            advertised[_PLAIN] = f"127.0.0.1:{self._advertised_ports[node]}"
+            others["inter.broker.listener.name"] = _BETWEEN
         if self._security is not None:
             for name, listener in self._security.listeners.items():
-                port = self._secure_ports[name][node]
-                listening[name], advertised[name] = f"127.0.0.1:{port}", f"{self._security.host}:{port}"
+                advertised[name] = f"{self._security.host}:{self._ports[name][node]}"
                 protocols[name] = listener.protocol
             others.update(self._security.settings(self._keystore(node)))
-        listening["CONTROLLER"] = f"127.0.0.1:{self._controller_ports[node]}"
         return {
             "listeners": ",".join(f"{name}://{address}" for name, address in listening.items()),
             "advertised.listeners": ",".join(f"{name}://{address}" for name, address in advertised.items()),
@@ -401,18 +393,15 @@ class LocalBroker:
         from kafka.admin import KafkaAdminClient
         from kafka.errors import KafkaError
 
-        if not _listens(self._ports[node]):
+        port = self._ports[_PLAIN][node]
+        if not _listens(port):
             return False
         try:
-            client = KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{self._ports[node]}", request_timeout_ms=5000)
+            admin = KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{port}", request_timeout_ms=5000)
+            with contextlib.closing(admin):
+                cluster = admin.describe_cluster()
         except (KafkaError, OSError):
             return False
-        try:
-            cluster = client.describe_cluster()
-        except (KafkaError, OSError):
-            return False
-        finally:
-            client.close()
         same_cluster = cluster["cluster_id"] == self._cluster_id()
         return same_cluster and any(
             broker["broker_id"] == node and not broker["is_fenced"] for broker in cluster["brokers"]

@@ -1,11 +1,9 @@
-"""Waiting and CPU time on a machine that other processes use too; and a clock that a test sets."""
+"""Waiting on a machine that other processes use too, and a clock that a test sets."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-
-from bench.turns import seconds_of
 
 
 class SetClock:
@@ -34,8 +32,3 @@ def wait_until(
         assert time.monotonic() - started_s < timeout_s, f"{what}: not within {timeout_s:g} s {found()}"
         time.sleep(0.02)
     return time.monotonic() - started_s
-
-
-def quickest_cpu_s(work: Callable[[], object], times: int = 3) -> float:
-    """CPU seconds of this thread for `work`, the least of `times` tries: a disturbance rarely hits all of them."""
-    return min(seconds_of(work, time.thread_time) for _ in range(times))

@@ -8,7 +8,6 @@ import random
 import struct
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import fastavro
@@ -25,20 +24,19 @@ from streaming.codecs.avro import AvroCodec
 from streaming.codecs.avro_kernels import _is_utf8
 from streaming.codecs.avro_schemas import FIELDS_MAX, SCHEMA_BYTES_MAX, schema_text
 from streaming.codecs.avro_writers import ABSENT_S, KNOWN_MAX, MISS_S_MIN, MISSES_S_MAX, WINDOW_S, Writers
-from tests.timing import quickest_cpu_s
+from tests.streaming.codec_cases import (
+    BYTES_MAX,
+    FIELDS,
+    TIME_MS,
+    Bad,
+    any_octets,
+    any_row,
+    check_as_msgpack,
+    check_faults,
+    each_position_once,
+    reasons,
+)
 
-BYTES_MAX = 1_000
-FIELDS = {
-    "transaction_id": Field(type="int64", minimum=0),
-    "event_time": Field(
-        type="timestamp", unit="ms", minimum=datetime(2018, 1, 1, tzinfo=UTC), maximum=datetime(2030, 1, 1, tzinfo=UTC)
-    ),
-    "amount": Field(type="float64", minimum=0, maximum=10_000),
-    "card_id": Field(type="string", max_length=8),
-    "channel": Field(type="category", values=("chip", "online")),
-    "note": Field(type="string", max_length=5),
-}
-TIME_MS = 1_530_000_000_000
 GOOD: dict[str, Any] = {
     "transaction_id": 1, "event_time": TIME_MS, "amount": 12.5, "card_id": "K-1", "channel": "online", "note": ""
 }  # fmt: skip
@@ -84,10 +82,6 @@ def made(types: Mapping[str, Any] = PLAIN, fields: dict[str, Field] = FIELDS) ->
 
 def good(**changes: Any) -> bytes:
     return written(PLAIN, GOOD | changes)
-
-
-def reasons(decoded: Decoded) -> dict[int, RejectReason]:
-    return {reject.index: reject.reason for reject in decoded.rejects}
 
 
 def only_reason(decoded: Decoded) -> RejectReason:
@@ -184,7 +178,7 @@ def test_a_time_in_a_unit_that_is_not_known_is_refused_and_not_read_wrong(logica
 
 HEAD = b"\0\0\0\0\1"
 BODY = good()[5:]
-BAD: list[tuple[bytes | None, RejectReason]] = [
+BAD: Bad = [
     (None, RejectReason.EMPTY),
     (b"", RejectReason.EMPTY),
     (good() + bytes(BYTES_MAX), RejectReason.OVERSIZED),
@@ -228,22 +222,14 @@ BAD: list[tuple[bytes | None, RejectReason]] = [
 
 
 def test_each_fault_has_its_reason_and_other_rows_are_read() -> None:
-    values: list[bytes | None] = [good(transaction_id=0)]
-    for place, (value, _) in enumerate(BAD):
-        values += [value, good(transaction_id=place + 1)]
-    decoded = made().decode(values)
-    assert reasons(decoded) == {2 * place + 1: reason for place, (_, reason) in enumerate(BAD)}
-    assert [reject.index for reject in decoded.rejects] == sorted(reject.index for reject in decoded.rejects)
-    assert decoded.rows.tolist() == list(range(0, len(values), 2))
-    assert decoded.batch["transaction_id"].tolist() == list(range(len(BAD) + 1))
+    each_position_once(check_faults(made(), lambda number: good(transaction_id=number), BAD), 2 * len(BAD) + 1)
 
 
 @pytest.mark.parametrize("values", [[], [None], [b"x"], [b"\0\0\0\0\2abc"]])
 def test_a_fetch_without_a_row_is_an_empty_batch(values: list[bytes | None]) -> None:
     decoded = made().decode(values)
-    assert decoded.batch.rows == len(decoded.rows) == 0
-    assert [decoded.batch[name].dtype for name in FIELDS] == [field.dtype for field in FIELDS.values()]
-    assert len(decoded.rejects) == len(values)
+    each_position_once(decoded, len(values))
+    assert decoded.batch.rows == 0
 
 
 def test_malformed_unions_enums_booleans_and_ints_are_refused() -> None:
@@ -395,30 +381,9 @@ def test_the_caches_are_bounded() -> None:
         assert len(writers._absent_until_s) <= KNOWN_MAX
 
 
-def test_the_dearest_fetch_is_read_in_some_milliseconds() -> None:
-    types = PLAIN | {f"new{number}": ["null", "long"] for number in range(900)}
-    codec_ = AvroCodec(FIELDS, 65_536, StoredSchemas({PLAIN_NUMBER: record(types), 2: record(PLAIN)}))
-    wide = written(PLAIN, GOOD) + bytes(900)
-    texts = written(PLAIN, GOOD | {"card_id": "é" * 30_000, "note": "é" * 2}, 2)
-    codec_.decode([wide, texts])
-    for value, count in ((wide, 1_000), (texts, 16)):
-        assert quickest_cpu_s(partial(codec_.decode, [value] * count)) < 0.25
-
-
 # --- properties -------------------------------------------------------------------------------------------------------
 
-whole = st.integers(-(2**63), 2**63 - 1)
-octets = st.binary(max_size=9) | st.text(max_size=9).map(str.encode) | st.just(b"K-1")
-any_row = st.fixed_dictionaries(
-    {
-        "transaction_id": whole | st.just(1),
-        "event_time": whole | st.just(TIME_MS),
-        "amount": st.floats() | st.just(12.5),
-        "card_id": octets,
-        "channel": st.sampled_from([b"chip", b"online", b"cash", b"", b"\xff", "é".encode()]),
-        "note": octets,
-    }
-)
+channels = st.sampled_from([b"chip", b"online", b"cash", b"", b"\xff", "é".encode()])
 
 
 def zigzag(value: int) -> bytes:
@@ -436,28 +401,15 @@ def as_avro(values: dict[str, Any]) -> bytes:
     return HEAD + b"".join(parts)
 
 
-def as_msgpack(values: dict[str, Any]) -> bytes:
-    encode = msgspec.msgpack.encode
-    parts = [
-        encode(name) + (bytes([0xA0 | len(value)]) + value if isinstance(value, bytes) else encode(value))
-        for name, value in values.items()
-    ]
-    return bytes([0x80 | len(values)]) + b"".join(parts)
-
-
-AVRO, MSGPACK, WRITER = made(), codec("msgpack", FIELDS, BYTES_MAX), AvroCodec(FIELDS, BYTES_MAX, StoredSchemas())
+AVRO, WRITER = made(), AvroCodec(FIELDS, BYTES_MAX, StoredSchemas())
 
 
 @settings(max_examples=300, deadline=None)
-@given(found=st.lists(any_row, max_size=5))
+@given(found=st.lists(any_row(card_id=any_octets, channel=channels, note=any_octets), max_size=5))
 def test_the_same_values_are_read_and_refused_as_in_messagepack(found: list[dict[str, Any]]) -> None:
-    avro = AVRO.decode([as_avro(values) for values in found])
-    msgpack = MSGPACK.decode([as_msgpack(values) for values in found])
-    assert avro.rejects == msgpack.rejects
-    assert avro.rows.tolist() == msgpack.rows.tolist()
-    for name in FIELDS:
-        assert avro.batch[name].tolist() == msgpack.batch[name].tolist()
-    assert AVRO.decode([HEAD + octets[5:] for octets in WRITER.encode(avro.batch)]).rejects == []
+    decoded = AVRO.decode([as_avro(values) for values in found])
+    check_as_msgpack(decoded, found)
+    assert AVRO.decode([HEAD + octets[5:] for octets in WRITER.encode(decoded.batch)]).rejects == []
 
 
 def test_mutated_messages_are_read_as_fastavro_reads_them_or_refused() -> None:

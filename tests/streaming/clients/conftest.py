@@ -29,3 +29,10 @@ def topic(kafka: KafkaSettings) -> str:
 def outsider(kafka: KafkaSettings) -> Iterator[ConsumerClient]:
     with closing(make_consumer(kafka, None)) as consumer:
         yield consumer
+
+
+@pytest.fixture
+def reader(outsider: ConsumerClient, topic: str) -> ConsumerClient:
+    """The consumer outside any group, which reads the topic from its beginning."""
+    outsider.assign(outsider.partitions_for(topic))
+    return outsider

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 
 import numpy as np
+import pytest
 
 from cascade.config import KafkaSettings
 from streaming.clients import (
@@ -15,17 +16,29 @@ from streaming.clients import (
     Delivery,
     FetchedBatch,
     Partition,
+    PartitionsCallback,
     ProducerClient,
     make_consumer,
     make_producer,
 )
 
+# what these tests look at or put faults into is that library's own
+kafka_python_only = pytest.mark.parametrize("kafka", ["kafka-python"], indirect=True)
+librdkafka_only = pytest.mark.parametrize("kafka", ["librdkafka"], indirect=True)
+
+
+@contextmanager
+def joined(kafka: KafkaSettings, topic: str, *callbacks: PartitionsCallback) -> Iterator[ConsumerClient]:
+    """A member of the group; `callbacks`: of its partitions, as in `subscribe`."""
+    with closing(make_consumer(kafka, kafka.group)) as consumer:
+        consumer.subscribe([topic], *(callbacks or (ignore, ignore)))
+        yield consumer
+
 
 def fill(kafka: KafkaSettings, topic: str, count: int) -> None:
     producer = make_producer(kafka)
     producer.send_many(topic, [b"%d" % row for row in range(count)], [b"value %d" % row for row in range(count)])
-    producer.flush(20)
-    producer.close(5)
+    producer.close(20)
 
 
 def most_waiting(producer: ProducerClient, topic: str, count: int) -> int:

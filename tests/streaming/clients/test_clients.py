@@ -38,18 +38,18 @@ from tests.streaming.clients.helpers import (
     gather,
     gather_joined,
     ignore,
+    joined,
+    kafka_python_only,
+    librdkafka_only,
     most_waiting,
     poll_until,
     values,
 )
 
 pytestmark = pytest.mark.kafka
-# what these look at or put faults into is that library's own
-kafka_python_only = pytest.mark.parametrize("kafka", ["kafka-python"], indirect=True)
-librdkafka_only = pytest.mark.parametrize("kafka", ["librdkafka"], indirect=True)
 
 
-def test_records_come_back_as_they_were_sent(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+def test_records_come_back_as_they_were_sent(kafka: KafkaSettings, topic: str, reader: ConsumerClient) -> None:
     producer = make_producer(kafka)
     delivery = producer.send(topic, b"\x00k", b"\xff\x00v", [("h", b"1"), ("h", b"2"), ("é", None)], 1_530_000_000_123)
     tombstone = producer.send(topic, b"\x00k", None)
@@ -58,35 +58,31 @@ def test_records_come_back_as_they_were_sent(kafka: KafkaSettings, topic: str, o
     assert tombstone.done()
     assert producer.undelivered() == 0
     producer.close(5)
-    outsider.assign(outsider.partitions_for(topic))
-    batch = gather_joined(outsider, 2)
+    batch = gather_joined(reader, 2)
     assert (batch.keys, batch.values) == ([b"\x00k"] * 2, [b"\xff\x00v", None])
     assert list(batch.headers[0]) == [("h", b"1"), ("h", b"2"), ("é", b"")]
     assert batch.timestamps_ms[0] == 1_530_000_000_123
     assert batch.offsets.tolist() == [0, 1]
 
 
-def test_many_records_have_their_own_times(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+def test_many_records_have_their_own_times(kafka: KafkaSettings, topic: str, reader: ConsumerClient) -> None:
     producer = make_producer(kafka)
     delivery = producer.send_many(topic, [b"k"] * 3, [b"0", None, b""], [3_000, 1_000, 2_000])
     producer.flush(20)
     assert delivery.done()
     producer.close(5)
-    outsider.assign(outsider.partitions_for(topic))
-    batch = gather_joined(outsider, 3)
+    batch = gather_joined(reader, 3)
     assert batch.values == [b"0", None, b""]
     assert batch.timestamps_ms.tolist() == [3_000, 1_000, 2_000]
 
 
-def test_a_key_stays_in_one_partition_and_in_order(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+def test_a_key_stays_in_one_partition_and_in_order(kafka: KafkaSettings, topic: str, reader: ConsumerClient) -> None:
     producer = make_producer(kafka)
     producer.send_many(topic, [b"%d" % (row % 7) for row in range(2_000)], [b"%05d" % row for row in range(2_000)])
-    producer.flush(20)
-    producer.close(5)
-    outsider.assign(outsider.partitions_for(topic))
+    producer.close(20)
     homes: dict[bytes | None, set[int]] = {}
     last: dict[bytes | None, bytes] = {}
-    for batch in gather(outsider, 2_000):
+    for batch in gather(reader, 2_000):
         for key, value in zip(batch.keys, batch.values, strict=True):
             homes.setdefault(key, set()).add(batch.partition)
             assert value is not None
@@ -95,76 +91,87 @@ def test_a_key_stays_in_one_partition_and_in_order(kafka: KafkaSettings, topic: 
     assert sorted(map(len, homes.values())) == [1] * 7
 
 
-def test_poll_respects_its_limits(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+def test_poll_respects_its_limits(kafka: KafkaSettings, topic: str, reader: ConsumerClient) -> None:
     fill(kafka, topic, 500)
-    outsider.assign(outsider.partitions_for(topic))
     seen = 0
     while seen < 500:
-        rows = sum(map(len, outsider.poll(5, 64)))
+        rows = sum(map(len, reader.poll(5, 64)))
         assert 0 < rows <= 64
         seen += rows
     started_s = time.monotonic()
-    assert outsider.poll(0.3, 64) == []
+    assert reader.poll(0.3, 64) == []
     assert 0.25 < time.monotonic() - started_s < 10
 
 
 def test_commits_are_found_by_the_next_member(kafka: KafkaSettings, topic: str) -> None:
     fill(kafka, topic, 100)
-    with closing(make_consumer(kafka, kafka.group)) as consumer:
-        consumer.subscribe([topic], ignore, ignore)
+    with joined(kafka, topic) as consumer:
         batches = gather(consumer, 100)
         offsets = {(batch.topic, batch.partition): (int(batch.offsets[0]) + 10, "ahead") for batch in batches[:1]}
         consumer.commit(offsets)
         assert consumer.committed([(topic, 0), (topic, 1)]) == offsets
-    with closing(make_consumer(kafka, kafka.group)) as consumer:
-        consumer.subscribe([topic], ignore, ignore)
+    with joined(kafka, topic) as consumer:
         assert len(values(gather(consumer, 90))) == 90
         assert {partition: consumer.position(partition) for partition in consumer.assignment()} == consumer.end_offsets(
             consumer.assignment()
         )
 
 
-def test_closing_commits_nothing(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+def test_closing_commits_nothing(kafka: KafkaSettings, topic: str) -> None:
     fill(kafka, topic, 10)
-    with closing(make_consumer(kafka, kafka.group)) as consumer:
-        consumer.subscribe([topic], ignore, ignore)
+    with joined(kafka, topic) as consumer:
         gather(consumer, 10)
     with closing(make_consumer(kafka, kafka.group)) as consumer:
         assert consumer.committed([(topic, 0), (topic, 1)]) == {}
 
 
-def test_paused_partitions_are_silent_until_resumed(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+def test_paused_partitions_are_silent_until_resumed(kafka: KafkaSettings, topic: str, reader: ConsumerClient) -> None:
     fill(kafka, topic, 200)
-    partitions = outsider.partitions_for(topic)
-    outsider.assign(partitions)
-    outsider.pause(partitions[:1])
-    ends = outsider.end_offsets(partitions)
-    batches = gather(outsider, ends[partitions[1]]) + outsider.poll(0.3, 1_000)
+    partitions = reader.partitions_for(topic)
+    reader.pause(partitions[:1])
+    ends = reader.end_offsets(partitions)
+    batches = gather(reader, ends[partitions[1]]) + reader.poll(0.3, 1_000)
     assert {batch.partition for batch in batches} == {1}
-    outsider.resume(partitions[:1])
-    more = gather(outsider, ends[partitions[0]])
+    reader.resume(partitions[:1])
+    more = gather(reader, ends[partitions[0]])
     assert len(values(batches + more)) == 200
 
 
-def test_seek_goes_back_and_positions_tell(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+def test_a_partition_that_was_paused_over_fetched_records_goes_on_after_resume(
+    kafka: KafkaSettings, topic: str, outsider: ConsumerClient
+) -> None:
+    fill(kafka, topic, 400)
+    outsider.assign(outsider.partitions_for(topic))
+    # one record: the others that were fetched with it wait in the client
+    while not (given := outsider.poll(0.1, 1)):
+        pass
+    (first,) = given
+    outsider.pause([(first.topic, first.partition)])
+    others = gather(outsider, 400, 3.0)
+    assert others
+    assert all(batch.partition != first.partition for batch in others)
+    outsider.resume([(first.topic, first.partition)])
+    rest = gather(outsider, 400 - 1 - sum(map(len, others)))
+    assert 1 + sum(map(len, others)) + sum(map(len, rest)) == 400
+
+
+def test_seek_goes_back_and_positions_tell(kafka: KafkaSettings, topic: str, reader: ConsumerClient) -> None:
     fill(kafka, topic, 100)
-    partitions = outsider.partitions_for(topic)
-    outsider.assign(partitions)
-    first = gather(outsider, 100)
-    ends = outsider.end_offsets(partitions)
-    assert {partition: outsider.position(partition) for partition in partitions} == ends
-    assert outsider.beginning_offsets(partitions) == dict.fromkeys(partitions, 0)
+    partitions = reader.partitions_for(topic)
+    first = gather(reader, 100)
+    ends = reader.end_offsets(partitions)
+    assert {partition: reader.position(partition) for partition in partitions} == ends
+    assert reader.beginning_offsets(partitions) == dict.fromkeys(partitions, 0)
     for partition in partitions:
-        outsider.seek(partition, 0)
-    assert values(gather(outsider, 100)) == values(first)
+        reader.seek(partition, 0)
+    assert values(gather(reader, 100)) == values(first)
 
 
 @pytest.mark.parametrize(("poll_s", "work_s"), [(0.05, 0.02), (0.001, 0.01), (0.0, 0.05)])
 def test_a_member_with_short_polls_and_work_between_them_joins(
     kafka: KafkaSettings, topic: str, poll_s: float, work_s: float
 ) -> None:
-    with closing(make_consumer(kafka, kafka.group)) as consumer:
-        consumer.subscribe([topic], ignore, ignore)
+    with joined(kafka, topic) as consumer:
         deadline_s = time.monotonic() + 30
         while not consumer.assignment():
             assert time.monotonic() < deadline_s, "never joined"
@@ -220,10 +227,8 @@ def test_what_a_callback_raises_comes_out_of_poll(kafka: KafkaSettings, topic: s
     def fail(partitions: list[Partition]) -> None:
         raise BrokerError("no snapshot")
 
-    with closing(make_consumer(kafka, kafka.group)) as consumer:
-        consumer.subscribe([topic], fail, ignore)
-        with pytest.raises(BrokerError, match="no snapshot"):
-            poll_until([consumer], lambda: False, 20)
+    with joined(kafka, topic, fail, ignore) as consumer, pytest.raises(BrokerError, match="no snapshot"):
+        poll_until([consumer], lambda: False, 20)
 
 
 def test_a_cut_log_stops_the_consumer_with_a_choice(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
@@ -242,7 +247,7 @@ class NotUtf8(str):
 
 @pytest.mark.timeout(60)
 def test_a_header_name_that_is_not_utf8_does_not_stop_the_partition(
-    kafka: KafkaSettings, topic: str, outsider: ConsumerClient
+    kafka: KafkaSettings, topic: str, reader: ConsumerClient
 ) -> None:
     # the other binding cannot send such a name, but has to live with one
     producer = make_producer(msgspec.structs.replace(kafka, client="kafka-python"))
@@ -250,10 +255,8 @@ def test_a_header_name_that_is_not_utf8_does_not_stop_the_partition(
     producer.send(topic, b"k", b"hostile", [("fine", b"1"), (NotUtf8("abc"), b"\xff"), ("last", b"3")])
     producer.send(topic, b"k", b"more", [(NotUtf8("abc"), b""), (NotUtf8("abc"), b"2")])
     producer.send(topic, b"k", b"after", [("fine", b"4")])
-    producer.flush(20)
-    producer.close(5)
-    outsider.assign(outsider.partitions_for(topic))
-    batch = gather_joined(outsider, 4)
+    producer.close(20)
+    batch = gather_joined(reader, 4)
     assert batch.values == [b"before", b"hostile", b"more", b"after"]
     hostile = {"kafka-python": "a??", "librdkafka": "?"}[kafka.client]
     assert list(batch.headers[1]) == [("fine", b"1"), (hostile, b"\xff"), ("last", b"3")]
@@ -297,8 +300,7 @@ def test_what_waits_to_be_delivered_is_bounded(
     monkeypatch.setattr("streaming.clients.limits.UNDELIVERED_MAX", 100)
     producer = make_producer(kafka)
     most = most_waiting(producer, topic, 2_000)
-    producer.flush(20)
-    producer.close(5)
+    producer.close(20)
     assert most <= 100
 
 
@@ -321,16 +323,15 @@ def test_records_that_do_not_go_end_the_wait_for_room(
 
 @librdkafka_only
 def test_ends_are_returned_at_once_while_a_fetch_waits(
-    kafka: KafkaSettings, topic: str, outsider: ConsumerClient
+    kafka: KafkaSettings, topic: str, reader: ConsumerClient
 ) -> None:
     # on the connection of the fetches an answer takes as long as they do, 50 ms, and again for each partition
-    partitions = outsider.partitions_for(topic)
-    outsider.assign(partitions)
-    assert outsider.poll(0.2, 10) == []
+    partitions = reader.partitions_for(topic)
+    assert reader.poll(0.2, 10) == []
     took_s = []
     for _ in range(11):
         started_s = time.monotonic()
-        outsider.end_offsets(partitions)
+        reader.end_offsets(partitions)
         took_s.append(time.monotonic() - started_s)
     # the quickest: a busy machine delays some, such a connection would delay each
     assert min(took_s) < 0.03
@@ -440,8 +441,7 @@ def test_keys_and_values_do_not_reach_the_log(
     caplog.set_level(logging.DEBUG)
     producer = make_producer(kafka)
     producer.send(topic, b"4000123412341234", b"4000123412341234")
-    producer.flush(20)
-    producer.close(5)
+    producer.close(20)
     assert "4000123412341234" not in caplog.text
 
 
@@ -502,3 +502,12 @@ def test_a_topic_can_be_compacted_and_cut(kafka: KafkaSettings) -> None:
         found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
     assert "compact,delete" in str(found)
     assert "86400000" in str(found)
+
+
+def test_offsets_of_a_time(kafka: KafkaSettings, topic: str, outsider: ConsumerClient) -> None:
+    producer = make_producer(kafka)
+    producer.send_many(topic, [b"k"] * 3, [b"v"] * 3, [1_000, 2_000, 3_000])
+    producer.close(10)
+    full, empty = sorted([(topic, 0), (topic, 1)], key=lambda partition: -outsider.end_offsets([partition])[partition])
+    assert outsider.offsets_at([full, empty], 1_500) == {full: 1, empty: 0}
+    assert outsider.offsets_at([full], 3_001) == {full: 3}

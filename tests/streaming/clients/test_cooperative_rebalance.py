@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -12,9 +13,9 @@ from kafka.admin import MemberToRemove, NewPartitions
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
-from streaming.clients import ConsumerClient, Partition, make_consumer
+from streaming.clients import ConsumerClient, Partition
 from tests.conftest import Broker
-from tests.streaming.clients.helpers import Events, fill, gather, ignore, poll_until
+from tests.streaming.clients.helpers import Events, fill, gather, joined, poll_until
 
 pytestmark = pytest.mark.kafka
 
@@ -33,12 +34,7 @@ class Owners:
         self.offences: list[str] = []
         self.lost: list[tuple[str, Partition]] = []
 
-    def member(self, name: str, kafka: KafkaSettings, topic: str) -> ConsumerClient:
-        consumer = make_consumer(kafka, kafka.group)
-        consumer.subscribe([topic], self._gained(name), self._given_up(name), self._thrown_out(name))
-        return consumer
-
-    def _gained(self, name: str) -> Callable[[list[Partition]], None]:
+    def member(self, name: str, kafka: KafkaSettings, topic: str) -> AbstractContextManager[ConsumerClient]:
         def assigned(partitions: list[Partition]) -> None:
             self.offences += [
                 f"{partition} to {name}, of {self.of[partition]}"
@@ -47,20 +43,14 @@ class Owners:
             ]
             self.of.update(dict.fromkeys(partitions, name))
 
-        return assigned
-
-    def _given_up(self, name: str) -> Callable[[list[Partition]], None]:
         def revoked(partitions: list[Partition]) -> None:
             for partition in partitions:
                 assert self.of.pop(partition) == name
 
-        return revoked
-
-    def _thrown_out(self, name: str) -> Callable[[list[Partition]], None]:
         def lost(partitions: list[Partition]) -> None:
             self.lost += [(name, partition) for partition in partitions]
 
-        return lost
+        return joined(kafka, topic, assigned, revoked, lost)
 
 
 def throw_out(kafka: KafkaSettings, consumer: ConsumerClient) -> None:
@@ -79,118 +69,105 @@ def claims(consumer: ConsumerClient) -> list[Partition]:
     return [(topic.topic, number) for topic in message.owned_partitions for number in topic.partitions]
 
 
-def until_joining(consumer: ConsumerClient) -> None:
-    deadline_s = time.monotonic() + 30
-    while not joins(consumer):
-        assert time.monotonic() < deadline_s
-        consumer.poll(0.05, 1)
+class Pair(NamedTuple):
+    """Two members with a partition each."""
+
+    owners: Owners
+    first: ConsumerClient
+    second: ConsumerClient
 
 
 @pytest.fixture
-def pair(
-    kafka: KafkaSettings, topic: str, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Owners, ConsumerClient, ConsumerClient, ExitStack]:
-    """Two members with a partition each."""
+def pair(kafka: KafkaSettings, topic: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     # so long that a busy machine differs from a member that is waited for
     monkeypatch.setattr("streaming.clients.limits.SESSION_TIMEOUT_MS", 45_000)
     monkeypatch.setattr("streaming.clients.kafka_consumer.CLOSE_TIMEOUT_S", 45.0)
-    owners, stack = Owners(), ExitStack()
-    first, second = (stack.enter_context(closing(owners.member(name, kafka, topic))) for name in ("first", "second"))
-    poll_until([first, second], lambda: sorted(owners.of.values()) == ["first", "second"] and not joins(first))
-    return owners, first, second, stack
+    owners = Owners()
+    with owners.member("first", kafka, topic) as first, owners.member("second", kafka, topic) as second:
+        poll_until([first, second], lambda: sorted(owners.of.values()) == ["first", "second"] and not joins(first))
+        yield Pair(owners, first, second)
+
+
+@pytest.fixture
+def third(kafka: KafkaSettings, topic: str, pair: Pair) -> Iterator[ConsumerClient]:
+    """A third member; the first has noticed that it joins, and the second does not poll: the join waits for it."""
+    with joined(kafka, topic) as consumer:
+        consumer.poll(0.5, 1)
+        deadline_s = time.monotonic() + 30
+        while not joins(pair.first):
+            assert time.monotonic() < deadline_s
+            pair.first.poll(0.05, 1)
+        yield consumer
 
 
 def test_an_owned_partition_is_fetched_and_committed_while_a_join_waits(
-    kafka: KafkaSettings, topic: str, pair: tuple[Owners, ConsumerClient, ConsumerClient, ExitStack]
+    kafka: KafkaSettings, topic: str, pair: Pair, third: ConsumerClient
 ) -> None:
-    _, first, second, stack = pair
-    with stack, closing(make_consumer(kafka, kafka.group)) as third:
-        (owned,) = first.assignment()
-        third.subscribe([topic], ignore, ignore)
-        third.poll(0.5, 1)
-        until_joining(first)
-        # the second member does not poll: the join waits for it
-        fill(kafka, topic, 40)
-        batches = gather(first, first.end_offsets([owned])[owned], 5)
-        assert {(batch.topic, batch.partition) for batch in batches} == {owned}
-        assert joins(first)
-        first.commit({owned: (7, "while joining")})
-        assert first.committed([owned]) == {owned: (7, "while joining")}
-        poll_until([first, second, third], lambda: not joins(first))
-        assert first.assignment() == {owned}
-        first.commit({owned: (8, "after")})
+    _, first, second = pair
+    (owned,) = first.assignment()
+    fill(kafka, topic, 40)
+    batches = gather(first, first.end_offsets([owned])[owned], 5)
+    assert {(batch.topic, batch.partition) for batch in batches} == {owned}
+    assert joins(first)
+    first.commit({owned: (7, "while joining")})
+    assert first.committed([owned]) == {owned: (7, "while joining")}
+    poll_until([first, second, third], lambda: not joins(first))
+    assert first.assignment() == {owned}
+    first.commit({owned: (8, "after")})
 
 
 def test_a_member_that_is_closed_while_it_joins_commits_and_leaves_at_once(
-    kafka: KafkaSettings, topic: str, pair: tuple[Owners, ConsumerClient, ConsumerClient, ExitStack]
+    kafka: KafkaSettings, topic: str, pair: Pair, third: ConsumerClient
 ) -> None:
-    owners, first, second, stack = pair
+    owners, first, second = pair
+    (owned,) = first.assignment()
     fill(kafka, topic, 60)
-    with stack, closing(make_consumer(kafka, kafka.group)) as third:
-        (owned,) = first.assignment()
-        third.subscribe([topic], ignore, ignore)
-        third.poll(0.5, 1)
-        until_joining(first)
-        first.poll(0.1, 1)
-        started_s = time.monotonic()
-        first.commit({owned: (9, "at the end")})
-        first.close()
-        assert time.monotonic() - started_s < 20
-        assert owned not in owners.of
-        poll_until([second, third], lambda: len(second.assignment()) == len(third.assignment()) == 1)
-        assert second.committed([owned]) == {owned: (9, "at the end")}
-        assert time.monotonic() - started_s < 30
+    first.poll(0.1, 1)
+    started_s = time.monotonic()
+    first.commit({owned: (9, "at the end")})
+    first.close()
+    assert time.monotonic() - started_s < 20
+    assert owned not in owners.of
+    poll_until([second, third], lambda: len(second.assignment()) == len(third.assignment()) == 1)
+    assert second.committed([owned]) == {owned: (9, "at the end")}
+    assert time.monotonic() - started_s < 30
 
 
-def test_waiting_for_a_join_does_not_spin(
-    kafka: KafkaSettings, topic: str, pair: tuple[Owners, ConsumerClient, ConsumerClient, ExitStack]
-) -> None:
-    _, first, second, stack = pair
-    with stack, closing(make_consumer(kafka, kafka.group)) as third:
-        third.subscribe([topic], ignore, ignore)
-        third.poll(0.5, 1)
-        until_joining(first)
-        # heartbeats rest meanwhile: an overdue one must not turn the wait into a loop
-        time.sleep(2.5)
-        cpu_s = time.thread_time()
-        assert first.poll(1.0, 10) == []
-        assert time.thread_time() - cpu_s < 0.3
-        poll_until([first, second, third], lambda: not joins(first))
+def test_waiting_for_a_join_does_not_spin(pair: Pair, third: ConsumerClient) -> None:
+    _, first, second = pair
+    # heartbeats rest meanwhile: an overdue one must not turn the wait into a loop
+    time.sleep(2.5)
+    cpu_s = time.thread_time()
+    assert first.poll(1.0, 10) == []
+    assert time.thread_time() - cpu_s < 0.3
+    poll_until([first, second, third], lambda: not joins(first))
 
 
 def test_a_member_that_is_thrown_out_while_it_joins_loses_its_partitions(
-    kafka: KafkaSettings, topic: str, pair: tuple[Owners, ConsumerClient, ConsumerClient, ExitStack]
+    kafka: KafkaSettings, pair: Pair, third: ConsumerClient
 ) -> None:
-    owners, first, second, stack = pair
-    with stack, closing(make_consumer(kafka, kafka.group)) as third:
-        (owned,) = first.assignment()
-        third.subscribe([topic], ignore, ignore)
-        third.poll(0.5, 1)
-        until_joining(first)
-        throw_out(kafka, first)
-        poll_until([first, second, third], lambda: owners.lost != [])
-        assert owners.lost == [("first", owned)]
+    owners, first, second = pair
+    (owned,) = first.assignment()
+    throw_out(kafka, first)
+    poll_until([first, second, third], lambda: owners.lost != [])
+    assert owners.lost == [("first", owned)]
 
 
-def test_a_member_that_comes_back_leaves_its_partitions_to_their_new_owner(
-    kafka: KafkaSettings, topic: str, pair: tuple[Owners, ConsumerClient, ConsumerClient, ExitStack]
-) -> None:
-    owners, first, second, stack = pair
-    with stack:
-        (gone,) = first.assignment()
-        assert claims(first) == [gone]
-        throw_out(kafka, first)
-        poll_until([first], lambda: owners.lost != [])
-        assert claims(first) == []
-        owners.of.pop(gone)
-        poll_until([first, second], lambda: sorted(owners.of.values()) == ["first", "second"] and not joins(second))
-        assert owners.lost == [("first", gone)]
-        assert owners.offences == []
+def test_a_member_that_comes_back_leaves_its_partitions_to_their_new_owner(kafka: KafkaSettings, pair: Pair) -> None:
+    owners, first, second = pair
+    (gone,) = first.assignment()
+    assert claims(first) == [gone]
+    throw_out(kafka, first)
+    poll_until([first], lambda: owners.lost != [])
+    assert claims(first) == []
+    owners.of.pop(gone)
+    poll_until([first, second], lambda: sorted(owners.of.values()) == ["first", "second"] and not joins(second))
+    assert owners.lost == [("first", gone)]
+    assert owners.offences == []
 
 
 def test_a_commit_of_a_member_that_was_thrown_out_is_refused(kafka: KafkaSettings, topic: str) -> None:
-    with closing(make_consumer(kafka, kafka.group)) as consumer:
-        consumer.subscribe([topic], ignore, ignore)
+    with joined(kafka, topic) as consumer:
         poll_until([consumer], lambda: len(consumer.assignment()) == 2)
         throw_out(kafka, consumer)
         with pytest.raises(BrokerError) as caught:
@@ -203,14 +180,12 @@ def test_a_restart_under_the_same_name_gets_its_partitions_and_fences_the_earlie
 ) -> None:
     named = msgspec.structs.replace(kafka, instance="worker-7")
     events = Events()
-    with closing(make_consumer(named, kafka.group)) as before, closing(make_consumer(kafka, kafka.group)) as other:
-        before.subscribe([topic], ignore, ignore)
-        other.subscribe([topic], events.note("assigned"), events.note("revoked"), events.note("lost"))
+    callbacks = [events.note(kind) for kind in ("assigned", "revoked", "lost")]
+    with joined(named, topic) as before, joined(kafka, topic, *callbacks) as other:
         poll_until([before, other], lambda: len(before.assignment()) == len(other.assignment()) == 1)
         poll_until([before, other], lambda: not joins(before) and not joins(other))
         seen, owned = list(events.seen), before.assignment()
-        with closing(make_consumer(named, kafka.group)) as after:
-            after.subscribe([topic], ignore, ignore)
+        with joined(named, topic) as after:
             poll_until([after, other], lambda: after.assignment() == owned)
             assert events.seen == seen
             with pytest.raises(BrokerError):
@@ -220,16 +195,12 @@ def test_a_restart_under_the_same_name_gets_its_partitions_and_fences_the_earlie
 
 
 def test_closing_under_a_name_does_not_leave_the_group(kafka: KafkaSettings, topic: str) -> None:
-    named = msgspec.structs.replace(kafka, instance="worker-8")
     events = Events()
-    with closing(make_consumer(kafka, kafka.group)) as other:
-        before = make_consumer(named, kafka.group)
-        before.subscribe([topic], ignore, ignore)
-        other.subscribe([topic], events.note("assigned"), events.note("revoked"))
-        poll_until([before, other], lambda: len(before.assignment()) == len(other.assignment()) == 1)
-        poll_until([before, other], lambda: not joins(before) and not joins(other))
-        seen = list(events.seen)
-        before.close()
+    with joined(kafka, topic, events.note("assigned"), events.note("revoked")) as other:
+        with joined(msgspec.structs.replace(kafka, instance="worker-8"), topic) as before:
+            poll_until([before, other], lambda: len(before.assignment()) == len(other.assignment()) == 1)
+            poll_until([before, other], lambda: not joins(before) and not joins(other))
+            seen = list(events.seen)
         deadline_s = time.monotonic() + 3
         while time.monotonic() < deadline_s:
             other.poll(0.2, 10)
@@ -238,8 +209,7 @@ def test_closing_under_a_name_does_not_leave_the_group(kafka: KafkaSettings, top
 
 def test_a_join_whose_reason_is_gone_before_the_next_poll_is_still_taken_up(kafka: KafkaSettings, topic: str) -> None:
     """The leader rejoins because its topic has grown; the join itself, over between two polls, ends that reason."""
-    with closing(make_consumer(kafka, kafka.group)) as consumer:
-        consumer.subscribe([topic], ignore, ignore)
+    with joined(kafka, topic) as consumer:
         poll_until([consumer], lambda: len(consumer.assignment()) == 2)
         with closing(KafkaAdminClient(bootstrap_servers=kafka.servers)) as admin:
             admin.create_partitions({topic: NewPartitions(3)})

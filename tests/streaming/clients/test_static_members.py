@@ -11,7 +11,7 @@ import pytest
 
 from cascade.config import KafkaSettings
 from streaming.clients import make_consumer
-from tests.streaming.clients.helpers import Events, ignore, poll_until
+from tests.streaming.clients.helpers import Events, ignore, joined, poll_until
 
 pytestmark = pytest.mark.kafka
 # Killed when it has given a partition up, and has not joined for the round that hands it on.
@@ -46,8 +46,7 @@ def test_a_partition_that_was_on_its_way_when_its_owner_was_killed_is_handed_on(
         second.subscribe([topic], ignore, ignore)
         poll_until([second], lambda: killed.poll() is not None)
         # back well before its session is over
-        with closing(make_consumer(member(kafka, "first"), kafka.group)) as first:
-            first.subscribe([topic], ignore, ignore)
+        with joined(member(kafka, "first"), topic) as first:
             poll_until([first, second], lambda: len(first.assignment()) == len(second.assignment()) == 1)
 
 
@@ -56,12 +55,10 @@ def test_a_member_of_a_settled_group_that_is_back_gets_its_partitions_without_a_
 ) -> None:
     events = Events()
     with closing(make_consumer(member(kafka, "second"), kafka.group)) as second:
-        with closing(make_consumer(member(kafka, "first"), kafka.group)) as first:
-            first.subscribe([topic], ignore, ignore)
+        with joined(member(kafka, "first"), topic) as first:
             second.subscribe([topic], events.note("assigned"), events.note("revoked"), events.note("lost"))
             poll_until([first, second], lambda: len(first.assignment()) == len(second.assignment()) == 1)
             had = first.assignment()
-        with closing(make_consumer(member(kafka, "first"), kafka.group)) as again:
-            again.subscribe([topic], ignore, ignore)
+        with joined(member(kafka, "first"), topic) as again:
             poll_until([again, second], lambda: again.assignment() == had)
             assert len(events.seen) == 1
