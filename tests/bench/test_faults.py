@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.faults.commands import FaultsReport, run_schedules
+from bench.faults.commands import run_schedules
 from bench.faults.run import simulate
 from bench.faults.schedule import derive
 from bench.faults.world import KINDS
@@ -47,19 +47,11 @@ def test_no_schedule_of_a_hundred_breaks_a_promise() -> None:
     assert problems == {}
 
 
-@pytest.fixture(scope="module")
-def report() -> FaultsReport:
-    return run_schedules(SCHEDULES_LONG, 1)
-
-
 @pytest.mark.long
-def test_no_schedule_of_a_thousand_breaks_a_promise(report: FaultsReport) -> None:
+def test_no_schedule_of_a_thousand_breaks_a_promise_and_every_kind_of_fault_strikes() -> None:
+    report = run_schedules(SCHEDULES_LONG, 1)
     assert [(violation.seed, violation.problems) for violation in report.details] == []
     assert report.schedules == SCHEDULES_LONG
-
-
-@pytest.mark.long
-def test_every_kind_of_fault_strikes(report: FaultsReport) -> None:
     assert set(report.faults) == set(KINDS)
     assert report.never_struck == []
 

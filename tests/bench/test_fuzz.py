@@ -21,6 +21,7 @@ from bench.fuzz import (
     FuzzReport,
     Tally,
     Target,
+    Violation,
     batches_for,
     find_violation,
     make_batch,
@@ -194,16 +195,22 @@ FAULTS: dict[str, tuple[Alteration, str, bool]] = {
 }
 
 
+def violation_of(target: Target, alter: Alteration) -> Violation:
+    """The violation that is found if the target's codec has this fault."""
+    faulty = replace(target, codec=FaultyCodec(target, alter))
+    violation = find_violation(faulty, values_of(target), 3, 1, Tally())
+    assert violation is not None
+    return violation
+
+
 @pytest.mark.usefixtures("cpu_clock")
 @pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.parametrize("target_index", [0, 2, 4, 6])
 def test_a_codec_that_breaks_a_promise_is_found(targets: list[Target], target_index: int, name: str) -> None:
     alter, what, by_the_mark = FAULTS[name]
     target = targets[target_index]
-    values = values_of(target)
-    assert find_violation(target, values, 3, 1, Tally()) is None, "the codec itself breaks no promise"
-    violation = find_violation(replace(target, codec=FaultyCodec(target, alter)), values, 3, 1, Tally())
-    assert violation is not None
+    assert find_violation(target, values_of(target), 3, 1, Tally()) is None, "the codec itself breaks no promise"
+    violation = violation_of(target, alter)
     assert what in violation.what
     assert (violation.seed, violation.batch) == (3, 1)
     assert not by_the_mark or violation.message_hex == MARK.hex()
@@ -214,20 +221,14 @@ def test_a_slow_message_is_found(targets: list[Target], cpu_clock: SetClock) -> 
         cpu_clock.now_s += 1.1 if MARK in values else 0.0
         return decoded
 
-    target = replace(targets[0], codec=FaultyCodec(targets[0], slow))
-    violation = find_violation(target, values_of(target), 3, 1, Tally())
-    assert violation is not None
+    violation = violation_of(targets[0], slow)
     assert "the batch took 1100 ms of CPU" in violation.what
     assert violation.message_hex == MARK.hex()
 
 
 @pytest.mark.usefixtures("cpu_clock")
 def test_a_text_with_a_direction_mark_is_found(targets: list[Target]) -> None:
-    target = targets[1]
-    faulty = FaultyCodec(target, column("card_id", "K\u202e1".encode()))
-    violation = find_violation(replace(target, codec=faulty), values_of(target), 3, 1, Tally())
-    assert violation is not None
-    assert "card_id is outside" in violation.what
+    assert "card_id is outside" in violation_of(targets[1], column("card_id", "K\u202e1".encode())).what
 
 
 # --- processes that end or stall --------------------------------------------------------------------------------------

@@ -56,6 +56,14 @@ class Rig:
     def transactional(self, life: Life, name: str = "id") -> SimTransactionalProducer:
         return SimTransactionalProducer(self.broker, life, life.name, self._on_acknowledged, name)
 
+    def open_transaction(self, life: Life) -> tuple[SimConsumer, SimTransactionalProducer]:
+        """A member of the group, and a producer that has sent "1" in a transaction that is still open."""
+        consumer, producer = self.consumer(life), self.transactional(life)
+        polled(consumer)
+        producer.begin()
+        producer.send(OUT, b"k", b"1")
+        return consumer, producer
+
     def _on_acknowledged(self, topic: str, records: int) -> None:
         self.acknowledged.append((topic, records))
 
@@ -200,10 +208,7 @@ def test_a_transaction_of_an_earlier_generation_is_refused_and_aborted() -> None
 
 def test_a_transaction_that_is_open_for_too_long_is_aborted_and_its_producer_fenced() -> None:
     rig = Rig()
-    consumer, producer = rig.consumer(rig.life("a")), rig.transactional(rig.life("a"))
-    polled(consumer)
-    producer.begin()
-    producer.send(OUT, b"k", b"1")
+    consumer, producer = rig.open_transaction(rig.life("a"))
     rig.world.wait(rig.world.now_s + 10.0)
     polled(consumer)
     with pytest.raises(ProducerFencedError):
@@ -214,10 +219,7 @@ def test_a_transaction_that_is_open_for_too_long_is_aborted_and_its_producer_fen
 
 def test_a_commit_whose_reply_is_lost_was_applied() -> None:
     rig = Rig(commit_reply_lost_share=1.0)
-    consumer, producer = rig.consumer(rig.life("a")), rig.transactional(rig.life("a"))
-    polled(consumer)
-    producer.begin()
-    producer.send(OUT, b"k", b"1")
+    consumer, producer = rig.open_transaction(rig.life("a"))
     with pytest.raises(CommitUnknownError):
         producer.commit({(IN, 0): (1, "")}, consumer.member())
     assert rig.readable() == [b"1"]
@@ -230,10 +232,7 @@ def test_a_late_commit_commits_the_same_producers_next_transaction_but_not_a_new
 ) -> None:
     rig = Rig(commit_late_share=1.0)
     life = rig.life("a")
-    consumer, producer = rig.consumer(life), rig.transactional(life)
-    polled(consumer)
-    producer.begin()
-    producer.send(OUT, b"k", b"1")
+    consumer, producer = rig.open_transaction(life)
     with pytest.raises(CommitUnknownError):
         producer.commit({(IN, 0): (1, "")}, consumer.member())
     if new_producer:
@@ -246,10 +245,7 @@ def test_a_late_commit_commits_the_same_producers_next_transaction_but_not_a_new
 
 def test_a_refused_commit_stores_nothing() -> None:
     rig = Rig(commit_refused_share=1.0)
-    consumer, producer = rig.consumer(rig.life("a")), rig.transactional(rig.life("a"))
-    polled(consumer)
-    producer.begin()
-    producer.send(OUT, b"k", b"1")
+    consumer, producer = rig.open_transaction(rig.life("a"))
     with pytest.raises(TransactionAbortedError):
         producer.commit({(IN, 0): (1, "")}, consumer.member())
     with pytest.raises(BrokerError):
