@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -51,10 +52,12 @@ READ_S_MAX = 600.0
 WATCHES_MAX = 1_000
 
 
-def simulated(schema: Schema, cards: int, terminals: int, days: int, seed: int) -> LabelledData:
-    """Transactions of `cascade.simulator`, in order of event time; their ids are their positions."""
-    settings = SimulatorSettings(cards=cards, terminals=terminals, days=days, start=date(2024, 1, 1), seed=seed)
-    frame = simulate(settings)
+def simulated(schema: Schema, **settings: Any) -> LabelledData:
+    """Transactions of `cascade.simulator`, in order of event time; their ids are their positions.
+
+    schema: of the simulator's data. settings: of `SimulatorSettings`; the first day is 2024-01-01 unless they name one.
+    """
+    frame = simulate(SimulatorSettings(**{"start": date(2024, 1, 1)} | settings))
     return LabelledData(frame_to_batch(frame, schema, "simulated"), frame["fraud"].to_numpy().astype(np.int64))
 
 

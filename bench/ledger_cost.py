@@ -71,7 +71,7 @@ class LedgerCostReport(msgspec.Struct, frozen=True, kw_only=True):
 def run_ledger_cost(rounds: int, seed: int) -> LedgerCostReport:
     """Measures the ledger at each batch size; `seed`: of the data."""
     bundle = load_bundle(SHIPPED_BUNDLE)
-    data = simulated(bundle.schema, CARDS, TERMINALS, DAYS, seed).batch
+    data = simulated(bundle.schema, cards=CARDS, terminals=TERMINALS, days=DAYS, seed=seed).batch
     engine, reader, roles = make_engine(bundle), codec("json", bundle.schema.fields, 65_536), bundle.schema.roles
     engine.features.warm_up()
     engine.fold(data.take(np.arange(FOLDED_ROWS)))

@@ -71,7 +71,7 @@ class Stage:
 def run_stages(batch: int, rounds: int, seed: int) -> StagesReport:
     """Measures every stage; `batch`: transactions of a micro-batch, `seed`: of the data."""
     bundle = load_bundle(SHIPPED_BUNDLE)
-    data = simulated(bundle.schema, CARDS, TERMINALS, DAYS, seed).batch
+    data = simulated(bundle.schema, cards=CARDS, terminals=TERMINALS, days=DAYS, seed=seed).batch
     count = data.rows // batch
     parts = [data.take(np.arange(number * batch, (number + 1) * batch)) for number in range(count)]
     makers = (_decode, _features, _screener, _duplicates, _encode)

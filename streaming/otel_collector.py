@@ -25,20 +25,20 @@ _LOGGER: Final = "opentelemetry.exporter.otlp.proto.http.metric_exporter"
 
 
 class Session(requests.Session):
-    """Stores why its last request failed: the exporter only logs it, and takes a redirect for success."""
+    """Stores why a request failed: the exporter only logs it, and takes a redirect for success."""
 
     problem = ""
 
     def request(self, *arguments: Any, **more: Any) -> requests.Response:
         """As requests' own."""
-        self.problem = ""
         try:
             answer = super().request(*arguments, **more)
         except Exception as error:
-            self.problem = " ".join(str(error).split())
+            # the exporter's last try may have no time left: what the try before it met says more
+            self.problem = self.problem or " ".join(str(error).split())
             raise
-        if not 200 <= (answer.status_code or 0) < 300:
-            self.problem = f"{answer.status_code} {answer.reason}"
+        succeeded = 200 <= (answer.status_code or 0) < 300
+        self.problem = "" if succeeded else f"{answer.status_code} {answer.reason}"
         return answer
 
 
@@ -76,6 +76,7 @@ class OtelCollector:
 
     def send(self) -> str:
         """Sends the present figures; returns the reason of a failure, else an empty text."""
+        self._session.problem = ""
         result = self._exporter.export(metrics_data(self._collect(), self._resource, self._started_s, time.time()))
         return self._session.problem or ("" if result is MetricExportResult.SUCCESS else "not sent")
 

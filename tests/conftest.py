@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +18,11 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from cascade.config import KafkaSettings
+from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
+from cascade.config import DeepSettings, KafkaSettings
 from cascade.local_parts import local_parts_dir
-from cascade.protocols import DeepInputs
+from cascade.protocols import DeepInputs, DeepStage
+from stages.assembly import make_deep_stage
 from stages.deep import local_triton
 from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
@@ -33,7 +36,6 @@ settings.register_profile("certain", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None)
 settings.load_profile("certain")
 
-SHIPPED = Path(__file__).parents[1] / "cascade" / "bundles" / "simulator"
 KAFKA_FROM_OUTSIDE = os.environ.get("KAFKA_BOOTSTRAP", "")
 
 
@@ -152,6 +154,19 @@ def tiny_deep_model(tmp_path_factory: pytest.TempPathFactory) -> TinyDeepModel:
     path = tmp_path_factory.mktemp("tiny_deep_model") / "model.onnx"
     save(model, path)
     return TinyDeepModel(path, signature)
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    """The shipped bundle."""
+    return load_bundle(SHIPPED_BUNDLE)
+
+
+@pytest.fixture(scope="session")
+def deep(bundle: Bundle) -> Iterator[DeepStage]:
+    """The deep model of the shipped bundle, in this process."""
+    with closing(make_deep_stage(bundle, DeepSettings(backend="onnxruntime"))) as stage:
+        yield stage
 
 
 @pytest.fixture(scope="session")

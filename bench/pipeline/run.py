@@ -36,7 +36,7 @@ def run_pipeline(scenario: Scenario, out: Path) -> PipelineReport:
     with Steps() as progress, ExitStack() as stack:
         progress("simulate", 0.0)
         size, schema = scenario.data, load_bundle(SHIPPED_BUNDLE).schema
-        data = simulated(schema, size.cards, size.terminals, size.days, scenario.seed)
+        data = simulated(schema, cards=size.cards, terminals=size.terminals, days=size.days, seed=scenario.seed)
         bundles = _bundles(directory, threshold_for(scenario.escalation_share, data))
         progress("simulate", 1.0)
         parts = stack.enter_context(EmbeddedParts(directory, bundles["cascade"]))

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bench.cluster import simulated
 from bench.terminals import card_partitions, compare, feature_errors, fold_partitioned, protocol_rows
-from cascade.bundle import Bundle, load_bundle
+from cascade.bundle import Bundle
 from cascade.errors import CascadeError
 from cascade.features import FeatureEngine
-from cascade.frames import LabelledData, frame_to_batch
+from cascade.frames import LabelledData
 from cascade.protocols import DeepStage
 from cascade.schema import key_codes
-from cascade.simulator import SimulatorSettings, simulate
-from stages.assembly import deep_signature, make_screener
-from stages.deep.in_process import OnnxDeepStage
+from stages.assembly import make_screener
 from stages.metrics import quality
 from stages.offline import Folded, fold_rows, score_offline
 
-SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 WORKERS = 4
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return load_bundle(SHIPPED)
-
-
-@pytest.fixture(scope="module")
 def data(bundle: Bundle) -> LabelledData:
-    frame = simulate(SimulatorSettings(cards=90, terminals=100, days=20, seed=3, fraud_share=0.03))
-    data = LabelledData(frame_to_batch(frame, bundle.schema, "simulated"), frame["fraud"].to_numpy().astype(np.int64))
+    data = simulated(bundle.schema, start=date(2025, 1, 1), cards=90, terminals=100, days=20, seed=3, fraud_share=0.03)
     # with more events, a single engine would evict some that several engines keep together
     assert np.unique(data.batch["terminal_id"], return_counts=True)[1].max() <= bundle.spec.limits.events_per_key_max
     return data
@@ -55,13 +47,6 @@ def late(bundle: Bundle, data: LabelledData) -> np.ndarray:
 @pytest.fixture(scope="module")
 def whole(bundle: Bundle, data: LabelledData, late: np.ndarray) -> Folded:
     return fold_rows(FeatureEngine(bundle.spec, bundle.schema), data, late, late, lambda _: None)
-
-
-@pytest.fixture(scope="module")
-def deep(bundle: Bundle) -> Iterator[DeepStage]:
-    stage = OnnxDeepStage(SHIPPED / "deep.onnx", deep_signature(bundle))
-    yield stage
-    stage.close()
 
 
 def terminal_columns(bundle: Bundle) -> list[int]:

@@ -5,14 +5,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
-from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
+from bench.cluster import simulated
+from cascade.bundle import Bundle
 from cascade.columns import Float64
 from cascade.engine import Engine, Screened, deep_inputs
-from cascade.frames import LabelledData, frame_to_batch
+from cascade.frames import LabelledData
 from cascade.protocols import DeepStage
-from cascade.simulator import SimulatorSettings, simulate
-from stages.assembly import deep_signature, make_engine, make_screener
-from stages.deep.in_process import OnnxDeepStage
+from stages.assembly import make_engine, make_screener
 from stages.offline import OfflineScores, labels_of, score_offline
 
 # ONNX Runtime may add in another order in a batch of another size; measured on log-odds
@@ -20,22 +19,9 @@ DEEP_DIFFERENCE_MAX = 1e-5
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return load_bundle(SHIPPED_BUNDLE)
-
-
-@pytest.fixture(scope="module")
 def data(bundle: Bundle) -> LabelledData:
     # long enough for labels (seven days late) to act on windows of thirty days
-    frame = simulate(SimulatorSettings(cards=120, terminals=60, days=20, seed=11, fraud_share=0.03))
-    return LabelledData(frame_to_batch(frame, bundle.schema, "simulated"), frame["fraud"].to_numpy().astype(np.int64))
-
-
-@pytest.fixture(scope="module")
-def deep(bundle: Bundle) -> Iterator[DeepStage]:
-    stage = OnnxDeepStage(SHIPPED_BUNDLE / "deep.onnx", deep_signature(bundle))
-    yield stage
-    stage.close()
+    return simulated(bundle.schema, cards=120, terminals=60, days=20, seed=11, fraud_share=0.03)
 
 
 @pytest.fixture(scope="module")

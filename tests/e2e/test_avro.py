@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from bench.embedded import EmbeddedParts, ServiceProcess, new_names, records_in, wait_for_decisions
-from cascade.bundle import load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import ColumnBatch
 from streaming.codecs import topic_codec
 from streaming.codecs.schema_sources import TRIES
 from streaming.decisions import message_keys
-from tests.conftest import SHIPPED, Broker
-from tests.e2e.test_worker import decisions_in, producing, read_all
+from tests.conftest import Broker
+from tests.e2e.asking import producing
+from tests.e2e.test_worker import decisions_in, read_all
 from tests.streaming.registry import Answer, Registry
 from tests.timing import wait_until
 
@@ -27,7 +28,7 @@ ROWS, NUMBER = 50, 12
 
 
 def test_while_the_registry_is_down_messages_wait_and_then_all_are_decided(broker: Broker, tmp_path: Path) -> None:
-    registry, bundle = Registry(), load_bundle(SHIPPED)
+    registry, bundle = Registry(), load_bundle(SHIPPED_BUNDLE)
     text = [""]
 
     def keep(body: bytes) -> Answer:

@@ -34,7 +34,7 @@ from bench.cluster import (
     wait_until_all_committed,
 )
 from bench.embedded import EmbeddedParts, ServiceProcess, new_names
-from cascade.bundle import Bundle, load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.config import Config, KafkaSettings
 from cascade.errors import BrokerError
 from cascade.frames import LabelledData
@@ -50,7 +50,6 @@ from tests.timing import wait_until
 
 pytestmark = [pytest.mark.kafka]
 
-SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 NODES = 3
 PARTITIONS = 4
 MODES = ("at-least-once", "exactly-once")
@@ -115,7 +114,7 @@ def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def data() -> LabelledData:
-    return simulated(load_bundle(SHIPPED).schema, cards=200, terminals=200, days=20, seed=6)
+    return simulated(load_bundle(SHIPPED_BUNDLE).schema, cards=200, terminals=200, days=20, seed=6)
 
 
 @pytest.fixture(scope="module")

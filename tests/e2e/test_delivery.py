@@ -14,6 +14,7 @@ from cascade.bundle import Bundle
 from cascade.config import Config, load_config
 from cascade.frames import LabelledData
 from stages.offline import OfflineScores
+from tests.e2e.asking import producing
 from tests.e2e.test_worker import (  # the fixtures are used by name
     BACKLOG,
     KILLED_AT_COMMIT,
@@ -27,7 +28,6 @@ from tests.e2e.test_worker import (  # the fixtures are used by name
     new_config,
     offline,
     offset_of,
-    producing,
     read_all,
 )
 from tests.timing import wait_until

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -29,19 +28,19 @@ import bench.embedded
 from bench.cluster import escalating_bundle, simulated
 from bench.embedded import EmbeddedParts, ServiceProcess, new_names
 from bench.hostile import Maker, Message
-from cascade.bundle import Bundle, load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.columns import ColumnBatch
 from cascade.config import CodecName, Config
 from cascade.frames import frame_to_batch
 from cascade.simulator import SimulatorSettings, simulate
-from streaming.clients import FetchedBatch, make_consumer, make_producer
+from streaming.clients import FetchedBatch, make_consumer
 from streaming.codecs import codec, too_far_ahead
 from streaming.decisions import Decision, decode_decision, message_keys
 from tests.conftest import Broker
+from tests.e2e.asking import producing
 
 pytestmark = [pytest.mark.kafka]
 
-SHIPPED = Path(__file__).parents[2] / "cascade" / "bundles" / "simulator"
 RSS_MB_MAX = 700.0
 # Another load on the machine must not turn a late answer into a degraded decision, and that into an open breaker.
 PATIENT = {"deadline": {"budget_ms": 10_000}}
@@ -127,7 +126,7 @@ class Watch:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    data = simulated(load_bundle(SHIPPED).schema, cards=250, terminals=200, days=7, seed=3)
+    data = simulated(load_bundle(SHIPPED_BUNDLE).schema, cards=250, terminals=200, days=7, seed=3)
     return escalating_bundle(tmp_path_factory.mktemp("bundle") / "bundle", ESCALATED_SHARE, data)
 
 
@@ -220,10 +219,10 @@ def test_each_hostile_message_is_a_dead_letter_with_its_reason_and_each_good_one
         service.wait_ready()
         watch = Watch(service)
         with beside(watch):
-            with closing(Closing(config)) as producer:
+            with producing(config) as producer:
                 for place in range(0, len(records), FLOOD_CHUNK):
                     keys, values = zip(*records[place : place + FLOOD_CHUNK], strict=True)
-                    producer.send(keys, values)
+                    producer.send_many(names.transactions, keys, values)
             sent = follow(config, names.transactions, len(records), service)
             expected = outcomes(config, bundle, sent)
             counts = Counter(expected.values())
@@ -347,14 +346,14 @@ class Others:
     def _send(self) -> None:
         chance = np.random.default_rng(1)
         began_s = time.monotonic()
-        with closing(Closing(self._config)) as producer:
+        with producing(self._config) as producer:
             while not self._ended.wait(0.005):
                 due = int((time.monotonic() - began_s) * OTHERS_PER_S)
                 if due > self.sent:
                     ids = range(self.sent, due)
                     cards = chance.integers(0, OTHER_CARDS, len(ids))
                     values = transactions(self._bundle, ids, cards.tolist(), chance)
-                    producer.send(message_keys(cards), values)
+                    producer.send_many(self._config.kafka.topics.transactions, message_keys(cards), values)
                     self.sent = due
 
     def __enter__(self) -> Others:
@@ -366,30 +365,16 @@ class Others:
         self._thread.join(60)
 
 
-class Closing:
-    """A producer to the transactions topic that delivers all before it closes."""
-
-    def __init__(self, config: Config) -> None:
-        self._producer, self._topic = make_producer(config.kafka), config.kafka.topics.transactions
-
-    def send(self, keys: Sequence[bytes], values: Sequence[Message]) -> None:
-        self._producer.send_many(self._topic, keys, values)
-
-    def close(self) -> None:
-        self._producer.flush(60)
-        self._producer.close(10)
-
-
 def send_flood(config: Config, bundle: Bundle) -> None:
     chance, first = np.random.default_rng(2), 10**9
     ids = [first if place % REPEATED_EVERY == 0 else first + place for place in range(FLOOD)]
     values = transactions(bundle, ids, [FLOOD_CARD] * FLOOD, chance)
     again = values[0]
     values = [again if place % REPEATED_EVERY == 0 else value for place, value in enumerate(values)]
-    with closing(Closing(config)) as producer:
+    with producing(config) as producer:
         for place in range(0, FLOOD, FLOOD_CHUNK):
             chunk = values[place : place + FLOOD_CHUNK]
-            producer.send([b"%d" % FLOOD_CARD] * len(chunk), chunk)
+            producer.send_many(config.kafka.topics.transactions, [b"%d" % FLOOD_CARD] * len(chunk), chunk)
 
 
 def wait_for_flood(config: Config, service: ServiceProcess) -> None:

@@ -13,12 +13,12 @@ import pytest
 
 from bench.cluster import SteadyLoad, escalating_bundle, simulated
 from bench.embedded import EmbeddedParts, ServiceProcess, new_names
-from cascade.bundle import load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.ledger import Ledger, ledger_registry
 from streaming.health import HealthServer, HealthState
 from streaming.live import live_routes
 from tests.browser import CHROMIUM, Browser
-from tests.conftest import SHIPPED, Broker
+from tests.conftest import Broker
 
 RATE = 100.0
 PHONE, DESKTOP = (360, 740), (1280, 900)
@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.skipif(CHROMIUM is None, reason="ch
 def url(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service under a steady load."""
     directory = tmp_path_factory.mktemp("live")
-    data = simulated(load_bundle(SHIPPED).schema, cards=100, terminals=100, days=10, seed=1)
+    data = simulated(load_bundle(SHIPPED_BUNDLE).schema, cards=100, terminals=100, days=10, seed=1)
     bundle = escalating_bundle(directory / "bundle", 0.05, data)
     parts = EmbeddedParts(directory / "parts", bundle, with_triton=False)
     parts.directory.mkdir()

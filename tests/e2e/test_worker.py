@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,24 +27,24 @@ from bench.cluster import (
     parse_decision_id,
     read_topic,
     shipped_bundle_with,
+    simulated,
 )
 from bench.embedded import EmbeddedParts, ServiceProcess, new_names, play_file, records_in, wait_for_decisions
-from cascade.bundle import Bundle, load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.config import Config, DeepSettings, load_config
-from cascade.frames import LabelledData, frame_to_batch
+from cascade.frames import LabelledData
 from cascade.ledger import LedgerSummary
 from cascade.local_parts import free_ports
 from cascade.policy import RAW_MAX
-from cascade.simulator import SimulatorSettings, simulate
 from stages.assembly import deep_signature, make_deep_stage, make_engine, make_screener
 from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
 from stages.offline import OfflineScores, score_offline
-from streaming.clients import FetchedBatch, ProducerClient, make_producer
+from streaming.clients import FetchedBatch
 from streaming.decisions import Decision, decode_decision
 from streaming.locked_memory import locking_problem
-from tests.conftest import SHIPPED, Broker
-from tests.e2e.asking import health
+from tests.conftest import Broker
+from tests.e2e.asking import health, producing
 from tests.timing import wait_until
 
 pytestmark = [pytest.mark.kafka]
@@ -84,9 +84,8 @@ class Run:
 @pytest.fixture(scope="module")
 def data() -> LabelledData:
     # three weeks: labels, seven days late, act on most of it
-    frame = simulate(SimulatorSettings(cards=250, terminals=200, days=21, seed=3, fraud_share=0.02))
-    batch = frame_to_batch(frame, load_bundle(SHIPPED).schema, "simulated")
-    return LabelledData(batch, frame["fraud"].to_numpy().astype(np.int64))
+    schema = load_bundle(SHIPPED_BUNDLE).schema
+    return simulated(schema, cards=250, terminals=200, days=21, seed=3, fraud_share=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -330,16 +329,6 @@ def with_dead_letters(new_config: ConfigMaker) -> Iterator[tuple[Config, Service
             producer.flush(20)
         wait_for_decisions(service, 2 * len(MALFORMED) + 1, lambda _: None)
         yield config, service
-
-
-@contextmanager
-def producing(config: Config) -> Iterator[ProducerClient]:
-    producer = make_producer(config.kafka)
-    try:
-        yield producer
-        producer.flush(20)
-    finally:
-        producer.close(5)
 
 
 def test_every_malformed_message_is_a_dead_letter_and_the_stream_goes_on(
@@ -719,7 +708,7 @@ def ok_components(config: Config) -> list[str]:
 
 def write_plain_config(tmp_path: Path, sections: Settings) -> Path:
     path = tmp_path / "cascade.toml"
-    whole = {"bundle": {"path": str(SHIPPED)}, "health": {"port": free_ports(1)[0]}}
+    whole = {"bundle": {"path": str(SHIPPED_BUNDLE)}, "health": {"port": free_ports(1)[0]}}
     path.write_bytes(msgspec.toml.encode(whole | sections))
     return path
 
@@ -786,7 +775,7 @@ def test_missing_topics_are_named_on_one_line(tmp_path: Path, broker: Broker) ->
 
 
 def test_a_bundle_with_a_wrong_checksum_stops_the_start_with_one_line(tmp_path: Path) -> None:
-    altered = Path(shutil.copytree(SHIPPED, tmp_path / "bundle"))
+    altered = Path(shutil.copytree(SHIPPED_BUNDLE, tmp_path / "bundle"))
     octets = bytearray((altered / "deep.onnx").read_bytes())
     octets[1_000] ^= 1
     (altered / "deep.onnx").write_bytes(octets)

@@ -20,14 +20,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.cluster import committed_offsets, end_offsets, escalating_bundle, read_decisions, simulated
 from bench.embedded import EmbeddedParts, ServiceProcess, new_names, play_file, wait_for_decisions
-from cascade.bundle import Bundle, load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.config import Config
 from cascade.errors import DataError
 from cascade.frames import LabelledData
 from cascade.ledger import read_journal, summarise
 from stages.deep.local_triton import LocalTriton
 from streaming.health import OPENMETRICS
-from tests.conftest import SHIPPED, Broker
+from tests.conftest import Broker
 from tests.e2e.asking import ask
 from tests.e2e.test_worker import ends_with_one_line, triton_server  # the fixture is used by name
 from tests.otlp_receiver import OtlpReceiver, attributes
@@ -43,7 +43,7 @@ STALL_S_MAX = 20.0
 
 @pytest.fixture(scope="module")
 def data() -> LabelledData:
-    return simulated(load_bundle(SHIPPED).schema, cards=120, terminals=100, days=12, seed=5)
+    return simulated(load_bundle(SHIPPED_BUNDLE).schema, cards=120, terminals=100, days=12, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +299,7 @@ def test_sigterm_ends_all_of_them_in_time(observed: Observed) -> None:
     ("path", "processes", "message"),
     [
         ("nowhere", 2, "nowhere"),
-        (str(SHIPPED), PARTITIONS + 1, "{file}: worker.processes = 5: topic transactions-"),
+        (str(SHIPPED_BUNDLE), PARTITIONS + 1, "{file}: worker.processes = 5: topic transactions-"),
     ],
 )
 def test_a_mistake_is_one_line_and_no_worker_starts(

@@ -8,14 +8,9 @@ import lightgbm
 import numpy as np
 import pytest
 
-from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
+from cascade.bundle import Bundle
 from cascade.errors import BundleError
 from stages.assembly import make_engine, make_screener
-
-
-@pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return load_bundle(SHIPPED_BUNDLE)
 
 
 def test_the_shipped_screener_is_compiled_and_scores_as_lightgbm_does(bundle: Bundle) -> None:

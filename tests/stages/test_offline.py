@@ -1,42 +1,26 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
-from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
+from bench.cluster import simulated
+from cascade.bundle import Bundle
 from cascade.features import FeatureEngine
-from cascade.frames import LabelledData, frame_to_batch
+from cascade.frames import LabelledData
 from cascade.protocols import DeepStage, Screener
-from cascade.simulator import SimulatorSettings, simulate
 from stages import offline
-from stages.assembly import deep_signature, make_screener
-from stages.deep.in_process import OnnxDeepStage
+from stages.assembly import make_screener
 from stages.offline import Folded, OfflineScores, fold_rows, labels_of, score_offline
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return load_bundle(SHIPPED_BUNDLE)
-
-
-@pytest.fixture(scope="module")
 def data(bundle: Bundle) -> LabelledData:
-    frame = simulate(SimulatorSettings(cards=120, terminals=60, days=20, seed=12, fraud_share=0.03))
-    return LabelledData(frame_to_batch(frame, bundle.schema, "simulated"), frame["fraud"].to_numpy().astype(np.int64))
+    return simulated(bundle.schema, cards=120, terminals=60, days=20, seed=12, fraud_share=0.03)
 
 
 @pytest.fixture(scope="module")
 def screener(bundle: Bundle) -> Screener:
     return make_screener(bundle, FeatureEngine(bundle.spec, bundle.schema).width)
-
-
-@pytest.fixture(scope="module")
-def deep(bundle: Bundle) -> Iterator[DeepStage]:
-    stage = OnnxDeepStage(SHIPPED_BUNDLE / "deep.onnx", deep_signature(bundle))
-    yield stage
-    stage.close()
 
 
 def engine_of(bundle: Bundle) -> FeatureEngine:

@@ -10,12 +10,12 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from cascade.bundle import SHIPPED_BUNDLE
 from cascade.config import load_config
 from cascade.local_parts import free_ports
 from streaming.clients import TopicSpec, ensure_topics
 from streaming.doctor import SCHEMA_NUMBER_MAX, Finding, app, examine
 from streaming.service import topic_specs
-from tests.conftest import SHIPPED
 from tests.streaming.registry import Registry
 
 ConfigMaker = Callable[..., Path]
@@ -27,7 +27,11 @@ def new_config(tmp_path: Path) -> ConfigMaker:
         name = uuid.uuid4().hex[:10]
         topics = {topic: f"{topic}-{name}" for topic in ("transactions", "labels", "decisions")}
         kafka = {"topics": topics | {"dead_letters": f"dead-letters-{name}"}} | sections.pop("kafka", {})
-        settings = {"bundle": {"path": str(SHIPPED)}, "kafka": kafka, "deep": {"backend": "onnxruntime"}} | sections
+        settings = {
+            "bundle": {"path": str(SHIPPED_BUNDLE)},
+            "kafka": kafka,
+            "deep": {"backend": "onnxruntime"},
+        } | sections
         path = tmp_path / "cascade.toml"
         path.write_bytes(msgspec.toml.encode(settings))
         return path

@@ -22,6 +22,7 @@ from structlog.testing import capture_logs
 
 import cascade
 import streaming.otel
+from cascade.bundle import SHIPPED_BUNDLE
 from cascade.config import CarbonSettings, Config, OtelSettings
 from cascade.ledger import Ledger, ledger_registry, make_carbon
 from cascade.ledger.otel import ATTRIBUTES, NAMES, START, metrics_data
@@ -30,7 +31,6 @@ from streaming.lag import LagCollector
 from streaming.otel import otel_exported
 from streaming.worker_metrics import workers_registry
 from tests.certificates import Authority, make_authority
-from tests.conftest import SHIPPED
 from tests.otlp_receiver import OtlpReceiver, attributes
 from tests.streaming.test_top import Meter
 from tests.timing import wait_until
@@ -325,7 +325,7 @@ def test_without_an_endpoint_nothing_is_imported_and_nothing_sent() -> None:
 def test_a_service_without_the_extra_ends_with_one_line_and_the_remedy(tmp_path: Path) -> None:
     file = tmp_path / "cascade.toml"
     settings = {
-        "bundle": {"path": str(SHIPPED)},
+        "bundle": {"path": str(SHIPPED_BUNDLE)},
         "deep": {"backend": "onnxruntime"},
         "health": {"port": 0},
         "otel": {"endpoint": "http://127.0.0.1:4318/v1/metrics"},

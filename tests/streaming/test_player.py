@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.cluster import simulated
 from bench.embedded import play_file
-from cascade.bundle import SHIPPED_BUNDLE, load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, Bundle
 from cascade.config import BundleSettings, Config, KafkaSettings, TopicSettings
-from cascade.frames import LabelledData, frame_to_batch
+from cascade.frames import LabelledData
 from cascade.schema import Schema
-from cascade.simulator import SimulatorSettings, simulate
 from streaming.clients import make_consumer
 from streaming.codecs import codec
 from streaming.decisions import message_keys
@@ -44,15 +44,14 @@ def test_without_a_rate_all_is_due_at_once() -> None:
     assert schedule(np.array([1, 5_000, 9_000]), None).tolist() == [0, 0, 0]
 
 
-@pytest.fixture(scope="module")
-def schema() -> Schema:
-    return load_bundle(SHIPPED_BUNDLE).schema
+@pytest.fixture
+def schema(bundle: Bundle) -> Schema:
+    return bundle.schema
 
 
 @pytest.fixture(scope="module")
-def data(schema: Schema) -> LabelledData:
-    frame = simulate(SimulatorSettings(cards=80, terminals=60, days=15, seed=4, fraud_share=0.05))
-    return LabelledData(frame_to_batch(frame, schema, "simulated"), frame["fraud"].to_numpy().astype(np.int64))
+def data(bundle: Bundle) -> LabelledData:
+    return simulated(bundle.schema, cards=80, terminals=60, days=15, seed=4, fraud_share=0.05)
 
 
 class Recorder:

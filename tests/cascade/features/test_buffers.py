@@ -52,7 +52,7 @@ def test_a_warm_engine_allocates_no_memory_for_features_and_sequences() -> None:
     bundle = load_bundle(SHIPPED_BUNDLE)
     engine = make_engine(bundle)
     engine.warm_up(ROWS)
-    data = simulated(bundle.schema, 500, 500, 5, seed=1).batch
+    data = simulated(bundle.schema, cards=500, terminals=500, days=5, seed=1).batch
     batches = [data.take(np.arange(ROWS) + ROWS * number) for number in range(3)]
     engine.screen(batches[0])
     tracemalloc.start()
