@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bench.faults.clock import EPOCH_S
@@ -85,7 +85,7 @@ class SimBroker:
         partition = self.partition_of(topic, key)
         producer = -1 if transaction is None else self.transactions.add_partition(*transaction, partition)
         log = self.logs[partition]
-        return log.append(self.now_ms, key, value, headers, producer, transaction is not None, sender, sent_s)
+        return log.append(self.now_ms, key, value, headers, producer, sender, sent_s)
 
     def delete_records(self, partition: Partition, offset: int) -> None:
         """Delete the records before `offset`."""
@@ -105,12 +105,6 @@ class SimBroker:
         """Number a commit request, in the order in which clients send them."""
         self._requests += 1
         return self._requests
-
-    def offsets(
-        self, partitions: Iterable[Partition], offset_of: Callable[[PartitionLog], int]
-    ) -> dict[Partition, int]:
-        """`offset_of` the log of each partition."""
-        return {partition: offset_of(self.logs[partition]) for partition in partitions}
 
     def _write_marker(self, partition: Partition, producer: int, commit: bool) -> None:
         self.logs[partition].write_marker(producer, commit, self.now_ms)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +17,10 @@ import msgspec
 import typer
 from rich.console import Console
 
-from bench.cluster import write_json
 from bench.faults.run import Outcome, simulate
 from bench.faults.schedule import derive
 from bench.faults.world import KINDS
-from bench.tables import figure_table, print_table
+from bench.tables import figure_table, print_table, publish
 from cascade.ledger.machine import Machine, describe_machine
 from cascade.progress import Steps
 
@@ -74,25 +75,24 @@ def run_schedules(
     started_s = time.monotonic()
     fired: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     violations: list[Violation] = []
-    simulated_s, done = 0.0, 0
-    end = first_seed + schedules
-    chunks = [range(start, min(start + SEEDS_PER_CHUNK, end)) for start in range(first_seed, end, SEEDS_PER_CHUNK)]
-    processes = min(processes, len(chunks))
+    simulated_s = 0.0
+    seeds = range(first_seed, first_seed + schedules)
+    processes = min(processes, math.ceil(schedules / SEEDS_PER_CHUNK))
     with ExitStack() as stack:
-        results: Iterable[tuple[int, dict[str, int], list[Violation], float]] = map(_run_chunk, chunks)
+        outcomes: Iterable[Outcome] = map(_simulate, seeds)
         if processes > 1:
             pool = stack.enter_context(multiprocessing.get_context(START_METHOD).Pool(processes))
-            results = pool.imap_unordered(_run_chunk, chunks)
-        for seeds, counted, found, seconds in results:
-            fired.update(counted)
-            violations += found
-            simulated_s += seconds
-            done += seeds
+            outcomes = pool.imap_unordered(_simulate, seeds, SEEDS_PER_CHUNK)
+        for done, outcome in enumerate(outcomes, start=1):
+            fired.update(outcome.fired)
+            simulated_s += outcome.seconds
+            if outcome.problems:
+                violations.append(Violation(seed=outcome.seed, problems=outcome.problems))
             on_progress(done / schedules)
     violations.sort(key=lambda violation: violation.seed)
     return FaultsReport(
         schedules=schedules,
-        faults={kind: fired[kind] for kind in KINDS},
+        faults=dict(fired),
         violations=len(violations),
         seeds=[violation.seed for violation in violations],
         first_seed=first_seed,
@@ -104,17 +104,9 @@ def run_schedules(
     )
 
 
-def _run_chunk(seeds: range) -> tuple[int, dict[str, int], list[Violation], float]:
-    fired: Counter[str] = Counter()
-    violations = []
-    seconds = 0.0
-    for seed in seeds:
-        outcome = simulate(seed)
-        fired.update(outcome.fired)
-        seconds += outcome.seconds
-        if outcome.problems:
-            violations.append(Violation(seed=seed, problems=outcome.problems))
-    return len(seeds), dict(fired), violations, seconds
+def _simulate(seed: int) -> Outcome:
+    """Run one seed; its trace stays behind, since it would pass between processes."""
+    return replace(simulate(seed), trace=[])
 
 
 @app.command()
@@ -136,8 +128,7 @@ def simulate_faults(
         raise typer.Exit(bool(outcome.problems))
     with Steps() as progress:
         report = run_schedules(schedules, seed, processes, partial(progress, "simulate faults"))
-    write_json(out, report)
-    _show(report, Console())
+    publish(report, _show, out)
     if report.violations or (schedules >= ALL_KINDS_FROM and report.never_struck):
         raise typer.Exit(1)
 

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from bench.faults.broker import SimBroker
-from bench.faults.group import Member
+from bench.faults.group import Group, Member
 from bench.faults.logs import PartitionLog, Record
 from bench.faults.network import Connection, Fate
 from bench.faults.world import CALL_S, NEVER_S, Life
 from cascade.errors import BrokerError
 from streaming.clients import FetchedBatch, GroupMember, Partition, PartitionsCallback
-
-
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """The group metadata of a transaction: the member and its generation."""
-
-    member: Member
-    generation: int
 
 
 class SimConsumer:
@@ -42,7 +33,9 @@ class SimConsumer:
         self._group = broker.group if group else None
         self._instance, self._poll_s = instance, poll_s
         self._member: Member | None = None
-        self._callbacks: tuple[PartitionsCallback, PartitionsCallback, PartitionsCallback] | None = None
+        self._on_assigned: PartitionsCallback = _ignore
+        self._on_revoked: PartitionsCallback = _ignore
+        self._on_lost: PartitionsCallback = _ignore
         self._closed = False
         self._owned: set[Partition] = set()
         self._paused: set[Partition] = set()
@@ -65,7 +58,7 @@ class SimConsumer:
         """See ConsumerClient; the consumer gets the topic that the broker's group shares."""
         del topics
         self._life.fault_point("subscribe")
-        self._callbacks = (on_assigned, on_revoked, on_lost or on_revoked)
+        self._on_assigned, self._on_revoked, self._on_lost = on_assigned, on_revoked, on_lost or on_revoked
 
     def assign(self, partitions: Sequence[Partition]) -> None:
         """See ConsumerClient."""
@@ -124,8 +117,8 @@ class SimConsumer:
         world.wait(world.now_s + CALL_S)
         while True:
             self._life.check()
-            if self._coordination_due():
-                self._coordinate()
+            if self._group is not None and self._coordination_due():
+                self._coordinate(self._group)
             fetchable = [] if self._connection.clogged else self._fetchable()
             found = self._fetch(fetchable, rows_max)
             if found:
@@ -195,16 +188,14 @@ class SimConsumer:
     def _coordination_due(self) -> bool:
         """Whether the consumer has to join the group, or to take a new assignment."""
         group, member = self._group, self._member
-        if group is None or self._callbacks is None or self._connection.clogged:
+        if group is None or self._connection.clogged:
             return False
         if member is None or member not in group.members or member.assignment_pending:
             return True
         return group.rebalancing and not member.joined
 
-    def _coordinate(self) -> None:
-        group, member = self._group, self._member
-        if group is None or self._callbacks is None:
-            return
+    def _coordinate(self, group: Group) -> None:
+        member = self._member
         if member is not None and member.fenced:
             raise BrokerError(f"fenced: another consumer of the instance {member.instance} has joined the group")
         if member is not None and member not in group.members:
@@ -213,26 +204,24 @@ class SimConsumer:
             if lost:
                 self._world.fire("session-expired")
                 self._life.fault_point(f"lost {_names(lost)}")
-                self._callbacks[2](lost)
+                self._on_lost(lost)
                 self._release(lost)
         if self._member is None:
-            self._member = member = group.add_member(self._life, self._connection, self._instance)
-        if member is not None and group.rebalancing and not member.joined:
+            self._member = group.add_member(self._life, self._connection, self._instance)
+        member = self._member
+        if group.rebalancing and not member.joined:
             group.join(member, self._owned)
-        if member is not None and member.assignment_pending:
+        if member.assignment_pending:
             member.assignment_pending = False
-            self._take_assignment(member)
+            self._take_assignment(group, member)
 
-    def _take_assignment(self, member: Member) -> None:
+    def _take_assignment(self, group: Group, member: Member) -> None:
         """Revoke the partitions that are no longer assigned, and join once more; take the newly assigned ones."""
-        group, callbacks = self._group, self._callbacks
-        if group is None or callbacks is None:
-            return
         assigned = set(member.assigned)
         revoked = sorted(self._owned - assigned)
         if revoked:
             self._life.fault_point(f"revoked {_names(revoked)}")
-            callbacks[1](revoked)
+            self._on_revoked(revoked)
             self._release(revoked)
             if member in group.members:
                 group.rebalance()
@@ -243,7 +232,7 @@ class SimConsumer:
             for partition in gained:
                 self._positions[partition] = committed.get(partition, (beginnings[partition], ""))[0]
             self._life.fault_point(f"assigned {_names(gained)}")
-            callbacks[0](gained)
+            self._on_assigned(gained)
 
     def _release(self, partitions: Iterable[Partition]) -> None:
         for partition in partitions:
@@ -275,7 +264,7 @@ class SimConsumer:
         """See ConsumerClient."""
         if self._member is None:
             raise BrokerError("not a member of the group")
-        return GroupMember(Membership(self._member, self._member.generation))
+        return GroupMember((self._member, self._member.generation))
 
     def commit(self, offsets: Mapping[Partition, tuple[int, str]]) -> None:
         """See ConsumerClient."""
@@ -320,12 +309,12 @@ class SimConsumer:
         self._closed = True
         group, member, owned = self._group, self._member, sorted(self._owned)
         try:
-            if group is None or member is None or self._callbacks is None:
+            if group is None or member is None:
                 return
             is_member = member in group.members
             try:
                 if owned:
-                    self._callbacks[1 if is_member else 2](owned)
+                    (self._on_revoked if is_member else self._on_lost)(owned)
             finally:
                 self._release(owned)
                 if is_member and not self._instance:
@@ -336,8 +325,8 @@ class SimConsumer:
     def _log_offsets(
         self, name: str, partitions: Iterable[Partition], offset_of: Callable[[PartitionLog], int]
     ) -> dict[Partition, int]:
-        requested = list(partitions)
-        return self._connection.call(name, lambda: self._broker.offsets(requested, offset_of))
+        requested, logs = list(partitions), self._broker.logs
+        return self._connection.call(name, lambda: {each: offset_of(logs[each]) for each in requested})
 
 
 def commit_fate(broker: SimBroker) -> Fate:
@@ -360,6 +349,10 @@ def _batch(partition: Partition, records: Sequence[Record]) -> FetchedBatch:
         values=[record.value for record in records],
         headers=[record.headers for record in records],
     )
+
+
+def _ignore(partitions: list[Partition]) -> None:
+    """The callback of a consumer without a group."""
 
 
 def _names(partitions: Iterable[Partition]) -> str:

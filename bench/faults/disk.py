@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench.faults.world import NEVER_S, Life, SimCrash, World
 
@@ -21,13 +21,13 @@ class DiskFaults:
     slow_s: float = 2.0
 
 
+@dataclass(frozen=True, slots=True)
 class SimDisk:
     """The disk that all processes share, and that outlives them. `content`: files by name."""
 
-    def __init__(self, world: World, faults: DiskFaults) -> None:
-        self.world = world
-        self.faults = faults
-        self.content: dict[str, bytes] = {}
+    world: World
+    faults: DiskFaults
+    content: dict[str, bytes] = field(default_factory=dict)
 
 
 class SimFiles:

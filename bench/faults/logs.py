@@ -14,8 +14,8 @@ State = Literal["committed", "open", "aborted", "marker"]
 class Record:
     """One entry of a log.
 
-    `time_ms`: append time. `producer`: producer id, -1 outside transactions. `state`: of the record's transaction;
-    "committed" for records outside transactions. `sender`, `sent_s`: the session that sent the record, and when.
+    `time_ms`: append time. `producer`: producer id, -1 outside transactions and for markers. `state`: of the record's
+    transaction; "committed" for records outside transactions. `sender`, `sent_s`: the session that sent it, and when.
     """
 
     offset: int
@@ -57,14 +57,14 @@ class PartitionLog:
         value: bytes | None,
         headers: Headers = (),
         producer: int = -1,
-        transactional: bool = False,
         sender: str = "",
         sent_s: float = 0.0,
     ) -> Record:
         """Append a record; the fields of Record explain the arguments. Append times never decrease."""
         offset = len(self.records)
-        state: State = "open" if transactional else "committed"
-        if transactional:
+        state: State = "committed"
+        if producer >= 0:
+            state = "open"
             self.open.setdefault(producer, offset)
         time_ms = max(now_ms, self.records[-1].time_ms if self.records else 0)
         record = Record(offset, time_ms, key, value, headers, producer, state, sender, sent_s)
@@ -79,7 +79,7 @@ class PartitionLog:
         for record in self.records[first:]:
             if record.producer == producer and record.state == "open":
                 record.state = "committed" if commit else "aborted"
-        self.append(now_ms, None, None, producer=producer).state = "marker"
+        self.append(now_ms, None, None).state = "marker"
 
     def read(self, position: int, records_max: int) -> tuple[list[Record], int]:
         """Up to `records_max` committed records from `position`, and the position after them.

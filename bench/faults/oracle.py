@@ -31,14 +31,14 @@ BREACHES_SHOWN_MAX = 3
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The expected decision about one readable record.
+    """The expected decision about a readable record.
 
-    `first`: the offset of the record that it repeats, -1 if it is no repeat. The scores are probabilities; they and
-    `escalated` have no meaning for repeats.
+    `first_id`: the decision id of the record that it repeats, None if it is no repeat. The scores are probabilities;
+    they and `escalated` have no meaning for repeats.
     """
 
     card: int
-    first: int
+    first_id: str | None
     screener_score: float
     deep_score: float
     escalated: bool
@@ -46,19 +46,18 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One partition's log, folded by a fresh engine without faults. Dicts and sets by offset; `state`: the digest."""
+    """A partition's log, folded by a fresh engine without faults.
 
-    expected: dict[int, Expected]
+    `expected`: by decision id, in the order of the log. `unreadable`: offsets. `state`: the digest.
+    """
+
+    expected: dict[str, Expected]
     unreadable: set[int]
     state: str
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """One committed decision, with its record."""
-
-    record: Record
-    decision: Decision
+# The committed decisions with their records, by decision id, in the order of their logs.
+Published = Mapping[str, list[tuple[Record, Decision]]]
 
 
 class Oracle:
@@ -114,22 +113,20 @@ class Oracle:
         decoded = self._codec.decode([record.value for record in records])
         batch, rows = decoded.batch, [records[row] for row in decoded.rows.tolist()]
         firsts = self._firsts(batch, rows)
-        fresh = np.array([first < 0 for first in firsts], bool)
+        fresh = np.flatnonzero(np.array(firsts, np.int64) < 0)
         features = FeatureEngine(feature_spec(self._options.terminals), SCHEMA)
         engine = Engine(features, SimScreener(), POLICY)
         chosen = batch.take(fresh)
         screened = engine.screen(chosen, np.full(chosen.rows, partition[1], np.int64))
         deep = POLICY.deep.probability(deep_score(screened.deep_inputs(np.arange(chosen.rows))))
-        chosen_row = np.cumsum(fresh) - 1
+        figures = np.zeros((3, batch.rows))
+        figures[:, fresh] = screened.probability, deep, screened.escalate
+        ids = [f"{partition[0]}-{partition[1]}-{offset}" for offset in range(self._broker.logs[partition].end)]
         expected = {
-            record.offset: Expected(
-                int(batch["card_id"][row]),
-                firsts[row],
-                float(screened.probability[chosen_row[row]]) if fresh[row] else 0.0,
-                float(deep[chosen_row[row]]) if fresh[row] else 0.0,
-                bool(screened.escalate[chosen_row[row]]) if fresh[row] else False,
+            ids[record.offset]: Expected(card, ids[first] if first >= 0 else None, screener, deep, bool(escalated))
+            for record, first, card, (screener, deep, escalated) in zip(
+                rows, firsts, batch["card_id"].tolist(), figures.T.tolist(), strict=True
             )
-            for row, record in enumerate(rows)
         }
         unreadable = {records[reject.index].offset for reject in decoded.rejects}
         return Reference(expected, unreadable, features.digest(partition[1]))
@@ -155,24 +152,22 @@ class Oracle:
             features.update_labels(label_codec(self._options).decode(values).batch)
         return features.digest_labels()
 
-    def _published(self) -> dict[str, list[Published]]:
-        """The committed decisions by decision id, in the order of their logs."""
-        published: dict[str, list[Published]] = defaultdict(list)
+    def _published(self) -> Published:
+        published = defaultdict(list)
         for partition in self._broker.partitions(self._topics.decisions):
             for record in self._broker.logs[partition].committed_records():
                 decision = decode_decision(record.value or b"", self._options.config.kafka.codec)
-                published[decision.decision_id].append(Published(record, decision))
+                published[decision.decision_id].append((record, decision))
         return published
 
     def _expected(self) -> Iterator[tuple[str, Expected]]:
         """Decision id and expected decision of every readable transaction."""
-        for (topic, number), reference in self._references.items():
-            for offset, expected in reference.expected.items():
-                yield f"{topic}-{number}-{offset}", expected
+        for reference in self._references.values():
+            yield from reference.expected.items()
 
     # --- breaches -----------------------------------------------------------------------------------------------
 
-    def _decision_breaches(self, published: Mapping[str, list[Published]]) -> Iterator[str]:
+    def _decision_breaches(self, published: Published) -> Iterator[str]:
         expected = {decision_id for decision_id, _ in self._expected()}
         for decision_id in sorted(expected - published.keys()):
             yield f"{decision_id} was lost"
@@ -180,37 +175,36 @@ class Oracle:
             yield f"{decision_id} was decided, but is no readable record"
         for decision_id, found in published.items():
             if self._exactly_once and len(found) > 1:
-                senders = ", ".join(each.record.sender for each in found)
+                senders = ", ".join(record.sender for record, _ in found)
                 yield f"{decision_id} was decided {len(found)} times: by {senders}"
 
-    def _repeat_breaches(self, published: Mapping[str, list[Published]]) -> Iterator[str]:
+    def _repeat_breaches(self, published: Published) -> Iterator[str]:
         """No session may decide a record that was decided according to the commit from which it resumed."""
         sessions = {name: session for process in self._processes for name, session in process.sessions.items()}
         for decision_id, found in published.items():
             topic, number, offset = decision_id.rsplit("-", 2)
-            for record in (each.record for each in found):
+            for record, _ in found:
                 decided = _decided_before(sessions[record.sender], (topic, int(number)), record.sent_s)
                 if decided.mask(np.array([int(offset)]))[0]:
                     yield f"{record.sender} decided {decision_id} again, though its commit contains it"
 
-    def _duplicate_breaches(self, published: Mapping[str, list[Published]]) -> Iterator[str]:
+    def _duplicate_breaches(self, published: Published) -> Iterator[str]:
         for decision_id, expected in self._expected():
-            stem = decision_id.rpartition("-")[0]
-            first_id = f"{stem}-{expected.first}" if expected.first >= 0 else None
-            for decision in (each.decision for each in published.get(decision_id, [])):
+            first_id = expected.first_id
+            for _, decision in published.get(decision_id, []):
                 if decision.first_decision_id != first_id or decision.duplicate != (first_id is not None):
                     yield f"{decision_id} repeats {decision.first_decision_id}, must repeat {first_id}"
                 elif first_id is not None:
-                    firsts = [_content(first.decision) for first in published.get(first_id, [])]
+                    firsts = [_content(first) for _, first in published.get(first_id, [])]
                     if _content(decision) not in firsts:
                         yield f"{decision_id} decides {_content(decision)}, its first decision {first_id} {firsts}"
 
-    def _score_breaches(self, published: Mapping[str, list[Published]]) -> Iterator[str]:
+    def _score_breaches(self, published: Published) -> Iterator[str]:
         raises = self._options.config.overload.raise_max > 0
         for decision_id, expected in self._expected():
-            if expected.first >= 0:
+            if expected.first_id is not None:
                 continue
-            for decision in (each.decision for each in published.get(decision_id, [])):
+            for _, decision in published.get(decision_id, []):
                 if decision.stage == "screener" and decision.score != decision.screener_score:
                     yield f"{decision_id}: the screener decided by a score that is not its own"
                 if decision.degraded and decision.stage != "screener":
@@ -225,7 +219,7 @@ class Oracle:
                 if escalated != expected.escalated and not (raises and expected.escalated):
                     yield f"{decision_id}: escalated {escalated}, must be {expected.escalated}"
 
-    def _order_breaches(self, published: Mapping[str, list[Published]]) -> Iterator[str]:
+    def _order_breaches(self, published: Published) -> Iterator[str]:
         """The screened decisions of a card must come in the order of the log.
 
         With at-least-once delivery a session decides again what a lost session sent and did not commit, and may screen
@@ -235,8 +229,9 @@ class Oracle:
         for decision_id, expected in self._expected():
             stem, _, offset = decision_id.rpartition("-")
             found = published.get(decision_id, [])
-            if found and all(is_screened(each.decision) for each in found):
-                by_card[stem, expected.card].append((found[0].record.offset, found[-1].record.offset, int(offset)))
+            if found and all(_is_screened(decision) for _, decision in found):
+                (first, _), (last, _) = found[0], found[-1]
+                by_card[stem, expected.card].append((first.offset, last.offset, int(offset)))
         for (stem, card), rows in by_card.items():
             firsts = [offset for _, _, offset in sorted(rows)]
             lasts = [offset for _, offset in sorted((last, offset) for _, last, offset in rows)]
@@ -284,7 +279,7 @@ class Oracle:
             newest[commit.partition] = max(newest[commit.partition], commit.request_number)
 
 
-def is_screened(decision: Decision) -> bool:
+def _is_screened(decision: Decision) -> bool:
     """Whether it is a first decision that was not escalated."""
     return decision.stage == "screener" and not decision.degraded and not decision.duplicate
 

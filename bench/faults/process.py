@@ -134,12 +134,17 @@ class SimProcess:
                 return
             self._connect()
         elif self.stopping:
-            self._drain(self.worker)
+            self.worker.stop()
+            self.worker.drain()
+            self._close_session()
+            self._end("stopped")
         else:
             if self._options.processes.replay_rebalance_share and self.consumers[0].replaying:
                 self._shuffle_in_replay()
             self.worker.step()
-            self._check(self.worker)
+            in_flight, limit = self.worker.in_flight, self._options.config.worker.in_flight_max
+            if in_flight > limit:
+                self.problems.append(f"{self.life.name}: {in_flight} in flight, at most {limit}")
         world.wait(world.now_s + CALL_S, alone=True)
         self.wake_s = max(world.now_s + CALL_S, self.consumers[0].resume_s if self.consumers else 0.0)
 
@@ -193,12 +198,6 @@ class SimProcess:
         session.callback(self._quietly, reader.close)
         return reader
 
-    def _drain(self, worker: Worker) -> None:
-        worker.stop()
-        worker.drain()
-        self._close_session()
-        self._end("stopped")
-
     def _on_session_error(self, error: BrokerError) -> None:
         """Close the session, as the service does; the next turn begins another."""
         self._world.log(self.life.name, f"session ends: {error}")
@@ -242,11 +241,6 @@ class SimProcess:
         """Count acknowledged decisions, to compare them with the ledger."""
         if topic == self._options.config.kafka.topics.decisions:
             self.decisions_acknowledged += records
-
-    def _check(self, worker: Worker) -> None:
-        limit = self._options.config.worker.in_flight_max
-        if worker.in_flight > limit:
-            self.problems.append(f"{self.life.name}: {worker.in_flight} in flight, at most {limit}")
 
     def _shuffle_in_replay(self) -> None:
         group = self._broker.group

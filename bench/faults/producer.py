@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from bench.faults.broker import SimBroker
-from bench.faults.consumer import Membership, commit_fate
+from bench.faults.consumer import commit_fate
+from bench.faults.group import Member
 from bench.faults.network import Connection, RequestTimeout
 from bench.faults.world import Life
 from cascade.errors import BrokerError, CommitUnknownError, ProducerFencedError, TransactionAbortedError
@@ -126,8 +128,6 @@ class SimProducer:
         if not delivery.acknowledged and delivery.error is None:
             delivery.error = error
             self._failure = self._failure or error
-            if isinstance(error, ProducerFencedError):
-                self._world.fire("producer-fenced")
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -203,32 +203,20 @@ class SimTransactionalProducer(SimProducer):
 
     def commit(self, offsets: Mapping[Partition, tuple[int, str]], member: GroupMember) -> None:
         """See TransactionalProducerClient."""
-        broker, transactions = self._broker, self._broker.transactions
+        broker = self._broker
         offsets, request_number = dict(offsets), broker.next_request_number()
-        membership: Membership = member.vendor  # type: ignore[assignment]  # of SimConsumer.member
+        group_member, generation = cast(tuple[Member, int], member.vendor)  # of SimConsumer.member
 
         def add() -> None:
-            broker.group.check(membership.member, membership.generation)
-            transactions.add_offsets(*self._ids, offsets, request_number)
+            broker.group.check(group_member, generation)
+            broker.transactions.add_offsets(*self._ids, offsets, request_number)
 
-        self._deliver()
         try:
+            self.flush(broker.network.faults.delivery_timeout_s)
             if offsets:
                 self._connection.call("add offsets to the transaction", add)
-        except ProducerFencedError:
-            self._world.fire("producer-fenced")
-            raise
-        except BrokerError as error:
-            raise self._aborted(error) from error
-        try:
-            self._connection.call(
-                "commit the transaction", lambda: transactions.end(*self._ids, commit=True), commit_fate(broker)
-            )
-        except RequestTimeout as error:
-            self._open = False
-            raise CommitUnknownError(f"the outcome of the commit is unknown: {error}") from error
-        except ProducerFencedError:
-            self._world.fire("producer-fenced")
+            self._commit_on_broker()
+        except (ProducerFencedError, CommitUnknownError):
             raise
         except BrokerError as error:
             raise self._aborted(error) from error
@@ -252,6 +240,16 @@ class SimTransactionalProducer(SimProducer):
         finally:
             self._connection.cut()
 
+    def _commit_on_broker(self) -> None:
+        broker = self._broker
+        try:
+            self._connection.call(
+                "commit the transaction", lambda: broker.transactions.end(*self._ids, commit=True), commit_fate(broker)
+            )
+        except RequestTimeout as error:
+            self._open = False
+            raise CommitUnknownError(f"the outcome of the commit is unknown: {error}") from error
+
     def _abort_on_broker(self) -> None:
         self._connection.call("abort the transaction", lambda: self._broker.transactions.end(*self._ids, commit=False))
 
@@ -259,15 +257,6 @@ class SimTransactionalProducer(SimProducer):
         delivery = super()._post(topic, entries)
         self._in_transaction.append(delivery)
         return delivery
-
-    def _deliver(self) -> None:
-        """Wait until the broker has every record of the transaction."""
-        try:
-            self.flush(self._broker.network.faults.delivery_timeout_s)
-        except ProducerFencedError:
-            raise
-        except BrokerError as error:
-            raise self._aborted(error) from error
 
     def _aborted(self, error: BrokerError) -> TransactionAbortedError:
         """Abort after an error; if the broker does not answer, the next producer or the timeout aborts it."""

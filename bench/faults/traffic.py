@@ -11,7 +11,7 @@ import numpy as np
 from bench.faults.broker import SimBroker
 from bench.faults.clock import EPOCH_S
 from bench.faults.schedule import Options, Traffic
-from bench.faults.world import World
+from bench.faults.world import Kind, World
 from cascade.columns import ColumnBatch
 from cascade.features.spec import FeatureSpec, LabelFeatures, Limits, Sequence, TransactionFeatures, WindowFeatures
 from cascade.schema import Field, Label, Roles, Schema
@@ -92,7 +92,7 @@ def send_traffic(world: World, broker: SimBroker, options: Options) -> None:
                 again_s = at_s + REPEAT_S_MAX * chance.random() ** 3
                 _send_at(world, broker, again_s, topics.transactions, key, message, "input-duplicate")
         if chance.random() < traffic.label_share:
-            fault = "malformed-message" if chance.random() < traffic.malformed_share else ""
+            fault: Kind | None = "malformed-message" if chance.random() < traffic.malformed_share else None
             label = _malformed(chance, labels[row]) if fault else labels[row]
             _send_at(world, broker, at_s + LABEL_S_MAX * chance.random(), topics.labels, key, label, fault)
 
@@ -132,7 +132,7 @@ def _labels(chance: random.Random, transactions: ColumnBatch) -> ColumnBatch:
 
 
 def _send_at(
-    world: World, broker: SimBroker, at_s: float, topic: str, key: bytes, value: bytes | None, fault: str = ""
+    world: World, broker: SimBroker, at_s: float, topic: str, key: bytes, value: bytes | None, fault: Kind | None = None
 ) -> None:
     def send() -> None:
         broker.append(topic, key, value, sender="upstream")
@@ -149,7 +149,7 @@ def _send_aborted_at(
     log = broker.logs[broker.partition_of(topic, key)]
 
     def send() -> None:
-        log.append(broker.now_ms, key, value, (), producer, True, "upstream")
+        log.append(broker.now_ms, key, value, (), producer, "upstream")
         world.fire("upstream-aborted")
         world.at(UPSTREAM_OPEN_S_MAX * (producer % 7) / 7, lambda: log.write_marker(producer, False, broker.now_ms))
 

@@ -115,6 +115,7 @@ class TransactionCoordinator:
     def _checked(self, transactional_id: str, epoch: int) -> Transaction:
         transaction = self._by_id[transactional_id]
         if transaction.epoch != epoch:
+            self._world.fire("producer-fenced")
             raise ProducerFencedError(
                 f"producer {transactional_id} of epoch {epoch} is fenced: epoch {transaction.epoch} has begun"
             )

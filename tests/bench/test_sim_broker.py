@@ -364,7 +364,7 @@ def test_a_partition_starts_at_its_committed_offset_and_skips_markers() -> None:
     rig = Rig(partitions=1)
     rig.fill(0, 2)
     log = rig.broker.logs[IN, 0]
-    log.append(0, b"k", b"gone", (), 5, True)
+    log.append(0, b"k", b"gone", (), 5)
     log.write_marker(5, False, 0)
     rig.fill(0, 1)
     rig.broker.group.commit({(IN, 0): (1, "")}, 1)
