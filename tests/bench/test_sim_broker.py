@@ -113,15 +113,6 @@ def test_what_was_sent_before_the_kill_arrives() -> None:
     assert rig.readable() == [b"v"]
 
 
-def test_the_clock_jumps_and_the_monotonic_one_does_not() -> None:
-    rig = Rig()
-    clock = SimClock(rig.life())
-    before_s, monotonic_s = clock.time(), clock.monotonic()
-    clock.jump(-3_600.0)
-    assert clock.time() == before_s - 3_600.0
-    assert clock.monotonic() == monotonic_s
-
-
 def test_a_run_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.faults.world.ROUNDS_MAX", 1_000)
     world = World(1)
@@ -132,11 +123,6 @@ def test_a_run_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> Non
     again()
     with pytest.raises(SimTooLong):
         world.wait(1.0)
-
-
-def test_a_fault_of_unknown_kind_is_an_error() -> None:
-    with pytest.raises(ValueError, match="not a kind of fault"):
-        World(1).fire("sunspots")
 
 
 # --- logs and transactions ------------------------------------------------------------------------------------
