@@ -253,9 +253,7 @@ TROUBLES: tuple[Trouble, ...] = (
 )
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param((), id="last"), pytest.param(TROUBLES, marks=pytest.mark.long, id="all")]
-)
+@pytest.fixture(scope="module", params=[pytest.param(TROUBLES, marks=pytest.mark.long, id="all")])
 def battered(
     request: pytest.FixtureRequest,
     running_cluster: Cluster,
@@ -370,12 +368,12 @@ def wait_ready(service: subprocess.Popen[str], config: Config) -> None:
 
 
 LEFT_ALONE: dict[str, tuple[str, dict[str, Any], float]] = {
-    "exactly-once, exit": ("exactly-once", {"lost": "exit", "lost_s_max": 5.0}, 90.0),
     # a service that has nothing to send notices as well
     "idle, exit": ("at-least-once", {"lost": "exit", "lost_s_max": 5.0}, 90.0),
 }
 # The clients go on for a minute with what was sent.
 LEFT_ALONE_LONG: dict[str, tuple[str, dict[str, Any], float]] = {
+    "exactly-once, exit": ("exactly-once", {"lost": "exit", "lost_s_max": 5.0}, 90.0),
     "at-least-once, exit": ("at-least-once", {"lost": "exit", "lost_s_max": 20.0}, 120.0),
     "exactly-once, retry": ("exactly-once", {"lost": "retry", "lost_s_max": 5.0}, 120.0),
 }

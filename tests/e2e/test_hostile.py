@@ -44,7 +44,7 @@ pytestmark = [pytest.mark.kafka]
 RSS_MB_MAX = 700.0
 # Another load on the machine must not turn a late answer into a degraded decision, and that into an open breaker.
 PATIENT = {"deadline": {"budget_ms": 10_000}}
-MUTATED, GOOD_EVERY = 20_000, 5
+MUTATED, GOOD_EVERY = 6_000, 5
 GOOD_IDS_FROM = 10**15
 CARDS_FROM = 4_000_000
 
