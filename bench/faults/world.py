@@ -107,7 +107,9 @@ class World:
         heapq.heappush(self._events, (self.now_s + delay_s, self._number, action))
 
     def fire(self, kind: Kind) -> None:
-        """Count a fault that struck."""
+        """Count a fault that struck; raises ValueError for a kind that is not in KINDS."""
+        if kind not in KINDS:
+            raise ValueError(f"{kind} is not a kind of fault")
         self.fired[kind] += 1
         self.log("fault", kind)
 

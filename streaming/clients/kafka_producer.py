@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kafka import KafkaProducer
@@ -74,8 +74,10 @@ class KafkaPythonProducer(Producer):
                 **(vendor_settings or {}),
             )
 
-    def _send(self, topic: str, records: list[Record], headers: list[tuple[str, bytes]] | None = None) -> Delivery:
-        self._make_room(len(records))
+    def _send(
+        self, topic: str, count: int, records: Iterable[Record], headers: list[tuple[str, bytes]] | None = None
+    ) -> Delivery:
+        self._make_room(count)
         send = self._producer.send
         futures: list[Any] = []
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cascade.config import KafkaSettings
@@ -36,7 +36,7 @@ class Producer(ABC):
     ) -> Delivery:
         """See ProducerClient; a header value None is sent as empty bytes, since kafka-python requires bytes."""
         pairs = [(name, octets if octets is not None else b"") for name, octets in headers]
-        return self._send(topic, [(key, value, timestamp_ms)], pairs)
+        return self._send(topic, 1, [(key, value, timestamp_ms)], pairs)
 
     def send_many(
         self,
@@ -47,7 +47,7 @@ class Producer(ABC):
     ) -> Delivery:
         """See ProducerClient."""
         times = [None] * len(values) if timestamps_ms is None else timestamps_ms
-        return self._send(topic, list(zip(keys, values, times, strict=True)))
+        return self._send(topic, len(values), zip(keys, values, times, strict=True))
 
     def flush(self, timeout_s: float) -> None:
         """See ProducerClient."""
@@ -73,8 +73,10 @@ class Producer(ABC):
         """See ProducerClient."""
 
     @abstractmethod
-    def _send(self, topic: str, records: list[Record], headers: list[tuple[str, bytes]] | None = None) -> Delivery:
-        """Queues records, each with these headers."""
+    def _send(
+        self, topic: str, count: int, records: Iterable[Record], headers: list[tuple[str, bytes]] | None = None
+    ) -> Delivery:
+        """Queues `count` records, each with these headers."""
 
     @abstractmethod
     def _deliver(self, timeout_s: float) -> None:

@@ -7,7 +7,7 @@ producing in Python; they show when all records of a call are acknowledged, what
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message
@@ -88,9 +88,11 @@ class RdkafkaProducer(Producer):
             self._abandon()
             raise
 
-    def _send(self, topic: str, records: list[Record], headers: list[tuple[str, bytes]] | None = None) -> Delivery:
-        self._make_room(len(records))
-        sent = _Sent(self, len(records))
+    def _send(
+        self, topic: str, count: int, records: Iterable[Record], headers: list[tuple[str, bytes]] | None = None
+    ) -> Delivery:
+        self._make_room(count)
+        sent = _Sent(self, count)
         reported, headers = sent.reported, headers or None
         with self._sending(topic):
             # The binding's call for several records takes no timestamps, and half as long again. `produce` is not bound

@@ -125,6 +125,11 @@ def test_a_run_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> Non
         world.wait(1.0)
 
 
+def test_a_fault_of_unknown_kind_is_an_error() -> None:
+    with pytest.raises(ValueError, match="not a kind of fault"):
+        World(1).fire("sunspots")  # type: ignore[arg-type]
+
+
 # --- logs and transactions ------------------------------------------------------------------------------------
 
 

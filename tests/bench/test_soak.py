@@ -41,6 +41,12 @@ def test_a_warm_up_that_ends_late_is_no_growth() -> None:
     assert abs(measure_growth("worker", np.append(np.full(24, 450.0), 470.0 + noise(156))).worst) < GROWTH_MAX / 2
 
 
+def test_hours_of_samples_are_thinned_and_give_the_same_line() -> None:
+    slow = measure_growth("worker", 400.0 + np.linspace(0.0, 16.0, 28_800))
+    assert slow.by_fit == pytest.approx(0.04, abs=0.0005)
+    assert slow.samples == 28_800
+
+
 def test_memory_that_shrinks_is_no_growth() -> None:
     assert measure_growth("worker", np.linspace(420.0, 400.0, 480)).worst < 0
 
