@@ -127,7 +127,7 @@ class Escalations:
                 still_open.append(call)
             elif not call.future.done():
                 # all rows were decided without it; its answer will be counted as late
-                self._call_failed()
+                self._call_failed("no answer before the deadline")
                 self._count_when_late(call)
         self._calls = still_open
         for outcome in outcomes:
@@ -195,7 +195,7 @@ class Escalations:
         rows = call.rows.take(chosen)
         error = call.future.exception()
         if error is not None:
-            self._call_failed()
+            self._call_failed(str(error))
             cause = error.cause if isinstance(error, DeepStageError) else "error"
             if cause != "deadline":
                 log.warning("deep call failed", cause=cause, error=str(error), rows=len(call.rows))
@@ -215,10 +215,10 @@ class Escalations:
             if probe.done():
                 self._probe = None
                 self._probe_due_s = now_s + PROBE_EVERY_S
-                if probe.exception() is None:
+                if (error := probe.exception()) is None:
                     self._model_answers()
                 else:
-                    self._call_failed()
+                    self._call_failed(str(error))
             return
         due = now_s >= self._probe_due_s and not self._calls and self._health.waits("deep model")
         if due and self._breaker.allows():
@@ -228,12 +228,13 @@ class Escalations:
         self._breaker.succeeded()
         self._health.ok("deep model")
 
-    def _call_failed(self) -> None:
+    def _call_failed(self, reason: str) -> None:
         opened = self._breaker.opened
         self._breaker.failed()
         if self._breaker.opened > opened:
-            log.warning("circuit breaker open: the screener decides alone", times_opened=self._breaker.opened)
-            self._health.waiting("deep model", "circuit breaker open: most deep calls fail, the screener decides alone")
+            times = self._breaker.opened
+            log.warning("circuit breaker open: the screener decides alone", last_failure=reason, times_opened=times)
+            self._health.waiting("deep model", f"circuit breaker open, the screener decides alone; last: {reason}")
 
     def _count_when_late(self, call: DeepCall) -> None:
         def count(answer: Future[Float64]) -> None:

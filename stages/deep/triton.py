@@ -31,11 +31,14 @@ _RETRY_S_FIRST, _RETRY_S_MAX = 0.05, 1.0
 _PROBE_TIMEOUT_S = 5.0
 # The stage does not cancel a call for which nobody waits any more, but abandons it: the request may run on for so long.
 # Triton 2.51 crashes (signal 11, within a thousand late calls) if a client cancels a request while the server sends the
-# answer: issues 7368 and 8034 of triton-inference-server/server, which name releases up to 25.01. The request's own
-# timeout still removes late requests from the server's queue.
-_ABANDONED_S_MAX = 1.0
+# answer: issues 7368 and 8034 of triton-inference-server/server, which name releases up to 25.01. It does so too when
+# it thaws and finds cancelled requests, so the time is longer than a server usually hangs. The request's own timeout
+# still removes late requests from the server's queue, and the breaker bounds how many are sent.
+_ABANDONED_S_MAX = 30.0
 # Abandoned calls at a time. At more the stage cancels the oldest, since the server then hangs or is gone.
 _ABANDONED_MAX = 256
+# How long the end of the stage, or of a probe at the start, waits for late answers before it cancels them.
+_CLOSE_S_MAX = 1.0
 # Triton answers both with UNAVAILABLE, as gRPC reports a server that is gone. Only the text distinguishes them.
 _QUEUE_FULL_TEXTS = ("maximum queue size", "queue is full")
 _QUEUE_TIMEOUT_TEXTS = ("timeout expired",)
@@ -88,7 +91,7 @@ class TritonDeepStage:
     choose another server. It is additional work for a server that is slow because of its load, so choose a delay that
     few calls exceed. Source: Dean, Barroso, "The Tail at Scale", CACM 2013.
 
-    A call fails at its deadline, but its request may run on for another second: see `_ABANDONED_S_MAX`.
+    A call fails at its deadline, but its request may run on for half a minute: see `_ABANDONED_S_MAX`.
 
     Memory is bounded: connections, stubs and the loop are created once, the caller bounds the calls in flight, and
     `_ABANDONED_MAX` bounds the abandoned ones.
@@ -173,7 +176,8 @@ class TritonDeepStage:
                 self._abandon(call, late)
 
     def _call(self, client: Any, inputs: DeepInputs, deadline: float) -> asyncio.Task[Float64]:
-        return asyncio.create_task(self._infer(client, inputs, max(deadline - time.monotonic(), 0.0)))
+        remaining_s = max(deadline - time.monotonic(), 0.0)
+        return asyncio.create_task(self._infer(client, inputs, remaining_s, remaining_s + _ABANDONED_S_MAX))
 
     def _abandon(self, call: asyncio.Task[Float64], late: bool) -> None:
         """Let a call end for which nobody waits any more. `late`: whether that is because of its deadline."""
@@ -196,7 +200,8 @@ class TritonDeepStage:
             del self._abandoned[oldest]
             oldest.cancel()
 
-    async def _infer(self, client: Any, inputs: DeepInputs, remaining_s: float) -> Float64:
+    async def _infer(self, client: Any, inputs: DeepInputs, remaining_s: float, cancel_s: float) -> Float64:
+        """Scores of one request, which may wait `remaining_s` in the server's queue; cancelled after `cancel_s`."""
         from tritonclient.grpc import InferRequestedOutput
 
         try:
@@ -209,7 +214,7 @@ class TritonDeepStage:
                 outputs=[InferRequestedOutput(self._signature.output)],
                 # for the server's queue, in microseconds: it refuses requests for which nobody waits any more
                 timeout=max(int(remaining_s * 1e6), 1),
-                client_timeout=remaining_s + _ABANDONED_S_MAX,
+                client_timeout=cancel_s,
             )
         except asyncio.CancelledError:
             raise
@@ -264,7 +269,8 @@ class TritonDeepStage:
         """Score one row. Repeats the call if the queue refuses it, since a model is slow at first, or busy."""
         while True:
             try:
-                await self._infer(client, probe_inputs(self._signature), deadline - time.monotonic())
+                remaining_s = deadline - time.monotonic()
+                await self._infer(client, probe_inputs(self._signature), remaining_s, remaining_s + _CLOSE_S_MAX)
                 return
             except DeepStageError as error:
                 if error.cause not in ("deadline", "queue-full") or time.monotonic() + _RETRY_S_MAX >= deadline:
@@ -304,7 +310,7 @@ class TritonDeepStage:
 
     async def _wait_for_abandoned(self) -> None:
         if self._abandoned:
-            await asyncio.wait(list(self._abandoned), timeout=_ABANDONED_S_MAX)
+            await asyncio.wait(list(self._abandoned), timeout=_CLOSE_S_MAX)
 
     def _clients(self) -> list[Any]:
         return [self._client] if self._hedge_client is None else [self._client, self._hedge_client]

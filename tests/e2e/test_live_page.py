@@ -56,7 +56,13 @@ def url(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest
 
 
 @pytest.mark.parametrize(
-    ("language", "size", "dark"), [("en", PHONE, False), ("ja", PHONE, True), ("en", DESKTOP, True)]
+    ("language", "size", "dark"),
+    [
+        ("ja", PHONE, True),
+        # each browser costs fifteen seconds of CPU
+        pytest.param("en", PHONE, False, marks=pytest.mark.long),
+        pytest.param("en", DESKTOP, True, marks=pytest.mark.long),
+    ],
 )
 def test_a_browser_draws_the_services_figures(
     url: str, tmp_path: Path, language: str, size: tuple[int, int], dark: bool
@@ -136,6 +142,7 @@ def test_a_service_that_is_gone_is_reported_and_its_figures_are_not_shown_as_now
         assert browser.evaluate("document.getElementById('figures').className") == ""
 
 
+@pytest.mark.long
 def test_a_service_that_began_anew_is_drawn_from_its_beginning(tmp_path: Path) -> None:
     def serve(port: int) -> HealthServer:
         registry, state = ledger_registry(Ledger()), HealthState(60.0)

@@ -235,7 +235,7 @@ def test_the_command_prints_one_line_where_matplotlib_can_write_no_cache(tmp_pat
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", ["en", pytest.param("ja", marks=pytest.mark.long)])
 def test_a_browser_draws_and_prints_the_page(tmp_path: Path, language: str) -> None:
     _page(tmp_path, "--lang", language, gpu=True)
     browser = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]

@@ -97,7 +97,9 @@ def test_calls_that_a_frozen_server_leaves_are_bounded_in_number_and_time(
             time.sleep(0.05)
         left_later = len(stage._abandoned)
     finally:
-        triton.thaw()
+        # it has cancelled calls: a Triton of 2.51 that thaws then may crash (decision 3)
+        triton.kill()
+        triton.start()
     assert {error.cause for error in errors if isinstance(error, DeepStageError)} == {"deadline"}
     assert len(errors) == _ABANDONED_MAX + 100
     assert max(left) == _ABANDONED_MAX

@@ -192,9 +192,9 @@ def refusals(stage: TritonDeepStage, monkeypatch: pytest.MonkeyPatch) -> list[De
     refused: list[DeepStageError] = []
     ask = stage._infer
 
-    async def listen(client: Any, inputs: DeepInputs, remaining_s: float) -> Float64:
+    async def listen(client: Any, inputs: DeepInputs, remaining_s: float, cancel_s: float) -> Float64:
         try:
-            return await ask(client, inputs, remaining_s)
+            return await ask(client, inputs, remaining_s, cancel_s)
         except DeepStageError as error:
             refused.append(error)
             raise
