@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from cascade import local_parts
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.config import DeepSettings, KafkaSettings
 from cascade.local_parts import local_parts_dir
@@ -35,6 +36,11 @@ from tests.shared_parts import PartsServer, SharedParts, connect
 settings.register_profile("certain", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None)
 settings.load_profile("certain")
+
+# Ports of its own for each process of the run: a service that starts again must find its port free.
+_PORTS = (local_parts.PORT_LAST - local_parts.PORT_FIRST) // 6
+local_parts.PORT_FIRST += _PORTS * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw4").removeprefix("gw")) % 6)
+local_parts.PORT_LAST = local_parts.PORT_FIRST + _PORTS
 
 KAFKA_FROM_OUTSIDE = os.environ.get("KAFKA_BOOTSTRAP", "")
 

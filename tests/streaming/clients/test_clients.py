@@ -316,7 +316,7 @@ def test_records_that_do_not_go_end_the_wait_for_room(
         def flush(self, timeout: float) -> int:
             return len(self)
 
-    monkeypatch.setattr("streaming.clients.rdkafka_producer.Producer", Lingering)
+    monkeypatch.setattr("streaming.clients.rdkafka_producer.VendorProducer", Lingering)
     monkeypatch.setattr("streaming.clients.limits.UNDELIVERED_MAX", 1)
     producer = RdkafkaProducer(kafka, {"linger.ms": 30_000})
     monkeypatch.setattr("streaming.clients.limits.REQUEST_TIMEOUT_MS", 300)
