@@ -9,7 +9,7 @@ DOCS = $(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet --
 # Most tests of real parts wait for one another's processes: four at a time keep two cores busy.
 PYTEST = $(BIN)/pytest --quiet -n 4 --dist loadfile --no-loadscope-reorder
 
-# Where this is set, each process would compile all sources and tests anew: a third of the suite's time to collect.
+# Where this is set, each process of the demo and of the tests would compile all their sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-long docs handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean

@@ -37,10 +37,11 @@ settings.register_profile("certain", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None)
 settings.load_profile("certain")
 
-# Ports of its own for each process of the run: a service that starts again must find its port free.
-_PORTS = (local_parts.PORT_LAST - local_parts.PORT_FIRST) // 6
-local_parts.PORT_FIRST += _PORTS * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw4").removeprefix("gw")) % 6)
-local_parts.PORT_LAST = local_parts.PORT_FIRST + _PORTS
+# Each process of a run chooses its ports from a sixth of them: the workers gw0 to gw3, and the run's owner. Otherwise one
+# process could take the port of a service that another process is about to start again.
+_SIXTH = (local_parts.PORT_LAST - local_parts.PORT_FIRST) // 6
+local_parts.PORT_FIRST += _SIXTH * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw4").removeprefix("gw")) % 6)
+local_parts.PORT_LAST = local_parts.PORT_FIRST + _SIXTH
 
 KAFKA_FROM_OUTSIDE = os.environ.get("KAFKA_BOOTSTRAP", "")
 
