@@ -37,8 +37,8 @@ settings.register_profile("certain", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None)
 settings.load_profile("certain")
 
-# Each process of a run chooses its ports from a sixth of them: the workers gw0 to gw3, and the run's owner. Otherwise one
-# process could take the port of a service that another process is about to start again.
+# Each process of a run chooses its ports from a sixth of them: the workers gw0 to gw3, and the owner of the run.
+# Otherwise one process could take the port of a service that another process is about to start again.
 _SIXTH = (local_parts.PORT_LAST - local_parts.PORT_FIRST) // 6
 local_parts.PORT_FIRST += _SIXTH * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw4").removeprefix("gw")) % 6)
 local_parts.PORT_LAST = local_parts.PORT_FIRST + _SIXTH
