@@ -21,34 +21,33 @@ def noise(count: int) -> np.ndarray:
 
 def test_noise_is_no_growth() -> None:
     found = measure_growth("worker", 400.0 + noise(480))
-    assert abs(found.worst) < GROWTH_MAX / 4
+    assert abs(found.growth) < GROWTH_MAX / 4
     assert found.samples == 480
 
 
-def test_a_slow_leak_is_found_by_both_measures() -> None:
-    # 16 MB in 8 minutes, which is a megabyte every half minute
-    found = measure_growth("worker", 400.0 + np.linspace(0.0, 16.0, 480) + noise(480))
-    assert found.by_fit == pytest.approx(0.04, abs=0.004)
-    assert found.by_thirds == pytest.approx(0.04 * 2 / 3, abs=0.004)
-    assert found.worst > GROWTH_MAX
+@pytest.mark.parametrize("count", [180, 480, 28_800])
+def test_a_slow_leak_is_found(count: int) -> None:
+    # in 480 samples, which are 8 minutes: 16 MB, a megabyte every half minute
+    found = measure_growth("worker", 400.0 + np.linspace(0.0, 16.0, count) + noise(count))
+    assert found.growth == pytest.approx(0.04 * 5 / 6, abs=0.006)
+    assert found.growth > GROWTH_MAX
 
 
-def test_a_single_step_is_found() -> None:
-    assert measure_growth("worker", np.repeat([400.0, 420.0], 240)).worst > GROWTH_MAX
+def test_a_leak_in_steps_is_found() -> None:
+    # 3 MB at each snapshot, one in 20 s
+    found = measure_growth("worker", 400.0 + 3.0 * (np.arange(180) // 20) + noise(180))
+    assert found.growth > 2 * GROWTH_MAX
 
 
-def test_a_warm_up_that_ends_late_is_no_growth() -> None:
-    assert abs(measure_growth("worker", np.append(np.full(24, 450.0), 470.0 + noise(156))).worst) < GROWTH_MAX / 2
-
-
-def test_hours_of_samples_are_thinned_and_give_the_same_line() -> None:
-    slow = measure_growth("worker", 400.0 + np.linspace(0.0, 16.0, 28_800))
-    assert slow.by_fit == pytest.approx(0.04, abs=0.0005)
-    assert slow.samples == 28_800
+@pytest.mark.parametrize("at", [10, 24, 45, 80, 90, 150])
+def test_memory_that_is_taken_once_is_no_growth(at: int) -> None:
+    # seen: 15 MB, when a busy machine made deep calls late for the first time
+    found = measure_growth("worker", np.append(np.full(at, 455.0), np.full(180 - at, 470.0)) + noise(180))
+    assert abs(found.growth) < GROWTH_MAX / 2
 
 
 def test_memory_that_shrinks_is_no_growth() -> None:
-    assert measure_growth("worker", np.linspace(420.0, 400.0, 480)).worst < 0
+    assert measure_growth("worker", np.linspace(420.0, 400.0, 480)).growth < 0
 
 
 def test_too_few_samples_are_refused() -> None:
@@ -83,7 +82,7 @@ def test_a_bounded_run_decides_everything_and_does_not_grow(
     worker, triton = report.growth
     assert (worker.name, triton.name) == ("worker with Triton client", "Triton")
     assert worker.samples > 120
-    assert worker.worst <= GROWTH_MAX
+    assert worker.growth <= GROWTH_MAX, worker
 
 
 def test_the_rate_does_not_count_the_first_fetch() -> None:
