@@ -36,6 +36,8 @@ from cascade.progress import Steps
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 GROWTH_MAX = 0.02
+# Memory that is taken once, for instance by the first overload: 3 to 4 % were seen.
+ONCE_MAX = 0.1
 GROWTH_PARTS = 6
 ESCALATED_SHARE = 0.1
 PARTITIONS = 2
@@ -61,12 +63,18 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True):
     parts_mb: list[float]
     growth: float
 
+    @property
+    def ok(self) -> bool:
+        """Whether the memory neither grows nor was taken once beyond the limits."""
+        return self.growth <= GROWTH_MAX and self.parts_mb[-1] / self.parts_mb[0] - 1 <= ONCE_MAX
+
 
 class SoakReport(msgspec.Struct, frozen=True, kw_only=True):
     """The report of `cascade soak`.
 
-    `ok`: the worker grew by no more than `growth_max`, and `settled`. `settled`: all transactions were decided and
-    committed soon after the load. `growth`: of worker and Triton, in this order. `rss_mb`: samples, one a second.
+    `ok`: the worker's memory is within `growth_max` and ONCE_MAX, and `settled`. `settled`: all transactions were
+    decided and committed soon after the load. `growth`: of worker and Triton, in this order. `rss_mb`: samples, one a
+    second.
     """
 
     ok: bool
@@ -98,7 +106,7 @@ def soak(
 ) -> None:
     """Sample the memory of worker and Triton under load.
 
-    The exit status is 1 if the worker's memory grows by more than 2 % after the warm-up.
+    The exit status is 1 if the worker's memory grows by more than 2 % after the warm-up, or is 10 % larger at the end.
     """
     if 60 * minutes < 2 * warm_up:
         raise typer.BadParameter("must be at least twice --warm-up", param_hint="--minutes")
@@ -153,7 +161,7 @@ def run_soak(out: Path, minutes: float, rate: float, warm_up_s: float, seed: int
         for name, samples in memory.rss_mb.items()
     ]
     return SoakReport(
-        ok=settled and growth[0].growth <= GROWTH_MAX,
+        ok=settled and growth[0].ok,
         growth_max=GROWTH_MAX,
         growth=growth,
         minutes=minutes,
@@ -218,7 +226,8 @@ def show(report: SoakReport, console: Console) -> None:
     print_table(
         console,
         table,
-        "first, last: medians of the first and last sixth; growth: median step between sixths, times five",
+        "first, last: medians of the first and last sixth; growth: median step between sixths, times five;"
+        f" the worker's last MB may exceed its first by {ONCE_MAX:.0%}",
         f"{report.minutes:g} min at {report.rate:,.0f}/s: {report.transactions:,} transactions;"
         f" escalated: {report.escalated_share:.1%}; deep calls: {report.deep_calls:,};"
         f" degraded: {report.degraded_share:.1%}",

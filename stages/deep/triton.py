@@ -31,9 +31,9 @@ _RETRY_S_FIRST, _RETRY_S_MAX = 0.05, 1.0
 _PROBE_TIMEOUT_S = 5.0
 # The stage does not cancel a call for which nobody waits any more, but abandons it: the request may run on for so long.
 # Triton 2.51 crashes (signal 11, within a thousand late calls) if a client cancels a request while the server sends the
-# answer: issues 7368 and 8034 of triton-inference-server/server, which name releases up to 25.01. One also
-# crashed as it thawed, with cancelled requests, so the time is longer than a server usually hangs. The request's own
-# timeout still removes late requests from the server's queue, and the breaker bounds how many are sent.
+# answer: issues 7368 and 8034 of triton-inference-server/server, which name releases up to 25.01. One also crashed
+# when it thawed with cancelled requests, so the time is longer than a server usually hangs. The request's own timeout
+# still removes late requests from the server's queue, and the breaker bounds how many are sent.
 _ABANDONED_S_MAX = 30.0
 # Abandoned calls at a time. At more the stage cancels the oldest, since the server then hangs or is gone.
 _ABANDONED_MAX = 256

@@ -54,17 +54,8 @@ class Rig:
         count = len(start_ms)
         numbers = {name: np.arange(count).astype(field.dtype) for name, field in SCHEMA.fields.items()}
         zeros, scores = np.zeros(count), np.full(count, 0.25)
-        rows = Rows(
-            [("t", 0)],
-            np.zeros(count, np.int64),
-            np.arange(count),
-            ColumnBatch(numbers, count),
-            np.array(start_ms),
-            zeros,
-            scores,
-            0.0,
-            0.0,
-        )
+        offsets, batch, starts_ms = np.arange(count), ColumnBatch(numbers, count), np.array(start_ms)
+        rows = Rows([("t", 0)], np.zeros(count, np.int64), offsets, batch, starts_ms, zeros, scores, 0.0, 0.0)
         inputs = DeepInputs(np.zeros((count, 1, 1), np.float32), np.zeros((count, 2), np.float32))
         return self.escalations.send(rows, inputs)
 
