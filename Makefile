@@ -72,12 +72,12 @@ $(BIN)/uv:
 
 $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/uv
 	@echo "setting up $(VENV) (packages, Apache Kafka, Triton)"
-	$(UV) --editable '.[local,report]'
+	$(UV) --editable '.[local,plan,report]'
 	$(BIN)/cascade local install
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
-	$(UV) --editable '.[local,train,dev,docs,fast,otel,report]'
+	$(UV) --editable '.[local,train,dev,docs,fast,otel,plan,report]'
 	@touch $@
 
 constraints: | $(BIN)/uv
