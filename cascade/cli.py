@@ -36,6 +36,9 @@ SECTIONS = {
         "ledger": Command("cascade.ledger.commands", "Combine the ledgers that services wrote to disk.", group=True),
         "report": Command("cascade.report.commands", "Write the ledgers as a page for manager and auditor."),
     },
+    "Plan it: slices of GPUs for the deep model": {
+        "mig": Command("cascade.mig.commands", "Plan, check and watch MIG layouts.", group=True),
+    },
     "Prove it: measure and break it on your own machine": {
         "bench": Command("bench.commands", "Measure its speed beside the alternatives.", group=True),
         "handbook": Command("bench.handbook", "Reproduce the results on the Fraud Detection Handbook's data."),
