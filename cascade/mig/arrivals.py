@@ -1,0 +1,91 @@
+"""How deep calls arrive: at a steady rate, with bursts, and at one replica of several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Self
+
+import msgspec
+import numpy as np
+
+from cascade.columns import Float64
+
+
+class Bursts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bursts that begin at random: the rate is `factor` times higher in a burst than between two.
+
+    share: of the time that is in bursts. mean_s: mean length of a burst; the lengths are exponential.
+    """
+
+    factor: Annotated[float, msgspec.Meta(ge=1.0, le=1_000.0)]
+    share: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.05
+    mean_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)] = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class ArrivalProcess:
+    """A Markovian arrival process (Lucantoni, "New results on the single server queue with a batch Markovian arrival
+    process", Stochastic Models 7, 1991).
+
+    d0, d1: float64 [phases, phases], transitions a second without and with an arrival. The rows of d0 + d1 add up to 0.
+
+    >>> process = ArrivalProcess.at_replica(100.0, Bursts(factor=3.0, share=0.1, mean_s=0.5))
+    >>> round(process.rate_per_s, 6), round(process.dispersion, 2)
+    (100.0, 23.5)
+    """
+
+    d0: Float64
+    d1: Float64
+
+    @classmethod
+    def at_replica(cls, rate_per_s: float, bursts: Bursts | None = None, order: int = 1) -> Self:
+        """The calls of one replica, `rate_per_s` in the mean.
+
+        Without bursts and with order 1 they are a Poisson process. With bursts the rate is switched by two phases
+        (a Markov-modulated Poisson process). `order`: the replica gets every `order`-th call of such a stream, which
+        is what a single dispatcher does that takes the replicas in turn (Erlang times between the calls).
+        """
+        factors, switches = np.ones(1), np.zeros((1, 1))
+        if bursts is not None:
+            ending = 1.0 / bursts.mean_s
+            beginning = ending * bursts.share / (1.0 - bursts.share)
+            switches = np.array([[-beginning, beginning], [ending, -ending]])
+            factors = np.array([1.0, bursts.factor]) / (1.0 - bursts.share + bursts.factor * bursts.share)
+        rates = np.diag(factors * rate_per_s * order)
+        turn = np.eye(order, k=1)
+        last_to_first = np.zeros((order, order))
+        last_to_first[-1, 0] = 1.0
+        d0 = np.kron(np.eye(order), switches - rates) + np.kron(turn, rates)
+        return cls(d0.astype(np.float64), np.kron(last_to_first, rates).astype(np.float64))
+
+    @cached_property
+    def stationary(self) -> Float64:
+        """Float64 [phases]: the share of time in each phase."""
+        phases = len(self.d0)
+        equations = np.vstack([(self.d0 + self.d1).T, np.ones(phases)])
+        solution: Float64 = np.linalg.lstsq(equations, np.append(np.zeros(phases), 1.0))[0]
+        return solution
+
+    @cached_property
+    def rate_per_s(self) -> float:
+        """Arrivals a second in the mean."""
+        return float((self.stationary @ self.d1).sum())
+
+    @property
+    def rate_per_s_max(self) -> float:
+        """Arrivals a second in the busiest phase, in the mean over the turns of a dispatcher."""
+        rates = self.d1.sum(axis=1)
+        return float(rates.max() * np.count_nonzero(rates) / len(rates))
+
+    @cached_property
+    def dispersion(self) -> float:
+        """Index of dispersion for counts: variance ÷ mean of the arrivals in a long time; 1 is Poisson.
+
+        Source: Fischer, Meier-Hellstern, "The Markov-modulated Poisson process (MMPP) cookbook", Performance
+        Evaluation 18, 1993, for the general process.
+        """
+        phases = len(self.d0)
+        deviation = np.linalg.inv(np.outer(np.ones(phases), self.stationary) - self.d0 - self.d1)
+        spread = float((self.stationary @ self.d1 @ deviation @ self.d1).sum())
+        return 1.0 - 2.0 * self.rate_per_s + 2.0 * spread / self.rate_per_s
