@@ -12,7 +12,7 @@ PYTEST = $(BIN)/pytest --quiet -n 4 --dist loadfile --no-loadscope-reorder
 # Where this is set, each process of the demo and of the tests would compile all their sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-long kube-programs docs handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
+.PHONY: demo test test-long chart kube-programs docs handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cascade demo --out build/demo
@@ -29,6 +29,10 @@ test-long: $(VENV)/.dev
 	$(BIN)/cascade local install
 	$(PYTEST) -n 2 -m long tests
 	$(BIN)/cascade bench smoke --out build/smoke --json build/smoke.json
+
+# Needs kubectl on PATH.
+chart: $(VENV)/.dev
+	$(BIN)/python k8s/generate.py
 
 kube-programs: $(VENV)/.dev
 	$(BIN)/python tests/kube/build.py all
