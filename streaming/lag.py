@@ -25,21 +25,25 @@ INTERVAL_S = 5.0
 # A broker that does not answer for this long is lost; elections of leaders and coordinators take less.
 LOST_S = 30.0
 Positions = Mapping[Partition, int]
+# The partition that a worker without partitions asks for, to see whether the broker answers.
+SPARE_PARTITION_ID = 0
 
 
 class LagWatch:
     """Shows each partition's lag in health, and fails liveness if a partition has lag and no progress.
 
-    connect: makes the consumer of the watch. positions: returns the loop's next offset by partition; empty if none is
-    assigned. health: shows a component for each partition. stall_s_max: seconds with lag and no progress until the
-    component fails; time without an answer of the broker does not count. lost: called with the broker's error after
-    LOST_S without an answer. interval_s: between two comparisons. clock: monotonic seconds.
+    connect: makes the consumer of the watch. topic: of the partitions. positions: returns the loop's next offset by
+    partition; empty if none is assigned, None while no worker runs. health: shows a component for each partition.
+    stall_s_max: seconds with lag and no progress until the component fails; time without an answer of the broker does
+    not count. lost: called with the broker's error after LOST_S without an answer. interval_s: between two comparisons.
+    clock: monotonic seconds.
     """
 
     def __init__(
         self,
         connect: Callable[[], ConsumerClient],
-        positions: Callable[[], Positions],
+        topic: str,
+        positions: Callable[[], Positions | None],
         health: HealthState,
         stall_s_max: float,
         lost: Callable[[str], None],
@@ -47,6 +51,7 @@ class LagWatch:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connect = connect
+        self._topic = topic
         self._positions = positions
         self._health = health
         self._stall_s_max = stall_s_max
@@ -80,13 +85,14 @@ class LagWatch:
 
     def look(self) -> None:
         """Compares the positions with the ends of the log once."""
-        positions = self._positions()
+        found = self._positions()
+        positions = found or {}
         for partition in self._shown - positions.keys():
             self._health.forget(_name(partition))
             self._moved.pop(partition, None)
             self._failed.discard(partition)
         self._shown = set(positions)
-        if not positions:
+        if found is None:
             self._no_answer_since_s = None
             self._lags = {}
             return
@@ -94,7 +100,7 @@ class LagWatch:
         try:
             if self._consumer is None:
                 self._consumer = self._connect()
-            ends = self._consumer.end_offsets(positions)
+            ends = self._consumer.end_offsets(positions or [(self._topic, SPARE_PARTITION_ID)])
         except BrokerError as error:
             self._disconnect()
             self._no_answer(str(error), asked_s)
@@ -147,13 +153,18 @@ class LagWatch:
 
 
 class LagCollector(Collector):
-    """The lag of each partition as a metric, from `lags`."""
+    """The assigned partitions and their lag as metrics; `positions` and `lags` as those of the LagWatch."""
 
-    def __init__(self, lags: Callable[[], Mapping[Partition, int]]) -> None:
-        self._lags = lags
+    def __init__(self, positions: Callable[[], Positions | None], lags: Callable[[], Mapping[Partition, int]]) -> None:
+        self._positions, self._lags = positions, lags
 
     def collect(self) -> Iterable[Metric]:
-        """The family, at this moment."""
+        """The families, at this moment."""
+        yield GaugeMetricFamily(
+            "cascade_assigned_partitions",
+            "Partitions of this worker; a spare has none.",
+            float(len(self._positions() or {})),
+        )
         family = GaugeMetricFamily(
             "cascade_partition_lag_records",
             "Records that wait in the partitions of this worker.",

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -43,7 +43,7 @@ from streaming.files import FsspecFiles
 from streaming.health import HealthServer, HealthState
 from streaming.journal import journal_written
 from streaming.kernel_compilation import compile_kernels
-from streaming.lag import LagCollector, LagWatch
+from streaming.lag import LagCollector, LagWatch, Positions
 from streaming.live import live_routes
 from streaming.locked_memory import lock_memory
 from streaming.otel import otel_exported
@@ -110,16 +110,7 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
         check_topics(config, create_topics)
         health.ok("broker")
         running: list[Worker] = []
-        watch = LagWatch(
-            connect=lambda: make_consumer(config.kafka, None),
-            positions=lambda: running[-1].positions if running else {},
-            health=health,
-            stall_s_max=config.health.stall_s_max,
-            lost=lambda reason: running[-1].lose(reason) if running else None,
-        )
-        registry.register(LagCollector(watch.lags))
-        watch.start()
-        stack.callback(watch.close)
+        stack.enter_context(_lag_watched(config, health, registry, running))
 
         def make(session: ExitStack) -> Worker | None:
             # the first connections were waited for above
@@ -145,6 +136,31 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
         summary = ledger.summary()
     log.info("stopped", transactions=summary.transactions)
     return summary
+
+
+@contextmanager
+def _lag_watched(
+    config: Config, health: HealthState, registry: CollectorRegistry, running: Sequence[Worker]
+) -> Iterator[None]:
+    """Watches the lag of the present worker: the last of `running`, which is empty between sessions."""
+
+    def positions() -> Positions | None:
+        return running[-1].positions if running else None
+
+    watch = LagWatch(
+        connect=lambda: make_consumer(config.kafka, None),
+        topic=config.kafka.topics.transactions,
+        positions=positions,
+        health=health,
+        stall_s_max=config.health.stall_s_max,
+        lost=lambda reason: running[-1].lose(reason) if running else None,
+    )
+    registry.register(LagCollector(positions, watch.lags))
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.close()
 
 
 def _compile_kernels(engine: Engine, config: Config, health: HealthState) -> None:

@@ -6,6 +6,7 @@ everything, and the next worker resumes from the committed offsets.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -41,19 +42,22 @@ def run_sessions(
     meanwhile. kafka: for `lost` and `lost_s_max`. ledger: its decisions count as progress. health: shows the broker's
     error between sessions. clock: monotonic time. stopping: whether the process stops. pause: sleeps, in seconds.
 
-    Raises the BrokerError if `kafka.lost` is "exit", or after `kafka.lost_s_max` seconds without a decision.
+    Raises the BrokerError if `kafka.lost` is "exit", or after `kafka.lost_s_max` seconds without a decision. A session
+    that lasts longer than that counts as progress too: an idle worker and a spare decide nothing.
     """
     decided, since_s, pause_s = -1, clock.monotonic(), PAUSE_S_FIRST
     while not stopping():
+        connected_s = math.inf
         try:
             with ExitStack() as stack:
                 worker = make(stack)
+                connected_s = clock.monotonic()
                 if worker is not None:
                     worker.run()
             return
         except BrokerError as error:
             now_s, count = clock.monotonic(), ledger.counters().decisions
-            if count != decided:
+            if count != decided or now_s - connected_s > kafka.lost_s_max:
                 decided, since_s, pause_s = count, now_s, PAUSE_S_FIRST
             if kafka.lost == "exit" or now_s - since_s > kafka.lost_s_max:
                 raise

@@ -231,7 +231,10 @@ class SupervisedWorker:
 
 
 def _check_partitions(config: Config) -> None:
-    """Raises SettingError if there are fewer partitions than workers: a worker without one is never ready."""
+    """Raises SettingError if there are fewer partitions than workers.
+
+    Spares take over from the workers of another machine; on the same one a dead worker is started again anyway.
+    """
     topic, processes = config.kafka.topics.transactions, config.worker.processes
     with closing(make_consumer(config.kafka, None)) as consumer:
         partitions = len(consumer.partitions_for(topic))

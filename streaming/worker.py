@@ -55,6 +55,10 @@ BUSY_POLL_S = 0.001
 # With exactly-once delivery the commit metadata (4 kB) must list every decision ahead of the committed prefix, or a
 # crash would decide it again. Each undecided record takes at most three bytes of it.
 EXACTLY_ONCE_IN_FLIGHT_MAX = 1_000
+# A cooperative rebalance takes two rounds, and only the second assigns what other workers revoke in the first. They
+# notice the rebalance with a heartbeat (2 s) and revoke within `revoke_timeout_ms`; a worker that still has no
+# partition after both is a spare.
+SPARE_S_MIN = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,8 @@ class Worker:
         self._stop = threading.Event()
         self._lost = ""
         self._stage_clock = StageClock()
-        self._paused = False
+        self._paused = self._spare = False
+        self._joined_s: float | None = None
         self._copies: dict[str, Array] = {}
         self._snapshot_due_s = clock.monotonic() + config.state.interval_s
         self._in_flight_max = config.worker.in_flight_max
@@ -186,6 +191,8 @@ class Worker:
         rows_max = min(settings.batch_rows_max, max(self._in_flight_max - self.in_flight, 1))
         fetched = self._consumer.poll(timeout_s, rows_max)
         self._health.progress()
+        if not self._spare and not self._recovery.owned:
+            self._look_for_spare()
         accepted = [part for part in map(self._accept, fetched) if part is not None]
         if accepted:
             self._compare_clocks(accepted)
@@ -441,6 +448,20 @@ class Worker:
             self._health.ok("partitions", ", ".join(map(str, partition_ids)))
         else:
             self._health.waiting("partitions", "none assigned")
+        self._spare, self._joined_s = False, None
+
+    def _look_for_spare(self) -> None:
+        """Reports a worker that the group leaves without partitions as ready: it takes over when another one ends."""
+        if not self._consumer.joined():
+            return
+        now_s = self._clock.monotonic()
+        if self._joined_s is None:
+            self._joined_s = now_s
+            self._health.waiting("partitions", "joined the group, none assigned yet")
+        elif now_s - self._joined_s > SPARE_S_MIN + self._config.worker.revoke_timeout_ms / 1e3:
+            self._spare = True
+            self._health.ok("partitions", "spare: no partitions assigned")
+            log.info("spare: no partitions assigned; takes over when another worker of the group ends")
 
     def _take_snapshot(self, snapshots: SnapshotStore) -> None:
         """Copies the state for the writer thread; the loop pauses only for the copy."""

@@ -69,6 +69,10 @@ class SimConsumer:
         """See ConsumerClient."""
         return set(self._owned)
 
+    def joined(self) -> bool:
+        """See ConsumerClient."""
+        return self._member is not None and self._member.generation > 0 and not self._member.assignment_pending
+
     def pause(self, partitions: Iterable[Partition]) -> None:
         """See ConsumerClient."""
         self._paused |= self._checked_owned(partitions, "pausing")

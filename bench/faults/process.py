@@ -48,8 +48,8 @@ class SimProcess:
 
     `replaced`: the run has started another process in its slot. `replaced_while_frozen`: the run replaces it if it
     freezes. `needs_operator`: it ended because an operator must decide. `stopping`: it drains and ends. `problems`:
-    what must not happen, a line each. `consumers`: of the present session, the group member first, then the label
-    reader. `sessions`: the group member of every session, by session name.
+    what must not happen, a line each. `health`: of the worker. `consumers`: of the present session, the group member
+    first, then the label reader. `sessions`: the group member of every session, by session name.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class SimProcess:
         self.engine = Engine(FeatureEngine(feature_spec(options.terminals), SCHEMA), SimScreener(), POLICY)
         self._deep = SimDeepStage(self.life, options.model)
         self.ledger = Ledger(bundle_version=BUNDLE_VERSION, clock=self.clock.monotonic)
-        self._health = HealthState(HEALTH_STALL_S, self.clock.monotonic)
+        self.health = HealthState(HEALTH_STALL_S, self.clock.monotonic)
         self._snapshots = self._make_snapshots(f"{slot}-{number}") if options.config.state.snapshots else None
         self._session = ExitStack()
         self.worker: Worker | None = None
@@ -182,7 +182,7 @@ class SimProcess:
                 label_consumer=label_consumer,
                 producer=producer,
                 ledger=self.ledger,
-                health=self._health,
+                health=self.health,
                 snapshots=self._snapshots,
                 clock=self.clock,
                 open_consumer=lambda: SimConsumer(broker, life, False),

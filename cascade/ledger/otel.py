@@ -64,6 +64,7 @@ NAMES: Final[dict[str, tuple[str, str]]] = {
     "cascade_objective_breaches": ("cascade.objective.breaches", "{decision}"),
     "cascade_objective_budget_ratio": ("cascade.objective.budget", "1"),
     "cascade_build": ("cascade.build", "1"),
+    "cascade_assigned_partitions": ("cascade.partition.assigned", "{partition}"),
     "cascade_partition_lag_records": ("cascade.partition.lag", "{record}"),
     "cascade_worker_up": ("cascade.worker.up", "1"),
     "cascade_worker_restarts": ("cascade.worker.restarts", "{restart}"),

@@ -151,6 +151,10 @@ class KafkaPythonConsumer:
         """See ConsumerClient."""
         return {tuple(partition) for partition in self._consumer.assignment()}
 
+    def joined(self) -> bool:
+        """See ConsumerClient."""
+        return self._listener is not None and self._consumer._coordinator.state is MemberState.STABLE
+
     def poll(self, timeout_s: float, rows_max: int) -> list[FetchedBatch]:
         """See ConsumerClient."""
         if self._unreadable is not None:

@@ -99,6 +99,13 @@ class ConsumerClient(Protocol):
         """The partitions that are assigned now."""
         ...
 
+    def joined(self) -> bool:
+        """Whether this consumer has joined the group and got its assignment, which may be empty.
+
+        May be False for the duration of a later rebalance.
+        """
+        ...
+
     def poll(self, timeout_s: float, rows_max: int) -> list[FetchedBatch]:
         """Returns at most `rows_max` records, a batch for each partition; empty after `timeout_s` without records.
 

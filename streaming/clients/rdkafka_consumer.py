@@ -51,7 +51,7 @@ class RdkafkaConsumer:
         self._admin_client: AdminClient | None = None
         self._next: dict[Partition, int] = {}
         self._callback_error: BaseException | None = None
-        self._subscribed = self._closing = False
+        self._subscribed = self._joined = self._closing = False
         settings = {
             **connection_settings(kafka, "cascade-consumer", self._connection.on_error),
             # librdkafka requires a group id; nothing is ever committed under this one
@@ -93,6 +93,8 @@ class RdkafkaConsumer:
         end_unfinished_membership(self._kafka, self._group, wanted)
 
         def assigned(_: Any, partitions: list[TopicPartition]) -> None:
+            # librdkafka calls back for an empty assignment too
+            self._joined = True
             gained = sorted(map(_plain, partitions))
             if not gained or self._closing:
                 return  # the binding assigns them, and `close` unassigns them
@@ -132,6 +134,10 @@ class RdkafkaConsumer:
     def assignment(self) -> set[Partition]:
         """See ConsumerClient."""
         return set(self._next)
+
+    def joined(self) -> bool:
+        """See ConsumerClient."""
+        return self._joined
 
     def poll(self, timeout_s: float, rows_max: int) -> list[FetchedBatch]:
         """See ConsumerClient."""

@@ -23,11 +23,13 @@ class FakeEnds:
         self.ends: dict[Partition, int] = {}
         self.lost = False
         self.closed = 0
+        self.asked: list[Partition] = []
 
     def end_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         if self.lost:
             raise BrokerError("injected: the broker is gone")
-        return {partition: self.ends[partition] for partition in partitions}
+        self.asked = list(partitions)
+        return {partition: self.ends[partition] for partition in self.asked}
 
     def close(self) -> None:
         self.closed += 1
@@ -35,14 +37,16 @@ class FakeEnds:
 
 class Scene:
     def __init__(self) -> None:
-        self.now_s, self.positions, self.broker = 0.0, {}, FakeEnds()
+        self.now_s, self.broker = 0.0, FakeEnds()
+        self.positions: dict[Partition, int] | None = None
         self.health = HealthState(60, lambda: 0.0)
         self.lost: list[str] = []
         self.watch = LagWatch(
-            lambda: self.broker, lambda: self.positions, self.health, 60, self.lost.append, clock=lambda: self.now_s  # type: ignore[arg-type]
+            lambda: self.broker,  # type: ignore[arg-type, return-value]
+            HERE[0], lambda: self.positions, self.health, 60, self.lost.append, clock=lambda: self.now_s,
         )  # fmt: skip
 
-    def at(self, now_s: float, positions: dict[Partition, int], ends: dict[Partition, int]) -> list[str]:
+    def at(self, now_s: float, positions: dict[Partition, int] | None, ends: dict[Partition, int]) -> list[str]:
         self.now_s, self.positions, self.broker.ends = now_s, positions, ends
         self.watch.look()
         return self.health.not_alive()
@@ -108,7 +112,7 @@ def test_an_unreachable_broker_shows_in_health_at_once_and_in_the_loop_after_hal
     scene.at(40, idle, idle)
     assert scene.lost == ["injected: the broker is gone"]
     # the loop connects again, and has all the time again
-    scene.at(45, {}, {})
+    scene.at(45, None, {})
     scene.at(50, idle, idle)
     scene.at(75, idle, idle)
     scene.broker.lost = False
@@ -116,10 +120,26 @@ def test_an_unreachable_broker_shows_in_health_at_once_and_in_the_loop_after_hal
     assert (len(scene.lost), scene.health.not_ready()) == (1, [])
 
 
+def test_a_spare_notices_a_lost_broker_too(scene: Scene) -> None:
+    scene.at(0, {}, {HERE: 7})
+    assert scene.broker.asked == [HERE]
+    scene.broker.lost = True
+    for now_s in range(5, 45, 5):
+        scene.at(now_s, {}, {})
+        assert scene.health.not_ready() == ["broker: injected: the broker is gone"]
+    assert scene.lost == ["injected: the broker is gone"]
+
+
+def test_nothing_is_asked_while_no_worker_runs(scene: Scene) -> None:
+    scene.broker.lost = True
+    scene.at(0, None, {})
+    assert scene.health.components() == {}
+
+
 def test_revoked_partitions_are_forgotten_and_start_again(scene: Scene) -> None:
     scene.at(0, {HERE: 7}, {HERE: 9})
     assert scene.at(61, {HERE: 7}, {HERE: 9}) != []
-    assert scene.at(62, {}, {}) == []
+    assert scene.at(62, {}, {HERE: 9}) == []
     assert "partition transactions-0" not in scene.health.components()
     assert scene.at(63, {HERE: 7}, {HERE: 9}) == []
 
@@ -127,7 +147,8 @@ def test_revoked_partitions_are_forgotten_and_start_again(scene: Scene) -> None:
 def test_it_watches_by_itself_until_closed(scene: Scene) -> None:
     scene.positions, scene.broker.ends = {HERE: 1}, {HERE: 4}
     watch = LagWatch(
-        lambda: scene.broker, lambda: scene.positions, scene.health, 60, scene.lost.append, interval_s=0.01  # type: ignore[arg-type]
+        lambda: scene.broker,  # type: ignore[arg-type, return-value]
+        HERE[0], lambda: scene.positions, scene.health, 60, scene.lost.append, interval_s=0.01,
     )  # fmt: skip
     watch.start()
     wait_until(lambda: "partition transactions-0" in scene.health.components())
@@ -136,9 +157,10 @@ def test_it_watches_by_itself_until_closed(scene: Scene) -> None:
     assert scene.broker.closed == 1
 
 
-def test_the_lag_of_assigned_partitions_is_a_metric(scene: Scene) -> None:
+def test_the_assigned_partitions_and_their_lag_are_metrics(scene: Scene) -> None:
     def lags() -> dict[str, float]:
-        (family,) = LagCollector(scene.watch.lags).collect()
+        assigned, family = LagCollector(lambda: scene.positions, scene.watch.lags).collect()
+        assert [sample.value for sample in assigned.samples] == [len(scene.positions or {})]
         return {sample.labels["partition"]: sample.value for sample in family.samples}
 
     assert lags() == {}
@@ -146,5 +168,5 @@ def test_the_lag_of_assigned_partitions_is_a_metric(scene: Scene) -> None:
     assert lags() == {"0": 100.0, "1": 0.0}
     scene.at(5, {THERE: 9}, {THERE: 12})
     assert lags() == {"1": 3.0}
-    scene.at(10, {}, {})
+    scene.at(10, {}, {HERE: 107})
     assert lags() == {}

@@ -68,7 +68,7 @@ def full_ledger() -> Ledger:
 
 def registry_of(ledger: Ledger) -> CollectorRegistry:
     registry = ledger_registry(ledger)
-    registry.register(LagCollector(lambda: {("transactions", 3): 17}))
+    registry.register(LagCollector(lambda: None, lambda: {("transactions", 3): 17}))
     return registry
 
 

@@ -16,10 +16,10 @@ from tests.timing import SetClock
 
 
 class Scene:
-    """Sessions of a worker that ends after a second: by the next of `errors`, or by itself."""
+    """Sessions of a worker that ends after `session_s`: by the next of `errors`, or by itself."""
 
-    def __init__(self, *errors: Exception | None, decides: bool = False, **kafka: Any) -> None:
-        self.errors, self.decides = list(errors), decides
+    def __init__(self, *errors: Exception | None, decides: bool = False, session_s: float = 1.0, **kafka: Any) -> None:
+        self.errors, self.decides, self.session_s = list(errors), decides, session_s
         self.settings = KafkaSettings(**kafka)
         self.clock, self.ledger, self.health = SetClock(), Ledger(), HealthState(60)
         self.closed: list[int] = []
@@ -34,7 +34,7 @@ class Scene:
         return SimpleNamespace(run=self.run_worker)
 
     def run_worker(self) -> None:
-        self.clock.sleep(1.0)
+        self.clock.sleep(self.session_s)
         error = self.errors.pop(0) if self.errors else None
         if error is not None:
             raise error
@@ -74,6 +74,13 @@ def test_progress_between_losses_restarts_the_limit() -> None:
     scene = Scene(*(gone() for _ in range(100)), None, lost_s_max=30.0, decides=True)
     scene.run()
     assert scene.clock.now_s > 100
+
+
+def test_an_idle_worker_outlives_losses_that_are_far_apart() -> None:
+    scene = Scene(gone(), gone(), gone(), None, session_s=31.0, lost_s_max=30.0)
+    scene.run()
+    assert scene.closed == [0, 1, 2, 3]
+    assert max(scene.pauses_s) < 0.3, "each loss begins with a short pause"
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class Scene:
         self.gpu, self.cpu = Meter("gpu0"), Meter("cpu-model", "modelled")
         self.ledger = Ledger(meters=[self.gpu, self.cpu])
         self.registry = ledger_registry(self.ledger)
-        self.registry.register(LagCollector(lambda: {("t", 0): 5, ("t", 1): 7}))
+        self.registry.register(LagCollector(lambda: None, lambda: {("t", 0): 5, ("t", 1): 7}))
         self.start_s = self.ledger.started.timestamp()
 
     def scrape(self, after_s: float, registry: CollectorRegistry | None = None) -> Scrape:

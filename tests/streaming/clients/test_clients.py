@@ -211,6 +211,20 @@ def test_a_second_member_gets_its_share_and_the_first_may_commit_before(kafka: K
     assert not any(name.startswith("kafka-io") for name in threads)
 
 
+def test_a_member_without_partitions_has_joined(kafka: KafkaSettings, topic: str) -> None:
+    with joined(kafka, topic) as first, joined(kafka, topic) as second:
+        poll_until([first, second], lambda: len(first.assignment()) == len(second.assignment()) == 1)
+        with joined(kafka, topic) as third:
+            assert not third.joined()
+            poll_until([first, second, third], lambda: first.joined() and second.joined() and third.joined())
+            assert third.assignment() == set()
+
+
+def test_a_consumer_outside_any_group_never_joins(reader: ConsumerClient) -> None:
+    reader.poll(0.1, 10)
+    assert not reader.joined()
+
+
 def test_closing_calls_back_while_commits_are_still_accepted(
     kafka: KafkaSettings, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
