@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from cascade.addresses import parse_addresses
 from cascade.errors import SettingError
 from cascade.schema import read_setting_file
 
@@ -174,7 +175,8 @@ class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[deep]`: where the deep model runs.
 
     - `backend`: `triton`, a Triton server; or `onnxruntime`, ONNX Runtime in the worker's own process.
-    - `url`, `model`: Triton's gRPC address (`host:port`), and the model's name there.
+    - `url`, `model`: Triton's gRPC addresses (`host:port`, separated by commas), and the model's name there. Each address
+      of a host name is a replica.
     - `tls`, `ca_file`, `certificate_file`, `key_file`: TLS between worker and Triton (PEM files).
     - `threads`, `device`: CPU threads of ONNX Runtime in process, and where it computes (`cuda`: a GPU).
     - `hedge_ms`: after so long without an answer the worker sends the call a second time and takes the first answer. 0
@@ -194,6 +196,11 @@ class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: Literal["cpu", "cuda"] = "cpu"
     hedge_ms: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 0.0
     start_wait_s_max: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
+
+    @property
+    def servers(self) -> list[tuple[str, int]]:
+        """Host and port of each address in `url`."""
+        return parse_addresses(self.url)
 
 
 class DeadlineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -672,6 +679,11 @@ def _check_deep(deep: DeepSettings) -> None:
     _check_files(deep, "deep")
     if not deep.tls and (deep.ca_file or deep.certificate_file):
         raise _error("deep.tls", False, "does not use the TLS files", "set it to true, or remove the files")
+    try:
+        parse_addresses(deep.url)
+    except ValueError as error:
+        remedy = "write host:port, several separated by commas"
+        raise _error("deep.url", deep.url, "not an address of Triton's gRPC", remedy) from error
 
 
 def _check_web_address(key: str, url: str, secret: str, form: str, has_secrets: bool) -> None:

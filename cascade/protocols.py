@@ -9,7 +9,7 @@ from __future__ import annotations
 import time as machine_time
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from cascade.columns import Float32, Float64
 
@@ -133,6 +133,30 @@ class DeepStage(Protocol):
 
     def close(self) -> None:
         """Release connections, threads and sessions. Unfinished futures fail with cause `error`."""
+        ...
+
+
+class ReplicaState(NamedTuple):
+    """A replica of a model server, as its client sees it.
+
+    - `address`: `ip:port`.
+    - `ready`, `problem`: whether it gets calls, and if not, why.
+    - `calls`, `failures`: requests that were sent to it and that failed, since the client knows it.
+    """
+
+    address: str
+    ready: bool
+    problem: str
+    calls: int
+    failures: int
+
+
+@runtime_checkable
+class Replicated(Protocol):
+    """A deep stage with several replicas of its model server; for any thread."""
+
+    def replicas(self) -> list[ReplicaState]:
+        """The state of each replica."""
         ...
 
 

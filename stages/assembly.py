@@ -58,7 +58,8 @@ def make_deep_stage(bundle: Bundle, settings: DeepSettings) -> DeepStage:
         from stages.deep.in_process import OnnxDeepStage
 
         return OnnxDeepStage(bundle.directory / "deep.onnx", signature, settings.threads, device=settings.device)
-    from stages.deep.triton import GrpcOptions, TritonDeepStage
+    from stages.deep.triton import TritonDeepStage
+    from stages.deep.triton_connection import GrpcOptions
 
     def path(text: str) -> Path | None:
         return Path(text) if text else None

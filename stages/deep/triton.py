@@ -1,34 +1,28 @@
-"""The deep stage on a Triton server, over gRPC."""
+"""The deep stage on Triton servers, over gRPC."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Final
 
 import numpy as np
 
+from cascade.addresses import parse_addresses
 from cascade.columns import Float64
 from cascade.errors import DeepStageError, ModelServerError
-from cascade.protocols import DeepInputs
-from stages.deep.answers import checked_scores, probe_inputs
+from cascade.protocols import DeepInputs, ReplicaState
+from stages.deep.answers import probe_inputs
 from stages.deep.loop_thread import LoopThread
+from stages.deep.replica_watch import ReplicaWatch
+from stages.deep.replicas import Address, Replica, Replicas
+from stages.deep.resolution import AddressWatch, Resolver, resolve_host
 from stages.deep.signature import BATCH_ROWS_MAX, MODEL_NAME, DeepSignature
+from stages.deep.triton_connection import GrpcOptions, ReplicaUnavailableError, TritonConnection
 
-_MESSAGE_BYTES_MAX = 64 * 1024 * 1024
-# gRPC's default is two minutes, for which a restarted Triton would stay unused.
-_RECONNECT_MS_FIRST, _RECONNECT_MS_MAX = 100, 2_000
-# Time limit for connecting, which gRPC names the minimum backoff (issue 33423 of grpc/grpc). A refused connection fails
-# at once.
-_CONNECT_MS_MAX = 2_000
-_RETRY_S_FIRST, _RETRY_S_MAX = 0.05, 1.0
-_PROBE_TIMEOUT_S = 5.0
 # The stage does not cancel a call for which nobody waits any more, but abandons it: the request may run on for so long.
 # Triton 2.51 crashes (signal 11, within a thousand late calls) if a client cancels a request while the server sends the
 # answer: issues 7368 and 8034 of triton-inference-server/server, which name releases up to 25.01. One also crashed
@@ -37,64 +31,37 @@ _PROBE_TIMEOUT_S = 5.0
 _ABANDONED_S_MAX = 30.0
 # Abandoned calls at a time. At more the stage cancels the oldest, since the server then hangs or is gone.
 _ABANDONED_MAX = 256
-# How long the end of the stage, or of a probe at the start, waits for late answers before it cancels them.
+# How long the end of the stage waits for late answers before it cancels them.
 _CLOSE_S_MAX = 1.0
-# Triton answers both with UNAVAILABLE, as gRPC reports a server that is gone. Only the text distinguishes them.
-_QUEUE_FULL_TEXTS = ("maximum queue size", "queue is full")
-_QUEUE_TIMEOUT_TEXTS = ("timeout expired",)
-
-
-@dataclass(frozen=True, slots=True)
-class GrpcOptions:
-    """TLS and keep-alive of the connections to Triton.
-
-    - `ssl`, `root_certificates`: whether to use TLS, and the authority that signed the server's certificate (PEM).
-    - `private_key`, `certificate_chain`: the client's own certificate (PEM), for mutual TLS.
-    - `keepalive_s`: seconds between pings on an idle connection.
-    - `keepalive_timeout_s`: seconds without an answer to a ping after which the connection counts as dead.
-    """
-
-    ssl: bool = False
-    root_certificates: Path | None = None
-    private_key: Path | None = None
-    certificate_chain: Path | None = None
-    # Servers refuse clients that ping an idle connection more often than every five minutes.
-    keepalive_s: float = 300.0
-    keepalive_timeout_s: float = 10.0
-
-    def channel_arguments(self) -> list[tuple[str, int]]:
-        """The options under gRPC's names."""
-        return [
-            ("grpc.max_send_message_length", _MESSAGE_BYTES_MAX),
-            ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
-            ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
-            ("grpc.keepalive_timeout_ms", int(self.keepalive_timeout_s * 1000)),
-            ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS_FIRST),
-            ("grpc.min_reconnect_backoff_ms", _CONNECT_MS_MAX),
-            ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS_MAX),
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
+# A start waits this long for the first check of the other replicas, once one is ready.
+_OTHERS_S_MAX: Final = 1.0
+_LOOK_EVERY_S: Final = 0.02
 
 
 class TritonDeepStage:
-    """A deep stage (see `cascade.protocols.DeepStage`) that calls a Triton server.
+    """A deep stage (see `cascade.protocols.DeepStage`) that calls one Triton, or several replicas of it.
 
-    It uses one long-lived connection, on an asyncio loop in a thread of its own. Create it in the process that uses it:
-    after a fork every call fails. Raises ModelServerError if the TLS files of `options` cannot be read.
+    Each replica has a long-lived connection, on an asyncio loop in a thread of its own. Create the stage in the process
+    that uses it: after a fork every call fails. Raises ModelServerError if the TLS files of `options` cannot be read,
+    or if `url` is not an address.
 
-    - `url`: `host:port` of Triton's gRPC.
+    - `url`: `host:port` of Triton's gRPC; several separated by commas. Each address of a host name is a replica.
     - `signature`: the tensors of the bundle's model.
     - `model`: its name on the server.
     - `hedge_ms`: a call that has no answer after so long is sent a second time, and the first answer counts; 0: never.
+    - `resolve`: returns the IP addresses of a host name.
 
-    The second call uses a connection of its own: the first connection may be the problem, and a load balancer may
-    choose another server. It is additional work for a server that is slow because of its load, so choose a delay that
-    few calls exceed. Source: Dean, Barroso, "The Tail at Scale", CACM 2013.
+    A request goes to a replica that serves the bundle's model: see `Replicas`. A replica that does not take it is
+    passed by, and the call is sent to another one; that is its second time, and there is no third.
+
+    The second call of hedging goes to another replica too, or with one replica over a connection of its own, since the
+    first connection may be the problem. It is additional work for a server that is slow because of its load, so choose
+    a delay that few calls exceed. Source: Dean, Barroso, "The Tail at Scale", CACM 2013.
 
     A call fails at its deadline, but its request may run on for half a minute: see `_ABANDONED_S_MAX`.
 
-    Memory is bounded: connections, stubs and the loop are created once, the caller bounds the calls in flight, and
-    `_ABANDONED_MAX` bounds the abandoned ones.
+    Memory is bounded: `REPLICAS_MAX` bounds the connections, the caller the calls in flight, and `_ABANDONED_MAX` the
+    abandoned ones.
     """
 
     def __init__(
@@ -104,6 +71,7 @@ class TritonDeepStage:
         model: str = MODEL_NAME,
         options: GrpcOptions | None = None,
         hedge_ms: float = 0.0,
+        resolve: Resolver = resolve_host,
     ) -> None:
         self.url = url
         self.model = model
@@ -113,30 +81,26 @@ class TritonDeepStage:
         self.hedged = 0
         self.late_answers = 0
         self._abandoned: dict[asyncio.Task[Float64], None] = {}
-        self._loop = LoopThread(f"the client of Triton at {url}")
         try:
-            self._client = self._loop.submit(self._connect()).result()
-            # the channels share no pool of connections: see `channel_arguments`
-            self._hedge_client = self._loop.submit(self._connect()).result() if self._hedge_s else None
+            servers = parse_addresses(url)
+            self._credentials = self._options.credentials()
+        except ValueError as error:
+            raise ModelServerError(f"deep.url = {url!r}: {error}; write host:port") from error
         except OSError as error:
-            self._loop.close()
             raise ModelServerError(f"{error.filename}: {error.strerror}; check the TLS files of [deep]") from error
-        except BaseException:
-            self._loop.close()
-            raise
+        self._replicas = Replicas(self._connect)
+        self._watch = ReplicaWatch(self._replicas)
+        self._loop = LoopThread(f"the client of Triton at {url}")
+        self._addresses = AddressWatch(servers, resolve, lambda found: self._loop.submit(self._watch.update(found)))
+        self._addresses.start()
 
-    async def _connect(self) -> Any:
-        from tritonclient.grpc.aio import InferenceServerClient
+    def _connect(self, address: Address) -> TritonConnection:
+        channels = 2 if self._hedge_s else 1
+        return TritonConnection(address, self.model, self._signature, self._options, self._credentials, channels)
 
-        options = self._options
-        return InferenceServerClient(
-            self.url,
-            ssl=options.ssl,
-            root_certificates=options.root_certificates,
-            private_key=options.private_key,
-            certificate_chain=options.certificate_chain,
-            channel_args=options.channel_arguments(),
-        )
+    def replicas(self) -> list[ReplicaState]:
+        """The state of each replica, for any thread."""
+        return self._replicas.states()
 
     def submit(self, inputs: DeepInputs, timeout_s: float) -> Future[Float64]:
         """See the protocol. More than 256 rows are sent as several concurrent requests."""
@@ -158,15 +122,18 @@ class TritonDeepStage:
     async def _score_batch(self, inputs: DeepInputs, deadline: float) -> Float64:
         if time.monotonic() >= deadline:
             raise DeepStageError("deadline", "the deadline had passed before the call began")
-        calls = [self._call(self._client, inputs, deadline)]
+        replica = self._replicas.choose()
+        if replica is None:
+            raise DeepStageError("error", f"Triton at {self.url}: {self._problem()}")
+        calls = [self._call(replica, inputs, deadline)]
         late = False
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                if self._hedge_client is not None:
-                    await asyncio.wait(calls, timeout=self._hedge_s)
-                    if not calls[0].done():
-                        self.hedged += 1
-                        calls.append(self._call(self._hedge_client, inputs, deadline))
+                await asyncio.wait(calls, timeout=self._hedge_s or None)
+                second = self._second_call(replica, calls[0], inputs, deadline)
+                if second is None:
+                    return await calls[0]
+                calls.append(second)
                 return await _first_answer(calls)
         except TimeoutError:
             late = True
@@ -175,9 +142,42 @@ class TritonDeepStage:
             for call in calls:
                 self._abandon(call, late)
 
-    def _call(self, client: Any, inputs: DeepInputs, deadline: float) -> asyncio.Task[Float64]:
+    def _second_call(
+        self, replica: Replica[TritonConnection], first: asyncio.Task[Float64], inputs: DeepInputs, deadline: float
+    ) -> asyncio.Task[Float64] | None:
+        """The second call of a batch, if the first one has no answer yet, or if its replica did not take it."""
+        if not first.done():
+            self.hedged += 1
+            other = self._replicas.choose(other_than=replica)
+            if other is None:
+                return self._call(replica, inputs, deadline, channel=1)
+            return self._call(other, inputs, deadline)
+        if isinstance(first.exception(), ReplicaUnavailableError):
+            other = self._replicas.choose(other_than=replica)
+            if other is not None:
+                return self._call(other, inputs, deadline)
+        return None
+
+    def _call(
+        self, replica: Replica[TritonConnection], inputs: DeepInputs, deadline: float, channel: int = 0
+    ) -> asyncio.Task[Float64]:
         remaining_s = max(deadline - time.monotonic(), 0.0)
-        return asyncio.create_task(self._infer(client, inputs, remaining_s, remaining_s + _ABANDONED_S_MAX))
+        limit_s = remaining_s + _ABANDONED_S_MAX
+        call = asyncio.create_task(replica.connection.infer(inputs, remaining_s, limit_s, channel))
+        self._replicas.sent(replica)
+
+        def ended(call: asyncio.Task[Float64]) -> None:
+            error = None if call.cancelled() else call.exception()
+            if call.cancelled():
+                self._replicas.failed(replica, "no answer")
+            elif error is None:
+                self._replicas.answered(replica)
+            else:
+                gone = isinstance(error, ReplicaUnavailableError) and error.cause != "queue-full"
+                self._replicas.failed(replica, str(error), gone)
+
+        call.add_done_callback(ended)
+        return call
 
     def _abandon(self, call: asyncio.Task[Float64], late: bool) -> None:
         """Let a call end for which nobody waits any more. `late`: whether that is because of its deadline."""
@@ -200,124 +200,38 @@ class TritonDeepStage:
             del self._abandoned[oldest]
             oldest.cancel()
 
-    async def _infer(self, client: Any, inputs: DeepInputs, remaining_s: float, cancel_s: float) -> Float64:
-        """Scores of one request, which may wait `remaining_s` in the server's queue; cancelled after `cancel_s`."""
-        from tritonclient.grpc import InferRequestedOutput
-
-        try:
-            answer = await client.infer(
-                self.model,
-                [
-                    _tensor(self._signature.sequence_input, inputs.sequence),
-                    _tensor(self._signature.features_input, inputs.features),
-                ],
-                outputs=[InferRequestedOutput(self._signature.output)],
-                # for the server's queue, in microseconds: it refuses requests for which nobody waits any more
-                timeout=max(int(remaining_s * 1e6), 1),
-                client_timeout=cancel_s,
-            )
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            raise self._stage_error(error) from error
-        return checked_scores(answer.as_numpy(self._signature.output), len(inputs))
-
-    def _stage_error(self, error: Exception) -> DeepStageError:
-        status, text = _status_and_text(error)
-        lowered = text.lower()
-        cause = "error"
-        if status == "DEADLINE_EXCEEDED" or any(part in lowered for part in _QUEUE_TIMEOUT_TEXTS):
-            cause = "deadline"
-        elif status == "RESOURCE_EXHAUSTED" or any(part in lowered for part in _QUEUE_FULL_TEXTS):
-            cause = "queue-full"
-        return DeepStageError(cause, f"Triton at {self.url}: {status}: {text}")
-
     def wait_ready(self, timeout_s: float) -> None:
-        """See the protocol."""
-        try:
-            self._loop.submit(self._wait_ready(time.monotonic() + timeout_s, timeout_s)).result()
-        except DeepStageError as error:
-            raise ModelServerError(f"the model {self.model} is ready but does not answer: {error}") from error
+        """See the protocol. One replica is enough; the others get a second for their first check."""
+        self._loop.submit(self._wait_ready(time.monotonic() + timeout_s, timeout_s)).result()
 
     async def _wait_ready(self, deadline: float, timeout_s: float) -> None:
-        pause_s, problem = _RETRY_S_FIRST, "no answer"
-        while True:
-            remaining_s = max(deadline - time.monotonic(), 0.0)
-            try:
-                if await self._client.is_model_ready(self.model, client_timeout=min(remaining_s, _PROBE_TIMEOUT_S)):
-                    break
-                problem = "the model is not ready"
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                problem = ": ".join(_status_and_text(error))
-            # jitter, so that workers that start together do not ask at the same moments
-            pause = pause_s * random.SystemRandom().uniform(0.5, 1.0)
-            if time.monotonic() + pause >= deadline:
+        while not self._replicas.ready:
+            if self._replicas.all_differ:
+                raise ModelServerError(self._problem())
+            if time.monotonic() >= deadline:
                 raise ModelServerError(
-                    f"Triton at {self.url} did not serve the model {self.model} within {timeout_s:g} s ({problem}); "
-                    "start it, or correct deep.url, deep.model and deep.tls with its files"
+                    f"Triton at {self.url} did not serve the model {self.model} within {timeout_s:g} s "
+                    f"({self._problem()}); start it, or correct deep.url, deep.model and deep.tls with its files"
                 )
-            await asyncio.sleep(pause)
-            pause_s = min(2 * pause_s, _RETRY_S_MAX)
-        await self._check_model()
-        probe_deadline = max(deadline, time.monotonic() + _PROBE_TIMEOUT_S)
-        for client in self._clients():
-            await self._probe_until(client, probe_deadline)
+            await asyncio.sleep(_LOOK_EVERY_S)
+        others_s = min(deadline, time.monotonic() + _OTHERS_S_MAX)
+        while not self._replicas.all_checked and time.monotonic() < others_s:
+            await asyncio.sleep(_LOOK_EVERY_S)
 
-    async def _probe_until(self, client: Any, deadline: float) -> None:
-        """Score one row. Repeats the call if the queue refuses it, since a model is slow at first, or busy."""
-        while True:
-            try:
-                remaining_s = deadline - time.monotonic()
-                await self._infer(client, probe_inputs(self._signature), remaining_s, remaining_s + _CLOSE_S_MAX)
-                return
-            except DeepStageError as error:
-                if error.cause not in ("deadline", "queue-full") or time.monotonic() + _RETRY_S_MAX >= deadline:
-                    raise
-            await asyncio.sleep(_RETRY_S_MAX * random.SystemRandom().uniform(0.5, 1.0))
-
-    async def _check_model(self) -> None:
-        """Compare names, types and shapes of the served model's tensors, and its batch size, with the bundle's."""
-        try:
-            metadata = await self._client.get_model_metadata(self.model, client_timeout=_PROBE_TIMEOUT_S)
-            answer = await self._client.get_model_config(self.model, client_timeout=_PROBE_TIMEOUT_S)
-        except Exception as error:
-            raise ModelServerError(f"Triton at {self.url}: {': '.join(_status_and_text(error))}") from error
-        tensors = (*metadata.inputs, *metadata.outputs)
-        actual = {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in tensors}
-        shapes = self._signature.input_shapes | self._signature.output_shapes
-        expected = {name: ("FP32", [-1, *shape]) for name, shape in shapes.items()}
-        for name in sorted(actual.keys() | expected.keys()):
-            if actual.get(name) != expected.get(name):
-                raise ModelServerError(
-                    f"Triton at {self.url} serves another {self.model}: tensor {name} is {_shown(actual.get(name))}, in"
-                    f" the bundle {_shown(expected.get(name))}; serve the bundle's model, or set bundle.path to the"
-                    " bundle of the served model"
-                )
-        if answer.config.max_batch_size < BATCH_ROWS_MAX:
-            raise ModelServerError(
-                f"Triton at {self.url} serves {self.model} with max_batch_size {answer.config.max_batch_size}; "
-                f"set it to {BATCH_ROWS_MAX}"
-            )
+    def _problem(self) -> str:
+        return self._replicas.problem or self._addresses.problem or "no address yet"
 
     def close(self) -> None:
         """See the protocol. Waits for abandoned calls, at most a second."""
+        self._addresses.close()
         if self._abandoned:
             with suppress(DeepStageError):
                 self._loop.submit(self._wait_for_abandoned()).result()
-        self._loop.close(last=self._disconnect)
+        self._loop.close(last=self._watch.close)
 
     async def _wait_for_abandoned(self) -> None:
         if self._abandoned:
             await asyncio.wait(list(self._abandoned), timeout=_CLOSE_S_MAX)
-
-    def _clients(self) -> list[Any]:
-        return [self._client] if self._hedge_client is None else [self._client, self._hedge_client]
-
-    async def _disconnect(self) -> None:
-        for client in self._clients():
-            await client.close()
 
 
 async def _first_answer(calls: Iterable[asyncio.Task[Float64]]) -> Float64:
@@ -336,24 +250,3 @@ async def _first_answer(calls: Iterable[asyncio.Task[Float64]]) -> Float64:
 def _rows(inputs: DeepInputs, start: int) -> DeepInputs:
     stop = start + BATCH_ROWS_MAX
     return DeepInputs(inputs.sequence[start:stop], inputs.features[start:stop])
-
-
-def _tensor(name: str, values: Any) -> Any:
-    from tritonclient.grpc import InferInput
-
-    tensor = InferInput(name, list(values.shape), "FP32")
-    tensor.set_data_from_numpy(np.ascontiguousarray(values, np.float32))
-    return tensor
-
-
-def _status_and_text(error: Exception) -> tuple[str, str]:
-    """Name of the gRPC status, such as `UNAVAILABLE`, and the message as one line."""
-    from tritonclient.utils import InferenceServerException
-
-    if not isinstance(error, InferenceServerException):
-        return type(error).__name__, " ".join(str(error).split())
-    return str(error.status() or "error").removeprefix("StatusCode."), " ".join(str(error.message()).split())
-
-
-def _shown(tensor: tuple[str, list[int]] | None) -> str:
-    return "absent" if tensor is None else f"{tensor[0]} {tensor[1]}"

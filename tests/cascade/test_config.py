@@ -77,6 +77,8 @@ HEADERS = {"H": "a=b", "BAD": "hunter2", "SPLIT": "a=hunter2%0d%0ax: y"}
         ),
         ("[kafka]\nbootstrap = 'nowhere'", ["kafka.bootstrap = 'nowhere'", "host:port"]),
         ("[kafka]\nbootstrap = ' , '", ["kafka.bootstrap", "host:port"]),
+        ("[deep]\nurl = 'http://triton:8001'", ["deep.url = 'http://triton:8001'", "host:port, several"]),
+        ("[deep]\nurl = 'triton:8001,'", ["deep.url = 'triton:8001,'", "host:port, several"]),
         ("[kafka.topics]\nlabels = 'transactions'", ["kafka.topics.", "twice"]),
         ("[kafka.topics]\nlabels = 'a b'", ["kafka.topics.labels = 'a b'"]),
         ("kafka = 3", ["kafka = 3", "expected object"]),

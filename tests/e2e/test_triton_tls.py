@@ -10,7 +10,8 @@ import pytest
 from cascade.errors import ModelServerError
 from stages.deep.local_triton import LocalTriton, ServerTls
 from stages.deep.repository import write_repository
-from stages.deep.triton import GrpcOptions, TritonDeepStage
+from stages.deep.triton import TritonDeepStage
+from stages.deep.triton_connection import GrpcOptions
 from tests.certificates import Authority, make_authority
 from tests.conftest import TinyDeepModel
 

@@ -104,4 +104,5 @@ def test_calls_that_a_frozen_server_leaves_are_bounded_in_number_and_time(
     assert len(errors) == _ABANDONED_MAX + 100
     assert max(left) == _ABANDONED_MAX
     assert left_later == 0
+    stage.wait_ready(20)
     assert len(stage.submit(inputs, 10).result()) == 1

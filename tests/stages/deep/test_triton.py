@@ -20,7 +20,8 @@ from cascade.errors import DeepStageError, ModelServerError
 from cascade.protocols import DeepInputs
 from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import ServingLimits, write_repository
-from stages.deep.triton import GrpcOptions, TritonDeepStage
+from stages.deep.triton import TritonDeepStage
+from stages.deep.triton_connection import GrpcOptions, TritonConnection
 from tests.conftest import TinyDeepModel
 from tests.proxy import Proxy
 from tests.stages.deep.conftest import failure
@@ -164,42 +165,41 @@ def test_a_model_that_is_busy_at_the_start_is_asked_again(
 ) -> None:
     limits = ServingLimits(queue_requests_max=1, queue_timeout_us=500_000)
     repository = write_repository(slow_deep_model.path, slow_deep_model.signature, tmp_path / "models", "cpu", limits)
+    refused = refused_probes(monkeypatch)
     with (
         LocalTriton(repository, parts_dir=triton_parts) as server,
         closing(TritonDeepStage(server.grpc_url, slow_deep_model.signature)) as first,
-        closing(TritonDeepStage(server.grpc_url, slow_deep_model.signature)) as second,
         ThreadPoolExecutor(1) as starting,
     ):
         first.wait_ready(30)
-        refused = refusals(second, monkeypatch)
         busy: list[Future[Float64]] = []
-        ready = starting.submit(second.wait_ready, 60)
         give_up_s = time.monotonic() + 60
         while not refused and time.monotonic() < give_up_s:
-            busy = [future for future in busy if not future.done()]
-            busy += [first.submit(slow_deep_model.inputs(256), 8) for _ in range(3 - len(busy))]
-            if ready.done():
-                # it found a gap
-                ready.result()
+            # where the second stage finds a gap, another one starts
+            with closing(TritonDeepStage(server.grpc_url, slow_deep_model.signature)) as second:
                 ready = starting.submit(second.wait_ready, 60)
-            time.sleep(0.01)
-        ready.result()
+                while not refused and not ready.done() and time.monotonic() < give_up_s:
+                    busy = [future for future in busy if not future.done()]
+                    busy += [first.submit(slow_deep_model.inputs(256), 8) for _ in range(3 - len(busy))]
+                    time.sleep(0.01)
+                ready.result()
     assert refused
 
 
-def refusals(stage: TritonDeepStage, monkeypatch: pytest.MonkeyPatch) -> list[DeepStageError]:
-    """What is refused of the calls of `stage` from now on."""
+def refused_probes(monkeypatch: pytest.MonkeyPatch) -> list[DeepStageError]:
+    """What is refused of the calls with one row from now on."""
     refused: list[DeepStageError] = []
-    ask = stage._infer
+    infer = TritonConnection.infer
 
-    async def listen(client: Any, inputs: DeepInputs, remaining_s: float, cancel_s: float) -> Float64:
+    async def listen(connection: TritonConnection, inputs: DeepInputs, *limits: Any) -> Float64:
         try:
-            return await ask(client, inputs, remaining_s, cancel_s)
+            return await infer(connection, inputs, *limits)
         except DeepStageError as error:
-            refused.append(error)
+            if len(inputs) == 1:
+                refused.append(error)
             raise
 
-    monkeypatch.setattr(stage, "_infer", listen)
+    monkeypatch.setattr(TritonConnection, "infer", listen)
     return refused
 
 

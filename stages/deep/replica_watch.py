@@ -1,0 +1,72 @@
+"""Keeps the replicas up to date: connects to new ones, checks all of them, and disconnects those that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+from typing import Final
+
+from cascade.errors import DeepStageError, ModelServerError
+from stages.deep.replicas import Address, Replica, Replicas
+from stages.deep.triton_connection import TritonConnection
+
+# A replica that is not ready yet has its share of the requests within a second of being ready.
+CHECK_EVERY_S: Final = 0.4
+# A check takes about a millisecond of the worker's CPU time.
+CHECK_READY_EVERY_S: Final = 0.9
+# So that clients that start together do not check at the same moments.
+_JITTER_SHARE: Final = 0.25
+
+
+class ReplicaWatch:
+    """The life of each replica, from the first check to the end of its connection; on one asyncio loop."""
+
+    def __init__(self, replicas: Replicas[TritonConnection]) -> None:
+        self._replicas = replicas
+        self._connected: dict[Replica[TritonConnection], asyncio.Task[None]] = {}
+
+    @property
+    def connected(self) -> int:
+        """The number of connected replicas, with retired ones that still have requests."""
+        return len(self._connected)
+
+    async def update(self, addresses: Iterable[Address]) -> None:
+        """Adds and retires replicas: see `Replicas.update`."""
+        for replica in self._replicas.update(addresses):
+            self._connected[replica] = asyncio.create_task(self._tend(replica))
+
+    async def _tend(self, replica: Replica[TritonConnection]) -> None:
+        answers = 0
+        while not replica.retired:
+            # an answered request shows as much as a check, so on a busy stream the checks cost nothing
+            if not replica.ready or replica.answers == answers:
+                await self._check(replica)
+            answers = replica.answers
+            pause_s = CHECK_READY_EVERY_S if replica.ready else CHECK_EVERY_S
+            await asyncio.sleep(pause_s * (1 - _JITTER_SHARE * random.SystemRandom().random()))
+        # its last requests may still be answered
+        while replica.outstanding:
+            await asyncio.sleep(CHECK_EVERY_S)
+        del self._connected[replica]
+        await replica.connection.close()
+
+    async def _check(self, replica: Replica[TritonConnection]) -> None:
+        try:
+            if replica.ready:
+                await replica.connection.check_ready()
+            else:
+                # another server may have the address now, or the same one another model
+                await replica.connection.check_model()
+        except DeepStageError as error:
+            self._replicas.not_ready(replica, str(error))
+        except ModelServerError as error:
+            self._replicas.not_ready(replica, str(error), differs=True)
+        else:
+            self._replicas.passed(replica)
+
+    async def close(self) -> None:
+        """Closes all connections, after the end of all tasks."""
+        for replica in self._connected:
+            await replica.connection.close()
+        self._connected.clear()

@@ -1,0 +1,227 @@
+"""The connection to one Triton: its requests, and the checks of its model."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from cascade.columns import Float64
+from cascade.errors import DeepStageError, ModelServerError
+from cascade.protocols import DeepInputs
+from stages.deep.answers import checked_scores, probe_inputs
+from stages.deep.replicas import Address
+from stages.deep.signature import BATCH_ROWS_MAX, DeepSignature
+
+_MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
+# gRPC's default is two minutes, for which a restarted Triton would stay unused. A new one must have its share of the
+# calls within a second of being ready.
+_RECONNECT_MS_FIRST: Final = 100
+_RECONNECT_MS_MAX: Final = 250
+# Time limit for connecting, which gRPC names the minimum backoff (issue 33423 of grpc/grpc). A refused connection fails
+# at once.
+_CONNECT_MS_MAX: Final = 2_000
+# A healthy server answers this in about a millisecond, whatever its queue.
+_READY_TIMEOUT_S: Final = 1.0
+# A model is slow at first, or busy.
+_PROBE_TIMEOUT_S: Final = 5.0
+# After the timeout of a probe; a request that is cancelled when it is answered may crash the server (decision 3).
+_CANCEL_LATER_S: Final = 1.0
+# Triton answers both with UNAVAILABLE, as gRPC reports a server that is gone. Only the text distinguishes them.
+_QUEUE_FULL_TEXTS: Final = ("maximum queue size", "queue is full")
+_QUEUE_TIMEOUT_TEXTS: Final = ("timeout expired",)
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcOptions:
+    """TLS and keep-alive of the connections to Triton.
+
+    - `ssl`, `root_certificates`: whether to use TLS, and the authority that signed the server's certificate (PEM).
+    - `private_key`, `certificate_chain`: the client's own certificate (PEM), for mutual TLS.
+    - `keepalive_s`: seconds between pings on an idle connection.
+    - `keepalive_timeout_s`: seconds without an answer to a ping after which the connection counts as dead.
+    """
+
+    ssl: bool = False
+    root_certificates: Path | None = None
+    private_key: Path | None = None
+    certificate_chain: Path | None = None
+    # Servers refuse clients that ping an idle connection more often than every five minutes.
+    keepalive_s: float = 300.0
+    keepalive_timeout_s: float = 10.0
+
+    def credentials(self) -> Any:
+        """gRPC's credentials; None without TLS. Raises OSError if a file cannot be read."""
+        if not self.ssl:
+            return None
+        import grpc
+
+        files = (self.root_certificates, self.private_key, self.certificate_chain)
+        return grpc.ssl_channel_credentials(*(None if file is None else file.read_bytes() for file in files))
+
+    def channel_arguments(self, address: Address) -> list[tuple[str, int | str]]:
+        """The options under gRPC's names, for a connection to `address`."""
+        arguments: list[tuple[str, int | str]] = [
+            ("grpc.max_send_message_length", _MESSAGE_BYTES_MAX),
+            ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+            ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
+            ("grpc.keepalive_timeout_ms", int(self.keepalive_timeout_s * 1000)),
+            ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS_FIRST),
+            ("grpc.min_reconnect_backoff_ms", _CONNECT_MS_MAX),
+            ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS_MAX),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        if address.host != address.ip:
+            # the certificate and the requests name the configured host, not the address that it resolves to
+            arguments.append(("grpc.default_authority", f"{address.host}:{address.port}"))
+            if self.ssl:
+                arguments.append(("grpc.ssl_target_name_override", address.host))
+        return arguments
+
+
+class ReplicaUnavailableError(DeepStageError):
+    """The server did not take the request: it is gone, stops, or its queue is full. Another replica may take it."""
+
+
+class TritonConnection:
+    """Requests to one Triton. Create it and use it on an asyncio loop.
+
+    - `address`: of Triton's gRPC.
+    - `model`, `signature`: its name on the server, and its tensors.
+    - `options`, `credentials`: `credentials` are those of `options`, so that each connection has the same.
+    - `channels`: the number of TCP connections; a request names the one that it takes.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        model: str,
+        signature: DeepSignature,
+        options: GrpcOptions,
+        credentials: Any,
+        channels: int = 1,
+    ) -> None:
+        from tritonclient.grpc.aio import InferenceServerClient
+
+        self._target, self._model, self._signature = address.target, model, signature
+        arguments = options.channel_arguments(address)
+        # the channels share no pool of connections: see `channel_arguments`
+        self._channels = [
+            InferenceServerClient(self._target, creds=credentials, channel_args=arguments) for _ in range(channels)
+        ]
+
+    async def infer(self, inputs: DeepInputs, remaining_s: float, cancel_s: float, channel: int = 0) -> Float64:
+        """Scores of one request of at most 256 rows; raises DeepStageError.
+
+        - `remaining_s`: the request may wait for so long in the server's queue.
+        - `cancel_s`: it is cancelled after so long.
+        """
+        from tritonclient.grpc import InferRequestedOutput
+
+        try:
+            answer = await self._channels[channel].infer(
+                self._model,
+                [
+                    _tensor(self._signature.sequence_input, inputs.sequence),
+                    _tensor(self._signature.features_input, inputs.features),
+                ],
+                outputs=[InferRequestedOutput(self._signature.output)],
+                # for the server's queue, in microseconds: it refuses requests for which nobody waits any more
+                timeout=max(int(remaining_s * 1e6), 1),
+                client_timeout=cancel_s,
+            )
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise self._stage_error(error) from error
+        return checked_scores(answer.as_numpy(self._signature.output), len(inputs))
+
+    def _stage_error(self, error: Exception) -> DeepStageError:
+        status, text = _status_and_text(error)
+        lowered = text.lower()
+        message = f"Triton at {self._target}: {status}: {text}"
+        if status == "DEADLINE_EXCEEDED" or any(part in lowered for part in _QUEUE_TIMEOUT_TEXTS):
+            return DeepStageError("deadline", message)
+        full = status == "RESOURCE_EXHAUSTED" or any(part in lowered for part in _QUEUE_FULL_TEXTS)
+        cause = "queue-full" if full else "error"
+        return ReplicaUnavailableError(cause, message) if status == "UNAVAILABLE" else DeepStageError(cause, message)
+
+    async def check_ready(self) -> None:
+        """Returns if the server serves the model; else raises DeepStageError with the reason as text."""
+        try:
+            ready = await self._channels[0].is_model_ready(self._model, client_timeout=_READY_TIMEOUT_S)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise DeepStageError("error", ": ".join(_status_and_text(error))) from error
+        if not ready:
+            raise DeepStageError("error", "the model is not ready")
+
+    async def check_model(self) -> None:
+        """Returns if the server serves the bundle's model and it scores a row on each channel.
+
+        Raises DeepStageError with the reason as text, or ModelServerError if it serves another model.
+        """
+        await self.check_ready()
+        await self._check_tensors()
+        for channel in range(len(self._channels)):
+            try:
+                limit_s = _PROBE_TIMEOUT_S + _CANCEL_LATER_S
+                await self.infer(probe_inputs(self._signature), _PROBE_TIMEOUT_S, limit_s, channel)
+            except DeepStageError as error:
+                raise DeepStageError(error.cause, f"the model is ready but does not answer: {error}") from error
+
+    async def _check_tensors(self) -> None:
+        """Compare names, types and shapes of the served model's tensors, and its batch size, with the bundle's."""
+        try:
+            metadata = await self._channels[0].get_model_metadata(self._model, client_timeout=_PROBE_TIMEOUT_S)
+            answer = await self._channels[0].get_model_config(self._model, client_timeout=_PROBE_TIMEOUT_S)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise DeepStageError("error", ": ".join(_status_and_text(error))) from error
+        tensors = (*metadata.inputs, *metadata.outputs)
+        actual = {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in tensors}
+        shapes = self._signature.input_shapes | self._signature.output_shapes
+        expected = {name: ("FP32", [-1, *shape]) for name, shape in shapes.items()}
+        for name in sorted(actual.keys() | expected.keys()):
+            if actual.get(name) != expected.get(name):
+                raise ModelServerError(
+                    f"Triton at {self._target} serves another {self._model}: tensor {name} is"
+                    f" {_shown(actual.get(name))}, in the bundle {_shown(expected.get(name))}; serve the bundle's"
+                    " model, or set bundle.path to the bundle of the served model"
+                )
+        if answer.config.max_batch_size < BATCH_ROWS_MAX:
+            raise ModelServerError(
+                f"Triton at {self._target} serves {self._model} with max_batch_size {answer.config.max_batch_size}; "
+                f"set it to {BATCH_ROWS_MAX}"
+            )
+
+    async def close(self) -> None:
+        """Closes the connection; cancels requests without an answer."""
+        for channel in self._channels:
+            await channel.close()
+
+
+def _tensor(name: str, values: Any) -> Any:
+    from tritonclient.grpc import InferInput
+
+    tensor = InferInput(name, list(values.shape), "FP32")
+    tensor.set_data_from_numpy(np.ascontiguousarray(values, np.float32))
+    return tensor
+
+
+def _status_and_text(error: Exception) -> tuple[str, str]:
+    """Name of the gRPC status, such as `UNAVAILABLE`, and the message as one line."""
+    from tritonclient.utils import InferenceServerException
+
+    if not isinstance(error, InferenceServerException):
+        return type(error).__name__, " ".join(str(error).split())
+    return str(error.status() or "error").removeprefix("StatusCode."), " ".join(str(error.message()).split())
+
+
+def _shown(tensor: tuple[str, list[int]] | None) -> str:
+    return "absent" if tensor is None else f"{tensor[0]} {tensor[1]}"
