@@ -22,6 +22,11 @@ class Bursts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     share: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.05
     mean_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)] = 1.0
 
+    @property
+    def peak(self) -> float:
+        """The rate in a burst ÷ the mean rate."""
+        return self.factor / (1.0 - self.share + self.factor * self.share)
+
 
 @dataclass(frozen=True, eq=False)
 class ArrivalProcess:
@@ -89,3 +94,20 @@ class ArrivalProcess:
         deviation = np.linalg.inv(np.outer(np.ones(phases), self.stationary) - self.d0 - self.d1)
         spread = float((self.stationary @ self.d1 @ deviation @ self.d1).sum())
         return 1.0 - 2.0 * self.rate_per_s + 2.0 * spread / self.rate_per_s
+
+
+def draw_arrivals_s(rate_per_s: float, bursts: Bursts | None, calls: int, chance: np.random.Generator) -> Float64:
+    """Float64 [calls], ascending: drawn times of the calls of a stream, `rate_per_s` in the mean."""
+    # in units of the mean rate, the calls are a Poisson process; bursts only stretch and squeeze its time
+    work = np.cumsum(chance.exponential(1.0, calls))
+    if bursts is None:
+        return work / rate_per_s
+    quiet_per_s = rate_per_s / (1.0 - bursts.share + bursts.factor * bursts.share)
+    quiet_mean_s = bursts.mean_s * (1.0 - bursts.share) / bursts.share
+    pairs = int(work[-1] / (quiet_per_s * quiet_mean_s)) + 1
+    lengths = chance.exponential(np.tile([quiet_mean_s, bursts.mean_s], pairs))
+    lengths[-2] += work[-1] / quiet_per_s  # the stretches must last as long as the calls do
+    rates = np.tile([quiet_per_s, quiet_per_s * bursts.factor], pairs)
+    starts_s, starts_work = np.cumsum(np.append(0.0, lengths)), np.cumsum(np.append(0.0, lengths * rates))
+    times: Float64 = np.interp(work, starts_work, starts_s)
+    return times

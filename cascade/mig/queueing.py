@@ -27,6 +27,7 @@ one. Both make calls slower, and both are rare unless `rows_max` is small.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,12 +45,14 @@ Complex128 = npt.NDArray[np.complex128]
 _ROOM_MIN: Final = 16
 # Probability of the chain's largest queue above which we give it more room.
 _TAIL_MAX: Final = 1e-7
-# Nodes over a batch's time before its last `delay_s`; with many sizes of batches fewer give as many different times.
-_NODES, _NODES_MANY, _MANY = 40, 12, 40
+# Nodes over a batch's time before its last `delay_s`: with many sizes of batches, fewer give as many different times.
+_NODES_MIN, _NODES_MAX, _TIMES = 4, 40, 200_000
 # Nodes over the last `delay_s` of a batch, and over a delay.
-_NODES_DELAY: Final = 8
+_NODES_DELAY: Final = 4
 # Batches of this probability and below are left out of the distribution of times.
 _SHARE_MIN: Final = 1e-6
+# Most chains forget their state within these steps; their change is then below the second figure.
+_STEPS, _STEP_MIN = 300, 1e-13
 
 
 class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,10 +90,10 @@ class ReplicaQueue:
         index = int(np.searchsorted(self._cumulative, share))
         return float(self.times_s[min(index, len(self.times_s) - 1)])
 
-    def share_within(self, time_s: float) -> float:
-        """The share of calls that have their answer within `time_s`; a rejected call has none."""
-        index = int(np.searchsorted(self.times_s, time_s, side="right"))
-        return (1.0 - self.rejected_share) * float(self._cumulative[index - 1]) if index else 0.0
+    def tail_s(self, share: float) -> float:
+        """The same of all calls, where a rejected call never has its answer: infinite if too many are rejected."""
+        answered = 1.0 - self.rejected_share
+        return self.quantile_s(share / answered) if share < answered else math.inf
 
     @property
     def mean_s(self) -> float:
@@ -186,10 +189,7 @@ class _Chain:
             moves[self._calls - 1, :, target] += counts[:, count]
             moves[~later, :, min(count + 1, self._room) - 1] += waiting[~later, count]
         size = self._room * phases
-        equations = moves.reshape(size, size).T - np.eye(size)
-        equations[-1] = 1.0
-        solution = np.linalg.solve(equations, np.append(np.zeros(size - 1), 1.0))
-        stationary = np.maximum(solution, 0.0).reshape(self._room, phases)
+        stationary = _stationary(moves.reshape(size, size)).reshape(self._room, phases)
         beyond = np.maximum(self._left[:, None] + np.arange(self._counts) - self._queue_max, 0)
         self._rejected = float(np.einsum("qi,qcij,qc->", stationary, counts, beyond))
         return stationary
@@ -213,19 +213,20 @@ class _Chain:
             batch_shares=batch_shares / batch_shares.sum(),
             batches_per_s=1.0 / cycle_s,
             busy_share=float(shares @ self._seconds) / cycle_s,
-            rejected_share=self._rejected / (self._rate * cycle_s),
+            rejected_share=max(self._rejected / (self._rate * cycle_s), 0.0),
         )
 
     def _times(self) -> tuple[Float64, Float64]:
         """The time of a call and its weight, for the calls of one step of the chain; both float64 [points]."""
         parts = [self._after_first()]
         rows = np.flatnonzero(self.stationary.sum(axis=1) > _SHARE_MIN)
-        nodes = _NODES if len(rows) <= _MANY else _NODES_MANY
+        nodes = int(np.clip(_TIMES // (len(rows) * self._counts), _NODES_MIN, _NODES_MAX))
         parts += self._during(rows, np.zeros(self._room), self._until, nodes)
         if self._delay:
             parts += self._during(rows, self._until, self._seconds, _NODES_DELAY)
-        times, weights = zip(*parts, strict=True)
-        return np.concatenate(times), np.concatenate(weights)
+        times, weights = map(np.concatenate, zip(*parts, strict=True))
+        possible = weights > 0.0
+        return times[possible], weights[possible]
 
     def _during(
         self, rows: npt.NDArray[np.int64], start: Float64, end: Float64, nodes: int
@@ -283,6 +284,22 @@ class _Chain:
         started = np.einsum("ri,zij->rzj", phases, self._vectors)
         later: Complex128 = started[:, None] * np.exp(self._values * at[..., None, None])
         return later
+
+
+def _stationary(moves: Float64) -> Float64:
+    """The stationary probabilities of a chain with the transition probabilities `moves` [states, states]."""
+    size = len(moves)
+    state = np.full(size, 1.0 / size)
+    for _ in range(_STEPS):
+        following = state @ moves
+        if np.abs(following - state).sum() < _STEP_MIN:
+            return np.asarray(following / following.sum())
+        state = following
+    # long bursts: the chain remembers its phase for too many steps
+    equations = moves.T - np.eye(size)
+    equations[-1] = 1.0
+    solution = np.maximum(np.linalg.solve(equations, np.append(np.zeros(size - 1), 1.0)), 0.0)
+    return np.asarray(solution / solution.sum())
 
 
 def _nodes(start: Float64, end: Float64, count: int) -> tuple[Float64, Float64]:

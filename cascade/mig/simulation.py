@@ -17,7 +17,7 @@ import numpy as np
 
 from cascade.columns import Float64, Int64
 from cascade.errors import DataError
-from cascade.mig.arrivals import Bursts
+from cascade.mig.arrivals import Bursts, draw_arrivals_s
 from cascade.mig.queueing import Batching
 
 if TYPE_CHECKING:
@@ -51,8 +51,15 @@ class Simulated(msgspec.Struct, frozen=True, kw_only=True):
     rejected_share: float
 
 
-def simulate(load: Load, batch_times: Sequence[BatchTime], batching: Batching, calls: int, seed: int) -> Simulated:
-    """Simulates so many calls to replicas with these times of a batch.
+def simulate(
+    load: Load, batch_times: Sequence[BatchTime], batching: Batching, calls: int, seed: int, instances: int = 1
+) -> Simulated:
+    """Simulates so many calls to replicas.
+
+    load: the calls of all clients.
+    batch_times: of each replica.
+    batching: of every replica.
+    instances: of the model in every replica, which share its queue.
 
     Raises DataError where simpy is not installed.
     """
@@ -61,9 +68,10 @@ def simulate(load: Load, batch_times: Sequence[BatchTime], batching: Batching, c
     except ModuleNotFoundError as error:
         raise DataError("simpy is not installed; install it with `pip install 'cascade-fraud[plan]'`") from error
     chance = np.random.default_rng(seed)
-    arrivals_s = _arrivals_s(load, calls, chance)
+    arrivals_s = draw_arrivals_s(load.rate_per_s, load.bursts, calls, chance)
     environment = simpy.Environment()
-    replicas = [_Replica(environment, batch_time, batching) for batch_time in batch_times]
+    free = [simpy.Resource(environment, instances) for _ in batch_times]
+    replicas = [_Replica(environment, *parts, batching) for parts in zip(free, batch_times, strict=True)]
     clients = chance.integers(0, load.clients, calls)
     rows = chance.geometric(1.0 / load.rows_per_call, calls)
     for client in range(load.clients):
@@ -80,28 +88,10 @@ def simulate(load: Load, batch_times: Sequence[BatchTime], batching: Batching, c
         p50_s=float(p50_s),
         p99_s=float(p99_s),
         mean_s=float(counted.mean()),
-        busy_share=sum(replica.busy_s for replica in replicas) / float(arrivals_s[-1]) / len(replicas),
+        busy_share=sum(replica.busy_s for replica in replicas) / float(arrivals_s[-1]) / len(replicas) / instances,
         batch_mean=len(answered) / sum(replica.batches for replica in replicas),
         rejected_share=rejected / calls,
     )
-
-
-def _arrivals_s(load: Load, calls: int, chance: np.random.Generator) -> Float64:
-    """Float64 [calls]: the times of the calls, ascending."""
-    # in units of the mean rate, the calls are a Poisson process; bursts only stretch and squeeze its time
-    work = np.cumsum(chance.exponential(1.0, calls))
-    bursts = load.bursts
-    if bursts is None:
-        return work / load.rate_per_s
-    quiet_per_s = load.rate_per_s / (1.0 - bursts.share + bursts.factor * bursts.share)
-    quiet_mean_s = bursts.mean_s * (1.0 - bursts.share) / bursts.share
-    pairs = int(work[-1] / (quiet_per_s * quiet_mean_s)) + 1
-    lengths = chance.exponential(np.tile([quiet_mean_s, bursts.mean_s], pairs))
-    lengths[-2] += work[-1] / quiet_per_s  # the stretches must last as long as the calls do
-    rates = np.tile([quiet_per_s, quiet_per_s * bursts.factor], pairs)
-    starts_s, starts_work = np.cumsum(np.append(0.0, lengths)), np.cumsum(np.append(0.0, lengths * rates))
-    times: Float64 = np.interp(work, starts_work, starts_s)
-    return times
 
 
 def _client(
@@ -115,9 +105,10 @@ def _client(
 
 @dataclass
 class _Replica:
-    """One Triton with one instance of the model."""
+    """One Triton: a queue, and the `free` instances of the model."""
 
     environment: simpy.Environment
+    free: simpy.Resource
     batch_time: BatchTime
     batching: Batching
     # (arrival, seconds to the answer) of each answered call
@@ -130,7 +121,7 @@ class _Replica:
 
     def __post_init__(self) -> None:
         self._arrived = self.environment.event()
-        self.environment.process(self._serve())
+        self.environment.process(self._batch())
 
     def submit(self, rows: int) -> None:
         """Puts a call into the queue, unless that is full."""
@@ -142,20 +133,27 @@ class _Replica:
         if not self._arrived.triggered:
             self._arrived.succeed()
 
-    def _serve(self) -> Generator[simpy.Event, Any, None]:
+    def _batch(self) -> Generator[simpy.Event, Any, None]:
         environment = self.environment
         while True:
+            instance = self.free.request()
+            yield instance
             while not self._waiting:
                 yield self._next_arrival()
             due_s = self._waiting[0][0] + self.batching.delay_s
             while self._rows < self.batching.rows_max and environment.now < due_s:
                 yield environment.any_of((environment.timeout(due_s - environment.now), self._next_arrival()))
-            batch, rows = self._take()
-            seconds = self.batch_time(rows)
-            yield environment.timeout(seconds)
-            self.batches += 1
-            self.busy_s += seconds
-            self.answers += [(arrival_s, environment.now - arrival_s) for arrival_s in batch]
+            environment.process(self._compute(instance, *self._take()))
+
+    def _compute(
+        self, instance: simpy.resources.resource.Request, arrivals_s: list[float], rows: int
+    ) -> Generator[simpy.Event, Any, None]:
+        seconds = self.batch_time(rows)
+        yield self.environment.timeout(seconds)
+        self.free.release(instance)
+        self.batches += 1
+        self.busy_s += seconds
+        self.answers += [(arrival_s, self.environment.now - arrival_s) for arrival_s in arrivals_s]
 
     def _next_arrival(self) -> simpy.Event:
         self._arrived = self.environment.event()
