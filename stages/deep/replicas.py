@@ -55,7 +55,7 @@ class Replica(Generic[Connection]):
     - `retired`: its address is gone. It gets no more requests.
     - `outstanding`: requests without an end, those included for which nobody waits any more.
     - `calls`, `answers`, `failures`: requests sent, answered, and failed, since it was added.
-    - `failures_in_row`: failures since the last answer.
+    - `failures_in_row`: failures since the last answer, without those of an overloaded replica.
     """
 
     address: Address
@@ -147,11 +147,16 @@ class Replicas(Generic[Connection]):
         replica.answers += 1
         replica.failures_in_row = 0
 
-    def failed(self, replica: Replica[Connection], problem: str, gone: bool = False) -> None:
-        """A request failed. `gone`: the server refused the connection or closed it, so no further request is sent."""
+    def failed(self, replica: Replica[Connection], problem: str, gone: bool = False, overloaded: bool = False) -> None:
+        """A request failed.
+
+        - `gone`: the server refused the connection or closed it, so no further request is sent.
+        - `overloaded`: its queue was full, or the request waited there too long, which is no fault of the replica.
+        """
         replica.outstanding -= 1
         replica.failures += 1
-        replica.failures_in_row += 1
+        if not overloaded:
+            replica.failures_in_row += 1
         if gone or replica.failures_in_row >= FAILURES_MAX:
             self._set(replica, ready=False, problem=problem)
 

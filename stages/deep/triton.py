@@ -173,8 +173,9 @@ class TritonDeepStage:
             elif error is None:
                 self._replicas.answered(replica)
             else:
-                gone = isinstance(error, ReplicaUnavailableError) and error.cause != "queue-full"
-                self._replicas.failed(replica, str(error), gone)
+                overloaded = isinstance(error, DeepStageError) and error.cause in ("queue-full", "deadline")
+                gone = isinstance(error, ReplicaUnavailableError) and not overloaded
+                self._replicas.failed(replica, str(error), gone, overloaded)
 
         call.add_done_callback(ended)
         return call

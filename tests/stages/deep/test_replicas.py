@@ -108,6 +108,13 @@ def test_a_replica_whose_requests_all_fail_at_once_does_not_attract_them() -> No
     assert [replica.failures for replica in others] == [0, 0]
 
 
+def test_an_overloaded_replica_stays_in_use() -> None:
+    replicas, (only,) = ready_replicas(1)
+    for _ in range(3 * FAILURES_MAX):
+        replicas.failed(send(replicas), "queue is full", overloaded=True)
+    assert (only.ready, only.failures, only.outstanding) == (True, 3 * FAILURES_MAX, 0)
+
+
 def test_failures_with_answers_in_between_are_no_reason_to_pass_by_a_replica() -> None:
     replicas, (only,) = ready_replicas(1)
     for _ in range(20):
@@ -194,7 +201,7 @@ def test_more_addresses_than_the_limit_are_cut_always_to_the_same() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["update", "passed", "not ready", "differs", "sent", "answered", "failed", "gone"]),
+            st.sampled_from(["update", "passed", "not ready", "differs", "sent", "answered", "failed", "gone", "full"]),
             st.integers(0, 7),
             st.sets(st.integers(0, 7), max_size=8),
         ),
@@ -222,11 +229,12 @@ def test_whatever_happens_only_a_replica_that_fits_is_chosen_and_the_counts_agre
                 assert not chosen.retired
                 replicas.sent(chosen)
                 outstanding.append(chosen)
-        elif what in ("answered", "failed", "gone") and outstanding:
+        elif what in ("answered", "failed", "gone", "full") and outstanding:
             replica = outstanding.pop(number % len(outstanding))
             end: dict[str, Any] = {
                 "answered": lambda: replicas.answered(replica),  # noqa: B023
                 "failed": lambda: replicas.failed(replica, "INTERNAL"),  # noqa: B023
+                "full": lambda: replicas.failed(replica, "full", overloaded=True),  # noqa: B023
                 "gone": lambda: replicas.failed(replica, "UNAVAILABLE", gone=True),  # noqa: B023
             }
             end[what]()
