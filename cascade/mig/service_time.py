@@ -22,7 +22,7 @@ watts above idle ÷ FP32 throughput at its maximum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -176,7 +176,7 @@ class ServiceTimes:
         return min(references, key=distance, default=None)
 
 
-def worst(*bases: Basis) -> Basis:
+def least_certain(bases: Iterable[Basis]) -> Basis:
     """The basis of a figure that is computed from several."""
     return max(bases, key=_ORDER.index)
 
@@ -205,7 +205,7 @@ def _reference(gpu: Gpu, name: str, cost: DeepCost) -> _Reference:
     return _Reference(part, Curve(rows, tuple(seconds.tolist())), joules, f"{name}: {cost.server}, {cost.precision}")
 
 
-def read_measured(options: list[str]) -> dict[str, DeepCost]:
+def read_measured(options: Sequence[str]) -> dict[str, DeepCost]:
     """The files of options NAME=FILE, by name. Raises DataError for another form, a name given twice, a wrong file."""
     found: dict[str, DeepCost] = {}
     for option in options:
