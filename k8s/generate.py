@@ -55,7 +55,7 @@ VALUES: Final[Mapping[str, tuple[tuple[tuple[str, str], Place], ...]]] = {
     "worker.resources": ((_WORKER, (*_POD, "containers", 0, "resources")),),
     "worker.snapshots": ((_WORKER, (*_CLAIM, "resources", "requests", "storage")),),
     "topics.partitions": ((_TOPICS, (*_ARGUMENTS, 4)),),
-    "topics.replicas": ((_TOPICS, (*_ARGUMENTS, 6)),),
+    "topics.replication": ((_TOPICS, (*_ARGUMENTS, 6)),),
     "triton.cpu.request": ((_TRITON, (*_POD, "containers", 0, "resources", "requests", "cpu")),),
     "triton.cpu.limit": ((_TRITON, (*_POD, "containers", 0, "resources", "limits", "cpu")),),
     "triton.memory.request": ((_TRITON, (*_POD, "containers", 0, "resources", "requests", "memory")),),

@@ -58,7 +58,7 @@ def render_with(overlay: str, components: Sequence[str], directory: Path) -> Obj
 def parse(text: str) -> Objects:
     """The objects of a stream of YAML documents."""
     # the loader in C takes a tenth of the time
-    return [item for item in yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if item]  # noqa: S506
+    return [item for item in yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if item]
 
 
 @cache

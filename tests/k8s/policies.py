@@ -26,7 +26,7 @@ SECRETS = {"cascade-kafka", "cascade-worker-tls", "cascade-triton-tls", "cascade
 # One broker for trying out: it can never have a second pod.
 SINGLE = {"kafka"}
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
-SLICE = "nvidia.com/"
+GPU_RESOURCE = "nvidia.com/"
 # A commit may take so long (cascade/config.py, HealthSettings).
 COMMIT_S = 15
 
@@ -115,21 +115,21 @@ def pods_have_no_token(objects: Objects) -> Violations:
 def slices_are_requested_as_limited(objects: Objects) -> Violations:
     """A pod with a slice of a GPU has exactly one, requested as limited: one Triton process uses one MIG device."""
     for name, _, spec in pods(objects):
-        asked = [
-            {
-                bound: {key: n for key, n in part["resources"][bound].items() if key.startswith(SLICE)}
-                for bound in limits
-            }
-            for part in containers(spec)
-            if (limits := [bound for bound in ("requests", "limits") if bound in part.get("resources", {})])
-        ]
-        slices = [bounds for bounds in asked if any(bounds.values())]
-        if not slices:
-            continue
-        if len(slices) > 1 or list(slices[0].get("limits", {}).values()) != [1]:
+        requests, limits = _slices(spec, "requests"), _slices(spec, "limits")
+        if (requests or limits) and (len(limits) != 1 or limits[0][2] != 1):
             yield f"{name}: not one slice"
-        if slices[0].get("requests") != slices[0].get("limits"):
-            yield f"{name}: requests {slices[0].get('requests')}, limits {slices[0].get('limits')}"
+        if requests != limits:
+            yield f"{name}: requests {requests}, limits {limits}"
+
+
+def _slices(spec: Object, bound: str) -> list[tuple[str, str, int]]:
+    """Container, resource and number of each GPU resource of a pod."""
+    return [
+        (part["name"], key, number)
+        for part in containers(spec)
+        for key, number in part.get("resources", {}).get(bound, {}).items()
+        if key.startswith(GPU_RESOURCE)
+    ]
 
 
 def traffic_is_denied_unless_allowed(objects: Objects) -> Violations:
@@ -193,15 +193,14 @@ def selectors_select_their_pods(objects: Objects) -> Violations:
 
 def references_exist(objects: Objects) -> Violations:
     """What a pod or a ScaledObject names is among the objects; Secrets are those of the README."""
-    named = {
-        kind: {item["metadata"]["name"] for item in of_kind(objects, kind)} for kind in ("ConfigMap", "PriorityClass")
-    }
+    classes = {item["metadata"]["name"] for item in of_kind(objects, "PriorityClass")}
+    config_maps = {item["metadata"]["name"] for item in of_kind(objects, "ConfigMap")}
     for name, _, spec in pods(objects):
-        if spec.get("priorityClassName") not in {None, *named["PriorityClass"]}:
+        if spec.get("priorityClassName") not in {None, *classes}:
             yield f"{name}: no priority class {spec['priorityClassName']}"
         volumes = {volume["name"] for volume in spec.get("volumes", [])}
         for volume in spec.get("volumes", []):
-            if "configMap" in volume and volume["configMap"]["name"] not in named["ConfigMap"]:
+            if "configMap" in volume and volume["configMap"]["name"] not in config_maps:
                 yield f"{name}: no ConfigMap {volume['configMap']['name']}"
             if "secret" in volume and volume["secret"]["secretName"] not in SECRETS:
                 yield f"{name}: Secret {volume['secret']['secretName']} is not in the README"
