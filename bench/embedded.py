@@ -31,7 +31,7 @@ from streaming.clients import make_consumer, make_producer
 from streaming.clients.topics import ensure_topics
 from streaming.local_broker import LocalBroker
 from streaming.player import Played, Player
-from streaming.service import topic_specs
+from streaming.topics import topic_specs
 
 READY_TIMEOUT_S = 120.0
 # A worker without a new decision for this long, while transactions wait, has failed.

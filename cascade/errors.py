@@ -36,6 +36,10 @@ class BrokerError(CascadeError):
     """Kafka cannot be reached, refuses an operation, or has no such topic."""
 
 
+class MissingTopicsError(BrokerError):
+    """Kafka has no topic of these names."""
+
+
 class ProducerFencedError(BrokerError):
     """A newer producer with the same transactional id exists: the broker refuses every record of this producer."""
 

@@ -1,4 +1,4 @@
-"""Commands of the service: `run`, `replay`, `evaluate`."""
+"""Commands of the service: `run`, `topics`, `replay`, `evaluate`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from cascade.ledger import render
 from cascade.progress import Steps
 from cascade.schema import load_schema
 from stages.assembly import make_deep_stage, make_screener
-from streaming.clients import make_consumer, make_producer
+from streaming.clients import describe_topics, ensure_topics, make_consumer, make_producer
 from streaming.clients.topics import wait_for_broker
 from streaming.evaluation import Evaluation, Judged, ModelEvaluation, read_decisions
 from streaming.evaluation import evaluate as judge
 from streaming.player import Player
-from streaming.service import check_topics, serve
+from streaming.service import serve
 from streaming.supervisor import supervise
+from streaming.topics import check_topics, differences, topic_specs
 from streaming.worker_slot import WorkerSlot
 
 # A larger difference is not rounding: the service's features differed from those of the whole file.
@@ -75,6 +76,35 @@ def run(
         print(line.decode())
     else:
         render(summary, Console())
+
+
+@app.command()
+def topics(
+    partitions: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Partitions of transactions, decisions and terminal summaries.")
+    ],
+    config: ConfigOption = Path("cascade.toml"),
+    replication: Annotated[
+        int, typer.Option(min=-1, max=32_767, help="Copies of each record; -1: the broker's default.")
+    ] = -1,
+    wait: Annotated[float, typer.Option(min=0.0, max=86_400.0, help="Seconds to wait for the broker.")] = BROKER_WAIT_S,
+) -> None:
+    """Create the topics of a configuration, with their settings; do nothing to those that are there.
+
+    A topic that is there and differs is reported with the remedy. Exit status: 0 if every topic is there now, also if
+    some differ, since the service runs with them; 1 if the broker does not answer or refuses to create a topic.
+    """
+    settings = load_config(config)
+    specs = topic_specs(settings, partitions, replication)
+    wait_for_broker(settings.kafka, wait, lambda text: typer.echo(text, err=True))
+    created = ensure_topics(settings.kafka, specs)
+    found = describe_topics(settings.kafka, [spec.name for spec in specs])
+    for spec in specs:
+        count, copies = found[spec.name].partitions, found[spec.name].replication
+        state = "created" if spec.name in created else "there"
+        typer.echo(f"{spec.name}: {state}, {count} partition{'s' * (count > 1)}, replication factor {copies}")
+    for line in differences(settings, specs, found):
+        typer.echo(f"differs: {line}", err=True)
 
 
 @app.command()

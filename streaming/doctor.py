@@ -31,8 +31,8 @@ from streaming.codecs.schema_sources import make_schemas
 from streaming.dead_letters import HEADER_PREFIX
 from streaming.files import FsspecFiles
 from streaming.locked_memory import REMEDY, locking_problem
-from streaming.service import topic_specs
 from streaming.snapshots import SUFFIX
+from streaming.topics import topic_specs
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 Status = Literal["ok", "warning", "failed"]
@@ -170,7 +170,7 @@ def _topics(found: Examination) -> tuple[Status, str]:
     names = [spec.name for spec in topic_specs(config, 1)]
     missing = missing_topics(config.kafka, names)
     if missing:
-        return "failed", f"missing: {', '.join(missing)}; `cascade run --create-topics PARTITIONS` creates them"
+        return "failed", f"missing: {', '.join(missing)}; `cascade topics --partitions N` creates them"
     with closing(make_consumer(config.kafka, None)) as consumer:
         partitions = {name: len(consumer.partitions_for(name)) for name in names}
     return "ok", ", ".join(f"{name} ({count})" for name, count in partitions.items())

@@ -35,10 +35,8 @@ from cascade.ledger import (
 )
 from cascade.protocols import DeepStage, EnergyMeter, SystemClock
 from stages.assembly import make_deep_stage, make_engine
-from streaming.clients import ConsumerClient, TopicSpec, make_consumer, make_producer
-from streaming.clients.topics import ensure_topics, missing_topics
+from streaming.clients import ConsumerClient, make_consumer, make_producer
 from streaming.codecs import topic_codec
-from streaming.dead_letters import OVERHEAD_BYTES_MAX
 from streaming.files import FsspecFiles
 from streaming.health import HealthServer, HealthState
 from streaming.journal import journal_written
@@ -50,19 +48,14 @@ from streaming.otel import otel_exported
 from streaming.privacy import CardHasher
 from streaming.sessions import run_sessions
 from streaming.snapshots import SnapshotStore, fingerprint
-from streaming.waiting import await_broker, await_model, stop_signals
+from streaming.waiting import await_broker, await_model, await_topics, stop_signals
 from streaming.worker import Parts, Worker
 from streaming.worker_slot import WorkerSlot
 
 log = structlog.get_logger()
-# Kafka's default of max.message.bytes; a dead letter is larger than its message by its headers.
-KAFKA_MESSAGE_BYTES = 1_048_588
 # The loop and the clients' threads take turns in the interpreter; Python's default of 5 ms is a whole latency limit.
 THREAD_SWITCH_S = 0.0005
 CLOSE_S = 5.0
-TOPICS_S_MAX, TOPICS_PAUSE_S = 30.0, 1.0
-# The longest window and label delay that feature files have in practice, twice.
-SUMMARIES_RETENTION_MS = 90 * 86_400_000
 # Frequent full collections take about a millisecond each; with the default thresholds they grow to ten.
 GC_THRESHOLDS = (700, 5, 2)
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -71,8 +64,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None) -> LedgerSummary:
     """Runs a worker until SIGTERM or SIGINT; returns the ledger's summary.
 
-    config: the worker's own settings. create_topics: creates missing topics with this many partitions; 0: raises a
-    BrokerError that names them. slot: of a supervised worker. Raises CascadeError, a line with the remedy.
+    config: the worker's own settings. create_topics: creates missing topics with this many partitions; 0: waits until
+    others have created them. slot: of a supervised worker. Raises CascadeError, a line with the remedy.
     """
     configure_log(config.log, None if slot is None else slot.number)
     if config.worker.lock_memory:
@@ -81,7 +74,7 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
     engine = make_engine(bundle)
     health = HealthState(config.health.stall_s_max)
     with ExitStack() as stack, stop_signals() as stopping:
-        for part in ("kernels", "state", "broker", "deep model", "partitions"):
+        for part in ("kernels", "state", "broker", "topics", "deep model", "partitions"):
             health.waiting(part, "starting")
         deep = make_deep_stage(bundle, config.deep)
         stack.callback(deep.close)
@@ -105,10 +98,9 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
         health.ok("state")
         await_broker(config, health, stopping)
         await_model(deep, health, stopping, config.deep.start_wait_s_max)
+        await_topics(config, create_topics, health, stopping)
         if stopping.is_set():
             return ledger.summary()
-        check_topics(config, create_topics)
-        health.ok("broker")
         running: list[Worker] = []
         stack.enter_context(_lag_watched(config, health, registry, running))
 
@@ -259,54 +251,6 @@ def service_level(config: Config) -> ServiceLevel:
         ),
         degraded_share_max=config.sla.degraded_share_max,
     )
-
-
-def topic_specs(config: Config, partitions: int) -> list[TopicSpec]:
-    """The topics of a configuration; the broker sets the timestamps, since deadlines count from the append."""
-    names, bytes_max = config.kafka.topics, config.worker.message_bytes_max
-    stamped = {"message.timestamp.type": "LogAppendTime"}
-    letter_bytes_max = max(KAFKA_MESSAGE_BYTES, bytes_max + OVERHEAD_BYTES_MAX)
-    specs = [
-        TopicSpec(names.transactions, partitions, settings=stamped),
-        TopicSpec(names.labels, 1, settings=stamped),
-        TopicSpec(names.decisions, partitions, settings=stamped),
-        TopicSpec(names.dead_letters, 1, settings=stamped | {"max.message.bytes": str(letter_bytes_max)}),
-    ]
-    if config.terminals.share:
-        # the newest total of each terminal and bucket, as long as a window may need it
-        compacted = {"cleanup.policy": "compact,delete", "retention.ms": str(SUMMARIES_RETENTION_MS)}
-        specs.append(TopicSpec(names.summaries, partitions, settings=stamped | compacted))
-    return specs
-
-
-def check_topics(config: Config, create_partitions: int) -> None:
-    """Creates missing topics with this many partitions; if it is 0, raises a BrokerError that names them.
-
-    Retries errors that Kafka calls retriable for TOPICS_S_MAX, since a node may restart meanwhile.
-    """
-    give_up_s = time.monotonic() + TOPICS_S_MAX
-    while True:
-        try:
-            _check_topics(config, create_partitions)
-            return
-        except BrokerError as error:
-            if not getattr(error.__cause__, "retriable", False) or time.monotonic() > give_up_s:
-                raise
-            log.warning("checking the topics again", reason=str(error))
-            time.sleep(TOPICS_PAUSE_S)
-
-
-def _check_topics(config: Config, create_partitions: int) -> None:
-    specs = topic_specs(config, max(create_partitions, 1))
-    if create_partitions:
-        ensure_topics(config.kafka, specs)
-        return
-    missing = missing_topics(config.kafka, [spec.name for spec in specs])
-    if missing:
-        raise BrokerError(
-            f"Kafka at {config.kafka.bootstrap} has no topic {', '.join(missing)}; create the missing topics, or pass"
-            " --create-topics PARTITIONS"
-        )
 
 
 def configure_log(settings: LogSettings, worker: int | None = None) -> None:

@@ -39,8 +39,8 @@ from streaming.health import HealthState
 from streaming.journal import journal_written
 from streaming.otel import otel_exported
 from streaming.privacy import CardHasher
-from streaming.service import check_topics, configure_log, health_served, service_ledger
-from streaming.waiting import Stopping, await_broker, stop_signals
+from streaming.service import configure_log, health_served, service_ledger
+from streaming.waiting import Stopping, await_broker, await_topics, stop_signals
 from streaming.worker_health import ask_health, ask_metrics
 from streaming.worker_metrics import Groups, parse_metrics, workers_registry
 from streaming.worker_slot import WorkerSlot, write_settings
@@ -93,10 +93,11 @@ def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
         stack.enter_context(otel_exported(config, registry.collect, ledger.started.timestamp()))
         stack.enter_context(health_served(config.health, registry, health))
         await_broker(config, health, stopping)
+        await_topics(config, create_topics, health, stopping)
         if not stopping.is_set():
-            check_topics(config, create_topics)
             _check_partitions(config)
-            health.forget("broker")
+            for part in ("broker", "topics"):
+                health.forget(part)
             log.info("starting workers", workers=len(workers))
             run_workers(workers, health, stopping)
         summary = summarise(account())

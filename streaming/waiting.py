@@ -1,4 +1,4 @@
-"""Waits for broker and deep model at the start, and stops the process at a signal."""
+"""Waits for broker, topics and deep model at the start, and stops the process at a signal."""
 
 from __future__ import annotations
 
@@ -13,20 +13,35 @@ from types import FrameType
 import structlog
 
 from cascade.config import Config
-from cascade.errors import BrokerError, ModelServerError
+from cascade.errors import BrokerError, MissingTopicsError, ModelServerError
 from cascade.protocols import DeepStage
-from streaming.clients.topics import wait_for_broker
+from streaming.clients.topics import wait_for_broker, wait_for_leaders
 from streaming.health import HealthState
+from streaming.topics import check_topics_once, is_retriable, topic_specs
 
 log = structlog.get_logger()
 # Length of an attempt; before the next one, health and log name what the service waits for.
 WAIT_ATTEMPT_S = 5.0
 # Health shows every attempt; the log has the first one, and then fewer and fewer.
 LOG_PAUSE_FIRST_S, LOG_PAUSE_MAX_S = 2.0, 30.0
+TOPICS_PAUSE_S = 2.0
 
 
 class _StopRequested(Exception):
     """The process must stop while it is waiting."""
+
+
+class _WaitLog:
+    """Logs what the service waits for: the first time at once, and then fewer and fewer times."""
+
+    def __init__(self) -> None:
+        self._due_s, self._pause_s = 0.0, LOG_PAUSE_FIRST_S
+
+    def warn(self, text: str) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._due_s:
+            log.warning(text)
+            self._due_s, self._pause_s = now_s + self._pause_s, min(2 * self._pause_s, LOG_PAUSE_MAX_S)
 
 
 class Stopping:
@@ -80,18 +95,14 @@ def stop_signals() -> Iterator[Stopping]:
 
 def await_broker(config: Config, health: HealthState, stopping: Stopping, wait_s_max: float = math.inf) -> None:
     """Waits for the broker or for `stopping`; raises BrokerError after `wait_s_max`, or at an access error."""
-    log_s = time.monotonic()
-    give_up_s, pause_s = log_s + wait_s_max, LOG_PAUSE_FIRST_S
+    give_up_s, wait_log = time.monotonic() + wait_s_max, _WaitLog()
 
     def report(text: str) -> None:
-        nonlocal log_s, pause_s
         if stopping.is_set():
             raise _StopRequested
         health.progress()
         health.waiting("broker", text)
-        if time.monotonic() >= log_s:
-            log.warning(text)
-            log_s, pause_s = time.monotonic() + pause_s, min(2 * pause_s, LOG_PAUSE_MAX_S)
+        wait_log.warn(text)
 
     while not stopping.is_set():
         try:
@@ -104,6 +115,41 @@ def await_broker(config: Config, health: HealthState, stopping: Stopping, wait_s
             report(str(error))
             continue
         return
+
+
+def await_topics(config: Config, create_partitions: int, health: HealthState, stopping: Stopping) -> None:
+    """Waits until others have created the topics, or for `stopping`; creates them itself with `create_partitions`.
+
+    Asks again after errors that Kafka calls retriable, such as a lost broker; raises any other BrokerError.
+    """
+    wait_log, waited = _WaitLog(), False
+    while not stopping.is_set():
+        health.progress()
+        # it stops at once and shows progress; the calls below wait for a lost broker in silence
+        await_broker(config, health, stopping)
+        if stopping.is_set():
+            return
+        try:
+            check_topics_once(config, create_partitions)
+            if waited:
+                wait_for_leaders(config.kafka, [spec.name for spec in topic_specs(config, 1)])
+        except MissingTopicsError as error:
+            waited = True
+            health.ok("broker")
+            health.waiting("topics", str(error))
+            wait_log.warn(f"waiting for topics: {error}")
+        except BrokerError as error:
+            if not is_retriable(error):
+                raise
+            health.waiting("broker", str(error))
+            wait_log.warn(str(error))
+        else:
+            health.ok("broker")
+            health.ok("topics")
+            if waited:
+                log.info("the topics are there")
+            return
+        stopping.wait(TOPICS_PAUSE_S)
 
 
 def await_model(deep: DeepStage, health: HealthState, stopping: Stopping, wait_s_max: float) -> None:

@@ -21,7 +21,7 @@ from streaming.clients.protocol import (
     TopicSpec,
     TransactionalProducerClient,
 )
-from streaming.clients.topics import ensure_topics, missing_topics, wait_for_broker
+from streaming.clients.topics import describe_topics, ensure_topics, missing_topics, wait_for_broker
 
 __all__ = [
     "ConsumerClient",
@@ -34,6 +34,7 @@ __all__ = [
     "ProducerClient",
     "TopicSpec",
     "TransactionalProducerClient",
+    "describe_topics",
     "ensure_topics",
     "make_consumer",
     "make_producer",

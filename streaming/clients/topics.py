@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import TopicAlreadyExistsError
 
 from cascade.config import KafkaSettings
@@ -76,6 +77,32 @@ def ensure_topics(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> list[str
             admin.create_topics(wanted)
         admin.wait_for_topics(sorted(wanted), timeout_ms=limits.REQUEST_TIMEOUT_MS)
     return sorted(wanted)
+
+
+def wait_for_leaders(kafka: KafkaSettings, names: Sequence[str]) -> None:
+    """Waits until each partition of these topics has a leader; raises BrokerError after the request timeout."""
+    with admin_client(kafka, "waiting for the topics' leaders") as admin:
+        admin.wait_for_topics(list(names), timeout_ms=limits.REQUEST_TIMEOUT_MS)
+
+
+def describe_topics(kafka: KafkaSettings, names: Sequence[str]) -> dict[str, TopicSpec]:
+    """Returns partitions, replication factor and settings of existing topics, by name.
+
+    `settings`: all of those in effect, the broker's defaults too; empty if this user may not read them.
+    """
+    with admin_client(kafka, "asking about topics") as admin:
+        topics = admin.describe_topics(list(names))
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+        settings = admin.describe_configs(resources, config_filter="all").get("topic", {})
+    return {
+        topic["name"]: TopicSpec(
+            topic["name"],
+            len(topic["partitions"]),
+            min((len(partition["replica_nodes"]) for partition in topic["partitions"]), default=0),
+            {key: setting["value"] for key, setting in settings.get(topic["name"], {}).items()},
+        )
+        for topic in topics
+    }
 
 
 def missing_topics(kafka: KafkaSettings, names: Sequence[str]) -> list[str]:

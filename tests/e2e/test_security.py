@@ -9,8 +9,11 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from bench.embedded import new_names
+from cascade import cli
 from cascade.config import ClientName, KafkaSettings, SecuritySettings
 from cascade.errors import BrokerError
 from streaming.clients import TopicSpec, ensure_topics, make_consumer, make_producer, wait_for_broker
@@ -187,3 +190,16 @@ def test_a_token_of_an_oauth_server(
         assert "invalid_client" in refused(kafka)
     assert server.secret not in all_logs.text
     assert WRONG_PASSWORD not in all_logs.text
+
+
+def test_the_topics_of_a_secure_broker_are_created_by_the_command(
+    secured: Secured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kafka = msgspec.to_builtins(secured.kafka("SCRAMB", username="cascade", password_env="KAFKA_PASSWORD"))
+    path = tmp_path / "cascade.toml"
+    path.write_bytes(msgspec.toml.encode({"kafka": kafka | new_names()}))
+    arguments = ["topics", "--config", str(path), "--partitions", "2", "--wait", "60"]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.count("created") == 4
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.count("there") == 4

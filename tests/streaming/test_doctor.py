@@ -15,7 +15,7 @@ from cascade.config import load_config
 from cascade.local_parts import free_ports
 from streaming.clients import TopicSpec, ensure_topics
 from streaming.doctor import SCHEMA_NUMBER_MAX, Finding, app, examine
-from streaming.service import topic_specs
+from streaming.topics import topic_specs
 from tests.streaming.registry import Registry
 
 ConfigMaker = Callable[..., Path]
@@ -73,7 +73,7 @@ def test_missing_topics_are_named_with_the_remedy(broker: Any, new_config: Confi
     found = findings(new_config(kafka={"bootstrap": broker.bootstrap}))
     assert found["topics"].status == "failed"
     assert "dead-letters-" in found["topics"].text
-    assert "--create-topics" in found["topics"].text
+    assert "`cascade topics --partitions N`" in found["topics"].text
     assert found["clock"] == Finding("clock", "warning", "not checked: the topics must exist first")
 
 
