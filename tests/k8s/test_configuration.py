@@ -23,7 +23,7 @@ from tests.k8s.manifests import (
     settings,
 )
 
-# The settings in which an overlay differs from the base. Its file is written whole, so it could miss a change of the base.
+# The settings in which an overlay differs from the base: its file is written whole, so it could miss a change there.
 DIFFERENCES = {
     "local": {"kafka.bootstrap"},
     "exactly-once": {"delivery"},
