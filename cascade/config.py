@@ -38,6 +38,7 @@ HASH_KEY_CHARACTERS_MIN = 16
 # The file name of a SettingError until `with_config_path` replaces it.
 _UNKNOWN_PATH = "configuration"
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_INSTANCE = re.compile(r"[a-zA-Z0-9._-]{1,200}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -149,6 +150,8 @@ class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     - `instance`: makes the worker a static member of the group. The name is unique in the group and the same at each
       start (for example the name of a pod). A restarted worker returns to its partitions without a rebalance, and the
       broker fences what is left of the previous run. Empty: the worker is a dynamic member.
+    - `instance_env`: the same, from this environment variable: workers that share a configuration file, such as the
+      pods of a StatefulSet, have names of their own.
     - `lost`: what the worker does when it loses the broker or the broker refuses its records: `retry` closes every
       connection and resumes from the committed offsets; `exit` ends the process.
     - `lost_s_max`: seconds without progress after which `retry` ends the process.
@@ -158,6 +161,7 @@ class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client: ClientName = "kafka-python"
     group: Text = "cascade"
     instance: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9._-]{0,200}$")] = ""
+    instance_env: OptionalText = ""
     codec: CodecName = "json"
     lost: Literal["retry", "exit"] = "retry"
     lost_s_max: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 300.0
@@ -496,6 +500,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
     """Read and check a configuration file. `KAFKA_BOOTSTRAP` in the environment overrides `kafka.bootstrap`.
 
+    `kafka.instance` is then the value of the variable that `kafka.instance_env` names.
+
     Raises SettingError, one line with file, key, value and remedy, if the file cannot be read or is not TOML, if a key
     is unknown, if a value has a wrong type or is out of range, or if settings contradict each other.
     """
@@ -505,11 +511,22 @@ def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Conf
         bootstrap = environment.get("KAFKA_BOOTSTRAP")
         if bootstrap:
             config = msgspec.structs.replace(config, kafka=msgspec.structs.replace(config.kafka, bootstrap=bootstrap))
+        config = msgspec.structs.replace(config, kafka=_with_instance(config.kafka, environment))
         _check_kafka(config.kafka, environment)
         _check_deep(config.deep)
         config.privacy.key(environment)
         _check_otel(config.otel, environment)
     return config
+
+
+def check_instance(kafka: KafkaSettings) -> None:
+    """Raises SettingError if the variable that `kafka.instance_env` names is not set.
+
+    Only a worker needs its name, so `load_config`, which every command calls, does not raise this.
+    """
+    if kafka.instance_env and not kafka.instance:
+        problem, remedy = "that environment variable is not set", "set it to a name that only this worker has"
+        raise _error("kafka.instance_env", kafka.instance_env, problem, remedy)
 
 
 @contextlib.contextmanager
@@ -583,6 +600,22 @@ def _type_at(key: str) -> Any:
     for part in filter(None, key.split(".")):
         kind = get_type_hints(kind, include_extras=True)[part]
     return kind
+
+
+def _with_instance(kafka: KafkaSettings, environment: Mapping[str, str]) -> KafkaSettings:
+    """The settings with the `instance` that the variable of `instance_env` names; without one if it is not set."""
+    key, variable = "kafka.instance_env", kafka.instance_env
+    if not variable:
+        return kafka
+    if kafka.instance:
+        raise _error(key, variable, "names the worker a second time", "set either instance or instance_env")
+    if not _VARIABLE_NAME.fullmatch(variable):
+        raise _error(key, variable, "not the name of an environment variable", 'name one, "POD_NAME" for example')
+    name = environment.get(variable, "")
+    if name and not _INSTANCE.fullmatch(name):
+        problem = f"that environment variable is {name[:250]!r}"
+        raise _error(key, variable, problem, "use up to 200 letters, digits, dots, dashes and underscores")
+    return msgspec.structs.replace(kafka, instance=name)
 
 
 def _check_kafka(kafka: KafkaSettings, environment: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cascade.bundle import load_bundle
 from cascade.columns import Bool
-from cascade.config import Config, DeepSettings, load_config, with_config_path
+from cascade.config import Config, DeepSettings, check_instance, load_config, with_config_path
 from cascade.features import FeatureEngine
 from cascade.frames import LabelledData, read_labelled
 from cascade.ledger import render
@@ -66,6 +66,7 @@ def run(
         return
     settings = load_config(config)
     with with_config_path(config):
+        check_instance(settings.kafka)
         several = settings.worker.processes > 1
         summary = supervise(settings, create_topics) if several else serve(settings, create_topics)
     line = summary.to_json_line()

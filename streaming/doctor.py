@@ -244,12 +244,13 @@ def _delivery(found: Examination) -> tuple[Status, str]:
         producer.abort()
     finally:
         producer.close(1.0)
-    if not config.kafka.instance:
+    name = config.kafka.instance or config.kafka.instance_env
+    if not name:
         return "warning", (
             "exactly-once: a transaction was begun and aborted; kafka.instance is empty, so the open transaction of a"
-            " killed worker delays readers for 15 s: set a permanent name for each worker"
+            " killed worker delays readers for 15 s: set a permanent name for each worker, or kafka.instance_env"
         )
-    return "ok", f"exactly-once as {config.kafka.instance}: a transaction was begun and aborted"
+    return "ok", f"exactly-once as {name}: a transaction was begun and aborted"
 
 
 def _state(found: Examination) -> tuple[Status, str]:

@@ -191,6 +191,16 @@ def test_a_bundle_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[st
     assert "point bundle.path at" in refused(capsys, "run", "--config", str(tmp_path / "cascade.toml"))
 
 
+def test_a_worker_whose_name_is_not_in_the_environment_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("POD_NAME", raising=False)
+    file = tmp_path / "cascade.toml"
+    file.write_text('[kafka]\ninstance_env = "POD_NAME"\n')
+    line = refused(capsys, "run", "--config", str(file))
+    assert f"{file}: kafka.instance_env = 'POD_NAME': that environment variable is not set; " in line
+
+
 @pytest.mark.training
 @pytest.mark.parametrize("name", ["absent.parquet", "data.xlsx"])
 def test_data_that_cannot_be_read_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cascade.config import Config, SecuritySettings, load_config
+from cascade.config import Config, SecuritySettings, check_instance, load_config
 from cascade.errors import SettingError
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "cascade.example.toml"
@@ -42,6 +42,29 @@ def test_the_example_names_every_key_with_its_default() -> None:
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     assert load(tmp_path, "") == Config()
+
+
+def test_a_worker_takes_its_name_from_the_environment_and_other_commands_need_none(tmp_path: Path) -> None:
+    content = "[kafka]\ninstance_env = 'POD_NAME'"
+    named = load(tmp_path, content, {"POD_NAME": "cascade-worker-3"}).kafka
+    assert named.instance == "cascade-worker-3"
+    check_instance(named)
+    for environment in ({}, {"POD_NAME": ""}):
+        nameless = load(tmp_path, content, environment).kafka
+        assert nameless.instance == ""
+        with pytest.raises(SettingError) as refused:
+            check_instance(nameless)
+        assert str(refused.value) == (
+            "configuration: kafka.instance_env = 'POD_NAME': that environment variable is not set; set it to a name"
+            " that only this worker has"
+        )
+    check_instance(load(tmp_path, "").kafka)
+
+
+@pytest.mark.parametrize("name", ["a pod", "x" * 201, "pod/1"])
+def test_a_name_that_no_group_member_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    line = refusal(tmp_path, "[kafka]\ninstance_env = 'POD_NAME'", {"POD_NAME": name})
+    assert f"kafka.instance_env = 'POD_NAME': that environment variable is '{name}'; use up to 200 letters" in line
 
 
 def test_the_environment_overrides_the_bootstrap_address(tmp_path: Path) -> None:
@@ -86,6 +109,8 @@ HEADERS = {"H": "a=b", "BAD": "hunter2", "SPLIT": "a=hunter2%0d%0ax: y"}
         ("[deadline\n", ["is not TOML", "line 1"]),
         (b"\xff\xfe", ["is not UTF-8"]),
         ("[kafka.security]\npassword = 'hunter2!'", ["kafka.security.password", "unknown key"]),
+        ("[kafka]\ninstance = 'a'\ninstance_env = 'B'", ["instance_env", "set either instance or instance_env"]),
+        ("[kafka]\ninstance_env = 'POD-NAME'", ["instance_env", "POD-NAME", "not the name of an environment variable"]),
         ("[kafka.security]\npassword_env = 'hunter2!'", ["password_env", "not the name of an environment variable"]),
         ("[deep]\nca_file = 'pyproject.toml'", ["deep.tls", "does not use the TLS files"]),
         ("[kafka.security]\nca_file = 'pyproject.toml'", ["kafka.security.protocol", "does not use the TLS files"]),
