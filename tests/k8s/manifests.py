@@ -40,7 +40,7 @@ def kubectl() -> Path:
 
 def render(overlay: str) -> Objects:
     """The objects of an overlay of the repository; a copy, which a test may change."""
-    return parse(_render(K8S / "overlays" / overlay))
+    return parse(_render(overlay))
 
 
 def render_with(overlay: str, components: Sequence[str], directory: Path) -> Objects:
@@ -52,7 +52,12 @@ def render_with(overlay: str, components: Sequence[str], directory: Path) -> Obj
         "namespace": "cascade",
     }
     (place / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    return parse(_run(place))
+    return render_directory(place)
+
+
+def render_directory(directory: Path) -> Objects:
+    """The objects of a directory with a kustomization."""
+    return parse(_run(directory))
 
 
 def parse(text: str) -> Objects:
@@ -62,8 +67,8 @@ def parse(text: str) -> Objects:
 
 
 @cache
-def _render(directory: Path) -> str:
-    return _run(directory)
+def _render(overlay: str) -> str:
+    return _run(K8S / "overlays" / overlay)
 
 
 def _run(directory: Path) -> str:

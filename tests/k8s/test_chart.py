@@ -13,9 +13,7 @@ import pytest
 import yaml
 
 from cascade import __version__
-from cascade.errors import DataError, LocalPartError
-from cascade.mig.gpus import find_gpu
-from cascade.mig.overlay import write_overlay
+from cascade.errors import LocalPartError
 from tests.k8s.manifests import K8S, Object, Objects, containers, find, kubectl, of_kind, parse, pods, render
 from tests.kube.build import built
 
@@ -107,11 +105,3 @@ def test_the_images_have_the_version_of_the_package() -> None:
         f"cascade:{__version__}",
         f"cascade-bundle:{__version__}",
     }
-
-
-def test_a_layout_that_the_gpu_does_not_have_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="h100-80gb has no such profile"):
-        write_overlay(tmp_path / "overlay", {"1g.5gb": 7}, find_gpu("h100-80gb"))
-    with pytest.raises(ValueError, match="0 pods"):
-        write_overlay(tmp_path / "overlay", {"1g.10gb": 0}, find_gpu("h100-80gb"))
-    assert not (tmp_path / "overlay").exists()
