@@ -15,6 +15,8 @@ from stages.deep.triton_connection import TritonConnection
 CHECK_EVERY_S: Final = 0.4
 # A check takes about a millisecond of the worker's CPU time.
 CHECK_READY_EVERY_S: Final = 0.9
+# A healthy server answers a check in some milliseconds, whatever its queue.
+ANSWER_S_MAX: Final = 1.0
 # So that clients that start together do not check at the same moments.
 _JITTER_SHARE: Final = 0.25
 
@@ -52,18 +54,23 @@ class ReplicaWatch:
         await replica.connection.close()
 
     async def _check(self, replica: Replica[TritonConnection]) -> None:
+        # another server may have the address of one that was not ready, or that one may have another model
+        connection, whole = replica.connection, not replica.ready
+        check = asyncio.create_task(connection.check_model() if whole else connection.check_ready())
+        await asyncio.wait([check], timeout=ANSWER_S_MAX)
+        if not check.done():
+            self._replicas.not_ready(replica, f"no answer for {ANSWER_S_MAX:g} s")
+            # it goes on, and is the only one until it ends: the server may crash if it is cancelled (decision 3)
+            await asyncio.wait([check])
         try:
-            if replica.ready:
-                await replica.connection.check_ready()
-            else:
-                # another server may have the address now, or the same one another model
-                await replica.connection.check_model()
+            await check
         except DeepStageError as error:
             self._replicas.not_ready(replica, str(error))
         except ModelServerError as error:
             self._replicas.not_ready(replica, str(error), differs=True)
         else:
-            self._replicas.passed(replica)
+            if whole or replica.ready:
+                self._replicas.passed(replica)
 
     async def close(self) -> None:
         """Closes all connections, after the end of all tasks."""

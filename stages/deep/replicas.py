@@ -1,8 +1,8 @@
 """The replicas of a model server: the state of each, and which of them gets the next request.
 
-The next request goes to the ready replica with the fewest outstanding requests; among equals they take turns. Equal
-replicas so get equal shares, faster ones more, and one that answers nothing stops to get any, because its requests
-stay outstanding. Decision 12 compares this with plain turns and with two random choices.
+The next request goes to the ready replica with the fewest outstanding requests; among those, to the one that had the
+fewest requests so far. Equal replicas so get equal shares, faster ones more under load, and one that answers nothing
+stops to get any, because its requests stay outstanding. Decision 12 compares this with plain turns and others.
 
 No sockets, threads or clocks here: the caller reports what happened.
 """
@@ -20,6 +20,8 @@ from cascade.protocols import ReplicaState
 REPLICAS_MAX: Final = 64
 # A replica that fails at once always has the fewest outstanding requests, and would get nearly all of them.
 FAILURES_MAX: Final = 3
+# A replica that was slow for a while does not get all the requests afterwards that it missed, but at most so many.
+TURNS_BEHIND_MAX: Final = 32
 _NOT_CHECKED: Final = "not checked yet"
 _random = random.SystemRandom()
 
@@ -56,10 +58,12 @@ class Replica(Generic[Connection]):
     - `outstanding`: requests without an end, those included for which nobody waits any more.
     - `calls`, `answers`, `failures`: requests sent, answered, and failed, since it was added.
     - `failures_in_row`: failures since the last answer, without those of an overloaded replica.
+    - `turns`: the requests that it had, as they count for its next one. `rank`: decides among equals.
     """
 
     address: Address
     connection: Connection
+    rank: float
     ready: bool = False
     fits: bool = False
     checked: bool = False
@@ -71,13 +75,14 @@ class Replica(Generic[Connection]):
     answers: int = 0
     failures: int = 0
     failures_in_row: int = 0
+    turns: int = 0
 
 
 class Replicas(Generic[Connection]):
     """All replicas of a model server. For one thread, except `states` and `text`.
 
     - `connect`: makes the connection of a new replica.
-    - `chance`: a number in [0, 1), for the first turn: clients that start together begin with different replicas.
+    - `chance`: a number in [0, 1) for the rank of each replica: clients that start together prefer different ones.
 
     >>> replicas = Replicas(connect=lambda address: None, chance=lambda: 0.0)
     >>> for replica in replicas.update([Address("10.0.0.1", 8001, "triton"), Address("10.0.0.2", 8001, "triton")]):
@@ -98,7 +103,8 @@ class Replicas(Generic[Connection]):
         # replaced as a whole, so other threads may read them
         self._all: tuple[Replica[Connection], ...] = ()
         self._choices: tuple[Replica[Connection], ...] = ()
-        self._turn = int(chance() * REPLICAS_MAX)
+        self._chance = chance
+        self._turns = 0
 
     def update(self, addresses: Iterable[Address]) -> list[Replica[Connection]]:
         """Adds and retires replicas, so that there is one for each address; returns those added.
@@ -111,7 +117,8 @@ class Replicas(Generic[Connection]):
         if not wanted:
             return []
         known = {replica.address.target: replica for replica in self._all}
-        added = [Replica(address, self._connect(address)) for name, address in wanted.items() if name not in known]
+        new = [address for name, address in wanted.items() if name not in known]
+        added = [Replica(address, self._connect(address), self._chance()) for address in new]
         for name in known.keys() - wanted.keys():
             known[name].retired, known[name].ready = True, False
         kept = [replica for replica in self._all if not replica.retired]
@@ -124,22 +131,20 @@ class Replicas(Generic[Connection]):
 
         If no replica is ready, it is one that was: the checks may be wrong, and a request does no harm.
         """
-        choices = self._choices
-        best, least = -1, -1
-        for step in range(len(choices)):
-            place = (self._turn + step) % len(choices)
-            outstanding = choices[place].outstanding
-            if choices[place] is not other_than and (best < 0 or outstanding < least):
-                best, least = place, outstanding
-        if best < 0:
-            return None
-        self._turn = best + 1
-        return choices[best]
+        best: Replica[Connection] | None = None
+        for replica in self._choices:
+            if replica is not other_than and (
+                best is None or (replica.outstanding, replica.turns) < (best.outstanding, best.turns)
+            ):
+                best = replica
+        return best
 
     def sent(self, replica: Replica[Connection]) -> None:
         """A request was sent. Exactly one of `answered` and `failed` follows."""
         replica.calls += 1
         replica.outstanding += 1
+        replica.turns = max(replica.turns, self._turns - TURNS_BEHIND_MAX) + 1
+        self._turns = max(self._turns, replica.turns)
 
     def answered(self, replica: Replica[Connection]) -> None:
         """A request was answered."""
@@ -164,7 +169,7 @@ class Replicas(Generic[Connection]):
         """A check has found the replica ready, with the bundle's model."""
         replica.checked, replica.differs, replica.fits = True, False, True
         if not replica.ready:
-            replica.failures_in_row = 0
+            replica.failures_in_row, replica.turns = 0, self._turns
         self._set(replica, ready=True, problem="")
 
     def not_ready(self, replica: Replica[Connection], problem: str, differs: bool = False) -> None:
@@ -180,8 +185,9 @@ class Replicas(Generic[Connection]):
             self._find_choices()
 
     def _find_choices(self) -> None:
-        ready = tuple(replica for replica in self._all if replica.ready)
-        self._choices = ready or tuple(replica for replica in self._all if replica.fits)
+        ready = [replica for replica in self._all if replica.ready]
+        found = ready or [replica for replica in self._all if replica.fits]
+        self._choices = tuple(sorted(found, key=lambda replica: replica.rank))
 
     @property
     def ready(self) -> int:

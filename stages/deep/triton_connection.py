@@ -24,12 +24,11 @@ _RECONNECT_MS_MAX: Final = 250
 # Time limit for connecting, which gRPC names the minimum backoff (issue 33423 of grpc/grpc). A refused connection fails
 # at once.
 _CONNECT_MS_MAX: Final = 2_000
-# A healthy server answers this in about a millisecond, whatever its queue.
-_READY_TIMEOUT_S: Final = 1.0
-# A model is slow at first, or busy.
-_PROBE_TIMEOUT_S: Final = 5.0
-# After the timeout of a probe; a request that is cancelled when it is answered may crash the server (decision 3).
-_CANCEL_LATER_S: Final = 1.0
+# Time limit for each request of a check. It is long because its end cancels the request, and a Triton that thaws with
+# cancelled requests may crash (decision 3): a check of readiness that was cancelled after a second did that too.
+_CHECK_S_MAX: Final = 30.0
+# How long a probe may wait in the server's queue.
+_PROBE_QUEUE_S_MAX: Final = 5.0
 # Triton answers both with UNAVAILABLE, as gRPC reports a server that is gone. Only the text distinguishes them.
 _QUEUE_FULL_TEXTS: Final = ("maximum queue size", "queue is full")
 _QUEUE_TIMEOUT_TEXTS: Final = ("timeout expired",)
@@ -150,9 +149,12 @@ class TritonConnection:
         return ReplicaUnavailableError(cause, message) if status == "UNAVAILABLE" else DeepStageError(cause, message)
 
     async def check_ready(self) -> None:
-        """Returns if the server serves the model; else raises DeepStageError with the reason as text."""
+        """Returns if the server serves the model; else raises DeepStageError with the reason as text.
+
+        May take half a minute: the caller decides earlier what that means.
+        """
         try:
-            ready = await self._channels[0].is_model_ready(self._model, client_timeout=_READY_TIMEOUT_S)
+            ready = await self._channels[0].is_model_ready(self._model, client_timeout=_CHECK_S_MAX)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -169,16 +171,15 @@ class TritonConnection:
         await self._check_tensors()
         for channel in range(len(self._channels)):
             try:
-                limit_s = _PROBE_TIMEOUT_S + _CANCEL_LATER_S
-                await self.infer(probe_inputs(self._signature), _PROBE_TIMEOUT_S, limit_s, channel)
+                await self.infer(probe_inputs(self._signature), _PROBE_QUEUE_S_MAX, _CHECK_S_MAX, channel)
             except DeepStageError as error:
                 raise DeepStageError(error.cause, f"the model is ready but does not answer: {error}") from error
 
     async def _check_tensors(self) -> None:
         """Compare names, types and shapes of the served model's tensors, and its batch size, with the bundle's."""
         try:
-            metadata = await self._channels[0].get_model_metadata(self._model, client_timeout=_PROBE_TIMEOUT_S)
-            answer = await self._channels[0].get_model_config(self._model, client_timeout=_PROBE_TIMEOUT_S)
+            metadata = await self._channels[0].get_model_metadata(self._model, client_timeout=_CHECK_S_MAX)
+            answer = await self._channels[0].get_model_config(self._model, client_timeout=_CHECK_S_MAX)
         except asyncio.CancelledError:
             raise
         except Exception as error:

@@ -10,15 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.deep.replicas import FAILURES_MAX, REPLICAS_MAX, Address, Replica, Replicas
+from stages.deep.replicas import FAILURES_MAX, REPLICAS_MAX, TURNS_BEHIND_MAX, Address, Replica, Replicas
 
 
 def address(number: int) -> Address:
     return Address(f"10.0.{number // 250}.{number % 250}", 8001, "triton")
 
 
-def ready_replicas(count: int, first_turn: float = 0.0) -> tuple[Replicas[Address], list[Replica[Address]]]:
-    replicas = Replicas(connect=lambda where: where, chance=lambda: first_turn)
+def ready_replicas(count: int, seed: int | None = None) -> tuple[Replicas[Address], list[Replica[Address]]]:
+    """`seed`: of the ranks; None: in the order of the addresses."""
+    chance = (lambda: 0.0) if seed is None else random.Random(seed).random
+    replicas = Replicas(connect=lambda where: where, chance=chance)
     added = replicas.update(address(number) for number in range(count))
     for replica in added:
         replicas.passed(replica)
@@ -43,9 +45,9 @@ def test_before_its_first_check_a_replica_gets_nothing() -> None:
     assert (replicas.ready, replicas.all_checked, replicas.problem) == (1, True, "")
 
 
-@given(count=st.integers(1, REPLICAS_MAX), calls=st.integers(1, 300), first_turn=st.floats(0, 1, exclude_max=True))
-def test_calls_that_are_answered_at_once_take_turns(count: int, calls: int, first_turn: float) -> None:
-    replicas, added = ready_replicas(count, first_turn)
+@given(count=st.integers(1, REPLICAS_MAX), calls=st.integers(1, 300), seed=st.integers(0, 1_000))
+def test_calls_that_are_answered_at_once_take_turns(count: int, calls: int, seed: int) -> None:
+    replicas, added = ready_replicas(count, seed)
     for _ in range(calls):
         replicas.answered(send(replicas))
     found = [replica.calls for replica in added]
@@ -169,6 +171,26 @@ def test_a_new_replica_gets_the_same_share_as_the_others_and_no_flood() -> None:
     replicas.passed(new)
     counted = Counter(send(replicas).address for _ in range(400))
     assert set(counted.values()) == {100}
+
+
+def test_clients_that_start_together_begin_with_different_replicas() -> None:
+    first = Counter(send(ready_replicas(4, seed)[0]).address for seed in range(400))
+    assert min(first.values()) > 60
+
+
+def test_a_replica_that_hung_and_answers_again_does_not_get_all_that_it_missed() -> None:
+    replicas, (hung, *_) = ready_replicas(3)
+    waiting = [replicas.sent(hung) for _ in range(5)]
+    for _ in range(900):
+        chosen = send(replicas)
+        assert chosen is not hung
+        replicas.answered(chosen)
+    for _ in waiting:
+        replicas.answered(hung)
+    missed = hung.calls
+    for _ in range(300):
+        replicas.answered(send(replicas))
+    assert 100 <= hung.calls - missed <= 100 + TURNS_BEHIND_MAX
 
 
 def test_a_replica_that_vanished_gets_nothing_and_its_last_requests_may_end() -> None:
