@@ -22,6 +22,7 @@ from cascade.schema import key_codes
 from streaming.breaker import CircuitBreaker
 from streaming.clients import Partition
 from streaming.decisions import Stage
+from streaming.deep_replicas import NO_REPLICA, replicas_text
 from streaming.health import HealthState
 from streaming.in_flight import DeepCall, Rows
 from streaming.overload import EscalationControl
@@ -30,6 +31,8 @@ log = structlog.get_logger()
 LATE_CAUSES = ("deadline", "queue-full")
 # Between two probes of an unavailable model, while no call is open.
 PROBE_EVERY_S = 1.0
+# Between two looks at the replicas of the model's server, for health and log.
+REPLICAS_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,8 @@ class Escalations:
         self._ended, self._ended_late = 0, 0
         self._late_counted = self._deep.late_answers
         self._probe: Future[Float64] | None = None
-        self._probe_due_s = clock.monotonic()
+        self._probe_due_s = self._replicas_due_s = clock.monotonic()
+        self._replicas_text = ""
 
     @property
     def open(self) -> int:
@@ -133,6 +137,7 @@ class Escalations:
         for outcome in outcomes:
             self._count_cards(outcome.rows, -1)
         outcomes = self._noted(outcomes)
+        self._look_at_replicas()
         self._look_for_model()
         self._observe()
         return outcomes
@@ -224,9 +229,26 @@ class Escalations:
         if due and self._breaker.allows():
             self._probe = self._deep.probe(self._config.deadline.budget_ms / 1e3)
 
+    def _look_at_replicas(self) -> None:
+        """Shows the replicas in health, and logs when another number of them is ready."""
+        now_s, before = self._clock.monotonic(), self._replicas_text
+        if now_s < self._replicas_due_s:
+            return
+        self._replicas_due_s = now_s + REPLICAS_EVERY_S
+        self._replicas_text = text = replicas_text(self._deep)
+        if text == before:
+            return
+        count = text.partition(";")[0]
+        if count != before.partition(";")[0]:
+            log.info("deep model", replicas=text)
+        if count.startswith(NO_REPLICA):
+            self._health.waiting("deep model", text)
+        elif not self._health.waits("deep model"):
+            self._health.ok("deep model", text)
+
     def _model_answers(self) -> None:
         self._breaker.succeeded()
-        self._health.ok("deep model")
+        self._health.ok("deep model", self._replicas_text)
 
     def _call_failed(self, reason: str) -> None:
         opened = self._breaker.opened

@@ -33,10 +33,11 @@ from cascade.ledger import (
     make_carbon,
     watts_per_core,
 )
-from cascade.protocols import DeepStage, EnergyMeter, SystemClock
+from cascade.protocols import DeepStage, EnergyMeter, Replicated, SystemClock
 from stages.assembly import make_deep_stage, make_engine
 from streaming.clients import ConsumerClient, make_consumer, make_producer
 from streaming.codecs import topic_codec
+from streaming.deep_replicas import ReplicaCollector
 from streaming.files import FsspecFiles
 from streaming.health import HealthServer, HealthState
 from streaming.journal import journal_written
@@ -58,7 +59,7 @@ THREAD_SWITCH_S = 0.0005
 CLOSE_S = 5.0
 # Frequent full collections take about a millisecond each; with the default thresholds they grow to ten.
 GC_THRESHOLDS = (700, 5, 2)
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None) -> LedgerSummary:
@@ -82,6 +83,8 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
             config, bundle, worker=slot is not None, screener=engine.screener_method, deep_backend=config.deep.backend
         )
         registry = ledger_registry(ledger)
+        if isinstance(deep, Replicated):
+            registry.register(ReplicaCollector(deep))
         if slot is None:
             stack.enter_context(EnergySampler(ledger.sample_energy))
             stack.enter_context(journal_written(config.ledger, ledger.account))
@@ -312,22 +315,22 @@ def service_ledger(
 
 
 def service_meters(config: Config) -> list[EnergyMeter]:
-    """The meters of this process and of a Triton server on this machine."""
+    """The meters of this process and of the Triton servers on this machine."""
     return find_meters(
         energy_pids(config), watts_per_core(config.energy), idle_watts_per_core=config.energy.idle_watts_per_core
     )
 
 
 def energy_pids(config: Config) -> list[int]:
-    """The processes whose energy counts for the service: this one, and a Triton server on this machine."""
-    host, _, port = config.deep.url.rpartition(":")
-    if config.deep.backend != "triton" or host not in LOOPBACK:
+    """The processes whose energy counts for the service: this one, and the Triton servers on this machine."""
+    ports = {port for host, port in config.deep.servers if host in LOOPBACK}
+    if config.deep.backend != "triton" or not ports:
         return [os.getpid()]
     try:
         listening = {
             connection.pid
             for connection in psutil.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == int(port)
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports
         }
     except (psutil.Error, OSError):
         listening = set()

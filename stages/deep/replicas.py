@@ -79,7 +79,7 @@ class Replica(Generic[Connection]):
 
 
 class Replicas(Generic[Connection]):
-    """All replicas of a model server. For one thread, except `states` and `text`.
+    """All replicas of a model server. For one thread, except `states`.
 
     - `connect`: makes the connection of a new replica.
     - `chance`: a number in [0, 1) for the rank of each replica: clients that start together prefer different ones.
@@ -94,8 +94,8 @@ class Replicas(Generic[Connection]):
     10.0.0.1:8001 1
     10.0.0.2:8001 1
     10.0.0.1:8001 2
-    >>> replicas.text
-    'replicas ready: 2 of 2'
+    >>> replicas.ready
+    2
     """
 
     def __init__(self, connect: Callable[[Address], Connection], chance: Callable[[], float] = _random.random) -> None:
@@ -205,18 +205,14 @@ class Replicas(Generic[Connection]):
         return bool(self._all) and all(replica.differs for replica in self._all)
 
     @property
-    def text(self) -> str:
-        """How many replicas are ready, for people."""
-        states = self.states()
-        return f"replicas ready: {sum(state.ready for state in states)} of {len(states)}"
-
-    @property
     def problem(self) -> str:
-        """The problem of the first replica that is not ready, with its address if there are several; else empty."""
-        for replica in self._all:
-            if replica.problem:
-                return replica.problem if len(self._all) == 1 else f"{replica.address.target}: {replica.problem}"
-        return ""
+        """The problem of the first replica, for a message that none is ready; empty if there is no replica."""
+        if not self._all:
+            return ""
+        first = self._all[0]
+        if len(self._all) == 1:
+            return first.problem
+        return f"none of {len(self._all)} replicas is ready; {first.address.target}: {first.problem}"
 
     def states(self) -> list[ReplicaState]:
         """The state of each replica, for any thread."""

@@ -28,13 +28,15 @@ class StuckStage:
 
     def __init__(self) -> None:
         self.calls: list[Future[Float64]] = []
+        self.probes: list[Future[Float64]] = []
 
     def submit(self, inputs: DeepInputs, timeout_s: float) -> Future[Float64]:
         self.calls.append(Future())
         return self.calls[-1]
 
     def probe(self, timeout_s: float) -> Future[Float64]:
-        return Future()
+        self.probes.append(Future())
+        return self.probes[-1]
 
     def wait_ready(self, timeout_s: float) -> None: ...
 
@@ -42,11 +44,11 @@ class StuckStage:
 
 
 class Rig:
-    def __init__(self) -> None:
-        self.clock, self.stage = SetClock(), StuckStage()
-        health, chance = HealthState(10.0), lambda: 0.5
+    def __init__(self, stage: StuckStage | None = None) -> None:
+        self.clock, self.stage, self.health = SetClock(), stage or StuckStage(), HealthState(10.0)
+        card = SCHEMA.roles.card
         self.escalations = Escalations(
-            Config(), POLICY, self.stage, SCHEMA.roles.card, Ledger(), health, self.clock, chance
+            Config(), POLICY, self.stage, card, Ledger(), self.health, self.clock, lambda: 0.5
         )
 
     def send(self, *start_ms: float) -> list[Outcome]:

@@ -26,7 +26,9 @@ from cascade.bundle import SHIPPED_BUNDLE
 from cascade.config import CarbonSettings, Config, OtelSettings
 from cascade.ledger import Ledger, ledger_registry, make_carbon
 from cascade.ledger.otel import ATTRIBUTES, NAMES, START, metrics_data
+from cascade.protocols import ReplicaState
 from streaming.decisions import RecordPositions
+from streaming.deep_replicas import ReplicaCollector
 from streaming.lag import LagCollector
 from streaming.otel import otel_exported
 from streaming.worker_metrics import workers_registry
@@ -66,9 +68,15 @@ def full_ledger() -> Ledger:
     return ledger
 
 
+class SeveralReplicas:
+    def replicas(self) -> list[ReplicaState]:
+        return [ReplicaState("10.0.0.1:8001", True, "", 5, 1)]
+
+
 def registry_of(ledger: Ledger) -> CollectorRegistry:
     registry = ledger_registry(ledger)
     registry.register(LagCollector(lambda: None, lambda: {("transactions", 3): 17}))
+    registry.register(ReplicaCollector(SeveralReplicas()))
     return registry
 
 

@@ -137,4 +137,5 @@ def test_fewest_outstanding_is_even_among_equals_and_as_good_as_any_with_mixed_s
     if service_ms is EQUAL and not hung:
         assert ours.spread < 0.001
     if hung:
-        assert ours.late < 0.002 < 0.2 < found["turns"].late
+        assert ours.late < 0.002
+        assert found["turns"].late > 0.2

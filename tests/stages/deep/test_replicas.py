@@ -38,7 +38,7 @@ def test_before_its_first_check_a_replica_gets_nothing() -> None:
     replicas = Replicas(connect=lambda where: where)
     (replica,) = replicas.update([address(0)])
     assert replicas.choose() is None
-    assert (replicas.ready, replicas.all_checked, replicas.text) == (0, False, "replicas ready: 0 of 1")
+    assert (replicas.ready, replicas.all_checked) == (0, False)
     assert replicas.problem == "not checked yet"
     replicas.passed(replica)
     assert replicas.choose() is replica
@@ -91,8 +91,10 @@ def test_a_replica_that_is_gone_is_passed_by_at_once_and_used_again_after_a_chec
     replicas.failed(send(replicas), "UNAVAILABLE: refused", gone=True)
     assert [replica.ready for replica in (first, second)] == [False, True]
     assert {send(replicas).address for _ in range(5)} == {second.address}
-    assert replicas.text == "replicas ready: 1 of 2"
-    assert replicas.problem == f"{first.address.target}: UNAVAILABLE: refused"
+    assert [(state.ready, state.problem) for state in replicas.states()] == [
+        (False, "UNAVAILABLE: refused"),
+        (True, ""),
+    ]
     replicas.passed(first)
     # it has the fewest outstanding requests
     assert {send(replicas).address for _ in range(5)} == {first.address}
@@ -138,7 +140,7 @@ def test_if_no_replica_is_ready_those_that_were_get_the_requests() -> None:
     for replica in (first, second):
         replicas.not_ready(replica, "no answer")
     assert {send(replicas).address for _ in range(6)} == {first.address, second.address}
-    assert replicas.text == "replicas ready: 0 of 3"
+    assert replicas.problem == f"none of 3 replicas is ready; {first.address.target}: no answer"
     replicas.passed(never)
     assert {send(replicas).address for _ in range(6)} == {never.address}
 
