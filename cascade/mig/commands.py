@@ -12,6 +12,7 @@ from cascade.mig.gpus import GPUS, find_gpu
 from cascade.mig.packing import GPUS_MAX, pack
 from cascade.mig.picture import picture
 from cascade.mig.placement import Layout, free_memory_slices, parse_counts, stranded_sms, why_not
+from cascade.mig.plan_commands import check, plan
 
 GPU_HELP: Final = f"Model of the GPUs: {', '.join(GPUS)}."
 
@@ -27,6 +28,10 @@ app = typer.Typer(
 @app.callback()
 def mig() -> None:
     """A group also while it has a single command."""
+
+
+app.command()(plan)
+app.command()(check)
 
 
 class PlacedSlice(msgspec.Struct, frozen=True):

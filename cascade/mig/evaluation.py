@@ -14,15 +14,17 @@ from cascade.columns import Float64
 from cascade.errors import DataError
 from cascade.mig.arrivals import ArrivalProcess, draw_arrivals_s
 from cascade.mig.demand import Demand
-from cascade.mig.queueing import Batching, ReplicaQueue, solve
+from cascade.mig.queueing import Batching, ReplicaQueue, mix, solve
 from cascade.mig.service_time import Part, ServiceTime, ServiceTimes
 from cascade.mig.shared_queue import follow
 
 QUANTILE: Final = 0.99
 # Calls that the recursion draws for a Triton with several instances: p99 then repeats within about 1 %.
 _DRAWN_CALLS: Final = 30_000
-# Highest rates are found to this share of themselves.
+# Highest rates are found to this share of themselves, or with a p99 that is this close below the limit.
 _RATE_TOLERANCE: Final = 0.01
+# Full batches in a burst from which the burst counts as long.
+_LONG_BURST: Final = 20.0
 # Rates below this share of what a replica can compute count as no load.
 _RATE_MIN_SHARE: Final = 1e-4
 
@@ -86,10 +88,23 @@ class Evaluation:
         if delay_s > service_s[-1]:
             raise DataError(f"batch delay {delay_s * 1e3:g} ms: longer than a full batch, {service_s[-1] * 1e3:g} ms")
         if server.instances == 1:
-            arrivals = ArrivalProcess.at_replica(calls_per_s, bursts)
-            return solve(arrivals, service_s, delay_s, self.batching.queue_max)
+            return self._single(calls_per_s, service_s)
         chance = np.random.default_rng(self._seed)
         return follow(draw_arrivals_s(calls_per_s, bursts, _DRAWN_CALLS, chance), service_s, delay_s, server.instances)
+
+    def _single(self, calls_per_s: float, service_s: Float64) -> ReplicaQueue:
+        bursts = self.demand.bursts
+        if bursts is None or bursts.mean_s < _LONG_BURST * float(service_s[-1]):
+            arrivals = ArrivalProcess.at_replica(calls_per_s, bursts)
+            return solve(arrivals, service_s, self.batching.delay_s, self.batching.queue_max)
+        # in a long burst the queue is in its steady state nearly all the time, and so it is between two
+        peak = bursts.peak
+        states = [
+            solve(ArrivalProcess.at_replica(rate), service_s, self.batching.delay_s, self.batching.queue_max)
+            for rate in (calls_per_s * peak / bursts.factor, calls_per_s * peak)
+        ]
+        in_burst = bursts.share * peak
+        return mix(states, (1.0 - in_burst, in_burst), (1.0 - bursts.share, bursts.share))
 
     def p99_s(self, server: Server, calls_per_s: float) -> float:
         """The 99th percentile of a call's time; infinite if the server is overloaded or rejects too many."""
@@ -112,7 +127,7 @@ class Evaluation:
             return 0.0
         if (high_s := self.p99_s(server, high)) <= limit_s:
             return high
-        while high > low * (1.0 + _RATE_TOLERANCE):
+        while high > low * (1.0 + _RATE_TOLERANCE) and low_s < limit_s * (1.0 - _RATE_TOLERANCE):
             share = 0.5
             if high_s < math.inf and high_s > low_s:
                 share = min(max(math.log(limit_s / low_s) / math.log(high_s / low_s), 0.1), 0.9)

@@ -27,7 +27,7 @@ from cascade.mig.evaluation import QUANTILE, Evaluation, Server
 from cascade.mig.gpus import Gpu, Profile
 from cascade.mig.packing import GPUS_MAX, pack
 from cascade.mig.placement import Layout, counts_of, layouts, stranded_sms
-from cascade.mig.queueing import ReplicaQueue
+from cascade.mig.queueing import mix
 from cascade.mig.service_time import Basis, Part, least_certain
 
 _COMBINED_MAX: Final = 4
@@ -273,29 +273,21 @@ class Planner:
         servers = [self.servers[name] for name in replicas]
         shares = [count / number for count in replicas.values()]
         queues = [found for server in servers if (found := evaluation.queue(server, demand.calls_per_s / number))]
+        together = mix(queues, shares, shares)
         services = [evaluation.service(server.part) for server in servers]
         mean = demand.calls_per_s_mean / number
         return PlannedModel(
             name=demand.name,
             replicas=replicas,
             calls_per_s=demand.calls_per_s,
-            p50_ms=pooled_s(queues, shares, 0.5) * 1e3,
-            p99_ms=pooled_s(queues, shares, QUANTILE) * 1e3,
+            p50_ms=together.tail_s(0.5) * 1e3,
+            p99_ms=together.tail_s(QUANTILE) * 1e3,
             p99_ms_max=demand.p99_s * 1e3,
             headroom=number * min(evaluation.rate_max(server) for server in servers) / demand.calls_per_s,
-            busy_share=sum(share * queue.busy_share for share, queue in zip(shares, queues, strict=True)),
-            batch_calls=1.0 / sum(share / queue.batch_mean for share, queue in zip(shares, queues, strict=True)),
+            busy_share=together.busy_share,
+            batch_calls=together.batch_mean,
             dynamic_mj=1e3
             * sum(share * evaluation.joules(server, mean) for share, server in zip(shares, servers, strict=True)),
             basis=least_certain(service.basis for service in services),
             energy_basis=least_certain(service.energy_basis for service in services),
         )
-
-
-def pooled_s(queues: Sequence[ReplicaQueue], shares: Sequence[float], quantile: float) -> float:
-    """The quantile of the times of all calls, of which each queue has its share."""
-    times = np.concatenate([queue.times_s for queue in queues])
-    weights = np.concatenate([queue.weights * share for queue, share in zip(queues, shares, strict=True)])
-    order = np.argsort(times, kind="stable")
-    index = int(np.searchsorted(np.cumsum(weights[order]), quantile))
-    return float(times[order][min(index, len(times) - 1)])

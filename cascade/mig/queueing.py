@@ -111,6 +111,27 @@ class ReplicaQueue:
         return cumulative
 
 
+def mix(queues: Sequence[ReplicaQueue], calls: Sequence[float], time: Sequence[float]) -> ReplicaQueue:
+    """The figures of several queues together, or of one that is in several states by turns.
+
+    calls: the share of all calls that each has. time: its share of the time, or of the replicas.
+    """
+    times = np.concatenate([queue.times_s for queue in queues])
+    weights = np.concatenate([queue.weights * share for queue, share in zip(queues, calls, strict=True)])
+    order = np.argsort(times, kind="stable")
+    batches = np.zeros(max(len(queue.batch_shares) for queue in queues))
+    for queue, share in zip(queues, time, strict=True):
+        batches[: len(queue.batch_shares)] += share * queue.batches_per_s * queue.batch_shares
+    return ReplicaQueue(
+        times_s=times[order],
+        weights=weights[order] / weights.sum(),
+        batch_shares=batches / batches.sum(),
+        batches_per_s=float(batches.sum()),
+        busy_share=sum(share * queue.busy_share for queue, share in zip(queues, time, strict=True)),
+        rejected_share=sum(share * queue.rejected_share for queue, share in zip(queues, calls, strict=True)),
+    )
+
+
 def solve(
     arrivals: ArrivalProcess, service_s: Sequence[float] | Float64, delay_s: float, queue_max: int
 ) -> ReplicaQueue:

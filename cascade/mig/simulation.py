@@ -88,7 +88,7 @@ def simulate(
         p50_s=float(p50_s),
         p99_s=float(p99_s),
         mean_s=float(counted.mean()),
-        busy_share=sum(replica.busy_s for replica in replicas) / float(arrivals_s[-1]) / len(replicas) / instances,
+        busy_share=sum(replica.busy_s for replica in replicas) / float(environment.now) / len(replicas) / instances,
         batch_mean=len(answered) / sum(replica.batches for replica in replicas),
         rejected_share=rejected / calls,
     )

@@ -1,0 +1,173 @@
+"""`cascade mig plan`, `check` and `autoscale`: what layouts of slices do under a load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+from rich.console import Console
+
+from cascade.errors import DataError, SettingError
+from cascade.ledger.journal import read_journal
+from cascade.mig.arrivals import Bursts
+from cascade.mig.checks import ERROR_MAX, RATES, run_checks, show_checks
+from cascade.mig.demand import Demand, ModelEntry, journal_rates, read_models
+from cascade.mig.evaluation import Evaluation
+from cascade.mig.gpus import GPUS, Gpu, find_gpu
+from cascade.mig.packing import GPUS_MAX
+from cascade.mig.plan_files import plan_json, plan_picture, write_plan
+from cascade.mig.plan_report import make_plan, show_plan
+from cascade.mig.queueing import Batching
+from cascade.mig.service_time import ServiceTimes, read_measured
+
+_WHERE: Final = "command line"
+
+GpuName = Annotated[str, typer.Option("--gpu", help=f"Model of the GPUs: {', '.join(GPUS)}.")]
+Measured = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="PROFILE=FILE of `cascade bench deep-calls --json`, or GPU=FILE for a whole GPU; repeat for several."
+    ),
+]
+BurstFactor = Annotated[float, typer.Option(min=1.0, max=1_000.0, help="Rate in a burst ÷ rate between two bursts.")]
+BurstShare = Annotated[float, typer.Option(min=0.001, max=0.9, help="Share of the time that is in bursts.")]
+BurstSeconds = Annotated[float, typer.Option("--burst-s", min=0.001, max=86_400.0, help="Mean length of a burst.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
+
+
+def plan(
+    gpu: GpuName,
+    gpus: Annotated[int, typer.Option(min=1, max=GPUS_MAX, help="GPUs that the plan may use.")] = 1,
+    rate: Annotated[float | None, typer.Option(help="Transactions a second at the peak.")] = None,
+    mean_rate: Annotated[
+        float | None, typer.Option(help="The same in the mean, for the joules; default: rate.")
+    ] = None,
+    escalated: Annotated[float, typer.Option(help="Share of them that the deep model gets.")] = 0.01,
+    p99: Annotated[str, typer.Option(help="Limit of a deep call's p99 at the server: 20ms.")] = "20ms",
+    rows_per_call: Annotated[float, typer.Option(help="Transactions in a deep call, mean.")] = 1.0,
+    memory_gb: Annotated[float, typer.Option(help="GPU memory of one instance of the model.")] = 2.0,
+    burst_factor: BurstFactor = 1.0,
+    burst_share: BurstShare = 0.05,
+    burst_s: BurstSeconds = 1.0,
+    journal: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Take rates and rows from journals of a service: its busiest interval is the peak.", exists=True
+        ),
+    ] = None,
+    interval_s: Annotated[float, typer.Option(min=1.0, help="Interval of the journal's rates, seconds.")] = 60.0,
+    models: Annotated[
+        Path | None, typer.Option(help="TOML file with [[models]], in place of the options about one model.")
+    ] = None,
+    measured: Measured = None,
+    batch_delay_us: Annotated[int, typer.Option(min=0, max=1_000_000, help="Triton's max_queue_delay.")] = 200,
+    layouts: Annotated[int, typer.Option(min=1, max=100, help="Layouts to print.")] = 6,
+    simulate: Annotated[
+        int, typer.Option(min=0, max=10_000_000, help="Calls to simulate as a check; 0: none.")
+    ] = 20_000,
+    seed: Seed = 1,
+    json: JsonFile = None,
+    svg: Annotated[Path | None, typer.Option(help="Write a picture of the first layout.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write plan.json, plan.svg, the GPUs' configuration and the overlay of k8s/ there."),
+    ] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1, max=16, help="GPUs of a node, for the configuration.")] = 8,
+    base: Annotated[Path, typer.Option(help="Where k8s/base is, for the overlay.")] = Path("k8s/base"),
+) -> None:
+    """Plan slices for deep calls: the layouts with the fewest joules a call that keep p99.
+
+    Exit status 1 with the limit that is in the way if there is no such layout.
+    """
+    model = find_gpu(gpu)
+    batching = Batching(delay_s=batch_delay_us / 1e6)
+    options = {"rate": rate, "journal": journal or None, "models": models}
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if len(given) != 1:
+        raise DataError(f"{' and '.join(given) or 'no rate'}: give one of --rate, --journal and --models")
+    if models is not None:
+        if measured:
+            raise DataError(f"--measured: name the files in {models}, by model")
+        entries = read_models(models)
+        evaluations = [_evaluation(model, entry, str(models), batching, seed) for entry in entries]
+    else:
+        bursts = _bursts(burst_factor, burst_share, burst_s)
+        if journal:
+            found = journal_rates(read_journal(journal), interval_s)
+            typer.echo(
+                f"journal: {found.intervals:,} intervals of {found.interval_s:g} s, {found.calls_per_s_mean:,.4g} deep"
+                f" calls/s, busiest {found.calls_per_s_max:,.4g}, {found.escalated_share:.2%} escalated"
+            )
+            rate, mean_rate = found.calls_per_s_max * found.rows_per_call, found.calls_per_s_mean * found.rows_per_call
+            escalated, rows_per_call = 1.0, found.rows_per_call
+        stated = {
+            "rate": rate,
+            "mean_rate": mean_rate,
+            "escalated": escalated,
+            "p99": p99,
+            "rows_per_call": rows_per_call,
+            "memory_gb": memory_gb,
+        }
+        demand = msgspec.structs.replace(_entry(stated).demand(_WHERE), bursts=bursts)
+        times = ServiceTimes(model, read_measured(measured or []))
+        evaluations = [Evaluation(demand, times, batching, seed)]
+    result = make_plan(model, gpus, evaluations, layouts, simulate, seed)
+    console = Console()
+    show_plan(result, model, console)
+    try:
+        if json is not None:
+            json.write_bytes(plan_json(result))
+        if svg is not None:
+            svg.write_text(plan_picture(result, model))
+        if out is not None:
+            commands = write_plan(out, result, model, gpus_per_node, base)
+            console.print(f"\n {out}: plan, picture, configuration of the GPUs, overlay. With the GPU operator:\n")
+            console.print("\n".join(commands), highlight=False, soft_wrap=True)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be written ({error.strerror})") from error
+
+
+def _bursts(factor: float, share: float, mean_s: float) -> Bursts | None:
+    return Bursts(factor=factor, share=share, mean_s=mean_s) if factor > 1.0 else None
+
+
+def _entry(stated: dict[str, Any]) -> ModelEntry:
+    try:
+        return msgspec.convert(stated, ModelEntry)
+    except msgspec.ValidationError as error:
+        raise SettingError(_WHERE, "options", None, str(error), "see `cascade mig plan --help`") from error
+
+
+def _evaluation(gpu: Gpu, entry: ModelEntry, origin: str, batching: Batching, seed: int) -> Evaluation:
+    demand: Demand = entry.demand(f"{origin}, model {entry.name}")
+    files = [f"{name}={file}" for name, file in entry.measured.items()]
+    return Evaluation(demand, ServiceTimes(gpu, read_measured(files)), batching, seed)
+
+
+def check(
+    gpu: GpuName = "a100-40gb",
+    measured: Measured = None,
+    calls: Annotated[int, typer.Option(min=1_000, max=10_000_000, help="Calls to simulate in each case.")] = 60_000,
+    clients: Annotated[int, typer.Option(min=1, max=10_000, help="Clients that take the replicas in turn.")] = 4,
+    burst_factor: BurstFactor = 1.0,
+    burst_share: BurstShare = 0.05,
+    burst_s: BurstSeconds = 1.0,
+    seed: Seed = 1,
+    json: JsonFile = None,
+) -> None:
+    """Compare the planner's model with a simulation: five rates, four layouts of one GPU.
+
+    Exit status 1 if an error at p99 is above 10 %. A rate that a layout cannot carry is left out.
+    """
+    model = find_gpu(gpu)
+    times = ServiceTimes(model, read_measured(measured or []))
+    bursts = _bursts(burst_factor, burst_share, burst_s)
+    found = run_checks(model, times, RATES, calls, clients, bursts, seed)
+    show_checks(found, Console())
+    if json is not None:
+        json.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+    if found.error_max > ERROR_MAX:
+        raise typer.Exit(1)
