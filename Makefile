@@ -12,7 +12,7 @@ PYTEST = $(BIN)/pytest --quiet -n 4 --dist loadfile --no-loadscope-reorder
 # Where this is set, each process of the demo and of the tests would compile all their sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-long chart kube-programs docs handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
+.PHONY: demo test test-long chart kube-programs kube-test kube-test-keda docs handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cascade demo --out build/demo
@@ -23,7 +23,7 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(DOCS)
 	$(BIN)/cascade local install
-	$(PYTEST) -m 'not long' tests/e2e tests
+	$(PYTEST) -m 'not long and not kube and not cluster' tests/e2e tests
 
 test-long: $(VENV)/.dev
 	$(BIN)/cascade local install
@@ -36,6 +36,13 @@ chart: $(VENV)/.dev
 
 kube-programs: $(VENV)/.dev
 	$(BIN)/python tests/kube/build.py all
+
+kube-test: $(VENV)/.dev
+	tests/kube/in-own-network.sh $(BIN)/pytest --quiet -m 'kube and not keda' tests/kube
+
+kube-test-keda: $(VENV)/.dev
+	$(BIN)/cascade local install
+	tests/kube/in-own-network.sh $(BIN)/pytest --quiet -m keda tests/kube
 
 docs: $(VENV)/.dev
 	$(DOCS)
