@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import msgspec
@@ -70,4 +71,5 @@ def make_deep_stage(bundle: Bundle, settings: DeepSettings) -> DeepStage:
         private_key=path(settings.key_file),
         certificate_chain=path(settings.certificate_file),
     )
-    return TritonDeepStage(settings.url, signature, settings.model, options, settings.hedge_ms)
+    digest = hashlib.sha256(bundle.content["deep.onnx"]).hexdigest()
+    return TritonDeepStage(settings.url, signature, settings.model, options, settings.hedge_ms, digest)

@@ -9,7 +9,7 @@ from typing import Final
 
 from cascade.errors import DeepStageError, ModelServerError
 from stages.deep.replicas import Address, Replica, Replicas
-from stages.deep.triton_connection import TritonConnection
+from stages.deep.triton_connection import OtherBundleError, TritonConnection
 
 # A replica that is not ready yet has its share of the requests within a second of being ready.
 CHECK_EVERY_S: Final = 0.4
@@ -65,7 +65,7 @@ class ReplicaWatch:
         try:
             await check
         except DeepStageError as error:
-            self._replicas.not_ready(replica, str(error))
+            self._replicas.not_ready(replica, str(error), other_bundle=isinstance(error, OtherBundleError))
         except ModelServerError as error:
             self._replicas.not_ready(replica, str(error), differs=True)
         else:

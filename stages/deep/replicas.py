@@ -51,8 +51,8 @@ class Replica(Generic[Connection]):
     """A replica. Its fields are set by `Replicas`.
 
     - `ready`: its last check succeeded, and no request has shown since that it is gone.
-    - `fits`: its tensors are those of the bundle.
-    - `checked`: whether any check has ended. `differs`: whether the last one found another model.
+    - `fits`: its model is that of the bundle.
+    - `checked`: whether any check has ended. `differs`: whether the last one found other tensors.
     - `problem`: why it is not ready; empty if it is.
     - `retired`: its address is gone. It gets no more requests.
     - `outstanding`: requests without an end, those included for which nobody waits any more.
@@ -172,10 +172,16 @@ class Replicas(Generic[Connection]):
             replica.failures_in_row, replica.turns = 0, self._turns
         self._set(replica, ready=True, problem="")
 
-    def not_ready(self, replica: Replica[Connection], problem: str, differs: bool = False) -> None:
-        """A check has failed. `differs`: the replica serves another model, so it must get no request at all."""
+    def not_ready(
+        self, replica: Replica[Connection], problem: str, differs: bool = False, other_bundle: bool = False
+    ) -> None:
+        """A check has failed. The last two: the replica must get no request at all.
+
+        - `differs`: its model has other tensors than the bundle's.
+        - `other_bundle`: it serves another bundle's model, as during an update.
+        """
         replica.checked, replica.differs = True, differs
-        replica.fits = replica.fits and not differs
+        replica.fits = replica.fits and not (differs or other_bundle)
         self._set(replica, ready=False, problem=problem)
 
     def _set(self, replica: Replica[Connection], ready: bool, problem: str) -> None:
@@ -201,7 +207,7 @@ class Replicas(Generic[Connection]):
 
     @property
     def all_differ(self) -> bool:
-        """Whether there are replicas, and each serves another model."""
+        """Whether there are replicas, and each serves a model with other tensors."""
         return bool(self._all) and all(replica.differs for replica in self._all)
 
     @property

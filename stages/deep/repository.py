@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from string import Template
 from typing import Literal
 
 from cascade.local_parts import staged_directory
-from stages.deep.signature import BATCH_ROWS_MAX, MODEL_NAME, DeepSignature
+from stages.deep.signature import BATCH_ROWS_MAX, DIGEST_PARAMETER, MODEL_NAME, DeepSignature
 
 Target = Literal["cpu", "gpu"]
 # `triton_models` is beside `stages` both in a checkout and in an installed wheel.
@@ -73,7 +74,8 @@ def write_repository(
     - `target`: `gpu` for Triton's ONNX Runtime backend on a GPU, `cpu` for the Python backend with ONNX Runtime.
     - `limits`: by default DEFAULT_LIMITS of the target.
 
-    Raises OSError if a file cannot be read or written; `out` is then unchanged.
+    The configuration states the SHA-256 of `onnx`, so that a worker calls only the model of its own bundle. Raises
+    OSError if a file cannot be read or written; `out` is then unchanged.
     """
     template = _TEMPLATES / target / MODEL_NAME
     with staged_directory(Path(out)) as staged:
@@ -81,7 +83,7 @@ def write_repository(
         version.mkdir(parents=True)
         (staged / MODEL_NAME / "config.pbtxt").write_text(
             Template((template / "config.pbtxt.template").read_text()).substitute(
-                _values(signature, limits or DEFAULT_LIMITS[target])
+                _values(signature, hashlib.sha256(onnx.read_bytes()).hexdigest(), limits or DEFAULT_LIMITS[target])
             )
         )
         shutil.copyfile(onnx, version / "model.onnx")
@@ -90,8 +92,10 @@ def write_repository(
     return Path(out)
 
 
-def _values(signature: DeepSignature, limits: ServingLimits) -> dict[str, object]:
+def _values(signature: DeepSignature, digest: str, limits: ServingLimits) -> dict[str, object]:
     return {
+        "digest_parameter": DIGEST_PARAMETER,
+        "digest": digest,
         "model_name": MODEL_NAME,
         "batch_rows_max": BATCH_ROWS_MAX,
         "sequence_input": signature.sequence_input,

@@ -7,6 +7,8 @@ import msgspec
 MODEL_NAME = "fraud_deep"
 # Largest number of rows of a call: `max_batch_size` of the served model. It bounds the cost of a request.
 BATCH_ROWS_MAX = 256
+# Parameter of the served model's configuration: the SHA-256 of the bundle's ONNX file, in hexadecimal.
+DIGEST_PARAMETER = "sha256"
 
 
 class DeepSignature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

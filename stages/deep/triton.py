@@ -48,6 +48,8 @@ class TritonDeepStage:
     - `url`: `host:port` of Triton's gRPC; several separated by commas. Each address of a host name is a replica.
     - `signature`: the tensors of the bundle's model.
     - `model`: its name on the server.
+    - `digest`: the SHA-256 of the bundle's ONNX file: a replica that states another one gets no request. None: not
+      compared.
     - `hedge_ms`: a call that has no answer after so long is sent a second time, and the first answer counts; 0: never.
     - `resolve`: returns the IP addresses of a host name.
 
@@ -71,11 +73,13 @@ class TritonDeepStage:
         model: str = MODEL_NAME,
         options: GrpcOptions | None = None,
         hedge_ms: float = 0.0,
+        digest: str | None = None,
         resolve: Resolver = resolve_host,
     ) -> None:
         self.url = url
         self.model = model
         self._signature = signature
+        self._digest = digest
         self._options = options or GrpcOptions()
         self._hedge_s = hedge_ms / 1e3
         self.hedged = 0
@@ -96,7 +100,9 @@ class TritonDeepStage:
 
     def _connect(self, address: Address) -> TritonConnection:
         channels = 2 if self._hedge_s else 1
-        return TritonConnection(address, self.model, self._signature, self._options, self._credentials, channels)
+        return TritonConnection(
+            address, self.model, self._signature, self._digest, self._options, self._credentials, channels
+        )
 
     def replicas(self) -> list[ReplicaState]:
         """The state of each replica, for any thread."""

@@ -14,7 +14,7 @@ from cascade.errors import DeepStageError, ModelServerError
 from cascade.protocols import DeepInputs
 from stages.deep.answers import checked_scores, probe_inputs
 from stages.deep.replicas import Address
-from stages.deep.signature import BATCH_ROWS_MAX, DeepSignature
+from stages.deep.signature import BATCH_ROWS_MAX, DIGEST_PARAMETER, DeepSignature
 
 _MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
 # gRPC's default is two minutes, for which a restarted Triton would stay unused. A new one must have its share of the
@@ -85,11 +85,16 @@ class ReplicaUnavailableError(DeepStageError):
     """The server did not take the request: it is gone, stops, or its queue is full. Another replica may take it."""
 
 
+class OtherBundleError(DeepStageError):
+    """The server serves the model of another bundle, so it must get no request. It may serve this bundle's later."""
+
+
 class TritonConnection:
     """Requests to one Triton. Create it and use it on an asyncio loop.
 
     - `address`: of Triton's gRPC.
     - `model`, `signature`: its name on the server, and its tensors.
+    - `digest`: the SHA-256 of the bundle's ONNX file; None: not compared.
     - `options`, `credentials`: `credentials` are those of `options`, so that each connection has the same.
     - `channels`: the number of TCP connections; a request names the one that it takes.
     """
@@ -99,13 +104,14 @@ class TritonConnection:
         address: Address,
         model: str,
         signature: DeepSignature,
+        digest: str | None,
         options: GrpcOptions,
         credentials: Any,
         channels: int = 1,
     ) -> None:
         from tritonclient.grpc.aio import InferenceServerClient
 
-        self._target, self._model, self._signature = address.target, model, signature
+        self._target, self._model, self._signature, self._digest = address.target, model, signature, digest
         arguments = options.channel_arguments(address)
         # the channels share no pool of connections: see `channel_arguments`
         self._channels = [
@@ -165,18 +171,18 @@ class TritonConnection:
     async def check_model(self) -> None:
         """Returns if the server serves the bundle's model and it scores a row on each channel.
 
-        Raises DeepStageError with the reason as text, or ModelServerError if it serves another model.
+        Raises DeepStageError with the reason as text, or ModelServerError if its model has other tensors.
         """
         await self.check_ready()
-        await self._check_tensors()
+        await self._check_configuration()
         for channel in range(len(self._channels)):
             try:
                 await self.infer(probe_inputs(self._signature), _PROBE_QUEUE_S_MAX, _CHECK_S_MAX, channel)
             except DeepStageError as error:
                 raise DeepStageError(error.cause, f"the model is ready but does not answer: {error}") from error
 
-    async def _check_tensors(self) -> None:
-        """Compare names, types and shapes of the served model's tensors, and its batch size, with the bundle's."""
+    async def _check_configuration(self) -> None:
+        """Compare the served model's tensors, batch size and SHA-256 (if it states one) with the bundle's."""
         try:
             metadata = await self._channels[0].get_model_metadata(self._model, client_timeout=_CHECK_S_MAX)
             answer = await self._channels[0].get_model_config(self._model, client_timeout=_CHECK_S_MAX)
@@ -199,6 +205,11 @@ class TritonConnection:
             raise ModelServerError(
                 f"Triton at {self._target} serves {self._model} with max_batch_size {answer.config.max_batch_size}; "
                 f"set it to {BATCH_ROWS_MAX}"
+            )
+        served = answer.config.parameters[DIGEST_PARAMETER].string_value
+        if self._digest and served not in ("", self._digest):
+            raise OtherBundleError(
+                "error", f"Triton at {self._target} serves another bundle's {self._model} (SHA-256 {served[:12]}…)"
             )
 
     async def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from stages.deep.repository import ServingLimits, Target, write_repository
-from stages.deep.signature import BATCH_ROWS_MAX, MODEL_NAME
+from stages.deep.signature import BATCH_ROWS_MAX, DIGEST_PARAMETER, MODEL_NAME
 from tests.conftest import TinyDeepModel
 
 
@@ -38,6 +39,8 @@ def test_both_targets_have_the_same_contract_on_their_backend_and_device(
     assert (tmp_path / "cpu" / MODEL_NAME / "1" / "model.py").is_file()
     assert not (tmp_path / "gpu" / MODEL_NAME / "1" / "model.py").exists()
     assert (tmp_path / "gpu" / MODEL_NAME / "1" / "model.onnx").read_bytes() == tiny_deep_model.path.read_bytes()
+    digest = hashlib.sha256(tiny_deep_model.path.read_bytes()).hexdigest()
+    assert {config.parameters[DIGEST_PARAMETER].string_value for config in (cpu, gpu)} == {digest}
     assert gpu.HasField("dynamic_batching")
     assert gpu.dynamic_batching == model_config_pb2.ModelDynamicBatching(), "neither delay nor queue policy by default"
 

@@ -157,6 +157,15 @@ def test_a_replica_with_another_model_gets_nothing_even_if_there_is_no_other() -
     assert replicas.choose() is only
 
 
+def test_a_replica_with_another_bundles_model_gets_nothing_and_may_get_the_right_one() -> None:
+    replicas, (only,) = ready_replicas(1)
+    replicas.not_ready(only, "another bundle's", other_bundle=True)
+    assert replicas.choose() is None
+    assert not replicas.all_differ, "an update is no wrong setting: a start waits for its end"
+    replicas.passed(only)
+    assert replicas.choose() is only
+
+
 def test_the_second_call_goes_to_another_replica_where_there_is_one() -> None:
     replicas, (first, second) = ready_replicas(2)
     replicas.sent(second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator
@@ -103,6 +104,24 @@ def test_a_model_of_another_shape_is_named_at_once(triton: LocalTriton, tiny_dee
         # the timeout has another message
         stage.wait_ready(60)
     stage.close()
+
+
+def test_only_the_model_of_the_own_bundle_is_called(triton: LocalTriton, tiny_deep_model: TinyDeepModel) -> None:
+    digests = {"own": hashlib.sha256(tiny_deep_model.path.read_bytes()).hexdigest(), "other": "0" * 64}
+    stages = {
+        name: TritonDeepStage(triton.grpc_url, tiny_deep_model.signature, digest=digest)
+        for name, digest in digests.items()
+    }
+    try:
+        stages["own"].wait_ready(20)
+        assert len(stages["own"].submit(tiny_deep_model.inputs(3), 10).result()) == 3
+        with pytest.raises(ModelServerError, match=r"another bundle's fraud_deep \(SHA-256"):
+            stages["other"].wait_ready(1)
+        assert "another bundle's" in str(failure(stages["other"].submit(tiny_deep_model.inputs(3), 10)))
+        assert [state.calls for state in stages["other"].replicas()] == [0]
+    finally:
+        for stage in stages.values():
+            stage.close()
 
 
 def test_a_model_that_is_not_served_is_named_after_the_timeout(
