@@ -9,10 +9,17 @@ DOCS = $(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet --
 # Most tests of real parts wait for one another's processes: four at a time keep two cores busy.
 PYTEST = $(BIN)/pytest --quiet -n 4 --dist loadfile --no-loadscope-reorder
 
+# Images: what builds them, what their names begin with, and further options of the build.
+BUILDER ?= $(if $(shell command -v buildah),buildah,docker)
+REGISTRY ?=
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' cascade/__init__.py)
+IMAGE = $(BUILDER) build $(BUILD_OPTIONS) --file Containerfile --build-arg VERSION=$(VERSION) \
+	--build-arg REVISION=$(shell git rev-parse HEAD) --build-arg BUNDLE=$(or $(BUNDLE),cascade/bundles/simulator)
+
 # Where this is set, each process of the demo and of the tests would compile all their sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-long chart kube-programs kube-test kube-test-keda docs handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
+.PHONY: demo test test-long chart kube-programs kube-test kube-test-keda images cluster-images cluster-test docs handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cascade demo --out build/demo
@@ -43,6 +50,20 @@ kube-test: $(VENV)/.dev
 kube-test-keda: $(VENV)/.dev
 	$(BIN)/cascade local install
 	tests/kube/in-own-network.sh $(BIN)/pytest --quiet -m keda tests/kube
+
+# The images, and in build/images the list of the packages in them (CycloneDX).
+images:
+	$(IMAGE) --target cascade --tag $(REGISTRY)cascade:$(VERSION) .
+	$(IMAGE) --target cascade-bundle --tag $(REGISTRY)cascade-bundle:$(VERSION) .
+	$(IMAGE) --target cascade-triton-cpu --tag $(REGISTRY)cascade-triton-cpu:$(VERSION) .
+	$(IMAGE) --target sbom --output build/images .
+
+cluster-images: $(VENV)/.dev
+	$(BIN)/python tests/kube/node/images.py build
+
+cluster-test: $(VENV)/.dev
+	$(BIN)/python tests/kube/node/images.py ready
+	tests/kube/node/in-node.sh $(BIN)/pytest --quiet -m cluster tests/kube/node
 
 docs: $(VENV)/.dev
 	$(DOCS)
