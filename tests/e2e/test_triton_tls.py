@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,26 @@ def test_a_certificate_for_another_host_is_refused(
     with LocalTriton(repository, parts_dir=triton_parts, tls=tls) as running:
         line = refusal(scores, running, GrpcOptions(ssl=True, root_certificates=authority.ca_file))
     assert "Hostname Verification" in line
+
+
+def test_the_certificate_must_name_the_configured_host_and_not_the_address_behind_it(
+    triton_parts: Path, repository: Path, authority: Authority, tiny_deep_model: TinyDeepModel
+) -> None:
+    # as in a headless Service, whose pods have a certificate for its name
+    tls = ServerTls(*authority.issue("service", ["triton.cascade.svc"]))
+    options = GrpcOptions(ssl=True, root_certificates=authority.ca_file)
+    with LocalTriton(repository, parts_dir=triton_parts, tls=tls) as running:
+        port = running.grpc_url.rpartition(":")[2]
+
+        def stage_for(host: str) -> TritonDeepStage:
+            signature = tiny_deep_model.signature
+            return TritonDeepStage(f"{host}:{port}", signature, options=options, resolve=lambda *_: ["127.0.0.1"])
+
+        with closing(stage_for("triton.cascade.svc")) as stage:
+            stage.wait_ready(20)
+            assert len(stage.submit(tiny_deep_model.inputs(3), 5).result()) == 3
+        with closing(stage_for("triton.other.svc")) as stage, pytest.raises(ModelServerError, match="Hostname Verif"):
+            stage.wait_ready(3)
 
 
 def test_a_client_without_tls_gets_nothing(server: LocalTriton, scores: Scores) -> None:
