@@ -12,7 +12,8 @@ from cascade.mig.gpus import GPUS, find_gpu
 from cascade.mig.packing import GPUS_MAX, pack
 from cascade.mig.picture import picture
 from cascade.mig.placement import Layout, free_memory_slices, parse_counts, stranded_sms, why_not
-from cascade.mig.plan_commands import check, plan
+from cascade.mig.plan_commands import autoscale, check, plan
+from cascade.mig.watch_commands import watch
 
 GPU_HELP: Final = f"Model of the GPUs: {', '.join(GPUS)}."
 
@@ -25,13 +26,10 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def mig() -> None:
-    """A group also while it has a single command."""
-
-
 app.command()(plan)
 app.command()(check)
+app.command()(autoscale)
+app.command()(watch)
 
 
 class PlacedSlice(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from rich.console import Console
 from cascade.errors import DataError, SettingError
 from cascade.ledger.journal import read_journal
 from cascade.mig.arrivals import Bursts
+from cascade.mig.autoscale import Crowd, Replicas, day_rates, rules, show_days, simulate_day
 from cascade.mig.checks import ERROR_MAX, RATES, run_checks, show_checks
 from cascade.mig.demand import Demand, ModelEntry, journal_rates, read_models
 from cascade.mig.evaluation import Evaluation
@@ -171,3 +172,46 @@ def check(
         json.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
     if found.error_max > ERROR_MAX:
         raise typer.Exit(1)
+
+
+def autoscale(
+    gpu: GpuName,
+    rate: Annotated[float, typer.Option(help="Transactions a second in the busiest hour, without the crowd.")],
+    profile: Annotated[str | None, typer.Option(help="Slice of each Triton; default: the smallest.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, max=GPUS_MAX, help="GPUs whose slices Triton may use.")] = 1,
+    escalated: Annotated[float, typer.Option(help="Share of transactions that the deep model gets.")] = 0.01,
+    p99: Annotated[str, typer.Option(help="Limit of a deep call's p99 at the server: 20ms.")] = "20ms",
+    rows_per_call: Annotated[float, typer.Option(help="Transactions in a deep call, mean.")] = 1.0,
+    crowd: Annotated[
+        float, typer.Option(min=1.0, max=100.0, help="Flash crowd: multiple of the curve; 1: none.")
+    ] = 3.0,
+    crowd_hour: Annotated[float, typer.Option(min=0.0, max=23.0, help="Hour at which it begins.")] = 18.0,
+    crowd_minutes: Annotated[float, typer.Option(min=1.0, max=45.0, help="How long it lasts.")] = 15.0,
+    least: Annotated[int, typer.Option(min=1, max=100, help="Replicas that always run.")] = 2,
+    start_s: Annotated[float, typer.Option(min=0.0, max=600.0, help="Until a new pod serves calls, seconds.")] = 30.0,
+    measured: Measured = None,
+    seed: Seed = 1,
+    json: JsonFile = None,
+) -> None:
+    """Simulate a day with a flash crowd under the autoscaler's rules, beside static provisioning.
+
+    The curve of the day is assumed. Triton scales on calls that wait and calls in flight, up to the slices there are.
+    """
+    model = find_gpu(gpu)
+    slice_profile = model.profile(profile) if profile else model.profiles[0]
+    stated = {"rate": rate, "escalated": escalated, "p99": p99, "rows_per_call": rows_per_call}
+    demand = _entry(stated).demand(_WHERE)
+    evaluation = Evaluation(demand, ServiceTimes(model, read_measured(measured or [])), Batching(), seed)
+    replicas = Replicas(model, slice_profile, evaluation)
+    if not replicas.rate_max:
+        raise DataError(f"--p99 {p99}: a {slice_profile.name} keeps it at no rate; `cascade mig plan` shows which does")
+    slices = gpus * slice_profile.count_max
+    if least > slices:
+        raise DataError(f"--least {least}: {gpus} × {model.key} have {slices} slices {slice_profile.name}; lower it")
+    flash = Crowd(factor=crowd, start_h=crowd_hour, minutes=crowd_minutes) if crowd > 1.0 else None
+    rates = day_rates(demand.calls_per_s, flash)
+    chosen = rules(replicas, slices, least, float(rates.max()))
+    days = [simulate_day(model, slice_profile, replicas, rates, rule, start_s) for rule in chosen]
+    show_days(days, model, slice_profile, replicas, float(rates.max()), Console())
+    if json is not None:
+        json.write_bytes(msgspec.json.format(msgspec.json.encode(days)))

@@ -95,6 +95,12 @@ class ReplicaQueue:
         answered = 1.0 - self.rejected_share
         return self.quantile_s(share / answered) if share < answered else math.inf
 
+    def late_share(self, limit_s: float) -> float:
+        """The share of calls without an answer within `limit_s`; a rejected call has none."""
+        index = int(np.searchsorted(self.times_s, limit_s, side="right"))
+        in_time = float(self._cumulative[index - 1]) if index else 0.0
+        return min(max(1.0 - (1.0 - self.rejected_share) * in_time, 0.0), 1.0)
+
     @property
     def mean_s(self) -> float:
         """Mean time of a call."""
