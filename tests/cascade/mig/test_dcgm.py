@@ -120,7 +120,7 @@ def test_sm_activity_stands_in_where_the_engines_is_missing_and_is_named() -> No
     found = [part._replace(name=SMS) if part.name == ENGINE else part for part in gpu_series(TWO)]
     gpu = read(found)
     assert gpu.window is not None
-    assert gpu.window.slices == read(gpu_series(TWO)).window.slices  # type: ignore[union-attr]
+    assert gpu.window.slices == read(gpu_series(TWO)).window.slices
     assert any(SMS in note for note in gpu.notes)
 
 
