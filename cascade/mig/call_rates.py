@@ -77,14 +77,14 @@ class ServiceCalls:
             raise DataError(f"--ledger {source}: no such directory, and not an address such as http://127.0.0.1:9464")
 
     def per_s(self, start_s: float, end_s: float) -> float | None:
-        """Deep calls a second; None if none is recorded. Raises ServiceMetricsError or DataError.
+        """Deep calls a second; None right after the service's start. Raises ServiceMetricsError or DataError.
 
         From an address: since the last time that this was called, at first since the start of the service. From a
         journal: of its lines between both moments, in seconds since the epoch.
         """
         return self._from_address() if self._is_address else self._from_journal(start_s, end_s)
 
-    def _from_journal(self, start_s: float, end_s: float) -> float | None:
+    def _from_journal(self, start_s: float, end_s: float) -> float:
         start, end = (datetime.fromtimestamp(moment, UTC) for moment in (start_s, end_s))
         parts = [part for run in read_journal([Path(self._source)]) if (part := run.between(start, end)) is not None]
         rates = [
@@ -92,7 +92,12 @@ class ServiceCalls:
             for part in parts
             if (seconds := (part.ended - part.started).total_seconds()) > 0
         ]
-        return sum(rates) if rates else None
+        if not rates:
+            raise ServiceMetricsError(
+                f"--ledger {self._source}: no line in the window; the service writes one each ledger.interval_s, "
+                "so --interval must be longer"
+            )
+        return sum(rates)
 
     def _from_address(self) -> float | None:
         found = self._scrape()

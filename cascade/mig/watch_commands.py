@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -58,22 +60,27 @@ def watch(
     if once:
         _print(frame, console, json)
         return
-    with Live(console=console, screen=console.is_terminal and not json, auto_refresh=False) as live:
-        try:
-            while True:
-                if json:
-                    _print(frame, console, json)
-                else:
-                    live.update(render_frame(frame), refresh=True)
-                time.sleep(interval)
-                frame = _next(watcher, frame)
-        except KeyboardInterrupt:
-            return
+    with suppress(KeyboardInterrupt):
+        if json:
+            for later in _frames(watcher, frame, interval):
+                _print(later, console, json)
+        else:
+            with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+                for later in _frames(watcher, frame, interval):
+                    live.update(render_frame(later), refresh=True)
 
 
-def _next(watcher: Watcher, last: WatchFrame) -> WatchFrame:
-    """The next frame; the last one with a note if Prometheus does not answer."""
-    now_s = time.time()
+def _frames(watcher: Watcher, first: WatchFrame, interval: float) -> Iterator[WatchFrame]:
+    """A frame now and after each interval. While Prometheus does not answer, the last one with a note."""
+    frame = first
+    while True:
+        yield frame
+        time.sleep(interval)
+        frame = next_frame(watcher, frame, time.time())
+
+
+def next_frame(watcher: Watcher, last: WatchFrame, now_s: float) -> WatchFrame:
+    """The frame of `now_s`, in seconds since the epoch; the last one with a note if Prometheus does not answer."""
     try:
         return watcher.read(now_s)
     except PrometheusError as error:
@@ -120,11 +127,11 @@ def _measured(gpu: GpuFigures) -> list[Text]:
 def _table(gpu: GpuFigures) -> Table:
     table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("slice", no_wrap=True)
-    table.add_column("pod", no_wrap=True, overflow="ellipsis", width=_POD_WIDTH)
+    table.add_column("pod", no_wrap=True, width=_POD_WIDTH)
     for name in ("active", "idle W", "dyn. W", "calls/s", "J a call"):
         table.add_column(name, justify="right", no_wrap=True)
     for part in gpu.slices:
-        table.add_row(part.name, part.pod or "–", *_figures(part))
+        table.add_row(part.name, _shortened(part.pod or "–"), *_figures(part))
     for name, idle_w, dynamic_w in (
         ("empty slices", gpu.empty_w, 0.0),
         ("stranded SMs", gpu.stranded_w, 0.0),
@@ -133,6 +140,11 @@ def _table(gpu: GpuFigures) -> Table:
         if idle_w or dynamic_w:
             table.add_row(Text(name, style="dim"), "", "", number_text(idle_w), number_text(dynamic_w), "", "")
     return table
+
+
+def _shortened(pod: str) -> str:
+    """A pod's name without its middle: pods of one Deployment differ at the end."""
+    return pod if len(pod) <= _POD_WIDTH else f"{pod[:11]}…{pod[11 + 1 - _POD_WIDTH :]}"
 
 
 def _figures(part: SliceFigures) -> tuple[str, ...]:

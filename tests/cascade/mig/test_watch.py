@@ -7,8 +7,10 @@ import json
 import math
 import re
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,11 +22,14 @@ from rich.console import Console
 
 from cascade.cli import main
 from cascade.errors import DataError
+from cascade.ledger.journal import read_journal
 from cascade.ledger.slices import attribute_windows, read_trace
 from cascade.mig.call_rates import ServiceCalls, ServiceMetricsError
 from cascade.mig.prometheus import PrometheusError
 from cascade.mig.watch import Watcher, WatchFrame
-from cascade.mig.watch_commands import _next, render_frame
+from cascade.mig.watch_commands import next_frame, render_frame
+from tests.cascade.ledger.helpers import NOON
+from tests.cascade.ledger.test_journal import written
 from tests.cascade.mig.http_answers import Answer, answering
 from tests.cascade.mig.pretended_dcgm import (
     CALLS_PER_S,
@@ -150,7 +155,7 @@ def test_while_prometheus_does_not_answer_the_last_figures_stay_with_their_age()
         watcher = Watcher(base, 60.0)
         good = watcher.read(time.time() - 30.0)
         absent.set()
-        kept = _next(watcher, good)
+        kept = next_frame(watcher, good, time.time())
         assert kept.gpus == good.gpus
         assert "status 503" in kept.notes[0]
         assert "the figures are 30 s old" in kept.notes[0]
@@ -185,10 +190,20 @@ def test_an_address_that_is_no_service_is_a_note_and_the_slices_are_shown(conten
 
 
 def test_calls_of_a_journal_are_those_of_its_lines_in_the_window(tmp_path: Path) -> None:
+    written(tmp_path / "journal", minutes=5)
+    calls = ServiceCalls(str(tmp_path / "journal"))
+    (run,) = read_journal([tmp_path / "journal"])
+    counts = [account.counters.deep_calls.count for account in run.accounts]
+    assert counts[3] > counts[0] > 0
+    start_s = NOON.timestamp()
+    assert calls.per_s(start_s + 60.0, start_s + 240.0) == pytest.approx((counts[3] - counts[0]) / 180.0)
+    with pytest.raises(ServiceMetricsError, match=r"no line in the window; .* --interval must be longer"):
+        calls.per_s(start_s + 61.0, start_s + 62.0)
     with pytest.raises(DataError, match=r"--ledger .* no such directory"):
         ServiceCalls(str(tmp_path / "absent"))
-    frame = frame_at(1_000.0, ledger=ServiceCalls(str(tmp_path)))
-    assert "no account" in frame.notes[0]
+    frame = frame_at(1_000.0, ledger=calls)
+    assert "no line in the window" in frame.notes[0]
+    assert frame.gpus[0].watts is not None
 
 
 # --- the terminal -----------------------------------------------------------------------------------------------------
@@ -208,6 +223,7 @@ def test_a_frame_has_slices_lines_of_their_own_and_deep_calls_in_80_columns() ->
         "GPU-5c89852c",
         "residual 0.00%; power integrated +0.0%",
         "1g.5gb/7",
+        "triton-1g-5…f8c9b7-x2x4z",
         "50.0 %",
         "empty slices",
         "stranded SMs",
@@ -242,6 +258,19 @@ def test_the_command_prints_the_last_window_as_text_and_as_json(
     assert f"{base}: no answer" in capsys.readouterr().err
     assert main(["mig", "watch", "--prometheus", base, "--once", "--gpu", "v100"]) == 1
     assert "not in the table" in capsys.readouterr().err
+
+
+def test_it_goes_on_with_a_json_line_for_each_window_until_ctrl_c() -> None:
+    with answering(prometheus_answer(driver_loaded_s=time.time() - 1_000.0)) as base:
+        command = [sys.executable, "-m", "cascade", "mig", "watch", "--prometheus", base, "--interval", "12", "--json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            frames = [msgspec.json.decode(process.stdout.readline(), type=WatchFrame) for _ in range(2)]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20.0) == 0
+    first, second = (gpu for frame in frames for gpu in frame.gpus)
+    assert (first.seconds, second.seconds) in {(10.0, 10.0), (10.0, 20.0)}
+    assert second.watts == pytest.approx(POWER_W)
 
 
 # --- a real Prometheus, a pretended exporter --------------------------------------------------------------------------
