@@ -35,6 +35,7 @@ SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
 FILES = ("schema.toml", "features.toml", "screener.txt", "deep.onnx", "deep.json", "policy.json", "report.json")
 # A screener of 1,000 trees has 5 MB, a deep model of a million weights 4 MB.
 FILE_BYTES_MAX = 256 * 1024 * 1024
+MANIFEST_BYTES_MAX = 64 * 1024
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,6 +112,11 @@ def _read_manifest(directory: Path) -> Manifest:
         raise BundleError(
             f"{path}: cannot be read ({error.strerror}); point bundle.path at a directory that `cascade train` wrote"
         ) from error
+    return parse_manifest(raw, str(path))
+
+
+def parse_manifest(raw: bytes, path: str) -> Manifest:
+    """Parse the content of a manifest, whose files are exactly FILES. Raises BundleError, which names `path`."""
     try:
         format_only = msgspec.json.decode(raw)["format"]
     except (msgspec.MsgspecError, TypeError, KeyError) as error:
@@ -127,6 +133,10 @@ def _read_manifest(directory: Path) -> Manifest:
     if set(manifest.files) != set(FILES):
         odd = sorted(set(manifest.files) ^ set(FILES))
         raise BundleError(f"{path}: missing or unknown files {', '.join(odd)}; train the bundle again")
+    for file, entry in manifest.files.items():
+        if not 0 <= entry.size_bytes <= FILE_BYTES_MAX:
+            problem = f"{file} would have {entry.size_bytes} bytes, at most {FILE_BYTES_MAX} are allowed"
+            raise BundleError(f"{path}: {problem}; train the bundle again")
     return manifest
 
 
@@ -134,7 +144,7 @@ def _read_checked(directory: Path, file: str, entry: FileEntry) -> bytes:
     path = directory / file
     try:
         size = path.stat().st_size
-        if size != entry.size_bytes or size > FILE_BYTES_MAX:
+        if size != entry.size_bytes:
             raise BundleError(
                 f"{path}: has {size} bytes and should have {entry.size_bytes}; the file was cut short or altered: copy"
                 " the bundle again"

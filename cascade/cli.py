@@ -51,6 +51,7 @@ SECTIONS = {
     "Set it up: data, models and brokers to work with": {
         "topics": Command("streaming.commands", "Create the topics of a configuration.", shared=True),
         "replay": Command("streaming.commands", "Send a data file to Kafka.", shared=True),
+        "bundle": Command("streaming.bundle_commands", "Fetch and verify a bundle.", group=True),
         "repository": Command("stages.commands", "Write a bundle's Triton model repository.", shared=True),
         "local": Command("streaming.local_parts_commands", "Install and run a broker and a Triton.", group=True),
     },

@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Self
 
-from cascade.errors import LocalPartError
+from cascade.errors import CascadeError, LocalPartError
 
 MARKER = "installed.json"
 # Below Linux's ephemeral range (32768 and up). A client that retries a dead server's port in that range may get the
@@ -92,7 +92,10 @@ def read_marker(directory: Path) -> dict[str, object] | None:
 
 @contextmanager
 def staged_directory(directory: Path) -> Iterator[Path]:
-    """Yield an empty directory, which replaces `directory` as a whole when the block ends without an error."""
+    """Yield an empty directory, which replaces `directory` as a whole when the block ends without an error.
+
+    Raises OSError if its parent cannot be written, or if it is a mount point, which cannot be replaced.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -105,6 +108,14 @@ def staged_directory(directory: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def not_replaced(directory: Path, error: OSError) -> CascadeError:
+    """Returns the line for a user whose `directory` could not be replaced because of `error`."""
+    return CascadeError(
+        f"{directory}: cannot be written ({error.strerror or error}); it is replaced as a whole, so its parent must be"
+        f" writable, and a mount point cannot be replaced: name a directory below it, {directory / 'new'} for example"
+    )
 
 
 def install_part(

@@ -16,6 +16,7 @@ from rich.table import Table
 from cascade.bundle import load_bundle
 from cascade.durations import parse_ms
 from cascade.errors import CascadeError
+from cascade.local_parts import not_replaced
 from cascade.policy import Costs
 from cascade.progress import Steps
 from stages.assembly import deep_signature
@@ -107,7 +108,9 @@ def _show(report: Report, console: Console) -> None:
 @app.command()
 def repository(
     bundle: Annotated[Path, typer.Option(help="Bundle with the deep model.")],
-    out: Annotated[Path, typer.Option(help="Directory for the repository; an existing directory is replaced.")],
+    out: Annotated[
+        Path, typer.Option(help="Directory for the repository; an existing one is replaced. Not a mount point itself.")
+    ],
     target: Annotated[Target, typer.Option(help="gpu: ONNX Runtime backend; cpu: Python backend.")] = "gpu",
 ) -> None:
     """Write the Triton model repository of a bundle's deep model.
@@ -115,7 +118,10 @@ def repository(
     Its config.pbtxt sets batching, queue limit and timeout.
     """
     loaded = load_bundle(bundle)
-    written = write_repository(bundle / "deep.onnx", deep_signature(loaded), out, target)
+    try:
+        written = write_repository(bundle / "deep.onnx", deep_signature(loaded), out, target)
+    except OSError as error:
+        raise not_replaced(out, error) from error
     typer.echo(f"{written}: model {MODEL_NAME} of bundle {loaded.version} for {target}")
 
 

@@ -201,6 +201,14 @@ def test_a_worker_whose_name_is_not_in_the_environment_is_one_line(
     assert f"{file}: kafka.instance_env = 'POD_NAME': that environment variable is not set; " in line
 
 
+def test_a_repository_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "models"
+    line = refused(capsys, "repository", "--bundle", str(SHIPPED_BUNDLE), "--out", str(out))
+    assert f"{out}: cannot be written (" in line
+    assert "a mount point cannot be replaced" in line
+
+
 @pytest.mark.training
 @pytest.mark.parametrize("name", ["absent.parquet", "data.xlsx"])
 def test_data_that_cannot_be_read_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
