@@ -157,7 +157,7 @@ PARTS: Mapping[str, Part] = {
     "crds": CustomResources(
         ModuleFiles(
             (
-                ("github.com/kedacore/keda/v2@v2.20.2", "config/crd/bases/keda.sh_*.yaml"),
+                ("github.com/kedacore/keda/v2@v2.20.2", "config/crd/bases/*.yaml"),
                 (
                     "github.com/prometheus-operator/prometheus-operator@v0.85.0",
                     "example/prometheus-operator-crd/*.yaml",
