@@ -50,16 +50,15 @@ def place(gpu: Gpu, counts: Mapping[str, int]) -> Layout | None:
 
 
 def _placed(instances: Sequence[Profile], before: Layout) -> Iterator[Layout]:
-    """Every layout of these instances beside those placed before; equal instances from the highest start down."""
+    """Every layout of these instances beside those placed before, with the highest starts first."""
     if not instances:
         yield before
         return
     profile, *others = instances
     taken = {memory_slice for placement in before for memory_slice in range(placement.start, placement.end)}
-    limit = before[-1].start if before and before[-1].profile == profile else MEMORY_SLICES
     for start in sorted(profile.starts, reverse=True):
         placement = Placement(profile, start)
-        if start < limit and taken.isdisjoint(range(start, placement.end)):
+        if taken.isdisjoint(range(start, placement.end)):
             yield from _placed(others, (*before, placement))
 
 

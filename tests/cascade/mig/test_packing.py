@@ -68,6 +68,18 @@ def test_a_large_demand_is_packed_whole_and_not_below_its_memory(counts: list[in
     assert sum((Counter(counts_of(layout)) for layout in packed), Counter()) == +Counter(demand)
 
 
+@pytest.mark.parametrize(
+    ("demand", "gpus"),
+    [
+        ({"2g.10gb": 4, "3g.20gb": 2}, 2),  # 3g beside 2g + 2g, although 3g + 3g would fill the memory
+        ({"1g.5gb": 4, "1g.10gb": 2, "4g.20gb": 2}, 2),
+        ({"2g.10gb": 4, "3g.20gb": 2, "7g.40gb": 2}, 4),
+    ],
+)
+def test_the_fullest_layout_first_would_need_a_gpu_more(demand: dict[str, int], gpus: int) -> None:
+    assert len(pack(A100, demand)) == brute_force(A100, demand) == gpus
+
+
 def test_seven_memory_slices_are_enough_for_seven_1g_and_not_for_eight() -> None:
     assert [len(pack(A100, {"1g.5gb": count})) for count in (0, 1, 7, 8, 14, 15)] == [0, 1, 1, 2, 2, 3]
 

@@ -24,8 +24,15 @@ from cascade.cli import main
 from cascade.errors import DataError
 from cascade.ledger.journal import read_journal
 from cascade.ledger.slices import attribute_windows, read_trace
-from cascade.mig.call_rates import ServiceCalls, ServiceMetricsError
-from cascade.mig.prometheus import PrometheusError
+from cascade.mig.call_rates import (
+    DEEP_CALLS,
+    TRITON_REQUESTS,
+    ServiceCalls,
+    ServiceMetricsError,
+    deep_calls_per_s,
+    triton_calls_per_s,
+)
+from cascade.mig.prometheus import PrometheusError, Sample, Series
 from cascade.mig.watch import Watcher, WatchFrame
 from cascade.mig.watch_commands import next_frame, render_frame
 from tests.cascade.ledger.helpers import NOON
@@ -164,6 +171,24 @@ def test_while_prometheus_does_not_answer_the_last_figures_stay_with_their_age()
 
 
 # --- calls that Prometheus does not know ------------------------------------------------------------------------------
+
+
+def test_calls_are_rates_of_their_own_samples_also_across_a_restart() -> None:
+    def counter(name: str, *values: float, **labels: str) -> Series:
+        return Series(name, labels, tuple(Sample(10.0 * number, value) for number, value in enumerate(values)))
+
+    # 200 calls in 20 s, and 100 + 50 in 20 s; a single sample says nothing
+    workers = [counter(DEEP_CALLS, 500, 600, 700), counter(DEEP_CALLS, 900, 1_000, 50), counter(DEEP_CALLS, 7)]
+    assert deep_calls_per_s(workers, 0.0, 20.0) == pytest.approx(10.0 + 7.5)
+    assert deep_calls_per_s(workers, 5.0, 20.0) == pytest.approx(10.0 + 5.0)
+    assert deep_calls_per_s([workers[2]], 0.0, 20.0) is None
+    tritons = [
+        counter(TRITON_REQUESTS, 0, 100, 200, pod="a", model="deep"),
+        counter(TRITON_REQUESTS, 0, 10, 20, pod="a", model="other"),
+        counter(TRITON_REQUESTS, 0, math.nan, math.inf, pod="b"),
+        counter(TRITON_REQUESTS, 0, 100, 200),
+    ]
+    assert triton_calls_per_s(tritons, 0.0, 20.0) == {"a": pytest.approx(11.0)}
 
 
 def test_calls_of_a_service_are_counted_since_its_start_and_then_since_the_last_reading() -> None:
