@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from cascade.errors import DeepStageError, ModelServerError
 from stages.deep.replicas import Address, Replica, Replicas
-from stages.deep.triton_connection import OtherBundleError, TritonConnection
+from stages.deep.triton_connection import TritonConnection
 
 # A replica that is not ready yet has its share of the requests within a second of being ready.
 CHECK_EVERY_S: Final = 0.4
@@ -27,6 +28,7 @@ class ReplicaWatch:
     def __init__(self, replicas: Replicas[TritonConnection]) -> None:
         self._replicas = replicas
         self._connected: dict[Replica[TritonConnection], asyncio.Task[None]] = {}
+        self._due: dict[Replica[TritonConnection], asyncio.Event] = {}
 
     @property
     def connected(self) -> int:
@@ -36,9 +38,15 @@ class ReplicaWatch:
     async def update(self, addresses: Iterable[Address]) -> None:
         """Adds and retires replicas: see `Replicas.update`."""
         for replica in self._replicas.update(addresses):
-            self._connected[replica] = asyncio.create_task(self._tend(replica))
+            self._due[replica] = asyncio.Event()
+            self._connected[replica] = asyncio.create_task(self._tend(replica, self._due[replica]))
 
-    async def _tend(self, replica: Replica[TritonConnection]) -> None:
+    def check_now(self, replica: Replica[TritonConnection]) -> None:
+        """Check a replica without waiting for its next turn, since its connection has ended."""
+        if replica in self._due:
+            self._due[replica].set()
+
+    async def _tend(self, replica: Replica[TritonConnection], due: asyncio.Event) -> None:
         answers = 0
         while not replica.retired:
             # an answered request shows as much as a check, so on a busy stream the checks cost nothing
@@ -46,11 +54,14 @@ class ReplicaWatch:
                 await self._check(replica)
             answers = replica.answers
             pause_s = CHECK_READY_EVERY_S if replica.ready else CHECK_EVERY_S
-            await asyncio.sleep(pause_s * (1 - _JITTER_SHARE * random.SystemRandom().random()))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s * (1 - _JITTER_SHARE * random.SystemRandom().random())):
+                    await due.wait()
+            due.clear()
         # its last requests may still be answered
         while replica.outstanding:
             await asyncio.sleep(CHECK_EVERY_S)
-        del self._connected[replica]
+        del self._connected[replica], self._due[replica]
         await replica.connection.close()
 
     async def _check(self, replica: Replica[TritonConnection]) -> None:
@@ -59,13 +70,13 @@ class ReplicaWatch:
         check = asyncio.create_task(connection.check_model() if whole else connection.check_ready())
         await asyncio.wait([check], timeout=ANSWER_S_MAX)
         if not check.done():
-            self._replicas.not_ready(replica, f"no answer for {ANSWER_S_MAX:g} s")
-            # it goes on, and is the only one until it ends: the server may crash if it is cancelled (decision 3)
+            self._replicas.late(replica, f"no answer for {ANSWER_S_MAX:g} s")
+            # it goes on, and is the only one until it ends: this client cancels no request early (decision 3)
             await asyncio.wait([check])
         try:
             await check
         except DeepStageError as error:
-            self._replicas.not_ready(replica, str(error), other_bundle=isinstance(error, OtherBundleError))
+            self._replicas.not_ready(replica, str(error))
         except ModelServerError as error:
             self._replicas.not_ready(replica, str(error), differs=True)
         else:

@@ -51,7 +51,7 @@ class Replica(Generic[Connection]):
     """A replica. Its fields are set by `Replicas`.
 
     - `ready`: its last check succeeded, and no request has shown since that it is gone.
-    - `fits`: its model is that of the bundle.
+    - `fits`: its model is that of the bundle, by its last check, and it has been there since.
     - `checked`: whether any check has ended. `differs`: whether the last one found other tensors.
     - `problem`: why it is not ready; empty if it is.
     - `retired`: its address is gone. It gets no more requests.
@@ -129,7 +129,7 @@ class Replicas(Generic[Connection]):
     def choose(self, other_than: Replica[Connection] | None = None) -> Replica[Connection] | None:
         """The replica for the next request; None if there is none. `other_than`: a replica that is not chosen.
 
-        If no replica is ready, it is one that was: the checks may be wrong, and a request does no harm.
+        If no replica is ready, it is one that fits and does not answer, or whose requests fail: a request does no harm.
         """
         best: Replica[Connection] | None = None
         for replica in self._choices:
@@ -155,11 +155,13 @@ class Replicas(Generic[Connection]):
     def failed(self, replica: Replica[Connection], problem: str, gone: bool = False, overloaded: bool = False) -> None:
         """A request failed.
 
-        - `gone`: the server refused the connection or closed it, so no further request is sent.
+        - `gone`: the server refused the connection or closed it. The next server there may have another model, so the
+          replica gets no request before its next check.
         - `overloaded`: its queue was full, or the request waited there too long, which is no fault of the replica.
         """
         replica.outstanding -= 1
         replica.failures += 1
+        replica.fits = replica.fits and not gone
         if not overloaded:
             replica.failures_in_row += 1
         if gone or replica.failures_in_row >= FAILURES_MAX:
@@ -172,16 +174,14 @@ class Replicas(Generic[Connection]):
             replica.failures_in_row, replica.turns = 0, self._turns
         self._set(replica, ready=True, problem="")
 
-    def not_ready(
-        self, replica: Replica[Connection], problem: str, differs: bool = False, other_bundle: bool = False
-    ) -> None:
-        """A check has failed. The last two: the replica must get no request at all.
+    def late(self, replica: Replica[Connection], problem: str) -> None:
+        """A check has no answer yet. The replica gets requests only if no other is ready: the delay may be ours."""
+        replica.checked = True
+        self._set(replica, ready=False, problem=problem)
 
-        - `differs`: its model has other tensors than the bundle's.
-        - `other_bundle`: it serves another bundle's model, as during an update.
-        """
-        replica.checked, replica.differs = True, differs
-        replica.fits = replica.fits and not (differs or other_bundle)
+    def not_ready(self, replica: Replica[Connection], problem: str, differs: bool = False) -> None:
+        """A check has failed: the replica gets no request. `differs`: its model has other tensors than the bundle's."""
+        replica.checked, replica.differs, replica.fits = True, differs, False
         self._set(replica, ready=False, problem=problem)
 
     def _set(self, replica: Replica[Connection], ready: bool, problem: str) -> None:

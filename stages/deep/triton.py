@@ -182,6 +182,8 @@ class TritonDeepStage:
                 overloaded = isinstance(error, DeepStageError) and error.cause in ("queue-full", "deadline")
                 gone = isinstance(error, ReplicaUnavailableError) and not overloaded
                 self._replicas.failed(replica, str(error), gone, overloaded)
+                if gone:
+                    self._watch.check_now(replica)
 
         call.add_done_callback(ended)
         return call

@@ -24,8 +24,8 @@ _RECONNECT_MS_MAX: Final = 250
 # Time limit for connecting, which gRPC names the minimum backoff (issue 33423 of grpc/grpc). A refused connection fails
 # at once.
 _CONNECT_MS_MAX: Final = 2_000
-# Time limit for each request of a check. It is long because its end cancels the request, and a Triton that thaws with
-# cancelled requests may crash (decision 3): a check of readiness that was cancelled after a second did that too.
+# Time limit for each request of a check. It is long because its end cancels the request, which this client avoids
+# (decision 3).
 _CHECK_S_MAX: Final = 30.0
 # How long a probe may wait in the server's queue.
 _PROBE_QUEUE_S_MAX: Final = 5.0
@@ -83,10 +83,6 @@ class GrpcOptions:
 
 class ReplicaUnavailableError(DeepStageError):
     """The server did not take the request: it is gone, stops, or its queue is full. Another replica may take it."""
-
-
-class OtherBundleError(DeepStageError):
-    """The server serves the model of another bundle, so it must get no request. It may serve this bundle's later."""
 
 
 class TritonConnection:
@@ -208,7 +204,8 @@ class TritonConnection:
             )
         served = answer.config.parameters[DIGEST_PARAMETER].string_value
         if self._digest and served not in ("", self._digest):
-            raise OtherBundleError(
+            # no wrong setting, as other tensors are: during an update it may serve this bundle's later
+            raise DeepStageError(
                 "error", f"Triton at {self._target} serves another bundle's {self._model} (SHA-256 {served[:12]}…)"
             )
 

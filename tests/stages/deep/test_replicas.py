@@ -100,6 +100,19 @@ def test_a_replica_that_is_gone_is_passed_by_at_once_and_used_again_after_a_chec
     assert {send(replicas).address for _ in range(5)} == {first.address}
 
 
+def test_a_server_that_may_have_been_replaced_gets_nothing_before_its_check_even_if_there_is_no_other() -> None:
+    for gone in (
+        lambda replicas, only: replicas.failed(send(replicas), "UNAVAILABLE: refused", gone=True),
+        lambda replicas, only: replicas.not_ready(only, "UNAVAILABLE: refused"),
+    ):
+        replicas, (only,) = ready_replicas(1)
+        gone(replicas, only)
+        replicas.late(only, "no answer")
+        assert replicas.choose() is None
+        replicas.passed(only)
+        assert replicas.choose() is only
+
+
 def test_a_replica_whose_requests_all_fail_at_once_does_not_attract_them() -> None:
     replicas, (broken, *others) = ready_replicas(3)
     for _ in range(300):
@@ -128,7 +141,7 @@ def test_failures_with_answers_in_between_are_no_reason_to_pass_by_a_replica() -
         replicas.answered(send(replicas))
     for _ in range(FAILURES_MAX - 1):
         replicas.failed(send(replicas), "INTERNAL")
-    replicas.not_ready(only, "no answer")
+    replicas.late(only, "no answer")
     replicas.passed(only)
     replicas.failed(send(replicas), "INTERNAL")
     assert only.ready, "failures from before its check count on"
@@ -138,7 +151,7 @@ def test_if_no_replica_is_ready_those_that_were_get_the_requests() -> None:
     replicas, (first, second) = ready_replicas(2)
     (never,) = replicas.update(address(number) for number in range(3))
     for replica in (first, second):
-        replicas.not_ready(replica, "no answer")
+        replicas.late(replica, "no answer")
     assert {send(replicas).address for _ in range(6)} == {first.address, second.address}
     assert replicas.problem == f"none of 3 replicas is ready; {first.address.target}: no answer"
     replicas.passed(never)
@@ -159,7 +172,7 @@ def test_a_replica_with_another_model_gets_nothing_even_if_there_is_no_other() -
 
 def test_a_replica_with_another_bundles_model_gets_nothing_and_may_get_the_right_one() -> None:
     replicas, (only,) = ready_replicas(1)
-    replicas.not_ready(only, "another bundle's", other_bundle=True)
+    replicas.not_ready(only, "another bundle's")
     assert replicas.choose() is None
     assert not replicas.all_differ, "an update is no wrong setting: a start waits for its end"
     replicas.passed(only)
@@ -170,7 +183,7 @@ def test_the_second_call_goes_to_another_replica_where_there_is_one() -> None:
     replicas, (first, second) = ready_replicas(2)
     replicas.sent(second)
     assert send(replicas, other_than=first) is second
-    replicas.not_ready(second, "no answer")
+    replicas.late(second, "no answer")
     assert replicas.choose(other_than=first) is None
 
 
@@ -234,7 +247,9 @@ def test_more_addresses_than_the_limit_are_cut_always_to_the_same() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["update", "passed", "not ready", "differs", "sent", "answered", "failed", "gone", "full"]),
+            st.sampled_from(
+                ["update", "passed", "not ready", "differs", "sent", "answered", "failed", "gone", "full", "late"]
+            ),
             st.integers(0, 7),
             st.sets(st.integers(0, 7), max_size=8),
         ),
@@ -271,10 +286,12 @@ def test_whatever_happens_only_a_replica_that_fits_is_chosen_and_the_counts_agre
                 "gone": lambda: replicas.failed(replica, "UNAVAILABLE", gone=True),  # noqa: B023
             }
             end[what]()
-        elif everyone and what in ("passed", "not ready", "differs"):
+        elif everyone and what in ("passed", "not ready", "differs", "late"):
             replica = everyone[number % len(everyone)]
             if what == "passed":
                 replicas.passed(replica)
+            elif what == "late":
+                replicas.late(replica, what)
             else:
                 replicas.not_ready(replica, what, differs=what == "differs")
         assert all(replica.fits and not replica.problem for replica in replicas._all if replica.ready)

@@ -135,9 +135,15 @@ def test_equal_replicas_get_equal_shares_by_their_own_count(
     with Load(stage, tiny_deep_model) as load:
         time.sleep(12)
     assert load.failures() == []
-    shares = [answered_by(server) - count for server, count in zip(running, before, strict=True)]
+
+    def answered() -> list[int]:
+        return [answered_by(server) - count for server, count in zip(running, before, strict=True)]
+
+    # Triton counts a request a moment after its answer
+    wait_until(lambda: sum(answered()) >= len(load.calls), "all are counted", 20)
+    shares = answered()
     print(f"calls of each: {shares}, spread {spread(shares):.1%}")
-    assert sum(shares) >= len(load.calls) > 0.8 * 12 * CALLS_PER_S
+    assert len(load.calls) > 0.8 * 12 * CALLS_PER_S
     assert spread(shares) < SPREAD_MAX
 
 
@@ -180,6 +186,16 @@ def test_a_replica_that_is_added_has_its_share_within_a_second_of_being_ready(
     assert len(load.failures()) <= 1
 
 
+def thaw(server: LocalTriton) -> None:
+    """Thaws a server, and starts it again where that ends it.
+
+    The Python backend of Triton 2.51 aborts at times when it was frozen while it computed (decision 3).
+    """
+    server.thaw()
+    time.sleep(0.5)
+    server.start()
+
+
 def test_a_frozen_replica_costs_its_calls_and_no_other_and_is_used_again_when_it_thaws(
     stage: TritonDeepStage, running: list[LocalTriton], tiny_deep_model: TinyDeepModel
 ) -> None:
@@ -192,13 +208,8 @@ def test_a_frozen_replica_costs_its_calls_and_no_other_and_is_used_again_when_it
         noticed_s = time.monotonic()
         time.sleep(3)
         went_on = counts(stage)
-        frozen.thaw()
-        wait_until(
-            lambda: is_ready(stage, frozen),
-            "the thawed replica is noticed",
-            20,
-            lambda: (frozen.pid, stage.replicas()),
-        )
+        thaw(frozen)
+        wait_until(lambda: is_ready(stage, frozen), "the thawed replica is noticed", 20, stage.replicas)
         time.sleep(2)
         after = counts(stage)
     failures, later = load.failures(), load.failures(noticed_s)
