@@ -1,13 +1,14 @@
 """The same calls on GPUs without MIG, and what MIG saves against them.
 
-Two alternatives, under the same model of times and joules:
+Three alternatives, under the same model of times and joules:
 
-- whole GPU: one Triton a GPU, with 1, 2 or 4 instances of the model behind one queue. With several, each computes as if
-  the others were always busy too (an equal share of SMs and bandwidth): that is the worst case.
+- whole GPU: one Triton a GPU that serves all models, each with 1, 2 or 4 instances behind a queue of its own. An
+  instance computes as if all others were always busy too (an equal share of SMs and bandwidth): that is the worst case.
 - MPS: 2, 4 or 7 Tritons a GPU, each limited to an equal share of the SMs. There is no isolation of memory bandwidth and
   caches, and a fault of one process can end all: the model charges nothing for either, which is the best case.
+- own GPU, with several models: none shares a GPU with another, as where they must be isolated and there is no MIG.
 
-Neither strands an SM. With several models, each has whole GPUs of its own; under MPS they share the parts.
+None of them strands an SM.
 """
 
 from __future__ import annotations
@@ -57,38 +58,75 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def whole_gpus(gpu: Gpu, evaluations: Sequence[Evaluation]) -> Alternative | None:
-    """Whole GPUs with one Triton each; None if no number of instances keeps every limit."""
-    servers = [Server(f"{count} instances", Part.share(gpu, count), count) for count in INSTANCES]
-    found = [
-        _alternative("whole GPU", gpu, evaluations, server, 1)
-        for server in servers
-        if all(evaluation.demand.memory_gb * server.instances <= gpu.memory_gb for evaluation in evaluations)
-    ]
-    return min((one for one in found if one is not None), key=_energy, default=None)
+    """Whole GPUs with one Triton for all models; None if no number of instances keeps every limit."""
+    memory_gb = sum(evaluation.demand.memory_gb for evaluation in evaluations)
+    found = []
+    for instances in INSTANCES:
+        server = whole_server(gpu, instances, len(evaluations))
+        counts = _fewest(evaluations, server)
+        if counts is not None and memory_gb * instances <= gpu.memory_gb:
+            gpus = max(counts)
+            found.append(_alternative("whole GPU", gpu, evaluations, server, [gpus] * len(counts), gpus))
+    return min(found, key=_energy, default=None)
+
+
+def own_gpus(gpu: Gpu, evaluations: Sequence[Evaluation]) -> Alternative | None:
+    """Whole GPUs, each with one model only; None if no number of instances keeps every limit."""
+    found = []
+    for instances in INSTANCES:
+        server = whole_server(gpu, instances, 1)
+        counts = _fewest(evaluations, server)
+        if counts is not None and all(one.demand.memory_gb * instances <= gpu.memory_gb for one in evaluations):
+            found.append(_alternative("own GPU", gpu, evaluations, server, counts, sum(counts)))
+    return min(found, key=_energy, default=None)
 
 
 def mps(gpu: Gpu, evaluations: Sequence[Evaluation]) -> Alternative | None:
     """GPUs that several Tritons share by MPS; None if no number of parts keeps every limit."""
-    found = [
-        _alternative("MPS", gpu, evaluations, Server(f"1/{parts}", Part.share(gpu, parts)), parts)
-        for parts in MPS_PARTS
-        if all(evaluation.demand.memory_gb * parts <= gpu.memory_gb for evaluation in evaluations)
-    ]
-    return min((one for one in found if one is not None), key=_energy, default=None)
+    found = []
+    for parts in MPS_PARTS:
+        server = Server(f"1/{parts}", Part.share(gpu, parts))
+        counts = _fewest(evaluations, server)
+        if counts is not None:
+            needs = [one.demand.memory_gb for one, count in zip(evaluations, counts, strict=True) for _ in range(count)]
+            gpus = _first_fit(needs, gpu.memory_gb, parts)
+            found.append(_alternative("MPS", gpu, evaluations, server, counts, gpus))
+    return min(found, key=_energy, default=None)
+
+
+def whole_server(gpu: Gpu, instances: int, models: int) -> Server:
+    """So many instances of a model on a GPU that serves so many models."""
+    return Server(f"{instances} of {models}", Part.share(gpu, instances * models), instances)
 
 
 def _energy(alternative: Alternative) -> float:
     return alternative.energy_mj
 
 
-def _alternative(
-    kind: str, gpu: Gpu, evaluations: Sequence[Evaluation], server: Server, parts: int
-) -> Alternative | None:
-    """The fewest replicas of `server` that keep every limit, with `parts` of them on a GPU."""
-    if not all(evaluation.rate_max(server) for evaluation in evaluations):
+def _fewest(evaluations: Sequence[Evaluation], server: Server) -> list[int] | None:
+    """The fewest servers for each model that keep its limit; None if a model's limit is kept at no rate."""
+    rates = [evaluation.rate_max(server) for evaluation in evaluations]
+    if not all(rates):
         return None
-    counts = [math.ceil(found.demand.calls_per_s / found.rate_max(server)) for found in evaluations]
-    gpus = math.ceil(sum(counts) / parts)
+    return [math.ceil(one.demand.calls_per_s / rate) for one, rate in zip(evaluations, rates, strict=True)]
+
+
+def _first_fit(needs_gb: Sequence[float], memory_gb: float, parts: int) -> int:
+    """GPUs for processes that need so much memory, at most `parts` on each: the largest first, where they first fit."""
+    free: list[tuple[float, int]] = []
+    for need_gb in sorted(needs_gb, reverse=True):
+        place = next((number for number, (gb, left) in enumerate(free) if gb >= need_gb and left), None)
+        if place is None:
+            free.append((memory_gb, parts))
+            place = len(free) - 1
+        free[place] = (free[place][0] - need_gb, free[place][1] - 1)
+    return len(free)
+
+
+def _alternative(
+    kind: str, gpu: Gpu, evaluations: Sequence[Evaluation], server: Server, counts: Sequence[int], gpus: int
+) -> Alternative:
+    """The figures of so many servers for each model, on so many GPUs."""
     mean = sum(found.demand.calls_per_s_mean for found in evaluations)
     dynamic_w, rows = 0.0, []
     for evaluation, count in zip(evaluations, counts, strict=True):
@@ -145,7 +183,7 @@ def saving(planner: Planner, layout: PlannedLayout, whole: Alternative) -> Savin
     between = 0
     if len(planner.evaluations) == 1:
         (evaluation,) = planner.evaluations
-        servers = [Server(whole.kind, Part.share(gpu, count), count) for count in INSTANCES]
+        servers = [whole_server(gpu, count, 1) for count in INSTANCES]
         carried = planner.capacity(evaluation)[0], max(map(evaluation.rate_max, servers))
         rates = np.geomspace(min(carried) / 100.0, planner.gpus * max(carried), _RATES)
         mig_mj, whole_mj = (

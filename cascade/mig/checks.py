@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -17,7 +17,7 @@ from cascade.mig.evaluation import Evaluation
 from cascade.mig.gpus import Gpu
 from cascade.mig.placement import place
 from cascade.mig.plan import Planner
-from cascade.mig.plan_report import Check, check
+from cascade.mig.plan_report import Check, check, slices_text
 from cascade.mig.queueing import Batching
 from cascade.mig.service_time import ServiceTimes
 
@@ -103,7 +103,7 @@ def show_checks(checks: Checks, console: Console) -> None:
     for found in checks.layouts:
         checked = found.check
         table.add_row(
-            _compact(found.slices) if found.slices != before else "",
+            slices_text(found.slices).replace(" ", "") if found.slices != before else "",
             f"{found.calls_per_s:,.0f}",
             f"{found.batch_calls:.1f}",
             number_text(checked.p99_ms),
@@ -121,7 +121,3 @@ def show_checks(checks: Checks, console: Console) -> None:
     console.print(
         f"\n largest error at p99: {checks.error_max:.1%}; at most {ERROR_MAX:.0%} is allowed", highlight=False
     )
-
-
-def _compact(slices: Mapping[str, int]) -> str:
-    return "+".join(name if count == 1 else f"{count}×{name}" for name, count in slices.items())

@@ -81,7 +81,7 @@ class PlannedLayout(msgspec.Struct, frozen=True, kw_only=True):
         for model in self.models:
             for profile, count in model.replicas.items():
                 found[profile] = found.get(profile, 0) + count
-        return found
+        return dict(sorted(found.items()))
 
 
 class Planner:
@@ -155,7 +155,8 @@ class Planner:
         if least_ms > demand.p99_s * 1e3:
             raise DataError(
                 f"{demand.name}: p99 of {demand.p99_s * 1e3:g} ms: a call that meets no other takes {least_ms:.2f} ms"
-                f" on {fastest.name}, the fastest slice ({delay_ms:g} ms of it is the batch's delay): raise --p99"
+                f" on {fastest.name}, the fastest slice ({delay_ms:g} ms of it is the batch's delay): raise --p99 or lower"
+                " the delay"
             )
         raise DataError(
             f"{demand.name}: p99 of {demand.p99_s * 1e3:g} ms: no slice of {gpu.key} keeps it at any rate, because two"

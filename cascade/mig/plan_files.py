@@ -29,9 +29,7 @@ def plan_picture(plan: Plan, gpu: Gpu) -> str:
     best = plan.layouts[0]
     layouts = pack(gpu, best.replicas)
     models = _models(plan, layouts)
-    pods = number_pods(layouts)
-    if len(best.models) > 1:
-        pods = {key: f"{models[key]}: {pod}" for key, pod in pods.items()}
+    pods = models if len(best.models) > 1 else number_pods(layouts)
     work_w = {
         model.name: model.dynamic_mj / 1e3 * demand.calls_per_s_mean / sum(model.replicas.values())
         for model, demand in zip(best.models, plan.demands, strict=True)

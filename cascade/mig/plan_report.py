@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cascade.ledger.render import number_text
-from cascade.mig.alternatives import QUOTED, Alternative, Saving, mps, saving, whole_gpus
+from cascade.mig.alternatives import QUOTED, Alternative, Saving, mps, own_gpus, saving, whole_gpus
 from cascade.mig.arrivals import ArrivalProcess
 from cascade.mig.demand import Demand
 from cascade.mig.evaluation import Evaluation
@@ -55,7 +55,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The result of `cascade mig plan`: the best layouts first.
 
     gpus: that the plan may use. basis, energy_basis: of times and joules of the first layout.
-    whole, mps: None where no such GPUs keep the limits. saving: None without `whole`. checks: empty if not simulated.
+    whole, mps: None where no such GPUs keep the limits. own: only with several models. saving: None without `whole`.
+    checks: empty if not simulated.
     """
 
     format: int = PLAN_FORMAT
@@ -69,6 +70,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     layouts: tuple[PlannedLayout, ...]
     whole: Alternative | None
     mps: Alternative | None
+    own: Alternative | None
     saving: Saving | None
     checks: tuple[Check, ...]
 
@@ -99,6 +101,7 @@ def make_plan(gpu: Gpu, gpus: int, evaluations: Sequence[Evaluation], count: int
         layouts=tuple(layouts),
         whole=whole,
         mps=mps(gpu, evaluations),
+        own=own_gpus(gpu, evaluations) if len(evaluations) > 1 else None,
         saving=saving(planner, best, whole) if whole is not None else None,
         checks=tuple(check(planner, *pair, calls, seed) for pair in pairs) if calls else (),
     )
@@ -149,9 +152,9 @@ def slices_text(counts: Mapping[str, int]) -> str:
     """Slices by profile in words.
 
     >>> slices_text({"1g.5gb": 3, "4g.20gb": 1})
-    '3 × 1g.5gb + 1 × 4g.20gb'
+    '3×1g.5gb + 4g.20gb'
     """
-    return " + ".join(f"{count} × {name}" for name, count in counts.items())
+    return " + ".join(name if count == 1 else f"{count}×{name}" for name, count in counts.items())
 
 
 def _table(plan: Plan) -> Table:
@@ -167,11 +170,11 @@ def _table(plan: Plan) -> Table:
         table.add_row(slices_text(layout.replicas), str(len(layout.gpus)), *figures, str(layout.stranded_sms), *energy)
         for model in layout.models if several else ():
             table.add_row(f"  {model.name}: {slices_text(model.replicas)}", "", *_model_cells(model), "", "", "")
-    if plan.whole is not None or plan.mps is not None:
+    alternatives = [found for found in (plan.whole, plan.mps, plan.own) if found is not None]
+    if alternatives:
         table.add_section()
-    for found in (plan.whole, plan.mps):
-        if found is not None:
-            table.add_row(_alternative_name(found), str(found.gpus), *_alternative_cells(found))
+    for found in alternatives:
+        table.add_row(_alternative_name(found), str(found.gpus), *_alternative_cells(found))
     return table
 
 
@@ -182,7 +185,7 @@ def _model_cells(model: PlannedModel) -> tuple[str, str, str]:
 def _alternative_name(found: Alternative) -> str:
     if found.kind == "MPS":
         return f"MPS, {found.replicas} Triton{'s' if found.replicas > 1 else ''}"
-    return f"whole GPU, {found.instances} instance{'s' if found.instances > 1 else ''}"
+    return f"{found.kind}, {found.instances} instance{'s' if found.instances > 1 else ''}"
 
 
 def _alternative_cells(found: Alternative) -> tuple[str, ...]:
@@ -207,7 +210,9 @@ def plan_notes(plan: Plan, gpu: Gpu) -> list[str]:
         )
     notes += [f"times: {source}" for source in plan.sources]
     notes += [assumption for assumption in gpu.assumptions if assumption.startswith("idle")]
-    notes.append("whole GPU: each instance computes as if all others were busy; MPS: without interference (best case)")
+    notes.append(
+        "whole GPU: each instance computes as if all others were busy (worst case); MPS: no interference (best case)"
+    )
     return notes
 
 
@@ -231,7 +236,7 @@ def _arrivals(demand: Demand) -> str:
         bursts = f", bursts ×{found.factor:g} for {found.mean_s:g} s, {found.share:.0%} of the time"
     peak, mean = number_text(demand.calls_per_s), number_text(demand.calls_per_s_mean)
     return (
-        f"{demand.name}: {peak} calls/s at the peak, {mean} in the mean, {number_text(demand.rows_per_call)}"
+        f"{demand.name}: {peak} calls/s at the peak, {mean} in the mean, {demand.rows_per_call:.3g}"
         f" transactions each{bursts}; index of dispersion {number_text(process.dispersion)};"
         f" p99 at most {demand.p99_s * 1e3:g} ms"
     )
@@ -251,8 +256,11 @@ def _quoted(plan: Plan) -> list[str]:
         f" {whole.energy_mj:,.4g} of the whole GPU. Idle power is {found.idle_share:.0%} of it, and all slices share"
         " the idle power of their chip.",
     ]
-    if plan.mps is not None:
-        lines.append(f"Against MPS ({plan.mps.energy_mj:,.4g} mJ): {1 - best.energy_mj / plan.mps.energy_mj:+.1%}.")
+    others = (("MPS", plan.mps), ("a GPU of its own for each model", plan.own))
+    for name, other in others:
+        if other is not None:
+            change = best.energy_mj / other.energy_mj - 1
+            lines.append(f"Against {name}, {number_text(other.energy_mj)} mJ: {change:+.1%}.")
     if found.mig_calls_per_s is not None and found.whole_calls_per_s is not None:
         lines.append(
             f"Within the limit one GPU carries {found.mig_calls_per_s:,.0f} calls/s in slices and"

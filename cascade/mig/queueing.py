@@ -210,14 +210,17 @@ class _Chain:
         waiting = self._first[:, None] @ np.fft.irfft(
             self._generating(np.array([self._delay]))[0], self._counts, axis=0
         )
-        moves = np.zeros((self._room, phases, self._room, phases))
-        for count in range(self._counts):
-            target = np.clip(self._left + count, 1, self._room) - 1
-            moves[self._calls - 1, :, target] += counts[:, count]
-            moves[~later, :, min(count + 1, self._room) - 1] += waiting[~later, count]
+        counts = np.concatenate([counts, np.zeros((self._room, 1, phases, phases))], axis=1)
+        counts[~later, 1:] += waiting[~later]
+        target = np.clip(self._left[:, None] + np.arange(self._counts + 1), 1, self._room) - 1
+        cells = (np.arange(self._room)[:, None] * self._room + target).ravel()
+        moves = np.empty((self._room, phases, self._room, phases))
+        for before, after in np.ndindex(phases, phases):
+            flows = np.bincount(cells, counts[..., before, after].ravel(), self._room**2)
+            moves[:, before, :, after] = flows.reshape(self._room, self._room)
         size = self._room * phases
         stationary = _stationary(moves.reshape(size, size)).reshape(self._room, phases)
-        beyond = np.maximum(self._left[:, None] + np.arange(self._counts) - self._queue_max, 0)
+        beyond = np.maximum(self._left[:, None] + np.arange(self._counts + 1) - self._queue_max, 0)
         self._rejected = float(np.einsum("qi,qcij,qc->", stationary, counts, beyond))
         return stationary
 

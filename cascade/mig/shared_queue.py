@@ -9,6 +9,7 @@ plan in which calls are rejected does not keep its service level anyway.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 
 import numpy as np
 
@@ -23,27 +24,31 @@ def follow(arrivals_s: Float64, service_s: Float64, delay_s: float, instances: i
     delay_s: as in Batching; a batch that is full does not wait.
     instances: of the model.
     """
-    largest, calls = len(service_s), len(arrivals_s)
+    # lists, because an array's elements are slow one by one
+    arrivals, service = arrivals_s.tolist(), service_s.tolist()
+    largest, calls = len(service), len(arrivals)
     free_s = [0.0] * instances
-    times, sizes = np.empty(calls), []
-    busy_s, position = 0.0, 0
+    sizes: list[int] = []
+    ended_s: list[float] = []
+    position = 0
     while position < calls:
-        full_s = arrivals_s[position + largest - 1] if position + largest <= calls else np.inf
-        start_s = max(free_s[0], min(arrivals_s[position] + delay_s, full_s))
-        end = int(np.searchsorted(arrivals_s, start_s, side="right"))
-        size = min(max(end, position + 1) - position, largest)
-        ended_s = start_s + service_s[size - 1]
-        heapq.heapreplace(free_s, ended_s)
-        times[position : position + size] = ended_s - arrivals_s[position : position + size]
+        start_s = arrivals[position] + delay_s
+        full = position + largest - 1
+        if full < calls and arrivals[full] < start_s:
+            start_s = arrivals[full]
+        start_s = max(start_s, free_s[0])
+        size = min(bisect_right(arrivals, start_s, position + 1, min(full + 1, calls)) - position, largest)
+        ended_s.append(start_s + service[size - 1])
         sizes.append(size)
-        busy_s += service_s[size - 1]
+        heapq.heapreplace(free_s, ended_s[-1])
         position += size
-    elapsed_s = float(arrivals_s[-1])
+    shares = np.bincount(sizes)[1:] / len(sizes)
+    elapsed_s = max(arrivals[-1], ended_s[-1])
     return ReplicaQueue(
-        times_s=np.sort(times),
+        times_s=np.sort(np.repeat(ended_s, sizes) - arrivals_s),
         weights=np.full(calls, 1.0 / calls),
-        batch_shares=np.bincount(sizes)[1:] / len(sizes),
+        batch_shares=shares,
         batches_per_s=len(sizes) / elapsed_s,
-        busy_share=min(busy_s / elapsed_s / instances, 1.0),
+        busy_share=len(sizes) * float(shares @ service_s[: len(shares)]) / elapsed_s / instances,
         rejected_share=0.0,
     )

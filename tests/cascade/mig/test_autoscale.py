@@ -1,0 +1,125 @@
+"""A simulated day: what the rules provision, what is late, and what it costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade.cli import main
+from cascade.mig.autoscale import HOURLY, STEP_S, Crowd, Replicas, Rule, day_rates, rules, simulate_day
+from cascade.mig.demand import Demand
+from cascade.mig.evaluation import Evaluation
+from cascade.mig.gpus import GPUS
+from cascade.mig.hpa import Behavior
+from cascade.mig.queueing import Batching
+from cascade.mig.service_time import ServiceTimes
+
+A100 = GPUS["a100-40gb"]
+PROFILE = A100.profile("1g.5gb")
+DEMAND = Demand(calls_per_s=9_000.0, calls_per_s_mean=9_000.0, p99_s=20e-3)
+REPLICAS = Replicas(A100, PROFILE, Evaluation(DEMAND, ServiceTimes(A100), Batching(), seed=1))
+CROWD = Crowd(factor=4.0, start_h=18.0, minutes=20.0)
+
+
+def test_the_curve_has_its_busiest_hour_and_the_crowd_on_top() -> None:
+    quiet, crowded = day_rates(9_000.0, None), day_rates(9_000.0, CROWD)
+    assert quiet.max() == pytest.approx(9_000.0)
+    assert quiet.argmax() * STEP_S == HOURLY.index(1.0) * 3_600
+    assert crowded.max() == pytest.approx(4.0 * 9_000.0, rel=0.02)
+    apart = np.flatnonzero(crowded != quiet) * STEP_S / 3_600
+    assert apart.min() >= 18.0
+    assert apart.max() <= 18.0 + 21.0 / 60.0 + 1e-9
+
+
+def test_a_static_day_is_the_same_replicas_all_day() -> None:
+    static = Rule(name="static", behavior=Behavior(replicas_min=8, replicas_max=8))
+    day = simulate_day(A100, PROFILE, REPLICAS, day_rates(9_000.0, None), static, start_s=30.0)
+    assert (day.replicas_min, day.replicas_max) == (8, 8)
+    assert day.slice_hours == pytest.approx(8 * 24.0)
+    # eight slices of 1g need a second GPU
+    assert day.gpu_hours == pytest.approx(2 * 24.0)
+    assert day.late_share < 1e-6
+    idle_mj = 2 * A100.idle_w * 86_400.0 / (day_rates(9_000.0, None).sum() * STEP_S) * 1e3
+    assert day.energy_mj > idle_mj
+
+
+def test_too_few_slices_break_the_limit_in_the_crowd_and_only_there() -> None:
+    one = Rule(name="one", behavior=Behavior(replicas_min=1, replicas_max=1))
+    day = simulate_day(A100, PROFILE, REPLICAS, day_rates(9_000.0, CROWD), one, start_s=30.0)
+    assert not day.kept
+    assert 20 <= day.minutes_broken <= 22
+
+
+def test_the_autoscaler_follows_the_day_and_a_slow_start_makes_calls_late() -> None:
+    rates = day_rates(9_000.0, CROWD)
+    behavior = Behavior(replicas_min=1, replicas_max=7)
+    rule = Rule(name="autoscaled", behavior=behavior, in_flight=REPLICAS.state(5_000.0).in_flight)
+    quick, slow = (simulate_day(A100, PROFILE, REPLICAS, rates, rule, start_s) for start_s in (5.0, 300.0))
+    static = simulate_day(A100, PROFILE, REPLICAS, rates, rules(REPLICAS, 7, 1, float(rates.max()))[0], 30.0)
+    assert quick.replicas_min == 1
+    assert quick.replicas_max > 3
+    assert quick.slice_hours < static.slice_hours / 2
+    assert quick.late_share < slow.late_share
+    # slices of a single GPU: the GPU is on all day, whatever the number of slices
+    assert quick.gpu_hours == static.gpu_hours == pytest.approx(24.0)
+
+
+def test_replicas_never_exceed_the_slices() -> None:
+    rates = day_rates(9_000.0, Crowd(factor=50.0, start_h=12.0, minutes=10.0))
+    days = [simulate_day(A100, PROFILE, REPLICAS, rates, rule, 30.0) for rule in rules(REPLICAS, 7, 2, rates.max())]
+    assert max(day.replicas_max for day in days) == 7
+
+
+def test_the_command_prints_a_row_for_each_rule_in_eighty_columns(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    figures = tmp_path / "days.json"
+    status = main(["mig", "autoscale", "--gpu", "a100-40gb", "--rate", "900000", "--json", str(figures)])
+    out = capsys.readouterr().out
+    assert status == 0
+    assert all(len(line) <= 80 for line in out.splitlines())
+    days = json.loads(figures.read_text())
+    assert [day["rule"]["name"] for day in days[:2]] == ["static, for the peak", "k8s/ as shipped"]
+    assert all(day["rule"]["name"] in out for day in days)
+    assert "ASSUMED" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--p99", "1ms"), "keeps it at no rate"),
+        (("--least", "8"), "have 7 slices 1g.5gb; lower it"),
+        (("--profile", "5g.1gb"), "no such profile"),
+    ],
+)
+def test_an_impossible_day_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], reason: str
+) -> None:
+    status = main(["mig", "autoscale", "--gpu", "a100-40gb", "--rate", "900000", *arguments])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert status == 1
+    assert reason in line
+
+
+def test_the_shipped_rule_is_that_of_the_manifests() -> None:
+    yaml = pytest.importorskip("yaml")
+    path = Path(__file__).parents[3] / "k8s" / "components" / "keda-triton" / "scaled-object.yaml"
+    spec = yaml.safe_load(path.read_text())["spec"]
+    shipped = rules(REPLICAS, spec["maxReplicaCount"], spec["minReplicaCount"], 1.0)[1]
+    targets = {trigger["metadata"]["query"]: float(trigger["metadata"]["threshold"]) for trigger in spec["triggers"]}
+    (waiting,) = (target for query, target in targets.items() if "queue_duration" in query)
+    (in_flight,) = (target for query, target in targets.items() if "request_duration" in query)
+    assert (shipped.waiting, shipped.in_flight) == (waiting, in_flight)
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    up, down = behavior["scaleUp"], behavior["scaleDown"]
+    assert [(limit.pods, limit.period_s) for limit in shipped.behavior.up] == [
+        (policy["value"], policy["periodSeconds"]) for policy in up["policies"]
+    ]
+    assert [(limit.pods, limit.period_s) for limit in shipped.behavior.down] == [
+        (policy["value"], policy["periodSeconds"]) for policy in down["policies"]
+    ]
+    assert shipped.behavior.down_window_s == down["stabilizationWindowSeconds"]
