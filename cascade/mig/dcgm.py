@@ -71,12 +71,14 @@ def watched_gpus(
     series: Iterable[Series],
     since_s: Mapping[str, float],
     window_s: float,
+    now_s: float,
     gpu: Gpu | None = None,
     idle_w: float | None = None,
 ) -> list[WatchedGpu]:
     """The GPUs in the answer, by UUID, each with a window from its last end to its newest sample.
 
     - `since_s`: where the last window of a GPU ended, by UUID; without it the window is the newest `window_s` seconds.
+    - `now_s`: a GPU without a sample for `window_s` before it has a note.
     - `gpu`: the model of all GPUs; None: by the label modelName.
     - `idle_w`: of each whole GPU with MIG on and nothing running; None: as in the table of GPUs.
     """
@@ -86,7 +88,7 @@ def watched_gpus(
             by_uuid.setdefault(found.labels["UUID"], []).append(found)
     pod_of = _pod_reader([found for of_gpu in by_uuid.values() for found in of_gpu])
     readers = (_Reader(uuid, of_gpu, pod_of, gpu, idle_w) for uuid, of_gpu in sorted(by_uuid.items()))
-    return [reader.read(since_s.get(reader.uuid), window_s) for reader in readers]
+    return [reader.read(since_s.get(reader.uuid), window_s, now_s) for reader in readers]
 
 
 class _Pods(NamedTuple):
@@ -118,12 +120,14 @@ class _Reader:
     idle_w: float | None
     notes: list[str] = field(default_factory=list)
 
-    def read(self, since_s: float | None, window_s: float) -> WatchedGpu:
+    def read(self, since_s: float | None, window_s: float, now_s: float) -> WatchedGpu:
         newest = max(self.series, key=lambda found: found.samples[-1])
         model = newest.labels.get("modelName", "")
         gpu = self.gpu or next((gpu for gpu in GPUS.values() if model in gpu.models), None)
         end_s = newest.samples[-1].at_s
         start_s = end_s - window_s if since_s is None else since_s
+        if now_s - end_s > window_s:
+            self.notes.append(f"the newest sample is {now_s - end_s:.0f} s old: check that the exporter is scraped")
         joules = self._joules(start_s)
         if gpu is None:
             self.notes.append(f"model {model!r} is not in the table of GPUs; name it with --gpu")
@@ -214,7 +218,8 @@ class _Reader:
                 reader = (found.name, *(found.labels.get(label, "") for label in ("GPU_I_ID", "job", "instance")))
                 by_reader.setdefault(reader, []).extend(inside)
         chosen: list[Sample] = max(by_reader.values(), key=len, default=[])
-        return self._usable(sorted(chosen), usable, f"{names[0]} in {unit}")
+        by_time = {sample.at_s: sample for sample in sorted(chosen)}
+        return self._usable(list(by_time.values()), usable, f"{names[0]} in {unit}")
 
     def _usable(self, samples: Sequence[Sample], usable: Callable[[float], bool], what: str) -> list[Sample]:
         good = [sample for sample in samples if math.isfinite(sample.value) and usable(sample.value)]

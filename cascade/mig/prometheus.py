@@ -22,6 +22,8 @@ from cascade.errors import CascadeError
 ANSWER_S_MAX: Final = 10.0
 ANSWER_BYTES_MAX: Final = 32 << 20
 SERIES_MAX: Final = 20_000
+# The names in a trace of windows have room for so many.
+LABEL_LETTERS_MAX: Final = 100
 _CHUNK_BYTES: Final = 1 << 16
 
 
@@ -63,6 +65,8 @@ class _Answer(msgspec.Struct):
 def read_series(base: str, names: Iterable[str], range_s: float, at_s: float) -> list[Series]:
     """The samples of all series with these names in `range_s` seconds before `at_s`. Raises PrometheusError.
 
+    Labels are cut at LABEL_LETTERS_MAX letters, and letters that a terminal would obey become "�".
+
     base: address of Prometheus, `http://127.0.0.1:9090`; a path in front of `/api/v1` is part of it.
     at_s: in seconds since the epoch, by Prometheus's clock.
     """
@@ -79,7 +83,10 @@ def read_series(base: str, names: Iterable[str], range_s: float, at_s: float) ->
         raise PrometheusError(f"{base}: the answer has the status {error.code}{_reason(refusal)}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise PrometheusError(f"{base}: no answer ({error!s:.200}); check the address and the port-forward") from error
-    return _decoded(content, base)
+    found = _decoded(content, base)
+    if any(not at_s - range_s - 1.0 <= sample.at_s <= at_s + 1.0 for series in found for sample in series.samples):
+        raise PrometheusError(f"{base}: the answer has samples from outside the {range_s:.0f} s that were asked for")
+    return found
 
 
 class _Readable(Protocol):
@@ -131,4 +138,9 @@ def _decoded(content: bytes, base: str) -> list[Series]:
 
 def _series(stream: _Stream) -> Series:
     samples = sorted(Sample(at_s, float(value)) for at_s, value in stream.values)
-    return Series(stream.metric.get("__name__", ""), stream.metric, tuple(samples))
+    labels = {label: _printable(words) for label, words in stream.metric.items()}
+    return Series(labels.get("__name__", ""), labels, tuple(samples))
+
+
+def _printable(words: str) -> str:
+    return "".join(letter if letter.isprintable() else "�" for letter in words[:LABEL_LETTERS_MAX])

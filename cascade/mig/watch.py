@@ -21,7 +21,7 @@ from cascade.mig.dcgm import WatchedGpu, watched_gpus
 from cascade.mig.gpus import Gpu
 from cascade.mig.prometheus import Series, read_series
 
-# Prometheus takes this much longer ago into the answer, so that a window begins at the end of the one before.
+# Prometheus is asked for so much more, so that a window begins with the sample that ended the one before.
 _SLACK_S: Final = 5.0
 # After a longer pause of Prometheus or of this command, a window begins anew and the trace has a gap.
 _RANGE_S_MAX: Final = 3_600.0
@@ -123,14 +123,16 @@ class Watcher:
 
         A ledger without an answer is a note, not an error.
         """
-        range_s = max([self._window_s, *(now_s - since_s for since_s in self._since_s.values())]) + _SLACK_S
+        # the newest sample may be a window old, and the window before it is needed
+        ages_s = [2.0 * self._window_s, *(now_s - since_s for since_s in self._since_s.values())]
+        range_s = min(max(ages_s) + _SLACK_S, _RANGE_S_MAX)
         names = (*dcgm.METRICS, *call_rates.METRICS)
-        series = read_series(self._prometheus, names, min(range_s, _RANGE_S_MAX), now_s)
-        found = watched_gpus(series, self._since_s, self._window_s, self._gpu, self._idle_w)
+        series = read_series(self._prometheus, names, range_s, now_s)
+        found = watched_gpus(series, self._since_s, self._window_s, now_s, self._gpu, self._idle_w)
         self._since_s = {gpu.uuid: gpu.end_s for gpu in found if gpu.end_s is not None}
         windows = [gpu.window for gpu in found if gpu.window is not None]
         self._append(windows)
-        start_s = now_s - range_s
+        start_s = now_s - self._window_s - _SLACK_S
         calls, notes = self._deep_calls(series, start_s, now_s)
         if not found:
             notes.append(f"no metrics of DCGM: check that {self._prometheus} scrapes dcgm-exporter")

@@ -22,6 +22,7 @@ from cascade.mig.gpus import GPUS, find_gpu
 from cascade.mig.prometheus import PrometheusError
 from cascade.mig.watch import GpuFigures, SliceFigures, Watcher, WatchFrame
 
+_SLICE_WIDTH: Final = 12
 _POD_WIDTH: Final = 24
 
 
@@ -126,12 +127,12 @@ def _measured(gpu: GpuFigures) -> list[Text]:
 
 def _table(gpu: GpuFigures) -> Table:
     table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("slice", no_wrap=True)
+    table.add_column("slice", no_wrap=True, max_width=_SLICE_WIDTH)
     table.add_column("pod", no_wrap=True, width=_POD_WIDTH)
     for name in ("active", "idle W", "dyn. W", "calls/s", "J a call"):
         table.add_column(name, justify="right", no_wrap=True)
     for part in gpu.slices:
-        table.add_row(part.name, _shortened(part.pod or "–"), *_figures(part))
+        table.add_row(Text(part.name), Text(_shortened(part.pod or "–")), *_figures(part))
     for name, idle_w, dynamic_w in (
         ("empty slices", gpu.empty_w, 0.0),
         ("stranded SMs", gpu.stranded_w, 0.0),

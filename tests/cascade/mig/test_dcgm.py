@@ -40,8 +40,10 @@ def gpu_series(
 TWO = {("7", "1g.5gb", "triton-a"): [0.5] * 5, ("1", "3g.20gb", "triton-b"): [0.25] * 5}
 
 
-def read(found: Iterable[Series], since_s: Mapping[str, float] | None = None, window_s: float = 60.0) -> WatchedGpu:
-    (gpu,) = watched_gpus(found, since_s or {}, window_s)
+def read(
+    found: Iterable[Series], since_s: Mapping[str, float] | None = None, window_s: float = 60.0, now_s: float = 65.0
+) -> WatchedGpu:
+    (gpu,) = watched_gpus(found, since_s or {}, window_s, now_s)
     return gpu
 
 
@@ -198,6 +200,11 @@ def test_impossible_power_is_left_out_of_the_check() -> None:
     assert any("2 of 5 samples" in note for note in gpu.notes)
 
 
+def test_a_gpu_that_is_not_scraped_any_more_is_named_with_the_age_of_its_figures() -> None:
+    assert read(gpu_series(TWO), now_s=119.0).notes == ()
+    assert "the newest sample is 70 s old" in read(gpu_series(TWO), now_s=130.0).notes[0]
+
+
 def test_a_slice_that_was_removed_is_named_and_left_out() -> None:
     gone = [found._replace(samples=found.samples[:2]) for found in gpu_series({("3", "4g.20gb", "old"): [0.9] * 5})]
     gpu = read([*gpu_series(TWO), *gone])
@@ -219,7 +226,7 @@ def test_profiles_and_models_that_are_not_in_the_table_are_named() -> None:
     assert media.window is not None
     unknown = [found._replace(labels={**found.labels, "modelName": "NVIDIA A30"}) for found in gpu_series(TWO)]
     assert any("'NVIDIA A30' is not in the table" in note for note in read(unknown).notes)
-    (named,) = watched_gpus(unknown, {}, 60.0, gpu=find_gpu("a100-40gb"), idle_w=60.0)
+    (named,) = watched_gpus(unknown, {}, 60.0, 65.0, gpu=find_gpu("a100-40gb"), idle_w=60.0)
     assert named.window is not None
     assert named.window.idle_w == 60.0
 
@@ -239,5 +246,5 @@ def test_other_series_and_those_without_uuid_or_samples_are_ignored() -> None:
         Series(ENERGY, {}, (Sample(0.0, 1.0),)),
         Series(ENERGY, {"UUID": "GPU-3"}, ()),
     ]
-    assert watched_gpus(strange, {}, 60.0) == []
+    assert watched_gpus(strange, {}, 60.0, 65.0) == []
     assert read([*gpu_series(TWO), *strange]) == read(gpu_series(TWO))

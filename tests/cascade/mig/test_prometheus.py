@@ -23,7 +23,7 @@ GOOD = (
 
 def read(content: bytes, status: int = 200) -> list[prometheus.Series]:
     with answering(lambda path, query: (status, content)) as base:
-        return read_series(base, ["watts"], 60.0, 100.0)
+        return read_series(base, ["watts"], 60.0, 60.0)
 
 
 def test_samples_come_in_the_order_of_time_with_their_labels() -> None:
@@ -31,6 +31,11 @@ def test_samples_come_in_the_order_of_time_with_their_labels() -> None:
     assert (series.name, series.labels["UUID"]) == ("watts", "GPU-1")
     assert series.samples[:2] == (Sample(15.5, 1.5), Sample(30.0, 2.0))
     assert math.isnan(series.samples[2].value)
+
+
+def test_labels_cannot_command_the_terminal_or_grow_without_end() -> None:
+    (series,) = read(GOOD.replace(b"GPU-1", b"\\u001b[2J" + b"x" * 10_000))
+    assert series.labels["UUID"] == "�[2J" + "x" * 96
 
 
 def test_one_query_asks_for_all_names_over_the_range_up_to_the_moment() -> None:
@@ -41,8 +46,8 @@ def test_one_query_asks_for_all_names_over_the_range_up_to_the_moment() -> None:
         return 200, GOOD
 
     with answering(answer) as base:
-        read_series(f"{base}/prefix/", ["a_b", "c"], 65.0, 1234.5)
-    assert asked == [("/prefix/api/v1/query", {"query": ['{__name__=~"a_b|c"}[65s]'], "time": ["1234.500"]})]
+        read_series(f"{base}/prefix/", ["a_b", "c"], 65.0, 64.5)
+    assert asked == [("/prefix/api/v1/query", {"query": ['{__name__=~"a_b|c"}[65s]'], "time": ["64.500"]})]
 
 
 HOSTILE = [
@@ -61,6 +66,8 @@ HOSTILE = [
     (200, GOOD.replace(b'"1.5"', b"1.5"), "Expected `str`"),
     (200, GOOD.replace(b'"1.5"', b'"one"'), "a sample is not a number"),
     (200, GOOD.replace(b"15.5", b"null"), "Expected `float`"),
+    (200, GOOD.replace(b"15.5", b"1e300"), "samples from outside the 60 s"),
+    (200, GOOD.replace(b"15.5", b"-90"), "samples from outside the 60 s"),
 ]
 
 

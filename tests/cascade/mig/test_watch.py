@@ -13,10 +13,13 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
@@ -32,8 +35,9 @@ from cascade.mig.call_rates import (
     deep_calls_per_s,
     triton_calls_per_s,
 )
+from cascade.mig.dcgm import METRICS, watched_gpus
 from cascade.mig.prometheus import PrometheusError, Sample, Series
-from cascade.mig.watch import Watcher, WatchFrame
+from cascade.mig.watch import Watcher, WatchFrame, deep_watts, gpu_figures
 from cascade.mig.watch_commands import next_frame, render_frame
 from tests.cascade.ledger.helpers import NOON
 from tests.cascade.ledger.test_journal import written
@@ -296,6 +300,49 @@ def test_it_goes_on_with_a_json_line_for_each_window_until_ctrl_c() -> None:
     first, second = (gpu for frame in frames for gpu in frame.gpus)
     assert (first.seconds, second.seconds) in {(10.0, 10.0), (10.0, 20.0)}
     assert second.watts == pytest.approx(POWER_W)
+
+
+ODD_VALUES = st.one_of(st.floats(), st.sampled_from([0.0, 0.5, 1.0, 160.0, 9.6e6, -1.0, math.nan, math.inf, 1e300]))
+ODD_SERIES = st.builds(
+    lambda name, labels, values: Series(name, labels, tuple(Sample(float(at_s), value) for at_s, value in values)),
+    st.sampled_from([*METRICS, "up"]),
+    st.fixed_dictionaries(
+        {"UUID": st.sampled_from(["GPU-1", "GPU-2", ""])},
+        optional={
+            "GPU_I_ID": st.sampled_from(["1", "2", "x", ""]),
+            "GPU_I_PROFILE": st.sampled_from(["1g.5gb", "3g.20gb", "7g.40gb", "9g", "[red]", ""]),
+            "modelName": st.sampled_from(["NVIDIA A100-SXM4-40GB", "NVIDIA H200", "[/]"]),
+            "pod": st.sampled_from(["triton-a", "nvidia-dcgm-exporter-x", "[bold]"]),
+        },
+    ),
+    st.lists(st.tuples(st.integers(0, 90), ODD_VALUES), max_size=6).map(sorted),
+)
+
+
+@given(found=st.lists(ODD_SERIES, max_size=12), since_s=st.dictionaries(st.just("GPU-1"), st.floats(0.0, 90.0)))
+@settings(max_examples=150, deadline=None)
+def test_whatever_the_series_are_the_rows_add_up_and_can_be_shown(
+    found: list[Series], since_s: dict[str, float]
+) -> None:
+    gpus = tuple(gpu_figures(gpu, {"triton-a": 10.0}) for gpu in watched_gpus(found, since_s, 60.0, 100.0))
+    for gpu in gpus:
+        assert gpu.notes or gpu.watts is not None
+        if gpu.watts is not None:
+            rows = [(part.idle_w or 0.0) + (part.dynamic_w or 0.0) for part in gpu.slices]
+            total = sum(rows) + gpu.empty_w + gpu.stranded_w + gpu.unexplained_w
+            assert 0.0 < total == pytest.approx(gpu.watts)
+    own, reserved = deep_watts(gpus, "triton")
+    assert own is None or 0.0 <= own <= reserved
+    shown(
+        WatchFrame(
+            at=datetime.fromtimestamp(0.0, UTC),
+            gpus=gpus,
+            deep_calls_per_s=None,
+            j_per_deep_call=own,
+            j_per_deep_call_reserved=reserved,
+            notes=(),
+        )
+    )
 
 
 # --- a real Prometheus, a pretended exporter --------------------------------------------------------------------------
