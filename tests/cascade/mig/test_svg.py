@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -13,6 +14,7 @@ from cascade.mig.gpus import MEMORY_SLICES, Gpu, find_gpu
 from cascade.mig.packing import GPUS_MAX, pack
 from cascade.mig.placement import Layout, layouts
 from cascade.mig.svg import WIDTH, Watts, number_pods, plan_svg
+from tests.browser import CHROMIUM, Browser
 
 A100 = find_gpu("a100-40gb")
 MIXED = pack(A100, {"3g.20gb": 3, "1g.5gb": 6, "2g.10gb": 1})
@@ -96,6 +98,36 @@ def test_long_names_are_cut_to_their_box_and_long_notes_wrap() -> None:
     assert max(len(word) for word in found if word.startswith("x")) * 11 * svg._LETTER_WIDTH <= svg._SLICE_WIDTH
     assert all(len(word) * 13 * svg._LETTER_WIDTH <= WIDTH for word in found)
     assert sum(word.startswith("word word") for word in found) == 5
+
+
+# Of each text: whether its box lies in the picture, and in the narrowest rectangle that contains its beginning.
+OVERFLOWS = """[...document.querySelectorAll("text")].filter(text => {
+  const box = text.getBBox(), right = box.x + box.width;
+  const around = [...document.querySelectorAll("rect[rx]")].map(rect => rect.getBBox()).filter(rect =>
+    rect.x <= box.x + 1 && box.x < rect.x + rect.width && rect.y <= box.y + 2 && box.y < rect.y + rect.height);
+  return around.concat({x: 0, width: 900}).some(rect => right > rect.x + rect.width);
+}).map(text => text.textContent)"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_in_a_browser_every_text_stays_within_its_box(tmp_path: Path) -> None:
+    h200 = find_gpu("h200-141gb")
+    demands = [(A100, {"1g.5gb": 7, "3g.20gb": 2, "2g.10gb": 3}), (h200, {"1g.18gb": 7, "1g.35gb": 4, "7g.141gb": 1})]
+    with Browser(tmp_path / "profile", WIDTH, 1_200) as browser:
+        for number, (gpu, demand) in enumerate(demands):
+            packed = pack(gpu, demand)
+            pods = number_pods(packed) | {(0, packed[0][0].start): "triton-1g-18gb-6d5f8c9b7-x2x4z-WWWWWWWWWWWW"}
+            watts = [Watts(123.0, 400.25)] * len(packed)
+            text = plan_svg(
+                gpu, packed, pods, "A plan with WIDE LETTERS IN ITS TITLE", ["Notes as long as this, " * 20], watts
+            )
+            file = tmp_path / f"{number}.svg"
+            file.write_text(text)
+            browser.open(file.as_uri())
+            browser.wait_for(f"location.href === {file.as_uri()!r} && document.readyState === 'complete'", 30.0)
+            assert browser.evaluate("document.querySelectorAll('text').length") == len(words(text))
+            assert browser.evaluate(OVERFLOWS) == []
+        assert browser.troubles == []
 
 
 def luminance(colour: str) -> float:
