@@ -68,14 +68,16 @@ def mig_parted_config(configs: Mapping[str, Sequence[Layout]]) -> str:
 
 
 def _devices(layouts_by_gpu: Sequence[Layout]) -> str:
-    """The entries of a node: one for all GPUs if they are equal, else one for each set of equal GPUs."""
+    """The entries of a node: one for each set of equal GPUs. Always by index: a node may have more than the plan."""
     by_counts: dict[tuple[tuple[str, int], ...], list[int]] = {}
     for number, layout in enumerate(layouts_by_gpu):
         by_counts.setdefault(tuple(sorted(counts_of(layout).items())), []).append(number)
     entries = []
     for counts, numbers in by_counts.items():
-        devices = "all" if len(by_counts) == 1 else f"[{', '.join(map(str, numbers))}]"
-        lines = [f"    - devices: {devices}", f"      mig-enabled: {'true' if counts else 'false'}"]
+        lines = [
+            f"    - devices: [{', '.join(map(str, numbers))}]",
+            f"      mig-enabled: {'true' if counts else 'false'}",
+        ]
         if counts:
             lines += ["      mig-devices:", *(f'        "{profile}": {count}' for profile, count in counts)]
         entries.append("\n".join(lines) + "\n")

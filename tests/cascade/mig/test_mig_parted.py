@@ -38,9 +38,14 @@ def test_equal_gpus_are_configured_together() -> None:
         "version": "v1",
         "mig-configs": {
             "all-disabled": [{"devices": "all", "mig-enabled": False}],
-            "fraud": [{"devices": "all", "mig-enabled": True, "mig-devices": {"1g.5gb": 7}}],
+            "fraud": [{"devices": [0, 1, 2, 3], "mig-enabled": True, "mig-devices": {"1g.5gb": 7}}],
         },
     }
+
+
+def test_a_plan_of_fewer_gpus_than_a_node_has_leaves_the_others_alone() -> None:
+    entries = read(mig_parted_config(node_configs("fraud", [SEVEN], 8)))["mig-configs"]["fraud"]
+    assert [entry["devices"] for entry in entries] == [[0]]
 
 
 def test_gpus_with_different_layouts_are_configured_by_index() -> None:
@@ -82,12 +87,11 @@ def test_the_commands_name_the_config_map_and_every_configuration() -> None:
 def test_any_layouts_are_read_back_with_their_counts(data: st.DataObject) -> None:
     gpu = data.draw(st.sampled_from(list(GPUS.values())))
     drawn: list[Layout] = data.draw(st.lists(st.sampled_from([(), *layouts(gpu)]), min_size=1, max_size=16))
-    (entries,) = (read(mig_parted_config(node_configs("plan", drawn, 16)))["mig-configs"]["plan"],)
+    entries = read(mig_parted_config(node_configs("plan", drawn, 16)))["mig-configs"]["plan"]
     found: dict[int, dict[str, int]] = {}
     for entry in entries:
-        numbers = range(len(drawn)) if entry["devices"] == "all" else entry["devices"]
         assert entry["mig-enabled"] == ("mig-devices" in entry)
-        found |= dict.fromkeys(numbers, entry.get("mig-devices", {}))
+        found |= dict.fromkeys(entry["devices"], entry.get("mig-devices", {}))
     assert [found[number] for number in range(len(drawn))] == [counts_of(layout) for layout in drawn]
     assert all(place(gpu, counts) is not None for counts in found.values())
 
