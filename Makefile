@@ -19,7 +19,7 @@ IMAGE = $(BUILDER) build $(BUILD_OPTIONS) --file Containerfile --build-arg VERSI
 # Where this is set, each process of the demo and of the tests would compile all their sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-long chart kube-programs kube-test kube-test-keda images cluster-images cluster-test docs handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
+.PHONY: demo test test-long chart kube-programs kube-test kube-test-keda image images cluster-images cluster-test docs handbook fuzz simulate-faults chaos delivery soak bench bench-smoke bundle constraints clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cascade demo --out build/demo
@@ -52,11 +52,13 @@ kube-test-keda: $(VENV)/.dev
 	tests/kube/in-own-network.sh $(BIN)/pytest --quiet -m keda tests/kube
 
 # The images, and in build/images the list of the packages in them (CycloneDX).
-images:
-	$(IMAGE) --target cascade --tag $(REGISTRY)cascade:$(VERSION) .
+images: image
 	$(IMAGE) --target cascade-bundle --tag $(REGISTRY)cascade-bundle:$(VERSION) .
 	$(IMAGE) --target cascade-triton-cpu --tag $(REGISTRY)cascade-triton-cpu:$(VERSION) .
 	$(IMAGE) --target sbom --output build/images .
+
+image:
+	$(IMAGE) --target cascade --tag $(REGISTRY)cascade:$(VERSION) .
 
 cluster-images: $(VENV)/.dev
 	$(BIN)/python tests/kube/node/images.py build
