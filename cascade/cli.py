@@ -49,6 +49,7 @@ SECTIONS = {
         "fuzz": Command("bench.fuzz", "Decode hostile messages by the million."),
     },
     "Set it up: data, models and brokers to work with": {
+        "compile": Command("streaming.commands", "Compile the kernels ahead of the first start.", shared=True),
         "topics": Command("streaming.commands", "Create the topics of a configuration.", shared=True),
         "replay": Command("streaming.commands", "Send a data file to Kafka.", shared=True),
         "bundle": Command("streaming.bundle_commands", "Fetch and verify a bundle.", group=True),

@@ -2,11 +2,13 @@
 
 numba compares its cache with a kernel's own file only. Functions and constants of other files are compiled into the
 kernel too, so numba goes on with the old code after an edit there. Therefore the name of the cache directory contains
-a hash of all kernel sources: the files that import this module, and the project's files that they import, directly or
-through others. After an edit of one of them numba compiles the kernels into a new directory.
+a hash of all kernel sources: the files that import `kernel` or `intrinsic`, and the project's files that they import,
+directly or through others. After an edit of one of them numba compiles the kernels into a new directory.
 
 The directory lies in `NUMBA_CACHE_DIR` where that is set, else in `__pycache__` beside this file, else (the
-installation is read-only) in the user's cache directory. The caches of other libraries stay where they are.
+installation is read-only) in the user's cache directory. The first that can be written is used. If it is new, it begins
+as a copy of another one: an image has compiled kernels in a file system that is read-only later, and numba uses no
+cache that it cannot write. The caches of other libraries stay where they are.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import shutil
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -33,8 +35,10 @@ DIRECTORIES_MAX = 4
 _PREFIX = "cascade-kernels-"
 _PACKAGES = ("cascade", "stages", "streaming", "bench")
 _IMPORT = re.compile(r"^(?:from ([\w.]+) import (\([^)]*\)|.*)|import ([\w.]+))", re.MULTILINE)
+_DEFINES_KERNELS = re.compile(rb"^from cascade\.compilation import .*\b(?:kernel|intrinsic)\b", re.MULTILINE)
 _Result = TypeVar("_Result")
 _decorating = threading.Lock()
+_kernels: list[Any] = []
 
 # numba's decorator, with a type
 intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.extending.intrinsic
@@ -58,11 +62,18 @@ def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
             setting = numba.config.CACHE_DIR
             numba.config.CACHE_DIR = str(directory or "")
             try:
-                return numba.njit(cache=directory is not None, **options)(function)
+                compiled = numba.njit(cache=directory is not None, **options)(function)
             finally:
                 numba.config.CACHE_DIR = setting
+            _kernels.append(compiled)
+            return compiled
 
     return decorate(function) if function else decorate
+
+
+def compilations() -> int:
+    """Return how often this process has compiled a kernel; those that it loaded from the cache do not count."""
+    return sum(sum(kernel.stats.cache_misses.values()) for kernel in _kernels)
 
 
 @cache
@@ -74,9 +85,10 @@ def cache_directory() -> Path | None:
     digest = hashlib.sha256()
     for name, text in sorted(kernel_sources(Path(__file__).parents[1]).items()):
         digest.update(b"%s %d\n%s" % (name.encode(), len(text), text))
-    for place in _places():
-        directory = place / f"{_PREFIX}{digest.hexdigest()[:16]}"
+    directories = [place / f"{_PREFIX}{digest.hexdigest()[:16]}" for place in _places()]
+    for directory in directories:
         with suppress(OSError):
+            _begin_with_copy(directory, directories)
             directory.mkdir(parents=True, exist_ok=True)
             os.utime(directory)  # the time of its last use
             tempfile.TemporaryFile(dir=directory).close()
@@ -99,7 +111,7 @@ def kernel_sources(root: Path) -> dict[str, bytes]:
             parts = path.relative_to(root).with_suffix("").parts
             texts[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_bytes()
     sources: dict[str, bytes] = {}
-    pending = [name for name, text in texts.items() if b"\nfrom cascade.compilation import " in text]
+    pending = [name for name, text in texts.items() if _DEFINES_KERNELS.search(text)]
     while pending:
         name = pending.pop()
         if name in texts and name not in sources:
@@ -121,6 +133,24 @@ def _places() -> Iterator[Path]:
     yield Path(__file__).parent / "__pycache__"
     with suppress(RuntimeError):  # the user has no home directory
         yield Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cascade-fraud"
+
+
+def _begin_with_copy(directory: Path, others: Sequence[Path]) -> None:
+    """Copy the first of the other directories that exists, if this one does not; another process may do the same."""
+    if directory.is_dir():
+        return
+    filled = next((other for other in others if other.is_dir()), None)
+    if filled is None:
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{_PREFIX}", dir=directory.parent) as staging:
+        staged = Path(staging) / "kernels"
+        shutil.copytree(filled, staged, copy_function=shutil.copyfile)
+        # the source may be read-only, and copytree has copied its mode
+        for path in (staged, *staged.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        with suppress(OSError):  # another process was first
+            staged.rename(directory)
 
 
 def _remove_old(used: Path) -> None:

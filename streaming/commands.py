@@ -1,7 +1,8 @@
-"""Commands of the service: `run`, `topics`, `replay`, `evaluate`."""
+"""Commands of the service: `run`, `compile`, `topics`, `replay`, `evaluate`."""
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from cascade.bundle import load_bundle
 from cascade.columns import Bool
+from cascade.compilation import cache_directory, compilations
 from cascade.config import Config, DeepSettings, check_instance, load_config, with_config_path
 from cascade.features import FeatureEngine
 from cascade.frames import LabelledData, read_labelled
@@ -27,6 +29,7 @@ from streaming.clients import describe_topics, ensure_topics, make_consumer, mak
 from streaming.clients.topics import wait_for_broker
 from streaming.evaluation import Evaluation, Judged, ModelEvaluation, read_decisions
 from streaming.evaluation import evaluate as judge
+from streaming.kernel_compilation import compile_every_kernel
 from streaming.player import Player
 from streaming.service import serve
 from streaming.supervisor import supervise
@@ -77,6 +80,27 @@ def run(
         print(line.decode())
     else:
         render(summary, Console())
+
+
+@app.command(name="compile")
+def compile_command(
+    json: Annotated[bool, typer.Option("--json", help="Print directory, number of compilations and seconds.")] = False,
+) -> None:
+    """Compile the kernels ahead of a worker's first start, for any bundle and codec, as an image does at its build.
+
+    They go into `NUMBA_CACHE_DIR`, else beside the installed code. Where both are read-only, a worker copies them to
+    the user's cache directory. numba compiles for this machine's processor: `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES`
+    name another one, and must be the same at a worker's start.
+    """
+    started_s = time.monotonic()
+    compile_every_kernel()
+    seconds = time.monotonic() - started_s
+    directory = cache_directory()
+    if json:
+        counts = {"directory": directory and str(directory), "compiled": compilations(), "seconds": round(seconds, 1)}
+        print(msgspec.json.encode(counts).decode())
+        return
+    typer.echo(f"{directory or 'no cache'}: {compilations()} kernels compiled, the others were there ({seconds:.0f} s)")
 
 
 @app.command()

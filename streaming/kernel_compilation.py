@@ -1,4 +1,4 @@
-"""Compiles the kernels before the first transaction: at a worker's start, or ahead of it by `cascade local install`.
+"""Compiles the kernels before the first transaction: at a worker's start, or ahead of it by `cascade compile`.
 
 `cascade.compilation` caches the compiled code. The first call takes half a minute, a later one less than a second.
 """
@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import get_args
 
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.config import CodecName, Config
 from cascade.engine import Engine
+from stages.assembly import make_engine
+from stages.screener.compiled import CompiledScreener
 from streaming.codecs.avro import compile_avro_kernel
 from streaming.decisions import warm_up_encoder
 from streaming.duplicates import FirstDecisions
@@ -31,3 +35,13 @@ def compile_kernels(
     if "avro" in codecs:
         compile_avro_kernel()
         on_progress()
+
+
+def compile_every_kernel() -> None:
+    """Compiles the kernels that a worker may need, for any bundle, configuration and codec.
+
+    They depend on no bundle but for the masks of the screener, which have two dtypes.
+    """
+    bundle = load_bundle(SHIPPED_BUNDLE)
+    compile_kernels(make_engine(bundle), Config(), get_args(CodecName))
+    CompiledScreener(bundle.content["screener.txt"]).compile_every_mask()

@@ -8,14 +8,11 @@ from typing import Annotated
 
 import typer
 
-from cascade.bundle import SHIPPED_BUNDLE, load_bundle
-from cascade.config import Config
 from cascade.local_parts import local_parts_dir
-from stages.assembly import make_engine
 from stages.deep import local_triton
 from stages.deep.local_triton import LocalTriton
 from streaming import local_broker
-from streaming.kernel_compilation import compile_kernels
+from streaming.kernel_compilation import compile_every_kernel
 from streaming.local_broker import LocalBroker
 from streaming.waiting import stop_signals
 
@@ -39,7 +36,7 @@ def install() -> None:
         part.install(directory, typer.echo)
     typer.echo("Cascade's kernels: compiling")
     started_s = time.monotonic()
-    compile_kernels(make_engine(load_bundle(SHIPPED_BUNDLE)), Config(), ["avro"])
+    compile_every_kernel()
     typer.echo(f"Cascade's kernels: ready ({time.monotonic() - started_s:.0f} s)")
 
 

@@ -18,6 +18,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from cascade.bundle import Bundle, load_bundle
+from cascade.compilation import compilations
 from cascade.config import Config, HealthSettings, LogSettings
 from cascade.engine import Engine
 from cascade.errors import BrokerError
@@ -165,7 +166,7 @@ def _compile_kernels(engine: Engine, config: Config, health: HealthState) -> Non
     started_s = time.monotonic()
     compile_kernels(engine, config, [config.kafka.codec], health.progress)
     health.ok("kernels")
-    log.info("kernels are compiled", seconds=round(time.monotonic() - started_s, 1))
+    log.info("kernels are compiled", seconds=round(time.monotonic() - started_s, 1), compiled=compilations())
 
 
 def _snapshot_store(config: Config, bundle: Bundle, clock: SystemClock, stack: ExitStack) -> SnapshotStore | None:

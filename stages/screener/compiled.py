@@ -14,7 +14,7 @@ import numpy as np
 from cascade.columns import Array, Float32, Float64
 from stages.screener.forest import read_forest
 from stages.screener.kernels import ALIGNMENT_BYTES, GROUP, LANES, quickscore, walk
-from stages.screener.layouts import mask_dtype, mask_tables, walk_tables
+from stages.screener.layouts import MASK_DTYPES, mask_dtype, mask_tables, walk_tables
 
 LEAVES_MAX_MASKED = 64
 # Size of the masks of a block of trees: they fit in the first-level cache together with the values of the columns.
@@ -50,6 +50,16 @@ class CompiledScreener:
         """See Screener. Few and many rows use different kernels."""
         for rows in (1, LANES):
             self.score(np.zeros((rows, self.width), np.float32))
+
+    def compile_every_mask(self) -> None:
+        """Compiles the kernel for the masks of all models, with few and with many leaves, for an installation."""
+        if self._masked is None:
+            return
+        *tables, left_leaves, value, compared, leaves, sums = self._masked
+        none: Float32 = np.zeros((0, self.width), np.float32)
+        for dtype in MASK_DTYPES:
+            masks = (*tables, left_leaves.astype(dtype), value, compared, leaves.astype(dtype), sums)
+            quickscore(none, *self._columns, *masks, np.empty(0))
 
     def score(self, features: Float32) -> Float64:
         """Log-odds float64 [rows] of features float32 [rows, width]."""

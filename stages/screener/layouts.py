@@ -98,9 +98,12 @@ class MaskTables:
     value: Float64
 
 
+MASK_DTYPES = (np.dtype(np.uint32), np.dtype(np.uint64))
+
+
 def mask_dtype(forest: Forest) -> np.dtype[Any]:
     """The dtype of the masks, with a bit for each leaf of the largest tree."""
-    return np.dtype(np.uint32 if forest.leaves_max <= 32 else np.uint64)
+    return MASK_DTYPES[0 if forest.leaves_max <= 32 else 1]
 
 
 def mask_tables(forest: Forest, trees_per_block: int) -> MaskTables:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,16 @@ from typing import Any
 
 import pytest
 
+from cascade import cli
 from cascade.bundle import SHIPPED_BUNDLE
+from cascade.compilation import cache_directory, compilations
 from cascade.config import BundleSettings, Config
+from stages.screener.compiled import CompiledScreener
+from stages.screener.kernels import quickscore
 from streaming import service
 from streaming.health import HealthState
 
+QUICKSCORE_LEAVES = list(inspect.signature(quickscore.py_func).parameters).index("leaves")  # type: ignore[attr-defined]
 # Runs simulated workers, with restarts and rebalances, and prints the kernels that are compiled after the start. The
 # digests are the simulator's own.
 PROGRAM = """
@@ -54,6 +61,23 @@ def test_a_worker_compiles_no_kernel_after_its_start(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_installation_compiles_the_screener_for_few_and_for_many_leaves() -> None:
+    CompiledScreener((SHIPPED_BUNDLE / "screener.txt").read_bytes()).compile_every_mask()
+    masks = {str(signature[QUICKSCORE_LEAVES].dtype) for signature in quickscore.signatures}
+    assert masks == {"uint32", "uint64"}
+
+
+def test_the_command_reports_what_it_compiled(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compile", "--json"]) == 0
+    capsys.readouterr()
+    # a second process finds everything; this one has no kernel to compile any more
+    before = compilations()
+    assert cli.main(["compile", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["directory"] == str(cache_directory())
+    assert report["compiled"] == before == compilations()
 
 
 def test_kernels_are_compiled_before_the_worker_joins_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
