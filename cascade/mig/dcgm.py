@@ -22,7 +22,7 @@ from cascade.ledger.slices import Slice, Window
 from cascade.mig.gpus import GPUS, Gpu
 from cascade.mig.prometheus import Sample, Series
 
-# Each with its newer name, which DCGM has introduced beside the old one.
+# With the newer name where DCGM has introduced one; the energy field has none (DCGM exporter 4.8).
 ENERGY: Final = ("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",)
 POWER: Final = ("DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_BOARD_POWER_WATTS")
 ENGINE_ACTIVE: Final = ("DCGM_FI_PROF_GR_ENGINE_ACTIVE", "DCGM_FI_PROF_GR_ENGINE_UTIL_RATIO")
