@@ -10,16 +10,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import llvmlite.binding
 import pytest
 
 from cascade import cli
 from cascade.bundle import SHIPPED_BUNDLE
 from cascade.compilation import cache_directory, compilations
 from cascade.config import BundleSettings, Config
+from cascade.errors import SettingError
 from stages.screener.compiled import CompiledScreener
 from stages.screener.kernels import quickscore
 from streaming import service
 from streaming.health import HealthState
+from streaming.kernel_compilation import FEATURES, check_processor
 
 QUICKSCORE_LEAVES = list(inspect.signature(quickscore.py_func).parameters).index("leaves")  # type: ignore[attr-defined]
 # Runs simulated workers, with restarts and rebalances, and prints the kernels that are compiled after the start. The
@@ -67,6 +70,29 @@ def test_an_installation_compiles_the_screener_for_few_and_for_many_leaves() -> 
     CompiledScreener((SHIPPED_BUNDLE / "screener.txt").read_bytes()).compile_every_mask()
     masks = {str(signature[QUICKSCORE_LEAVES].dtype) for signature in quickscore.signatures}
     assert masks == {"uint32", "uint64"}
+
+
+def test_kernels_for_a_processor_with_more_features_are_refused_before_one_of_them_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = dict.fromkeys(FEATURES["x86-64-v3"], True)
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", lambda: here)
+    monkeypatch.setenv("NUMBA_CPU_NAME", "x86-64-v3")
+    check_processor()
+    here |= {"avx2": False}
+    del here["fma"]
+    with pytest.raises(SettingError) as refused:
+        check_processor()
+    assert str(refused.value) == (
+        "environment: NUMBA_CPU_NAME = 'x86-64-v3': this processor lacks avx2, fma; set it to \"generic\""
+    )
+    monkeypatch.delenv("NUMBA_CPU_NAME")
+    check_processor()
+
+
+def test_the_names_of_features_are_those_that_llvm_reports() -> None:
+    known = llvmlite.binding.get_host_cpu_features()
+    assert all(feature in known for features in FEATURES.values() for feature in features)
 
 
 def test_the_command_reports_what_it_compiled(capsys: pytest.CaptureFixture[str]) -> None:
