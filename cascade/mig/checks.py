@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Final
 
 import msgspec
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -95,7 +94,7 @@ def run_checks(
 
 def show_checks(checks: Checks, console: Console) -> None:
     """Prints the table, and the largest error under it."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 2, 0, 0), show_edge=False)
+    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0))
     table.add_column("slices", no_wrap=True)
     for name in ("calls/s", "batch", "p99 ms", "sim. ms", "error", "busy", "sim."):
         table.add_column(name, justify="right", no_wrap=True)

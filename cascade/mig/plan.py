@@ -155,8 +155,8 @@ class Planner:
         if least_ms > demand.p99_s * 1e3:
             raise DataError(
                 f"{demand.name}: p99 of {demand.p99_s * 1e3:g} ms: a call that meets no other takes {least_ms:.2f} ms"
-                f" on {fastest.name}, the fastest slice ({delay_ms:g} ms of it is the batch's delay): raise --p99 or lower"
-                " the delay"
+                f" on {fastest.name}, the fastest slice ({delay_ms:g} ms of it is the batch's delay): raise --p99 or"
+                " lower the delay"
             )
         raise DataError(
             f"{demand.name}: p99 of {demand.p99_s * 1e3:g} ms: no slice of {gpu.key} keeps it at any rate, because two"
