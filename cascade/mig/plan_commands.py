@@ -24,6 +24,7 @@ from cascade.mig.queueing import Batching
 from cascade.mig.service_time import ServiceTimes, read_measured
 
 _WHERE: Final = "command line"
+_IDLE_HELP: Final = "Watts of a whole GPU with its slices made and nothing running; default: the table's."
 
 GpuName = Annotated[str, typer.Option("--gpu", help=f"Model of the GPUs: {', '.join(GPUS)}.")]
 Measured = Annotated[
@@ -64,6 +65,7 @@ def plan(
         Path | None, typer.Option(help="TOML file with [[models]], in place of the options about one model.")
     ] = None,
     measured: Measured = None,
+    idle_w: Annotated[float | None, typer.Option(min=1.0, max=2_000.0, help=_IDLE_HELP)] = None,
     batch_delay_us: Annotated[int, typer.Option(min=0, max=1_000_000, help="Triton's max_queue_delay.")] = 200,
     layouts: Annotated[int, typer.Option(min=1, max=100, help="Layouts to print.")] = 6,
     simulate: Annotated[
@@ -83,7 +85,7 @@ def plan(
 
     Exit status 1 with the limit that is in the way if there is no such layout.
     """
-    model = find_gpu(gpu)
+    model = _gpu(gpu, idle_w)
     batching = Batching(delay_s=batch_delay_us / 1e6)
     options = {"rate": rate, "journal": journal or None, "models": models}
     given = [f"--{name}" for name, value in options.items() if value is not None]
@@ -129,6 +131,14 @@ def plan(
             console.print("\n".join(commands), highlight=False, soft_wrap=True)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be written ({error.strerror})") from error
+
+
+def _gpu(key: str, idle_w: float | None) -> Gpu:
+    gpu = find_gpu(key)
+    if idle_w is None:
+        return gpu
+    others = tuple(text for text in gpu.assumptions if not text.startswith("idle"))
+    return msgspec.structs.replace(gpu, idle_w=idle_w, assumptions=(f"idle {idle_w:g} W: as stated", *others))
 
 
 def _bursts(factor: float, share: float, mean_s: float) -> Bursts | None:
@@ -190,6 +200,7 @@ def autoscale(
     least: Annotated[int, typer.Option(min=1, max=100, help="Replicas that always run.")] = 2,
     start_s: Annotated[float, typer.Option(min=0.0, max=600.0, help="Until a new pod serves calls, seconds.")] = 30.0,
     measured: Measured = None,
+    idle_w: Annotated[float | None, typer.Option(min=1.0, max=2_000.0, help=_IDLE_HELP)] = None,
     seed: Seed = 1,
     json: JsonFile = None,
 ) -> None:
@@ -197,7 +208,7 @@ def autoscale(
 
     The curve of the day is assumed. Triton scales on calls that wait and calls in flight, up to the slices there are.
     """
-    model = find_gpu(gpu)
+    model = _gpu(gpu, idle_w)
     slice_profile = model.profile(profile) if profile else model.profiles[0]
     stated = {"rate": rate, "escalated": escalated, "p99": p99, "rows_per_call": rows_per_call}
     demand = _entry(stated).demand(_WHERE)
