@@ -185,30 +185,54 @@ def rules(replicas: Replicas, slices: int, least: int, calls_per_s_max: float) -
     ]
 
 
+class Fleet:
+    """The replicas that serve under an autoscaler; a wished one serves `start_s` later."""
+
+    def __init__(self, behavior: Behavior, first: int, start_s: float) -> None:
+        self._autoscaler = Autoscaler(behavior, first)
+        self._start_s = start_s
+        self._starting: list[float] = []
+        self.serving = first
+
+    @property
+    def count(self) -> int:
+        """The replicas that serve or start."""
+        return self.serving + len(self._starting)
+
+    def sync(self, now_s: float, metrics: Sequence[tuple[float, float]]) -> None:
+        """Asks the autoscaler; what it takes away are first the replicas that start."""
+        wanted = self._autoscaler.sync(now_s, metrics)
+        new = [now_s + self._start_s] * (wanted - self.count)
+        self._starting = [*self._starting, *new][: max(wanted - self.serving, 0)]
+        self.serving = min(self.serving, wanted)
+
+    def advance(self, now_s: float) -> None:
+        """Lets those serve whose start has ended."""
+        self.serving += sum(ready_s <= now_s for ready_s in self._starting)
+        self._starting = [ready_s for ready_s in self._starting if ready_s > now_s]
+
+
 def simulate_day(gpu: Gpu, profile: Profile, replicas: Replicas, rates: Float64, rule: Rule, start_s: float) -> Day:
     """One day. rates: float64 [steps], calls a second. start_s: from the wish for a pod until it serves calls."""
     behavior = rule.behavior
     static = rule.waiting is None and rule.in_flight is None
     first = behavior.replicas_max if static else behavior.replicas_min
-    autoscaler = Autoscaler(behavior, first)
+    fleet = Fleet(behavior, first, start_s)
     window = int(WINDOW_S / STEP_S)
     waiting, in_flight = np.zeros(len(rates)), np.zeros(len(rates))
     late, counts, joules = np.zeros(len(rates)), np.zeros(len(rates)), 0.0
-    serving, starting = first, list[float]()
     for step, rate in enumerate(rates):
         now_s = step * STEP_S
         if not static and step and now_s % SYNC_S == 0.0:
             seen = slice(max(step - window, 0), step)
             metrics = _metrics(rule, float(waiting[seen].mean()), float(in_flight[seen].mean()))
-            wanted = autoscaler.sync(now_s, metrics)
-            starting = (starting + [now_s + start_s] * (wanted - serving - len(starting)))[: max(wanted - serving, 0)]
-            serving = min(serving, wanted)
-        serving += sum(ready_s <= now_s for ready_s in starting)
-        starting = [ready_s for ready_s in starting if ready_s > now_s]
+            fleet.sync(now_s, metrics)
+        fleet.advance(now_s)
+        serving = fleet.serving
         state = replicas.state(float(rate) / serving)
         late[step] = rate * STEP_S * state.late_share
         waiting[step], in_flight[step] = serving * state.waiting, serving * state.in_flight
-        counts[step] = serving + len(starting)
+        counts[step] = fleet.count
         gpus = math.ceil(counts[step] / profile.count_max)
         joules += (gpus * gpu.idle_w + serving * state.work_w) * STEP_S
     calls = float(rates.sum()) * STEP_S

@@ -22,6 +22,7 @@ from cascade.mig.plan_files import plan_json, plan_picture, write_plan
 from cascade.mig.plan_report import make_plan, show_plan
 from cascade.mig.queueing import Batching
 from cascade.mig.service_time import ServiceTimes, read_measured
+from cascade.mig.worker_day import show_worker_days, simulate_worker_day, worker_behaviors
 
 _WHERE: Final = "command line"
 _IDLE_HELP: Final = "Watts of a whole GPU with its slices made and nothing running; default: the table's."
@@ -199,6 +200,9 @@ def autoscale(
     crowd_minutes: Annotated[float, typer.Option(min=1.0, max=45.0, help="How long it lasts.")] = 15.0,
     least: Annotated[int, typer.Option(min=1, max=100, help="Replicas that always run.")] = 2,
     start_s: Annotated[float, typer.Option(min=0.0, max=600.0, help="Until a new pod serves calls, seconds.")] = 30.0,
+    partitions: Annotated[int, typer.Option(min=1, max=100_000, help="Of the topic: the most workers.")] = 12,
+    least_workers: Annotated[int, typer.Option(min=1, max=100_000, help="Workers that always run.")] = 3,
+    worker_rate: Annotated[float, typer.Option(min=1.0, help="Transactions a second of one worker.")] = 20_000.0,
     measured: Measured = None,
     idle_w: Annotated[float | None, typer.Option(min=1.0, max=2_000.0, help=_IDLE_HELP)] = None,
     seed: Seed = 1,
@@ -206,7 +210,8 @@ def autoscale(
 ) -> None:
     """Simulate a day with a flash crowd under the autoscaler's rules, beside static provisioning.
 
-    The curve of the day is assumed. Triton scales on calls that wait and calls in flight, up to the slices there are.
+    The curve of the day is assumed. Triton scales on calls that wait and calls in flight, up to the slices there are;
+    workers on lag and busy cores, up to the partitions.
     """
     model = _gpu(gpu, idle_w)
     slice_profile = model.profile(profile) if profile else model.profiles[0]
@@ -219,10 +224,19 @@ def autoscale(
     slices = gpus * slice_profile.count_max
     if least > slices:
         raise DataError(f"--least {least}: {gpus} × {model.key} have {slices} slices {slice_profile.name}; lower it")
+    if least_workers > partitions:
+        raise DataError(f"--least-workers {least_workers}: more than the {partitions} partitions; lower it")
     flash = Crowd(factor=crowd, start_h=crowd_hour, minutes=crowd_minutes) if crowd > 1.0 else None
     rates = day_rates(demand.calls_per_s, flash)
     chosen = rules(replicas, slices, least, float(rates.max()))
     days = [simulate_day(model, slice_profile, replicas, rates, rule, start_s) for rule in chosen]
-    show_days(days, model, slice_profile, replicas, float(rates.max()), Console())
+    console = Console()
+    show_days(days, model, slice_profile, replicas, float(rates.max()), console)
+    transactions = rates * (rate / demand.calls_per_s)
+    behaviors = worker_behaviors(partitions, least_workers, float(transactions.max()), worker_rate)
+    worker_days = [
+        simulate_worker_day(transactions, worker_rate, name, behavior, start_s) for name, behavior in behaviors.items()
+    ]
+    show_worker_days(worker_days, partitions, worker_rate, console)
     if json is not None:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(days)))
+        json.write_bytes(msgspec.json.format(msgspec.json.encode({"triton": days, "workers": worker_days})))

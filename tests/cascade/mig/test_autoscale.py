@@ -16,6 +16,7 @@ from cascade.mig.gpus import GPUS
 from cascade.mig.hpa import Behavior
 from cascade.mig.queueing import Batching
 from cascade.mig.service_time import ServiceTimes
+from cascade.mig.worker_day import SHIPPED_BUSY, SHIPPED_LAG, simulate_worker_day, worker_behaviors
 
 A100 = GPUS["a100-40gb"]
 PROFILE = A100.profile("1g.5gb")
@@ -82,7 +83,7 @@ def test_the_command_prints_a_row_for_each_rule_in_eighty_columns(
     out = capsys.readouterr().out
     assert status == 0
     assert all(len(line) <= 80 for line in out.splitlines())
-    days = json.loads(figures.read_text())
+    days = json.loads(figures.read_text())["triton"]
     assert [day["rule"]["name"] for day in days[:2]] == ["static, for the peak", "k8s/ as shipped"]
     assert all(day["rule"]["name"] in out for day in days)
     assert "ASSUMED" in out
@@ -92,6 +93,7 @@ def test_the_command_prints_a_row_for_each_rule_in_eighty_columns(
     ("arguments", "reason"),
     [
         (("--p99", "1ms"), "keeps it at no rate"),
+        (("--least-workers", "13"), "more than the 12 partitions"),
         (("--least", "8"), "have 7 slices 1g.5gb; lower it"),
         (("--profile", "5g.1gb"), "no such profile"),
     ],
@@ -103,6 +105,28 @@ def test_an_impossible_day_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert status == 1
     assert reason in line
+
+
+def test_workers_never_exceed_the_partitions_and_their_lag_is_processed() -> None:
+    rates = day_rates(100_000.0, Crowd(factor=3.0, start_h=18.0, minutes=20.0))
+    behavior = worker_behaviors(12, 3, float(rates.max()), 20_000.0)["HPA default"]
+    day = simulate_worker_day(rates, 20_000.0, "default", behavior, 30.0)
+    # 300,000/s are more than 12 workers decide: the rest waits, and is decided after the crowd
+    assert (day.workers_min, day.workers_max) == (3, 12)
+    assert day.lag_max > 20 * 60 * (300_000.0 - 12 * 20_000.0) * 0.9
+    assert 0.0 < day.late_share < 0.2
+
+
+def test_workers_for_the_peak_have_no_lag_and_more_core_hours_than_those_that_follow_the_day() -> None:
+    rates = day_rates(80_000.0, None)
+    days = {
+        name: simulate_worker_day(rates, 20_000.0, name, behavior, 30.0)
+        for name, behavior in worker_behaviors(12, 3, float(rates.max()), 20_000.0).items()
+    }
+    static, shipped = days["static, for the peak"], days["k8s/ as shipped"]
+    assert (static.late_share, static.lag_max, static.workers_max) == (0.0, 0.0, 7)
+    assert shipped.late_share < 0.01
+    assert shipped.core_hours < 0.9 * static.core_hours
 
 
 def test_the_shipped_rule_is_that_of_the_manifests() -> None:
@@ -123,3 +147,18 @@ def test_the_shipped_rule_is_that_of_the_manifests() -> None:
         (policy["value"], policy["periodSeconds"]) for policy in down["policies"]
     ]
     assert shipped.behavior.down_window_s == down["stabilizationWindowSeconds"]
+
+
+def test_the_shipped_rule_of_workers_is_that_of_the_manifests() -> None:
+    yaml = pytest.importorskip("yaml")
+    path = Path(__file__).parents[3] / "k8s" / "components" / "keda" / "scaled-object.yaml"
+    spec = yaml.safe_load(path.read_text())["spec"]
+    lag, busy = (trigger["metadata"] for trigger in spec["triggers"])
+    assert (float(lag["lagThreshold"]), float(busy["threshold"])) == (SHIPPED_LAG, SHIPPED_BUSY)
+    shipped = worker_behaviors(spec["maxReplicaCount"], spec["minReplicaCount"], 1.0, 1.0)["k8s/ as shipped"]
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    for limits, direction in ((shipped.up, behavior["scaleUp"]), (shipped.down, behavior["scaleDown"])):
+        assert [(limit.pods, limit.period_s) for limit in limits] == [
+            (policy["value"], policy["periodSeconds"]) for policy in direction["policies"]
+        ]
+    assert shipped.down_window_s == behavior["scaleDown"]["stabilizationWindowSeconds"]
