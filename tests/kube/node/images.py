@@ -74,8 +74,12 @@ def folder() -> Path:
 def why_not_ready() -> str | None:
     """Why the node cannot start on this machine, with the remedy, as a line; None if it can."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if not Path("/usr/lib/cni/bridge").exists():
+        missing.append("CNI's bridge in /usr/lib/cni")
     if missing:
-        return f"no {', '.join(missing)} on PATH; install {PACKAGES} (Debian's names)"
+        return f"no {', '.join(missing)}; install {PACKAGES} (Debian's names)"
+    if os.geteuid() != 0 or not Path("/sys/fs/cgroup/memory").is_dir():
+        return "the node needs root and cgroup version 1"
     if not folder().is_dir():
         return f"the images are not built for this source ({folder()} is missing); {REMEDY}"
     return None
