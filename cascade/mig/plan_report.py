@@ -27,6 +27,8 @@ PLAN_FORMAT: Final = 1
 CLIENTS: Final = 4
 # A simulation with fewer bursts says more about them than about the layout.
 BURSTS_MIN: Final = 50
+# A layout that leaves less than this share of its joules to other work is full.
+_FILLED_MIN: Final = 0.01
 _LEGEND: Final = "×rate: the rate at which p99 breaks ÷ the rate at the peak; stranded: SMs in no slice"
 
 
@@ -236,8 +238,8 @@ def _arrivals(demand: Demand) -> str:
         bursts = f", bursts ×{found.factor:g} for {found.mean_s:g} s, {found.share:.0%} of the time"
     peak, mean = number_text(demand.calls_per_s), number_text(demand.calls_per_s_mean)
     return (
-        f"{demand.name}: {peak} calls/s at the peak, {mean} in the mean, {demand.rows_per_call:.3g}"
-        f" transactions each{bursts}; index of dispersion {number_text(process.dispersion)};"
+        f"{demand.name}: {peak} calls/s at the peak, {mean} in the mean,"
+        f" {demand.rows_per_call:.3g} rows a call{bursts}; index of dispersion {number_text(process.dispersion)};"
         f" p99 at most {demand.p99_s * 1e3:g} ms"
     )
 
@@ -249,28 +251,29 @@ def _quoted(plan: Plan) -> list[str]:
     if found is None or whole is None:
         return [title, "No whole GPU without MIG keeps these limits, so there is nothing to compare with."]
     best = plan.layouts[0]
-    verb = "saves" if found.at_rate >= 0 else "costs"
+    change = f"MIG {'saves' if found.at_rate >= 0 else 'costs'} {abs(found.at_rate):.1%}"
     lines = [
         title,
-        f"At these rates MIG {verb} {abs(found.at_rate):.1%}: {best.energy_mj:,.4g} mJ a call against"
+        f"At these rates {change}: {best.energy_mj:,.4g} mJ a call against"
         f" {whole.energy_mj:,.4g} of the whole GPU. Idle power is {found.idle_share:.0%} of it, and all slices share"
         " the idle power of their chip.",
     ]
     others = (("MPS", plan.mps), ("a GPU of its own for each model", plan.own))
     for name, other in others:
         if other is not None:
-            change = best.energy_mj / other.energy_mj - 1
-            lines.append(f"Against {name}, {number_text(other.energy_mj)} mJ: {change:+.1%}.")
+            apart = best.energy_mj / other.energy_mj - 1
+            lines.append(f"Against {name}, {number_text(other.energy_mj)} mJ: {apart:+.1%}.")
     if found.mig_calls_per_s is not None and found.whole_calls_per_s is not None:
         lines.append(
             f"Within the limit one GPU carries {found.mig_calls_per_s:,.0f} calls/s in slices and"
             f" {found.whole_calls_per_s:,.0f} as a whole. {_range(found, plan.gpus)}"
         )
-    comparison = "less" if found.filled >= 0 else "more"
-    lines.append(
-        "If other work, which needs GPUs of its own without MIG, fills the slices left free here:"
-        f" {abs(found.filled):.0%} {comparison} than whole GPUs for these calls alone."
-    )
+    if found.filled > found.at_rate + _FILLED_MIN:
+        comparison = "less" if found.filled >= 0 else "more"
+        lines.append(
+            "If other work, which needs GPUs of its own without MIG, fills the slices left free here:"
+            f" {abs(found.filled):.0%} {comparison} than whole GPUs for these calls alone."
+        )
     return lines
 
 
