@@ -179,8 +179,8 @@ class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[deep]`: where the deep model runs.
 
     - `backend`: `triton`, a Triton server; or `onnxruntime`, ONNX Runtime in the worker's own process.
-    - `url`, `model`: Triton's gRPC addresses (`host:port`, separated by commas), and the model's name there. Each address
-      of a host name is a replica.
+    - `url`, `model`: Triton's gRPC addresses (`host:port`, separated by commas), and the model's name there. Each
+      address of a host name is a replica.
     - `tls`, `ca_file`, `certificate_file`, `key_file`: TLS between worker and Triton (PEM files).
     - `threads`, `device`: CPU threads of ONNX Runtime in process, and where it computes (`cuda`: a GPU).
     - `hedge_ms`: after so long without an answer the worker sends the call a second time and takes the first answer. 0
