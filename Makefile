@@ -51,7 +51,8 @@ kube-test-keda: $(VENV)/.dev
 	$(BIN)/cascade local install
 	tests/kube/in-own-network.sh $(BIN)/pytest --quiet -m keda tests/kube
 
-# The images, and in build/images the list of the packages in them (CycloneDX).
+# The images, and in build/images the list of the packages in them (CycloneDX). BUNDLE: a folder of this one whose name
+# begins with `bundle`, by default the shipped bundle.
 images: image
 	$(IMAGE) --target cascade-bundle --tag $(REGISTRY)cascade-bundle:$(VERSION) .
 	$(IMAGE) --target cascade-triton-cpu --tag $(REGISTRY)cascade-triton-cpu:$(VERSION) .

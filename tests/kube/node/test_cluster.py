@@ -239,7 +239,9 @@ def _refused(cluster: Cluster) -> bool:
 
 
 def _show(report: Report) -> None:
-    table = Table(title=f"{report.check.transactions} transactions; longest wait and degraded share by the topics")
+    table = Table(
+        title=f"{report.check.transactions} transactions, {report.check.lost} lost, {report.check.twice} decided twice"
+    )
     for column in ("case", "ready again, s", "transactions", "longest wait, s", "degraded"):
         table.add_column(column, justify="left" if column == "case" else "right")
     for each in report.cases:
