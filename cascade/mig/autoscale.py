@@ -45,8 +45,8 @@ HOURLY: Final = (
 )
 
 # The thresholds and the behavior of k8s/components/keda-triton.
-SHIPPED_WAITING: Final = 0.5
-SHIPPED_IN_FLIGHT: Final = 1.0
+SHIPPED_WAITING: Final = 5.0
+SHIPPED_IN_FLIGHT: Final = 10.0
 _SHIPPED_UP: Final = (Limit(pods=4),)
 _SHIPPED_DOWN: Final = (Limit(pods=1, period_s=60.0),)
 _SHIPPED_WINDOW_S: Final = 600.0

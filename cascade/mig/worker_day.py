@@ -28,7 +28,7 @@ WAIT_S_MAX: Final = 1.0
 # Share of a worker's core that may be used (docs/scaling.md), and the thresholds and behavior of k8s/components/keda.
 SHIPPED_BUSY: Final = 0.6
 SHIPPED_LAG: Final = 1_000.0
-_SHIPPED_UP: Final = (Limit(pods=2, period_s=60.0),)
+_SHIPPED_UP: Final = (Limit(pods=4, period_s=60.0),)
 _SHIPPED_DOWN: Final = (Limit(pods=1, period_s=120.0),)
 _SHIPPED_WINDOW_S: Final = 600.0
 
