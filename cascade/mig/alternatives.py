@@ -108,7 +108,7 @@ def _fewest(evaluations: Sequence[Evaluation], server: Server) -> list[int] | No
     rates = [evaluation.rate_max(server) for evaluation in evaluations]
     if not all(rates):
         return None
-    return [math.ceil(one.demand.calls_per_s / rate) for one, rate in zip(evaluations, rates, strict=True)]
+    return [math.ceil(one.demand.calls_per_s_kept / rate) for one, rate in zip(evaluations, rates, strict=True)]
 
 
 def _first_fit(needs_gb: Sequence[float], memory_gb: float, parts: int) -> int:

@@ -17,6 +17,8 @@ from cascade.ledger.journal import NO_ACCOUNT, Run, merged_between
 from cascade.mig.arrivals import Bursts
 
 MODELS_MAX: Final = 5
+# Rates are forecasts, and near its limit a replica's p99 rises steeply.
+RESERVE: Final = 1.25
 INTERVALS_MAX: Final = 10_000
 
 Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e9)]
@@ -25,7 +27,8 @@ Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e9)]
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
     """The calls of one model.
 
-    calls_per_s: at the peak, where `p99_s` must be kept. calls_per_s_mean: over the time that joules are counted for.
+    calls_per_s: at the peak. calls_per_s_mean: over the time that joules are counted for.
+    reserve: `p99_s` must be kept up to this multiple of the peak.
     rows_per_call: transactions in a call, mean. bursts: about the rate, within minutes.
     p99_s: limit of the 99th percentile of a call's time at the server.
     memory_gb: that one instance of the model needs on the GPU.
@@ -34,10 +37,16 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     name: str = "deep"
     calls_per_s: float
     calls_per_s_mean: float
+    reserve: float = 1.0
     rows_per_call: float = 1.0
     bursts: Bursts | None = None
     p99_s: float
     memory_gb: float = 2.0
+
+    @property
+    def calls_per_s_kept(self) -> float:
+        """The rate up to which `p99_s` must be kept."""
+        return self.calls_per_s * self.reserve
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,6 +58,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=32)] = "deep"
     rate: Positive
     mean_rate: Positive | None = None
+    reserve: Annotated[float, msgspec.Meta(ge=1.0, le=100.0)] = RESERVE
     escalated: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
     p99: str
     rows_per_call: Annotated[float, msgspec.Meta(ge=1.0, le=256.0)] = 1.0
@@ -72,6 +82,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             name=self.name,
             calls_per_s=self.rate * share,
             calls_per_s_mean=mean_rate * share,
+            reserve=self.reserve,
             rows_per_call=self.rows_per_call,
             bursts=self.bursts,
             p99_s=p99_s,

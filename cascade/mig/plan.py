@@ -171,7 +171,7 @@ class Planner:
         for gpus in range(1, self.gpus + 1):
             counts = self._combinations(gpus)
             slowest = np.where(counts > 0, rates, np.inf).min(axis=1)
-            kept = counts[counts.sum(axis=1) * slowest >= demand.calls_per_s]
+            kept = counts[counts.sum(axis=1) * slowest >= demand.calls_per_s_kept]
             if len(kept):
                 break
         else:
@@ -209,7 +209,7 @@ class Planner:
     def _of_several_models(self, count: int) -> list[tuple[list[Layout], list[dict[str, int]]]]:
         options = [
             {
-                profile.name: math.ceil(found.demand.calls_per_s / found.rate_max(self.servers[profile.name]))
+                profile.name: math.ceil(found.demand.calls_per_s_kept / found.rate_max(self.servers[profile.name]))
                 for profile in self.allowed(found)
             }
             for found in self.evaluations
@@ -253,7 +253,7 @@ class Planner:
         """GPUs that the model needs with slices of one profile, and these slices; None for more than GPUS_MAX."""
         found = []
         for profile in self.allowed(evaluation):
-            replicas = math.ceil(evaluation.demand.calls_per_s / evaluation.rate_max(self.servers[profile.name]))
+            replicas = math.ceil(evaluation.demand.calls_per_s_kept / evaluation.rate_max(self.servers[profile.name]))
             gpus = math.ceil(replicas / profile.count_max)
             found.append((gpus, f"{replicas:,} × {profile.name}"))
         gpus, text = min(found)
@@ -262,11 +262,13 @@ class Planner:
     def _too_few(self, needed: dict[str, tuple[int | None, str]]) -> str:
         ((name, (gpus, slices)),) = needed.items()
         (evaluation,) = self.evaluations
+        demand = evaluation.demand
         carried, _ = self.capacity(evaluation)
         need = f"{gpus} (--gpus {gpus}: {slices})" if gpus is not None else f"more than {GPUS_MAX} ({slices})"
         return (
             f"--gpus {self.gpus}: too few for {name}: one {self.gpu.key} carries {carried:,.0f} calls/s within p99"
-            f" {evaluation.demand.p99_s * 1e3:g} ms, asked are {evaluation.demand.calls_per_s:,.0f}: it needs {need}"
+            f" {demand.p99_s * 1e3:g} ms, asked are {demand.calls_per_s:,.0f} × reserve {demand.reserve:g}: it needs"
+            f" {need}"
         )
 
     def _model(self, evaluation: Evaluation, replicas: dict[str, int]) -> PlannedModel:

@@ -14,7 +14,7 @@ from cascade.ledger.journal import read_journal
 from cascade.mig.arrivals import Bursts
 from cascade.mig.autoscale import Crowd, Replicas, day_rates, rules, show_days, simulate_day
 from cascade.mig.checks import ERROR_MAX, RATES, run_checks, show_checks
-from cascade.mig.demand import Demand, ModelEntry, journal_rates, read_models
+from cascade.mig.demand import RESERVE, Demand, ModelEntry, journal_rates, read_models
 from cascade.mig.evaluation import Evaluation
 from cascade.mig.gpus import GPUS, Gpu, find_gpu
 from cascade.mig.packing import GPUS_MAX
@@ -48,6 +48,7 @@ def plan(
     mean_rate: Annotated[
         float | None, typer.Option(help="The same in the mean, for the joules; default: rate.")
     ] = None,
+    reserve: Annotated[float, typer.Option(help="p99 must hold up to this multiple of the peak.")] = RESERVE,
     escalated: Annotated[float, typer.Option(help="Share of them that the deep model gets.")] = 0.01,
     p99: Annotated[str, typer.Option(help="Limit of a deep call's p99 at the server: 20ms.")] = "20ms",
     rows_per_call: Annotated[float, typer.Option(help="Transactions in a deep call, mean.")] = 1.0,
@@ -110,6 +111,7 @@ def plan(
         stated = {
             "rate": rate,
             "mean_rate": mean_rate,
+            "reserve": reserve,
             "escalated": escalated,
             "p99": p99,
             "rows_per_call": rows_per_call,

@@ -25,11 +25,17 @@ H200_FILE = Path(__file__).parents[2] / "bench" / "data" / "h200.json"
 
 
 def planner(
-    calls_per_s: float, p99_s: float, gpus: int = 1, mean: float | None = None, memory_gb: float = 2.0
+    calls_per_s: float,
+    p99_s: float,
+    gpus: int = 1,
+    mean: float | None = None,
+    memory_gb: float = 2.0,
+    reserve: float = 1.0,
 ) -> Planner:
     demand = Demand(
         calls_per_s=calls_per_s,
         calls_per_s_mean=calls_per_s if mean is None else mean,
+        reserve=reserve,
         p99_s=p99_s,
         memory_gb=memory_gb,
     )
@@ -85,6 +91,14 @@ def test_headroom_is_the_rate_at_which_the_limit_breaks() -> None:
     assert model.p99_ms < 3.0 < described.models[0].p99_ms
 
 
+def test_a_layout_without_the_reserve_is_left_out() -> None:
+    headrooms = {
+        reserve: min(layout.models[0].headroom for layout in planner(6_000.0, 3e-3, reserve=reserve).best(1_000))
+        for reserve in (1.0, 2.0)
+    }
+    assert headrooms[1.0] < 2.0 <= headrooms[2.0]
+
+
 def test_with_several_models_each_has_its_slices_and_all_fit() -> None:
     def models(*memory_gb: float) -> list[Evaluation]:
         demands = [
@@ -127,7 +141,7 @@ def test_mps_puts_no_more_processes_on_a_gpu_than_its_memory_holds() -> None:
         (("--rate", "1000", "--p99", "1ms"), r"p99 of 1 ms: a call that meets no other takes 1\.23 ms on 7g\.40gb"),
         (
             ("--rate", "20000000"),
-            r"--gpus 1: too few for deep: one a100-40gb carries [\d,]+ calls/s .* needs 3 \(--gpus 3",
+            r"--gpus 1: too few for deep: one a100-40gb carries [\d,]+ calls/s .* needs 4 \(--gpus 4",
         ),
         (("--rate", "1000", "--memory-gb", "41"), r"needs 41 GB; the largest slice of a100-40gb, 7g\.40gb, has 40 GB"),
         (("--rate", "1000", "--p99", "20"), r"p99 = '20': not a duration"),
