@@ -1,0 +1,153 @@
+"""KEDA's real operator and metrics adapter as processes beside the control plane, and a stand-in for Prometheus."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import threading
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Self
+from urllib.parse import parse_qs
+
+from cascade.local_parts import free_ports
+from tests.kube.control_plane import ADDRESS, READY_S_MAX, ControlPlane
+from tests.kube.kubectl import Object
+
+NAMESPACE = "keda"
+
+
+def start_keda(plane: ControlPlane, programs: Path) -> None:
+    """Starts KEDA, which ends with the control plane. `programs`: the built part. Its CRDs must be there."""
+    adapter_port, adapter_metrics, operator_metrics, operator_health, metrics_service = free_ports(5)
+    kubeconfig = str(plane.kubectl.kubeconfig)
+    certificates = _certificates(plane)
+    environment = {
+        "KUBECONFIG": kubeconfig,
+        "POD_NAMESPACE": NAMESPACE,
+        "KEDA_CLUSTER_OBJECT_NAMESPACE": NAMESPACE,
+        "WATCH_NAMESPACE": "",
+    }
+    plane.kubectl.apply(_adapter_service(adapter_port))
+    operator = plane.run(
+        "keda-operator",
+        programs / "keda-operator",
+        f"--metrics-bind-address={ADDRESS}:{operator_metrics}",
+        f"--health-probe-bind-address={ADDRESS}:{operator_health}",
+        f"--metrics-service-bind-address={ADDRESS}:{metrics_service}",
+        f"--cert-dir={certificates}",
+        "--enable-cert-rotation=false",
+        "--zap-log-level=info",
+        **environment,
+    )
+    operator.wait_until(lambda: _answers(operator_health, "/readyz"), READY_S_MAX)
+    plane.run(
+        "keda-adapter",
+        programs / "keda-adapter",
+        f"--bind-address={ADDRESS}",
+        f"--secure-port={adapter_port}",
+        f"--port={adapter_metrics}",  # on all interfaces, whatever the options: hence a network of its own
+        f"--cert-dir={certificates}",
+        f"--tls-cert-file={certificates / 'tls.crt'}",
+        f"--tls-private-key-file={certificates / 'tls.key'}",
+        *(f"--{kind}kubeconfig={kubeconfig}" for kind in ("", "authentication-", "authorization-", "lister-")),
+        f"--metrics-service-address={ADDRESS}:{metrics_service}",
+        "--metrics-service-grpc-authority=localhost",
+        **environment,
+    )
+    service = "apiservice/v1beta1.external.metrics.k8s.io"
+    plane.kubectl("wait", "--for=condition=Available", service, "--timeout=60s")
+
+
+def _certificates(plane: ControlPlane) -> Path:
+    folder = plane.directory / "keda-certificates"
+    folder.mkdir()
+    certificate, key = plane.authority.issue("keda", ["localhost", ADDRESS])
+    for source, name in ((certificate, "tls.crt"), (key, "tls.key"), (plane.authority.ca_file, "ca.crt")):
+        shutil.copyfile(source, folder / name)
+    return folder
+
+
+def _adapter_service(port: int) -> list[Object]:
+    service = {"name": "keda-metrics-apiserver", "namespace": NAMESPACE}
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": service,
+            "spec": {"type": "ExternalName", "externalName": "localhost", "ports": [{"port": port}]},
+        },
+        {
+            "apiVersion": "apiregistration.k8s.io/v1",
+            "kind": "APIService",
+            "metadata": {"name": "v1beta1.external.metrics.k8s.io"},
+            "spec": {
+                "service": {**service, "port": port},
+                "group": "external.metrics.k8s.io",
+                "version": "v1beta1",
+                "insecureSkipTLSVerify": True,
+                "groupPriorityMinimum": 100,
+                "versionPriority": 100,
+            },
+        },
+    ]
+
+
+def _answers(port: int, path: str) -> bool:
+    try:
+        with closing(http.client.HTTPConnection(ADDRESS, port, timeout=2)) as connection:
+            connection.request("GET", path)
+            return connection.getresponse().status == http.HTTPStatus.OK
+    except OSError:
+        return False
+
+
+class PrometheusStandIn:
+    """Answers queries as Prometheus does; a context manager.
+
+    `values`: the answer to each query that contains the key; other queries have an empty one. `failing`: every query
+    gets the status 503.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+        self.failing = False
+        self._server = ThreadingHTTPServer((ADDRESS, 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, name="prometheus", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def address(self) -> str:
+        """Its URL."""
+        return f"http://{ADDRESS}:{self._server.server_port}"
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                (query,) = parse_qs(self.path.partition("?")[2])["query"]
+                found = [
+                    {"metric": {}, "value": [0, str(value)]} for key, value in owner.values.items() if key in query
+                ]
+                body = json.dumps({"status": "success", "data": {"resultType": "vector", "result": found}}).encode()
+                self.send_response(http.HTTPStatus.SERVICE_UNAVAILABLE if owner.failing else http.HTTPStatus.OK)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Keeps the tests' output free of requests."""
+
+        return Handler
