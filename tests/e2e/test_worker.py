@@ -765,17 +765,6 @@ def ends_with_one_line(config_path: Path) -> str:
     return line
 
 
-def test_missing_topics_are_named_on_one_line(tmp_path: Path, broker: Broker) -> None:
-    topics = {"transactions": "nowhere-t", "labels": "nowhere-l", "decisions": "nowhere-d", "dead_letters": "nowhere-x"}
-    sections: Settings = {
-        "kafka": {"bootstrap": broker.bootstrap, "topics": topics},
-        "deep": {"backend": "onnxruntime"},
-    }
-    line = ends_with_one_line(write_plain_config(tmp_path, sections))
-    assert all(topic in line for topic in topics.values())
-    assert "--create-topics" in line
-
-
 def test_a_bundle_with_a_wrong_checksum_stops_the_start_with_one_line(tmp_path: Path) -> None:
     altered = Path(shutil.copytree(SHIPPED_BUNDLE, tmp_path / "bundle"))
     octets = bytearray((altered / "deep.onnx").read_bytes())

@@ -28,7 +28,10 @@ pytestmark = pytest.mark.triton
 CALLS_PER_S = 150
 # Far above the time of a call, so that only a replica's fault makes one late and not the machine's other load.
 DEADLINE_S = 1.5
+CALLS = 1_200
 SPREAD_MAX = 0.05
+# Calls of a replica within six seconds, in seconds of the load: a fair share of three replicas is two seconds.
+SHARE_MIN = 1.0
 NOTICED_S_MAX = 1.0
 
 
@@ -131,20 +134,18 @@ def is_ready(stage: TritonDeepStage, server: LocalTriton) -> bool:
 def test_equal_replicas_get_equal_shares_by_their_own_count(
     stage: TritonDeepStage, running: list[LocalTriton], tiny_deep_model: TinyDeepModel
 ) -> None:
-    before = [answered_by(server) for server in running]
-    with Load(stage, tiny_deep_model) as load:
-        time.sleep(12)
-    assert load.failures() == []
+    """One call at a time: with several, a replica that the machine slows gets fewer, and that is meant."""
+    before, inputs = [answered_by(server) for server in running], tiny_deep_model.inputs(4)
+    for _ in range(CALLS):
+        stage.submit(inputs, DEADLINE_S).result()
 
     def answered() -> list[int]:
         return [answered_by(server) - count for server, count in zip(running, before, strict=True)]
 
     # Triton counts a request a moment after its answer
-    wait_until(lambda: sum(answered()) >= len(load.calls), "all are counted", 20)
-    shares = answered()
-    print(f"calls of each: {shares}, spread {spread(shares):.1%}")
-    assert len(load.calls) > 0.8 * 12 * CALLS_PER_S
-    assert spread(shares) < SPREAD_MAX
+    wait_until(lambda: sum(answered()) >= CALLS, "all are counted", 20)
+    print(f"calls of each: {answered()}, spread {spread(answered()):.1%}")
+    assert spread(answered()) < SPREAD_MAX
 
 
 def test_a_replica_that_is_killed_costs_no_decision_and_the_others_share_its_calls(
@@ -163,8 +164,7 @@ def test_a_replica_that_is_killed_costs_no_decision_and_the_others_share_its_cal
     # the calls to it were sent to another replica
     assert len(failures) <= 1
     assert after[killed.grpc_url] == before[killed.grpc_url]
-    shares = [after[server.grpc_url] - before[server.grpc_url] for server in others]
-    assert spread(shares) < SPREAD_MAX
+    assert min(after[server.grpc_url] - before[server.grpc_url] for server in others) > SHARE_MIN * CALLS_PER_S
 
 
 def test_a_replica_that_is_added_has_its_share_within_a_second_of_being_ready(
@@ -182,7 +182,7 @@ def test_a_replica_that_is_added_has_its_share_within_a_second_of_being_ready(
         after = counts(stage)
     shares = [after[address] - before[address] for address in after]
     print(f"calls of each: {shares}, spread {spread(shares):.1%}")
-    assert spread(shares) < SPREAD_MAX
+    assert min(shares) > SHARE_MIN * CALLS_PER_S
     assert len(load.failures()) <= 1
 
 
