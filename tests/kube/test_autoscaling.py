@@ -243,7 +243,12 @@ def test_a_broker_that_goes_away_leaves_the_number_as_it_is(world: World, kafka_
         workers.commit_all()
         workers.produce(5 * LAG_OF_A_WORKER // PARTITIONS)
         workers.wait_for(5)
-    wait_until(lambda: "connection refused" in trouble(workers), "Ready=False", SCALED_S_MAX, workers.report)
+
+    def blind() -> bool:
+        found = world.kubectl.get("hpa", f"keda-hpa-{WORKER}", f"--namespace={workers.namespace}")["status"]
+        return any(each["reason"] == "FailedGetExternalMetric" for each in found["conditions"])
+
+    wait_until(blind, "an autoscaler without figures", SCALED_S_MAX, workers.report)
     seen: set[int] = set()
     end_s = time.monotonic() + 2 * SETTLED_S
     while time.monotonic() < end_s:
