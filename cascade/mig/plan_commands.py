@@ -152,7 +152,9 @@ def _entry(stated: dict[str, Any]) -> ModelEntry:
     try:
         return msgspec.convert(stated, ModelEntry)
     except msgspec.ValidationError as error:
-        raise SettingError(_WHERE, "options", None, str(error), "see `cascade mig plan --help`") from error
+        problem, _, key = str(error).removesuffix("`").partition(" - at `$.")
+        option, remedy = f"--{key.replace('_', '-')}", "see `cascade mig plan --help`"
+        raise SettingError(_WHERE, option, stated.get(key), problem.replace("`", ""), remedy) from error
 
 
 def _evaluation(gpu: Gpu, entry: ModelEntry, origin: str, batching: Batching, seed: int) -> Evaluation:

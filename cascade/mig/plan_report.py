@@ -239,7 +239,7 @@ def _arrivals(demand: Demand) -> str:
     peak, mean = number_text(demand.calls_per_s), number_text(demand.calls_per_s_mean)
     return (
         f"{demand.name}: {peak} calls/s at the peak, {mean} in the mean,"
-        f" {demand.rows_per_call:.3g} rows a call{bursts}; index of dispersion {number_text(process.dispersion)};"
+        f" rows a call: {demand.rows_per_call:.3g}{bursts}; index of dispersion {number_text(process.dispersion)};"
         f" p99 at most {demand.p99_s * 1e3:g} ms, up to {demand.reserve:g} × the peak"
     )
 
