@@ -194,14 +194,18 @@ PARTS: Mapping[str, Part] = {
 }
 
 
+def cache() -> Path:
+    """The folder of what the Kubernetes tests build."""
+    return Path(os.environ.get("CASCADE_KUBE") or Path.home() / ".cache" / "cascade" / "kube")
+
+
 def folder(name: str) -> Path:
     """Where the part `name` lies, or will lie once it is built."""
     part = PARTS[name]
     digest = hashlib.sha256(repr(part).encode())
     for source in part.sources():
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    root = os.environ.get("CASCADE_KUBE") or Path.home() / ".cache" / "cascade" / "kube"
-    return Path(root) / f"{name}-{digest.hexdigest()[:12]}"
+    return cache() / f"{name}-{digest.hexdigest()[:12]}"
 
 
 def built(name: str) -> Path:

@@ -5,7 +5,7 @@ here, under the names that the manifests use: the Python base of Debian's packag
 local install` downloads. The build borrows the machine's network and certificates; nothing of them stays in an image.
 
 The images lie as an OCI layout in `$CASCADE_KUBE/images-<hash>`, by default under `~/.cache/cascade/kube`; the hash
-covers the Containerfile, what it copies, and this folder's recipes.
+covers the Containerfile, what it copies, and this folder's recipes. buildah's layers lie in `containers` beside it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from cascade import __version__
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.errors import LocalPartError
 from cascade.local_parts import install_part, local_parts_dir
+from tests.kube import build
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 REMEDY = "run `make cluster-images`"
-PROGRAMS = ("buildah", "mmdebstrap", "containerd", "runc", "iptables", "gcc", "unshare")
-PACKAGES = "buildah mmdebstrap containerd runc containernetworking-plugins iptables gcc util-linux"
+PROGRAMS = ("buildah", "mmdebstrap", "containerd", "runc", "ip", "iptables", "gcc", "unshare")
+PACKAGES = "buildah mmdebstrap containerd runc containernetworking-plugins iproute2 iptables gcc util-linux"
+# the parts of `make kube-programs` that the node runs
+PARTS = ("lab", "dns", "stages")
 
 REGISTRY = "docker.io/library/"
 BASE = f"{REGISTRY}python:3.11-slim-bookworm"
@@ -43,6 +46,8 @@ ESCALATED_SHARE = 0.1
 PAUSE = "localhost/pause:1"
 KAFKA = "docker.io/apache/kafka:4.2.2"
 IMAGES = (CASCADE, BUNDLE, NEW_BUNDLE, TRITON, KAFKA, PAUSE)
+# stages of the Containerfile whose layers no image contains, but the next build needs
+STAGES = ("build", "triton-build")
 
 _BASE_PACKAGES = "usr-is-merged,python3,python3-venv,libpython3.11,ca-certificates,netbase,tzdata"
 # Debian's usrmerge, which it prefers, needs 50 MB of perl.
@@ -50,14 +55,11 @@ _NOT_IN_BASE = (
     "usrmerge libfile-find-rule-perl libnumber-compare-perl libtext-glob-perl perl perl-modules-5.36 libperl5.36"
 )
 _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+# what a build needs here: network and certificates of the machine, and no registry
+_BORROWED = ("--pull-never", "--network=host", "--isolation=chroot", f"--volume={_CERTIFICATES}:{_CERTIFICATES}:ro")
 _BUILD_S_MAX = 3600.0
 _COPIED = ("cascade", "stages", "streaming", "bench", "triton_models")
 _FILES = ("Containerfile", ".dockerignore", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
-
-
-def cache() -> Path:
-    """The folder of what the tests of Kubernetes build."""
-    return Path(os.environ.get("CASCADE_KUBE") or Path.home() / ".cache" / "cascade" / "kube")
 
 
 def folder() -> Path:
@@ -68,7 +70,7 @@ def folder() -> Path:
     for path in (*own, *(ROOT / name for name in _FILES), *copied):
         if "__pycache__" not in path.parts:
             digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
-    return cache() / f"images-{digest.hexdigest()[:12]}"
+    return build.cache() / f"images-{digest.hexdigest()[:12]}"
 
 
 def why_not_ready() -> str | None:
@@ -80,16 +82,25 @@ def why_not_ready() -> str | None:
         return f"no {', '.join(missing)}; install {PACKAGES} (Debian's names)"
     if os.geteuid() != 0 or not Path("/sys/fs/cgroup/memory").is_dir():
         return "the node needs root and cgroup version 1"
+    try:
+        for part in PARTS:
+            build.built(part)
+    except LocalPartError as error:
+        return str(error)
     if not folder().is_dir():
         return f"the images are not built for this source ({folder()} is missing); {REMEDY}"
     return None
 
 
 def build_images(report: Callable[[str], None]) -> None:
-    """Build the images unless they are built, and remove those of former sources. Raises LocalPartError."""
+    """Build the images unless they are built, and remove what former builds left. Raises LocalPartError.
+
+    Two builds at the same time disturb each other.
+    """
     target = folder()
 
     def fill(staged: Path) -> dict[str, object]:
+        _run("buildah", "rm", "--all")  # of a build that was interrupted; their mounts would stay
         _base(report)
         report("cascade, cascade-bundle, cascade-triton-cpu: building")
         _project()
@@ -100,10 +111,11 @@ def build_images(report: Callable[[str], None]) -> None:
         report("writing the layout")
         for image in IMAGES:
             _run("buildah", "push", "--quiet", "--disable-compression", image, f"oci:{staged / 'layout'}:{image}")
+        _run("buildah", "rmi", "--prune")
         return {"images": IMAGES}
 
     install_part("images of the cluster tests", target, target.is_dir, fill, report)
-    for former in target.parent.glob("images-*"):
+    for former in (*target.parent.glob("images-*"), *target.parent.glob(".images-*/")):
         if former != target:
             shutil.rmtree(former)
 
@@ -137,13 +149,15 @@ def _base(report: Callable[[str], None]) -> None:
 
 
 def _project() -> None:
-    _run("make", "images", f"REGISTRY={REGISTRY}", *_borrowed())
+    _make_target("images", REGISTRY)
+    for stage in STAGES:
+        named = (f"--target={stage}", f"--tag=localhost/{stage}")
+        _run("buildah", "build", *_BORROWED, "--file=Containerfile", *named, ".")
 
 
-def _borrowed(options: str = "") -> list[str]:
-    """What `make` needs here: network and certificates of the machine, and no registry."""
-    lent = f"--pull-never --network host --isolation chroot --volume {_CERTIFICATES}:{_CERTIFICATES}:ro {options}"
-    return ["BUILDER=buildah", f"BUILD_OPTIONS={lent}"]
+def _make_target(target: str, registry: str, *options: str) -> None:
+    """`make` the images of the Makefile's target, under names that begin with `registry`."""
+    _run("make", target, "BUILDER=buildah", f"REGISTRY={registry}", f"BUILD_OPTIONS={' '.join((*_BORROWED, *options))}")
 
 
 def _kafka() -> None:
@@ -213,7 +227,7 @@ def _run(*command: str) -> str:
 
 def _environment() -> dict[str, str]:
     """buildah's, with a storage of its own; buildah keeps its layers, so that a second build is quick."""
-    storage = cache() / "containers"
+    storage = build.cache() / "containers"
     storage.mkdir(parents=True, exist_ok=True)
     settings = storage / "storage.conf"
     if not settings.exists():
@@ -240,8 +254,8 @@ def twice() -> None:
     again = f"{REGISTRY}again/"
     try:
         _base(typer.echo)
-        for registry, options in ((REGISTRY, ""), (again, "--no-cache")):
-            _run("make", "image", f"REGISTRY={registry}", *_borrowed(options))
+        _make_target("image", REGISTRY)
+        _make_target("image", again, "--no-cache")
         first, second = (set(files_of(f"{registry}cascade:{__version__}")) for registry in (REGISTRY, again))
     except LocalPartError as error:
         raise SystemExit(str(error)) from error
