@@ -51,6 +51,7 @@ VALUES: Final[Mapping[str, tuple[tuple[tuple[str, str], Place], ...]]] = {
         (_TRITON, (*_POD, "initContainers", 0, "image")),
     ),
     "images.triton": ((_TRITON, (*_POD, "containers", 0, "image")),),
+    "images.pullSecrets": ((("ServiceAccount", "cascade"), ("imagePullSecrets",)),),
     "worker.replicas": ((_WORKER, ("spec", "replicas")),),
     "worker.resources": ((_WORKER, (*_POD, "containers", 0, "resources")),),
     "worker.snapshots": ((_WORKER, (*_CLAIM, "resources", "requests", "storage")),),
@@ -72,6 +73,14 @@ _CONFIG: Final = re.compile(r"cascade-config-[a-z0-9]{10}\b")
 _CONFIG_NAME: Final = "cascade-config-{{ $.Values.config | sha256sum | trunc 10 }}"
 _SLICE: Final = "{{ $slice.profile }}"
 _SLICE_NAME: Final = '{{ $slice.profile | replace "." "-" }}'
+_VALUES_HEAD: Final = """\
+#
+# config            the whole cascade.toml, with the brokers' address: --set-file config=FILE
+# network.brokers   where the network policy lets workers reach the brokers; network.scrapers: Prometheus
+# triton.slices     a Deployment for each MIG profile; each pod has one slice
+# worker.snapshots  size of each worker's volume
+
+"""
 _NOTES: Final = """\
 Cascade {{ .Chart.AppVersion }} in the namespace {{ .Release.Namespace }}: {{ .Values.worker.replicas }} workers.
 
@@ -107,6 +116,8 @@ def chart(objects: Iterable[Object]) -> dict[str, str]:
             _set_value(values, value, _take_out(found[key], place, value))
     config = next(item for key, item in found.items() if _CONFIG.fullmatch(key[1]))
     values["config"] = _take_out(config, ("data", "cascade.toml"), "config")
+    # else an upgrade would delete the file that pods of the old revision still need
+    config["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
     profile, pods = next(iter(LAYOUTS[LAYOUT][1].items()))
     values["triton"]["slices"] = [{"profile": profile, "pods": pods}]
     found[_TRITON]["spec"]["replicas"] = "__slice.pods__"
@@ -118,12 +129,12 @@ def chart(objects: Iterable[Object]) -> dict[str, str]:
         "type": "application",
         "version": __version__,
         "appVersion": __version__,
-        "kubeVersion": ">=1.34.0-0",
+        "kubeVersion": ">=1.35.0-0",
     }
     head = "# Written by k8s/generate.py from the Kustomize base (`make chart`).\n"
     files = {
         "Chart.yaml": head + _dump(about),
-        "values.yaml": head + _dump(values),
+        "values.yaml": head + _VALUES_HEAD + _dump(values),
         "templates/NOTES.txt": _NOTES,
     }
     for item in found.values():

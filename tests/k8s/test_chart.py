@@ -45,9 +45,11 @@ def by_name(objects: Objects) -> dict[tuple[str, str], Object]:
 
 
 def overlay(name: str) -> dict[tuple[str, str], Object]:
-    """The objects of an overlay as the chart has them: without the namespace and the hash."""
+    """The objects of an overlay as the chart has them: no namespace, no hash, a ConfigMap that Helm never deletes."""
     objects = parse(CONFIG.sub("cascade-config", yaml.safe_dump_all(render(name))))
-    return by_name([item for item in objects if item["kind"] != "Namespace"])
+    found = by_name([item for item in objects if item["kind"] != "Namespace"])
+    found["ConfigMap", "cascade-config"]["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
+    return found
 
 
 def test_what_is_generated_is_current(tmp_path: Path) -> None:
@@ -71,7 +73,12 @@ def test_the_chart_makes_other_layouts_by_its_values() -> None:
 
 def test_each_value_of_the_chart_changes_what_it_names(tmp_path: Path) -> None:
     values = {
-        "images": {"cascade": "r/cascade:2", "bundle": "r/bundle:3", "triton": "r/triton:4"},
+        "images": {
+            "cascade": "r/cascade:2",
+            "bundle": "r/bundle:3",
+            "triton": "r/triton:4",
+            "pullSecrets": [{"name": "registry"}],
+        },
         "worker": {"replicas": 5, "resources": {"limits": {"cpu": "3"}}, "snapshots": "20Gi"},
         "topics": {"partitions": 24, "replication": 2},
         "triton": {"cpu": {"request": 1, "limit": "4"}, "memory": {"request": "3Gi", "limit": "4Gi"}},
@@ -82,6 +89,7 @@ def test_each_value_of_the_chart_changes_what_it_names(tmp_path: Path) -> None:
     objects = helm("--values", str(tmp_path / "values.yaml"))
     images = {part["image"] for _, _, spec in pods(objects) for part in containers(spec)}
     assert images == {"r/cascade:2", "r/bundle:3", "r/triton:4"}
+    assert find(objects, "ServiceAccount", "cascade")["imagePullSecrets"] == [{"name": "registry"}]
     worker = find(objects, "StatefulSet", "cascade-worker")["spec"]
     assert worker["replicas"] == 5
     assert worker["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "3"
