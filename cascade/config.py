@@ -7,22 +7,18 @@ variable or the file that contains a secret, and the service reads the secret wh
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
-import tomllib
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from functools import reduce
-from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal
 
 import msgspec
 
 from cascade.addresses import parse_addresses
 from cascade.errors import SettingError
-from cascade.schema import read_setting_file
+from cascade.setting_files import parse_settings, read_setting_file
 
 CodecName = Literal["json", "msgpack", "binary", "avro"]
 ClientName = Literal["kafka-python", "librdkafka"]
@@ -507,7 +503,7 @@ def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Conf
     """
     content = read_setting_file(path)
     with with_config_path(path):
-        config = _parse(content)
+        config = parse_settings(content, Config, _UNKNOWN_PATH, "docs/cascade.example.toml")
         bootstrap = environment.get("KAFKA_BOOTSTRAP")
         if bootstrap:
             config = msgspec.structs.replace(config, kafka=msgspec.structs.replace(config.kafka, bootstrap=bootstrap))
@@ -542,64 +538,6 @@ def with_config_path(path: object) -> Iterator[None]:
 
 def _error(key: str, value: object, problem: str, remedy: str) -> SettingError:
     return SettingError(_UNKNOWN_PATH, key, value, problem, remedy)
-
-
-def _parse(octets: bytes) -> Config:
-    content: dict[str, Any] = {}
-    try:
-        content = tomllib.loads(octets.decode())
-        return msgspec.convert(content, Config)
-    except UnicodeDecodeError as error:
-        raise _error("file", None, "is not UTF-8", "save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        remedy = "correct that line; docs/cascade.example.toml shows the form"
-        raise _error("file", None, f"is not TOML ({error})", remedy) from error
-    except msgspec.ValidationError as error:
-        raise _explain(content, str(error)) from error
-
-
-_UNKNOWN = re.compile(r"Object contains unknown field `(.+?)`(?: - at `\$\.?(.*)`)?", re.DOTALL)
-_PROBLEM = re.compile(r"(.+?) - at `\$\.(.*)`", re.DOTALL)
-
-
-def _explain(content: dict[str, Any], text: str) -> SettingError:
-    unknown = _UNKNOWN.fullmatch(text)
-    if unknown is not None:
-        section = unknown[2] or ""
-        known = _type_at(section).__struct_fields__
-        near = difflib.get_close_matches(unknown[1], known, n=1)
-        key = f"{section}.{unknown[1]}" if section else unknown[1]
-        hint = f"did you mean {near[0]}? " if near else ""
-        # no value in the message: it may be a secret that the user put here by mistake
-        return _error(key, None, "unknown key", f"{hint}known: {', '.join(known)}")
-    problem = _PROBLEM.fullmatch(text)
-    if problem is None:
-        return _error("file", None, text, "see docs/cascade.example.toml")
-    key = problem[2]
-    value = reduce(getitem, key.split("."), content)
-    if problem[1].startswith("Invalid enum value"):
-        return _error(key, value, "not one of the choices", _remedy(key))
-    return _error(key, value, problem[1][0].lower() + problem[1][1:].replace("`", ""), _remedy(key))
-
-
-def _remedy(key: str) -> str:
-    kind = _type_at(key)
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
-    if choices:
-        return "use " + " or ".join(f'"{choice}"' for choice in choices)
-    for meta in getattr(kind, "__metadata__", ()):
-        low, high = meta.ge if meta.ge is not None else meta.gt, meta.le
-        if low is not None and high is not None:
-            return f"use {'more than ' if meta.gt is not None else ''}{low} to {high}"
-    return "see docs/cascade.example.toml"
-
-
-def _type_at(key: str) -> Any:
-    """The type of a key or section; Config itself for an empty text."""
-    kind: Any = Config
-    for part in filter(None, key.split(".")):
-        kind = get_type_hints(kind, include_extras=True)[part]
-    return kind
 
 
 def _with_instance(kafka: KafkaSettings, environment: Mapping[str, str]) -> KafkaSettings:

@@ -37,6 +37,7 @@ import numpy as np
 from cascade.columns import Array, Bool, ColumnBatch, Int64
 from cascade.durations import parse_ms
 from cascade.errors import SettingError
+from cascade.setting_files import read_setting_file
 
 FieldType = Literal["int64", "float64", "timestamp", "string", "category"]
 TIME_UNITS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
@@ -137,14 +138,6 @@ def parse_schema(content: bytes, origin: str) -> Schema:
     if problem is not None:
         raise SettingError(origin, *problem)
     return schema
-
-
-def read_setting_file(path: Path) -> bytes:
-    """The bytes of a TOML file. Raises SettingError if it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise SettingError(path, "file", None, f"cannot be read ({error.strerror})", "check the path") from error
 
 
 _ROLE_TYPES: dict[str, tuple[FieldType, ...]] = {

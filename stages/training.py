@@ -23,7 +23,8 @@ from cascade.features.spec import DAY_MS
 from cascade.frames import LabelledData, read_labelled
 from cascade.policy import Costs, Policy
 from cascade.progress import StepProgress
-from cascade.schema import Schema, key_codes, parse_schema, read_setting_file
+from cascade.schema import Schema, key_codes, parse_schema
+from cascade.setting_files import read_setting_file
 from stages.calibration import calibrate
 from stages.metrics import Quality, quality
 from stages.offline import OfflineScores, fold_rows

@@ -166,7 +166,7 @@ def test_a_simulation_out_of_range_is_one_line(capsys: pytest.CaptureFixture[str
     ("text", "key", "value", "remedy"),
     [
         ("[deadline]\nbudget_ms = -3", "deadline.budget_ms", "-3", "use 1 to 60000"),
-        ('[deep]\nbackend = "gpu"', "deep.backend", "'gpu'", 'use "triton" or "onnxruntime"'),
+        ('[deep]\nbackend = "gpu"', "deep.backend", "'gpu'", 'use "onnxruntime" or "triton"'),
         ("[worker]\nbatch_rows = 5", "worker.batch_rows", "", "did you mean batch_rows_max?"),
     ],
 )

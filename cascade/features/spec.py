@@ -42,7 +42,8 @@ import msgspec
 
 from cascade.durations import parse_ms
 from cascade.errors import SettingError
-from cascade.schema import Schema, read_setting_file
+from cascade.schema import Schema
+from cascade.setting_files import read_setting_file
 
 TransactionFunction = Literal["value", "hour", "weekday", "night", "weekend", "one_hot"]
 WindowFunction = Literal["count", "sum", "mean", "max", "std", "ratio_to_mean", "distinct", "seconds_since_last"]

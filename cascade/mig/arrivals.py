@@ -18,9 +18,9 @@ class Bursts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     share: of the time that is in bursts. mean_s: mean length of a burst; the lengths are exponential.
     """
 
-    factor: Annotated[float, msgspec.Meta(ge=1.0, le=1_000.0)]
-    share: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.05
-    mean_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)] = 1.0
+    factor: Annotated[float, msgspec.Meta(ge=1, le=1_000)]
+    share: Annotated[float, msgspec.Meta(ge=0.001, le=0.9)] = 0.05
+    mean_s: Annotated[float, msgspec.Meta(ge=0.001, le=86_400)] = 1.0
 
     @property
     def peak(self) -> float:

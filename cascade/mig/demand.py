@@ -15,13 +15,14 @@ from cascade.errors import DataError, SettingError
 from cascade.ledger.account import Account
 from cascade.ledger.journal import NO_ACCOUNT, Run, merged_between
 from cascade.mig.arrivals import Bursts
+from cascade.setting_files import parse_settings, read_setting_file
 
 MODELS_MAX: Final = 5
 # Rates are forecasts, and near its limit a replica's p99 rises steeply.
 RESERVE: Final = 1.25
 INTERVALS_MAX: Final = 10_000
 
-Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e9)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1_000_000_000)]
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,10 +59,10 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=32)] = "deep"
     rate: Positive
     mean_rate: Positive | None = None
-    reserve: Annotated[float, msgspec.Meta(ge=1.0, le=100.0)] = RESERVE
-    escalated: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
+    reserve: Annotated[float, msgspec.Meta(ge=1, le=100)] = RESERVE
+    escalated: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     p99: str
-    rows_per_call: Annotated[float, msgspec.Meta(ge=1.0, le=256.0)] = 1.0
+    rows_per_call: Annotated[float, msgspec.Meta(ge=1, le=256)] = 1.0
     bursts: Bursts | None = None
     memory_gb: Positive = 2.0
     measured: dict[str, str] = {}
@@ -95,15 +96,12 @@ class _PlanFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_models(path: Path) -> tuple[ModelEntry, ...]:
-    """The models of a plan file (TOML). Raises DataError if it cannot be read or names a model twice."""
-    try:
-        models = msgspec.toml.decode(path.read_bytes(), type=_PlanFile).models
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a plan file with [[models]] ({error})") from error
-    if len({model.name for model in models}) < len(models):
-        raise DataError(f"{path}: two models have the same name; give each its own")
+    """The models of a plan file (TOML). Raises SettingError if it cannot be read or used, or names a model twice."""
+    models = parse_settings(read_setting_file(path), _PlanFile, path, "docs/mig.md").models
+    names = [model.name for model in models]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise SettingError(path, f"models[{number}].name", name, "names a model twice", "give each its own")
     return models
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -18,11 +20,12 @@ from cascade.mig.demand import RESERVE, Demand, ModelEntry, journal_rates, read_
 from cascade.mig.evaluation import Evaluation
 from cascade.mig.gpus import GPUS, Gpu, find_gpu
 from cascade.mig.packing import GPUS_MAX
-from cascade.mig.plan_files import plan_json, plan_picture, write_plan
+from cascade.mig.plan_files import indented_json, plan_picture, write_plan
 from cascade.mig.plan_report import make_plan, show_plan
 from cascade.mig.queueing import Batching
 from cascade.mig.service_time import ServiceTimes, read_measured
 from cascade.mig.worker_day import show_worker_days, simulate_worker_day, worker_behaviors
+from cascade.setting_files import convert_settings
 
 _WHERE: Final = "command line"
 _IDLE_HELP: Final = "Watts of a whole GPU with its slices made and nothing running; default: the table's."
@@ -93,6 +96,8 @@ def plan(
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if len(given) != 1:
         raise DataError(f"{' and '.join(given) or 'no rate'}: give one of --rate, --journal and --models")
+    if out is not None and not (base / "kustomization.yaml").is_file():
+        raise DataError(f"--base {base}: no kustomization.yaml there; give the path of k8s/base")
     if models is not None:
         if measured:
             raise DataError(f"--measured: name the files in {models}, by model")
@@ -117,23 +122,35 @@ def plan(
             "rows_per_call": rows_per_call,
             "memory_gb": memory_gb,
         }
-        demand = msgspec.structs.replace(_entry(stated).demand(_WHERE), bursts=bursts)
         times = ServiceTimes(model, read_measured(measured or []))
-        evaluations = [Evaluation(demand, times, batching, seed)]
+        evaluations = [Evaluation(_demand(stated, bursts), times, batching, seed)]
     result = make_plan(model, gpus, evaluations, layouts, simulate, seed)
-    console = Console()
-    show_plan(result, model, console)
-    try:
-        if json is not None:
-            json.write_bytes(plan_json(result))
+    # before the tables: a pipe that closes early ends the command
+    _write_json(json, result)
+    with _written():
         if svg is not None:
             svg.write_text(plan_picture(result, model))
-        if out is not None:
-            commands = write_plan(out, result, model, gpus_per_node, base)
-            console.print(f"\n {out}: plan, picture, configuration of the GPUs, overlay. With the GPU operator:\n")
-            console.print("\n".join(commands), highlight=False, soft_wrap=True)
+        commands = [] if out is None else write_plan(out, result, model, gpus_per_node, base)
+    console = Console()
+    show_plan(result, model, console)
+    if out is not None:
+        console.print(f"\n {out}: plan, picture, configuration of the GPUs, overlay. With the GPU operator:\n")
+        console.print("\n".join(commands), highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Names the file of an OSError."""
+    try:
+        yield
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be written ({error.strerror})") from error
+
+
+def _write_json(file: Path | None, figures: object) -> None:
+    if file is not None:
+        with _written():
+            file.write_bytes(indented_json(figures))
 
 
 def _gpu(key: str, idle_w: float | None) -> Gpu:
@@ -148,17 +165,18 @@ def _bursts(factor: float, share: float, mean_s: float) -> Bursts | None:
     return Bursts(factor=factor, share=share, mean_s=mean_s) if factor > 1.0 else None
 
 
-def _entry(stated: dict[str, Any]) -> ModelEntry:
+def _demand(stated: dict[str, Any], bursts: Bursts | None = None) -> Demand:
+    """The demand of the options about one model. Raises SettingError, which names the option."""
     try:
-        return msgspec.convert(stated, ModelEntry)
-    except msgspec.ValidationError as error:
-        problem, _, key = str(error).removesuffix("`").partition(" - at `$.")
-        option, remedy = f"--{key.replace('_', '-')}", "see `cascade mig plan --help`"
-        raise SettingError(_WHERE, option, stated.get(key), problem.replace("`", ""), remedy) from error
+        entry = convert_settings(stated, ModelEntry, _WHERE, "see --help")
+        return msgspec.structs.replace(entry, bursts=bursts).demand(_WHERE)
+    except SettingError as error:
+        option = f"--{error.key.replace('_', '-')}"
+        raise SettingError(_WHERE, option, error.value, error.problem, error.remedy) from error
 
 
 def _evaluation(gpu: Gpu, entry: ModelEntry, origin: str, batching: Batching, seed: int) -> Evaluation:
-    demand: Demand = entry.demand(f"{origin}, model {entry.name}")
+    demand = entry.demand(f"{origin}, model {entry.name}")
     files = [f"{name}={file}" for name, file in entry.measured.items()]
     return Evaluation(demand, ServiceTimes(gpu, read_measured(files)), batching, seed)
 
@@ -182,9 +200,8 @@ def check(
     times = ServiceTimes(model, read_measured(measured or []))
     bursts = _bursts(burst_factor, burst_share, burst_s)
     found = run_checks(model, times, RATES, calls, clients, bursts, seed)
+    _write_json(json, found)
     show_checks(found, Console())
-    if json is not None:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
     if found.error_max > ERROR_MAX:
         raise typer.Exit(1)
 
@@ -220,7 +237,7 @@ def autoscale(
     model = _gpu(gpu, idle_w)
     slice_profile = model.profile(profile) if profile else model.profiles[0]
     stated = {"rate": rate, "escalated": escalated, "p99": p99, "rows_per_call": rows_per_call}
-    demand = _entry(stated).demand(_WHERE)
+    demand = _demand(stated)
     evaluation = Evaluation(demand, ServiceTimes(model, read_measured(measured or [])), Batching(), seed)
     replicas = Replicas(model, slice_profile, evaluation)
     if not replicas.rate_max:
@@ -234,13 +251,12 @@ def autoscale(
     rates = day_rates(demand.calls_per_s, flash)
     chosen = rules(replicas, slices, least, float(rates.max()))
     days = [simulate_day(model, slice_profile, replicas, rates, rule, start_s) for rule in chosen]
-    console = Console()
-    show_days(days, model, slice_profile, replicas, float(rates.max()), console)
     transactions = rates * (rate / demand.calls_per_s)
     behaviors = worker_behaviors(partitions, least_workers, float(transactions.max()), worker_rate)
     worker_days = [
         simulate_worker_day(transactions, worker_rate, name, behavior, start_s) for name, behavior in behaviors.items()
     ]
+    _write_json(json, {"triton": days, "workers": worker_days})
+    console = Console()
+    show_days(days, model, slice_profile, replicas, float(rates.max()), console)
     show_worker_days(worker_days, partitions, worker_rate, console)
-    if json is not None:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode({"triton": days, "workers": worker_days})))

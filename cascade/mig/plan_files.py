@@ -19,9 +19,9 @@ from cascade.mig.svg import PodKey, Watts, number_pods, plan_svg
 CONFIGURATION = "cascade"
 
 
-def plan_json(plan: Plan) -> bytes:
-    """The plan as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(plan)) + b"\n"
+def indented_json(figures: object) -> bytes:
+    """Structs and containers of them as indented JSON, with a newline at the end."""
+    return msgspec.json.format(msgspec.json.encode(figures)) + b"\n"
 
 
 def plan_picture(plan: Plan, gpu: Gpu) -> str:
@@ -64,7 +64,7 @@ def write_plan(directory: Path, plan: Plan, gpu: Gpu, gpus_per_node: int, base: 
     gpus_per_node: of the cluster. base: `k8s/base`, to which the overlays refer.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "plan.json").write_bytes(plan_json(plan))
+    (directory / "plan.json").write_bytes(indented_json(plan))
     (directory / "plan.svg").write_text(plan_picture(plan, gpu))
     models = plan.layouts[0].models
     for model in models:

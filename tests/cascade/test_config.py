@@ -96,7 +96,7 @@ HEADERS = {"H": "a=b", "BAD": "hunter2", "SPLIT": "a=hunter2%0d%0ax: y"}
         ("[kafka]\nclient = 'other'", ["kafka.client = 'other'", 'use "kafka-python" or "librdkafka"']),
         (
             "[deep]\nbackend = 'tensorflow'",
-            ["deep.backend = 'tensorflow': not one of the choices", 'use "triton" or "onnxruntime"'],
+            ["deep.backend = 'tensorflow': not one of the choices", 'use "onnxruntime" or "triton"'],
         ),
         ("[kafka]\nbootstrap = 'nowhere'", ["kafka.bootstrap = 'nowhere'", "host:port"]),
         ("[kafka]\nbootstrap = ' , '", ["kafka.bootstrap", "host:port"]),
@@ -140,7 +140,7 @@ HEADERS = {"H": "a=b", "BAD": "hunter2", "SPLIT": "a=hunter2%0d%0ax: y"}
         (ENDPOINT + "client_id = 'c'\nclient_secret_env = 'UNSET_VARIABLE'", ["client_secret_env", "not set"]),
         (ENDPOINT + "client_id = 'c'\nclient_secret_file = '/nowhere/s'", ["client_secret_file", "cannot be read"]),
         ("[kafka.security]\ntoken_file = 't'", ["sasl_mechanism", "does not use tokens"]),
-        ("[kafka]\ncodec = 'avr'", ["kafka.codec = 'avr'", 'use "json" or "msgpack" or "binary" or "avro"']),
+        ("[kafka]\ncodec = 'avr'", ["kafka.codec = 'avr'", 'use "avro" or "binary" or "json" or "msgpack"']),
         (AVRO, ["kafka.schema_registry.url", "exactly one source of schemas", "set either url or directory"]),
         (AVRO + "url = 'http://a:1'\ndirectory = 'd'", ["kafka.schema_registry.url", "exactly one source"]),
         (AVRO + "directory = '/nowhere'", ["kafka.schema_registry.directory = '/nowhere'", "no such directory"]),

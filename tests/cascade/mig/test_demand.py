@@ -16,6 +16,8 @@ from cascade.mig.demand import MODELS_MAX, ModelEntry, journal_rates, read_model
 from tests.cascade.ledger.helpers import NOON
 from tests.cascade.ledger.test_journal import Service, written
 
+ENTRY = '[[models]]\nrate = 1.0\np99 = "1s"\n'
+
 
 def run_of(calls_by_minute: list[int], rows_per_call: int = 2, last_s: float = 60.0) -> Run:
     """A run with a journal line each minute; the last line comes after `last_s`."""
@@ -90,16 +92,25 @@ def test_a_plan_takes_its_rates_from_the_journal_of_a_service(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "not a plan file"),
-        ("[[models]]\nrate = 1.0", "p99"),
-        ('[[models]]\nrate = 1.0\np99 = "1s"\nspeed = 3', "speed"),
-        ('[[models]]\nrate = -1.0\np99 = "1s"', "models"),
-        ('[[models]]\nrate = 1.0\np99 = "1s"\n' * (MODELS_MAX + 1), "models"),
+        ("", "models: missing; set it; see docs/mig.md"),
+        ("models = [", "file: is not TOML"),
+        (ENTRY.replace('p99 = "1s"', ""), "models[0].p99: missing; set it"),
+        (ENTRY + "speed = 3", "models[0].speed: unknown key; known: name, rate"),
+        (ENTRY.replace("1.0", "-1.0"), "models[0].rate = -1.0: expected float > 0.0; use more than 0 to"),
+        (
+            ENTRY + "bursts = { factor = 3, share = 2 }",
+            "models[0].bursts.share = 2: expected float <= 0.9; use 0.001 to",
+        ),
+        (ENTRY + "bursts = { fctor = 3 }", "models[0].bursts.fctor: unknown key; did you mean factor?"),
+        (ENTRY + 'measured = { "1g.5gb" = 3 }', "models[0].measured[...]: expected str, got int"),
+        (ENTRY * (MODELS_MAX + 1), f"models: expected array of length <= {MODELS_MAX}; see docs/mig.md"),
+        (ENTRY * 2, "models[1].name = 'deep': names a model twice; give each its own"),
     ],
 )
-def test_a_wrong_plan_file_is_one_line(tmp_path: Path, text: str, reason: str) -> None:
+def test_a_wrong_plan_file_is_one_line_with_key_value_and_remedy(tmp_path: Path, text: str, reason: str) -> None:
     path = tmp_path / "models.toml"
     path.write_text(text)
-    with pytest.raises(DataError, match=reason) as caught:
+    with pytest.raises(SettingError) as caught:
         read_models(path)
+    assert str(caught.value).startswith(f"{path}: {reason}")
     assert len(str(caught.value).splitlines()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -101,6 +102,29 @@ def test_a_layout_without_the_reserve_is_left_out() -> None:
     assert min(headrooms[0]) < 2.0 <= min(headrooms[1])
 
 
+def test_a_pipe_that_closes_early_does_not_lose_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("cascade.mig.plan_commands.show_plan", closed)
+    options = (
+        "--gpu",
+        "a100-40gb",
+        "--rate",
+        "1000",
+        "--p99",
+        "1s",
+        "--simulate",
+        "0",
+        "--out",
+        str(tmp_path / "plan"),
+    )
+    with contextlib.suppress(BrokenPipeError):
+        main(["mig", "plan", *options])
+    written = {path.name for path in (tmp_path / "plan").iterdir()}
+    assert {"plan.json", "plan.svg", "mig-parted.yaml", "overlay"} <= written
+
+
 def test_with_several_models_each_has_its_slices_and_all_fit() -> None:
     def models(*memory_gb: float) -> list[Evaluation]:
         demands = [
@@ -146,13 +170,14 @@ def test_mps_puts_no_more_processes_on_a_gpu_than_its_memory_holds() -> None:
             r"--gpus 1: too few for deep: one a100-40gb carries [\d,]+ calls/s .* needs 4 \(--gpus 4",
         ),
         (("--rate", "1000", "--memory-gb", "41"), r"needs 41 GB; the largest slice of a100-40gb, 7g\.40gb, has 40 GB"),
-        (("--rate", "1000", "--p99", "20"), r"p99 = '20': not a duration"),
-        (("--rate", "1000", "--mean-rate", "2000"), r"mean_rate = 2000\.0: above the rate at the peak"),
-        (("--rate", "-1"), r"rate"),
-        (("--rate", "1000", "--escalated", "2"), r"escalated"),
+        (("--rate", "1000", "--p99", "20"), r"command line: --p99 = '20': not a duration"),
+        (("--rate", "1000", "--mean-rate", "2000"), r"--mean-rate = 2000\.0: above the rate at the peak"),
+        (("--rate", "-1"), r"command line: --rate = -1\.0: expected float > 0\.0; use more than 0 to 1000000000"),
+        (("--rate", "1000", "--escalated", "2"), r"--escalated = 2\.0: expected float <= 1\.0; use more than 0 to 1"),
         ((), r"give one of --rate, --journal and --models"),
         (("--rate", "1", "--models", "x.toml"), r"--rate and --models: give one"),
-        (("--models", "/no/such.toml"), r"/no/such\.toml: cannot be read"),
+        (("--models", "/no/such.toml"), r"/no/such\.toml: file: cannot be read"),
+        (("--rate", "1", "--out", "x", "--base", "/no/base"), r"--base /no/base: no kustomization\.yaml there"),
         (
             ("--rate", "1000", "--p99", "2s", "--batch-delay-us", "900000"),
             r"batch delay 900 ms: longer than a full batch",
@@ -227,7 +252,7 @@ def test_a_plan_file_has_several_models_with_alternatives_of_their_own(
     path.write_text(path.read_text().replace('"graph"', '"deep"'))
     status, _, err = called(capsys, "plan", *options, "--models", str(path))
     assert status == 1
-    assert "two models have the same name" in err
+    assert "models[1].name = 'deep': names a model twice" in err
 
 
 def test_equal_seeds_give_equal_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
