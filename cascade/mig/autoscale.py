@@ -25,9 +25,10 @@ from rich.text import Text
 
 from cascade.columns import Float64
 from cascade.ledger.render import number_text
+from cascade.mig import shipped
 from cascade.mig.evaluation import QUANTILE, Evaluation, Server
 from cascade.mig.gpus import Gpu, Profile
-from cascade.mig.hpa import SYNC_S, Autoscaler, Behavior, Limit
+from cascade.mig.hpa import SYNC_S, Autoscaler, Behavior
 from cascade.mig.service_time import Part, ServiceTime
 
 STEP_S: Final = 5.0
@@ -43,13 +44,6 @@ HOURLY: Final = (
     *(0.22, 0.15, 0.11, 0.09, 0.09, 0.12, 0.20, 0.35, 0.50, 0.62, 0.72, 0.82),
     *(0.92, 0.90, 0.84, 0.82, 0.86, 0.94, 1.00, 0.95, 0.82, 0.65, 0.48, 0.33),
 )
-
-# The thresholds and the behavior of k8s/components/keda-triton.
-SHIPPED_WAITING: Final = 5.0
-SHIPPED_IN_FLIGHT: Final = 10.0
-_SHIPPED_UP: Final = (Limit(pods=4),)
-_SHIPPED_DOWN: Final = (Limit(pods=1, period_s=60.0),)
-_SHIPPED_WINDOW_S: Final = 600.0
 
 
 class Crowd(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,18 +159,12 @@ def rules(replicas: Replicas, slices: int, least: int, calls_per_s_max: float) -
     slices: that the replicas may use. least: replicas. calls_per_s_max: of the day.
     """
     static = min(max(math.ceil(calls_per_s_max / replicas.rate_max), least), slices)
-    shipped = Behavior(
-        replicas_min=least,
-        replicas_max=slices,
-        up=_SHIPPED_UP,
-        down=_SHIPPED_DOWN,
-        down_window_s=_SHIPPED_WINDOW_S,
-    )
+    behavior = shipped.triton_behavior(least, slices)
     planned = replicas.state(replicas.rate_max * TARGET_SHARE)
     return [
         Rule(name="static, for the peak", behavior=Behavior(replicas_min=static, replicas_max=static)),
-        Rule(name="k8s/ as shipped", behavior=shipped, waiting=SHIPPED_WAITING, in_flight=SHIPPED_IN_FLIGHT),
-        Rule(name="k8s/, own target", behavior=shipped, in_flight=planned.in_flight),
+        Rule(name="k8s/ as shipped", behavior=behavior, waiting=shipped.WAITING, in_flight=shipped.IN_FLIGHT),
+        Rule(name="k8s/, own target", behavior=behavior, in_flight=planned.in_flight),
         Rule(
             name="HPA default, own target",
             behavior=Behavior(replicas_min=least, replicas_max=slices),

@@ -50,6 +50,7 @@ class Autoscaler:
 
     def __init__(self, behavior: Behavior, replicas: int) -> None:
         self._behavior = behavior
+        self._period_s_max = max(limit.period_s for limit in (*behavior.up, *behavior.down))
         self.replicas = replicas
         self._wishes: deque[tuple[float, int]] = deque()
         self._changes: deque[tuple[float, int]] = deque()
@@ -66,13 +67,13 @@ class Autoscaler:
         self._wishes.append((now_s, wish))
         if wish < self.replicas:
             wish = min(self.replicas, max(found for _, found in self._wishes))
+        while self._changes and self._changes[0][0] <= now_s - self._period_s_max:
+            self._changes.popleft()
         if wish > self.replicas:
-            allowed = max(self._start(now_s, limit) + limit.change(self._start(now_s, limit)) for limit in behavior.up)
+            allowed = max(self._allowed(now_s, limit, +1) for limit in behavior.up)
             wish = min(wish, max(allowed, self.replicas))
         elif wish < self.replicas:
-            allowed = min(
-                self._start(now_s, limit) - limit.change(self._start(now_s, limit)) for limit in behavior.down
-            )
+            allowed = min(self._allowed(now_s, limit, -1) for limit in behavior.down)
             wish = max(wish, min(allowed, self.replicas))
         if wish != self.replicas:
             self._changes.append((now_s, wish - self.replicas))
@@ -83,6 +84,7 @@ class Autoscaler:
         ratio = total / (target * self.replicas)
         return self.replicas if abs(ratio - 1.0) <= TOLERANCE else math.ceil(total / target)
 
-    def _start(self, now_s: float, limit: Limit) -> int:
-        """The replicas at the beginning of the period that ends now."""
-        return self.replicas - sum(change for at_s, change in self._changes if at_s > now_s - limit.period_s)
+    def _allowed(self, now_s: float, limit: Limit, sign: int) -> int:
+        """The replicas that a policy allows now, counted from those at the beginning of its period."""
+        start = self.replicas - sum(change for at_s, change in self._changes if at_s > now_s - limit.period_s)
+        return start + sign * limit.change(start)

@@ -20,17 +20,12 @@ from rich.text import Text
 
 from cascade.columns import Float64
 from cascade.ledger.render import number_text
+from cascade.mig import shipped
 from cascade.mig.autoscale import STEP_S, WINDOW_S, Fleet
-from cascade.mig.hpa import SYNC_S, Behavior, Limit
+from cascade.mig.hpa import SYNC_S, Behavior
 
 # A transaction that waits longer in its partition counts as late.
 WAIT_S_MAX: Final = 1.0
-# Share of a worker's core that may be used (docs/scaling.md), and the thresholds and behavior of k8s/components/keda.
-SHIPPED_BUSY: Final = 0.6
-SHIPPED_LAG: Final = 1_000.0
-_SHIPPED_UP: Final = (Limit(pods=4, period_s=60.0),)
-_SHIPPED_DOWN: Final = (Limit(pods=1, period_s=120.0),)
-_SHIPPED_WINDOW_S: Final = 600.0
 
 
 class WorkerDay(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,16 +41,10 @@ class WorkerDay(msgspec.Struct, frozen=True, kw_only=True):
 
 def worker_behaviors(partitions: int, least: int, peak_per_s: float, rate_max: float) -> dict[str, Behavior]:
     """Static provisioning for the peak, the shipped behavior, and Kubernetes' own; all with at most `partitions`."""
-    static = min(max(math.ceil(peak_per_s / (SHIPPED_BUSY * rate_max)), least), partitions)
+    static = min(max(math.ceil(peak_per_s / (shipped.BUSY * rate_max)), least), partitions)
     return {
         "static, for the peak": Behavior(replicas_min=static, replicas_max=static),
-        "k8s/ as shipped": Behavior(
-            replicas_min=least,
-            replicas_max=partitions,
-            up=_SHIPPED_UP,
-            down=_SHIPPED_DOWN,
-            down_window_s=_SHIPPED_WINDOW_S,
-        ),
+        "k8s/ as shipped": shipped.worker_behavior(least, partitions),
         "HPA default": Behavior(replicas_min=least, replicas_max=partitions),
     }
 
@@ -76,7 +65,7 @@ def simulate_worker_day(rates: Float64, rate_max: float, name: str, behavior: Be
         now_s = step * STEP_S
         if step and now_s % SYNC_S == 0.0:
             used = float(busy[max(step - window, 0) : step].mean())
-            fleet.sync(now_s, [(lag, SHIPPED_LAG), (used, SHIPPED_BUSY)])
+            fleet.sync(now_s, [(lag, shipped.LAG), (used, shipped.BUSY)])
         fleet.advance(now_s)
         able = fleet.serving * rate_max
         decided = min(float(rate) * STEP_S + lag, able * STEP_S)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cascade.cli import main
+from cascade.mig import shipped
 from cascade.mig.autoscale import HOURLY, STEP_S, Crowd, Replicas, Rule, day_rates, rules, simulate_day
 from cascade.mig.demand import Demand
 from cascade.mig.evaluation import Evaluation
@@ -16,7 +19,7 @@ from cascade.mig.gpus import GPUS
 from cascade.mig.hpa import Behavior
 from cascade.mig.queueing import Batching
 from cascade.mig.service_time import ServiceTimes
-from cascade.mig.worker_day import SHIPPED_BUSY, SHIPPED_LAG, simulate_worker_day, worker_behaviors
+from cascade.mig.worker_day import simulate_worker_day, worker_behaviors
 
 A100 = GPUS["a100-40gb"]
 PROFILE = A100.profile("1g.5gb")
@@ -129,36 +132,35 @@ def test_workers_for_the_peak_have_no_lag_and_more_core_hours_than_those_that_fo
     assert shipped.core_hours < 0.9 * static.core_hours
 
 
-def test_the_shipped_rule_is_that_of_the_manifests() -> None:
-    yaml = pytest.importorskip("yaml")
-    path = Path(__file__).parents[3] / "k8s" / "components" / "keda-triton" / "scaled-object.yaml"
-    spec = yaml.safe_load(path.read_text())["spec"]
-    shipped = rules(REPLICAS, spec["maxReplicaCount"], spec["minReplicaCount"], 1.0)[1]
-    targets = {trigger["metadata"]["query"]: float(trigger["metadata"]["threshold"]) for trigger in spec["triggers"]}
-    (waiting,) = (target for query, target in targets.items() if "queue_duration" in query)
-    (in_flight,) = (target for query, target in targets.items() if "request_duration" in query)
-    assert (shipped.waiting, shipped.in_flight) == (waiting, in_flight)
-    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
-    up, down = behavior["scaleUp"], behavior["scaleDown"]
-    assert [(limit.pods, limit.period_s) for limit in shipped.behavior.up] == [
-        (policy["value"], policy["periodSeconds"]) for policy in up["policies"]
-    ]
-    assert [(limit.pods, limit.period_s) for limit in shipped.behavior.down] == [
-        (policy["value"], policy["periodSeconds"]) for policy in down["policies"]
-    ]
-    assert shipped.behavior.down_window_s == down["stabilizationWindowSeconds"]
-
-
-def test_the_shipped_rule_of_workers_is_that_of_the_manifests() -> None:
-    yaml = pytest.importorskip("yaml")
-    path = Path(__file__).parents[3] / "k8s" / "components" / "keda" / "scaled-object.yaml"
-    spec = yaml.safe_load(path.read_text())["spec"]
-    lag, busy = (trigger["metadata"] for trigger in spec["triggers"])
-    assert (float(lag["lagThreshold"]), float(busy["threshold"])) == (SHIPPED_LAG, SHIPPED_BUSY)
-    shipped = worker_behaviors(spec["maxReplicaCount"], spec["minReplicaCount"], 1.0, 1.0)["k8s/ as shipped"]
-    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
-    for limits, direction in ((shipped.up, behavior["scaleUp"]), (shipped.down, behavior["scaleDown"])):
+@pytest.mark.parametrize(
+    ("component", "behavior_of"), [("keda-triton", shipped.triton_behavior), ("keda", shipped.worker_behavior)]
+)
+def test_the_shipped_behavior_is_that_of_the_manifests(
+    component: str, behavior_of: Callable[[int, int], Behavior]
+) -> None:
+    spec = manifest(component)
+    behavior = behavior_of(spec["minReplicaCount"], spec["maxReplicaCount"])
+    rules = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    for limits, direction in ((behavior.up, rules["scaleUp"]), (behavior.down, rules["scaleDown"])):
         assert [(limit.pods, limit.period_s) for limit in limits] == [
             (policy["value"], policy["periodSeconds"]) for policy in direction["policies"]
         ]
-    assert shipped.down_window_s == behavior["scaleDown"]["stabilizationWindowSeconds"]
+        assert {policy["type"] for policy in direction["policies"]} == {"Pods"}
+    assert rules["scaleUp"]["stabilizationWindowSeconds"] == 0
+    assert rules["scaleDown"]["stabilizationWindowSeconds"] == behavior.down_window_s
+
+
+def test_the_shipped_thresholds_are_those_of_the_manifests() -> None:
+    waiting, in_flight = (trigger["metadata"] for trigger in manifest("keda-triton")["triggers"])
+    assert "queue_duration" in waiting["query"]
+    assert "request_duration" in in_flight["query"]
+    assert (float(waiting["threshold"]), float(in_flight["threshold"])) == (shipped.WAITING, shipped.IN_FLIGHT)
+    lag, busy = (trigger["metadata"] for trigger in manifest("keda")["triggers"])
+    assert (float(lag["lagThreshold"]), float(busy["threshold"])) == (shipped.LAG, shipped.BUSY)
+
+
+def manifest(component: str) -> dict[str, Any]:
+    yaml = pytest.importorskip("yaml")
+    path = Path(__file__).parents[3] / "k8s" / "components" / component / "scaled-object.yaml"
+    spec: dict[str, Any] = yaml.safe_load(path.read_text())["spec"]
+    return spec
