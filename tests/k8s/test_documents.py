@@ -50,8 +50,8 @@ def test_the_overlay_of_a_cluster_keeps_the_policies(objects: Objects) -> None:
 def test_the_overlay_of_a_cluster_has_what_its_comments_say(objects: Objects) -> None:
     images = {part["image"] for _, _, spec in pods(objects) for part in containers(spec)}
     assert {image for image in images if "tritonserver" not in image} == {
-        "REGISTRY/cascade@sha256:...",
-        "REGISTRY/cascade-bundle@sha256:...",
+        "registry.example/cascade@sha256:...",
+        "registry.example/cascade-bundle@sha256:...",
     }
     assert find(objects, "StatefulSet", "cascade-worker")["spec"]["replicas"] == 4
     arguments = find(objects, "Job", "cascade-topics")["spec"]["template"]["spec"]["containers"][0]["args"]
@@ -66,7 +66,10 @@ def test_a_canary_beside_the_cluster_has_a_bundle_of_its_own(checkout: Path) -> 
     objects = render_directory(checkout / "with-canary")
     assert violations(objects) == []
     stable, canary = (bundle(find(objects, "StatefulSet", f"cascade-worker{end}")) for end in ("", "-canary"))
-    assert (stable, canary) == ("REGISTRY/cascade-bundle@sha256:...", "REGISTRY/cascade-bundle@sha256:new")
+    assert (stable, canary) == (
+        "registry.example/cascade-bundle@sha256:...",
+        "registry.example/cascade-bundle@sha256:new",
+    )
     assert bundle(find(objects, "Deployment", "triton-1g-5gb")) == stable
     assert bundle(find(objects, "Deployment", "triton-1g-5gb-canary")) == canary
 
