@@ -157,7 +157,8 @@ class Saving(msgspec.Struct, frozen=True, kw_only=True):
     mig_calls_per_s, whole_calls_per_s: that one GPU carries within the limit; None with several models.
     quoted_from, quoted_to: the lowest and the highest rate, calls a second, up to the GPUs of the plan, at which MIG
     saves QUOTED or more; None if there is no such rate, or with several models.
-    quoted_rates_share: the share of the rates between these two at which it does.
+    quoted_rates_share: the share of the rates between these two at which it does. At all these rates the joules of
+    the work count as at the plan's own.
     filled: if other work, which needs GPUs of its own without MIG, fills all slices that the plan leaves free.
     """
 

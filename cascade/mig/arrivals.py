@@ -44,25 +44,18 @@ class ArrivalProcess:
     d1: Float64
 
     @classmethod
-    def at_replica(cls, rate_per_s: float, bursts: Bursts | None = None, order: int = 1) -> Self:
-        """The calls of one replica, `rate_per_s` in the mean.
+    def at_replica(cls, rate_per_s: float, bursts: Bursts | None = None) -> Self:
+        """The calls of one replica, `rate_per_s` in the mean: a Poisson process.
 
-        Without bursts and with order 1 they are a Poisson process. With bursts the rate is switched by two phases
-        (a Markov-modulated Poisson process). `order`: the replica gets every `order`-th call of such a stream, which
-        is what a single dispatcher does that takes the replicas in turn (Erlang times between the calls).
+        With bursts, two phases switch its rate (a Markov-modulated Poisson process).
         """
-        factors, switches = np.ones(1), np.zeros((1, 1))
-        if bursts is not None:
-            ending = 1.0 / bursts.mean_s
-            beginning = ending * bursts.share / (1.0 - bursts.share)
-            switches = np.array([[-beginning, beginning], [ending, -ending]])
-            factors = np.array([1.0, bursts.factor]) / (1.0 - bursts.share + bursts.factor * bursts.share)
-        rates = np.diag(factors * rate_per_s * order)
-        turn = np.eye(order, k=1)
-        last_to_first = np.zeros((order, order))
-        last_to_first[-1, 0] = 1.0
-        d0 = np.kron(np.eye(order), switches - rates) + np.kron(turn, rates)
-        return cls(d0.astype(np.float64), np.kron(last_to_first, rates).astype(np.float64))
+        if bursts is None:
+            return cls(np.array([[-rate_per_s]]), np.array([[rate_per_s]]))
+        ending = 1.0 / bursts.mean_s
+        beginning = ending * bursts.share / (1.0 - bursts.share)
+        switches = np.array([[-beginning, beginning], [ending, -ending]])
+        rates = np.diag([bursts.peak / bursts.factor, bursts.peak]) * rate_per_s
+        return cls(switches - rates, rates)
 
     @cached_property
     def stationary(self) -> Float64:
@@ -79,9 +72,8 @@ class ArrivalProcess:
 
     @property
     def rate_per_s_max(self) -> float:
-        """Arrivals a second in the busiest phase, in the mean over the turns of a dispatcher."""
-        rates = self.d1.sum(axis=1)
-        return float(rates.max() * np.count_nonzero(rates) / len(rates))
+        """Arrivals a second in the busiest phase."""
+        return float(self.d1.sum(axis=1).max())
 
     @cached_property
     def dispersion(self) -> float:

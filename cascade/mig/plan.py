@@ -175,7 +175,7 @@ class Planner:
             if len(kept):
                 break
         else:
-            raise DataError(self._too_few({demand.name: self._fewest(evaluation)}))
+            raise DataError(self._too_few(evaluation))
         joules = {
             (name, replicas): evaluation.joules(self.servers[name], demand.calls_per_s_mean / replicas)
             for replicas in {int(found.sum()) for found in kept}
@@ -249,26 +249,20 @@ class Planner:
         except DataError:  # more than GPUS_MAX
             return None
 
-    def _fewest(self, evaluation: Evaluation) -> tuple[int | None, str]:
-        """GPUs that the model needs with slices of one profile, and these slices; None for more than GPUS_MAX."""
+    def _too_few(self, evaluation: Evaluation) -> str:
+        """Why the plan's GPUs are too few for its only model, and what it needs with slices of one profile."""
+        demand = evaluation.demand
         found = []
         for profile in self.allowed(evaluation):
-            replicas = math.ceil(evaluation.demand.calls_per_s_kept / evaluation.rate_max(self.servers[profile.name]))
-            gpus = math.ceil(replicas / profile.count_max)
-            found.append((gpus, f"{replicas:,} × {profile.name}"))
-        gpus, text = min(found)
-        return (gpus if gpus <= GPUS_MAX else None), text
-
-    def _too_few(self, needed: dict[str, tuple[int | None, str]]) -> str:
-        ((name, (gpus, slices)),) = needed.items()
-        (evaluation,) = self.evaluations
-        demand = evaluation.demand
+            replicas = math.ceil(demand.calls_per_s_kept / evaluation.rate_max(self.servers[profile.name]))
+            found.append((math.ceil(replicas / profile.count_max), f"{replicas:,} × {profile.name}"))
+        gpus, slices = min(found)
+        enough = f"--gpus {gpus} is enough" if gpus <= GPUS_MAX else f"more than {GPUS_MAX} GPUs are needed"
         carried, _ = self.capacity(evaluation)
-        need = f"{gpus} (--gpus {gpus}: {slices})" if gpus is not None else f"more than {GPUS_MAX} ({slices})"
         return (
-            f"--gpus {self.gpus}: too few for {name}: one {self.gpu.key} carries {carried:,.0f} calls/s within p99"
-            f" {demand.p99_s * 1e3:g} ms, asked are {demand.calls_per_s:,.0f} × reserve {demand.reserve:g}: it needs"
-            f" {need}"
+            f"--gpus {self.gpus}: too few for {demand.name}: one {self.gpu.key} carries {carried:,.0f} calls/s within"
+            f" p99 {demand.p99_s * 1e3:g} ms, asked are {demand.calls_per_s:,.0f} × reserve {demand.reserve:g};"
+            f" {enough} ({slices})"
         )
 
     def _model(self, evaluation: Evaluation, replicas: dict[str, int]) -> PlannedModel:

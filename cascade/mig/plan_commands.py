@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -28,6 +28,9 @@ from cascade.mig.worker_day import show_worker_days, simulate_worker_day, worker
 from cascade.setting_files import convert_settings
 
 _WHERE: Final = "command line"
+# Parameters of `plan` that have no effect with a journal, and further ones that have none with a plan file.
+_FROM_JOURNAL: Final = ("mean_rate", "escalated", "rows_per_call")
+_OF_ONE_MODEL: Final = ("reserve", "p99", "memory_gb", "burst_factor", "burst_share", "burst_s", "measured")
 _IDLE_HELP: Final = "Watts of a whole GPU with its slices made and nothing running; default: the table's."
 
 GpuName = Annotated[str, typer.Option("--gpu", help=f"Model of the GPUs: {', '.join(GPUS)}.")]
@@ -45,6 +48,7 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the fi
 
 
 def plan(
+    context: typer.Context,
     gpu: GpuName,
     gpus: Annotated[int, typer.Option(min=1, max=GPUS_MAX, help="GPUs that the plan may use.")] = 1,
     rate: Annotated[float | None, typer.Option(help="Transactions a second at the peak.")] = None,
@@ -55,7 +59,7 @@ def plan(
     escalated: Annotated[float, typer.Option(help="Share of them that the deep model gets.")] = 0.01,
     p99: Annotated[str, typer.Option(help="Limit of a deep call's p99 at the server: 20ms.")] = "20ms",
     rows_per_call: Annotated[float, typer.Option(help="Transactions in a deep call, mean.")] = 1.0,
-    memory_gb: Annotated[float, typer.Option(help="GPU memory of one instance of the model.")] = 2.0,
+    memory_gb: Annotated[float, typer.Option(help="GPU memory of one instance of the model, GB.")] = 2.0,
     burst_factor: BurstFactor = 1.0,
     burst_share: BurstShare = 0.05,
     burst_s: BurstSeconds = 1.0,
@@ -65,7 +69,7 @@ def plan(
             help="Take rates and rows from journals of a service: its busiest interval is the peak.", exists=True
         ),
     ] = None,
-    interval_s: Annotated[float, typer.Option(min=1.0, help="Interval of the journal's rates, seconds.")] = 60.0,
+    interval_s: Annotated[float, typer.Option(min=1.0, max=86_400.0, help="Interval of its rates, seconds.")] = 60.0,
     models: Annotated[
         Path | None, typer.Option(help="TOML file with [[models]], in place of the options about one model.")
     ] = None,
@@ -90,29 +94,18 @@ def plan(
 
     Exit status 1 with the limit that is in the way if there is no such layout.
     """
-    model = _gpu(gpu, idle_w)
-    batching = Batching(delay_s=batch_delay_us / 1e6)
     options = {"rate": rate, "journal": journal or None, "models": models}
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if len(given) != 1:
         raise DataError(f"{' and '.join(given) or 'no rate'}: give one of --rate, --journal and --models")
     if out is not None and not (base / "kustomization.yaml").is_file():
         raise DataError(f"--base {base}: no kustomization.yaml there; give the path of k8s/base")
+    model = _gpu(gpu, idle_w)
+    batching = Batching(delay_s=batch_delay_us / 1e6)
     if models is not None:
-        if measured:
-            raise DataError(f"--measured: name the files in {models}, by model")
-        entries = read_models(models)
-        evaluations = [_evaluation(model, entry, str(models), batching, seed) for entry in entries]
+        _refuse(context, (*_FROM_JOURNAL, *_OF_ONE_MODEL), f"belongs to a model in {models}")
+        evaluations = [_evaluation(model, entry, str(models), batching, seed) for entry in read_models(models)]
     else:
-        bursts = _bursts(burst_factor, burst_share, burst_s)
-        if journal:
-            found = journal_rates(read_journal(journal), interval_s)
-            typer.echo(
-                f"journal: {found.intervals:,} intervals of {found.interval_s:g} s, {found.calls_per_s_mean:,.4g} deep"
-                f" calls/s, busiest {found.calls_per_s_max:,.4g}, {found.escalated_share:.2%} escalated"
-            )
-            rate, mean_rate = found.calls_per_s_max * found.rows_per_call, found.calls_per_s_mean * found.rows_per_call
-            escalated, rows_per_call = 1.0, found.rows_per_call
         stated = {
             "rate": rate,
             "mean_rate": mean_rate,
@@ -122,8 +115,12 @@ def plan(
             "rows_per_call": rows_per_call,
             "memory_gb": memory_gb,
         }
+        if journal:
+            _refuse(context, _FROM_JOURNAL, "comes from the journal")
+            stated |= _journal_rates(journal, interval_s)
+        demand = _demand(stated, _bursts(burst_factor, burst_share, burst_s))
         times = ServiceTimes(model, read_measured(measured or []))
-        evaluations = [Evaluation(_demand(stated, bursts), times, batching, seed)]
+        evaluations = [Evaluation(demand, times, batching, seed)]
     result = make_plan(model, gpus, evaluations, layouts, simulate, seed)
     # before the tables: a pipe that closes early ends the command
     _write_json(json, result)
@@ -136,6 +133,26 @@ def plan(
     if out is not None:
         console.print(f"\n {out}: plan, picture, configuration of the GPUs, overlay. With the GPU operator:\n")
         console.print("\n".join(commands), highlight=False, soft_wrap=True)
+
+
+def _refuse(context: typer.Context, names: Sequence[str], reason: str) -> None:
+    """Raises DataError if the command line has one of these parameters of the command, which would have no effect."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise DataError(f"--{name.replace('_', '-')}: {reason}; leave the option out")
+
+
+def _journal_rates(journal: Sequence[Path], interval_s: float) -> dict[str, float]:
+    """Prints the deep calls of a journal. Returns their rates as options: each row counts as escalated."""
+    found = journal_rates(read_journal(journal), interval_s)
+    typer.echo(
+        f"journal: {found.intervals:,} intervals of {found.interval_s:g} s, {found.calls_per_s_mean:,.4g} deep"
+        f" calls/s, busiest {found.calls_per_s_max:,.4g}, {found.escalated_share:.2%} escalated"
+    )
+    rows = found.rows_per_call
+    rates = {"rate": found.calls_per_s_max * rows, "mean_rate": found.calls_per_s_mean * rows}
+    return rates | {"escalated": 1.0, "rows_per_call": rows}
 
 
 @contextmanager
@@ -223,7 +240,7 @@ def autoscale(
     start_s: Annotated[float, typer.Option(min=0.0, max=600.0, help="Until a new pod serves calls, seconds.")] = 30.0,
     partitions: Annotated[int, typer.Option(min=1, max=100_000, help="Of the topic: the most workers.")] = 12,
     least_workers: Annotated[int, typer.Option(min=1, max=100_000, help="Workers that always run.")] = 3,
-    worker_rate: Annotated[float, typer.Option(min=1.0, help="Transactions a second of one worker.")] = 20_000.0,
+    worker_rate: Annotated[float, typer.Option(min=1.0, max=1e9, help="Transactions a second of a worker.")] = 20_000.0,
     measured: Measured = None,
     idle_w: Annotated[float | None, typer.Option(min=1.0, max=2_000.0, help=_IDLE_HELP)] = None,
     seed: Seed = 1,

@@ -29,7 +29,10 @@ CLIENTS: Final = 4
 BURSTS_MIN: Final = 50
 # A layout that leaves less than this share of its joules to other work is full.
 _FILLED_MIN: Final = 0.01
-_LEGEND: Final = "×rate: the rate at which p99 breaks ÷ the rate at the peak; stranded: SMs in no slice"
+_LEGEND: Final = (
+    "×rate: the rate at which p99 breaks ÷ the rate at the peak; busy: share of the time in which a replica computes"
+    " (larger batches carry more at 100%); stranded: SMs in no slice"
+)
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -278,10 +281,11 @@ def _quoted(plan: Plan) -> list[str]:
 
 
 def _range(found: Saving, gpus: int) -> str:
+    on = "one GPU" if gpus == 1 else f"up to {gpus} GPUs"
     if found.quoted_from is None or found.quoted_to is None or found.quoted_rates_share is None:
-        return f"So alone, with up to {gpus} GPUs, MIG saves {QUOTED:.0%} at no rate."
+        return f"So alone, on {on}, MIG saves {QUOTED:.0%} at no rate."
     return (
-        f"So alone, with up to {gpus} GPUs, MIG saves {QUOTED:.0%} or more only between {found.quoted_from:,.0f} and"
+        f"So alone, on {on}, MIG saves {QUOTED:.0%} or more only between {found.quoted_from:,.0f} and"
         f" {found.quoted_to:,.0f} calls/s (at {found.quoted_rates_share:.0%} of the rates between), where it needs"
         " fewer GPUs."
     )

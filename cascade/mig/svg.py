@@ -106,7 +106,7 @@ def plan_svg(
     used = {placement.profile for layout in layouts_by_gpu for placement in layout}
     legend, y = _legend(gpu, [profile for profile in gpu.profiles if profile in used], y + 8)
     below, y = _notes(notes, y + 20)
-    description = f"{len(layouts_by_gpu)} GPUs of type {gpu.name}, their MIG slices and the pods on them"
+    description = f"{len(layouts_by_gpu)} × {gpu.name}, their MIG slices and the pods on them"
     return _document("\n".join([*parts, *legend, *below]), y + 4, title, description)
 
 

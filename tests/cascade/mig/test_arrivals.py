@@ -7,26 +7,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.mig.arrivals import ArrivalProcess, Bursts
+from tests.cascade.mig.turns import every_nth_call
 
 
 @given(
     rate_per_s=st.floats(0.1, 1e5),
-    order=st.integers(1, 7),
+    replicas=st.integers(1, 7),
     bursts=st.one_of(
         st.none(),
         st.builds(Bursts, factor=st.floats(1.0, 50.0), share=st.floats(0.01, 0.9), mean_s=st.floats(1e-3, 100.0)),
     ),
 )
 @settings(deadline=None)
-def test_the_mean_rate_is_the_stated_one(rate_per_s: float, order: int, bursts: Bursts | None) -> None:
-    process = ArrivalProcess.at_replica(rate_per_s, bursts, order)
+def test_the_mean_rate_is_the_stated_one(rate_per_s: float, replicas: int, bursts: Bursts | None) -> None:
+    process = every_nth_call(rate_per_s, replicas, bursts)
     assert process.rate_per_s == pytest.approx(rate_per_s, rel=1e-6)
     assert process.rate_per_s_max >= rate_per_s * (1 - 1e-9)
 
 
-def test_dispersion_is_one_for_poisson_and_one_over_the_order_for_turns() -> None:
+def test_dispersion_is_one_for_poisson_and_one_over_the_replicas_for_turns() -> None:
     assert ArrivalProcess.at_replica(50.0).dispersion == pytest.approx(1.0)
-    assert ArrivalProcess.at_replica(50.0, order=4).dispersion == pytest.approx(0.25)
+    assert every_nth_call(50.0, 4).dispersion == pytest.approx(0.25)
 
 
 def test_dispersion_of_bursts_is_that_of_the_switched_poisson_process() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cascade.mig.arrivals import ArrivalProcess, Bursts
 from cascade.mig.queueing import ReplicaQueue, solve
+from tests.cascade.mig.turns import every_nth_call
 
 SERVICE_S = 1e-3
 BURSTS = Bursts(factor=8.0, share=0.1, mean_s=0.02)
@@ -74,15 +75,15 @@ def test_more_calls_are_never_faster_and_no_call_is_faster_than_a_batch_of_one(
 
 @given(
     rate_per_s=st.floats(10.0, 4_000.0),
-    order=st.sampled_from([1, 2, 5]),
+    replicas=st.sampled_from([1, 2, 5]),
     bursts=st.sampled_from([None, BURSTS]),
     calls_max=st.sampled_from([8, 64, 256]),
 )
 @settings(max_examples=15, deadline=None)
 def test_every_call_is_in_one_batch_or_rejected(
-    rate_per_s: float, order: int, bursts: Bursts | None, calls_max: int
+    rate_per_s: float, replicas: int, bursts: Bursts | None, calls_max: int
 ) -> None:
-    arrivals = ArrivalProcess.at_replica(rate_per_s, bursts, order)
+    arrivals = every_nth_call(rate_per_s, replicas, bursts)
     found = solve(arrivals, SERVICE_S + 1e-5 * np.arange(calls_max), 2e-4, 256)
     answered_per_s = found.batches_per_s * found.batch_mean
     assert answered_per_s == pytest.approx(rate_per_s * (1.0 - found.rejected_share), rel=2e-3)
@@ -95,7 +96,7 @@ def test_a_dispatcher_that_takes_replicas_in_turn_makes_calls_faster_and_bursts_
     p99_s = {
         name: solve(arrivals, service_s, 2e-4, 256).quantile_s(0.99)
         for name, arrivals in (
-            ("turns", ArrivalProcess.at_replica(400.0, order=7)),
+            ("turns", every_nth_call(400.0, 7)),
             ("random", ArrivalProcess.at_replica(400.0)),
             ("bursts", ArrivalProcess.at_replica(400.0, BURSTS)),
         )

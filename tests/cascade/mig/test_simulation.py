@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from cascade.errors import DataError
-from cascade.mig.arrivals import ArrivalProcess, Bursts
+from cascade.mig.arrivals import Bursts
 from cascade.mig.queueing import Batching, solve
 from cascade.mig.simulation import Load, Simulated, simulate
+from tests.cascade.mig.turns import every_nth_call
 
 SINGLE = Batching(delay_s=0.0, rows_max=1)
 
@@ -60,8 +61,8 @@ def test_bursts_keep_the_mean_rate_and_a_seed_repeats_a_run() -> None:
 
 
 def modelled(load: Load, replicas: int) -> float:
-    order = replicas if load.clients == 1 else 1
-    arrivals = ArrivalProcess.at_replica(load.rate_per_s / replicas, load.bursts, order)
+    turns = replicas if load.clients == 1 else 1
+    arrivals = every_nth_call(load.rate_per_s / replicas, turns, load.bursts)
     service_s = [rising(calls * load.rows_per_call) for calls in range(1, int(256 / load.rows_per_call) + 1)]
     return solve(arrivals, service_s, 2e-4, 256).quantile_s(0.99)
 
