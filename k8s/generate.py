@@ -63,7 +63,7 @@ VALUES: Final[Mapping[str, tuple[tuple[tuple[str, str], Place], ...]]] = {
     "triton.memory.limit": ((_TRITON, (*_POD, "containers", 0, "resources", "limits", "memory")),),
     "triton.nodeSelector": ((_TRITON, (*_POD, "nodeSelector")),),
     "triton.tolerations": ((_TRITON, (*_POD, "tolerations")),),
-    "network.brokers": ((("NetworkPolicy", "kafka-client"), ("spec", "egress", 0, "to")),),
+    "network.brokers": ((("NetworkPolicy", "kafka-client"), ("spec", "egress")),),
     "network.scrapers": (
         (("NetworkPolicy", "worker"), ("spec", "ingress", 0, "from")),
         (("NetworkPolicy", "triton"), ("spec", "ingress", 1, "from")),
@@ -76,7 +76,7 @@ _SLICE_NAME: Final = '{{ $slice.profile | replace "." "-" }}'
 _VALUES_HEAD: Final = """\
 #
 # config            the whole cascade.toml, with the brokers' address: --set-file config=FILE
-# network.brokers   where the network policy lets workers reach the brokers; network.scrapers: Prometheus
+# network.brokers   egress rules of the network policy: where the brokers are; network.scrapers: where Prometheus is
 # triton.slices     a Deployment for each MIG profile; each pod has one slice
 # worker.snapshots  size of each worker's volume
 

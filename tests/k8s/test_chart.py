@@ -82,7 +82,10 @@ def test_each_value_of_the_chart_changes_what_it_names(tmp_path: Path) -> None:
         "worker": {"replicas": 5, "resources": {"limits": {"cpu": "3"}}, "snapshots": "20Gi"},
         "topics": {"partitions": 24, "replication": 2},
         "triton": {"cpu": {"request": 1, "limit": "4"}, "memory": {"request": "3Gi", "limit": "4Gi"}},
-        "network": {"brokers": [{"ipBlock": {"cidr": "10.1.0.0/16"}}], "scrapers": [{"podSelector": {}}]},
+        "network": {
+            "brokers": [{"to": [{"ipBlock": {"cidr": "10.1.0.0/16"}}], "ports": [{"port": 9096}]}],
+            "scrapers": [{"podSelector": {}}],
+        },
         "config": 'delivery = "exactly-once"\n',
     }
     (tmp_path / "values.yaml").write_text(json.dumps(values))
@@ -98,7 +101,7 @@ def test_each_value_of_the_chart_changes_what_it_names(tmp_path: Path) -> None:
     assert [arguments[4], arguments[6]] == ["24", "2"]
     triton = find(objects, "Deployment", "triton-1g-5gb")["spec"]["template"]["spec"]["containers"][0]["resources"]
     assert triton["requests"] == {"cpu": "1", "memory": "3Gi", "nvidia.com/mig-1g.5gb": 1}
-    brokers = find(objects, "NetworkPolicy", "kafka-client")["spec"]["egress"][0]["to"]
+    brokers = find(objects, "NetworkPolicy", "kafka-client")["spec"]["egress"]
     assert brokers == values["network"]["brokers"]
     scraped = [rule["from"] for rule in find(objects, "NetworkPolicy", "triton")["spec"]["ingress"]]
     assert scraped[1] == values["network"]["scrapers"]

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cascade.config import SecuritySettings
 from stages.deep.local_triton import LocalTriton
-from tests.k8s.manifests import K8S, Object, Objects, find, of_kind, render, settings, workloads
+from tests.k8s.manifests import K8S, Object, Objects, find, of_kind, render, render_with, settings, workloads
 from tests.k8s.manifests import configuration as configuration_of
 
 PROMTOOL = shutil.which("promtool")
@@ -118,6 +119,18 @@ def test_lag_is_that_of_the_services_group(objects: Objects) -> None:
     assert lag["bootstrapServers"] == service["kafka.bootstrap"]
     assert lag["consumerGroup"] == service.get("kafka.group", "cascade")
     assert lag["topic"] == service.get("kafka.topics.transactions", "transactions")
+
+
+def test_keda_logs_in_where_and_as_the_service_does(tmp_path: Path) -> None:
+    objects = render_with("tls", ["keda", "keda-tls"], tmp_path)
+    trigger = scaled(objects, "cascade-worker")["triggers"][0]
+    service = settings(configuration_of(objects, "cascade-worker"))
+    mechanism = service.get("kafka.security.sasl_mechanism", SecuritySettings().sasl_mechanism)
+    assert trigger["metadata"]["bootstrapServers"] == service["kafka.bootstrap"]
+    assert trigger["metadata"]["tls"] == "enable"
+    assert trigger["metadata"]["sasl"] == {"SCRAM-SHA-512": "scram_sha512"}[str(mechanism)]
+    keys = find(objects, "TriggerAuthentication", trigger["authenticationRef"]["name"])["spec"]["secretTargetRef"]
+    assert {key["name"] for key in keys} == {"cascade-kafka"}
 
 
 @pytest.mark.parametrize("name", ["cascade-worker", "triton"])
