@@ -16,6 +16,7 @@ from tests.k8s.manifests import (
     configuration,
     find,
     of_kind,
+    pods,
     port_names,
     render,
     render_with,
@@ -100,6 +101,23 @@ def test_a_worker_may_reach_kafka_and_triton(overlay: str, worker: str, tmp_path
     assert service["clusterIP"] == "None"
     assert int(port) in {entry["port"] for entry in service["ports"]} & allowed
     assert {int(server.rpartition(":")[2]) for server in config.kafka.servers} <= allowed
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_that_connect_by_name_may_ask_the_clusters_dns(overlay: str) -> None:
+    objects = render(overlay)
+    policies = [policy["spec"] for policy in of_kind(objects, "NetworkPolicy")]
+    for name, labels, _ in pods(objects):
+        own = [policy for policy in policies if selects(policy["podSelector"], labels)]
+        allowed = {
+            (port["protocol"], port["port"])
+            for policy in own
+            for rule in policy.get("egress", [])
+            for port in rule["ports"]
+        }
+        # Triton only answers, unless it fetches its bundle
+        silent = labels["app.kubernetes.io/component"] == "triton" and "cascade/object-store-client" not in labels
+        assert ({("UDP", 53), ("TCP", 53)} <= allowed) is not silent, name
 
 
 def test_a_canary_shares_only_what_it_reads(tmp_path: Path) -> None:
