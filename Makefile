@@ -66,7 +66,7 @@ cluster-images: $(VENV)/.dev
 
 cluster-test: $(VENV)/.dev
 	$(BIN)/python tests/kube/node/images.py ready
-	tests/kube/node/in-node.sh $(BIN)/pytest --quiet -m cluster tests/kube/node
+	tests/kube/node/in-node.sh $(BIN)/pytest --quiet --exitfirst -m cluster tests/kube/node
 
 docs: $(VENV)/.dev
 	$(DOCS)

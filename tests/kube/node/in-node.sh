@@ -1,27 +1,29 @@
 #!/usr/bin/env bash
 # Runs a command where a kubelet and its containers can live beside the machine's own business: with a network, process
 # and mount namespace of its own, and its own /run, /var/log, /var/lib and cgroups. Nothing of it can be reached from
-# outside, and all of it ends with the command. Needs root, and cgroup version 1.
+# outside, and all of it ends with the command, also when this script is killed. Needs root, and cgroup version 1.
 set -euo pipefail
-export NODE_ADDRESS=172.31.0.1 NODE_CGROUP=cascade-node-$$
-NODE_DIRECTORY=$(mktemp -d)
-export NODE_DIRECTORY
+shopt -s nullglob
 controllers=(cpu cpuacct cpuset memory devices freezer blkio pids systemd)
-clean() {
+clean() { # the directories of the run with this process id
   for controller in "${controllers[@]}"; do
-    find "/sys/fs/cgroup/$controller/$NODE_CGROUP" -depth -type d -exec rmdir {} + 2>/dev/null || true
+    find "/sys/fs/cgroup/$controller/cascade-node-$1" -depth -type d -exec rmdir {} + 2>/dev/null || true
   done
-  rm -rf "$NODE_DIRECTORY"
+  rm -rf "${TMPDIR:-/tmp}/cascade-node-$1"
 }
-trap clean EXIT
+for former in {/sys/fs/cgroup/memory,"${TMPDIR:-/tmp}"}/cascade-node-*; do
+  [[ -d /proc/${former##*-} ]] || clean "${former##*-}"
+done
+export NODE_ADDRESS=172.31.0.1 NODE_CGROUP=cascade-node-$$ NODE_DIRECTORY=${TMPDIR:-/tmp}/cascade-node-$$
+mkdir "$NODE_DIRECTORY" "$NODE_DIRECTORY"/{lib,sysctl}
+trap 'clean $$' EXIT
 for controller in "${controllers[@]}"; do mkdir -p "/sys/fs/cgroup/$controller/$NODE_CGROUP"; done
 # A new cpuset has no cores and no memory, and no process may join it.
 for file in cpuset.cpus cpuset.mems; do cat "/sys/fs/cgroup/cpuset/$file" >"/sys/fs/cgroup/cpuset/$NODE_CGROUP/$file"; done
-mkdir -p "$NODE_DIRECTORY"/{lib,sysctl}
 echo "nameserver $NODE_ADDRESS
 search cascade.svc.cluster.local" >"$NODE_DIRECTORY/resolv.conf"
 
-unshare --net --mount --pid --fork --kill-child --mount-proc bash -euc '
+setpriv --pdeathsig KILL unshare --net --mount --pid --fork --kill-child --mount-proc bash -euc '
   umount /sys/fs/cgroup/unified 2>/dev/null || true  # a kubelet wants version 1 or 2, not both
   resolver=$(readlink -f /etc/resolv.conf)
   mount -t tmpfs tmpfs /run

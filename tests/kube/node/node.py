@@ -8,9 +8,9 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from cascade.local_parts import OwnedProcess
 from tests.kube.control_plane import ControlPlane
@@ -64,10 +64,7 @@ class Node:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # pods first: what a kubelet leaves behind would be found by the next run's
-        with suppress(Exception):
-            self.kubectl("delete", "namespace", "cascade", "--wait=false", "--ignore-not-found")
-        _remove_containers()
+        # Pods end with the process namespace; what containerd still knows of them is removed at the next start.
         self._plane.__exit__(None, None, None)
 
     def signal(self, container: str, name: str) -> None:
@@ -90,11 +87,12 @@ class Node:
         settings = self._write("containerd.toml", _CONTAINERD.format(cni=self._directory / "cni"))
         containerd = self._plane.run("containerd", Path("/usr/bin/containerd"), f"--config={settings}")
         containerd.wait_until(_containerd_answers, READY_S_MAX)
-        _remove_containers()  # of a run that was killed
+        for container in _ctr("containers", "ls", "--quiet").split():  # of the last run; the kubelet would find them
+            _ctr("containers", "rm", container)
         imported = self._images / "imported"
         if not imported.exists():
             with subprocess.Popen(["tar", "-c", "-C", self._images / "layout", "."], stdout=subprocess.PIPE) as layout:
-                _ctr("images", "import", "-", stdin=layout.stdout.fileno() if layout.stdout else 0)
+                _ctr("images", "import", "-", stdin=layout.stdout)
             imported.touch()
 
     def _start_kubelet(self) -> None:
@@ -165,8 +163,8 @@ class Node:
         )
         zone = _COREFILE.format(address=self._address, kubeconfig=self.kubectl.kubeconfig, port=_DNS_READY)
         dns = self._plane.run("coredns", self._dns / "coredns", "-conf", str(self._write("Corefile", zone)))
-        dns.wait_until(lambda: _answers(_DNS_READY, "/ready"), READY_S_MAX)
-        proxy.wait_until(lambda: _answers(_PROXY_HEALTH, "/healthz"), READY_S_MAX)
+        dns.wait_until(lambda: http_get("127.0.0.1", _DNS_READY, "/ready") is not None, READY_S_MAX)
+        proxy.wait_until(lambda: http_get("127.0.0.1", _PROXY_HEALTH, "/healthz") is not None, READY_S_MAX)
 
     def _is_ready(self) -> bool:
         nodes = self.kubectl.items("nodes")
@@ -183,20 +181,12 @@ class Node:
         return path
 
 
-def _ctr(*arguments: str, stdin: int = subprocess.DEVNULL) -> str:
+def _ctr(*arguments: str, stdin: IO[bytes] | None = None) -> str:
     command = ["ctr", "--address", SOCKET, "--namespace", "k8s.io", *arguments]
-    done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=IMPORT_S_MAX, check=False)
+    source = stdin or subprocess.DEVNULL
+    done = subprocess.run(command, stdin=source, capture_output=True, text=True, timeout=IMPORT_S_MAX, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return done.stdout
-
-
-def _remove_containers() -> None:
-    with suppress(AssertionError):
-        for task in _ctr("tasks", "ls", "--quiet").split():
-            _ctr("tasks", "rm", "--force", task)
-    with suppress(AssertionError):
-        for container in _ctr("containers", "ls", "--quiet").split():
-            _ctr("containers", "rm", container)
 
 
 def _containerd_answers() -> bool:
@@ -204,15 +194,15 @@ def _containerd_answers() -> bool:
         return client.connect_ex(SOCKET) == 0
 
 
-def _answers(port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2.0)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except OSError:
-        return False
-    finally:
-        connection.close()
+def http_get(host: str, port: int, path: str) -> bytes | None:
+    """What a server answers to a request; None if it cannot be reached, or answers with another status than 200."""
+    with closing(http.client.HTTPConnection(host, port, timeout=2.0)) as connection:
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.read() if response.status == http.HTTPStatus.OK else None
+        except (OSError, http.client.HTTPException):
+            return None
 
 
 _BRIDGE = {
