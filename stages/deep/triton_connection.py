@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -134,11 +133,12 @@ class TritonConnection:
                 timeout=max(int(remaining_s * 1e6), 1),
                 client_timeout=cancel_s,
             )
-        except asyncio.CancelledError:
+            # raises ValueError where the content has not the length of the shape
+            return checked_scores(answer.as_numpy(self._signature.output), len(inputs))
+        except DeepStageError:
             raise
         except Exception as error:
             raise self._stage_error(error) from error
-        return checked_scores(answer.as_numpy(self._signature.output), len(inputs))
 
     def _stage_error(self, error: Exception) -> DeepStageError:
         status, text = _status_and_text(error)
@@ -157,8 +157,6 @@ class TritonConnection:
         """
         try:
             ready = await self._channels[0].is_model_ready(self._model, client_timeout=_CHECK_S_MAX)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:
             raise DeepStageError("error", ": ".join(_status_and_text(error))) from error
         if not ready:
@@ -182,8 +180,6 @@ class TritonConnection:
         try:
             metadata = await self._channels[0].get_model_metadata(self._model, client_timeout=_CHECK_S_MAX)
             answer = await self._channels[0].get_model_config(self._model, client_timeout=_CHECK_S_MAX)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:
             raise DeepStageError("error", ": ".join(_status_and_text(error))) from error
         tensors = (*metadata.inputs, *metadata.outputs)

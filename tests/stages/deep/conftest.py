@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
 from stages.deep.triton import TritonDeepStage
 from tests.conftest import TinyDeepModel
+
+StageMaker = Callable[..., TritonDeepStage]
 
 
 def failure(future: Future[Float64]) -> DeepStageError:
@@ -29,6 +32,22 @@ def stage(triton: LocalTriton, tiny_deep_model: TinyDeepModel) -> Iterator[Trito
     made.wait_ready(20)
     yield made
     made.close()
+
+
+@pytest.fixture
+def new_stage(tiny_deep_model: TinyDeepModel) -> Iterator[StageMaker]:
+    """Makes a stage of the tiny model by its URL and further arguments, and waits until it is ready."""
+    made: list[TritonDeepStage] = []
+
+    def make(url: str, **arguments: Any) -> TritonDeepStage:
+        stage = TritonDeepStage(url, tiny_deep_model.signature, **arguments)
+        made.append(stage)
+        stage.wait_ready(20)
+        return stage
+
+    yield make
+    for stage in made:
+        stage.close()
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent import futures
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import grpc
@@ -17,17 +18,18 @@ from stages.deep.signature import BATCH_ROWS_MAX, DeepSignature
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Serves a model that gives each row `score`; a context manager.
 
-    `ready`, `fault` (gRPC status and text of each inference), `hangs` (an inference waits until it is cleared) and
-    `signature` may be set at any time. `rows`: of each inference that it was asked for.
+    `ready`, `fault` (gRPC status and text of each inference), `goes_on` (while it is cleared, inferences wait), `cut`
+    (answers end before their last byte) and `signature` may be set at any time. `rows`: of each inference that it was
+    asked for.
     """
 
     def __init__(self, signature: DeepSignature, score: float = 0.0, host: str = "127.0.0.1", port: int = 0) -> None:
         self.signature, self.score = signature, score
-        self.ready = True
+        self.ready, self.cut = True, False
         self.fault: tuple[grpc.StatusCode, str] | None = None
-        self.hangs = threading.Event()
+        self.goes_on = threading.Event()
+        self.goes_on.set()
         self.rows: list[int] = []
-        self._goes_on = threading.Event()
         self._server = grpc.server(futures.ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"{host}:{port}")
@@ -38,7 +40,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._goes_on.set()
+        self.goes_on.set()
         self._server.stop(None).wait()
 
     @property
@@ -67,28 +69,18 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelInfer(self, request: Any, context: Any) -> Any:
         rows = request.inputs[0].shape[0]
         self.rows.append(rows)
-        if self.hangs.is_set():
-            self._goes_on.wait()
+        self.goes_on.wait()
         if self.fault is not None:
             context.abort(*self.fault)
         answer = service_pb2.ModelInferResponse(model_name=request.model_name)
         answer.outputs.add(name=self.signature.output, datatype="FP32", shape=[rows, 1])
-        answer.raw_output_contents.append(np.full((rows, 1), self.score, np.float32).tobytes())
+        content = np.full((rows, 1), self.score, np.float32).tobytes()
+        answer.raw_output_contents.append(content[:-1] if self.cut else content)
         return answer
 
 
-class FakeTritons:
-    """Several stand-ins, whose scores are their places; a context manager."""
-
-    def __init__(self, signature: DeepSignature, count: int) -> None:
-        self.servers = [FakeTriton(signature, score=float(place)) for place in range(count)]
-        self.url = ",".join(server.url for server in self.servers)
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        for server in self.servers:
-            self._stack.enter_context(server)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+@contextmanager
+def fake_tritons(signature: DeepSignature, count: int) -> Iterator[list[FakeTriton]]:
+    """Several stand-ins, whose scores are their places."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(FakeTriton(signature, float(place))) for place in range(count)]

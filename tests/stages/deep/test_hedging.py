@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from stages.deep.local_triton import LocalTriton
 from stages.deep.triton import TritonDeepStage, _first_answer
 from tests.conftest import TinyDeepModel
 from tests.proxy import Proxy
-from tests.stages.deep.conftest import failure
+from tests.stages.deep.conftest import StageMaker, failure
 
 HEDGE_MS = 100.0
 
@@ -26,21 +26,6 @@ def proxy(triton: LocalTriton) -> Iterator[Proxy]:
     host, _, port = triton.grpc_url.partition(":")
     with Proxy(host, int(port)) as between:
         yield between
-
-
-@pytest.fixture
-def make_stage(tiny_deep_model: TinyDeepModel) -> Iterator[Callable[..., TritonDeepStage]]:
-    made: list[TritonDeepStage] = []
-
-    def make(url: str, hedge_ms: float) -> TritonDeepStage:
-        stage = TritonDeepStage(url, tiny_deep_model.signature, hedge_ms=hedge_ms)
-        made.append(stage)
-        stage.wait_ready(20)
-        return stage
-
-    yield make
-    for stage in made:
-        stage.close()
 
 
 def calls_under_way(stage: TritonDeepStage) -> int:
@@ -54,13 +39,13 @@ def calls_under_way(stage: TritonDeepStage) -> int:
 @pytest.mark.triton
 def test_a_clogged_connection_is_passed_by(
     proxy: Proxy,
-    make_stage: Callable[..., TritonDeepStage],
+    new_stage: StageMaker,
     tiny_deep_model: TinyDeepModel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # the abandoned calls get no answer
     monkeypatch.setattr(module, "_ABANDONED_S_MAX", 1.0)
-    stage = make_stage(f"127.0.0.1:{proxy.port}", HEDGE_MS)
+    stage = new_stage(f"127.0.0.1:{proxy.port}", hedge_ms=HEDGE_MS)
     inputs = tiny_deep_model.inputs(3)
     expected = stage.submit(inputs, 5).result()
     assert stage.hedged == 0
@@ -75,9 +60,9 @@ def test_a_clogged_connection_is_passed_by(
 
 @pytest.mark.triton
 def test_without_hedging_a_clogged_connection_is_the_end_of_the_call(
-    proxy: Proxy, make_stage: Callable[..., TritonDeepStage], tiny_deep_model: TinyDeepModel
+    proxy: Proxy, new_stage: StageMaker, tiny_deep_model: TinyDeepModel
 ) -> None:
-    stage = make_stage(f"127.0.0.1:{proxy.port}", 0.0)
+    stage = new_stage(f"127.0.0.1:{proxy.port}", hedge_ms=0.0)
     proxy.pause(connections=1)
     assert failure(stage.submit(tiny_deep_model.inputs(3), 0.5)).cause == "deadline"
     assert stage.hedged == 0
@@ -85,18 +70,18 @@ def test_without_hedging_a_clogged_connection_is_the_end_of_the_call(
 
 @pytest.mark.triton
 def test_what_is_answered_in_time_is_asked_once(
-    triton: LocalTriton, make_stage: Callable[..., TritonDeepStage], tiny_deep_model: TinyDeepModel
+    triton: LocalTriton, new_stage: StageMaker, tiny_deep_model: TinyDeepModel
 ) -> None:
-    stage = make_stage(triton.grpc_url, 5_000.0)
+    stage = new_stage(triton.grpc_url, hedge_ms=5_000.0)
     assert all(len(stage.submit(tiny_deep_model.inputs(2), 5).result()) == 2 for _ in range(20))
     assert stage.hedged == 0
 
 
 @pytest.mark.triton
 def test_a_frozen_server_ends_both_calls_at_the_deadline(
-    triton: LocalTriton, make_stage: Callable[..., TritonDeepStage], tiny_deep_model: TinyDeepModel
+    triton: LocalTriton, new_stage: StageMaker, tiny_deep_model: TinyDeepModel
 ) -> None:
-    stage = make_stage(triton.grpc_url, HEDGE_MS)
+    stage = new_stage(triton.grpc_url, hedge_ms=HEDGE_MS)
     triton.freeze()
     try:
         started = time.monotonic()

@@ -7,8 +7,9 @@ import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
+from typing import NamedTuple
 
 import grpc
 import msgspec
@@ -19,43 +20,24 @@ import pytest
 from cascade.columns import Float64
 from cascade.errors import DeepStageError, ModelServerError
 from cascade.protocols import ReplicaState
-from stages.deep import resolution
 from stages.deep import triton as module
 from stages.deep.replicas import Address
 from stages.deep.triton import TritonDeepStage
 from stages.deep.triton_connection import TritonConnection
 from tests.conftest import TinyDeepModel
-from tests.stages.deep.conftest import failure
-from tests.stages.deep.fake_triton import FakeTriton, FakeTritons
-from tests.timing import wait_until
+from tests.stages.deep.conftest import StageMaker, failure
+from tests.stages.deep.fake_triton import FakeTriton, fake_tritons
+from tests.timing import wait_until, wait_within
 
 REFUSED = (grpc.StatusCode.UNAVAILABLE, "Server is stopping")
 FULL = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
 BROKEN = (grpc.StatusCode.INTERNAL, "CUDA error")
 
-StageMaker = Callable[..., TritonDeepStage]
-
-
-@pytest.fixture
-def new_stage(tiny_deep_model: TinyDeepModel) -> Iterator[StageMaker]:
-    """Makes a stage and waits until it is ready."""
-    made: list[TritonDeepStage] = []
-
-    def make(url: str, **arguments: object) -> TritonDeepStage:
-        stage = TritonDeepStage(url, tiny_deep_model.signature, **arguments)  # type: ignore[arg-type]
-        made.append(stage)
-        stage.wait_ready(20)
-        return stage
-
-    yield make
-    for stage in made:
-        stage.close()
-
 
 @pytest.fixture
 def pair(tiny_deep_model: TinyDeepModel) -> Iterator[list[FakeTriton]]:
-    with FakeTritons(tiny_deep_model.signature, 2) as fakes:
-        yield fakes.servers
+    with fake_tritons(tiny_deep_model.signature, 2) as servers:
+        yield servers
 
 
 def url_of(servers: list[FakeTriton]) -> str:
@@ -106,14 +88,14 @@ def test_a_call_that_a_replica_does_not_take_is_answered_by_another(
 
 
 def test_a_call_is_tried_twice_and_not_three_times(new_stage: StageMaker, tiny_deep_model: TinyDeepModel) -> None:
-    with FakeTritons(tiny_deep_model.signature, 4) as fakes:
-        stage = new_stage(fakes.url)
-        for server in fakes.servers:
+    with fake_tritons(tiny_deep_model.signature, 4) as servers:
+        stage = new_stage(url_of(servers))
+        for server in servers:
             server.fault = REFUSED
         error = failure(stage.submit(tiny_deep_model.inputs(2), 10))
         assert error.cause == "error"
         assert "Server is stopping" in str(error)
-        assert sum(server.calls for server in fakes.servers) == 2
+        assert sum(server.calls for server in servers) == 2
 
 
 def test_another_error_is_not_tried_again_and_three_in_a_row_end_the_use_of_a_replica(
@@ -138,14 +120,12 @@ def test_a_replica_that_takes_calls_and_answers_none_does_not_stop_the_others(
 ) -> None:
     monkeypatch.setattr(module, "_ABANDONED_S_MAX", 3.0)
     stage = new_stage(url_of(pair))
-    pair[0].hangs.set()
-    futures = []
-    for _ in range(40):
-        futures.append(stage.submit(tiny_deep_model.inputs(2), 1.0))
-        futures[-1].exception(10)
-    causes = Counter(str(getattr(future.exception(), "cause", None)) for future in futures)
-    assert causes == {"None": 39, "deadline": 1}
+    pair[0].goes_on.clear()
+    both = [stage.submit(tiny_deep_model.inputs(2), 2.0) for _ in pair]
+    wait_until(lambda: pair[0].calls == 1, "a call waits", 10)
+    assert scores(stage, tiny_deep_model, 38) == {1.0: 38}
     assert pair[0].calls == 1
+    assert sorted(str(getattr(future.exception(10), "cause", None)) for future in both) == ["None", "deadline"]
     wait_until(lambda: state_of(stage, pair[0]).failures == 1, "the abandoned call ends", 20)
 
 
@@ -153,8 +133,9 @@ def test_the_second_call_of_hedging_goes_to_the_other_replica(
     pair: list[FakeTriton], new_stage: StageMaker, tiny_deep_model: TinyDeepModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_ABANDONED_S_MAX", 3.0)
-    stage = new_stage(url_of(pair), hedge_ms=50.0)
-    pair[0].hangs.set()
+    # far above the time of a call, so that a busy machine makes no further one late
+    stage = new_stage(url_of(pair), hedge_ms=1_000.0)
+    pair[0].goes_on.clear()
     assert scores(stage, tiny_deep_model, 6) == {1.0: 6}
     assert stage.hedged == pair[0].calls == 1
 
@@ -189,6 +170,18 @@ def test_a_replica_whose_model_is_replaced_by_another_is_not_used_any_more(
     assert len(pair[0].rows) == before
 
 
+def test_a_replica_that_answers_nonsense_gets_no_call_and_is_used_once_it_answers(
+    new_stage: StageMaker, tiny_deep_model: TinyDeepModel
+) -> None:
+    with FakeTriton(tiny_deep_model.signature) as running, FakeTriton(tiny_deep_model.signature) as broken:
+        broken.cut = True
+        stage = new_stage(url_of([running, broken]))
+        assert ready(stage) == {running.url: True, broken.url: False}
+        assert "the model is ready but does not answer" in state_of(stage, broken).problem
+        broken.cut = False
+        wait_until(lambda: all_ready(stage, 2), "the replica is used", 10)
+
+
 def test_the_start_needs_one_replica_and_not_all(new_stage: StageMaker, tiny_deep_model: TinyDeepModel) -> None:
     with FakeTriton(tiny_deep_model.signature) as running, FakeTriton(tiny_deep_model.signature) as late:
         late.ready = False
@@ -201,68 +194,77 @@ def test_the_start_needs_one_replica_and_not_all(new_stage: StageMaker, tiny_dee
 
 
 class Names:
-    """The addresses behind the name `triton`, all of them on this machine's loopback network."""
+    """The addresses behind the name `triton`, all of them on this machine's loopback network.
+
+    Names are resolved while `answers` is set. `waits`: whether a resolution has waited for that.
+    """
 
     def __init__(self, *addresses: str) -> None:
         self.addresses = list(addresses)
-        self.takes_s = 0.0
+        self.waits, self.answers = threading.Event(), threading.Event()
+        self.answers.set()
 
     def resolve(self, host: str, port: int) -> list[str]:
-        time.sleep(self.takes_s)
         assert host == "triton"
+        if not self.answers.is_set():
+            self.waits.set()
+            self.answers.wait(60)
         return self.addresses
 
 
+class Service(NamedTuple):
+    """Two stand-ins on one port of two addresses, and the name server, which knows the first."""
+
+    first: FakeTriton
+    second: FakeTriton
+    names: Names
+    url: str
+
+
+@pytest.fixture
+def service(tiny_deep_model: TinyDeepModel) -> Iterator[Service]:
+    signature = tiny_deep_model.signature
+    with FakeTriton(signature, 1.0) as first, FakeTriton(signature, 2.0, "127.0.0.2", first.port) as second:
+        yield Service(first, second, Names("127.0.0.1"), f"triton:{first.port}")
+
+
 def test_replicas_follow_the_name_within_a_second_each_way(
-    new_stage: StageMaker, tiny_deep_model: TinyDeepModel
+    service: Service, new_stage: StageMaker, tiny_deep_model: TinyDeepModel
 ) -> None:
-    with (
-        FakeTriton(tiny_deep_model.signature, 1.0) as first,
-        FakeTriton(tiny_deep_model.signature, 2.0, "127.0.0.2", first.port) as second,
-    ):
-        names = Names("127.0.0.1")
-        stage = new_stage(f"triton:{first.port}", resolve=names.resolve)
-        assert scores(stage, tiny_deep_model, 4) == {1.0: 4}
-        names.addresses = ["127.0.0.1", "127.0.0.2"]
-        added_s = wait_until(lambda: all_ready(stage, 2), "the new address is used", 10)
-        assert scores(stage, tiny_deep_model, 10) == {1.0: 5, 2.0: 5}
-        names.addresses = ["127.0.0.2"]
-        removed_s = wait_until(lambda: ready(stage) == {second.url: True}, "the old address is not used", 10)
-        assert scores(stage, tiny_deep_model, 4) == {2.0: 4}
-        print(f"added after {added_s:.2f} s, removed after {removed_s:.2f} s")
-        # half a second for the resolution; the rest for a machine that is busy otherwise
-        assert max(added_s, removed_s) < 1.0
+    stage = new_stage(service.url, resolve=service.names.resolve)
+    assert scores(stage, tiny_deep_model, 4) == {1.0: 4}
+    service.names.addresses = ["127.0.0.1", "127.0.0.2"]
+    added_s = wait_within(1.0, lambda: all_ready(stage, 2), "the new address is used")
+    assert scores(stage, tiny_deep_model, 10) == {1.0: 5, 2.0: 5}
+    service.names.addresses = ["127.0.0.2"]
+    removed_s = wait_within(1.0, lambda: ready(stage) == {service.second.url: True}, "the old address is not used")
+    assert scores(stage, tiny_deep_model, 4) == {2.0: 4}
+    print(f"added after {added_s:.2f} s, removed after {removed_s:.2f} s")
 
 
 def test_calls_under_way_to_a_replica_that_vanishes_are_answered_before_its_connection_ends(
-    new_stage: StageMaker, tiny_deep_model: TinyDeepModel
+    service: Service, new_stage: StageMaker, tiny_deep_model: TinyDeepModel
 ) -> None:
-    with (
-        FakeTriton(tiny_deep_model.signature, 1.0) as first,
-        FakeTriton(tiny_deep_model.signature, 2.0, "127.0.0.2", first.port) as second,
-    ):
-        names = Names("127.0.0.1")
-        stage = new_stage(f"triton:{first.port}", resolve=names.resolve)
-        first.hangs.set()
-        waiting = stage.submit(tiny_deep_model.inputs(2), 20)
-        wait_until(lambda: first.calls == 1, "the call is under way", 10)
-        names.addresses = ["127.0.0.2"]
-        wait_until(lambda: ready(stage) == {second.url: True}, "the other replica is ready", 10)
-        assert stage._watch.connected == 2
-        first._goes_on.set()
-        assert waiting.result()[0] == 1.0
-        wait_until(lambda: stage._watch.connected == 1, "its connection ends", 10)
+    stage = new_stage(service.url, resolve=service.names.resolve)
+    service.first.goes_on.clear()
+    waiting = stage.submit(tiny_deep_model.inputs(2), 20)
+    wait_until(lambda: service.first.calls == 1, "the call is under way", 10)
+    service.names.addresses = ["127.0.0.2"]
+    wait_until(lambda: ready(stage) == {service.second.url: True}, "the other replica is ready", 10)
+    assert stage._watch.connected == 2
+    service.first.goes_on.set()
+    assert waiting.result()[0] == 1.0
+    wait_until(lambda: stage._watch.connected == 1, "its connection ends", 10)
 
 
-def test_a_slow_name_server_delays_no_call(new_stage: StageMaker, tiny_deep_model: TinyDeepModel) -> None:
-    with FakeTriton(tiny_deep_model.signature) as server:
-        names = Names("127.0.0.1")
-        stage = new_stage(f"triton:{server.port}", resolve=names.resolve)
-        names.takes_s = 3.0
-        time.sleep(2 * resolution.RESOLVE_EVERY_S)
-        started_s = time.monotonic()
-        scores(stage, tiny_deep_model, 20)
-        assert time.monotonic() - started_s < 2.0
+def test_a_name_server_that_does_not_answer_delays_no_call(
+    service: Service, new_stage: StageMaker, tiny_deep_model: TinyDeepModel
+) -> None:
+    stage = new_stage(service.url, resolve=service.names.resolve)
+    service.names.answers.clear()
+    assert service.names.waits.wait(20)
+    assert scores(stage, tiny_deep_model, 20) == {1.0: 20}
+    service.names.answers.set()
 
 
 def test_a_start_without_any_address_names_the_name_server(tiny_deep_model: TinyDeepModel) -> None:
@@ -277,9 +279,9 @@ def test_a_start_without_any_address_names_the_name_server(tiny_deep_model: Tiny
 def test_a_thousand_resolutions_leave_no_connection_task_thread_or_file_behind(
     tiny_deep_model: TinyDeepModel, new_stage: StageMaker
 ) -> None:
-    with FakeTritons(tiny_deep_model.signature, 6) as fakes:
-        stage = new_stage(fakes.servers[0].url)
-        everyone = [Address("127.0.0.1", server.port, "127.0.0.1") for server in fakes.servers]
+    with fake_tritons(tiny_deep_model.signature, 6) as servers:
+        stage = new_stage(servers[0].url)
+        everyone = [Address("127.0.0.1", server.port, "127.0.0.1") for server in servers]
         gone = [Address("127.0.0.1", 1, "127.0.0.1")]
 
         def cycle(number: int) -> None:

@@ -6,9 +6,9 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -21,7 +21,7 @@ from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
 from stages.deep.triton import TritonDeepStage
 from tests.conftest import TinyDeepModel
-from tests.timing import wait_until
+from tests.timing import wait_until, wait_within
 
 pytestmark = pytest.mark.triton
 
@@ -118,15 +118,6 @@ def spread(shares: list[int]) -> float:
     return (max(shares) - min(shares)) / (sum(shares) / len(shares))
 
 
-@contextmanager
-def timed(holds: Callable[[], bool], what: str) -> Iterator[None]:
-    """Begins with what the body does; fails unless `holds` within NOTICED_S_MAX of its end."""
-    yield
-    seconds = wait_until(holds, what, 20)
-    print(f"{what}: {seconds:.2f} s")
-    assert seconds < NOTICED_S_MAX
-
-
 def is_ready(stage: TritonDeepStage, server: LocalTriton) -> bool:
     return next(state.ready for state in stage.replicas() if state.address == server.grpc_url)
 
@@ -154,13 +145,13 @@ def test_a_replica_that_is_killed_costs_no_decision_and_the_others_share_its_cal
     killed, *others = running
     with Load(stage, tiny_deep_model) as load:
         time.sleep(2)
-        with timed(lambda: not is_ready(stage, killed), "the killed replica is noticed"):
-            killed.kill()
+        killed.kill()
+        noticed_s = wait_within(NOTICED_S_MAX, lambda: not is_ready(stage, killed), "the killed replica is noticed")
         before, killed_at = counts(stage), len(load.calls)
         time.sleep(6)
         after = counts(stage)
     failures = load.failures()
-    print(f"{len(load.calls)} calls, {len(load.calls) - killed_at} of them without it; failed: {failures}")
+    print(f"noticed after {noticed_s:.2f} s; {len(load.calls) - killed_at} calls without it; failed: {failures}")
     # the calls to it were sent to another replica
     assert len(failures) <= 1
     assert after[killed.grpc_url] == before[killed.grpc_url]
@@ -175,13 +166,14 @@ def test_a_replica_that_is_added_has_its_share_within_a_second_of_being_ready(
     with Load(stage, tiny_deep_model) as load:
         time.sleep(1)
         before = counts(stage)
-        with timed(lambda: counts(stage)[added.grpc_url] > before[added.grpc_url] + 10, "the added replica has calls"):
-            added.start()
+        added.start()
+        due = before[added.grpc_url] + 10
+        noticed_s = wait_within(NOTICED_S_MAX, lambda: counts(stage)[added.grpc_url] > due, "the added one has calls")
         before = counts(stage)
         time.sleep(6)
         after = counts(stage)
     shares = [after[address] - before[address] for address in after]
-    print(f"calls of each: {shares}, spread {spread(shares):.1%}")
+    print(f"used after {noticed_s:.2f} s; calls of each: {shares}, spread {spread(shares):.1%}")
     assert min(shares) > SHARE_MIN * CALLS_PER_S
     assert len(load.failures()) <= 1
 

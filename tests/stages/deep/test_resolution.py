@@ -91,6 +91,7 @@ def test_a_name_server_that_does_not_answer_does_not_delay_the_end() -> None:
 
     with watched([("triton", 8001)], never) as (watch, reports):
         pass
+    assert watch._thread.is_alive()
     answer.set()
     watch._thread.join(10)
     assert reports == []
