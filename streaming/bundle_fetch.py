@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def fetch_bundle(source: str, destination: Path, manifest_sha256: str = "") -> B
     place = _Place(source)
     raw = place.read(MANIFEST, MANIFEST_BYTES_MAX)
     found = hashlib.sha256(raw).hexdigest()
-    if manifest_sha256 and not hmac.compare_digest(found, manifest_sha256.lower()):
+    if manifest_sha256 and found != manifest_sha256.lower():
         raise BundleError(
             f"{place.path(MANIFEST)}: has the SHA-256 {found}, not {manifest_sha256}; this is another bundle than the"
             " pinned one"

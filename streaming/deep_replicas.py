@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from cascade.protocols import DeepStage, Replicated
-
-# How the text of a stage begins that has replicas, but none that is ready.
-NO_REPLICA: Final = "replicas ready: 0 of"
+from cascade.protocols import DeepStage, ReplicaState, Replicated
 
 
 class ReplicaCollector(Collector):
@@ -37,16 +33,23 @@ class ReplicaCollector(Collector):
         yield GaugeMetricFamily(
             "cascade_deep_replicas_ready",
             "Replicas of the deep model's server that are ready for calls.",
-            sum(state.ready for state in states),
+            ready_count(states),
         )
         yield from (up, calls, failures)
 
 
-def replicas_text(deep: DeepStage) -> str:
-    """How many replicas are ready, and the problem of the first that is not; empty for a stage without replicas."""
-    if not isinstance(deep, Replicated):
-        return ""
-    states = deep.replicas()
-    text = f"replicas ready: {sum(state.ready for state in states)} of {len(states)}"
+def replica_states(deep: DeepStage) -> list[ReplicaState] | None:
+    """The state of each replica of a deep stage; None for a stage without replicas."""
+    return deep.replicas() if isinstance(deep, Replicated) else None
+
+
+def ready_count(states: Sequence[ReplicaState]) -> int:
+    """How many replicas are ready."""
+    return sum(state.ready for state in states)
+
+
+def replicas_text(states: Sequence[ReplicaState]) -> str:
+    """How many replicas are ready, and the problem of the first that is not."""
+    text = f"replicas ready: {ready_count(states)} of {len(states)}"
     problems = [f"{state.address}: {state.problem}" for state in states if not state.ready]
     return f"{text}; {problems[0]}" if problems else text

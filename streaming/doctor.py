@@ -21,7 +21,6 @@ from cascade.bundle import Bundle, load_bundle
 from cascade.config import Config, load_config, with_config_path
 from cascade.errors import BrokerError, CascadeError
 from cascade.ledger import find_meters, watts_per_core
-from cascade.protocols import Replicated
 from stages.assembly import deep_signature, make_deep_stage, make_engine
 from stages.deep import local_triton
 from stages.deep.answers import probe_inputs
@@ -30,7 +29,7 @@ from streaming.clients import make_consumer, make_producer
 from streaming.clients.topics import missing_topics, wait_for_broker
 from streaming.codecs.schema_sources import make_schemas
 from streaming.dead_letters import HEADER_PREFIX
-from streaming.deep_replicas import replicas_text
+from streaming.deep_replicas import replica_states, replicas_text
 from streaming.files import FsspecFiles
 from streaming.locked_memory import REMEDY, locking_problem
 from streaming.snapshots import SUFFIX
@@ -280,12 +279,12 @@ def _deep_model(found: Examination) -> tuple[Status, str]:
         started_s = time.perf_counter()
         stage.submit(inputs, PROBE_TIMEOUT_S).result()
         took_ms = (time.perf_counter() - started_s) * 1e3
-        states = stage.replicas() if isinstance(stage, Replicated) else []
-        replicas = replicas_text(stage)
+        states = replica_states(stage)
     where = found.config.deep.url if found.config.deep.backend == "triton" else "in process"
     text = f"{found.config.deep.backend} {where} answers a probe in {took_ms:.1f} ms"
-    status: Status = "ok" if all(state.ready for state in states) else "warning"
-    return status, f"{text}; {replicas}" if replicas else text
+    if states is None:
+        return "ok", text
+    return "ok" if all(state.ready for state in states) else "warning", f"{text}; {replicas_text(states)}"
 
 
 def _energy(found: Examination) -> tuple[Status, str]:

@@ -22,7 +22,7 @@ from cascade.schema import key_codes
 from streaming.breaker import CircuitBreaker
 from streaming.clients import Partition
 from streaming.decisions import Stage
-from streaming.deep_replicas import NO_REPLICA, replicas_text
+from streaming.deep_replicas import ready_count, replica_states, replicas_text
 from streaming.health import HealthState
 from streaming.in_flight import DeepCall, Rows
 from streaming.overload import EscalationControl
@@ -78,7 +78,7 @@ class Escalations:
         self._late_counted = self._deep.late_answers
         self._probe: Future[Float64] | None = None
         self._probe_due_s = self._replicas_due_s = clock.monotonic()
-        self._replicas_text = ""
+        self._replicas_text, self._replicas_counted = "", (0, 0)
 
     @property
     def open(self) -> int:
@@ -231,17 +231,18 @@ class Escalations:
 
     def _look_at_replicas(self) -> None:
         """Shows the replicas in health, and logs when another number of them is ready."""
-        now_s, before = self._clock.monotonic(), self._replicas_text
+        now_s = self._clock.monotonic()
         if now_s < self._replicas_due_s:
             return
         self._replicas_due_s = now_s + REPLICAS_EVERY_S
-        self._replicas_text = text = replicas_text(self._deep)
-        if text == before:
+        states = replica_states(self._deep)
+        if states is None or (text := replicas_text(states)) == self._replicas_text:
             return
-        count = text.partition(";")[0]
-        if count != before.partition(";")[0]:
+        self._replicas_text, counted = text, (ready_count(states), len(states))
+        if counted != self._replicas_counted:
+            self._replicas_counted = counted
             log.info("deep model", replicas=text)
-        if count.startswith(NO_REPLICA):
+        if not ready_count(states):
             self._health.waiting("deep model", text)
         elif not self._health.waits("deep model"):
             self._health.ok("deep model", text)

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from cascade.config import Config, DeepSettings
 from cascade.local_parts import free_ports
 from cascade.protocols import ReplicaState
-from streaming.deep_replicas import ReplicaCollector, replicas_text
+from streaming.deep_replicas import ReplicaCollector, replica_states, replicas_text
 from streaming.service import energy_pids
 from tests.streaming.test_escalations import Rig, StuckStage
 
@@ -53,10 +53,14 @@ def test_each_replica_has_its_counts_and_one_that_vanishes_has_none() -> None:
     assert {replica for _, replica in samples()} == {"", "10.0.0.1:8001"}
 
 
-def test_the_text_has_the_problem_of_a_replica_and_is_empty_for_a_stage_without_replicas() -> None:
-    assert replicas_text(Several(UP, DOWN, UP)) == "replicas ready: 2 of 3; 10.0.0.2:8001: refused"
-    assert replicas_text(Several(UP)) == "replicas ready: 1 of 1"
-    assert replicas_text(StuckStage()) == ""
+def test_the_text_has_the_problem_of_a_replica() -> None:
+    assert replicas_text([UP, DOWN, UP]) == "replicas ready: 2 of 3; 10.0.0.2:8001: refused"
+    assert replicas_text([UP]) == "replicas ready: 1 of 1"
+
+
+def test_a_stage_without_replicas_has_no_states() -> None:
+    assert replica_states(Several(UP)) == [UP]
+    assert replica_states(StuckStage()) is None
 
 
 def test_health_shows_how_many_are_ready_and_waits_when_none_is() -> None:
