@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cascade.mig import prometheus
 from cascade.mig.prometheus import PrometheusError, Sample, read_series
-from tests.cascade.mig.http_answers import answering
+from tests.http_answers import answering
 
 GOOD = (
     b'{"status":"success","data":{"resultType":"matrix","result":['

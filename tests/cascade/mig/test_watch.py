@@ -41,7 +41,6 @@ from cascade.mig.watch import Watcher, WatchFrame, deep_watts, gpu_figures
 from cascade.mig.watch_commands import next_frame, render_frame
 from tests.cascade.ledger.helpers import NOON
 from tests.cascade.ledger.test_journal import written
-from tests.cascade.mig.http_answers import Answer, answering
 from tests.cascade.mig.pretended_dcgm import (
     CALLS_PER_S,
     IDLE_W,
@@ -53,6 +52,7 @@ from tests.cascade.mig.pretended_dcgm import (
     triton_exposition,
     worker_exposition,
 )
+from tests.http_answers import Answer, answering
 
 SCRAPE_S = 10.0
 
