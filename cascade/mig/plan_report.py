@@ -265,7 +265,7 @@ def _quoted(plan: Plan) -> list[str]:
     for name, other in others:
         if other is not None:
             apart = best.energy_mj / other.energy_mj - 1
-            lines.append(f"Against {name}, {number_text(other.energy_mj)} mJ: {apart:+.1%}.")
+            lines.append(f"Against {name}, {other.energy_mj:,.4g} mJ: {apart:+z.1%}.")
     if found.mig_calls_per_s is not None and found.whole_calls_per_s is not None:
         lines.append(
             f"Within the limit one GPU carries {found.mig_calls_per_s:,.0f} calls/s in slices and"

@@ -95,7 +95,7 @@ def show_worker_days(days: Sequence[WorkerDay], partitions: int, rate_max: float
     console.print()
     console.print(table)
     note = (
-        f"late: waits more than {WAIT_S_MAX:g} s in its partition; {partitions} partitions, a worker decides"
-        f" {rate_max:,.0f}/s"
+        f"late: waits more than {WAIT_S_MAX:g} s in its partition; a worker decides {rate_max:,.0f}/s, so {partitions}"
+        f" partitions at most {partitions * rate_max:,.0f}/s"
     )
     console.print(Padding(Text(note), (1, 1, 0, 1)))
