@@ -61,7 +61,7 @@ def check_topics(config: Config, create_partitions: int) -> None:
 
 
 def check_topics_once(config: Config, create_partitions: int) -> None:
-    """See check_topics; raises every error at once."""
+    """The same without a second try."""
     specs = topic_specs(config, max(create_partitions, 1))
     if create_partitions:
         ensure_topics(config.kafka, specs)
@@ -80,7 +80,7 @@ def is_retriable(error: BrokerError) -> bool:
 
 
 def differences(config: Config, wanted: Sequence[TopicSpec], found: Mapping[str, TopicSpec]) -> list[str]:
-    """Returns in what the topics differ from those that `cascade topics` would create, a line with the remedy each.
+    """Returns how the topics differ from those that `cascade topics` would create: a line with the remedy for each.
 
     wanted: by `topic_specs`. found: the topics of the broker, by name; a setting that the broker does not show to this
     user is not compared. Each worker reads all labels, and few dead letters are written, so that these topics may have
@@ -103,8 +103,8 @@ def differences(config: Config, wanted: Sequence[TopicSpec], found: Mapping[str,
             )
         if spec.replication not in (-1, topic.replication):
             lines.append(
-                f"{spec.name}: has {topic.replication} copies of each record, not {spec.replication};"
-                " `kafka-reassign-partitions.sh` adds and removes copies"
+                f"{spec.name}: has replication factor {topic.replication}, not {spec.replication};"
+                " `kafka-reassign-partitions.sh` changes it"
             )
         shown = topic.settings or {}
         for key, value in (spec.settings or {}).items():

@@ -98,7 +98,7 @@ def test_the_names_of_features_are_those_that_llvm_reports() -> None:
 def test_the_command_reports_what_it_compiled(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compile", "--json"]) == 0
     capsys.readouterr()
-    # a second process finds everything; this one has no kernel to compile any more
+    # the first call has compiled what was missing, so the second has nothing to compile
     before = compilations()
     assert cli.main(["compile", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -55,7 +55,7 @@ def test_topics_as_they_were_created_do_not_differ() -> None:
     [
         ("transactions", {"partitions": 3}, ("has 3 partitions, not 6", "--alter", "while the topic is empty")),
         ("decisions", {"partitions": 12}, ("has 12 partitions, not 6", "pass --partitions 12")),
-        ("labels", {"replication": 1}, ("has 1 copies of each record, not 3", "kafka-reassign-partitions.sh")),
+        ("labels", {"replication": 1}, ("has replication factor 1, not 3", "kafka-reassign-partitions.sh")),
         (
             "transactions",
             {"settings": {"message.timestamp.type": "CreateTime"}},
