@@ -30,6 +30,7 @@ from cascade.mig.placement import Layout, counts_of, layouts, stranded_sms
 from cascade.mig.queueing import mix
 from cascade.mig.service_time import Basis, Part, least_certain
 
+# 14,026 combinations of an A100's layouts on four GPUs take a second; on five there are 39,837.
 _COMBINED_MAX: Final = 4
 
 

@@ -40,7 +40,9 @@ Measured = Annotated[
         help="PROFILE=FILE of `cascade bench deep-calls --json`, or GPU=FILE for a whole GPU; repeat for several."
     ),
 ]
-BurstFactor = Annotated[float, typer.Option(min=1.0, max=1_000.0, help="Rate in a burst ÷ rate between two bursts.")]
+BurstFactor = Annotated[
+    float, typer.Option(min=1.0, max=1_000.0, help="Rate in a burst ÷ rate between two bursts; 1: no bursts.")
+]
 BurstShare = Annotated[float, typer.Option(min=0.001, max=0.9, help="Share of the time that is in bursts.")]
 BurstSeconds = Annotated[float, typer.Option("--burst-s", min=0.001, max=86_400.0, help="Mean length of a burst.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
