@@ -37,8 +37,9 @@ _RATES: Final = 400
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
     """GPUs without MIG that carry the same calls: the fewest joules a call of its kind.
 
-    replicas: of all models together; a Triton of a whole GPU is one of each. instances: of the model in each. p99_ms, headroom: of the model that
-    comes closest to its limit. busy_share: its mean over replicas. idle_mj, dynamic_mj: of a call.
+    replicas: of all models together; a Triton that serves several models counts once for each. instances: of the
+    model in each. p99_ms, headroom: of the model that comes closest to its limit. busy_share: its mean over replicas.
+    idle_mj, dynamic_mj: of a call.
     """
 
     kind: str
