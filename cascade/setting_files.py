@@ -69,7 +69,8 @@ def _explained(content: Mapping[str, Any], kind: inspect.Type, text: str, see: s
     problem = _PROBLEM.fullmatch(text)
     if problem is None:
         return "file", None, text, see
-    words, key = problem[1][0].lower() + problem[1][1:].replace("`", ""), problem[2]
+    words, key = problem[1].replace("`object`", "table").replace("`", ""), problem[2]
+    words = words[0].lower() + words[1:]
     if "[...]" in key:  # a table with keys of any name: msgspec does not say which
         return key, None, words, see
     steps = _steps(key)
@@ -93,7 +94,7 @@ def _steps(path: str) -> list[_Step]:
 def _type_at(kind: inspect.Type, steps: Sequence[_Step]) -> inspect.Type:
     """The type of what is at the end of these steps; AnyType where msgspec's description of types does not lead there.
 
-    Of a choice between types it takes the first; in settings the second is None.
+    Of a choice between types it takes the first; in settings the other is None.
     """
     for step in steps:
         if isinstance(step, int):

@@ -104,7 +104,7 @@ HEADERS = {"H": "a=b", "BAD": "hunter2", "SPLIT": "a=hunter2%0d%0ax: y"}
         ("[deep]\nurl = 'triton:8001,'", ["deep.url = 'triton:8001,'", "host:port, several"]),
         ("[kafka.topics]\nlabels = 'transactions'", ["kafka.topics.", "twice"]),
         ("[kafka.topics]\nlabels = 'a b'", ["kafka.topics.labels = 'a b'"]),
-        ("kafka = 3", ["kafka = 3", "expected object"]),
+        ("kafka = 3", ["kafka = 3", "expected table, got int"]),
         ("[deadline]\nbudget_ms = 1.5", ["deadline.budget_ms = 1.5"]),
         ("[deadline\n", ["is not TOML", "line 1"]),
         (b"\xff\xfe", ["is not UTF-8"]),
