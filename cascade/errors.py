@@ -81,3 +81,8 @@ class DeepStageError(CascadeError):
     def __init__(self, cause: str, detail: str) -> None:
         self.cause = cause
         super().__init__(detail)
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether the model has too many calls, which is no fault of its server."""
+        return self.cause in ("deadline", "queue-full")

@@ -76,7 +76,9 @@ class ReplicaWatch:
         try:
             await check
         except DeepStageError as error:
-            self._replicas.not_ready(replica, str(error))
+            # overload must not take away a replica that fits
+            found = self._replicas.late if error.overloaded else self._replicas.not_ready
+            found(replica, str(error))
         except ModelServerError as error:
             self._replicas.not_ready(replica, str(error), differs=True)
         else:

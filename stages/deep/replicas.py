@@ -175,7 +175,7 @@ class Replicas(Generic[Connection]):
         self._set(replica, ready=True, problem="")
 
     def late(self, replica: Replica[Connection], problem: str) -> None:
-        """A check has no answer yet. The replica gets requests only if no other is ready: the delay may be ours."""
+        """A check has no answer yet, or found a full queue. The replica gets requests only if no other is ready."""
         replica.checked = True
         self._set(replica, ready=False, problem=problem)
 

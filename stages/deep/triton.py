@@ -179,7 +179,7 @@ class TritonDeepStage:
             elif error is None:
                 self._replicas.answered(replica)
             else:
-                overloaded = isinstance(error, DeepStageError) and error.cause in ("queue-full", "deadline")
+                overloaded = isinstance(error, DeepStageError) and error.overloaded
                 gone = isinstance(error, ReplicaUnavailableError) and not overloaded
                 self._replicas.failed(replica, str(error), gone, overloaded)
                 if gone:

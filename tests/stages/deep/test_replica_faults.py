@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import msgspec
@@ -21,7 +21,8 @@ from cascade.columns import Float64
 from cascade.errors import DeepStageError, ModelServerError
 from cascade.protocols import ReplicaState
 from stages.deep import triton as module
-from stages.deep.replicas import Address
+from stages.deep.replica_watch import ReplicaWatch
+from stages.deep.replicas import Address, Replicas
 from stages.deep.triton import TritonDeepStage
 from stages.deep.triton_connection import TritonConnection
 from tests.conftest import TinyDeepModel
@@ -188,6 +189,21 @@ def test_the_start_needs_one_replica_and_not_all(new_stage: StageMaker, tiny_dee
         stage = new_stage(f"{late.url},{running.url}")
         assert ready(stage) == {late.url: False, running.url: True}
         assert state_of(stage, late).problem == "the model is not ready"
+
+
+@pytest.mark.parametrize(("cause", "used"), [("queue-full", True), ("deadline", True), ("error", False)])
+def test_a_check_that_finds_an_overloaded_replica_does_not_take_it_away(cause: Any, used: bool) -> None:
+    class Connection:
+        async def check_model(self) -> None:
+            raise DeepStageError(cause, "the model is ready but does not answer")
+
+    replicas: Replicas[Any] = Replicas(connect=lambda _: Connection())
+    (only,) = replicas.update([Address("10.0.0.1", 8001, "triton")])
+    replicas.passed(only)
+    replicas.late(only, "no answer")
+    asyncio.run(ReplicaWatch(replicas)._check(only))
+    assert only.problem == "the model is ready but does not answer"
+    assert replicas.choose() is (only if used else None)
 
 
 # --- addresses that come and go -------------------------------------------------------------------------------------
