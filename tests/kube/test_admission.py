@@ -244,3 +244,16 @@ def test_object_with_a_mistake_is_refused(kubectl: Kubectl, applied: list[Object
     else:
         parent[last] = mistake.value
     assert mistake.message in refusal(kubectl, wrong)
+
+
+def test_an_apply_after_a_scale_is_refused_until_both_have_the_same_number(
+    kubectl: Kubectl, applied: list[Object]
+) -> None:
+    def scale(number: int) -> None:
+        kubectl("scale", f"deployment/{TRITON}", f"--replicas={number}", f"--namespace={NAMESPACE}")
+
+    scale(6)
+    with pytest.raises(KubectlError, match=r"conflict with .*\.spec\.replicas"):
+        kubectl.apply(applied)
+    scale(find(applied, "Deployment", TRITON)["spec"]["replicas"])
+    assert kubectl.apply(applied) == ""
