@@ -87,8 +87,9 @@ def cache_directory() -> Path | None:
         digest.update(b"%s %d\n%s" % (name.encode(), len(text), text))
     directories = [place / f"{_PREFIX}{digest.hexdigest()[:16]}" for place in _places()]
     for directory in directories:
-        with suppress(OSError):
+        with suppress(OSError):  # without a copy the kernels are compiled
             _begin_with_copy(directory, directories)
+        with suppress(OSError):
             directory.mkdir(parents=True, exist_ok=True)
             os.utime(directory)  # the time of its last use
             tempfile.TemporaryFile(dir=directory).close()
@@ -136,7 +137,10 @@ def _places() -> Iterator[Path]:
 
 
 def _begin_with_copy(directory: Path, others: Sequence[Path]) -> None:
-    """Copy the first of the other directories that exists, if this one does not; another process may do the same."""
+    """Copy the first of the other directories that exists, if this one does not. Raises OSError if that fails.
+
+    Another process may do the same: the first one's copy stays.
+    """
     if directory.is_dir():
         return
     filled = next((other for other in others if other.is_dir()), None)
@@ -149,8 +153,7 @@ def _begin_with_copy(directory: Path, others: Sequence[Path]) -> None:
         # the source may be read-only, and copytree has copied its mode
         for path in (staged, *staged.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        with suppress(OSError):  # another process was first
-            staged.rename(directory)
+        staged.rename(directory)
 
 
 def _remove_old(used: Path) -> None:

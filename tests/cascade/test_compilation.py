@@ -186,6 +186,21 @@ def test_compiled_kernels_that_cannot_be_written_are_copied_and_nothing_is_compi
     assert [path.name for path in (home / "cascade-fraud").iterdir()] == [outcome.directory.name]
 
 
+def test_a_copy_that_fails_leaves_a_directory_to_compile_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Path, target: Path, **_: object) -> None:
+        target.mkdir()
+        raise OSError(28, "No space left on device")
+
+    places = [tmp_path / "old"]
+    monkeypatch.setattr(compilation, "_places", lambda: places)
+    old = compilation.cache_directory.__wrapped__()
+    assert old is not None
+    places.insert(0, tmp_path / "new")
+    monkeypatch.setattr(compilation.shutil, "copytree", full)
+    assert compilation.cache_directory.__wrapped__() == tmp_path / "new" / old.name
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [old.name]
+
+
 def test_kernels_of_another_processor_are_compiled_again_beside_the_copied_ones(
     read_only: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
