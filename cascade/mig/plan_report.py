@@ -228,8 +228,8 @@ def _checked(check: Check) -> str:
             f" --simulate {check.calls_min:,}"
         )
     return (
-        f"{check.model}: p99 of {check.calls:,} simulated calls {check.p99_ms_simulated:.2f} ms, the model's error"
-        f" {check.error:+.1%}"
+        f"{check.model}: p99 of {check.calls:,} simulated calls of {check.clients} clients {check.p99_ms_simulated:.2f}"
+        f" ms, the model's error {check.error:+.1%}"
     )
 
 
@@ -261,6 +261,10 @@ def _quoted(plan: Plan) -> list[str]:
         f" {whole.energy_mj:,.4g} of the whole GPU. Idle power is {found.idle_share:.0%} of it, and all slices share"
         " the idle power of their chip.",
     ]
+    if whole.gpus != len(best.gpus):
+        lines.append(
+            f"GPUs needed: {len(best.gpus)} in slices, {whole.gpus} as a whole, which is a worst case (above)."
+        )
     others = (("MPS", plan.mps), ("a GPU of its own for each model", plan.own))
     for name, other in others:
         if other is not None:

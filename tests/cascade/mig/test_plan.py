@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import re
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 
 from cascade.cli import main
 from cascade.errors import DataError
@@ -19,6 +22,7 @@ from cascade.mig.evaluation import Evaluation
 from cascade.mig.gpus import GPUS
 from cascade.mig.placement import counts_of, layouts, place
 from cascade.mig.plan import Planner
+from cascade.mig.plan_report import Plan, make_plan, show_plan
 from cascade.mig.queueing import Batching
 from cascade.mig.service_time import ServiceTimes
 
@@ -254,6 +258,22 @@ def test_a_plan_file_has_several_models_with_alternatives_of_their_own(
     status, _, err = called(capsys, "plan", *options, "--models", str(path))
     assert status == 1
     assert "models[1].name = 'deep': names a model twice" in err
+
+
+def test_the_output_names_the_gpus_where_slices_need_fewer_than_whole_ones() -> None:
+    (evaluation,) = planner(1_000.0, 1.0).evaluations
+    plan = make_plan(A100, 1, [evaluation], 1, 0, 1)
+    assert plan.whole is not None
+
+    def shown(plan: Plan) -> str:
+        console = Console(file=io.StringIO(), width=80)
+        show_plan(plan, A100, console)
+        assert isinstance(console.file, io.StringIO)
+        return " ".join(console.file.getvalue().split())
+
+    more = msgspec.structs.replace(plan, whole=msgspec.structs.replace(plan.whole, gpus=2))
+    assert "GPUs needed: 1 in slices, 2 as a whole, which is a worst case" in shown(more)
+    assert "GPUs needed" not in shown(plan)
 
 
 def test_equal_seeds_give_equal_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
