@@ -45,6 +45,12 @@ def render(overlay: str) -> Objects:
 
 def render_with(overlay: str, components: Sequence[str], directory: Path) -> Objects:
     """The objects of an overlay with components on top; `directory` is empty."""
+    write_with(overlay, components, directory)
+    return render_directory(directory)
+
+
+def write_with(overlay: str, components: Sequence[str], directory: Path) -> None:
+    """Writes the kustomization of an overlay with components on top."""
     place = directory.resolve()
     kustomization = {
         "resources": [os.path.relpath(K8S / "overlays" / overlay, place)],
@@ -52,7 +58,6 @@ def render_with(overlay: str, components: Sequence[str], directory: Path) -> Obj
         "namespace": "cascade",
     }
     (place / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    return render_directory(place)
 
 
 def render_directory(directory: Path) -> Objects:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.k8s.manifests import K8S, write_with
 from tests.kube.control_plane import KWOK_ANNOTATION
 from tests.kube.kubectl import Kubectl, Object
 
-K8S = Path(__file__).parents[2] / "k8s"
-OVERLAYS = sorted(file.parent.name for file in K8S.glob("overlays/*/kustomization.yaml"))
 # The label and taint of a group of nodes, so that a test's pods run on its own nodes.
 GROUP = "tests.cascade/nodes"
 # Labels that the GPU operator and its feature discovery write.
@@ -31,17 +29,7 @@ def render(kubectl: Kubectl, overlay: str, namespace: str, nodes: str) -> list[O
 def render_with(kubectl: Kubectl, directory: Path, overlay: str, components: Sequence[str]) -> list[Object]:
     """The objects of an overlay with components, by a kustomization that this writes to `directory`."""
     directory.mkdir()
-    resource, *parts = (
-        os.path.relpath(K8S / path, directory.resolve())
-        for path in (f"overlays/{overlay}", *(f"components/{component}" for component in components))
-    )
-    lines = [
-        "kind: Kustomization",
-        "namespace: cascade",
-        f"resources: [{resource}]",
-        f"components: [{', '.join(parts)}]",
-    ]
-    (directory / "kustomization.yaml").write_text("\n".join(lines) + "\n")
+    write_with(overlay, components, directory)
     return kubectl.render(directory)
 
 
@@ -65,11 +53,6 @@ def pod_spec(each: Object) -> Object | None:
     """The specification of the pods that an object makes; None for an object that makes none."""
     template: Object | None = each.get("spec", {}).get("template")
     return template["spec"] if template is not None and each["kind"] in ("Deployment", "StatefulSet", "Job") else None
-
-
-def find(objects: Sequence[Object], kind: str, name: str) -> Object:
-    """The object of that kind and name, in place."""
-    return next(each for each in objects if each["kind"] == kind and each["metadata"]["name"] == name)
 
 
 def node(

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.k8s.manifests import find
 from tests.kube.kubectl import Kubectl, KubectlError, Object
-from tests.kube.manifests import find, move, render_with
+from tests.kube.manifests import move, render_with
 
 pytestmark = pytest.mark.kube
 

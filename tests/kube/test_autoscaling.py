@@ -20,10 +20,11 @@ from cascade.config import KafkaSettings
 from streaming.clients import TopicSpec, ensure_topics
 from streaming.local_broker import LocalBroker
 from tests.http_answers import answering
+from tests.k8s.manifests import find
 from tests.kube.control_plane import ControlPlane
 from tests.kube.keda import PrometheusStandIn, start_keda
 from tests.kube.kubectl import Kubectl, KubectlError, Object
-from tests.kube.manifests import find, node, render
+from tests.kube.manifests import node, render
 from tests.timing import wait_until
 
 pytestmark = [pytest.mark.kube, pytest.mark.keda]

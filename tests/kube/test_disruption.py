@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.k8s.manifests import find
 from tests.kube import pods
 from tests.kube.kubectl import Kubectl, Object
-from tests.kube.manifests import find, node, render
+from tests.kube.manifests import node, render
 from tests.timing import wait_until
 
 pytestmark = pytest.mark.kube

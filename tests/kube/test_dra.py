@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.k8s.manifests import K8S, find
 from tests.kube import pods
 from tests.kube.kubectl import Kubectl, Object
-from tests.kube.manifests import K8S, find, move, node
+from tests.kube.manifests import move, node
 from tests.timing import wait_until
 
 pytestmark = pytest.mark.kube

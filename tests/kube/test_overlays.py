@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.k8s.manifests import K8S, OVERLAYS
 from tests.kube import pods
 from tests.kube.kubectl import Kubectl, Object
-from tests.kube.manifests import K8S, OVERLAYS, move, node, pod_spec, render_with
+from tests.kube.manifests import move, node, pod_spec, render_with
 from tests.timing import wait_until
 
 pytestmark = pytest.mark.kube

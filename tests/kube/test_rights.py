@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.k8s.manifests import K8S, find
 from tests.kube import pods
 from tests.kube.kubectl import Kubectl, KubectlError
-from tests.kube.manifests import K8S, find, move, node, render
+from tests.kube.manifests import move, node, render
 
 pytestmark = pytest.mark.kube
 

@@ -12,9 +12,10 @@ import pytest
 
 from cascade.mig.gpus import find_gpu
 from cascade.mig.overlay import write_overlay
+from tests.k8s.manifests import K8S
 from tests.kube import pods
 from tests.kube.kubectl import Kubectl
-from tests.kube.manifests import K8S, move, node
+from tests.kube.manifests import move, node
 from tests.timing import wait_until
 
 pytestmark = pytest.mark.kube
