@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -105,8 +105,9 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
         await_topics(config, create_topics, health, stopping)
         if stopping.is_set():
             return ledger.summary()
-        running: list[Worker] = []
-        stack.enter_context(_lag_watched(config, health, registry, running))
+        present = _PresentWorker()
+        stopping.on_set(present.stop)
+        stack.enter_context(_lag_watched(config, health, registry, present))
 
         def make(session: ExitStack) -> Worker | None:
             # the first connections were waited for above
@@ -115,9 +116,10 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
                 return None
             parts = _connect(config, bundle, engine, deep, ledger, health, snapshots, hasher, clock, session)
             worker = Worker(parts)
-            running[:] = [worker]
-            session.callback(running.clear)
-            stopping.on_set(worker.stop)
+            present.set(worker)
+            session.callback(present.set, None)
+            if stopping.is_set():  # while it connected
+                worker.stop()
             return worker
 
         _settle_interpreter()
@@ -134,24 +136,51 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
     return summary
 
 
+class _PresentWorker:
+    """The worker of the present session; there is none between sessions. For any thread.
+
+    Other threads ask while a session ends, so each method reads `_worker` once.
+    """
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    def set(self, worker: Worker | None) -> None:
+        """A session begins or ends."""
+        self._worker = worker
+
+    def positions(self) -> Positions | None:
+        """The worker's `positions`; None without a worker."""
+        worker = self._worker
+        return None if worker is None else worker.positions
+
+    def stop(self) -> None:
+        """See Worker."""
+        worker = self._worker
+        if worker is not None:
+            worker.stop()
+
+    def lose(self, reason: str) -> None:
+        """See Worker."""
+        worker = self._worker
+        if worker is not None:
+            worker.lose(reason)
+
+
 @contextmanager
 def _lag_watched(
-    config: Config, health: HealthState, registry: CollectorRegistry, running: Sequence[Worker]
+    config: Config, health: HealthState, registry: CollectorRegistry, present: _PresentWorker
 ) -> Iterator[None]:
-    """Watches the lag of the present worker: the last of `running`, which is empty between sessions."""
-
-    def positions() -> Positions | None:
-        return running[-1].positions if running else None
-
+    """Watches the lag of the present worker."""
     watch = LagWatch(
         connect=lambda: make_consumer(config.kafka, None),
         topic=config.kafka.topics.transactions,
-        positions=positions,
+        positions=present.positions,
         health=health,
         stall_s_max=config.health.stall_s_max,
-        lost=lambda reason: running[-1].lose(reason) if running else None,
+        lost=present.lose,
     )
-    registry.register(LagCollector(positions, watch.lags))
+    registry.register(LagCollector(present.positions, watch.lags))
     watch.start()
     try:
         yield
