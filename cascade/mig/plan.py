@@ -14,6 +14,7 @@ profile, as few as it needs, and all combinations of profiles are packed exactly
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Final
@@ -215,17 +216,14 @@ class Planner:
             }
             for found in self.evaluations
         ]
-        packed = []
+        found, packed = [], dict[tuple[tuple[str, int], ...], list[Layout] | None]()
         for chosen in product(*options):
             replicas = [{name: by_name[name]} for name, by_name in zip(chosen, options, strict=True)]
-            total: dict[str, int] = {}
-            for slices in replicas:
-                for name, number in slices.items():
-                    total[name] = total.get(name, 0) + number
-            if sum(total.values()) <= GPUS_MAX * max(profile.count_max for profile in self.gpu.profiles):
-                packed.append((total, replicas))
-        by_total = {tuple(sorted(total.items())): self._packed(total) for total, _ in packed}
-        found = [(by_total[tuple(sorted(total.items()))], replicas) for total, replicas in packed]
+            total = sum(map(Counter, replicas), Counter[str]())
+            key = tuple(sorted(total.items()))
+            if key not in packed:
+                packed[key] = self._packed(total)
+            found.append((packed[key], replicas))
         fitting = [(gpus, replicas) for gpus, replicas in found if gpus is not None and len(gpus) <= self.gpus]
         if not fitting:
             needed = min((len(gpus) for gpus, _ in found if gpus is not None), default=None)
@@ -233,16 +231,22 @@ class Planner:
                 raise DataError(f"the models together need more than {GPUS_MAX} GPUs: divide the demand")
             raise DataError(f"--gpus {self.gpus}: too few; the models together need {needed} × {self.gpu.key}")
 
+        work_w = [
+            {name: self._work_w(found, name, number) for name, number in by_name.items()}
+            for found, by_name in zip(self.evaluations, options, strict=True)
+        ]
+
         def order(pair: tuple[list[Layout], list[dict[str, int]]]) -> tuple[float, int]:
             gpus, replicas = pair
-            watts = len(gpus) * self.gpu.idle_w
-            for evaluation, slices in zip(self.evaluations, replicas, strict=True):
-                ((name, number),) = slices.items()
-                mean = evaluation.demand.calls_per_s_mean
-                watts += mean * evaluation.joules(self.servers[name], mean / number)
-            return watts, -sum(stranded_sms(self.gpu, layout) for layout in gpus)
+            work = sum(by_name[name] for by_name, slices in zip(work_w, replicas, strict=True) for name in slices)
+            return len(gpus) * self.gpu.idle_w + work, -sum(stranded_sms(self.gpu, layout) for layout in gpus)
 
         return sorted(fitting, key=order)[:count]
+
+    def _work_w(self, evaluation: Evaluation, name: str, replicas: int) -> float:
+        """Watts above idle of a model on so many slices of a profile, at its mean rate."""
+        mean = evaluation.demand.calls_per_s_mean
+        return mean * evaluation.joules(self.servers[name], mean / replicas)
 
     def _packed(self, total: Mapping[str, int]) -> list[Layout] | None:
         try:
