@@ -167,7 +167,7 @@ def test_a_replica_that_is_added_has_its_share_within_a_second_of_being_ready(
         time.sleep(1)
         before = counts(stage)
         added.start()
-        due = before[added.grpc_url] + 10
+        due = before[added.grpc_url] + 3
         noticed_s = wait_within(NOTICED_S_MAX, lambda: counts(stage)[added.grpc_url] > due, "the added one has calls")
         before = counts(stage)
         time.sleep(6)
