@@ -48,7 +48,10 @@ def parse_settings(octets: bytes, kind: type[T], file: object, example: str) -> 
 
 
 def convert_settings(content: Mapping[str, Any], kind: type[T], file: object, see: str) -> T:
-    """The same for content that is decoded already. see: the remedy where the limits of a value are not enough."""
+    """Converts decoded content to settings. Raises SettingError with `file`, key, value and remedy.
+
+    see: the remedy where the limits of the value are not enough.
+    """
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:

@@ -61,7 +61,7 @@ def check_topics(config: Config, create_partitions: int) -> None:
 
 
 def check_topics_once(config: Config, create_partitions: int) -> None:
-    """The same without a second try."""
+    """Does what check_topics does, once: it raises every error at once."""
     specs = topic_specs(config, max(create_partitions, 1))
     if create_partitions:
         ensure_topics(config.kafka, specs)

@@ -15,7 +15,7 @@ BUSY: Final = 0.6
 
 
 def triton_behavior(replicas_min: int, replicas_max: int) -> Behavior:
-    """Of the Tritons of a layout with one profile."""
+    """How `keda-triton` scales the Tritons of a layout with one profile."""
     return Behavior(
         replicas_min=replicas_min,
         replicas_max=replicas_max,
@@ -26,7 +26,7 @@ def triton_behavior(replicas_min: int, replicas_max: int) -> Behavior:
 
 
 def worker_behavior(replicas_min: int, replicas_max: int) -> Behavior:
-    """Of the workers."""
+    """How `keda` scales the workers."""
     return Behavior(
         replicas_min=replicas_min,
         replicas_max=replicas_max,

@@ -244,7 +244,8 @@ cards = 500
 terminals = 500
 days = 10
 [backlog]
-seconds = 0.5
+# the system counts CPU time by 10 ms, and Triton's share of half a second was less at times
+seconds = 2.0
 [live]
 rate = 300.0
 seconds = 3.0
@@ -274,9 +275,8 @@ def test_a_run_measures_from_topic_to_topic_and_nothing_is_missing(
     assert measured.live.missing == 0
     assert sum(latency.count for latency in measured.live.paths.values()) == pytest.approx(900, abs=60)
     assert 0 < measured.live.paths["screened"].p50_ms < measured.live.paths["screened"].p99_ms
-    assert measured.cpu_us.keys() == measured.live.cpu_us.keys() == {"service", "triton", "broker"}
-    # the system counts CPU time by 10 ms, and Triton's share of this short backlog can be less
-    assert all(measured.cpu_us[process] + measured.live.cpu_us[process] > 0 for process in measured.cpu_us)
+    assert measured.cpu_us.keys() == {"service", "triton", "broker"}
+    assert min(measured.cpu_us.values()) > 0
     # a page fault a transaction would mean that each allocates memory anew
     assert measured.page_faults_per_1000 is not None
     assert 0 <= measured.page_faults_per_1000 < 1_000
