@@ -123,9 +123,11 @@ def test_drain_waits_until_the_budget_allows_the_next_eviction(kubectl: Kubectl,
     refused = "Cannot evict pod as it would violate the pod's disruption budget."
     wait_until(lambda: refused in log.read_text(), "a refused eviction", 40.0, log.read_text)
 
-    # the evicted worker finds no node: the others stay where they are
-    waiting = pods.refusals(pods.of_component(kubectl, NAMESPACE, "worker"))
-    assert len(waiting) == 1
+    def waiting() -> dict[str, str]:
+        return pods.refusals(pods.of_component(kubectl, NAMESPACE, "worker"))
+
+    # the evicted worker is made again and finds no node: the others stay where they are
+    wait_until(lambda: len(waiting()) == 1, "one worker that waits for a node", 30.0, waiting)
     assert on("disruption-a") == 2
     assert drain.poll() is None
 
