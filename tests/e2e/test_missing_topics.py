@@ -17,6 +17,7 @@ from cascade import cli
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.config import Config, load_config
 from cascade.frames import LabelledData
+from cascade.ledger import LedgerSummary
 from cascade.local_parts import free_ports
 from tests.conftest import Broker
 from tests.e2e.asking import health
@@ -79,13 +80,15 @@ def test_sigterm_ends_the_wait_for_topics_at_once_and_with_status_0(
     broker: Broker, tmp_path: Path, processes: int
 ) -> None:
     path = written(tmp_path / "cascade.toml", broker, processes)
-    config = load_config(path)
-    with subprocess.Popen([sys.executable, "-m", "cascade", "run", "--config", str(path)]) as service:
+    config, ledger = load_config(path), tmp_path / "ledger.json"
+    command = [sys.executable, "-m", "cascade", "run", f"--config={path}", f"--ledger={ledger}"]
+    with subprocess.Popen(command) as service:
         try:
             wait_until(lambda: "no topic" in waiting_for_topics(config), "waiting for the topics")
             began_s = time.monotonic()
             service.terminate()
             assert service.wait(timeout=20) == 0
             assert time.monotonic() - began_s < 5.0
+            assert LedgerSummary.from_json_line(ledger.read_bytes()).transactions == 0
         finally:
             service.kill()

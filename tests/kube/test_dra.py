@@ -67,12 +67,13 @@ def test_slices_are_packed_and_wait_for_memory_of_one_another(kubectl: Kubectl, 
 
     def settled() -> bool:
         found = triton()
-        refused = [message for message in pods.refusals(found).values() if "cannot allocate all claims" in message]
-        return len(found) == 6 and len(pods.ready(found)) + len(refused) == 6
+        return len(found) == 6 and len(pods.ready(found)) + len(pods.refusals(found)) == 6
 
     wait_until(settled, "a verdict for each of six pods", 60.0, lambda: pods.refusals(triton()))
+    waiting = pods.refusals(triton())
     # 3g and 2g take six of eight memory slices, and the last of the eight can begin no 1g
-    assert 2 <= len(pods.refusals(triton())) <= 3
+    assert 2 <= len(waiting) <= 3
+    assert all("cannot allocate all claims" in message for message in waiting.values()), waiting
     assert_disjoint(kubectl, devices)
 
     kubectl("delete", "deployment", big["metadata"]["name"], f"--namespace={NAMESPACE}", "--cascade=foreground")
