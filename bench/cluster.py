@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from streaming.kafka.partitioning import partition_of
 
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle, write_bundle
 from cascade.columns import Array, Bool, ColumnBatch, Int64
@@ -35,11 +36,10 @@ from cascade.simulator import SimulatorSettings, simulate
 from stages.assembly import make_engine
 from stages.deep.local_triton import TRITON_VERSION
 from stages.offline import labels_of
-from streaming.clients import FetchedBatch, make_consumer, make_producer
-from streaming.clients.partitioning import partition_of
 from streaming.codecs import codec
-from streaming.decisions import decode_decision, message_keys
-from streaming.local_broker import KAFKA_VERSION
+from streaming.kafka import FetchedBatch, make_consumer, make_producer
+from streaming.kafka.local_broker import KAFKA_VERSION
+from streaming.pipeline.decisions import decode_decision, message_keys
 
 EVENTS_LIMIT, EVENTS_PER_KEY_MAX = re.compile(rb"(events_per_key_max = )\d[\d_]*"), 16_384
 # The load sends the transactions of a tick together.

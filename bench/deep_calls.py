@@ -51,7 +51,7 @@ from stages.deep.in_process import OnnxDeepStage
 from stages.deep.local_triton import TRITON_VERSION, LocalTriton
 from stages.deep.repository import write_repository
 from stages.deep.signature import BATCH_ROWS_MAX, DeepSignature
-from streaming.service import energy_pids, service_meters
+from streaming.service.serve import energy_pids, service_meters
 
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ROUNDS_MIN: Final = 5

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import msgspec
+from streaming.kafka.topics import ensure_topics
 
 from bench.cluster import end_offsets
 from cascade.bundle import Bundle, load_bundle
@@ -27,11 +28,10 @@ from cascade.local_parts import OwnedProcess, free_ports
 from stages.assembly import deep_signature
 from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
-from streaming.clients import make_consumer, make_producer
-from streaming.clients.topics import ensure_topics
-from streaming.local_broker import LocalBroker
+from streaming.kafka import make_consumer, make_producer
+from streaming.kafka.local_broker import LocalBroker
 from streaming.player import Played, Player
-from streaming.topics import topic_specs
+from streaming.service.topics import topic_specs
 
 READY_TIMEOUT_S = 120.0
 # A worker without a new decision for this long, while transactions wait, has failed.

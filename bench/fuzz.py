@@ -40,11 +40,11 @@ from cascade.ledger.machine import Machine, describe_machine
 from cascade.progress import Steps
 from cascade.schema import Field, Schema, load_schema, out_of_limits
 from cascade.simulator import SimulatorSettings, simulate
-from streaming.clients import FetchedBatch
 from streaming.codecs import Codec, Reject, RejectReason
 from streaming.codecs.faults import DETAIL_CHARACTERS_MAX
-from streaming.dead_letters import DETAIL_BYTES_MAX, OVERHEAD_BYTES_MAX, DeadLetter, dead_letter
-from streaming.intake import Intake, take_in
+from streaming.kafka import FetchedBatch
+from streaming.pipeline.dead_letters import DETAIL_BYTES_MAX, OVERHEAD_BYTES_MAX, DeadLetter, dead_letter
+from streaming.pipeline.intake import Intake, take_in
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 SETTINGS = WorkerSettings()

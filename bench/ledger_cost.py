@@ -30,7 +30,7 @@ from cascade.ledger import CpuModelMeter, Journal, Ledger, StageClock, ledger_re
 from cascade.ledger.machine import Machine, describe_machine
 from stages.assembly import make_engine
 from streaming.codecs import codec
-from streaming.decisions import encode_decisions
+from streaming.pipeline.decisions import encode_decisions
 
 BATCHES = (1, 10, 100, 1_000)
 FOLDED_ROWS = 100_000

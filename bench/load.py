@@ -24,7 +24,7 @@ from cascade.columns import Float64
 from cascade.config import load_config
 from cascade.errors import LocalPartError
 from cascade.local_parts import OwnedProcess
-from streaming.clients import make_producer
+from streaming.kafka import make_producer
 
 Arrivals = Literal["constant", "poisson", "burst", "day"]
 # Messages that are due within a tick are sent together. A sleep cannot be much shorter.

@@ -25,8 +25,8 @@ from cascade.columns import Float64, Int64
 from cascade.config import load_config
 from cascade.errors import LocalPartError
 from cascade.local_parts import OwnedProcess
-from streaming.clients import make_consumer
-from streaming.decisions import Decision, decode_decision
+from streaming.kafka import make_consumer
+from streaming.pipeline.decisions import Decision, decode_decision
 
 POLL_S, POLL_ROWS_MAX = 0.05, 20_000
 # Bounds the memory to about a gigabyte if nothing stops the observer.

@@ -9,7 +9,7 @@ import contextlib
 import sys
 from typing import Any
 
-import streaming.service
+import streaming.service.serve
 from cascade.cli import main
 from cascade.ledger import Ledger
 from cascade.ledger.account import MeterState
@@ -34,7 +34,7 @@ for _name in vars(Ledger):
 
 def silence() -> None:
     """Replace the service's ledger, and remove its energy sampler and its journal."""
-    service: Any = streaming.service
+    service: Any = streaming.service.serve
     service.Ledger = SilentLedger
     service.EnergySampler = service.journal_written = lambda *_: contextlib.nullcontext()
 

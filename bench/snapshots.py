@@ -21,8 +21,8 @@ from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.ledger.machine import describe_machine
 from cascade.protocols import SystemClock
 from stages.assembly import make_engine
-from streaming.files import FsspecFiles
-from streaming.snapshots import Snapshot, SnapshotStore
+from streaming.worker.files import FsspecFiles
+from streaming.worker.snapshots import Snapshot, SnapshotStore
 
 BATCH_ROWS = 100_000
 TERMINALS = 20_000

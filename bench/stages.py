@@ -28,8 +28,8 @@ from cascade.ledger.machine import Machine, describe_machine
 from cascade.schema import Roles
 from stages.assembly import make_engine
 from streaming.codecs import codec
-from streaming.decisions import DecisionColumns, _decisions, encode_decisions
-from streaming.duplicates import FirstDecisions
+from streaming.pipeline.decisions import DecisionColumns, _decisions, encode_decisions
+from streaming.pipeline.duplicates import FirstDecisions
 
 CARDS, TERMINALS, DAYS = 20_000, 20_000, 20
 BATCHES_A_TURN = 12

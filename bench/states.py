@@ -14,11 +14,11 @@ from cascade.config import Config
 from cascade.errors import CascadeError
 from cascade.features import FeatureEngine
 from cascade.protocols import SystemClock
-from streaming.clients import FetchedBatch
 from streaming.codecs import Codec, topic_codec
 from streaming.codecs.rows import empty_batch
-from streaming.files import FsspecFiles
-from streaming.snapshots import SnapshotStore, fingerprint
+from streaming.kafka import FetchedBatch
+from streaming.worker.files import FsspecFiles
+from streaming.worker.snapshots import SnapshotStore, fingerprint
 
 # Rows of a partition that are folded together, less than a day of them. Labels are folded before their chunk; if they
 # came much too early, they would evict older labels.

@@ -1,10 +1,9 @@
 """What terminal features lose when cards are partitioned: `python -m bench.terminals --data handbook.parquet`.
 
 Folds the Handbook's stream in three ways: by a single engine that sees every card; by several engines, each with the
-cards of its partition; and by several engines that exchange summaries of terminals, as `streaming.terminals` does. The
-same bundle scores the test week each time. There is no Kafka and no clock: the engines exchange summaries at fixed
-distances of event time, so that every run gives the same figures.
-"""
+cards of its partition; and by several engines that exchange summaries of terminals, as `streaming.worker.terminals`
+does. The same bundle scores the test week each time. There is no Kafka and no clock: the engines exchange summaries at
+fixed distances of event time, so that every run gives the same figures."""
 
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ from stages.metrics import Quality, quality
 from stages.offline import CHUNK_ROWS, Folded, OfflineScores, fold_rows, labels_of
 from stages.training import train_bundle
 from streaming.commands import between
-from streaming.decisions import message_keys
+from streaming.pipeline.decisions import message_keys
 
 Progress = Callable[[float], None]
 EPOCH = datetime(1970, 1, 1)

@@ -27,9 +27,9 @@ SECTIONS = {
         "demo": Command("bench.demo", "Run the whole service on this machine, on simulated data."),
         "simulate": Command("stages.commands", "Write simulated transactions with known frauds.", shared=True),
         "train": Command("stages.commands", "Train both models; write a bundle.", shared=True),
-        "doctor": Command("streaming.doctor", "Check broker, Triton, bundle, clocks and limits."),
+        "doctor": Command("streaming.service.doctor", "Check broker, Triton, bundle, clocks and limits."),
         "run": Command("streaming.commands", "Run the service until SIGTERM.", shared=True),
-        "top": Command("streaming.top", "Watch a running service in the terminal."),
+        "top": Command("streaming.service.top", "Watch a running service in the terminal."),
     },
     "Judge it: what it decided, and what that cost": {
         "evaluate": Command("streaming.commands", "Compare the decisions with the labels.", shared=True),

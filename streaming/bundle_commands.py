@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cascade.bundle import MANIFEST, Bundle, load_bundle
-from streaming.bundle_fetch import fetch_bundle
+from streaming.service.bundle_fetch import fetch_bundle
 
 app = typer.Typer(
     add_completion=False,

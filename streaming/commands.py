@@ -25,16 +25,16 @@ from cascade.ledger import render
 from cascade.progress import Steps
 from cascade.schema import load_schema
 from stages.assembly import make_deep_stage, make_screener
-from streaming.clients import describe_topics, ensure_topics, make_consumer, make_producer
-from streaming.clients.topics import wait_for_broker
 from streaming.evaluation import Evaluation, Judged, ModelEvaluation, read_decisions
 from streaming.evaluation import evaluate as judge
-from streaming.kernel_compilation import compile_every_kernel
+from streaming.kafka import describe_topics, ensure_topics, make_consumer, make_producer
+from streaming.kafka.topics import wait_for_broker
 from streaming.player import Player
-from streaming.service import serve
-from streaming.supervisor import supervise
-from streaming.topics import check_topics, differences, topic_specs
-from streaming.worker_slot import WorkerSlot
+from streaming.service.kernel_compilation import compile_every_kernel
+from streaming.service.serve import serve
+from streaming.service.supervisor import supervise
+from streaming.service.topics import check_topics, differences, topic_specs
+from streaming.service.worker_slot import WorkerSlot
 
 # A larger difference is not rounding: the service's features differed from those of the whole file.
 SCORE_DIFFERENCE_MAX = 1e-6

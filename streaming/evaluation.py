@@ -22,8 +22,8 @@ from cascade.protocols import DeepStage, Screener
 from cascade.schema import key_codes
 from stages.metrics import Quality, quality
 from stages.offline import score_offline
-from streaming.clients import ConsumerClient
-from streaming.decisions import decode_decision, plain_ids
+from streaming.kafka import ConsumerClient
+from streaming.pipeline.decisions import decode_decision, plain_ids
 
 Progress = Callable[[str, float], None]
 ROWS_MAX = 10_000

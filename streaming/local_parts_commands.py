@@ -11,10 +11,10 @@ import typer
 from cascade.local_parts import local_parts_dir
 from stages.deep import local_triton
 from stages.deep.local_triton import LocalTriton
-from streaming import local_broker
-from streaming.kernel_compilation import compile_every_kernel
-from streaming.local_broker import LocalBroker
-from streaming.waiting import stop_signals
+from streaming.kafka import local_broker
+from streaming.kafka.local_broker import LocalBroker
+from streaming.service.kernel_compilation import compile_every_kernel
+from streaming.service.waiting import stop_signals
 
 app = typer.Typer(
     add_completion=False,

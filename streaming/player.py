@@ -13,9 +13,9 @@ from cascade.config import Config
 from cascade.frames import LabelledData
 from cascade.schema import Schema
 from stages.offline import labels_of
-from streaming.clients import ProducerClient
 from streaming.codecs import topic_codec
-from streaming.decisions import message_keys
+from streaming.kafka import ProducerClient
+from streaming.pipeline.decisions import message_keys
 
 Progress = Callable[[float], None]
 # The most transactions that are sent before the due labels among them and the schedule are checked again.

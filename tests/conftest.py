@@ -28,8 +28,7 @@ from stages.deep import local_triton
 from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
 from stages.deep.signature import DeepSignature
-from streaming import local_broker
-from streaming.clients import TopicSpec, ensure_topics
+from streaming.kafka import TopicSpec, ensure_topics, local_broker
 from tests.shared_parts import PartsServer, SharedParts, connect
 
 # The same examples in each run: `pytest --hypothesis-profile=search` looks for new ones.

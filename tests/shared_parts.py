@@ -15,9 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cascade.local_parts import local_parts_dir
-from streaming import local_broker
-from streaming.local_broker import LocalBroker
-from streaming.local_security import LocalSecurity, SecureListener
+from streaming.kafka import local_broker
+from streaming.kafka.local_broker import LocalBroker
+from streaming.kafka.local_security import LocalSecurity, SecureListener
 from tests.certificates import Authority, make_authority
 
 PASSWORD = "c0rrectHorse"

@@ -105,7 +105,7 @@ def test_cascade_imports_no_kafka_no_triton_and_no_model_library() -> None:
 
 def test_kafka_stays_at_the_edge() -> None:
     # the peers are services of other projects
-    homes = ("streaming.clients", "streaming.local_broker", "streaming.doctor", "bench.peers")
+    homes = ("streaming.kafka", "streaming.kafka.local_broker", "streaming.service.doctor", "bench.peers")
     strays = [module for module in trees() if "kafka" in names_of(module) and not module.startswith(homes)]
     assert strays == []
 
@@ -125,11 +125,12 @@ def test_torch_is_imported_by_the_training_of_the_deep_model_only() -> None:
     ("modules", "absent"),
     [
         (
-            "streaming.service, streaming.commands, streaming.doctor, bench.demo, stages.commands, stages.training",
+            "streaming.service.serve, streaming.commands, streaming.service.doctor, bench.demo, stages.commands,"
+            " stages.training",
             ("torch", "onnx"),
         ),
         # a third of a service's start, and needed for forests only that cannot be compiled
-        ("streaming.service", ("lightgbm", "sklearn")),
+        ("streaming.service.serve", ("lightgbm", "sklearn")),
     ],
 )
 def test_modules_load_without_what_only_training_needs(modules: str, absent: tuple[str, ...]) -> None:

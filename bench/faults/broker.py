@@ -12,7 +12,7 @@ from bench.faults.logs import PartitionLog, Record
 from bench.faults.network import Network, NetworkFaults
 from bench.faults.transactions import TransactionCoordinator
 from bench.faults.world import NEVER_S, World
-from streaming.clients import Headers, Partition
+from streaming.kafka import Headers, Partition
 
 TICK_S = 0.1
 

@@ -13,7 +13,7 @@ from bench.faults.logs import PartitionLog, Record
 from bench.faults.network import Connection, Fate
 from bench.faults.world import CALL_S, NEVER_S, Life
 from cascade.errors import BrokerError
-from streaming.clients import FetchedBatch, GroupMember, Partition, PartitionsCallback
+from streaming.kafka import FetchedBatch, GroupMember, Partition, PartitionsCallback
 
 
 class SimConsumer:

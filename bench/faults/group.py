@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from bench.faults.network import Connection
 from bench.faults.world import Life, World
 from cascade.errors import BrokerError
-from streaming.clients import Partition
+from streaming.kafka import Partition
 
 Offsets = dict[Partition, tuple[int, str]]
 

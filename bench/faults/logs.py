@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from streaming.clients import Headers
+from streaming.kafka import Headers
 
 State = Literal["committed", "open", "aborted", "marker"]
 

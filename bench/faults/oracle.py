@@ -19,11 +19,11 @@ from bench.faults.traffic import SCHEMA, feature_spec, label_codec, transaction_
 from cascade.columns import ColumnBatch
 from cascade.engine import Engine
 from cascade.features import FeatureEngine
-from streaming.clients import Partition
 from streaming.codecs import Codec
-from streaming.dead_letters import HEADER_PREFIX
-from streaming.decisions import Decision, decode_decision
-from streaming.offsets import Decided
+from streaming.kafka import Partition
+from streaming.pipeline.dead_letters import HEADER_PREFIX
+from streaming.pipeline.decisions import Decision, decode_decision
+from streaming.worker.offsets import Decided
 
 # Breaches that a check lists; a bug usually causes many of one kind.
 BREACHES_SHOWN_MAX = 3

@@ -21,9 +21,9 @@ from cascade.errors import BrokerError, StateError
 from cascade.features import FeatureEngine
 from cascade.ledger import Ledger
 from cascade.policy import Calibration, Policy
-from streaming.health import HealthState
-from streaming.snapshots import SnapshotStore
-from streaming.worker import Parts, Worker
+from streaming.service.health import HealthState
+from streaming.worker.loop import Parts, Worker
+from streaming.worker.snapshots import SnapshotStore
 
 BUNDLE_VERSION = "faults"
 # Escalates about a fifth of the transactions, since the screener's log-odds are uniform over [-4, 4).

@@ -12,7 +12,7 @@ from bench.faults.group import Member
 from bench.faults.network import Connection, RequestTimeout
 from bench.faults.world import Life
 from cascade.errors import BrokerError, CommitUnknownError, ProducerFencedError, TransactionAbortedError
-from streaming.clients import Delivery, GroupMember, Headers, Partition
+from streaming.kafka import Delivery, GroupMember, Headers, Partition
 
 OnAcknowledged = Callable[[str, int], None]
 _Entry = tuple[bytes | None, bytes | None, Headers]

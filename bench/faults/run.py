@@ -19,8 +19,8 @@ from bench.faults.process import SimProcess
 from bench.faults.schedule import Options, derive
 from bench.faults.traffic import LABEL_S_MAX, REPEAT_S_MAX, send_last, send_traffic
 from bench.faults.world import ROUNDS_MAX, SimTooLong, World
-from streaming.clients import Partition
-from streaming.snapshots import Header
+from streaming.kafka import Partition
+from streaming.worker.snapshots import Header
 
 RESTART_S_MAX = 0.3
 SUPERVISE_S = 0.05

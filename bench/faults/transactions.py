@@ -14,7 +14,7 @@ from typing import Literal
 
 from bench.faults.world import World
 from cascade.errors import BrokerError, ProducerFencedError
-from streaming.clients import Partition
+from streaming.kafka import Partition
 
 Status = Literal["none", "open", "committing", "aborting"]
 # The longest delay from the decision to the markers.

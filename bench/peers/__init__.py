@@ -7,7 +7,7 @@
 
 The comparison is fair: each peer is written as its library's documentation shows and tuned as a user would tune it. It
 delivers at least once and commits offsets every five seconds. Its own module names what it leaves out. Its decisions
-are the messages of `streaming.decisions`.
+are the messages of `streaming.pipeline.decisions`.
 """
 
 from __future__ import annotations

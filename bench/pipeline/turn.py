@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
+from streaming.kafka.partitioning import partition_of
 
 from bench.cluster import EndlessData, end_offsets
 from bench.embedded import EmbeddedParts, records_in
@@ -25,10 +26,9 @@ from cascade.errors import CascadeError
 from cascade.ledger import LedgerSummary
 from cascade.ledger.latency import LatencyHistogram
 from cascade.schema import Schema
-from streaming.clients import make_consumer, make_producer
-from streaming.clients.partitioning import partition_of
 from streaming.codecs import codec
-from streaming.decisions import message_keys
+from streaming.kafka import make_consumer, make_producer
+from streaming.pipeline.decisions import message_keys
 
 # A pilot of this many transactions measures the rate, from which the length of the backlog follows.
 PILOT_ROWS = 10_000

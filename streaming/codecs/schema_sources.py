@@ -19,7 +19,7 @@ from cascade.errors import BrokerError, SettingError
 from streaming.codecs.avro_schemas import SCHEMA_BYTES_MAX, SchemaRefusedError
 from streaming.codecs.avro_writers import KNOWN_MAX, Schemas
 from streaming.codecs.protocol import RejectReason
-from streaming.web import make_opener
+from streaming.service.web import make_opener
 
 # A schema is requested once, and the loop waits for it: the timeout is short, and the next session tries again.
 ASK_TIMEOUT_S = 2.0

@@ -19,18 +19,18 @@ from cascade.columns import Float64
 from cascade.engine import Engine
 from cascade.errors import BrokerError, CommitUnknownError
 from cascade.features import FeatureEngine
-from streaming.clients import FetchedBatch, Partition
-from streaming.duplicates import FirstDecisions
-from streaming.escalations import Escalations, Outcome
-from streaming.in_flight import DeepCall
-from streaming.labels import LabelFollower
-from streaming.offsets import Decided
-from streaming.outbox import AtLeastOnceOutbox, ExactlyOnceOutbox, Sent
-from streaming.partitions import Accepted, OwnedPartition, Phase
-from streaming.publisher import Publisher
-from streaming.recovery import Recovery
-from streaming.snapshots import Positions, SnapshotStore
-from streaming.worker import Worker
+from streaming.kafka import FetchedBatch, Partition
+from streaming.pipeline.duplicates import FirstDecisions
+from streaming.pipeline.escalations import Escalations, Outcome
+from streaming.pipeline.in_flight import DeepCall
+from streaming.pipeline.publisher import Publisher
+from streaming.worker.labels import LabelFollower
+from streaming.worker.loop import Worker
+from streaming.worker.offsets import Decided
+from streaming.worker.outbox import AtLeastOnceOutbox, ExactlyOnceOutbox, Sent
+from streaming.worker.partitions import Accepted, OwnedPartition, Phase
+from streaming.worker.recovery import Recovery
+from streaming.worker.snapshots import Positions, SnapshotStore
 
 SCHEDULES_MAX = 400
 Mutate = Callable[[pytest.MonkeyPatch], None]
@@ -105,7 +105,7 @@ def ignore_the_commit_metadata(patch: pytest.MonkeyPatch) -> None:
         def from_commit(cls, offset: int, metadata: str) -> Decided:
             return Decided(offset)
 
-    patch.setattr("streaming.recovery.Decided", Forgetful)
+    patch.setattr("streaming.worker.recovery.Decided", Forgetful)
 
 
 @caught("raised ValueError", 38, 55, 59)

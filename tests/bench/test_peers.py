@@ -34,9 +34,9 @@ from cascade.errors import LocalPartError
 from stages.assembly import deep_signature
 from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
-from streaming.clients import make_consumer, make_producer
 from streaming.codecs import codec
-from streaming.decisions import Decision, decode_decision, message_keys
+from streaming.kafka import make_consumer, make_producer
+from streaming.pipeline.decisions import Decision, decode_decision, message_keys
 from tests.conftest import Broker
 
 ROWS = 600

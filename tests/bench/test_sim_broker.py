@@ -23,7 +23,7 @@ from cascade.errors import (
     TransactionAbortedError,
 )
 from cascade.protocols import DeepInputs
-from streaming.clients import Partition
+from streaming.kafka import Partition
 
 IN, OUT = "transactions", "decisions"
 

@@ -217,4 +217,4 @@ def test_all_compiled_code_is_a_kernel_source_and_numba_compiles_nothing_by_itse
     for module in SOURCES:
         text = path_of(ROOT, module).read_text()
         assert "jit" not in text or module == "cascade.compilation", f"{module}: use cascade.compilation.kernel"
-    assert not {"cascade.config", "cascade.schema", "cascade.features.spec", "streaming.worker"} & set(SOURCES)
+    assert not {"cascade.config", "cascade.schema", "cascade.features.spec", "streaming.worker.loop"} & set(SOURCES)

@@ -28,7 +28,7 @@ from cascade.ledger import MeterError
 from cascade.protocols import DeepInputs
 from cascade.schema import Field, FieldType, Schema, parse_schema
 from streaming.codecs import RejectReason, codec
-from streaming.decisions import CAUSES, Decision, DecisionColumns, LatencyMs, encode_decisions
+from streaming.pipeline.decisions import CAUSES, Decision, DecisionColumns, LatencyMs, encode_decisions
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cascade.config import Config
-from streaming.clients import ProducerClient, make_producer
+from streaming.kafka import ProducerClient, make_producer
 
 
 def ask(config: Config, path: str, accept: str = "*/*") -> tuple[int, str]:

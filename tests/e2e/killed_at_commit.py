@@ -11,11 +11,12 @@ import signal
 import sys
 from typing import Any
 
+from streaming.kafka.kafka_consumer import KafkaPythonConsumer
+from streaming.kafka.kafka_transactions import KafkaPythonTransactionalProducer
+from streaming.kafka.rdkafka_consumer import RdkafkaConsumer
+from streaming.kafka.rdkafka_transactions import RdkafkaTransactionalProducer
+
 from cascade.cli import main
-from streaming.clients.kafka_consumer import KafkaPythonConsumer
-from streaming.clients.kafka_transactions import KafkaPythonTransactionalProducer
-from streaming.clients.rdkafka_consumer import RdkafkaConsumer
-from streaming.clients.rdkafka_transactions import RdkafkaTransactionalProducer
 
 
 def killed() -> None:

@@ -15,11 +15,11 @@ from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import ColumnBatch
 from streaming.codecs import topic_codec
 from streaming.codecs.schema_sources import TRIES
-from streaming.decisions import message_keys
+from streaming.pipeline.decisions import message_keys
 from tests.conftest import Broker
 from tests.e2e.asking import producing
 from tests.e2e.test_worker import decisions_in, read_all
-from tests.streaming.registry import Answer, Registry
+from tests.streaming.codecs.registry import Answer, Registry
 from tests.timing import wait_until
 
 pytestmark = [pytest.mark.kafka]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.streaming.kafka.helpers import fill, ignore, poll_until, visible
 
 import bench.embedded
 from bench.cluster import (
@@ -40,12 +41,11 @@ from cascade.errors import BrokerError
 from cascade.frames import LabelledData
 from cascade.ledger import LedgerSummary
 from cascade.local_parts import free_ports
-from streaming.clients import ConsumerClient, GroupMember, TopicSpec, ensure_topics, make_consumer, make_producer
-from streaming.local_broker import LocalBroker
+from streaming.kafka import ConsumerClient, GroupMember, TopicSpec, ensure_topics, make_consumer, make_producer
+from streaming.kafka.local_broker import LocalBroker
 from tests.e2e.asking import health
 from tests.proxy import Proxy
-from tests.streaming.clients.helpers import fill, ignore, poll_until, visible
-from tests.streaming.test_local_broker import consume, produce
+from tests.streaming.kafka.test_local_broker import consume, produce
 from tests.timing import wait_until
 
 pytestmark = [pytest.mark.kafka]
@@ -64,7 +64,7 @@ STUCK = """
 import sys
 from pathlib import Path
 from kafka import TopicPartition
-from streaming.clients.kafka_consumer import KafkaPythonConsumer
+from streaming.kafka.kafka_consumer import KafkaPythonConsumer
 whole = KafkaPythonConsumer.poll
 def poll(self, timeout_s, rows_max):
     if self._group is not None and Path(sys.argv[1]).exists():

@@ -33,9 +33,9 @@ from cascade.columns import ColumnBatch
 from cascade.config import CodecName, Config
 from cascade.frames import frame_to_batch
 from cascade.simulator import SimulatorSettings, simulate
-from streaming.clients import FetchedBatch, make_consumer
 from streaming.codecs import codec, too_far_ahead
-from streaming.decisions import Decision, decode_decision, message_keys
+from streaming.kafka import FetchedBatch, make_consumer
+from streaming.pipeline.decisions import Decision, decode_decision, message_keys
 from tests.conftest import Broker
 from tests.e2e.asking import producing
 

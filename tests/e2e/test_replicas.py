@@ -25,8 +25,8 @@ from cascade.ledger import LedgerSummary
 from stages.assembly import deep_signature
 from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
-from streaming.clients import FetchedBatch
-from streaming.decisions import Decision, decode_decision
+from streaming.kafka import FetchedBatch
+from streaming.pipeline.decisions import Decision, decode_decision
 from tests.conftest import Broker
 from tests.e2e.asking import ask, health
 from tests.timing import wait_until

@@ -16,7 +16,7 @@ from bench.embedded import new_names
 from cascade import cli
 from cascade.config import ClientName, KafkaSettings, SecuritySettings
 from cascade.errors import BrokerError
-from streaming.clients import TopicSpec, ensure_topics, make_consumer, make_producer, wait_for_broker
+from streaming.kafka import TopicSpec, ensure_topics, make_consumer, make_producer, wait_for_broker
 from tests.certificates import Authority, make_authority
 from tests.shared_parts import PASSWORD, SASL_LISTENERS, SharedBroker, SharedParts
 from tests.token_server import token_server, unsigned_token

@@ -40,9 +40,9 @@ from stages.assembly import deep_signature, make_deep_stage, make_engine, make_s
 from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
 from stages.offline import OfflineScores, score_offline
-from streaming.clients import FetchedBatch
-from streaming.decisions import Decision, decode_decision
-from streaming.locked_memory import locking_problem
+from streaming.kafka import FetchedBatch
+from streaming.pipeline.decisions import Decision, decode_decision
+from streaming.service.locked_memory import locking_problem
 from tests.conftest import Broker
 from tests.e2e.asking import health, producing
 from tests.timing import wait_until

@@ -26,7 +26,7 @@ from cascade.errors import DataError
 from cascade.frames import LabelledData
 from cascade.ledger import read_journal, summarise
 from stages.deep.local_triton import LocalTriton
-from streaming.health import OPENMETRICS
+from streaming.service.health import OPENMETRICS
 from tests.conftest import Broker
 from tests.e2e.asking import ask
 from tests.e2e.test_worker import ends_with_one_line, triton_server  # the fixture is used by name

@@ -11,7 +11,7 @@ from prometheus_client import generate_latest
 from cascade.config import CarbonSettings
 from cascade.ledger import Ledger, energy_metrics, ledger_registry, make_carbon
 from cascade.ledger.account import MeterState
-from streaming.lag import LagCollector
+from streaming.service.lag import LagCollector
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cascade.config import Config, load_config
-from streaming.topics import topic_specs
+from streaming.service.topics import topic_specs
 from tests.k8s.manifests import (
     OVERLAYS,
     Object,

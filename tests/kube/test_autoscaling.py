@@ -17,8 +17,8 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from cascade.config import KafkaSettings
-from streaming.clients import TopicSpec, ensure_topics
-from streaming.local_broker import LocalBroker
+from streaming.kafka import TopicSpec, ensure_topics
+from streaming.kafka.local_broker import LocalBroker
 from tests.http_answers import answering
 from tests.k8s.manifests import find
 from tests.kube.control_plane import ControlPlane

@@ -12,7 +12,7 @@ import pytest
 from cascade.config import KafkaSettings
 from stages.deep.repository import write_repository
 from stages.deep.triton import TritonDeepStage
-from streaming.clients import TopicSpec, ensure_topics
+from streaming.kafka import TopicSpec, ensure_topics
 from tests.conftest import TinyDeepModel
 
 LOCAL = [sys.executable, "-c", "from streaming.local_parts_commands import app; app()"]

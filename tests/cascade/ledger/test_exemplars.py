@@ -13,7 +13,7 @@ from prometheus_client.samples import Sample
 
 from cascade.ledger import Ledger, ledger_registry
 from cascade.ledger.exemplars import BUCKETS_S, ID_CHARACTERS_MAX, Exemplars
-from streaming.decisions import RecordPositions, decision_ids
+from streaming.pipeline.decisions import RecordPositions, decision_ids
 
 NAME = "cascade_decision_latency_seconds"
 

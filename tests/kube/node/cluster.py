@@ -33,8 +33,8 @@ from bench.cluster import (
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import Bool, Int64
 from cascade.config import load_config
-from streaming.clients import FetchedBatch
-from streaming.decisions import decode_decision
+from streaming.kafka import FetchedBatch
+from streaming.pipeline.decisions import decode_decision
 from tests.kube.kubectl import KubectlError, Object
 from tests.kube.node.node import Node, http_get
 from tests.timing import wait_until

@@ -1,0 +1,102 @@
+"""Kafka behind protocol classes; the client library is chosen by `kafka.client`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import overload
+
+from cascade.config import KafkaSettings
+from cascade.errors import SettingError
+from streaming.kafka.limits import DELIVERY_TIMEOUT_S
+from streaming.kafka.protocol import (
+    ConsumerClient,
+    Delivery,
+    FetchedBatch,
+    GroupMember,
+    Headers,
+    Partition,
+    PartitionsCallback,
+    ProducerClient,
+    TopicSpec,
+    TransactionalProducerClient,
+)
+from streaming.kafka.topics import describe_topics, ensure_topics, missing_topics, wait_for_broker
+
+__all__ = [
+    "ConsumerClient",
+    "Delivery",
+    "FetchedBatch",
+    "GroupMember",
+    "Headers",
+    "Partition",
+    "PartitionsCallback",
+    "ProducerClient",
+    "TopicSpec",
+    "TransactionalProducerClient",
+    "describe_topics",
+    "ensure_topics",
+    "make_consumer",
+    "make_producer",
+    "missing_topics",
+    "wait_for_broker",
+]
+
+
+def make_consumer(kafka: KafkaSettings, group: str | None) -> ConsumerClient:
+    """Makes a consumer of `group`, or outside any group; raises BrokerError if no broker answers."""
+    if kafka.client == "librdkafka":
+        with _installed():
+            from streaming.kafka.rdkafka_consumer import RdkafkaConsumer
+
+        return RdkafkaConsumer(kafka, group)
+    from streaming.kafka.kafka_consumer import KafkaPythonConsumer
+
+    return KafkaPythonConsumer(kafka, group)
+
+
+@overload
+def make_producer(kafka: KafkaSettings, *, delivery_timeout_s: float = ...) -> ProducerClient: ...
+@overload
+def make_producer(kafka: KafkaSettings, transactional_id: str) -> TransactionalProducerClient: ...
+@overload
+def make_producer(
+    kafka: KafkaSettings, transactional_id: str | None
+) -> ProducerClient | TransactionalProducerClient: ...
+def make_producer(
+    kafka: KafkaSettings, transactional_id: str | None = None, *, delivery_timeout_s: float = DELIVERY_TIMEOUT_S
+) -> ProducerClient | TransactionalProducerClient:
+    """Makes a producer, a transactional one if it has an id; raises BrokerError if no broker answers.
+
+    An earlier producer with the same transactional id is then fenced, and its transaction completed or aborted. A
+    record of a producer without an id that is not acknowledged within `delivery_timeout_s` fails.
+    """
+    if kafka.client == "librdkafka":
+        with _installed():
+            from streaming.kafka.rdkafka_producer import RdkafkaProducer
+            from streaming.kafka.rdkafka_transactions import RdkafkaTransactionalProducer
+
+        if transactional_id is None:
+            return RdkafkaProducer(kafka, delivery_timeout_s=delivery_timeout_s)
+        return RdkafkaTransactionalProducer(kafka, transactional_id)
+    if transactional_id is None:
+        from streaming.kafka.kafka_producer import KafkaPythonProducer
+
+        return KafkaPythonProducer(kafka, delivery_timeout_s=delivery_timeout_s)
+    from streaming.kafka.kafka_transactions import KafkaPythonTransactionalProducer
+
+    return KafkaPythonTransactionalProducer(kafka, transactional_id)
+
+
+@contextlib.contextmanager
+def _installed() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise SettingError(
+            "configuration",
+            "kafka.client",
+            "librdkafka",
+            f"is not installed ({error})",
+            "pip install 'cascade-fraud[fast]', or set it to kafka-python",
+        ) from error

@@ -1,0 +1,120 @@
+"""The producer on kafka-python 3."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from cascade.config import KafkaSettings
+from cascade.errors import BrokerError
+from streaming.kafka import limits
+from streaming.kafka.kafka_errors import fenced_error, is_fenced, translated, worded
+from streaming.kafka.producer import Producer, Record
+from streaming.kafka.protocol import Delivery
+from streaming.kafka.settings import connection_settings
+
+# The largest batch of a partition. The idempotent producer has one batch in flight for each partition, so that each
+# small one would take a round trip; this one has room for a thousand decisions.
+PRODUCE_BATCH_BYTES = 512 * 1024
+
+
+class _Sent:
+    """The Delivery of some records; checks them from the first unacknowledged one on."""
+
+    def __init__(self, servers: str, futures: list[Any]) -> None:
+        self._servers, self._futures, self._acknowledged = servers, futures, 0
+
+    def done(self) -> bool:
+        while self._acknowledged < len(self._futures):
+            future = self._futures[self._acknowledged]
+            if not future.is_done:
+                return False
+            if future.exception is not None:
+                raise _delivery_error(self._servers, future.exception)
+            self._acknowledged += 1
+        return True
+
+
+def _delivery_error(servers: str, error: BaseException) -> BrokerError:
+    if is_fenced(error):
+        return fenced_error(servers)
+    return BrokerError(f"Kafka at {servers}: a record was not delivered: {worded(error)}")
+
+
+class KafkaPythonProducer(Producer):
+    """ProducerClient on kafka-python, which has no limit of its own for the records in flight."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        vendor_settings: Mapping[str, Any] | None = None,
+        delivery_timeout_s: float = limits.DELIVERY_TIMEOUT_S,
+    ) -> None:
+        super().__init__(kafka)
+        self._undelivered: deque[Any] = deque()
+        with self._translated("connecting"):
+            self._producer = KafkaProducer(
+                **connection_settings(kafka, "cascade-producer"),
+                acks="all",
+                enable_idempotence=True,
+                linger_ms=limits.LINGER_MS,
+                batch_size=PRODUCE_BATCH_BYTES,
+                max_request_size=limits.REQUEST_BYTES_MAX,
+                request_timeout_ms=limits.REQUEST_TIMEOUT_MS,
+                delivery_timeout_ms=int(delivery_timeout_s * 1_000),
+                max_block_ms=limits.REQUEST_TIMEOUT_MS,
+                bootstrap_timeout_ms=int(limits.BOOTSTRAP_TIMEOUT_S * 1_000),
+                allow_auto_create_topics=False,
+                metrics_enabled=False,
+                **(vendor_settings or {}),
+            )
+
+    def _send(
+        self, topic: str, count: int, records: Iterable[Record], headers: list[tuple[str, bytes]] | None = None
+    ) -> Delivery:
+        self._make_room(count)
+        send = self._producer.send
+        futures: list[Any] = []
+        try:
+            with self._sending(topic):
+                for key, value, time_ms in records:
+                    futures.append(send(topic, key=key, value=value, headers=headers, timestamp_ms=time_ms))
+        finally:
+            self._undelivered.extend(futures)
+        return _Sent(self._servers, futures)
+
+    def undelivered(self) -> int:
+        """See ProducerClient."""
+        self._reap()
+        return len(self._undelivered)
+
+    def _deliver(self, timeout_s: float) -> None:
+        self._producer.flush(timeout=timeout_s)
+        self._reap()
+
+    def _abandon(self) -> None:
+        """Ends kafka-python's thread and drops its records; after a failure its `close` leaves the thread running."""
+        sender = self._producer._sender
+        sender.force_close()
+        sender.join(limits.ABANDON_TIMEOUT_S)
+        self._producer._unregister_cleanup()
+        self._producer._closed = True
+
+    def _translated(self, action: str) -> contextlib.AbstractContextManager[None]:
+        return translated(action, self._servers)
+
+    def _wait_for_delivery(self, timeout_s: float) -> None:
+        with self._translated("waiting for room in the send queue"), contextlib.suppress(KafkaError):
+            self._undelivered[0].get(timeout=timeout_s)
+
+    def _reap(self) -> None:
+        waiting = self._undelivered
+        while waiting and waiting[0].is_done:
+            error = waiting.popleft().exception
+            if error is not None and self._failure is None:
+                self._failure = self._ended(_delivery_error(self._servers, error))

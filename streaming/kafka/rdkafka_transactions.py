@@ -1,0 +1,98 @@
+"""The transactional producer on librdkafka."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from cascade.config import KafkaSettings
+from cascade.errors import BrokerError
+from streaming.kafka import limits
+from streaming.kafka.protocol import GroupMember, Offsets
+from streaming.kafka.rdkafka_producer import RdkafkaProducer
+from streaming.kafka.rdkafka_settings import vendor_error
+from streaming.kafka.transactions import TransactionalProducer, aborted_error
+
+# A call of librdkafka may exceed its own time limit by this much.
+GRACE_S = 1.0
+
+
+class RdkafkaTransactionalProducer(TransactionalProducer, RdkafkaProducer):
+    """TransactionalProducerClient on librdkafka."""
+
+    def __init__(self, kafka: KafkaSettings, transactional_id: str) -> None:
+        settings = {
+            "transactional.id": transactional_id,
+            "transaction.timeout.ms": limits.TRANSACTION_TIMEOUT_MS,
+            # a later delivery would be aborted anyway
+            "delivery.timeout.ms": limits.TRANSACTION_TIMEOUT_MS,
+        }
+        super().__init__(kafka, settings)
+        self._take_up(transactional_id, lambda: _within(limits.INIT_TIMEOUT_S, self._producer.init_transactions))
+
+    def _prepare_commit(self, offsets: Offsets, member: GroupMember, timeout_s: float) -> None:
+        if not offsets:
+            return
+        if member.vendor is None:
+            raise BrokerError(
+                f"Kafka at {self._servers}: committing: the consumer is not a member of its group any more"
+            )
+        wanted = [
+            TopicPartition(*partition, int(offset), metadata) for partition, (offset, metadata) in offsets.items()
+        ]
+        _within(timeout_s, self._producer.send_offsets_to_transaction, wanted, member.vendor)
+
+    def _finish_commit(self, timeout_s: float) -> None:
+        _within(timeout_s, self._producer.commit_transaction)
+
+    def _after_commit(self, error: BrokerError) -> BrokerError | None:
+        cause = vendor_error(error)
+        if cause is not None and cause.txn_requires_abort() and self._try_abort(limits.FAILURE_ABORT_TIMEOUT_S):
+            return aborted_error(error)
+        return super()._after_commit(error)
+
+    def _abort_transaction(self, timeout_s: float) -> None:
+        # the delivery reports of dropped records are no failures
+        self.aborting = True
+        _within(timeout_s, self._producer.abort_transaction)
+        self.aborting = False
+
+    def _fatal(self) -> KafkaException | None:
+        # after a fatal error every transactional call raises it
+        try:
+            self._producer.begin_transaction()
+        except KafkaException as error:
+            if error.args[0].fatal():
+                return error.with_traceback(None)
+        return None
+
+
+def _within(timeout_s: float, call: Callable[..., object], *arguments: object) -> None:
+    """Runs a call, whose last argument is its time limit, in a thread; raises after the limit and GRACE_S.
+
+    librdkafka has been seen to send offsets to the coordinator of a killed node for minutes, whatever the limit. The
+    thread is then left alone.
+    """
+    outcome: list[BaseException | None] = []
+    thread = threading.Thread(
+        target=_make, args=(outcome, call, *arguments, timeout_s), name="cascade-transaction", daemon=True
+    )
+    # librdkafka ends with the last reference: the traceback of an error must not have one
+    del call
+    thread.start()
+    thread.join(timeout_s + GRACE_S)
+    if not outcome:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no answer within {timeout_s:.3g} s"))
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def _make(outcome: list[BaseException | None], call: Callable[..., object], *arguments: object) -> None:
+    try:
+        call(*arguments)
+    except BaseException as error:
+        outcome.append(error.with_traceback(None))
+    else:
+        outcome.append(None)

@@ -1,0 +1,1 @@
+"""The steps of a transaction, from fetched bytes to an acknowledged decision."""

@@ -1,0 +1,267 @@
+"""Escalated transactions until their decision: deep calls, deadlines, the circuit breaker and limits.
+
+Each escalated row gets exactly one outcome: the deep model's answer in time, or the screener's score with the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+
+from cascade.columns import Array, Float64, Int64
+from cascade.config import Config
+from cascade.errors import DeepStageError
+from cascade.ledger import Ledger
+from cascade.policy import Policy
+from cascade.protocols import Clock, DeepInputs, DeepStage
+from cascade.schema import key_codes
+from streaming.kafka import Partition
+from streaming.pipeline.breaker import CircuitBreaker
+from streaming.pipeline.decisions import Stage
+from streaming.pipeline.deep_replicas import ready_count, replica_states, replicas_text
+from streaming.pipeline.in_flight import DeepCall, Rows
+from streaming.pipeline.overload import EscalationControl
+from streaming.service.health import HealthState
+
+log = structlog.get_logger()
+LATE_CAUSES = ("deadline", "queue-full")
+# Between two probes of an unavailable model, while no call is open.
+PROBE_EVERY_S = 1.0
+# Between two looks at the replicas of the model's server, for health and log.
+REPLICAS_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Rows and the scores that decide them.
+
+    `stage`: gave the scores. `score` (float64, [rows]): calibrated probability. `cause`: why the deep model did not
+    decide, None if it did or was not asked. `deep_ms`: duration of the deep call until this outcome.
+    """
+
+    rows: Rows
+    stage: Stage
+    score: Float64
+    cause: str | None
+    deep_ms: float
+
+
+def by_screener(rows: Rows, cause: str | None, deep_ms: float = 0.0) -> Outcome:
+    """The outcome of rows that the screener decides."""
+    return Outcome(rows, "screener", rows.screener_score, cause, deep_ms)
+
+
+@dataclass(eq=False)
+class Escalations:
+    """The rows that wait for the deep model; for one thread."""
+
+    _config: Config
+    _policy: Policy
+    _deep: DeepStage
+    _card: str
+    _ledger: Ledger
+    _health: HealthState
+    _clock: Clock
+    _chance: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        config, clock = self._config, self._clock
+        self._breaker = CircuitBreaker(config.breaker, clock.monotonic, self._chance)
+        self._overload = EscalationControl(config.overload, config.worker.in_flight_max, clock)
+        self._calls: list[DeepCall] = []
+        self._open_by_card: dict[int, int] = {}
+        self._ended, self._ended_late = 0, 0
+        self._late_counted = self._deep.late_answers
+        self._probe: Future[Float64] | None = None
+        self._probe_due_s = self._replicas_due_s = clock.monotonic()
+        self._replicas_text, self._replicas_counted = "", (0, 0)
+
+    @property
+    def open(self) -> int:
+        """The number of rows that wait."""
+        return sum(int(call.open.sum()) for call in self._calls)
+
+    @property
+    def raised(self) -> float:
+        """Log-odds that are added to the escalation threshold now."""
+        return self._overload.raised
+
+    def waiting_of(self, partitions: Collection[Partition]) -> int:
+        """The number of rows of these partitions that wait."""
+        return sum(int((call.open & call.rows.of(partitions)).sum()) for call in self._calls)
+
+    def send(self, rows: Rows, inputs: DeepInputs) -> list[Outcome]:
+        """Sends rows to the deep model; returns the outcomes of those that are decided without it at once."""
+        deadline_ms = rows.start_ms + self._config.deadline.budget_ms
+        room = self._has_room(key_codes(rows.batch[self._card]))
+        refused = np.flatnonzero(~room)
+        outcomes = [by_screener(rows.take(refused), "queue-full")] if len(refused) else []
+        if len(refused):
+            rows, deadline_ms = rows.take(room), deadline_ms[room]
+            inputs = DeepInputs(inputs.sequence[room], inputs.features[room])
+        if len(rows):
+            timeout_s = (float(deadline_ms.max()) - self._clock.time() * 1e3) / 1e3
+            if timeout_s <= 0:
+                outcomes.append(by_screener(rows, "deadline"))
+            elif self._breaker.allows():
+                future = self._deep.submit(inputs, timeout_s)
+                self._calls.append(DeepCall(rows, deadline_ms, future, self._clock.monotonic()))
+                self._count_cards(rows, 1)
+            else:
+                outcomes.append(by_screener(rows, "breaker-open"))
+        return self._noted(outcomes)
+
+    def collect(self) -> list[Outcome]:
+        """Returns the outcomes since the last call: answers, errors, deadlines."""
+        now_ms = self._clock.time() * 1e3
+        outcomes: list[Outcome] = []
+        still_open = []
+        for call in self._calls:
+            waited_s = self._clock.monotonic() - call.sent_s
+            if call.future.done():
+                outcomes += self._answered(call, waited_s)
+            expired = call.expire(now_ms)
+            if len(expired):
+                outcomes.append(by_screener(call.rows.take(expired), "deadline", waited_s * 1e3))
+            if call.open.any():
+                still_open.append(call)
+            elif not call.future.done():
+                # all rows were decided without it; its answer will be counted as late
+                self._call_failed("no answer before the deadline")
+                self._count_when_late(call)
+        self._calls = still_open
+        for outcome in outcomes:
+            self._count_cards(outcome.rows, -1)
+        outcomes = self._noted(outcomes)
+        self._look_at_replicas()
+        self._look_for_model()
+        self._observe()
+        return outcomes
+
+    def drop(self, partitions: Collection[Partition]) -> None:
+        """Drops the rows of partitions that this worker lost, without an outcome."""
+        for call in self._calls:
+            before = call.open.copy()
+            call.drop(partitions)
+            self._count_cards(call.rows.take(before & ~call.open), -1)
+            if not call.open.any() and not call.future.done():
+                self._count_when_late(call)
+        self._calls = [call for call in self._calls if call.open.any()]
+
+    def _noted(self, outcomes: list[Outcome]) -> list[Outcome]:
+        for outcome in outcomes:
+            if outcome.cause != "breaker-open":
+                self._ended += len(outcome.rows)
+            if outcome.cause in LATE_CAUSES:
+                self._ended_late += len(outcome.rows)
+        return outcomes
+
+    def _observe(self) -> None:
+        if self._deep.late_answers != self._late_counted:
+            self._ledger.count_late(self._deep.late_answers - self._late_counted)
+            self._late_counted = self._deep.late_answers
+        if self._deep.hedged:
+            self._ledger.set_hedged(self._deep.hedged)
+        self._overload.observe(self.open, self._ended, self._ended_late)
+        self._ended = self._ended_late = 0
+        change = self._overload.changed()
+        if change is not None:
+            log.warning(change)
+            self._ledger.set_escalation_raised(self._overload.raised)
+
+    def _has_room(self, cards: Int64) -> Array:
+        """Which rows may wait: at most `in_flight_card_max` of a card at the same time; bool [rows]."""
+        limit = self._config.worker.in_flight_card_max
+        coming: dict[int, int] = {}
+        room = np.ones(len(cards), bool)
+        for row, card in enumerate(cards.tolist()):
+            count = self._open_by_card.get(card, 0) + coming.get(card, 0)
+            if count >= limit:
+                room[row] = False
+            else:
+                coming[card] = coming.get(card, 0) + 1
+        return room
+
+    def _count_cards(self, rows: Rows, change: int) -> None:
+        for card in key_codes(rows.batch[self._card]).tolist():
+            count = self._open_by_card.get(card, 0) + change
+            if count > 0:
+                self._open_by_card[card] = count
+            else:
+                self._open_by_card.pop(card, None)
+
+    def _answered(self, call: DeepCall, waited_s: float) -> list[Outcome]:
+        late = len(call.rows) - int(call.open.sum())
+        chosen = call.close()
+        rows = call.rows.take(chosen)
+        error = call.future.exception()
+        if error is not None:
+            self._call_failed(str(error))
+            cause = error.cause if isinstance(error, DeepStageError) else "error"
+            if cause != "deadline":
+                log.warning("deep call failed", cause=cause, error=str(error), rows=len(call.rows))
+                self._health.waiting("deep model", str(error))
+            return [by_screener(rows, cause, waited_s * 1e3)] if len(rows) else []
+        self._model_answers()
+        self._ledger.count_late(int(late > 0))
+        self._ledger.add_deep_call(len(call.rows), waited_s)
+        self._ledger.record_stage("deep", waited_s, 0.0, len(rows))
+        probability = self._policy.deep.probability(call.future.result()[chosen])
+        return [Outcome(rows, "deep", probability, None, waited_s * 1e3)] if len(rows) else []
+
+    def _look_for_model(self) -> None:
+        """Probes an unavailable model, since on a quiet stream no call may show its return for hours."""
+        probe, now_s = self._probe, self._clock.monotonic()
+        if probe is not None:
+            if probe.done():
+                self._probe = None
+                self._probe_due_s = now_s + PROBE_EVERY_S
+                if (error := probe.exception()) is None:
+                    self._model_answers()
+                else:
+                    self._call_failed(str(error))
+            return
+        due = now_s >= self._probe_due_s and not self._calls and self._health.waits("deep model")
+        if due and self._breaker.allows():
+            self._probe = self._deep.probe(self._config.deadline.budget_ms / 1e3)
+
+    def _look_at_replicas(self) -> None:
+        """Shows the replicas in health, and logs when another number of them is ready."""
+        now_s = self._clock.monotonic()
+        if now_s < self._replicas_due_s:
+            return
+        self._replicas_due_s = now_s + REPLICAS_EVERY_S
+        states = replica_states(self._deep)
+        if states is None or (text := replicas_text(states)) == self._replicas_text:
+            return
+        self._replicas_text, counted = text, (ready_count(states), len(states))
+        if counted != self._replicas_counted:
+            self._replicas_counted = counted
+            log.info("deep model", replicas=text)
+        if not ready_count(states):
+            self._health.waiting("deep model", text)
+        elif not self._health.waits("deep model"):
+            self._health.ok("deep model", text)
+
+    def _model_answers(self) -> None:
+        self._breaker.succeeded()
+        self._health.ok("deep model", self._replicas_text)
+
+    def _call_failed(self, reason: str) -> None:
+        opened = self._breaker.opened
+        self._breaker.failed()
+        if self._breaker.opened > opened:
+            times = self._breaker.opened
+            log.warning("circuit breaker open: the screener decides alone", last_failure=reason, times_opened=times)
+            self._health.waiting("deep model", f"circuit breaker open, the screener decides alone; last: {reason}")
+
+    def _count_when_late(self, call: DeepCall) -> None:
+        def count(answer: Future[Float64]) -> None:
+            if not answer.cancelled() and answer.exception() is None:
+                self._ledger.count_late(1)
+
+        call.future.add_done_callback(count)

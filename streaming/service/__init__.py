@@ -1,0 +1,1 @@
+"""The service around the workers: start and end, health, metrics, checks."""

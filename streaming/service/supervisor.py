@@ -1,0 +1,283 @@
+"""Several workers on one machine: processes of a consumer group, under a supervisor.
+
+The supervisor decides no transaction. It checks the configuration, creates topics, starts the workers, restarts a
+worker that ended or hangs, and stops all of them at SIGTERM. Its health, metrics and ledger cover all workers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import msgspec
+import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from cascade.bundle import load_bundle
+from cascade.config import Config
+from cascade.errors import DataError, SettingError, WorkerEndedError
+from cascade.ledger import (
+    Account,
+    EnergySampler,
+    Ledger,
+    LedgerSummary,
+    energy_metrics,
+    merge_accounts,
+    summarise,
+)
+from cascade.local_parts import OwnedProcess
+from streaming.kafka import make_consumer
+from streaming.pipeline.privacy import CardHasher
+from streaming.service.health import HealthState
+from streaming.service.journal import journal_written
+from streaming.service.otel import otel_exported
+from streaming.service.serve import configure_log, health_served, service_ledger
+from streaming.service.waiting import Stopping, await_broker, await_topics, stop_signals
+from streaming.service.worker_health import ask_health, ask_metrics
+from streaming.service.worker_metrics import Groups, parse_metrics, workers_registry
+from streaming.service.worker_slot import WorkerSlot, write_settings
+
+log = structlog.get_logger()
+# After so many short lives in a row another start does not help.
+SHORT_LIVES_MAX = 5
+SHORT_LIFE_S = 60.0
+PAUSE_S_FIRST, PAUSE_S_MAX = 0.5, 8.0
+WATCH_S = 0.2
+# A health request takes about a millisecond of the worker's interpreter.
+HEALTH_INTERVAL_S = 1.0
+# A longer pause between two health requests means that the machine itself was suspended.
+SUSPENDED_S = 5.0
+# A worker that reports itself as not alive for this long hangs.
+HANGS_S = 3.0
+# A hung worker hardly drains; its undecided records stay in the log, as after any kill.
+HUNG_GRACE_S = 5.0
+# A worker closes its connections after its drain timeout.
+CLOSING_S = 6.0
+# The label `worker` of the GPU, the processor package, Triton and the supervisor.
+SHARED = "shared"
+
+
+def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
+    """Runs `worker.processes` workers until SIGTERM or SIGINT; returns the summary of all their ledgers.
+
+    `create_topics`: see `serve`. Before any worker starts, raises CascadeError, a line with the remedy; later
+    WorkerEndedError, if a worker ends at each start.
+    """
+    configure_log(config.log)
+    bundle = load_bundle(Path(config.bundle.path))
+    CardHasher.from_settings(config.privacy, os.environ)
+    health = HealthState(config.health.stall_s_max)
+    with ExitStack() as stack, stop_signals() as stopping:
+        ledger = service_ledger(config, bundle)
+        stack.enter_context(EnergySampler(ledger.sample_energy))
+        directory = stack.enter_context(_directory())
+        write_settings(directory, config)
+        drain_s = config.worker.drain_timeout_ms / 1e3 + CLOSING_S
+        slots = [WorkerSlot(number, directory) for number in range(config.worker.processes)]
+        workers = [SupervisedWorker(slot, _command(slot), drain_s, health, stopping) for slot in slots]
+
+        def account() -> Account:
+            of_workers = [found for worker in workers if (found := worker.account()) is not None]
+            return merge_accounts([ledger.account(), *of_workers])
+
+        stack.enter_context(journal_written(config.ledger, account))
+        registry = workers_registry(lambda: _metrics(workers, ledger))
+        stack.enter_context(otel_exported(config, registry.collect, ledger.started.timestamp()))
+        stack.enter_context(health_served(config.health, registry, health))
+        await_broker(config, health, stopping)
+        await_topics(config, create_topics, health, stopping)
+        if not stopping.is_set():
+            _check_partitions(config)
+            for part in ("broker", "topics"):
+                health.forget(part)
+            log.info("starting workers", workers=len(workers))
+            run_workers(workers, health, stopping)
+        summary = summarise(account())
+    restarts = sum(worker.restarts for worker in workers)
+    log.info("stopped", workers=len(workers), restarts=restarts, transactions=summary.transactions)
+    return msgspec.structs.replace(summary, processes=len(workers), restarts=restarts)
+
+
+def run_workers(workers: Sequence[SupervisedWorker], health: HealthState, stopping: Stopping) -> None:
+    """Runs all workers until `stopping` and their end; raises the WorkerEndedError of a worker that cannot run."""
+    with ThreadPoolExecutor(len(workers), "supervise") as pool:
+        tending = [pool.submit(worker.run) for worker in workers]
+        for task in tending:
+            # without this worker the others would get its partitions, and they may not have the capacity
+            task.add_done_callback(lambda _: stopping.set())
+        while wait(tending, WATCH_S).not_done:
+            health.progress()
+    for task in tending:
+        task.result()
+
+
+class SupervisedWorker:
+    """A worker and its processes, one after another.
+
+    slot: its number and files. command: starts a process. drain_s: time between SIGTERM and SIGKILL. health: shows the
+    worker as a component. stopping: stops the worker. `restarts`: how often a process ended without being stopped.
+    """
+
+    def __init__(
+        self, slot: WorkerSlot, command: Sequence[str], drain_s: float, health: HealthState, stopping: Stopping
+    ) -> None:
+        self.slot = slot
+        self.restarts = 0
+        self._ended: Account | None = None
+        self._accounting = threading.Lock()
+        self._name = f"worker {slot.number}"
+        # in a session of its own: Ctrl-C in a terminal reaches only the supervisor, which stops the workers
+        self._process = OwnedProcess(self._name, command, None, os.environ)
+        self._drain_s = drain_s
+        self._health, self._stopping = health, stopping
+        health.waiting(self._name, "not started yet")
+
+    @property
+    def running(self) -> bool:
+        """Whether its process runs."""
+        return self._process.running
+
+    def account(self) -> Account | None:
+        """The account of all its processes, at most a second old; None if they wrote none."""
+        with self._accounting:
+            return self._total()
+
+    def run(self) -> None:
+        """Runs and restarts its process until `stopping`; raises WorkerEndedError after SHORT_LIVES_MAX short lives."""
+        short_lives, pause_s = 0, PAUSE_S_FIRST
+        while not self._stopping.is_set():
+            lived_s = self._live()
+            if self._stopping.is_set():
+                return
+            short_lives, pause_s = (short_lives + 1, pause_s) if lived_s < SHORT_LIFE_S else (0, PAUSE_S_FIRST)
+            status = self._process.exit_status
+            how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
+            ended = f"{self._name} ended with {how}"
+            if short_lives >= SHORT_LIVES_MAX:
+                raise WorkerEndedError(
+                    f"{ended}, for the {short_lives}th time in a row within {SHORT_LIFE_S:.0f} s of its start; see its"
+                    " log lines above"
+                )
+            self.restarts += 1
+            log.error("worker ended: restarting it", worker=self.slot.number, ended=ended, pause_s=pause_s)
+            self._health.failed(self._name, f"{ended}; restarting it")
+            self._stopping.wait(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+    def _live(self) -> float:
+        """Runs a process from its start to its end; returns how long it ran, in seconds."""
+        started_s, grace_s = time.monotonic(), self._drain_s
+        try:
+            self._process.start()
+            self._health.waiting(self._name, "starting")
+            hangs = self._watch()
+            if hangs:
+                log.error("worker hangs: stopping it", worker=self.slot.number, reason=hangs)
+                self._health.failed(self._name, f"{hangs}; stopping it")
+                grace_s = min(grace_s, HUNG_GRACE_S)
+            lived_s = time.monotonic() - started_s
+        finally:
+            if not self._process.stop(grace_s):
+                log.error("worker did not stop in time: killed", worker=self.slot.number)
+            self._add_account()
+        return lived_s
+
+    def _watch(self) -> str:
+        """Returns when the process has ended, must stop, or hangs: then the reason, else an empty text.
+
+        It hangs if it reports itself as not alive, or does not answer for `health.stall_s_max`. A starting process has
+        no port yet and is not asked.
+        """
+        asked_s = alive_s = time.monotonic()
+        while self._process.running and not self._stopping.is_set():
+            now_s = time.monotonic()
+            port = self.slot.read_port()
+            if port is None:
+                asked_s = alive_s = now_s
+            elif now_s - asked_s >= HEALTH_INTERVAL_S or self._health.waits(self._name):
+                if now_s - asked_s > SUSPENDED_S:
+                    # the machine was suspended, and the worker with it
+                    alive_s = now_s
+                asked_s = now_s
+                reasons = ask_health(port, self._name, self._health)
+                if reasons == []:
+                    alive_s = now_s
+                elif now_s - alive_s > (HANGS_S if reasons else self._health.stall_s_max):
+                    return "; ".join(reasons or [f"no answer for {now_s - alive_s:.0f} s"])
+            self._stopping.wait(WATCH_S)
+        return ""
+
+    def _add_account(self) -> None:
+        """Adds the account of a process that ended to the worker's, and deletes its file."""
+        with self._accounting:
+            self._ended = self._total()
+            self.slot.clear()
+
+    def _total(self) -> Account | None:
+        written = None
+        try:
+            written = self.slot.read_account()
+        except DataError as error:
+            log.warning("worker's account cannot be read", worker=self.slot.number, reason=str(error))
+        found = [account for account in (self._ended, written) if account is not None]
+        return merge_accounts(found) if found else None
+
+
+def _check_partitions(config: Config) -> None:
+    """Raises SettingError if there are fewer partitions than workers.
+
+    Spares take over from the workers of another machine; on the same one a dead worker is started again anyway.
+    """
+    topic, processes = config.kafka.topics.transactions, config.worker.processes
+    with closing(make_consumer(config.kafka, None)) as consumer:
+        partitions = len(consumer.partitions_for(topic))
+    if partitions < processes:
+        remedy = "set it to the number of partitions at most, or add partitions to the topic"
+        problem = f"topic {topic} has {partitions} partitions"
+        raise SettingError("configuration", "worker.processes", processes, problem, remedy)
+
+
+def _command(slot: WorkerSlot) -> list[str]:
+    # a new interpreter, never a fork: threads and gRPC do not survive a fork
+    return [
+        sys.executable, "-m", "cascade", "run",
+        "--worker", str(slot.number), "--worker-directory", str(slot.directory),
+    ]  # fmt: skip
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="cascade-workers-")
+    except OSError as error:
+        problem, remedy = f"no directory for the workers' files ({error})", "set it to a writable directory"
+        raise SettingError("environment", "TMPDIR", os.environ.get("TMPDIR"), problem, remedy) from error
+    with directory as name:
+        yield Path(name)
+
+
+def _metrics(workers: Sequence[SupervisedWorker], ledger: Ledger) -> Groups:
+    with ThreadPoolExecutor(min(len(workers), 8), "scrape") as pool:
+        texts = list(pool.map(lambda worker: ask_metrics(worker.slot.read_port()), workers))
+    groups: dict[str, Iterable[Metric]] = {
+        str(worker.slot.number): [*parse_metrics(text), *_state(worker)]
+        for worker, text in zip(workers, texts, strict=True)
+    }
+    return groups | {SHARED: list(energy_metrics(ledger.sample_energy()))}
+
+
+def _state(worker: SupervisedWorker) -> list[Metric]:
+    return [
+        GaugeMetricFamily("cascade_worker_up", "1 if the worker's process runs.", float(worker.running)),
+        CounterMetricFamily(
+            "cascade_worker_restarts", "Times that the worker ended without being stopped.", worker.restarts
+        ),
+    ]

@@ -1,0 +1,104 @@
+"""Escalated rows and their deadlines, with a deep stage that answers only when the test lets it."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from bench.faults.process import POLICY
+from bench.faults.traffic import SCHEMA
+from cascade.columns import ColumnBatch, Float64
+from cascade.config import Config
+from cascade.ledger import Ledger
+from cascade.protocols import DeepInputs
+from streaming.pipeline.escalations import Escalations, Outcome
+from streaming.pipeline.in_flight import Rows
+from streaming.service.health import HealthState
+from tests.timing import SetClock
+
+BUDGET_MS = Config().deadline.budget_ms
+
+
+class StuckStage:
+    """A DeepStage at fault: its calls do not end at their timeout."""
+
+    hedged = late_answers = 0
+
+    def __init__(self) -> None:
+        self.calls: list[Future[Float64]] = []
+        self.probes: list[Future[Float64]] = []
+
+    def submit(self, inputs: DeepInputs, timeout_s: float) -> Future[Float64]:
+        self.calls.append(Future())
+        return self.calls[-1]
+
+    def probe(self, timeout_s: float) -> Future[Float64]:
+        self.probes.append(Future())
+        return self.probes[-1]
+
+    def wait_ready(self, timeout_s: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Rig:
+    def __init__(self, stage: StuckStage | None = None) -> None:
+        self.clock, self.stage, self.health = SetClock(), stage or StuckStage(), HealthState(10.0)
+        card = SCHEMA.roles.card
+        self.escalations = Escalations(
+            Config(), POLICY, self.stage, card, Ledger(), self.health, self.clock, lambda: 0.5
+        )
+
+    def send(self, *start_ms: float) -> list[Outcome]:
+        """Escalates rows whose deadlines count from these times, in one call; their offsets are 0, 1, ..."""
+        count = len(start_ms)
+        numbers = {name: np.arange(count).astype(field.dtype) for name, field in SCHEMA.fields.items()}
+        zeros, scores = np.zeros(count), np.full(count, 0.25)
+        offsets, batch, starts_ms = np.arange(count), ColumnBatch(numbers, count), np.array(start_ms)
+        rows = Rows([("t", 0)], np.zeros(count, np.int64), offsets, batch, starts_ms, zeros, scores, 0.0, 0.0)
+        inputs = DeepInputs(np.zeros((count, 1, 1), np.float32), np.zeros((count, 2), np.float32))
+        return self.escalations.send(rows, inputs)
+
+    def decided_at(self, now_ms: float) -> dict[int, tuple[str, str | None]]:
+        """Stage and cause of the rows that are decided now, by offset."""
+        self.clock.now_s = now_ms / 1e3
+        return {
+            offset: (outcome.stage, outcome.cause)
+            for outcome in self.escalations.collect()
+            for offset in outcome.rows.offsets.tolist()
+        }
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_the_screener_decides_at_the_deadline_when_the_call_does_not_end(rig: Rig) -> None:
+    rig.send(0.0)
+    assert rig.decided_at(BUDGET_MS - 1) == {}
+    assert rig.decided_at(BUDGET_MS) == {0: ("screener", "deadline")}
+    assert rig.escalations.open == 0
+
+
+def test_rows_of_one_call_are_decided_at_their_own_deadlines(rig: Rig) -> None:
+    rig.send(-20.0, 0.0, -10.0)
+    assert rig.decided_at(BUDGET_MS - 20) == {0: ("screener", "deadline")}
+    assert rig.decided_at(BUDGET_MS - 10) == {2: ("screener", "deadline")}
+    rig.stage.calls[0].set_result(np.zeros(3))
+    assert rig.decided_at(BUDGET_MS - 5) == {1: ("deep", None)}
+
+
+def test_an_answer_after_the_deadline_decides_nothing(rig: Rig) -> None:
+    rig.send(0.0)
+    assert rig.decided_at(BUDGET_MS + 1) == {0: ("screener", "deadline")}
+    rig.stage.calls[0].set_result(np.zeros(1))
+    assert rig.decided_at(BUDGET_MS + 2) == {}
+
+
+def test_a_row_whose_deadline_has_passed_is_not_sent(rig: Rig) -> None:
+    outcomes = rig.send(-BUDGET_MS)
+    assert [(outcome.stage, outcome.cause) for outcome in outcomes] == [("screener", "deadline")]
+    assert rig.stage.calls == []

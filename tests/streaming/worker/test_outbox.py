@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cascade.errors import BrokerError, TransactionAbortedError
+from streaming.kafka import GroupMember, Partition
+from streaming.service.health import HealthState
+from streaming.worker.outbox import COMMIT_FAILURE_S_MAX, JOIN_WAIT_S_MAX, AtLeastOnceOutbox, ExactlyOnceOutbox, Sent
+from tests.timing import SetClock
+
+PARTITION: Partition = ("t", 0)
+
+
+class ManualDelivery:
+    """Acknowledged, or failed, when the test sets it."""
+
+    acknowledged = failed = False
+
+    def done(self) -> bool:
+        if self.failed:
+            raise BrokerError("not delivered")
+        return self.acknowledged
+
+
+class FaultyBroker:
+    """Injects what a broker may do to a producer and a consumer: late deliveries, refused commits."""
+
+    def __init__(self) -> None:
+        self.deliveries: list[ManualDelivery] = []
+        self.commits: list[dict[Partition, tuple[int, str]]] = []
+        self.calls: list[str] = []
+        self.refuses = False
+        self.settled = True
+
+    def send(self, *_: Any) -> ManualDelivery:
+        self.calls.append("send")
+        self.deliveries.append(ManualDelivery())
+        return self.deliveries[-1]
+
+    send_many = send
+
+    def begin(self) -> None:
+        self.calls.append("begin")
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+
+    def member(self) -> GroupMember:
+        return GroupMember("member", self.settled)
+
+    def commit(self, offsets: Mapping[Partition, tuple[int, str]], member: object = None) -> None:
+        self.calls.append("commit")
+        if self.refuses:
+            raise BrokerError("refused")
+        self.commits.append(dict(offsets))
+
+
+class Scene:
+    def __init__(self, kind: type[AtLeastOnceOutbox] | type[ExactlyOnceOutbox]) -> None:
+        self.broker, self.clock = FaultyBroker(), SetClock()
+        self.decided: list[int] = []
+        self.acknowledged: list[int] = []
+        self.outbox: Any = kind(
+            self.broker, HealthState(60), self.clock, 0.5, self.progress,  # type: ignore[arg-type]
+            lambda sent: self.decided.extend(sent.offsets.get(PARTITION, np.zeros(0)).tolist()),
+            lambda sent: self.acknowledged.extend(sent.offsets.get(PARTITION, np.zeros(0)).tolist()), self.broker,
+        )  # fmt: skip
+
+    def progress(self) -> dict[Partition, tuple[int, str]]:
+        return {PARTITION: (len(self.decided), "")}
+
+    def send(self, offset: int) -> None:
+        self.outbox.send_many(
+            "decisions", [b"k"], [b"v"], Sent({PARTITION: np.array([offset])}, np.zeros(1), "screened", None)
+        )
+
+
+def test_an_offset_is_not_committed_before_its_decision_is_acknowledged() -> None:
+    scene = Scene(AtLeastOnceOutbox)
+    scene.send(0)
+    scene.send(1)
+    scene.clock.now_s += 1
+    scene.outbox.advance()
+    assert scene.broker.commits == [{PARTITION: (0, "")}]
+    scene.broker.deliveries[1].acknowledged = True
+    scene.outbox.advance(force=True)
+    assert scene.decided == [], "a later delivery stood for an earlier one"
+    scene.broker.deliveries[0].acknowledged = True
+    scene.outbox.advance(force=True)
+    assert (scene.decided, scene.broker.commits[-1], scene.outbox.pending) == ([0, 1], {PARTITION: (2, "")}, 0)
+
+
+def test_a_delivery_that_failed_ends_the_session_and_is_never_decided() -> None:
+    scene = Scene(AtLeastOnceOutbox)
+    scene.send(0)
+    scene.broker.deliveries[0].failed = True
+    for _ in range(2):
+        with pytest.raises(BrokerError, match="not delivered"):
+            scene.outbox.advance(force=True)
+    assert (scene.decided, scene.broker.commits) == ([], [])
+
+
+def test_a_refused_commit_of_offsets_is_tried_again() -> None:
+    scene = Scene(AtLeastOnceOutbox)
+    scene.send(0)
+    scene.broker.deliveries[0].acknowledged = scene.broker.refuses = True
+    scene.outbox.advance(force=True)
+    assert scene.broker.commits == []
+    scene.broker.refuses = False
+    scene.outbox.advance(force=True)
+    assert scene.broker.commits == [{PARTITION: (1, "")}]
+
+
+def test_commits_of_offsets_that_are_refused_for_good_end_the_session() -> None:
+    scene = Scene(AtLeastOnceOutbox)
+    scene.send(0)
+    scene.broker.deliveries[0].acknowledged = scene.broker.refuses = True
+    scene.outbox.advance(force=True)
+    scene.clock.now_s += COMMIT_FAILURE_S_MAX
+    scene.outbox.advance()
+    scene.clock.now_s += 1
+    with pytest.raises(BrokerError, match="refused"):
+        scene.outbox.advance()
+    # a commit that succeeds in between restarts the count
+    scene = Scene(AtLeastOnceOutbox)
+    for offset in range(3):
+        scene.send(offset)
+        scene.broker.deliveries[offset].acknowledged = scene.broker.refuses = True
+        scene.outbox.advance(force=True)
+        scene.clock.now_s += COMMIT_FAILURE_S_MAX
+        scene.broker.refuses = False
+        scene.outbox.advance()
+    assert len(scene.broker.commits) == 3
+
+
+def test_what_was_sent_for_a_lost_partition_is_not_counted_as_decided_when_it_comes_back() -> None:
+    scene = Scene(AtLeastOnceOutbox)
+    scene.send(7)
+    scene.outbox.forget([PARTITION])
+    scene.broker.deliveries[0].acknowledged = True
+    scene.outbox.advance(force=True)
+    assert scene.decided == []
+
+
+def test_a_transaction_has_its_decisions_and_their_offsets_and_is_committed_when_due() -> None:
+    scene = Scene(ExactlyOnceOutbox)
+    scene.send(0)
+    scene.send(1)
+    scene.outbox.advance()
+    assert (scene.broker.calls, scene.acknowledged) == (["begin", "send", "send"], [])
+    scene.clock.now_s += 0.5
+    scene.outbox.advance()
+    assert (scene.broker.commits, scene.acknowledged) == ([{PARTITION: (2, "")}], [0, 1])
+    scene.send(2)
+    assert scene.broker.calls[-2:] == ["begin", "send"]
+
+
+def test_a_commit_waits_for_a_join_but_not_for_ever() -> None:
+    scene = Scene(ExactlyOnceOutbox)
+    scene.send(0)
+    scene.broker.settled = False
+    scene.clock.now_s += 1.0
+    scene.outbox.advance()
+    assert scene.broker.commits == []
+    scene.clock.now_s += JOIN_WAIT_S_MAX
+    scene.outbox.advance()
+    assert scene.broker.commits == [{PARTITION: (1, "")}]
+
+
+def test_without_anything_sent_no_transaction_is_begun() -> None:
+    scene = Scene(ExactlyOnceOutbox)
+    scene.outbox.advance(force=True)
+    assert scene.broker.calls == []
+
+
+def test_a_refused_transaction_ends_the_session_with_nothing_counted() -> None:
+    scene = Scene(ExactlyOnceOutbox)
+    scene.send(0)
+    scene.broker.refuses = True
+    with pytest.raises(BrokerError, match="refused"):
+        scene.outbox.advance(force=True)
+    assert scene.acknowledged == []
+
+
+def test_losing_a_partition_undoes_the_open_transaction_and_ends_the_session() -> None:
+    scene = Scene(ExactlyOnceOutbox)
+    scene.send(0)
+    with pytest.raises(TransactionAbortedError, match="partitions 0"):
+        scene.outbox.forget([PARTITION])
+    assert scene.broker.calls[-1] == "abort"
+    assert "commit" not in scene.broker.calls
