@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import itertools
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -31,7 +31,9 @@ MARKER = "installed.json"
 # Below Linux's ephemeral range (32768 and up). A client that retries a dead server's port in that range may get the
 # same port as its own; it then connects to itself, and the server cannot bind the port again.
 PORT_FIRST, PORT_LAST = 20_000, 32_000
-_PORT_TRIES_MAX = 10_000
+# Processes begin apart in the range: between the draw of a port and the start of its server, no other draws the same one.
+_PORTS_OF_A_PROCESS = 100
+_drawn = itertools.count()
 _TAIL_LINES, _TAIL_LINE_CHARACTERS = 3, 240
 _FAILURE = re.compile(r"error|exception|fatal|failed", re.IGNORECASE)
 _POLL_S = 0.05
@@ -63,12 +65,12 @@ def local_parts_dir(environment: Mapping[str, str] = os.environ) -> Path:
 def free_ports(count: int) -> list[int]:
     """`count` different free TCP ports of 127.0.0.1. Raises LocalPartError if there are not that many."""
     ports: list[int] = []
-    chooser = random.SystemRandom()
+    first = os.getpid() * _PORTS_OF_A_PROCESS
     with ExitStack() as listeners:
-        for _ in range(_PORT_TRIES_MAX):
+        for _ in range(PORT_LAST - PORT_FIRST):
             if len(ports) == count:
                 return ports
-            port = chooser.randrange(PORT_FIRST, PORT_LAST)
+            port = PORT_FIRST + (first + next(_drawn)) % (PORT_LAST - PORT_FIRST)
             listener = listeners.enter_context(socket.socket())
             # as the servers do: a port with nothing but closed connections counts as free
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
