@@ -31,7 +31,7 @@ MARKER = "installed.json"
 # Below Linux's ephemeral range (32768 and up). A client that retries a dead server's port in that range may get the
 # same port as its own; it then connects to itself, and the server cannot bind the port again.
 PORT_FIRST, PORT_LAST = 20_000, 32_000
-# Processes begin apart in the range: between the draw of a port and the start of its server, no other draws the same one.
+# Processes begin apart in the range, so that none draws a port which another has drawn, and whose server starts later.
 _PORTS_OF_A_PROCESS = 100
 _drawn = itertools.count()
 _TAIL_LINES, _TAIL_LINE_CHARACTERS = 3, 240
