@@ -12,7 +12,8 @@ from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory
 from bench.peers import Work, peer_named
 from bench.pipeline.report import PipelineReport, standings
 from bench.pipeline.scenario import Models, Scenario, Variant
-from bench.pipeline.turn import Service, Traffic, Turn, run_turn
+from bench.pipeline.turn import Service, Turn, run_turn
+from bench.traffic import Traffic
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.config import load_config
 from cascade.errors import CascadeError

@@ -5,44 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
-import numpy as np
-from streaming.kafka.partitioning import partition_of
 
-from bench.cluster import EndlessData, end_offsets
-from bench.embedded import EmbeddedParts, records_in
-from bench.load import Load, LoadReport, Plan, departures
-from bench.observer import DEEP, DEGRADED, SCREENED, Observations, Observer
+from bench.embedded import EmbeddedParts
+from bench.load import LoadReport, Plan, departures
+from bench.open_loop import PathLatency, run_open_loop
 from bench.pipeline.processes import cpu_s_of, page_faults_of, suspended
 from bench.pipeline.scenario import Live, Objectives, Scenario, Variant
+from bench.traffic import FILL_ROWS, Traffic
 from cascade.bundle import Bundle
-from cascade.columns import Float64, Int64
-from cascade.config import CodecName, Config, load_config
+from cascade.config import Config, load_config
 from cascade.errors import CascadeError
 from cascade.ledger import LedgerSummary
-from cascade.ledger.latency import LatencyHistogram
-from cascade.schema import Schema
-from streaming.codecs import codec
 from streaming.kafka import make_consumer, make_producer
-from streaming.pipeline.decisions import message_keys
 
 # A pilot of this many transactions measures the rate, from which the length of the backlog follows.
 PILOT_ROWS = 10_000
 PILOT_S_MAX = 120.0
-FILL_ROWS = 20_000
 SAMPLE_S = 0.02
 # A backlog that ended before it could be timed is repeated with this many times its length.
 LONGER = 4
 # A turn fails after this long without a new decision.
 STALL_S = 20.0
-# Counted from the last departure; a transaction without a decision by then is missing.
-LAST_DECISIONS_S = 15.0
-PATHS = {"screened": SCREENED, "escalated": DEEP, "degraded": DEGRADED}
-CURVE = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1.0)
 CASCADE_SETTINGS: dict[str, Any] = {
     # the append times of a backlog are long past
     "deadline": {"start": "fetch", "budget_ms": 1_000},
@@ -74,17 +62,6 @@ class Service(Protocol):
 
     def stop(self) -> LedgerSummary | bool:
         """Stops the service; returns its ledger where it has one."""
-
-
-class PathLatency(msgspec.Struct, frozen=True, kw_only=True):
-    """Time from a transaction's scheduled departure until its decision is visible, ms; `curve`: by quantile."""
-
-    count: int
-    p50_ms: float
-    p99_ms: float
-    p999_ms: float
-    max_ms: float
-    curve: dict[str, float]
 
 
 class LiveFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,26 +114,6 @@ class _Backlog(NamedTuple):
     per_second: float
     cpu_us: dict[str, float]
     page_faults_per_1000: float
-
-
-@dataclass(slots=True)
-class Traffic:
-    """Endless transactions as messages; encoded messages are cached for later turns."""
-
-    schema: Schema
-    rows: EndlessData
-    bytes_max: int = 65_536
-    _encoded: dict[CodecName, tuple[list[bytes], list[bytes]]] = field(default_factory=dict)
-
-    def messages(self, name: CodecName, start: int, stop: int) -> tuple[list[bytes], list[bytes]]:
-        """Keys and values of the transactions from `start` to `stop`, in a codec."""
-        keys, values = self._encoded.setdefault(name, ([], []))
-        encoder = codec(name, self.schema.fields, self.bytes_max)
-        while len(values) < stop:
-            batch = self.rows.rows(len(values), len(values) + FILL_ROWS).batch
-            keys += message_keys(batch[self.schema.roles.card])
-            values += encoder.encode(batch)
-        return keys[start:stop], values[start:stop]
 
 
 def run_turn(
@@ -316,31 +273,18 @@ class _Turn:
 
     def _live(self, rate: float, seconds: float, shape: Live) -> LiveFigures:
         """Figures under a load of `rate` for `seconds`, with the arrivals and the warm-up of `shape`."""
-        warm_up_s = shape.warm_up_s
-        due_s = departures(shape.arrivals, rate, seconds + warm_up_s, self.scenario.seed)
+        due_s = departures(shape.arrivals, rate, seconds + shape.warm_up_s, self.scenario.seed)
         keys, values = self.traffic.messages(self.variant.codec, self.sent, self.sent + len(due_s))
-        ends = end_offsets(self.harness, self.harness.kafka.topics.transactions)
-        base = np.array([ends[partition_id] for partition_id in sorted(ends)], np.int64)
-        before = records_in(self.harness, self.harness.kafka.topics.decisions)
         plan = Plan(self.harness.kafka.topics.transactions, due_s, keys, values)
-        with Observer(self.harness_path, latest=True) as observer, Load(self.harness_path, plan) as load:
-            start_s = load.begin()
-            time.sleep(max(start_s + warm_up_s - time.time(), 0.0))
-            cpu_before = self._cpu_s()
-            report = load.wait()
-            cpu_after = self._cpu_s()
-            self.sent += len(due_s)
-            self._wait_for(before + len(due_s))
-            seen = observer.end()
-        counted = int((due_s >= warm_up_s).sum())
-        latency_s, path = self._latencies(plan, start_s, base, seen, warm_up_s)
+        run = run_open_loop(self.harness_path, plan, shape.warm_up_s, self.service.check_running, self._cpu_s)
+        self.sent += len(due_s)
         return LiveFigures(
             rate=rate,
-            paths={name: found for name, code in PATHS.items() if (found := _path_latency(latency_s[path == code]))},
-            degraded_share=float((path == DEGRADED).mean()) if len(path) else 0.0,
-            missing=counted - len(path),
-            cpu_us={name: 1e6 * (cpu_after[name] - cpu_before[name]) / max(counted, 1) for name in cpu_before},
-            load=report,
+            paths=run.path_latencies(),
+            degraded_share=run.degraded_share,
+            missing=run.missing,
+            cpu_us={name: 1e6 * (run.after[name] - run.before[name]) / max(run.counted, 1) for name in run.before},
+            load=run.load,
         )
 
     def _highest(self, shape: Live, per_second: float) -> tuple[float | None, list[LiveFigures]]:
@@ -355,53 +299,6 @@ class _Turn:
             else:
                 high = figures.rate
         return (low if search.steps else None), tried
-
-    def _wait_for(self, decisions: int) -> None:
-        give_up_s = time.monotonic() + LAST_DECISIONS_S
-        while records_in(self.harness, self.harness.kafka.topics.decisions) < decisions:
-            self.service.check_running()
-            if time.monotonic() > give_up_s:
-                return
-            time.sleep(0.1)
-        time.sleep(0.3)  # for the observer's last fetch
-
-    def _latencies(
-        self, plan: Plan, start_s: float, base: Int64, seen: Observations, warm_up_s: float
-    ) -> tuple[Float64, Int64]:
-        """Latency and path of the decided transactions that were due after the warm-up; seconds from departure.
-
-        plan: the load; start_s: when it began, seconds since the epoch.
-        base: end offset of each partition before the load, int64 [partitions].
-        seen: the observed decisions.
-        warm_up_s: from the start.
-        """
-        partition_ids = np.array([partition_of(key, self.scenario.partitions) for key in plan.keys], np.int64)
-        latency_s, paths = [], []
-        for partition_id in range(self.scenario.partitions):
-            due_s = plan.due_s[partition_ids == partition_id]
-            chosen = seen.partition == partition_id
-            position = seen.offset[chosen] - base[partition_id]
-            inside = (position >= 0) & (position < len(due_s))
-            decided_due_s = due_s[position[inside]]
-            counted = decided_due_s >= warm_up_s
-            latency_s.append((seen.seen_s[chosen][inside] - start_s - decided_due_s)[counted])
-            paths.append(seen.path[chosen][inside][counted])
-        return np.concatenate(latency_s), np.concatenate(paths)
-
-
-def _path_latency(latency_s: Float64) -> PathLatency | None:
-    if not len(latency_s):
-        return None
-    histogram = LatencyHistogram()
-    histogram.record(latency_s)
-    return PathLatency(
-        count=histogram.count,
-        p50_ms=1e3 * histogram.quantile(0.5),
-        p99_ms=1e3 * histogram.quantile(0.99),
-        p999_ms=1e3 * histogram.quantile(0.999),
-        max_ms=1e3 * histogram.max_s,
-        curve={f"{share:g}": 1e3 * histogram.quantile(share) for share in CURVE},
-    )
 
 
 def _settings(variant: Variant, number: int, bundle: Bundle, journal: Path) -> dict[str, dict[str, Any]]:

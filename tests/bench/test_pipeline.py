@@ -13,11 +13,12 @@ import pytest
 from rich.console import Console
 
 from bench.load import LoadReport, Plan, departures
+from bench.open_loop import PathLatency
 from bench.pipeline.page import make_page
 from bench.pipeline.processes import page_faults_of
 from bench.pipeline.report import PipelineReport, less_work_text, show, standings
 from bench.pipeline.scenario import SCENARIOS, Objectives, Scenario, Variant, load_scenario
-from bench.pipeline.turn import LiveFigures, PathLatency, Turn
+from bench.pipeline.turn import LiveFigures, Turn
 from bench.smoke import compare_to_baseline, read_baseline
 from bench.turns import Spread
 from cascade.cli import main
