@@ -42,6 +42,7 @@ class SimConsumer:
         self._positions: dict[Partition, int] = {}
         # partitions whose fetches are delayed, and until when
         self._delayed_until_s: dict[Partition, float] = {}
+        self._woken = False
         self._skipped: set[tuple[Partition, int]] = set()
         self.committed_reads: list[tuple[float, Partition, int, str]] = []
         self.resume_s = 0.0
@@ -130,15 +131,20 @@ class SimConsumer:
                 self._life.fault_point(f"{sum(map(len, found))} records")
                 return found
             until_s = min(deadline_s, world.limit_s)
-            if world.now_s >= until_s:
+            if self._woken or world.now_s >= until_s:
+                self._woken = False
                 self.resume_s = deadline_s
                 return []
             delayed_s = min((self._delayed_until_s.get(partition, 0.0) for partition in fetchable), default=NEVER_S)
             world.wait(max(min(until_s, delayed_s), world.now_s + CALL_S), partial(self._has_news, len(fetchable)))
 
+    def wake(self) -> None:
+        """See ConsumerClient."""
+        self._woken = True
+
     def _has_news(self, fetchable: int) -> bool:
         """Whether `poll` has more to do than when `fetchable` partitions had records."""
-        if self._life.dead or self._coordination_due():
+        if self._life.dead or self._woken or self._coordination_due():
             return True
         return not self._connection.clogged and len(self._fetchable()) > fetchable
 

@@ -28,6 +28,8 @@ class SimDelivery:
         self.topic, self.records = topic, records
         self.acknowledged = False
         self.error: BrokerError | None = None
+        # set with `acknowledged`, by the clock that the worker reads
+        self.done_s = 0.0
 
     @property
     def settled(self) -> bool:

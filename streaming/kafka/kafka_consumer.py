@@ -31,6 +31,8 @@ from streaming.kafka.static_members import end_unfinished_membership
 
 # Between the end of a join and the leader's SyncGroup the broker refuses commits: for milliseconds, usually.
 REBALANCING_COMMIT_S = 2.0
+# How long a poll may take to notice `wake`.
+WAKE_S = 0.02
 REBALANCING_PAUSE_S = 0.02
 CLOSE_TIMEOUT_S = 10.0
 
@@ -98,6 +100,7 @@ class KafkaPythonConsumer:
         self._kafka, self._group = kafka, group
         self._listener: _Listener | None = None
         self._unreadable: BrokerError | None = None
+        self._woken = threading.Event()
         with self._translated("connecting"):
             self._consumer = KafkaConsumer(
                 **connection_settings(kafka, "cascade-consumer"),
@@ -159,16 +162,26 @@ class KafkaPythonConsumer:
         """See ConsumerClient."""
         if self._unreadable is not None:
             raise self._unreadable
+        give_up_s = time.monotonic() + timeout_s
         try:
             with self._translated("fetching"):
-                records = self._consumer.poll(timeout_ms=timeout_s * 1_000, max_records=rows_max)
+                while True:
+                    left_s = max(give_up_s - time.monotonic(), 0.0)
+                    records = self._consumer.poll(timeout_ms=min(left_s, WAKE_S) * 1_000, max_records=rows_max)
+                    if records or left_s <= WAKE_S or self._woken.is_set():
+                        break
         except BrokerError as error:
             if isinstance(error.__cause__, CorruptRecordError):
                 # kafka-python's next poll would never return
                 self._unreadable = error
             raise
+        self._woken.clear()
         self._raise_callback_error()
         return [_fetched(partition, found) for partition, found in records.items()]
+
+    def wake(self) -> None:
+        """See ConsumerClient."""
+        self._woken.set()
 
     def pause(self, partitions: Iterable[Partition]) -> None:
         """See ConsumerClient; ignores partitions that are not assigned any more."""

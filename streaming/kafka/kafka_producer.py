@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,6 +29,7 @@ class _Sent:
 
     def __init__(self, servers: str, futures: list[Any]) -> None:
         self._servers, self._futures, self._acknowledged = servers, futures, 0
+        self.done_s = 0.0
 
     def done(self) -> bool:
         while self._acknowledged < len(self._futures):
@@ -37,6 +39,7 @@ class _Sent:
             if future.exception is not None:
                 raise _delivery_error(self._servers, future.exception)
             self._acknowledged += 1
+        self.done_s = self.done_s or time.time()
         return True
 
 

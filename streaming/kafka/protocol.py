@@ -23,16 +23,17 @@ class FetchedBatch:
     """Consecutive records of a partition, an element each in every sequence.
 
     `offsets`: int64, ascending, sometimes with gaps. `timestamps_ms`: int64, ms since the epoch; by the topic's
-    `message.timestamp.type` the append time or the producer's. `keys`, `values`: bytes or None.
+    `message.timestamp.type` the append time or the producer's. `keys`, `values`: bytes or None; a ByteColumn where the
+    client does not make Python objects. `headers`: of each record.
     """
 
     topic: str
     partition: int
     offsets: Int64
     timestamps_ms: Int64
-    keys: list[bytes | None]
-    values: list[bytes | None]
-    headers: list[Headers]
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+    headers: Sequence[Headers]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -113,6 +114,10 @@ class ConsumerClient(Protocol):
         """
         ...
 
+    def wake(self) -> None:
+        """Ends a `poll` that waits for records, or else the next one, without records; any thread may call it."""
+        ...
+
     def pause(self, partitions: Iterable[Partition]) -> None:
         """Fetches no records of these partitions until `resume`."""
         ...
@@ -172,6 +177,11 @@ class Delivery(Protocol):
         """Whether the broker has acknowledged all of them; raises BrokerError if a delivery failed."""
         ...
 
+    @property
+    def done_s(self) -> float:
+        """When the last of them was acknowledged, seconds since the epoch; defined once `done` is True."""
+        ...
+
 
 class ProducerClient(Protocol):
     """An idempotent producer with acks=all.
@@ -198,7 +208,7 @@ class ProducerClient(Protocol):
         values: Sequence[bytes | None],
         timestamps_ms: Sequence[int] | None = None,
     ) -> Delivery:
-        """Queues records of a topic, in order."""
+        """Queues records of a topic, in order; a ByteColumn is the quickest form of `keys` and `values`."""
         ...
 
     def undelivered(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 import uuid
 from collections import defaultdict
@@ -31,6 +32,8 @@ from streaming.kafka.static_members import end_unfinished_membership
 
 # Limits what librdkafka fetches ahead of `poll`, over all partitions.
 QUEUED_KBYTES_MAX = 32 * 1024
+# How long a poll may take to notice `wake`.
+WAKE_S = 0.02
 # librdkafka applies an assignment in its own thread, and refuses a seek before that.
 SEEK_TIMEOUT_S, SEEK_PAUSE_S = 5.0, 0.002
 REQUEST_S = limits.REQUEST_TIMEOUT_MS / 1_000
@@ -51,6 +54,7 @@ class RdkafkaConsumer:
         self._admin_client: AdminClient | None = None
         self._next: dict[Partition, int] = {}
         self._callback_error: BaseException | None = None
+        self._woken = threading.Event()
         self._subscribed = self._joined = self._closing = False
         settings = {
             **connection_settings(kafka, "cascade-consumer", self._connection.on_error),
@@ -143,15 +147,22 @@ class RdkafkaConsumer:
         """See ConsumerClient."""
         give_up_s = time.monotonic() + timeout_s
         while True:
+            left_s = max(give_up_s - time.monotonic(), 0.0)
             with self._connection.translated("fetching"):
                 # for more than a message librdkafka waits until all are there, or for the whole timeout
-                first = self._consumer.consume(1, max(give_up_s - time.monotonic(), 0.0))
+                first = self._consumer.consume(1, min(left_s, WAKE_S))
                 messages = first + self._consumer.consume(rows_max - 1, 0) if first and rows_max > 1 else first
             self._raise_callback_error()
             batches = self._taken(messages)
             # all messages may have been end-of-partition events
-            if batches or not messages:
+            ended = not messages and (left_s <= WAKE_S or self._woken.is_set())
+            if batches or ended:
+                self._woken.clear()
                 return batches
+
+    def wake(self) -> None:
+        """See ConsumerClient."""
+        self._woken.set()
 
     def _taken(self, messages: list[Message]) -> list[FetchedBatch]:
         ends: list[Message] = []

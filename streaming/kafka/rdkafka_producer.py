@@ -7,6 +7,7 @@ producing in Python; they show when all records of a call are acknowledged, what
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -28,10 +29,11 @@ _ANY_PARTITION, _NOW_MS = -1, 0
 class _Sent:
     """The Delivery of some records; counts librdkafka's delivery reports."""
 
-    __slots__ = ("_left", "_producer")
+    __slots__ = ("_left", "_producer", "done_s")
 
     def __init__(self, producer: RdkafkaProducer, records: int) -> None:
         self._producer, self._left = producer, records
+        self.done_s = 0.0
 
     def reported(self, error: KafkaError | None, message: Message) -> None:
         """The delivery report of a record.
@@ -51,6 +53,8 @@ class _Sent:
         self._producer.reap()
         # any failure is this delivery's too: no offset may be committed after it
         self._producer.refuse_after_failure()
+        if not self._left and not self.done_s:
+            self.done_s = time.time()
         return not self._left
 
 
