@@ -8,15 +8,17 @@
 The comparison is fair: each peer is written as its library's documentation shows and tuned as a user would tune it. It
 delivers at least once and commits offsets every five seconds. Its own module names what it leaves out. Its decisions
 are the messages of `streaming.pipeline.decisions`.
+
+`bench.peers.echo` is no alternative, so it is not in PEERS: it decides nothing, and shows what Kafka itself costs.
 """
 
 from __future__ import annotations
 
 from bench.peers.java_peer import KafkaStreams
-from bench.peers.process import Peer, PeerProcess, Work
+from bench.peers.process import Job, Peer, PeerProcess, Work
 from bench.peers.python_peers import PlainLoop, QuixStreams
 
-__all__ = ["PEERS", "Peer", "PeerProcess", "Work", "peer_named"]
+__all__ = ["PEERS", "Job", "Peer", "PeerProcess", "Work", "peer_named"]
 
 PEERS: tuple[Peer, ...] = (PlainLoop(), QuixStreams(), KafkaStreams())
 

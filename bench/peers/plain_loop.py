@@ -8,10 +8,8 @@ decisions before them.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
-from types import FrameType
 
 from bench.peers.scoring import (
     CARD_FEATURES,
@@ -25,18 +23,7 @@ from bench.peers.scoring import (
     parse_arguments,
     transaction_features,
 )
-
-
-class Stop:
-    """`wanted` becomes True with SIGTERM or SIGINT."""
-
-    def __init__(self) -> None:
-        self.wanted = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._set)
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        self.wanted = True
+from bench.peers.stop import Stop
 
 
 def main() -> None:

@@ -19,30 +19,39 @@ _POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """The arguments of a peer.
-
-    `transactions` and `decisions` are topics; `out` is a directory for state and log; `triton_grpc` is `host:port`;
-    `triton_http` is the base of its URLs. A peer escalates the scores from the log-odds `escalate_above` on, or, where
-    that is None, about the share `escalate_share` with the highest scores: a peer computes fewer features than Cascade,
-    so the policy's threshold would escalate another share.
-    """
+class Job:
+    """Where a peer works: `transactions` and `decisions` are topics; `out` is a directory for state and log."""
 
     bootstrap: str
     transactions: str
     decisions: str
     group: str
+    out: Path
+
+    def arguments(self) -> list[str]:
+        """The options of the command line, one for each field but `out`."""
+        values = {name: value for name, value in asdict(self).items() if name != "out" and value is not None}
+        return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work(Job):
+    """The arguments of a peer that decides.
+
+    `triton_grpc` is `host:port`; `triton_http` is the base of its URLs. A peer escalates the scores from the log-odds
+    `escalate_above` on, or, where that is None, about the share `escalate_share` with the highest scores: a peer
+    computes fewer features than Cascade, so the policy's threshold would escalate another share.
+    """
+
     bundle: Path
     triton_grpc: str
     triton_http: str
-    out: Path
     escalate_share: float = 0.01
     escalate_above: float | None = None
 
     def arguments(self) -> list[str]:
-        """The command line that every peer understands."""
-        values = asdict(self) | {"state": self.out / "state", "out": None}
-        return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
+        """The command line that every peer that decides understands."""
+        return [*Job.arguments(self), f"--state={self.out / 'state'}"]
 
 
 def peer_directory(name: str) -> Path:
@@ -76,7 +85,7 @@ class PeerProcess(OwnedProcess):
     work: the peer's arguments.
     """
 
-    def __init__(self, name: str, command: Sequence[str], environment: dict[str, str], work: Work) -> None:
+    def __init__(self, name: str, command: Sequence[str], environment: dict[str, str], work: Job) -> None:
         # a peer computes a row at a time, so more threads would only wait for each other
         inherited = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         super().__init__(name, [*command, *work.arguments()], work.out / f"{name}.log", inherited)
