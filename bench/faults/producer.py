@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from bench.faults.broker import SimBroker
+from bench.faults.clock import EPOCH_S
 from bench.faults.consumer import commit_fate
 from bench.faults.group import Member
 from bench.faults.network import Connection, RequestTimeout
@@ -163,7 +164,7 @@ class SimProducer:
                 world.fire("delivery-failed")
                 self.fail(delivery, BrokerError("a record was not delivered: no leader"))
             elif delivery.error is None:
-                delivery.acknowledged = True
+                delivery.acknowledged, delivery.done_s = True, EPOCH_S + self.now_s
 
         self._connection.send(arrive)
         self._life.fault_point("sent")

@@ -5,6 +5,7 @@ Each escalated row gets exactly one outcome: the deep model's answer in time, or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -57,7 +58,10 @@ def by_screener(rows: Rows, cause: str | None, deep_ms: float = 0.0) -> Outcome:
 
 @dataclass(eq=False)
 class Escalations:
-    """The rows that wait for the deep model; for one thread."""
+    """The rows that wait for the deep model; for one thread.
+
+    `wake`: called from any thread when an answer, or its failure, is there for `collect`.
+    """
 
     _config: Config
     _policy: Policy
@@ -67,6 +71,7 @@ class Escalations:
     _health: HealthState
     _clock: Clock
     _chance: Callable[[], float]
+    _wake: Callable[[], None]
 
     def __post_init__(self) -> None:
         config, clock = self._config, self._clock
@@ -83,7 +88,12 @@ class Escalations:
     @property
     def open(self) -> int:
         """The number of rows that wait."""
-        return sum(int(call.open.sum()) for call in self._calls)
+        return sum(call.rows_open for call in self._calls)
+
+    @property
+    def deadline_ms(self) -> float:
+        """The earliest deadline of the rows that wait, ms since the epoch; infinite if none waits."""
+        return min((call.next_deadline_ms for call in self._calls), default=math.inf)
 
     @property
     def raised(self) -> float:
@@ -109,6 +119,7 @@ class Escalations:
                 outcomes.append(by_screener(rows, "deadline"))
             elif self._breaker.allows():
                 future = self._deep.submit(inputs, timeout_s)
+                future.add_done_callback(lambda _: self._wake())
                 self._calls.append(DeepCall(rows, deadline_ms, future, self._clock.monotonic()))
                 self._count_cards(rows, 1)
             else:
@@ -117,6 +128,14 @@ class Escalations:
 
     def collect(self) -> list[Outcome]:
         """Returns the outcomes since the last call: answers, errors, deadlines."""
+        outcomes = self._collected() if self._calls else []
+        now_s = self._clock.monotonic()
+        self._look_at_replicas(now_s)
+        self._look_for_model(now_s)
+        self._observe()
+        return outcomes
+
+    def _collected(self) -> list[Outcome]:
         now_ms = self._clock.time() * 1e3
         outcomes: list[Outcome] = []
         still_open = []
@@ -136,11 +155,7 @@ class Escalations:
         self._calls = still_open
         for outcome in outcomes:
             self._count_cards(outcome.rows, -1)
-        outcomes = self._noted(outcomes)
-        self._look_at_replicas()
-        self._look_for_model()
-        self._observe()
-        return outcomes
+        return self._noted(outcomes)
 
     def drop(self, partitions: Collection[Partition]) -> None:
         """Drops the rows of partitions that this worker lost, without an outcome."""
@@ -213,9 +228,9 @@ class Escalations:
         probability = self._policy.deep.probability(call.future.result()[chosen])
         return [Outcome(rows, "deep", probability, None, waited_s * 1e3)] if len(rows) else []
 
-    def _look_for_model(self) -> None:
+    def _look_for_model(self, now_s: float) -> None:
         """Probes an unavailable model, since on a quiet stream no call may show its return for hours."""
-        probe, now_s = self._probe, self._clock.monotonic()
+        probe = self._probe
         if probe is not None:
             if probe.done():
                 self._probe = None
@@ -229,9 +244,8 @@ class Escalations:
         if due and self._breaker.allows():
             self._probe = self._deep.probe(self._config.deadline.budget_ms / 1e3)
 
-    def _look_at_replicas(self) -> None:
+    def _look_at_replicas(self, now_s: float) -> None:
         """Shows the replicas in health, and logs when another number of them is ready."""
-        now_s = self._clock.monotonic()
         if now_s < self._replicas_due_s:
             return
         self._replicas_due_s = now_s + REPLICAS_EVERY_S

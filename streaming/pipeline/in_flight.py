@@ -57,6 +57,11 @@ class DeepCall:
         self.open: Bool = np.ones(len(rows), bool)
         self.next_deadline_ms = float(deadline_ms.min())
 
+    @property
+    def rows_open(self) -> int:
+        """The number of rows that have no decision yet."""
+        return int(np.count_nonzero(self.open))
+
     def expire(self, now_ms: float) -> Array:
         """Closes the rows whose deadline has passed, and returns their indexes."""
         if now_ms < self.next_deadline_ms:

@@ -129,22 +129,39 @@ class _Window:
     def __init__(self, length_s: float) -> None:
         self._bucket_s = length_s / _BUCKETS
         self._buckets: deque[_Bucket] = deque(maxlen=_BUCKETS)
-        self.in_flight = 0.0
-        self.late_share = 0.0
+        # the sum of all buckets but the newest
+        self._older = _Bucket(0)
+
+    @property
+    def in_flight(self) -> float:
+        """Mean number of rows in flight."""
+        seconds = self._older.seconds + self._buckets[-1].seconds
+        return (self._older.row_seconds + self._buckets[-1].row_seconds) / seconds if seconds else 0.0
+
+    @property
+    def late_share(self) -> float:
+        """Share of the escalated rows whose answer was late."""
+        outcomes = self._older.escalated + self._buckets[-1].escalated
+        return (self._older.late + self._buckets[-1].late) / outcomes if outcomes >= OUTCOMES_MIN else 0.0
 
     def add(self, now_s: float, passed_s: float, in_flight: int, escalated: int, late: int) -> None:
         number = int(now_s / self._bucket_s)
         if not self._buckets or self._buckets[-1].number != number:
-            self._buckets.append(_Bucket(number))
-        while self._buckets[0].number <= number - _BUCKETS:
-            self._buckets.popleft()
+            self._begin(number)
         newest = self._buckets[-1]
         newest.seconds += passed_s
         newest.row_seconds += passed_s * in_flight
         newest.escalated += escalated
         newest.late += late
-        seconds = sum(bucket.seconds for bucket in self._buckets)
-        outcomes = sum(bucket.escalated for bucket in self._buckets)
-        self.in_flight = sum(bucket.row_seconds for bucket in self._buckets) / seconds if seconds else 0.0
-        late_rows = sum(bucket.late for bucket in self._buckets)
-        self.late_share = late_rows / outcomes if outcomes >= OUTCOMES_MIN else 0.0
+
+    def _begin(self, number: int) -> None:
+        """Begins a bucket, and drops those that are too old."""
+        self._buckets.append(_Bucket(number))
+        while self._buckets[0].number <= number - _BUCKETS:
+            self._buckets.popleft()
+        self._older = older = _Bucket(0)
+        for bucket in list(self._buckets)[:-1]:
+            older.seconds += bucket.seconds
+            older.row_seconds += bucket.row_seconds
+            older.escalated += bucket.escalated
+            older.late += bucket.late

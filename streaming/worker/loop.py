@@ -4,6 +4,9 @@ One thread runs the loop, a `step` at a time. Screened transactions are decided 
 `Escalations`, beside the loop, until their answer or their deadline. An offset counts as decided when the broker has
 acknowledged its decision. The decided prefix is committed; the offsets decided ahead of it are in the commit metadata.
 
+Between two steps the loop sleeps. It wakes for records, for answers of the deep model, for deadlines, and for commits
+that are due. It does not wake for acknowledgements: a delivery knows when it was acknowledged.
+
 Clock, broker, model server and files come as arguments (`Parts`). If the broker is lost or refuses a decision, `step`
 raises BrokerError, and the worker is finished: `streaming.worker.sessions` makes a new one, which resumes from the
 committed offsets.
@@ -50,8 +53,8 @@ from streaming.worker.snapshots import Snapshot, SnapshotStore
 from streaming.worker.terminals import TerminalExchange
 
 log = structlog.get_logger()
-# The poll timeout while the loop waits for an answer or an acknowledgement.
-BUSY_POLL_S = 0.001
+# Between two looks while partitions are drained, or replay the log.
+PAUSE_S = 0.02
 # With exactly-once delivery the commit metadata (4 kB) must list every decision ahead of the committed prefix, or a
 # crash would decide it again. Each undecided record takes at most three bytes of it.
 EXACTLY_ONCE_IN_FLIGHT_MAX = 1_000
@@ -103,6 +106,8 @@ class Worker:
         self._lost = ""
         self._stage_clock = StageClock()
         self._paused = self._spare = False
+        # whether the last poll took all records that were there
+        self._quiet = True
         self._joined_s: float | None = None
         self._copies: dict[str, Array] = {}
         self._snapshot_due_s = clock.monotonic() + config.state.interval_s
@@ -129,8 +134,9 @@ class Worker:
             parts.health, clock, self._on_live, config.terminals.share,
         )  # fmt: skip
         self._escalations = Escalations(
-            config, parts.engine.policy, parts.deep, self._roles.card, ledger, parts.health, clock, parts.chance
-        )
+            config, parts.engine.policy, parts.deep, self._roles.card, ledger, parts.health, clock, parts.chance,
+            parts.consumer.wake,
+        )  # fmt: skip
         self._repeats = Repeats(
             config, self._first_decisions, parts.engine.policy, self._recovery.owned, parts.open_consumer,
             self._publisher.repeat, clock,
@@ -181,15 +187,13 @@ class Worker:
 
     def step(self) -> None:
         """Polls once, processes the records, and does all work that is due; raises BrokerError."""
-        settings = self._config.worker
         if self._lost:
             raise BrokerError(self._lost)
         self._recovery.advance()
-        self._make_room()
-        busy = self.in_flight > 0 or self._outbox.pending > 0 or not self._recovery.done
-        timeout_s = BUSY_POLL_S if busy else settings.poll_timeout_ms / 1e3
-        rows_max = min(settings.batch_rows_max, max(self._in_flight_max - self.in_flight, 1))
-        fetched = self._consumer.poll(timeout_s, rows_max)
+        in_flight = self.in_flight
+        self._make_room(in_flight)
+        rows_max = min(self._config.worker.batch_rows_max, max(self._in_flight_max - in_flight, 1))
+        fetched = self._consumer.poll(self._sleep_s(), rows_max)
         self._health.progress()
         if not self._spare and not self._recovery.owned:
             self._look_for_spare()
@@ -199,14 +203,24 @@ class Worker:
             self._handle(accepted)
         elif self._config.labels.alignment == "arrival":
             self._ledger.count_labels(self._labels.catch_up())
+        self._quiet = sum(map(len, fetched)) < rows_max
         self._advance()
+
+    def _sleep_s(self) -> float:
+        """How long the next poll may wait for records."""
+        if self._recovery.restoring:
+            return 0.0
+        longest_s = self._config.worker.poll_timeout_ms / 1e3 if self._recovery.done else PAUSE_S
+        deadline_s = self._escalations.deadline_ms / 1e3 - self._clock.time()
+        commit_s = self._outbox.due_s(self._quiet) - self._clock.monotonic()
+        return max(min(longest_s, deadline_s, commit_s), 0.0)
 
     def _advance(self) -> None:
         """Processes answers, deadlines, delivery reports, commits and snapshots."""
         self._decide_known()
         if self._terminals is not None and self._recovery.owned:
             self._terminals.advance(self._live_ids())
-        self._outbox.advance()
+        self._outbox.advance(quiet=self._quiet)
         self.positions = self._next_offsets()
         snapshots = self._parts.snapshots
         if snapshots is not None and self._clock.monotonic() >= self._snapshot_due_s:
@@ -218,15 +232,13 @@ class Worker:
             self._publisher.decide(outcome)
         self._repeats.advance()
 
-    def _make_room(self) -> None:
+    def _make_room(self, in_flight: int) -> None:
         """Pauses the live partitions at `in_flight_max`, and resumes them at half of it."""
-        in_flight = self.in_flight
-        live = [owned.partition for owned in self._recovery.live]
         if not self._paused and in_flight >= self._in_flight_max:
-            self._consumer.pause(live)
+            self._consumer.pause(owned.partition for owned in self._recovery.live)
             self._paused = True
         elif self._paused and in_flight <= self._in_flight_max // 2:
-            self._consumer.resume(live)
+            self._consumer.resume(owned.partition for owned in self._recovery.live)
             self._paused = False
 
     def drain(self) -> None:
@@ -266,7 +278,7 @@ class Worker:
                 return True
             if self._clock.monotonic() > give_up_s:
                 return False
-            self._clock.sleep(BUSY_POLL_S)
+            self._clock.sleep(PAUSE_S)
 
     # --- a micro-batch ------------------------------------------------------------------------------------------
 
@@ -390,9 +402,9 @@ class Worker:
             if owned is not None:
                 owned.tracker.decided(offsets)
 
-    def _on_acknowledged(self, sent: Sent) -> None:
+    def _on_acknowledged(self, sent: Sent, acknowledged_s: float) -> None:
         if sent.path:
-            latency_s = np.maximum(self._clock.time() * 1e3 - sent.start_ms, 0.0) / 1e3
+            latency_s = np.maximum(acknowledged_s * 1e3 - sent.start_ms, 0.0) / 1e3
             ids = None if sent.positions is None else sent.positions.ids
             self._ledger.record_decisions(sent.path, latency_s, sent.cause, ids)
 

@@ -9,6 +9,7 @@ from the committed offsets on, and no reader sees the first attempt.
 from __future__ import annotations
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,9 @@ log = structlog.get_logger()
 JOIN_WAIT_S_MAX = 4.0
 # After failing for this long, commits of offsets are not expected to succeed for this member.
 COMMIT_FAILURE_S_MAX = 30.0
+# A transaction lasts at least this long. A commit costs the broker about as much as a hundred records, so that shorter
+# transactions would make readers wait for it and not for the interval.
+TRANSACTION_S_MIN = 0.005
 Offsets = Mapping[Partition, tuple[int, str]]
 
 
@@ -62,7 +66,8 @@ class Outbox(ABC):
 
     consumer: of the session. health: shows the broker's state. clock: monotonic seconds. interval_s: between two
     commits. progress: returns the offset and metadata to commit, by partition. on_decided: called with the records of a
-    commit before `progress`. on_acknowledged: called with acknowledged or committed records, for the ledger.
+    commit before `progress`. on_acknowledged: called with acknowledged or committed records, and with the time of it in
+    seconds since the epoch, for the ledger.
 
     `committed`: the last committed offset and metadata, by partition; absent if nothing was committed.
     """
@@ -73,7 +78,7 @@ class Outbox(ABC):
     _interval_s: float
     _progress: Callable[[], Offsets]
     _on_decided: Callable[[Sent], None]
-    _on_acknowledged: Callable[[Sent], None]
+    _on_acknowledged: Callable[[Sent, float], None]
     committed: dict[Partition, tuple[int, str]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -93,8 +98,15 @@ class Outbox(ABC):
         """Calls of `send` and `send_many` that the broker has not acknowledged."""
 
     @abstractmethod
-    def advance(self, force: bool = False) -> None:
-        """Processes delivery reports, and commits at the interval, or at once with `force`; raises BrokerError."""
+    def due_s(self, quiet: bool) -> float:
+        """When `advance` has something to commit, by the monotonic clock; infinite if nothing was sent since.
+
+        quiet: no other record waits to be decided.
+        """
+
+    @abstractmethod
+    def advance(self, force: bool = False, quiet: bool = False) -> None:
+        """Processes delivery reports, and commits at `due_s(quiet)`, or at once with `force`; raises BrokerError."""
 
     @abstractmethod
     def forget(self, partitions: Sequence[Partition]) -> None:
@@ -126,12 +138,18 @@ class AtLeastOnceOutbox(Outbox):
         """See Outbox."""
         return len(self._unacknowledged)
 
-    def advance(self, force: bool = False) -> None:
+    def due_s(self, quiet: bool) -> float:
+        """See Outbox; the interval alone decides."""
+        del quiet
+        return self._due_s if self._unacknowledged else math.inf
+
+    def advance(self, force: bool = False, quiet: bool = False) -> None:
         """See Outbox; a failed commit is retried at each interval, for COMMIT_FAILURE_S_MAX."""
+        del quiet
         while self._unacknowledged and self._unacknowledged[0][0].done():
-            _, sent = self._unacknowledged.popleft()
+            delivery, sent = self._unacknowledged.popleft()
             self._on_decided(sent)
-            self._on_acknowledged(sent)
+            self._on_acknowledged(sent, delivery.done_s)
         now_s = self._clock.monotonic()
         if not force and now_s < self._due_s:
             return
@@ -163,14 +181,16 @@ class AtLeastOnceOutbox(Outbox):
 
 @dataclass(eq=False)
 class ExactlyOnceOutbox(Outbox):
-    """An Outbox on a transactional producer; a transaction begins with its first record and lasts `interval_s`.
+    """An Outbox on a transactional producer; a transaction begins with its first record and lasts at most `interval_s`.
 
-    `on_decided` is called within the commit, so that `progress` includes the transaction's records.
+    It ends sooner, after TRANSACTION_S_MIN, if no other record waits to be decided: readers see its decisions with the
+    commit. `on_decided` is called within the commit, so that `progress` includes the transaction's records.
     """
 
     _producer: TransactionalProducerClient
     _in_transaction: list[Sent] = field(default_factory=list, init=False)
     _failure: BrokerError | None = field(default=None, init=False)
+    _began_s: float = field(default=0.0, init=False)
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
         """See Outbox."""
@@ -191,10 +211,16 @@ class ExactlyOnceOutbox(Outbox):
         """See Outbox."""
         return len(self._in_transaction)
 
-    def advance(self, force: bool = False) -> None:
+    def due_s(self, quiet: bool) -> float:
+        """See Outbox."""
+        if not self._in_transaction:
+            return math.inf
+        return min(self._due_s, self._began_s + TRANSACTION_S_MIN) if quiet else self._due_s
+
+    def advance(self, force: bool = False, quiet: bool = False) -> None:
         """See Outbox; a failed commit ends the session."""
         now_s = self._clock.monotonic()
-        if not self._in_transaction or not (force or now_s >= self._due_s):
+        if not self._in_transaction or not (force or now_s >= self.due_s(quiet)):
             return
         member = self._consumer.member()
         if not (force or member.settled or now_s >= self._due_s + JOIN_WAIT_S_MAX):
@@ -206,8 +232,9 @@ class ExactlyOnceOutbox(Outbox):
             self._producer.commit(fresh, member)
         acknowledged, self._in_transaction = self._in_transaction, []
         self.committed.update(fresh)
+        committed_s = self._clock.time()
         for sent in acknowledged:
-            self._on_acknowledged(sent)
+            self._on_acknowledged(sent, committed_s)
         self._health.ok("broker")
 
     def forget(self, partitions: Sequence[Partition]) -> None:
@@ -222,7 +249,8 @@ class ExactlyOnceOutbox(Outbox):
     def _begin(self) -> None:
         if not self._in_transaction:
             self._producer.begin()
-            self._due_s = self._clock.monotonic() + self._interval_s
+            self._began_s = self._clock.monotonic()
+            self._due_s = self._began_s + self._interval_s
 
     @contextlib.contextmanager
     def _first_error_latched(self) -> Iterator[None]:

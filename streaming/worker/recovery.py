@@ -74,6 +74,11 @@ class Recovery:
         """Whether every assigned partition is live."""
         return all(owned.phase is Phase.LIVE for owned in self.owned.values())
 
+    @property
+    def restoring(self) -> bool:
+        """Whether a snapshot is being restored."""
+        return self._restoring is not None
+
     def gain(self, partitions: Sequence[Partition]) -> None:
         """Adds assigned partitions; raises StateError if the log has lost records and the operator must decide."""
         committed = self._consumer.committed(partitions)

@@ -48,7 +48,15 @@ class Rig:
         self.clock, self.stage, self.health = SetClock(), stage or StuckStage(), HealthState(10.0)
         card = SCHEMA.roles.card
         self.escalations = Escalations(
-            Config(), POLICY, self.stage, card, Ledger(), self.health, self.clock, lambda: 0.5
+            Config(),
+            POLICY,
+            self.stage,
+            card,
+            Ledger(),
+            self.health,
+            self.clock,
+            lambda: 0.5,
+            lambda: None,
         )
 
     def send(self, *start_ms: float) -> list[Outcome]:

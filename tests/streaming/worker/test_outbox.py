@@ -16,6 +16,7 @@ PARTITION: Partition = ("t", 0)
 
 
 class ManualDelivery:
+    done_s = 12.5
     """Acknowledged, or failed, when the test sets it."""
 
     acknowledged = failed = False
@@ -67,8 +68,12 @@ class Scene:
         self.outbox: Any = kind(
             self.broker, HealthState(60), self.clock, 0.5, self.progress,  # type: ignore[arg-type]
             lambda sent: self.decided.extend(sent.offsets.get(PARTITION, np.zeros(0)).tolist()),
-            lambda sent: self.acknowledged.extend(sent.offsets.get(PARTITION, np.zeros(0)).tolist()), self.broker,
+            self.acknowledge, self.broker,
         )  # fmt: skip
+
+    def acknowledge(self, sent: Sent, acknowledged_s: float) -> None:
+        self.acknowledged += sent.offsets.get(PARTITION, np.zeros(0)).tolist()
+        self.acknowledged_s = acknowledged_s
 
     def progress(self) -> dict[Partition, tuple[int, str]]:
         return {PARTITION: (len(self.decided), "")}
