@@ -21,7 +21,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from streaming.kafka.partitioning import partition_of
 
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle, write_bundle
 from cascade.columns import Array, Bool, ColumnBatch, Int64
@@ -39,6 +38,7 @@ from stages.offline import labels_of
 from streaming.codecs import codec
 from streaming.kafka import FetchedBatch, make_consumer, make_producer
 from streaming.kafka.local_broker import KAFKA_VERSION
+from streaming.kafka.partitioning import partition_of
 from streaming.pipeline.decisions import decode_decision, message_keys
 
 EVENTS_LIMIT, EVENTS_PER_KEY_MAX = re.compile(rb"(events_per_key_max = )\d[\d_]*"), 16_384
@@ -87,10 +87,13 @@ def escalating_bundle(directory: Path, share: float, data: LabelledData) -> Bund
     return shipped_bundle_with(directory, "escalating", threshold, {"features.toml": unlimited})
 
 
-def threshold_for(share: float, data: LabelledData) -> float:
-    """The screener's log-odds that about `share` of `data` reaches with the shipped bundle."""
+def threshold_for(share: float, data: LabelledData, first: int = 0) -> float:
+    """The screener's log-odds that about `share` of `data` reaches with the shipped bundle.
+
+    Only the rows from `first` on count; the rows before them enter the features.
+    """
     raw = make_engine(load_bundle(SHIPPED_BUNDLE)).screen(data.batch).raw
-    return float(np.quantile(raw, 1 - share))
+    return float(np.quantile(raw[first:], 1 - share))
 
 
 def shipped_bundle_with(directory: Path, name: str, threshold: float, changed: Mapping[str, bytes]) -> Bundle:

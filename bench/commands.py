@@ -12,6 +12,9 @@ from rich.console import Console
 from bench.attribution import AttributionReport, attribution_errors, show_attribution
 from bench.cluster import write_json
 from bench.deep_calls import ROWS, checked_sizes, configured, embedded, run_deep_calls, show_deep_calls
+from bench.echo.report import show as show_echo
+from bench.echo.run import run_echo
+from bench.echo.variants import RATES, Delivery, EchoRun, variants_of
 from bench.embedded import fresh_directory
 from bench.features import run_features, show_features
 from bench.ledger_cost import run_ledger_cost, show_ledger_cost
@@ -24,7 +27,7 @@ from bench.smoke import run_smoke, show_smoke
 from bench.stages import run_stages, show_stages
 from bench.tables import publish
 from cascade.bundle import SHIPPED_BUNDLE
-from cascade.config import DeepSettings, EnergySettings, load_config
+from cascade.config import ClientName, DeepSettings, EnergySettings, load_config
 from cascade.errors import CascadeError
 from cascade.ledger.deep_cost import Backend, Precision
 from stages.deep.in_process import Device
@@ -80,6 +83,59 @@ def pipeline(
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(make_page(report), encoding="utf-8")
     publish(report, show_pipeline, json)
+
+
+@app.command()
+def echo(
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(min=1.0, max=100_000.0, help="Transactions a second; repeatable, 100 to 10,000 by default."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1.0, max=600.0, help="Length of a turn's load.")] = 15.0,
+    warm_up: Annotated[float, typer.Option(min=0.0, max=600.0, help="Seconds of load before, not counted.")] = 10.0,
+    idle_seconds: Annotated[
+        float, typer.Option(min=0.0, max=600.0, help="Time without traffic, after the lowest rate; 0: none.")
+    ] = 20.0,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds in which the variants take turns.")] = 3,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="onnxruntime (in process, the default) or triton; repeatable.")
+    ] = None,
+    client: Annotated[
+        list[str] | None, typer.Option(help="librdkafka (the default) or kafka-python; repeatable.")
+    ] = None,
+    delivery: Annotated[
+        list[str] | None, typer.Option(help="at-least-once (the default) or exactly-once; repeatable.")
+    ] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Another checkout of the project, whose service takes turns; repeatable.")
+    ] = None,
+    escalation_share: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Share to escalate.")] = 0.01,
+    seed: Seed = 1,
+    out: Annotated[Path, typer.Option(help="Directory for logs and data; emptied first.")] = Path("build/echo"),
+    json: Report = None,
+) -> None:
+    """Compare the service with what Kafka itself costs.
+
+    The echo polls one message, produces one message, and does nothing else. At each rate it takes turns with the
+    service: CPU time, context switches and latency, and each as a ratio to the echo's.
+    """
+    variants = variants_of(
+        against or [],
+        [_choice("client", text, ClientName) for text in client or ["librdkafka"]],
+        [_choice("backend", text, Backend) for text in backend or ["onnxruntime"]],
+        [_choice("delivery", text, Delivery) for text in delivery or ["at-least-once"]],
+    )
+    run = EchoRun(
+        variants=variants,
+        rates=rate or list(RATES),
+        seconds=seconds,
+        warm_up_s=warm_up,
+        idle_s=idle_seconds,
+        rounds=rounds,
+        escalation_share=escalation_share,
+        seed=seed,
+    )
+    publish(run_echo(run, out), show_echo, json)
 
 
 @app.command()

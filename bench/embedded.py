@@ -13,10 +13,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import msgspec
-from streaming.kafka.topics import ensure_topics
 
 from bench.cluster import end_offsets
 from cascade.bundle import Bundle, load_bundle
@@ -30,6 +30,7 @@ from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
 from streaming.kafka import make_consumer, make_producer
 from streaming.kafka.local_broker import LocalBroker
+from streaming.kafka.topics import ensure_topics
 from streaming.player import Played, Player
 from streaming.service.topics import topic_specs
 
@@ -103,13 +104,18 @@ class ServiceProcess:
 
     config_path: the service's configuration; log and ledger are written beside it.
     module: runs instead of `cascade`, with the same arguments.
+    environment: variables beside those of this process.
     """
 
-    def __init__(self, config_path: Path, module: str = "cascade") -> None:
+    def __init__(
+        self, config_path: Path, module: str = "cascade", environment: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.config: Config = load_config(config_path)
         self._ledger_path = config_path.with_suffix(".ledger.json")
         command = [sys.executable, "-m", module, "run", f"--config={config_path}", f"--ledger={self._ledger_path}"]
-        self._process = OwnedProcess("the service", command, config_path.with_suffix(".log"), dict(os.environ))
+        self._process = OwnedProcess(
+            "the service", command, config_path.with_suffix(".log"), {**os.environ, **environment}
+        )
 
     @property
     def pid(self) -> int | None:

@@ -6,25 +6,47 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 
 from bench.cluster import end_offsets
-from bench.embedded import records_in
 from bench.load import Load, LoadReport, Plan
 from bench.observer import DEEP, DEGRADED, SCREENED, Observations, Observer
 from cascade.columns import Float64, Int64
-from cascade.config import Config, load_config
+from cascade.config import load_config
+from cascade.ledger import LedgerSummary
 from cascade.ledger.latency import LatencyHistogram
 from streaming.kafka.partitioning import partition_of
 
 # Counted from the last departure; a transaction without a decision by then is missing.
-LAST_DECISIONS_S = 15.0
+LAST_DECISIONS_S, CAUGHT_UP_POLL_S = 15.0, 0.1
+# For the observer's last fetch.
+OBSERVED_S = 0.3
 PATHS = {"screened": SCREENED, "escalated": DEEP, "degraded": DEGRADED}
 CURVE = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1.0)
 Reading = TypeVar("Reading")
+
+
+class Service(Protocol):
+    """What a turn measures: a process that reads transactions and writes decisions."""
+
+    @property
+    def pid(self) -> int | None:
+        """Id of its process, whose children belong to it."""
+
+    def start(self) -> None:
+        """Starts the service and returns at once."""
+
+    def wait_ready(self) -> None:
+        """Returns when the service has its partitions; raises CascadeError where it does not get ready."""
+
+    def check_running(self) -> None:
+        """Raises CascadeError where the service has ended."""
+
+    def stop(self) -> LedgerSummary | bool:
+        """Stops the service; returns its ledger where it has one."""
 
 
 class PathLatency(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,14 +81,9 @@ class OpenLoop(Generic[Reading]):
         """Transactions without a decision."""
         return self.counted - len(self.path)
 
-    @property
-    def degraded_share(self) -> float:
-        """Share of the decisions that are degraded."""
-        return self.share_of(DEGRADED)
-
-    def share_of(self, *codes: int) -> float:
-        """Share of the decisions with these paths."""
-        return float(np.isin(self.path, codes).mean()) if len(self.path) else 0.0
+    def share_of(self, *paths: str) -> float:
+        """Share of the decisions with these paths, by their names in PATHS."""
+        return float(np.isin(self.path, [PATHS[name] for name in paths]).mean()) if len(self.path) else 0.0
 
     def path_latencies(self) -> dict[str, PathLatency]:
         """Latencies by path, without those that no transaction took."""
@@ -75,43 +92,40 @@ class OpenLoop(Generic[Reading]):
 
 
 def run_open_loop(
-    harness_path: Path, plan: Plan, warm_up_s: float, check_running: Callable[[], None], read: Callable[[], Reading]
+    harness_path: Path,
+    plan: Plan,
+    warm_up_s: float,
+    service: Service,
+    caught_up: Callable[[], bool],
+    read: Callable[[], Reading],
 ) -> OpenLoop[Reading]:
     """Sends the plan's messages when they are due, and observes the decisions.
 
-    Raises CascadeError where load or observer fails, or as `check_running` does.
+    Raises CascadeError where load, observer or service fails.
 
     harness_path: configuration of load and observer; names the topics of the service.
     plan: messages for the transactions topic.
     warm_up_s: transactions that are due earlier do not count.
-    check_running: raises CascadeError where the service has ended.
+    service: decides; ready.
+    caught_up: whether the service has decided all that was sent.
     read: reads the counters of the service.
     """
-    harness = load_config(harness_path)
-    decisions = harness.kafka.topics.decisions
-    ends = end_offsets(harness, plan.topic)
+    ends = end_offsets(load_config(harness_path), plan.topic)
     base = np.array([ends[partition_id] for partition_id in sorted(ends)], np.int64)
-    decided = records_in(harness, decisions)
     with Observer(harness_path, latest=True) as observer, Load(harness_path, plan) as load:
         start_s = load.begin()
         time.sleep(max(start_s + warm_up_s - time.time(), 0.0))
         before = read()
         report = load.wait()
         after = read()
-        _wait_for(harness, decided + len(plan.due_s), check_running)
+        give_up_s = time.monotonic() + LAST_DECISIONS_S
+        while not caught_up() and time.monotonic() < give_up_s:
+            service.check_running()
+            time.sleep(CAUGHT_UP_POLL_S)
+        time.sleep(OBSERVED_S)
         seen = observer.end()
     latency_s, path = _latencies(plan, start_s, base, seen, warm_up_s)
     return OpenLoop(int((plan.due_s >= warm_up_s).sum()), latency_s, path, before, after, report)
-
-
-def _wait_for(harness: Config, decisions: int, check_running: Callable[[], None]) -> None:
-    give_up_s = time.monotonic() + LAST_DECISIONS_S
-    while records_in(harness, harness.kafka.topics.decisions) < decisions:
-        check_running()
-        if time.monotonic() > give_up_s:
-            return
-        time.sleep(0.1)
-    time.sleep(0.3)  # for the observer's last fetch
 
 
 def _latencies(plan: Plan, start_s: float, base: Int64, seen: Observations, warm_up_s: float) -> tuple[Float64, Int64]:

@@ -35,7 +35,12 @@ def print_table(console: Console, table: Table, *notes: str) -> None:
     console.print()
     console.print(table)
     if notes:
-        console.print()
+        print_notes(console, *notes)
+
+
+def print_notes(console: Console, *notes: str) -> None:
+    """Prints each note on a line of its own, under what was printed before."""
+    console.print()
     for note in notes:
         console.print(Padding(Text(note), (0, 0, 0, 1), expand=False))
 

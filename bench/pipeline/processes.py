@@ -1,12 +1,20 @@
-"""CPU time and page faults of processes and their children, and a way to suspend them."""
+"""CPU time, page faults and context switches of processes and their children, and a way to suspend them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
+
+
+class Switches(NamedTuple):
+    """Context switches: `voluntary`, the thread waited for something; `involuntary`, the system gave way to another."""
+
+    voluntary: int
+    involuntary: int
 
 
 @contextmanager
@@ -42,6 +50,31 @@ def page_faults_of(pids: Sequence[int | None]) -> int:
             after_name = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
             total += int(after_name[7]) + int(after_name[9])
     return total
+
+
+def switches_of(pids: Sequence[int | None]) -> dict[int, Switches]:
+    """Context switches so far of each thread of the processes, by thread id."""
+    found = {}
+    for process in _family(pids):
+        for status in Path(f"/proc/{process.pid}/task").glob("*/status"):
+            with suppress(OSError):  # the thread has ended
+                fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+                counts = int(fields["voluntary_ctxt_switches"]), int(fields["nonvoluntary_ctxt_switches"])
+                found[int(fields["Pid"])] = Switches(*counts)
+    return found
+
+
+def switches_between(before: Mapping[int, Switches], after: Mapping[int, Switches]) -> Switches:
+    """Context switches of all threads between two results of `switches_of`.
+
+    Without those of threads that ended in between: the system forgets the counts of a thread when it ends.
+    """
+    started = Switches(0, 0)
+    pairs = [(before.get(thread, started), counts) for thread, counts in after.items()]
+    return Switches(
+        voluntary=sum(later.voluntary - earlier.voluntary for earlier, later in pairs),
+        involuntary=sum(later.involuntary - earlier.involuntary for earlier, later in pairs),
+    )
 
 
 def _family(pids: Sequence[int | None]) -> list[psutil.Process]:

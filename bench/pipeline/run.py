@@ -9,10 +9,11 @@ from pathlib import Path
 
 from bench.cluster import EndlessData, shipped_bundle_with, simulated, threshold_for
 from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory
+from bench.open_loop import Service
 from bench.peers import Work, peer_named
 from bench.pipeline.report import PipelineReport, standings
 from bench.pipeline.scenario import Models, Scenario, Variant
-from bench.pipeline.turn import Service, Turn, run_turn
+from bench.pipeline.turn import Turn, run_turn
 from bench.traffic import Traffic
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.config import load_config

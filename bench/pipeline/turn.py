@@ -7,13 +7,13 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
-from bench.embedded import EmbeddedParts
+from bench.embedded import EmbeddedParts, records_in
 from bench.load import LoadReport, Plan, departures
-from bench.open_loop import PathLatency, run_open_loop
+from bench.open_loop import PathLatency, Service, run_open_loop
 from bench.pipeline.processes import cpu_s_of, page_faults_of, suspended
 from bench.pipeline.scenario import Live, Objectives, Scenario, Variant
 from bench.traffic import FILL_ROWS, Traffic
@@ -42,26 +42,6 @@ DEEP_ONLY_SETTINGS: dict[str, Any] = {
     "overload": {"raise_max": 0.0},
     "worker": {"in_flight_card_max": 4_096},
 }
-
-
-class Service(Protocol):
-    """What a turn measures: a process that reads transactions and writes decisions."""
-
-    @property
-    def pid(self) -> int | None:
-        """Id of its process, whose children belong to it."""
-
-    def start(self) -> None:
-        """Starts the service and returns at once."""
-
-    def wait_ready(self) -> None:
-        """Returns when the service has its partitions; raises CascadeError where it does not get ready."""
-
-    def check_running(self) -> None:
-        """Raises CascadeError where the service has ended."""
-
-    def stop(self) -> LedgerSummary | bool:
-        """Stops the service; returns its ledger where it has one."""
 
 
 class LiveFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -276,16 +256,24 @@ class _Turn:
         due_s = departures(shape.arrivals, rate, seconds + shape.warm_up_s, self.scenario.seed)
         keys, values = self.traffic.messages(self.variant.codec, self.sent, self.sent + len(due_s))
         plan = Plan(self.harness.kafka.topics.transactions, due_s, keys, values)
-        run = run_open_loop(self.harness_path, plan, shape.warm_up_s, self.service.check_running, self._cpu_s)
+        expected = self._decisions() + len(due_s)
+
+        def caught_up() -> bool:
+            return self._decisions() >= expected
+
+        run = run_open_loop(self.harness_path, plan, shape.warm_up_s, self.service, caught_up, self._cpu_s)
         self.sent += len(due_s)
         return LiveFigures(
             rate=rate,
             paths=run.path_latencies(),
-            degraded_share=run.degraded_share,
+            degraded_share=run.share_of("degraded"),
             missing=run.missing,
             cpu_us={name: 1e6 * (run.after[name] - run.before[name]) / max(run.counted, 1) for name in run.before},
             load=run.load,
         )
+
+    def _decisions(self) -> int:
+        return records_in(self.harness, self.harness.kafka.topics.decisions)
 
     def _highest(self, shape: Live, per_second: float) -> tuple[float | None, list[LiveFigures]]:
         """The highest rate that meets the objectives, by bisection between 0 and full speed, and its runs."""

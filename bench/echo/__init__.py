@@ -1,0 +1,1 @@
+"""`cascade bench echo`: the service beside the echo, which is what Kafka itself costs, at several rates in one run."""
