@@ -57,18 +57,31 @@ def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        with _decorating:
-            directory = cache_directory()
-            setting = numba.config.CACHE_DIR
-            numba.config.CACHE_DIR = str(directory or "")
-            try:
-                compiled = numba.njit(cache=directory is not None, **options)(function)
-            finally:
-                numba.config.CACHE_DIR = setting
-            _kernels.append(compiled)
-            return compiled
+        compiled = _cached(lambda cache: numba.njit(cache=cache, **options)(function))
+        _kernels.append(compiled)
+        return compiled
 
     return decorate(function) if function else decorate
+
+
+def c_callback(signature: Any, function: Callable[..., Any]) -> Any:
+    """Compile a function that C code calls (`numba.cfunc`, with its `address`) at once, and cache it as a kernel is.
+
+    The caller must keep what is returned as long as C code may call it.
+    """
+    return _cached(lambda cache: numba.cfunc(signature, cache=cache)(function))
+
+
+def _cached(decorate: Callable[[bool], Any]) -> Any:
+    """The result of a decorator of numba, which is called with whether it may cache, and then does in our directory."""
+    with _decorating:
+        directory = cache_directory()
+        setting = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = str(directory or "")
+        try:
+            return decorate(directory is not None)
+        finally:
+            numba.config.CACHE_DIR = setting
 
 
 def compilations() -> int:
