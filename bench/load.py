@@ -1,9 +1,9 @@
 """An open-loop load, in a process of its own, whose schedule does not depend on the service.
 
-`python -m bench.load --config cascade.toml --plan plan.msgpack --report report.json` reads the plan, connects, waits
-for the start time (`Load.begin`), and sends each message when it is due. The load does not slow down when the service
-falls behind, so latencies that count from the schedule are free of coordinated omission (Tene, "How NOT to Measure
-Latency", 2013).
+`python -m bench.load --config cascade.toml --plan plan.msgpack --report report.json --linger-ms 1` reads the plan,
+connects, waits for the start time (`Load.begin`), and sends each message when it is due. The load does not slow down
+when the service falls behind, so latencies that count from the schedule are free of coordinated omission (Tene, "How
+NOT to Measure Latency", 2013).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cascade.columns import Float64
 from cascade.config import load_config
 from cascade.errors import LocalPartError
 from cascade.local_parts import OwnedProcess
-from streaming.kafka import make_producer
+from streaming.kafka.rdkafka_producer import RdkafkaProducer
 
 Arrivals = Literal["constant", "poisson", "burst", "day"]
 # Messages that are due within a tick are sent together. A sleep cannot be much shorter.
@@ -97,14 +97,20 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load:
-    """Runs `python -m bench.load` as a context manager; `wait` returns its report."""
+    """Runs `python -m bench.load` as a context manager; `wait` returns its report.
 
-    def __init__(self, config_path: Path, plan: Plan) -> None:
+    config_path: names the broker; files are written beside it.
+    plan: the messages.
+    linger_ms: how long librdkafka waits for more messages before it sends.
+    """
+
+    def __init__(self, config_path: Path, plan: Plan, linger_ms: int) -> None:
         self._plan_path = config_path.with_suffix(".plan.msgpack")
         self._report_path = config_path.with_suffix(".load.json")
         self._plan = plan
         command = [sys.executable, "-m", "bench.load", "--config", str(config_path)]
         command += ["--plan", str(self._plan_path), "--report", str(self._report_path)]
+        command += ["--linger-ms", str(linger_ms)]
         self._process = OwnedProcess("the load", command, config_path.with_suffix(".load.log"), os.environ)
 
     def __enter__(self) -> Self:
@@ -144,15 +150,16 @@ def start_file(report: Path) -> Path:
 
 
 def load(
-    config: Annotated[Path, typer.Option(help="Configuration file, for Kafka and its client.")],
+    config: Annotated[Path, typer.Option(help="Configuration file, for Kafka; the client is librdkafka.")],
     plan: Annotated[Path, typer.Option(help="File with the plan, MessagePack.")],
     report: Annotated[Path, typer.Option(help="File to write, JSON.")],
+    linger_ms: Annotated[int, typer.Option(help="How long the client waits for more messages.")],
 ) -> None:
     """Send the messages of a plan when they are due."""
     todo = Plan.read(plan)
     behind_s = np.zeros(len(todo.values))
     sent, count = 0, len(todo.values)
-    producer = make_producer(load_config(config).kafka)
+    producer = RdkafkaProducer(load_config(config).kafka, {"linger.ms": linger_ms})
     try:
         ready_mark(report).touch()
         while not start_file(report).exists():

@@ -94,6 +94,7 @@ class OpenLoop(Generic[Reading]):
 def run_open_loop(
     harness_path: Path,
     plan: Plan,
+    linger_ms: int,
     warm_up_s: float,
     service: Service,
     caught_up: Callable[[], bool],
@@ -105,6 +106,7 @@ def run_open_loop(
 
     harness_path: configuration of load and observer; names the topics of the service.
     plan: messages for the transactions topic.
+    linger_ms: how long the load waits for more messages before it sends.
     warm_up_s: transactions that are due earlier do not count.
     service: decides; ready.
     caught_up: whether the service has decided all that was sent.
@@ -112,7 +114,7 @@ def run_open_loop(
     """
     ends = end_offsets(load_config(harness_path), plan.topic)
     base = np.array([ends[partition_id] for partition_id in sorted(ends)], np.int64)
-    with Observer(harness_path, latest=True) as observer, Load(harness_path, plan) as load:
+    with Observer(harness_path, latest=True) as observer, Load(harness_path, plan, linger_ms) as load:
         start_s = load.begin()
         time.sleep(max(start_s + warm_up_s - time.time(), 0.0))
         before = read()

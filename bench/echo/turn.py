@@ -20,6 +20,8 @@ from cascade.columns import Float64
 from cascade.config import load_config
 
 PARTITIONS = 1
+# Of the load: a millisecond would be as much as the echo's whole latency.
+LINGER_MS = 0
 # After the last decision: what follows it, the last commit for example, is no part of the idle time.
 IDLE_AFTER_S = 2.0
 # Overload must not lower the escalation rate that is compared; all else is as shipped.
@@ -112,7 +114,9 @@ def run_turn(variant: Variant, round_: int, load: RateLoad, parts: EmbeddedParts
     try:
         service.wait_ready()
         plan = Plan(topic, load.due_s, load.keys, load.values)
-        run = run_open_loop(harness_path, plan, load.warm_up_s, service, caught_up, lambda: Usage.of(service))
+        run = run_open_loop(
+            harness_path, plan, LINGER_MS, load.warm_up_s, service, caught_up, lambda: Usage.of(service)
+        )
         idle = _idle(service, idle_s) if idle_s else None
         service.check_running()
     finally:

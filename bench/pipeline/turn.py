@@ -22,6 +22,7 @@ from cascade.config import Config, load_config
 from cascade.errors import CascadeError
 from cascade.ledger import LedgerSummary
 from streaming.kafka import make_consumer, make_producer
+from streaming.kafka.limits import LINGER_MS
 
 # A pilot of this many transactions measures the rate, from which the length of the backlog follows.
 PILOT_ROWS = 10_000
@@ -261,7 +262,7 @@ class _Turn:
         def caught_up() -> bool:
             return self._decisions() >= expected
 
-        run = run_open_loop(self.harness_path, plan, shape.warm_up_s, self.service, caught_up, self._cpu_s)
+        run = run_open_loop(self.harness_path, plan, LINGER_MS, shape.warm_up_s, self.service, caught_up, self._cpu_s)
         self.sent += len(due_s)
         return LiveFigures(
             rate=rate,
