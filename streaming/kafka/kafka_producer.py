@@ -15,7 +15,7 @@ from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.kafka import limits
 from streaming.kafka.kafka_errors import fenced_error, is_fenced, translated, worded
-from streaming.kafka.producer import Producer, Record
+from streaming.kafka.producer import Producer
 from streaming.kafka.protocol import Delivery
 from streaming.kafka.settings import connection_settings
 
@@ -78,15 +78,21 @@ class KafkaPythonProducer(Producer):
             )
 
     def _send(
-        self, topic: str, count: int, records: Iterable[Record], headers: list[tuple[str, bytes]] | None = None
+        self,
+        topic: str,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        times_ms: Sequence[int] | None,
+        headers: Sequence[tuple[str, bytes]] = (),
     ) -> Delivery:
-        self._make_room(count)
+        self._make_room(len(values))
+        times: Sequence[int | None] = [None] * len(values) if times_ms is None else times_ms
         send = self._producer.send
         futures: list[Any] = []
         try:
             with self._sending(topic):
-                for key, value, time_ms in records:
-                    futures.append(send(topic, key=key, value=value, headers=headers, timestamp_ms=time_ms))
+                for key, value, time_ms in zip(keys, values, times, strict=True):
+                    futures.append(send(topic, key=key, value=value, headers=list(headers), timestamp_ms=time_ms))
         finally:
             self._undelivered.extend(futures)
         return _Sent(self._servers, futures)

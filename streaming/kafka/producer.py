@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.kafka import limits
 from streaming.kafka.protocol import Delivery, Headers
-
-# Key, value, and time in ms since the epoch (None or 0: now).
-Record = tuple[bytes | None, bytes | None, int | None]
 
 
 class Producer(ABC):
@@ -36,7 +33,7 @@ class Producer(ABC):
     ) -> Delivery:
         """See ProducerClient; a header value None is sent as empty bytes, since kafka-python requires bytes."""
         pairs = [(name, octets if octets is not None else b"") for name, octets in headers]
-        return self._send(topic, 1, [(key, value, timestamp_ms)], pairs)
+        return self._send(topic, [key], [value], None if timestamp_ms is None else [timestamp_ms], pairs)
 
     def send_many(
         self,
@@ -46,8 +43,7 @@ class Producer(ABC):
         timestamps_ms: Sequence[int] | None = None,
     ) -> Delivery:
         """See ProducerClient."""
-        times = [None] * len(values) if timestamps_ms is None else timestamps_ms
-        return self._send(topic, len(values), zip(keys, values, times, strict=True))
+        return self._send(topic, keys, values, timestamps_ms)
 
     def flush(self, timeout_s: float) -> None:
         """See ProducerClient."""
@@ -74,9 +70,14 @@ class Producer(ABC):
 
     @abstractmethod
     def _send(
-        self, topic: str, count: int, records: Iterable[Record], headers: list[tuple[str, bytes]] | None = None
+        self,
+        topic: str,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        times_ms: Sequence[int] | None,
+        headers: Sequence[tuple[str, bytes]] = (),
     ) -> Delivery:
-        """Queues `count` records, each with these headers."""
+        """Queues records, each with these headers; `times_ms`: None or 0 for the present time."""
 
     @abstractmethod
     def _deliver(self, timeout_s: float) -> None:

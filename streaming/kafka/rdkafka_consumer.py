@@ -1,42 +1,54 @@
-"""The consumer on librdkafka (confluent-kafka)."""
+"""The consumer on librdkafka, by its C API."""
 
 from __future__ import annotations
 
-import gc
+import contextlib
+import ctypes
 import threading
 import time
 import uuid
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from itertools import groupby
-from operator import itemgetter
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from confluent_kafka import (
-    Consumer,
-    ConsumerGroupTopicPartitions,
-    IsolationLevel,
-    KafkaError,
-    Message,
-    TopicPartition,
-)
+from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.kafka import limits
-from streaming.kafka.protocol import FetchedBatch, GroupMember, Headers, Offsets, Partition, PartitionsCallback
+from streaming.kafka.protocol import FetchedBatch, GroupMember, Offsets, Partition, PartitionsCallback
+from streaming.kafka.rdkafka_group import GroupMetadata, member_id
+from streaming.kafka.rdkafka_handle import Handle
+from streaming.kafka.rdkafka_library import (
+    ANY_PARTITION,
+    CONSUMER,
+    NO_OFFSET,
+    REBALANCE_CALLBACK,
+    Listed,
+    Partitions,
+    check,
+    check_error,
+    decoded,
+    listed,
+    milliseconds,
+    offset_list,
+    partition_list,
+    rdkafka,
+)
+from streaming.kafka.rdkafka_messages import Event, MessageReader
 from streaming.kafka.rdkafka_settings import Connection, connection_settings, vendor_error
 from streaming.kafka.static_members import end_unfinished_membership
 
 # Limits what librdkafka fetches ahead of `poll`, over all partitions.
 QUEUED_KBYTES_MAX = 32 * 1024
-# How long a poll may take to notice `wake`.
-WAKE_S = 0.02
+# A poll waits at most this long at once: Python runs the handlers of signals between two calls of librdkafka.
+WAIT_S_MAX = 0.1
 # librdkafka applies an assignment in its own thread, and refuses a seek before that.
 SEEK_TIMEOUT_S, SEEK_PAUSE_S = 5.0, 0.002
 REQUEST_S = limits.REQUEST_TIMEOUT_MS / 1_000
+# A commit is sent again to a coordinator that moves; then the caller learns that there was no answer.
+COMMIT_S_MAX = 2 * REQUEST_S
 # Unassigning needs no broker, but the event follows the fetched records in the queue; these are dropped.
 UNASSIGN_S_MAX, UNASSIGN_PAUSE_S = 10.0, 0.005
 ROWS_DROPPED_AT_ONCE = 10_000
@@ -54,8 +66,12 @@ class RdkafkaConsumer:
         self._admin_client: AdminClient | None = None
         self._next: dict[Partition, int] = {}
         self._callback_error: BaseException | None = None
-        self._woken = threading.Event()
-        self._subscribed = self._joined = self._closing = False
+        self._on_assigned: PartitionsCallback | None = None
+        self._on_revoked: PartitionsCallback | None = None
+        self._on_lost: PartitionsCallback | None = None
+        self._woken = self._joined = self._closing = False
+        # no other thread wakes the queue while it is destroyed
+        self._waking = threading.Lock()
         settings = {
             **connection_settings(kafka, "cascade-consumer", self._connection.on_error),
             # librdkafka requires a group id; nothing is ever committed under this one
@@ -77,12 +93,20 @@ class RdkafkaConsumer:
         }
         if group is not None and kafka.instance:
             settings["group.instance.id"] = kafka.instance
+        rebalanced = REBALANCE_CALLBACK(_weakly(self._rebalanced))
         with self._connection.translated("connecting"):
-            self._consumer = Consumer(settings)
+            self._client = Handle(
+                CONSUMER,
+                settings,
+                lambda configuration: rdkafka.conf_set_rebalance_cb(configuration, rebalanced),
+                kept=rebalanced,
+            )
         try:
-            self._connection.wait(self._consumer)
+            self._connection.wait(self._client)
+            self._queue = self._client.consumer_queue()
+            self._reader = MessageReader(self._queue)
         except BaseException:
-            self._consumer.close()
+            self._client.destroy()
             raise
 
     def subscribe(
@@ -95,44 +119,18 @@ class RdkafkaConsumer:
         """See ConsumerClient."""
         wanted = [partition for topic in topics for partition in self.partitions_for(topic)]
         end_unfinished_membership(self._kafka, self._group, wanted)
-
-        def assigned(_: Any, partitions: list[TopicPartition]) -> None:
-            # librdkafka calls back for an empty assignment too
-            self._joined = True
-            gained = sorted(map(_plain, partitions))
-            if not gained or self._closing:
-                return  # the binding assigns them, and `close` unassigns them
-            starts = self._starts(gained)
-            self._consumer.incremental_assign(
-                [TopicPartition(topic, number, starts[(topic, number)]) for topic, number in gained]
-            )
-            self._next.update(starts)
-            self._call(on_assigned, gained)
-
-        def going(callback: PartitionsCallback) -> Any:
-            def gone(_: Any, partitions: list[TopicPartition]) -> None:
-                if not partitions:
-                    return
-                lost = sorted(self._next.keys() & set(map(_plain, partitions)))
-                for partition in lost:
-                    del self._next[partition]
-                if lost:
-                    self._call(callback, lost)
-                self._consumer.incremental_unassign(partitions)
-
-            return gone
-
-        with self._connection.translated("subscribing"):
-            self._consumer.subscribe(
-                list(topics), on_assign=assigned, on_revoke=going(on_revoked), on_lost=going(on_lost or on_revoked)
-            )
-        self._subscribed = True
+        self._on_assigned, self._on_revoked, self._on_lost = on_assigned, on_revoked, on_lost or on_revoked
+        with (
+            self._connection.translated("subscribing"),
+            partition_list((topic, ANY_PARTITION) for topic in topics) as subscribed,
+        ):
+            check(rdkafka.subscribe(self._client.address, subscribed))
 
     def assign(self, partitions: Sequence[Partition]) -> None:
         """See ConsumerClient."""
         starts = self.beginning_offsets(partitions)
-        with self._connection.translated("assigning partitions"):
-            self._consumer.assign([TopicPartition(*partition, starts[partition]) for partition in partitions])
+        with self._connection.translated("assigning partitions"), _offset_list(starts) as assigned:
+            check(rdkafka.assign(self._client.address, assigned))
         self._next = starts
 
     def assignment(self) -> set[Partition]:
@@ -147,71 +145,55 @@ class RdkafkaConsumer:
         """See ConsumerClient."""
         give_up_s = time.monotonic() + timeout_s
         while True:
-            left_s = max(give_up_s - time.monotonic(), 0.0)
-            with self._connection.translated("fetching"):
-                # for more than a message librdkafka waits until all are there, or for the whole timeout
-                first = self._consumer.consume(1, min(left_s, WAKE_S))
-                messages = first + self._consumer.consume(rows_max - 1, 0) if first and rows_max > 1 else first
+            left_s = 0.0 if self._woken else max(give_up_s - time.monotonic(), 0.0)
+            fetched, events = self._reader.read(min(left_s, WAIT_S_MAX), rows_max)
             self._raise_callback_error()
-            batches = self._taken(messages)
-            # all messages may have been end-of-partition events
-            ended = not messages and (left_s <= WAKE_S or self._woken.is_set())
-            if batches or ended:
-                self._woken.clear()
+            # drops records that were fetched under an earlier assignment
+            batches = [batch for batch in fetched if (batch.topic, batch.partition) in self._next]
+            for batch in batches:
+                self._next[batch.topic, batch.partition] = int(batch.offsets[-1]) + 1
+            for event in events:
+                self._take_event(event)
+            # callbacks and ends of partitions interrupt the wait too
+            if batches or self._woken or time.monotonic() >= give_up_s:
+                self._woken = False
                 return batches
 
     def wake(self) -> None:
         """See ConsumerClient."""
-        self._woken.set()
+        with self._waking:
+            if not self._closing:
+                self._woken = True
+                rdkafka.queue_yield(self._queue)
 
-    def _taken(self, messages: list[Message]) -> list[FetchedBatch]:
-        ends: list[Message] = []
-        # by truth value: a comparison with the binding's errors raises an exception that surfaces elsewhere
-        if any(map(Message.error, messages)):
-            ends = self._ends(messages)
-            messages = [message for message in messages if message.error() is None]
-        # drops records that were fetched under an earlier assignment
-        by_partition = _by_partition(messages)
-        batches = [_fetched(partition, found) for partition, found in by_partition.items() if partition in self._next]
-        for batch in batches:
-            self._next[batch.topic, batch.partition] = int(batch.offsets[-1]) + 1
-        for end in ends:
-            partition = (end.topic(), end.partition())
-            if partition in self._next:
-                self._next[partition] = max(self._next[partition], end.offset())
-        return batches
-
-    def _ends(self, messages: Iterable[Message]) -> list[Message]:
-        """Returns the end-of-partition events; raises the error of any other event that librdkafka does not retry."""
-        ends = []
-        for message in messages:
-            error = message.error()
-            if error is None:
-                continue
-            if error.code() == KafkaError._PARTITION_EOF:
-                ends.append(message)
-            elif error.fatal() or not error.retriable():
-                # librdkafka retries the others itself
-                raise self._connection.error("fetching", error)
-        return ends
+    def _take_event(self, event: Event) -> None:
+        """Notes an end of a partition; raises any other event."""
+        if event.error.code() != KafkaError._PARTITION_EOF:
+            raise self._connection.error("fetching", event.error)
+        if event.partition in self._next:
+            self._next[event.partition] = max(self._next[event.partition], event.offset)
 
     def pause(self, partitions: Iterable[Partition]) -> None:
         """See ConsumerClient; ignores partitions that are not assigned any more."""
-        with self._connection.translated("pausing"):
-            self._consumer.pause(_vendor(partition for partition in partitions if partition in self._next))
+        with self._connection.translated("pausing"), partition_list(self._owned(partitions)) as paused:
+            check(rdkafka.pause_partitions(self._client.address, paused))
 
     def resume(self, partitions: Iterable[Partition]) -> None:
         """See ConsumerClient; ignores partitions that are not assigned any more."""
-        with self._connection.translated("resuming"):
-            self._consumer.resume(_vendor(partition for partition in partitions if partition in self._next))
+        with self._connection.translated("resuming"), partition_list(self._owned(partitions)) as resumed:
+            check(rdkafka.resume_partitions(self._client.address, resumed))
 
     def seek(self, partition: Partition, offset: int) -> None:
         """See ConsumerClient."""
         give_up_s = time.monotonic() + SEEK_TIMEOUT_S
+        action = f"seeking {partition[0]}-{partition[1]} to {offset}"
         while True:
             try:
-                with self._connection.translated(f"seeking {partition[0]}-{partition[1]} to {offset}"):
-                    self._consumer.seek(TopicPartition(*partition, int(offset)))
+                with self._connection.translated(action), _offset_list({partition: int(offset)}) as sought:
+                    check_error(rdkafka.seek_partitions(self._client.address, sought, milliseconds(SEEK_TIMEOUT_S)))
+                    for found in listed(sought):
+                        if found.error is not None:
+                            raise KafkaException(found.error)
             except BrokerError as error:
                 cause = vendor_error(error)
                 if cause is None or cause.code() != KafkaError._STATE or time.monotonic() > give_up_s:
@@ -229,28 +211,26 @@ class RdkafkaConsumer:
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, str]]:
         """See ConsumerClient."""
-        with self._connection.translated("asking for committed offsets"):
-            found = self._consumer.committed(_vendor(partitions), timeout=limits.COMMITTED_TIMEOUT_S)
-        self._check(found, "asking for committed offsets")
-        return {_plain(stored): (stored.offset, stored.metadata or "") for stored in found if stored.offset >= 0}
+        action = "asking for committed offsets"
+        with self._connection.translated(action), partition_list(partitions) as asked:
+            check(rdkafka.committed(self._client.address, asked, milliseconds(limits.COMMITTED_TIMEOUT_S)))
+            found = listed(asked)
+        self._check(found, action)
+        return {stored.partition: (stored.offset, stored.metadata) for stored in found if stored.offset >= 0}
 
     def member(self) -> GroupMember:
         """See ConsumerClient."""
-        with self._connection.translated("asking for the membership"):
-            # with other metadata the broker takes the client for a simple consumer and checks nothing
-            is_member = self._group is not None and bool(self._consumer.memberid())
-            return GroupMember(self._consumer.consumer_group_metadata() if is_member else None)
+        # with other metadata the broker takes the client for a simple consumer and checks nothing
+        is_member = self._group is not None and bool(member_id(self._client.address))
+        return GroupMember(GroupMetadata(self._client.address) if is_member else None)
 
     def commit(self, offsets: Offsets) -> None:
         """See ConsumerClient; an error during a rebalance can be retried."""
         if not offsets:
             return
-        wanted = [
-            TopicPartition(*partition, int(offset), metadata) for partition, (offset, metadata) in offsets.items()
-        ]
-        with self._connection.translated("committing offsets"):
-            answer = self._consumer.commit(offsets=wanted, asynchronous=False)
-        self._check(answer, "committing offsets")
+        action = "committing offsets"
+        with self._connection.translated(action):
+            self._check(_commit(self._client.address, offsets), action)
 
     def beginning_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """See ConsumerClient."""
@@ -268,7 +248,7 @@ class RdkafkaConsumer:
     def partitions_for(self, topic: str) -> list[Partition]:
         """See ConsumerClient."""
         with self._connection.translated(f"asking for the partitions of {topic}"):
-            found = self._consumer.list_topics(topic, timeout=REQUEST_S).topics.get(topic)
+            found = self._admin().list_topics(topic, timeout=REQUEST_S).topics.get(topic)
         if found is None or found.error is not None or not found.partitions:
             raise BrokerError(
                 f"Kafka at {self._kafka.bootstrap}: no topic {topic}; create it, or name another in kafka.topics"
@@ -277,42 +257,90 @@ class RdkafkaConsumer:
 
     def close(self) -> None:
         """See ConsumerClient."""
+        with self._waking:
+            if self._closing:
+                return
+            self._closing = True
         try:
             with self._connection.translated("leaving the group"):
                 self._unassign()
+                check(rdkafka.consumer_close(self._client.address))
         finally:
-            with self._connection.translated("leaving the group"):
-                self._consumer.close()
-        self._admin_client = None
+            self._client.destroy()
+            self._admin_client = None
         self._raise_callback_error()
 
     def _unassign(self) -> None:
         """Unassigns the partitions, and then leaves the group.
 
         librdkafka's `close`, with an assignment that is not processed yet, leaves the group before it revokes the
-        partitions: commits then fail, or the call never returns and keeps the interpreter lock (librdkafka 4884).
+        partitions: commits then fail, or the call never returns (librdkafka 4884).
         """
-        if not self._subscribed:
+        if self._on_assigned is None:
             return
-        self._closing = True
-        self._consumer.unsubscribe()
+        check(rdkafka.unsubscribe(self._client.address))
         give_up_s = time.monotonic() + UNASSIGN_S_MAX
         while True:
-            self._consumer.consume(ROWS_DROPPED_AT_ONCE, UNASSIGN_PAUSE_S)
-            if not self._consumer.assignment() or time.monotonic() > give_up_s:
+            self._reader.drop(UNASSIGN_PAUSE_S, ROWS_DROPPED_AT_ONCE)
+            if not _assignment(self._client.address) or time.monotonic() > give_up_s:
                 return
+
+    def _rebalanced(self, code: int, partitions: Any) -> None:
+        """Carries out a rebalance of the group, and stores an error for the caller of `poll` or `close`."""
+        changed = sorted(found.partition for found in listed(partitions))
+        try:
+            if code == KafkaError._ASSIGN_PARTITIONS:
+                self._gain(changed)
+            elif code == KafkaError._REVOKE_PARTITIONS:
+                self._give_up(changed, partitions)
+            else:
+                check(rdkafka.assign(self._client.address, None))
+        except BaseException as error:  # no exception passes through librdkafka
+            self._callback_error = self._callback_error or error
+
+    def _gain(self, gained: list[Partition]) -> None:
+        # librdkafka calls back for an empty assignment too
+        self._joined = True
+        starts: dict[Partition, int] = {}
+        try:
+            # `close` unassigns what is assigned meanwhile
+            starts = {} if self._closing else self._starts(gained)
+        finally:
+            with _offset_list(dict.fromkeys(gained, NO_OFFSET) | starts) as assigned:
+                check_error(rdkafka.incremental_assign(self._client.address, assigned))
+        if starts and self._on_assigned is not None:
+            self._next.update(starts)
+            self._on_assigned(gained)
+
+    def _give_up(self, gone: list[Partition], partitions: Any) -> None:
+        lost = bool(rdkafka.assignment_lost(self._client.address))
+        callback = self._on_lost if lost else self._on_revoked
+        owned = self._owned(gone)
+        for partition in owned:
+            del self._next[partition]
+        try:
+            if owned and callback is not None:
+                callback(owned)
+        finally:
+            check_error(rdkafka.incremental_unassign(self._client.address, partitions))
+
+    def _owned(self, partitions: Iterable[Partition]) -> list[Partition]:
+        return [partition for partition in partitions if partition in self._next]
 
     def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Returns the first offset to read of assigned partitions; does not wait for open transactions."""
+        if not partitions:
+            return {}
         action = "asking for committed offsets"
         asked = ConsumerGroupTopicPartitions(self._group, _vendor(partitions))
         with self._connection.translated(action):
             answer = self._admin().list_consumer_group_offsets([asked], require_stable=False, request_timeout=REQUEST_S)
             found = answer[self._group].result().topic_partitions
-        self._check(found, action)
-        offsets = {_plain(stored): stored.offset for stored in found}
-        never = [partition for partition in partitions if offsets.get(partition, -1) < 0]
-        return offsets | self.beginning_offsets(never)
+        for stored in found:
+            if stored.error is not None:
+                raise self._connection.error(action, stored.error)
+        offsets = {(stored.topic, stored.partition): stored.offset for stored in found if stored.offset >= 0}
+        return offsets | self.beginning_offsets(partition for partition in partitions if partition not in offsets)
 
     def _offsets_of(self, partitions: Iterable[Partition], spec: OffsetSpec, action: str) -> dict[Partition, int]:
         wanted = dict.fromkeys(_vendor(partitions), spec)
@@ -322,80 +350,71 @@ class RdkafkaConsumer:
             asked = self._admin().list_offsets(
                 wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REQUEST_S
             )
-            return {_plain(partition): answer.result().offset for partition, answer in asked.items()}
+            return {(found.topic, found.partition): answer.result().offset for found, answer in asked.items()}
 
     def _admin(self) -> AdminClient:
-        """A separate connection for queries: on the consumer's connection they wait for its fetches, 50 ms each."""
+        """A separate connection for queries: on the consumer's connection they wait for its fetches."""
         if self._admin_client is None:
             self._admin_client = AdminClient(
                 connection_settings(self._kafka, "cascade-admin", self._connection.on_error)
             )
         return self._admin_client
 
-    def _call(self, callback: PartitionsCallback, partitions: list[Partition]) -> None:
-        """Stores a callback's error for the caller of `poll` or `close`, since librdkafka must finish the rebalance."""
-        try:
-            callback(partitions)
-        except BaseException as error:
-            self._callback_error = self._callback_error or error
-
     def _raise_callback_error(self) -> None:
         if self._callback_error is not None:
             error, self._callback_error = self._callback_error, None
             raise error
 
-    def _check(self, partitions: Iterable[TopicPartition] | None, action: str) -> None:
-        for partition in partitions or ():
-            if partition.error is not None:
-                raise self._connection.error(action, partition.error)
+    def _check(self, partitions: Iterable[Listed], action: str) -> None:
+        for found in partitions:
+            if found.error is not None:
+                raise self._connection.error(action, found.error)
 
 
-def _by_partition(messages: list[Message]) -> dict[Partition, list[Message]]:
-    """Groups messages by partition, in order of first appearance; messages come in long runs of a partition."""
-    found: defaultdict[Partition, list[Message]] = defaultdict(list)
-    partitions = zip(map(Message.topic, messages), map(Message.partition, messages), strict=True)
-    for partition, run in groupby(zip(partitions, messages, strict=True), itemgetter(0)):
-        found[partition].extend(map(itemgetter(1), run))
-    return found
-
-
-def _fetched(partition: Partition, messages: list[Message]) -> FetchedBatch:
-    # map() avoids a Python step for each record and field, which would cost more than librdkafka's own work
-    rows = len(messages)
-    return FetchedBatch(
-        topic=partition[0],
-        partition=partition[1],
-        offsets=np.fromiter(map(Message.offset, messages), np.int64, rows),
-        timestamps_ms=np.fromiter(map(itemgetter(1), map(Message.timestamp, messages)), np.int64, rows),
-        keys=list(map(Message.key, messages)),
-        values=list(map(Message.value, messages)),
-        headers=_headers(messages),
-    )
-
-
-def _headers(messages: list[Message]) -> list[Headers]:
+def _commit(client: int, offsets: Offsets) -> list[Listed]:
+    """Commits offsets, and returns the answer for each partition; raises KafkaException."""
+    queue = rdkafka.queue_new(client)
+    event = None
     try:
-        return [found or () for found in map(Message.headers, messages)]
-    except (SystemError, UnicodeDecodeError):
-        return [_lenient_headers(message) for message in messages]
+        with offset_list(offsets) as wanted:
+            check(rdkafka.commit_queue(client, wanted, queue, None, None))
+        event = rdkafka.queue_poll(queue, milliseconds(COMMIT_S_MAX))
+        if event is None:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no answer within {COMMIT_S_MAX:g} s"))
+        answer = listed(rdkafka.event_topic_partition_list(event))
+        code = rdkafka.event_error(event)
+        if code and not any(found.error for found in answer):
+            raise KafkaException(KafkaError(code, decoded(rdkafka.event_error_string(event))))
+        return answer
+    finally:
+        if event is not None:
+            rdkafka.event_destroy(event)
+        rdkafka.queue_destroy(queue)
 
 
-def _lenient_headers(message: Message) -> Headers:
-    """Returns a record's headers; names that are not UTF-8 become a question mark.
+def _assignment(client: int) -> list[Listed]:
+    found = Partitions()
+    check(rdkafka.assignment(client, ctypes.byref(found)))
+    assigned = listed(found)
+    rdkafka.topic_partition_list_destroy(found)
+    return assigned
 
-    The binding raises once for such a record, and caches tuples whose name is a null pointer: reading it would crash
-    the interpreter. The tuple's referents, as the garbage collector sees them, show whether the name is there.
-    """
-    try:
-        found = message.headers()
-    except (SystemError, UnicodeDecodeError):
-        found = message.headers()
-    return [(pair[0] if len(gc.get_referents(pair)) == 2 else "?", pair[1]) for pair in found or ()]
+
+def _weakly(rebalanced: Callable[[int, Any], None]) -> Callable[..., None]:
+    """A callback of librdkafka that does not keep the consumer alive."""
+    method = weakref.WeakMethod(rebalanced)
+
+    def called(client: int, code: int, partitions: Any, opaque: int | None) -> None:
+        bound = method()
+        if bound is not None:
+            bound(code, partitions)
+
+    return called
+
+
+def _offset_list(offsets: Mapping[Partition, int]) -> contextlib.AbstractContextManager[Any]:
+    return offset_list({partition: (offset, "") for partition, offset in offsets.items()})
 
 
 def _vendor(partitions: Iterable[Partition]) -> list[TopicPartition]:
     return [TopicPartition(*partition) for partition in partitions]
-
-
-def _plain(partition: TopicPartition) -> Partition:
-    return partition.topic, partition.partition

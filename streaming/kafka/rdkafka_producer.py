@@ -1,61 +1,43 @@
-"""The producer on librdkafka (confluent-kafka).
-
-Each record has a delivery callback, which runs while this thread polls. Callbacks take half of the CPU time of
-producing in Python; they show when all records of a call are acknowledged, whatever is sent after them.
-"""
+"""The producer on librdkafka, by its C API."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message
-from confluent_kafka import Producer as VendorProducer
+from confluent_kafka import KafkaError, KafkaException
 
+from cascade.columns import ByteColumn
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.kafka import limits
-from streaming.kafka.producer import Producer, Record
-from streaming.kafka.protocol import Delivery
+from streaming.kafka.producer import Producer
+from streaming.kafka.protocol import Delivery, Headers
+from streaming.kafka.rdkafka_deliveries import Cell, Failure
+from streaming.kafka.rdkafka_producer_handle import ProducerHandle
 from streaming.kafka.rdkafka_settings import Connection, connection_settings, vendor_error
 
 _ROOM_PAUSE_S = 0.005
-# Positional arguments of the binding take a third less time.
-_ANY_PARTITION, _NOW_MS = -1, 0
 
 
 class _Sent:
-    """The Delivery of some records; counts librdkafka's delivery reports."""
+    """The Delivery of some records."""
 
-    __slots__ = ("_left", "_producer", "done_s")
+    __slots__ = ("_cell", "_producer")
 
-    def __init__(self, producer: RdkafkaProducer, records: int) -> None:
-        self._producer, self._left = producer, records
-        self.done_s = 0.0
-
-    def reported(self, error: KafkaError | None, message: Message) -> None:
-        """The delivery report of a record.
-
-        This method must not call a function: after a fatal error the binding runs it with an exception set, and every
-        call fails (see Connection.translated).
-        """
-        if error is None:
-            self._left -= 1
-            return
-        # the records of an aborted transaction are dropped on purpose
-        producer = self._producer
-        if producer.refused is None and not producer.aborting:
-            producer.refused = error, message
+    def __init__(self, producer: RdkafkaProducer, cell: Cell) -> None:
+        self._producer, self._cell = producer, cell
 
     def done(self) -> bool:
-        self._producer.reap()
         # any failure is this delivery's too: no offset may be committed after it
         self._producer.refuse_after_failure()
-        if not self._left and not self.done_s:
-            self.done_s = time.time()
-        return not self._left
+        return self._cell.done()
+
+    @property
+    def done_s(self) -> float:
+        return self._cell.done_s()
 
 
 class RdkafkaProducer(Producer):
@@ -69,10 +51,8 @@ class RdkafkaProducer(Producer):
     ) -> None:
         super().__init__(kafka)
         self._connection = Connection(kafka)
-        self.refused: tuple[KafkaError, Message] | None = None
-        self.aborting = False
         with self._connection.translated("connecting"):
-            self._producer = VendorProducer(
+            self._producer = ProducerHandle(
                 {
                     **connection_settings(kafka, "cascade-producer", self._connection.on_error),
                     "acks": "all",
@@ -86,6 +66,7 @@ class RdkafkaProducer(Producer):
                     **(vendor_settings or {}),
                 }
             )
+        self._deliveries = self._producer.deliveries
         try:
             self._connection.wait(self._producer)
         except BaseException:
@@ -93,43 +74,50 @@ class RdkafkaProducer(Producer):
             raise
 
     def _send(
-        self, topic: str, count: int, records: Iterable[Record], headers: list[tuple[str, bytes]] | None = None
+        self,
+        topic: str,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        times_ms: Sequence[int] | None,
+        headers: Headers = (),
     ) -> Delivery:
-        self._make_room(count)
-        sent = _Sent(self, count)
-        reported, headers = sent.reported, headers or None
-        with self._sending(topic):
-            # The binding's call for several records takes no timestamps, and half as long again. `produce` is not bound
-            # to a name: an error's traceback would keep the name, and so librdkafka, alive.
-            for key, value, time_ms in records:
-                self._producer.produce(topic, value, key, _ANY_PARTITION, reported, None, time_ms or _NOW_MS, headers)
-        return sent
+        keys, values = ByteColumn.of(keys), ByteColumn.of(values)
+        rows, queued = len(values), 0
+        if len(keys) != rows:
+            raise ValueError(f"{len(keys)} keys for {rows} values")
+        cell = self._deliveries.open(rows)
+        while queued < rows:
+            count = min(rows - queued, limits.UNDELIVERED_MAX)
+            self._make_room(count)
+            with self._sending(topic):
+                sent = self._producer.produce(topic, keys, values, times_ms, headers, cell.address, queued, count)
+                if not sent:
+                    raise KafkaException(KafkaError(KafkaError._QUEUE_FULL))
+            queued += sent
+        return _Sent(self, cell)
 
     def undelivered(self) -> int:
         """See ProducerClient."""
-        if self._producer is None:
-            return 0
-        self.reap()
-        return len(self._producer)
+        return 0 if self._producer is None else len(self._producer)
 
     def close(self, timeout_s: float) -> None:
         """See ProducerClient; does nothing if it is closed."""
         if self._producer is not None or self._failure is not None:
             super().close(timeout_s)
 
-    def reap(self) -> None:
-        """Processes the delivery reports."""
-        if self._producer is not None:
-            with self._waiting_for_deliveries():
-                self._producer.poll(0)
-
     def refuse_after_failure(self) -> None:
         """Raises the failure that ended this producer, if there is one."""
-        if self._failure is None and self.refused is not None:
-            error, message = self.refused
-            action = f"a record was not delivered to {message.topic()}"
-            self._failure = self._ended(self._connection.error(action, error))
+        if self._failure is None and (failure := self._deliveries.failure()) is not None:
+            self._failure = self._ended(self._undelivered(failure))
         super().refuse_after_failure()
+
+    def _undelivered(self, failure: Failure) -> BrokerError:
+        """The error of a record that was not delivered; a fatal error is its cause, if there is one."""
+        fatal = self._producer.fatal_error()
+        if fatal is not None:
+            return self._connection.error("waiting for deliveries", fatal.args[0])
+        action = f"a record was not delivered to {self._producer.topic_name(failure.topic)}"
+        return self._connection.error(action, KafkaError(failure.code))
 
     def _check_usable(self) -> None:
         super()._check_usable()
@@ -138,15 +126,14 @@ class RdkafkaProducer(Producer):
 
     def _deliver(self, timeout_s: float) -> None:
         left = self._producer.flush(timeout_s)
-        # the count includes librdkafka's own events that were not polled yet
-        if left and (left := len(self._producer)):
+        if left:
             raise KafkaException(
                 KafkaError(KafkaError._TIMED_OUT, f"{left} records were not acknowledged within {timeout_s:g} s")
             )
 
     @contextlib.contextmanager
     def _waiting_for_deliveries(self) -> Iterator[None]:
-        """Latches every error but a timeout: whichever call polls librdkafka next raises a fatal error."""
+        """Latches every error but a timeout."""
         try:
             with self._translated("waiting for deliveries"):
                 yield
@@ -159,26 +146,20 @@ class RdkafkaProducer(Producer):
             raise
 
     def _abandon(self) -> None:
-        """Drops queued records and ends librdkafka's threads.
+        """Drops queued records, and ends librdkafka's threads with the last reference to the client.
 
-        The binding's `close` would wait for an open transaction without a limit. Without `close`, librdkafka ends with
-        the last reference; pending delivery reports have one, so they are purged first.
+        A thread that was left behind in a call has another reference.
         """
         if self._producer is None:
             return
-        self.aborting = True
-        with contextlib.suppress(KafkaException, RuntimeError, SystemError):
+        self._deliveries.drop(True)
+        with contextlib.suppress(KafkaException):
             self._producer.purge()
             self._producer.flush(limits.ABANDON_TIMEOUT_S)
         self._producer = None
 
     def _translated(self, action: str) -> contextlib.AbstractContextManager[None]:
-        return self._connection.translated(action, self._fatal)
-
-    def _fatal(self) -> KafkaException | None:
-        """librdkafka's fatal error; outside transactions the binding has no call that returns it."""
-        return None
+        return self._connection.translated(action)
 
     def _wait_for_delivery(self, timeout_s: float) -> None:
-        with self._waiting_for_deliveries():
-            self._producer.poll(min(timeout_s, _ROOM_PAUSE_S))
+        time.sleep(min(timeout_s, _ROOM_PAUSE_S))

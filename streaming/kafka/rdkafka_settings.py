@@ -91,12 +91,11 @@ class Connection:
         give_up_s = time.monotonic() + limits.BOOTSTRAP_TIMEOUT_S
         while True:
             try:
-                client.list_topics("", timeout=min(1.0, limits.BOOTSTRAP_TIMEOUT_S))
+                client.ask_metadata(min(1.0, limits.BOOTSTRAP_TIMEOUT_S))
                 return
             except KafkaException as error:
                 answer = error.args[0]
-            if hasattr(client, "poll"):
-                client.poll(0)
+            client.poll()
             problem = self._last or answer
             if _is_access_error(problem) or time.monotonic() > give_up_s:
                 raise self.error("connecting", problem)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
@@ -39,10 +39,7 @@ class RdkafkaTransactionalProducer(TransactionalProducer, RdkafkaProducer):
             raise BrokerError(
                 f"Kafka at {self._servers}: committing: the consumer is not a member of its group any more"
             )
-        wanted = [
-            TopicPartition(*partition, int(offset), metadata) for partition, (offset, metadata) in offsets.items()
-        ]
-        _within(timeout_s, self._producer.send_offsets_to_transaction, wanted, member.vendor)
+        _within(timeout_s, self._producer.send_offsets_to_transaction, offsets, member.vendor)
 
     def _finish_commit(self, timeout_s: float) -> None:
         _within(timeout_s, self._producer.commit_transaction)
@@ -55,18 +52,9 @@ class RdkafkaTransactionalProducer(TransactionalProducer, RdkafkaProducer):
 
     def _abort_transaction(self, timeout_s: float) -> None:
         # the delivery reports of dropped records are no failures
-        self.aborting = True
+        self._deliveries.drop(True)
         _within(timeout_s, self._producer.abort_transaction)
-        self.aborting = False
-
-    def _fatal(self) -> KafkaException | None:
-        # after a fatal error every transactional call raises it
-        try:
-            self._producer.begin_transaction()
-        except KafkaException as error:
-            if error.args[0].fatal():
-                return error.with_traceback(None)
-        return None
+        self._deliveries.drop(False)
 
 
 def _within(timeout_s: float, call: Callable[..., object], *arguments: object) -> None:

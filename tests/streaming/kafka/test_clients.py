@@ -9,7 +9,6 @@ import uuid
 from contextlib import closing, suppress
 from typing import Any
 
-import confluent_kafka
 import msgspec
 import pytest
 from kafka import KafkaAdminClient
@@ -32,6 +31,7 @@ from streaming.kafka.kafka_consumer import KafkaPythonConsumer
 from streaming.kafka.kafka_producer import KafkaPythonProducer
 from streaming.kafka.rdkafka_consumer import RdkafkaConsumer
 from streaming.kafka.rdkafka_producer import RdkafkaProducer
+from streaming.kafka.rdkafka_producer_handle import ProducerHandle
 from streaming.kafka.rdkafka_settings import connection_settings as rdkafka_settings
 from streaming.kafka.settings import connection_settings
 from tests.streaming.kafka.helpers import (
@@ -324,13 +324,14 @@ def test_what_waits_to_be_delivered_is_bounded(
 def test_records_that_do_not_go_end_the_wait_for_room(
     kafka: KafkaSettings, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Lingering(confluent_kafka.Producer):  # type: ignore[misc]  # the vendor has no types
+    class Lingering(ProducerHandle):
         """Its flush does not hasten the records, whose acknowledgement could come before it returns."""
 
-        def flush(self, timeout: float) -> int:
+        def flush(self, timeout_s: float) -> int:
+            del timeout_s
             return len(self)
 
-    monkeypatch.setattr("streaming.kafka.rdkafka_producer.VendorProducer", Lingering)
+    monkeypatch.setattr("streaming.kafka.rdkafka_producer.ProducerHandle", Lingering)
     monkeypatch.setattr("streaming.kafka.limits.UNDELIVERED_MAX", 1)
     producer = RdkafkaProducer(kafka, {"linger.ms": 30_000})
     monkeypatch.setattr("streaming.kafka.limits.REQUEST_TIMEOUT_MS", 300)

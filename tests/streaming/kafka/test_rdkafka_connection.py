@@ -16,11 +16,10 @@ class RefusedClient:
     def __init__(self, connection: Connection, polls: list[list[int]]) -> None:
         self._connection, self._polls = connection, polls
 
-    def list_topics(self, topic: str, timeout: float) -> None:
-        raise KafkaException(KafkaError(KafkaError._TRANSPORT, f"no broker within {timeout:g} s{topic}"))
+    def ask_metadata(self, timeout_s: float) -> None:
+        raise KafkaException(KafkaError(KafkaError._TRANSPORT, f"no broker within {timeout_s:g} s"))
 
-    def poll(self, timeout: float) -> None:
-        del timeout
+    def poll(self) -> None:
         for code in self._polls.pop(0) if self._polls else []:
             self._connection.on_error(KafkaError(code))
 

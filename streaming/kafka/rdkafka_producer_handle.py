@@ -1,0 +1,162 @@
+"""librdkafka's calls of a producer, with the names and the errors of its binding."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from confluent_kafka import KafkaError
+
+from cascade.columns import ByteColumn, Int64
+from streaming.kafka import rdkafka_kernels as kernels
+from streaming.kafka.protocol import Headers, Offsets
+from streaming.kafka.rdkafka_deliveries import Deliveries
+from streaming.kafka.rdkafka_group import GroupMetadata
+from streaming.kafka.rdkafka_handle import Handle
+from streaming.kafka.rdkafka_library import (
+    PRODUCER,
+    PURGE_QUEUE_AND_IN_FLIGHT,
+    check,
+    check_error,
+    milliseconds,
+    offset_list,
+    rdkafka,
+)
+
+_PRODUCE = rdkafka.address("produceva")
+# rd_kafka_vtype_t: what an argument of rd_kafka_produceva is; and a flag: librdkafka copies key and value.
+_TOPIC, _VALUE, _KEY, _PRIVATE, _FLAGS, _TIME, _HEADER = 2, 4, 5, 6, 7, 8, 9
+_COPY = 2
+_NONE_ABSENT, _NO_TIMES = np.empty(0, np.bool_), np.empty(0, np.int64)
+
+
+class ProducerHandle(Handle):
+    """The owner of a producer; `deliveries`: the counts of its acknowledgements."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.deliveries = Deliveries()
+        super().__init__(PRODUCER, settings, self.deliveries.configure, kept=self.deliveries)
+        self._arguments: dict[str, Int64] = {}
+
+    def __len__(self) -> int:
+        """The number of records that are not acknowledged, and of librdkafka's own events."""
+        self.poll()
+        return int(rdkafka.outq_len(self.address))
+
+    def produce(
+        self,
+        topic: str,
+        keys: ByteColumn,
+        values: ByteColumn,
+        times_ms: Sequence[int] | None,
+        headers: Headers,
+        delivery: int,
+        first: int,
+        count: int,
+    ) -> int:
+        """Queues records, and returns how many: fewer than `count` if the queue is full.
+
+        topic: their topic. keys, values: the columns. times_ms: None or 0 for the present time. headers: of each
+        record. delivery: the address of their cell. first, count: of the records to queue.
+        """
+        arguments = self._arguments_of(topic)
+        arguments[kernels.ARGUMENT_PRIVATE, 1] = delivery
+        # the texts exist until librdkafka has copied them
+        texts = [(name.encode(), octets) for name, octets in headers]
+        if texts:
+            arguments = np.concatenate([arguments, _header_arguments(texts)])
+        queued, error = kernels.produce(
+            _PRODUCE,
+            self.address,
+            arguments,
+            keys.octets,
+            keys.ends,
+            _NONE_ABSENT if keys.absent is None else keys.absent,
+            values.octets,
+            values.ends,
+            _NONE_ABSENT if values.absent is None else values.absent,
+            _NO_TIMES if times_ms is None else np.asarray(times_ms, np.int64),
+            first,
+            count,
+        )
+        if error and rdkafka.error_code(error) != KafkaError._QUEUE_FULL:
+            check_error(error)
+        if error:
+            rdkafka.error_destroy(error)
+        return int(queued)
+
+    def flush(self, timeout_s: float) -> int:
+        """Waits until all records are acknowledged; returns how many are not after this time."""
+        code = rdkafka.flush(self.address, milliseconds(timeout_s))
+        fatal = self.fatal_error()
+        if fatal is not None:
+            raise fatal
+        if code != KafkaError._TIMED_OUT:
+            check(code)
+        return len(self)
+
+    def purge(self) -> None:
+        """Drops the records that are not acknowledged."""
+        check(rdkafka.purge(self.address, PURGE_QUEUE_AND_IN_FLIGHT))
+
+    def init_transactions(self, timeout_s: float) -> None:
+        """Fences earlier producers with the same transactional id."""
+        with self._called():
+            check_error(rdkafka.init_transactions(self.address, milliseconds(timeout_s)))
+
+    def begin_transaction(self) -> None:
+        """Begins a transaction."""
+        check_error(rdkafka.begin_transaction(self.address))
+
+    def send_offsets_to_transaction(self, offsets: Offsets, member: GroupMetadata, timeout_s: float) -> None:
+        """Adds offsets to the transaction."""
+        with self._called(), offset_list(offsets) as wanted:
+            check_error(
+                rdkafka.send_offsets_to_transaction(self.address, wanted, member.address, milliseconds(timeout_s))
+            )
+
+    def commit_transaction(self, timeout_s: float) -> None:
+        """Commits the transaction."""
+        with self._called():
+            check_error(rdkafka.commit_transaction(self.address, milliseconds(timeout_s)))
+
+    def abort_transaction(self, timeout_s: float) -> None:
+        """Aborts the transaction."""
+        with self._called():
+            check_error(rdkafka.abort_transaction(self.address, milliseconds(timeout_s)))
+
+    @contextlib.contextmanager
+    def _called(self) -> Iterator[None]:
+        """A call of librdkafka, in a thread that may be left behind: the client must not be destroyed under it."""
+        self.destroy_at_exit(False)
+        yield
+        self.destroy_at_exit(True)
+
+    def _arguments_of(self, topic: str) -> Int64:
+        """The arguments of rd_kafka_produceva, int64 [ARGUMENTS, ARGUMENT_WORDS], for records of a topic."""
+        found = self._arguments.get(topic)
+        if found is None:
+            found = np.zeros((kernels.ARGUMENTS, kernels.ARGUMENT_WORDS), np.int64)
+            found[kernels.ARGUMENT_TOPIC, :2] = _TOPIC, self.topic(topic)
+            found[kernels.ARGUMENT_FLAGS, :2] = _FLAGS, _COPY
+            found[kernels.ARGUMENT_VALUE, 0] = _VALUE
+            found[kernels.ARGUMENT_KEY, 0] = _KEY
+            found[kernels.ARGUMENT_PRIVATE, 0] = _PRIVATE
+            found[kernels.ARGUMENT_TIME, 0] = _TIME
+            self._arguments[topic] = found
+        return found
+
+
+def _header_arguments(headers: Sequence[tuple[bytes, bytes | None]]) -> Int64:
+    """An argument of rd_kafka_produceva for each header, with the addresses of its name and value."""
+    made = np.zeros((len(headers), kernels.ARGUMENT_WORDS), np.int64)
+    for row, (name, value) in enumerate(headers):
+        made[row, :4] = _HEADER, _address(name), 0 if value is None else _address(value), len(value or b"")
+    return made
+
+
+def _address(octets: bytes) -> int:
+    return ctypes.cast(ctypes.c_char_p(octets), ctypes.c_void_p).value or 0
