@@ -36,7 +36,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     echo: bool = False
-    checkout: Path | None = None
+    checkout: str | None = None
     client: ClientName = "librdkafka"
     backend: Backend = "onnxruntime"
     delivery: Delivery = "at-least-once"
@@ -100,7 +100,7 @@ def variants_of(
 
     checkouts: directories with other versions of the project, beside this one.
     """
-    names = {THIS: None} | {_checkout_name(directory): directory for directory in checkouts}
+    names = {THIS: None} | {_checkout_name(directory): str(directory.resolve()) for directory in checkouts}
     if len(names) <= len(checkouts) or ECHO in names:
         raise CascadeError(f"--against: each directory needs a name of its own, and not {THIS} or {ECHO}; rename it")
     choices: list[Sequence[str]] = [list(names), clients, backends, deliveries]
@@ -129,16 +129,16 @@ def _checkout_name(directory: Path) -> str:
     return directory.resolve().name
 
 
-def environment_of(checkout: Path | None) -> dict[str, str]:
+def environment_of(checkout: str | None) -> dict[str, str]:
     """Variables with which Python imports the project from a checkout first; none for this one."""
     if checkout is None:
         return {}
-    search = [str(checkout.resolve()), os.environ.get("PYTHONPATH", "")]
+    search = [checkout, os.environ.get("PYTHONPATH", "")]
     # without the second, `python -m` would look in the working directory before PYTHONPATH
     return {"PYTHONPATH": os.pathsep.join(filter(None, search)), "PYTHONSAFEPATH": "1"}
 
 
-def compile_kernels(checkout: Path | None) -> None:
+def compile_kernels(checkout: str | None) -> None:
     """Compiles a checkout's kernels, so that no turn waits for them; raises CascadeError where that fails."""
     command = [sys.executable, "-m", "cascade", "compile"]
     environment = {**os.environ, **environment_of(checkout)}

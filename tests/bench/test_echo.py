@@ -261,7 +261,8 @@ def test_names_contain_the_settings_in_which_services_differ(tmp_path: Path) -> 
     before = checkout(tmp_path, "before")
     single = variants_of([before], ["librdkafka"], ["triton"], ["at-least-once"])
     assert [variant.name for variant in single] == ["echo", "cascade", "before"]
-    assert [variant.checkout for variant in single] == [None, None, before]
+    assert [variant.checkout for variant in single] == [None, None, str(before)]
+    assert msgspec.json.decode(msgspec.json.encode(single), type=list[Variant]) == single
     assert {variant.backend for variant in single[1:]} == {"triton"}
     several = variants_of([], ["librdkafka"], ["triton", "onnxruntime"], ["at-least-once", "exactly-once"])
     assert [variant.name for variant in several[1:3]] == [
@@ -292,7 +293,7 @@ def test_another_checkout_runs_its_own_code_wherever_the_command_runs(tmp_path: 
     (other / "cascade" / "__init__.py").touch()
     (other / "cascade" / "__main__.py").write_text("import sys; print(__file__)")
     here = Path(__file__).parents[2]
-    environment = {**os.environ, **environment_of(other)}
+    environment = {**os.environ, **environment_of(str(other))}
     done = subprocess.run(
         [sys.executable, "-m", "cascade"], cwd=here, env=environment, capture_output=True, text=True, check=True
     )
