@@ -114,20 +114,24 @@ def show(report: EchoReport, console: Console) -> None:
     print_table(console, _escalated_table(report))
     if report.run.idle_s:
         print_table(console, _idle_table(report))
-    late = [standing for standing in report.standings if standing.behind_ms_p99 > BEHIND_MS]
     run = report.run
     print_notes(
         console,
-        *(
-            f"{standing.variant} at {standing.rate:,.0f}/s: the load was {standing.behind_ms_p99:.1f} ms late at p99"
-            for standing in late
-        ),
-        f"medians of {run.rounds} rounds by turns, ratios of the same round; turns of {run.seconds:g} s after"
-        f" {run.warm_up_s:g} s of warm-up",
-        "CPU time is of the process and its children, without Triton and broker",
-        f"Poisson arrivals, open loop, one partition; {report.elapsed_s:,.0f} s in all",
+        *_late_loads(report.standings),
+        f"medians of {run.rounds} rounds by turns, and of the ratios to the echo in the same round",
+        f"turns of {run.seconds:g} s after {run.warm_up_s:g} s of warm-up; Poisson arrivals, open loop, one partition",
+        "latency: from scheduled departure to visible decision",
+        f"CPU time is of the process and its children; {report.elapsed_s:,.0f} s in all",
         origin(report.machine, run.seed),
     )
+
+
+def _late_loads(standings: Sequence[Standing]) -> Iterator[str]:
+    """A line for each rate whose load was late in a round."""
+    for rate in dict.fromkeys(standing.rate for standing in standings):
+        behind_ms = max(standing.behind_ms_p99 for standing in standings if standing.rate == rate)
+        if behind_ms > BEHIND_MS:
+            yield f"at {rate:,.0f}/s the load was up to {behind_ms:.1f} ms late at p99"
 
 
 def _table(report: EchoReport, figures: dict[str, str], title: str) -> Table:

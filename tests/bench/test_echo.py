@@ -244,7 +244,7 @@ def test_the_tables_fit_eighty_columns_and_name_late_loads() -> None:
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
     assert "100,000/s" in text
-    assert "load was 7.5 ms late" in text
+    assert "at 100,000/s the load was up to 7.5 ms late" in text
     assert "12,346" in text
 
 
