@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,22 +21,32 @@ from prometheus_client import generate_latest
 from rich.console import Console
 
 from bench.cluster import simulated
-from bench.stages import CARDS, DAYS, TERMINALS, screened_columns
+from bench.stages import CARDS, DAYS, TERMINALS, screened_table
 from bench.tables import figure_table, print_table
 from bench.turns import Spread, by_turns, seconds_of
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
-from cascade.columns import Float64
+from cascade.columns import Float64, Int64
 from cascade.config import CarbonSettings
-from cascade.ledger import CpuModelMeter, Journal, Ledger, StageClock, ledger_registry, make_carbon
+from cascade.ledger import (
+    CpuModelMeter,
+    DecidedRecords,
+    Journal,
+    Ledger,
+    StageLaps,
+    ledger_registry,
+    make_carbon,
+)
 from cascade.ledger.machine import Machine, describe_machine
+from cascade.ledger.stage_clock import Stage
 from stages.assembly import make_engine
 from streaming.codecs import codec
-from streaming.pipeline.decisions import encode_decisions
+from streaming.pipeline.encode import encode
 
 BATCHES = (1, 10, 100, 1_000)
 FOLDED_ROWS = 100_000
 ROWS_A_TURN = 20_000
 CALLS_A_TURN_MAX = 400
+_STAGES: tuple[Stage, ...] = ("decode", "features", "screener", "decide", "produce")
 _cpu_s = partial(seconds_of, clock=time.thread_time)
 
 
@@ -82,7 +93,8 @@ def run_ledger_cost(rounds: int, seed: int) -> LedgerCostReport:
 
     def decide(first: int, rows: int) -> None:
         part = reader.decode(messages[first : first + rows]).batch
-        encode_decisions("json", screened_columns(part, roles, engine.screen(part, None).probability, np.zeros(rows)))
+        table = screened_table(part, roles, engine.screen(part, None).probability)
+        encode("json", table, np.arange(rows), roles.transaction_id)
 
     return LedgerCostReport(
         batches=[_batch_cost(rows, rounds, ledger, decide, chance.lognormal(-5.5, 0.4, rows)) for rows in BATCHES],
@@ -100,9 +112,11 @@ def _batch_cost(
 ) -> BatchCost:
     calls = min(ROWS_A_TURN // rows, CALLS_A_TURN_MAX)
 
+    laps, records = StageLaps(), _Records("transactions", np.zeros(rows, np.int64), np.arange(rows))
+
     def record_all() -> None:
         for _ in range(calls):
-            record_batch(ledger, latency_s, rows)
+            record_batch(ledger, laps, latency_s, records)
 
     def decide_all() -> None:
         for call in range(calls):
@@ -119,22 +133,29 @@ def _batch_cost(
     )
 
 
-def record_batch(ledger: Ledger, latency_s: Float64, rows: int) -> None:
-    """Records a micro-batch of screened transactions as the worker does, with its clocks around the stages."""
-    clock = StageClock()
-    ledger.record_queue(latency_s)
-    for stage in ("decode", "features", "screener", "decide", "produce"):
-        with clock:
-            pass
-        ledger.record_stage(stage, clock.wall_s, clock.cpu_s, rows)
-    ledger.record_decisions("screened", latency_s)
+class _Records(NamedTuple):
+    topic: str
+    partition_ids: Int64
+    offsets: Int64
+
+
+def record_batch(ledger: Ledger, laps: StageLaps, latency_s: Float64, records: DecidedRecords) -> None:
+    """Records a micro-batch of screened transactions as the worker does, with a stamp of its clocks after each stage.
+
+    latency_s (float64 [rows]): of the decisions, and of the waits before them. records: of the decisions.
+    """
+    laps.begin()
+    for stage in _STAGES:
+        laps.end(stage, len(latency_s))
+    ledger.record_batch(laps, latency_s)
+    ledger.record_decisions("screened", latency_s, None, records)
 
 
 def histogram_bytes(ledger: Ledger) -> int:
     """Memory of all counts of a ledger, bytes."""
     counters = ledger.counters()
     histograms = [*counters.paths.values(), *counters.stages.values(), counters.deep_calls, counters.recoveries]
-    return sum(histogram._counts.nbytes for histogram in histograms)
+    return sum(histogram.nbytes for histogram in histograms)
 
 
 def _second_us(ledger: Ledger, rounds: int) -> dict[str, float]:

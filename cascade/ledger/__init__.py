@@ -5,13 +5,14 @@ from cascade.ledger.attribution import Books, MixedEnergyError, attribute
 from cascade.ledger.carbon import Carbon, make_carbon
 from cascade.ledger.energy import CpuIdleMeter, CpuModelMeter, EnergySampler, find_meters, watts_per_core
 from cascade.ledger.errors import MeterError
+from cascade.ledger.exemplars import DecidedRecords
 from cascade.ledger.export import energy_metrics, ledger_registry
 from cascade.ledger.figures import summarise
 from cascade.ledger.journal import Journal, Run, merged_between, read_journal
 from cascade.ledger.ledger import Ledger
 from cascade.ledger.render import render
 from cascade.ledger.sla import LatencyObjective, Path, ServiceLevel
-from cascade.ledger.stage_clock import StageClock
+from cascade.ledger.stage_clock import StageClock, StageLaps
 from cascade.ledger.summary import LedgerSummary, ModelQuality, QualityComparison
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Carbon",
     "CpuIdleMeter",
     "CpuModelMeter",
+    "DecidedRecords",
     "EnergySampler",
     "Journal",
     "LatencyObjective",
@@ -33,6 +35,7 @@ __all__ = [
     "Run",
     "ServiceLevel",
     "StageClock",
+    "StageLaps",
     "attribute",
     "energy_metrics",
     "find_meters",

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, get_args
 
+import numpy as np
+
+from cascade.columns import Array
+from cascade.ledger.buckets import HISTOGRAM
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.sla import Path
 from cascade.ledger.stage_clock import STAGES, Stage
 
 PATHS: Final[tuple[Path, ...]] = get_args(Path)
+PATH_NUMBERS: Final = {path: number for number, path in enumerate(PATHS)}
 
 # Causes and reasons become label values of metrics. The bound protects Prometheus from a bug that makes ever new ones.
 LABELS_MAX: Final = 32
@@ -56,9 +61,14 @@ class Counters:
     @classmethod
     def empty(cls) -> Counters:
         """The counters before the first batch."""
+        return cls.over(np.zeros(len(PATHS), HISTOGRAM), np.zeros(len(STAGES), HISTOGRAM))
+
+    @classmethod
+    def over(cls, paths: Array, stages: Array) -> Counters:
+        """Counters that have their latencies by path and by stage in these tables (HISTOGRAM [paths], [stages])."""
         return cls(
-            paths={path: LatencyHistogram() for path in PATHS},
-            stages={stage: LatencyHistogram() for stage in STAGES},
+            paths={path: LatencyHistogram(paths[number : number + 1]) for number, path in enumerate(PATHS)},
+            stages={stage: LatencyHistogram(stages[number : number + 1]) for number, stage in enumerate(STAGES)},
             stage_cpu_s=dict.fromkeys(STAGES, 0.0),
             deep_calls=LatencyHistogram(),
             degraded_by_cause={},

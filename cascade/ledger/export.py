@@ -13,8 +13,9 @@ from prometheus_client.samples import Exemplar
 
 import cascade
 from cascade.ledger.account import MeterState
+from cascade.ledger.buckets import BUCKETS_S
 from cascade.ledger.counters import Counters
-from cascade.ledger.exemplars import BUCKETS_S, EXEMPLAR_LABEL, LatencyExemplar
+from cascade.ledger.exemplars import EXEMPLAR_LABEL, LatencyExemplar
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.ledger import Ledger
 from cascade.ledger.sla import ObjectiveEvents, ObjectiveResult, count_events, evaluate

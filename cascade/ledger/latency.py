@@ -12,29 +12,12 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from cascade.columns import Float64, Int64
+from cascade.columns import Array, Float64, Int64
 from cascade.errors import DataError
+from cascade.ledger.buckets import BUCKETS, BUCKETS_PER_OCTAVE, HISTOGRAM, LOWEST_EXPONENT, bounds
 
-# With 2^6 buckets per octave, the middle of a bucket is within 1/128 (0.8 %) of each value in it.
-_FRACTION_BITS: Final = 6
-_BUCKETS_PER_OCTAVE: Final = 1 << _FRACTION_BITS
-_SHIFT: Final = 52 - _FRACTION_BITS
-_LOWEST_EXPONENT: Final = -20
-_HIGHEST_EXPONENT: Final = 10
-_BUCKETS: Final = (_HIGHEST_EXPONENT - _LOWEST_EXPONENT) * _BUCKETS_PER_OCTAVE
-
-LOWEST_S: Final = 2.0**_LOWEST_EXPONENT
-HIGHEST_S: Final = 2.0**_HIGHEST_EXPONENT
-RELATIVE_ERROR_MAX: Final = 0.5 / _BUCKETS_PER_OCTAVE
-
-_LARGEST: Final = float(np.nextafter(HIGHEST_S, 0.0))
-_FIRST_CODE: Final = int(np.float64(LOWEST_S).view(np.int64)) >> _SHIFT
-
-
-def _bounds() -> Float64:
-    """The lower bounds of all buckets and the upper bound of the last, in seconds, float64 [buckets + 1]."""
-    codes = np.arange(_FIRST_CODE, _FIRST_CODE + _BUCKETS + 1, dtype=np.int64)
-    return (codes << _SHIFT).view(np.float64)
+RELATIVE_ERROR_MAX: Final = 0.5 / BUCKETS_PER_OCTAVE
+_SUMS: Final = ("counts", "count", "clamped", "sum_s")
 
 
 class LatencyHistogram:
@@ -43,65 +26,69 @@ class LatencyHistogram:
     Durations outside this range count as its nearest end, also in the mean and the maximum; `clamped` counts those
     above it. Not thread-safe: the Ledger has a lock.
 
+    table: HISTOGRAM [1], a part of a larger table into which kernels record; None for a histogram of its own.
+
     >>> histogram = LatencyHistogram()
     >>> histogram.record(np.array([0.001, 0.002, 0.003, 0.100]))
     >>> histogram.count, round(1_000 * histogram.quantile(0.5), 1), 1_000 * histogram.max_s
     (4, 2.0, 100.0)
     """
 
-    __slots__ = ("_counts", "clamped", "count", "max_s", "sum_s")
+    __slots__ = ("_counts", "_table")
 
-    def __init__(self) -> None:
-        self._counts: Int64 = np.zeros(_BUCKETS, np.int64)
-        self.count = 0
-        self.sum_s = 0.0
-        self.max_s = 0.0
-        self.clamped = 0
+    def __init__(self, table: Array | None = None) -> None:
+        self._table: Array = np.zeros(1, HISTOGRAM) if table is None else table
+        self._counts: Int64 = self._table["counts"][0]
+
+    @property
+    def count(self) -> int:
+        """Number of durations."""
+        return int(self._table["count"][0])
+
+    @property
+    def clamped(self) -> int:
+        """Number of durations above the range."""
+        return int(self._table["clamped"][0])
+
+    @property
+    def sum_s(self) -> float:
+        """Sum of the durations in seconds."""
+        return float(self._table["sum_s"][0])
+
+    @property
+    def max_s(self) -> float:
+        """The longest duration in seconds; 0 if the histogram is empty."""
+        return float(self._table["max_s"][0])
 
     @property
     def mean_s(self) -> float:
         """Arithmetic mean in seconds; NaN if the histogram is empty."""
         return self.sum_s / self.count if self.count else math.nan
 
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        return self._table.nbytes
+
+    # The kernels are imported by those who record: to load numba takes twice as long as to read and print a ledger.
+
     def record(self, values_s: Float64) -> None:
         """Adds durations in seconds, float64 [n]. Raises ValueError if there is a NaN."""
-        if not len(values_s):
-            return
-        inside = np.clip(np.ascontiguousarray(values_s, np.float64), LOWEST_S, _LARGEST)
-        total = float(inside.sum())
-        if math.isnan(total):
-            raise ValueError("a latency is NaN")
-        longest = float(inside.max())
-        self._counts += np.bincount((inside.view(np.int64) >> _SHIFT) - _FIRST_CODE, minlength=_BUCKETS)
-        self.count += len(inside)
-        self.sum_s += total
-        self.max_s = max(self.max_s, longest)
-        if longest == _LARGEST:
-            self.clamped += int((inside == _LARGEST).sum())
+        from cascade.ledger.recording_kernels import add_durations
+
+        add_durations(self._table, 0, np.ascontiguousarray(values_s, np.float64))
 
     def record_many(self, value_s: float, count: int) -> None:
         """Adds `count` equal durations in seconds. Raises ValueError for NaN or a negative count."""
-        if math.isnan(value_s) or count < 0:
-            raise ValueError(f"cannot record {count} latencies of {value_s} s")
-        if not count:
-            return
-        inside = min(max(value_s, LOWEST_S), _LARGEST)
-        fraction, exponent = math.frexp(inside)
-        octave = exponent - 1 - _LOWEST_EXPONENT
-        self._counts[octave * _BUCKETS_PER_OCTAVE + int((2.0 * fraction - 1.0) * _BUCKETS_PER_OCTAVE)] += count
-        self.count += count
-        self.sum_s += inside * count
-        self.max_s = max(self.max_s, inside)
-        if inside == _LARGEST:
-            self.clamped += count
+        from cascade.ledger.recording_kernels import add_equal_durations
+
+        add_equal_durations(self._table, 0, value_s, count)
 
     def merge(self, other: LatencyHistogram) -> None:
         """Adds the counts of `other`."""
-        self._counts += other._counts
-        self.count += other.count
-        self.sum_s += other.sum_s
-        self.max_s = max(self.max_s, other.max_s)
-        self.clamped += other.clamped
+        for name in _SUMS:
+            self._table[name] += other._table[name]
+        self._table["max_s"] = max(self.max_s, other.max_s)
 
     def since(self, earlier: LatencyHistogram) -> LatencyHistogram:
         """The counts since `earlier`, a copy of this histogram from an earlier time.
@@ -110,15 +97,16 @@ class LatencyHistogram:
         DataError if a count of `earlier` is higher than now.
         """
         grown = LatencyHistogram()
-        grown._counts = self._counts - earlier._counts
+        for name in _SUMS:
+            grown._table[name] = self._table[name] - earlier._table[name]
         if (grown._counts < 0).any():
             raise DataError("latency histogram: the earlier one has higher counts than the later one")
-        grown.count = self.count - earlier.count
-        grown.clamped = self.clamped - earlier.clamped
         if grown.count:
-            grown.sum_s = max(self.sum_s - earlier.sum_s, 0.0)
-            highest = float(_bounds()[int(np.flatnonzero(grown._counts)[-1]) + 1])
-            grown.max_s = self.max_s if self.max_s > earlier.max_s else min(highest, self.max_s)
+            grown._table["sum_s"] = max(grown.sum_s, 0.0)
+            highest = float(bounds()[int(np.flatnonzero(grown._counts)[-1]) + 1])
+            grown._table["max_s"] = self.max_s if self.max_s > earlier.max_s else min(highest, self.max_s)
+        else:
+            grown._table["sum_s"] = 0.0
         return grown
 
     def quantile(self, q: float) -> float:
@@ -133,20 +121,20 @@ class LatencyHistogram:
             return math.nan
         rank = min(max(math.ceil(q * self.count), 1), self.count)
         bucket = int(np.searchsorted(np.cumsum(self._counts), rank))
-        low, high = _bounds()[bucket : bucket + 2]
+        low, high = bounds()[bucket : bucket + 2]
         return min(0.5 * float(low + high), self.max_s)
 
     def counts_up_to(self, limits_s: Float64) -> Int64:
         """The number of durations up to each limit in seconds, int64 [limits], without the bucket that a limit cuts."""
-        whole = np.searchsorted(_bounds()[1:], limits_s, side="right")
+        whole = np.searchsorted(bounds()[1:], limits_s, side="right")
         return np.append(np.int64(0), np.cumsum(self._counts))[whole]
 
     def to_dict(self) -> dict[str, Any]:
         """The totals, and the counts of the buckets that are not empty, in plain types for JSON."""
         filled = np.flatnonzero(self._counts)
         return {
-            "buckets_per_octave": _BUCKETS_PER_OCTAVE,
-            "lowest_exponent": _LOWEST_EXPONENT,
+            "buckets_per_octave": BUCKETS_PER_OCTAVE,
+            "lowest_exponent": LOWEST_EXPONENT,
             "sum_s": self.sum_s,
             "max_s": self.max_s,
             "clamped": self.clamped,
@@ -157,16 +145,16 @@ class LatencyHistogram:
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
         """Reads what `to_dict` wrote; raises DataError for anything else, or for other buckets."""
         try:
-            if (state["buckets_per_octave"], state["lowest_exponent"]) != (_BUCKETS_PER_OCTAVE, _LOWEST_EXPONENT):
+            if (state["buckets_per_octave"], state["lowest_exponent"]) != (BUCKETS_PER_OCTAVE, LOWEST_EXPONENT):
                 raise DataError("latency histogram: another release wrote it, with other buckets; use that release")
             histogram = cls()
             for bucket, count in state["buckets"].items():
-                if not 0 <= int(bucket) < _BUCKETS or int(count) < 0:
+                if not 0 <= int(bucket) < BUCKETS or int(count) < 0:
                     raise DataError(f"latency histogram: bucket {bucket} has count {count}; the record is damaged")
                 histogram._counts[int(bucket)] = int(count)
-            histogram.count = int(histogram._counts.sum())
-            histogram.sum_s, histogram.max_s = float(state["sum_s"]), float(state["max_s"])
-            histogram.clamped = int(state["clamped"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            histogram._table["count"] = histogram._counts.sum()
+            for name, number in (("sum_s", float), ("max_s", float), ("clamped", int)):
+                histogram._table[name] = number(state[name])
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"latency histogram: this release cannot read it ({error!r})") from error
         return histogram

@@ -6,20 +6,27 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
-from cascade.columns import Float64
+import numpy as np
+
+from cascade.columns import Float64, Int64
 from cascade.errors import CascadeError
 from cascade.ledger.account import Account, MeterState
+from cascade.ledger.buckets import HISTOGRAM, NO_TOPIC
 from cascade.ledger.carbon import Carbon
 from cascade.ledger.clock_skew import LeastWait
-from cascade.ledger.counters import Counters, add
-from cascade.ledger.exemplars import Exemplars, Ids, LatencyExemplar
+from cascade.ledger.counters import PATH_NUMBERS, PATHS, Counters, add
+from cascade.ledger.exemplars import DecidedRecords, Exemplars, LatencyExemplar
 from cascade.ledger.figures import summarise
 from cascade.ledger.machine import Machine, describe_machine
 from cascade.ledger.sla import Path, ServiceLevel
-from cascade.ledger.stage_clock import Stage
+from cascade.ledger.stage_clock import STAGE_NUMBERS, STAGES, Stage, StageLaps
 from cascade.ledger.summary import LedgerSummary, QualityComparison
 from cascade.protocols import EnergyMeter, EnergyReading
+
+_QUEUE = STAGE_NUMBERS["queue"]
+_NO_RECORDS = np.zeros(0, np.int64)
 
 
 class _MeterAccount:
@@ -65,6 +72,8 @@ class _MeterAccount:
 class Ledger:
     """Counts decisions, latency and energy; the worker calls each `record_` method once for a batch.
 
+    The arrays of these methods are contiguous: for other arrays the kernels would have to be compiled anew.
+
     Any thread may call any method. One lock guards the counts, for microseconds at a time; another guards the meters,
     so that a slow meter never delays the worker. Energy counts from the construction of the ledger; an EnergySampler
     must call `sample_energy`, so that no counter wraps unnoticed.
@@ -109,20 +118,43 @@ class Ledger:
         self._deep_backend = deep_backend
         self._clock = clock
         self._machine: Machine = describe_machine()
-        self._counters = Counters.empty()
+        # numba takes longer to load than a command takes that only reads ledgers
+        from cascade.ledger.recording_kernels import add_decisions, add_stages
+
+        self._add_decisions, self._add_stages = add_decisions, add_stages
+        self._paths, self._stages = np.zeros(len(PATHS), HISTOGRAM), np.zeros(len(STAGES), HISTOGRAM)
+        self._stage_cpu_s = np.zeros(len(STAGES))
+        self._counters = Counters.over(self._paths, self._stages)
         self._waits = LeastWait(clock)
-        self._exemplars = Exemplars()
+        self._exemplars = Exemplars(len(PATHS))
         self._counting = threading.Lock()
         self._metering = threading.Lock()
         self.started = datetime.now(UTC)
         self._start_s = clock()
         self.sample_energy()
 
+    def warm_up(self) -> None:
+        """Compiles the kernels, so that the first batch is not slow; records nothing."""
+        nothing = np.zeros(0)
+        self.record_batch(StageLaps(), nothing)
+        self.record_decisions("screened", nothing)
+        self.record_stage("deep", 0.0, 0.0, 0)
+        self._counters.stages["queue"].record(nothing)
+
+    def record_batch(self, laps: StageLaps, queue_s: Float64) -> None:
+        """Adds the stages of a batch; each row of a stage counts with the wall time of the whole batch.
+
+        laps: of the stages that have ended. queue_s: seconds that transactions of the batch have waited before its work
+        began, float64 [n]. Raises ValueError if there is a NaN.
+        """
+        with self._counting:
+            self._add_stages(self._stages, self._stage_cpu_s, laps.wall_s, laps.cpu_s, laps.rows, _QUEUE, queue_s)
+
     def record_stage(self, stage: Stage, wall_s: float, cpu_s: float, rows: int) -> None:
         """Adds a stage's seconds for a batch of `rows`; each row counts with the `wall_s` of the whole batch."""
         with self._counting:
             self._counters.stages[stage].record_many(wall_s, rows)
-            self._counters.stage_cpu_s[stage] += cpu_s
+            self._stage_cpu_s[STAGE_NUMBERS[stage]] += cpu_s
 
     def record_queue(self, values_s: Float64) -> None:
         """Adds the seconds that each transaction of a batch has waited before its work began, float64 [rows]."""
@@ -139,22 +171,35 @@ class Ledger:
             self._counters.early_records += early
 
     def record_decisions(
-        self, path: Path, latency_s: Float64, cause: str | None = None, ids: Ids | None = None
+        self,
+        path: Path,
+        latency_s: Float64,
+        cause: str | None = None,
+        records: DecidedRecords | Callable[[Int64], list[str]] | None = None,
     ) -> None:
         """Adds the decisions of a batch on one path.
 
         latency_s: seconds from append to decision, float64 [rows].
         cause: why they are degraded; required on the path `degraded` and not allowed elsewhere, else ValueError.
-        ids: returns the decision ids of rows int64 [n], for exemplars; called with at most one row per bucket.
+        records: of the decisions, for exemplars; None for no exemplars.
+
+        Raises ValueError if there is a NaN, or if decisions and records differ in number.
         """
         if (cause is not None) != (path == "degraded"):
             raise ValueError(f"path {path!r} with cause {cause!r}: exactly the degraded decisions must have a cause")
+        topic, partition_ids, offsets = NO_TOPIC, _NO_RECORDS, _NO_RECORDS
+        if callable(records):
+            records = _parsed(records(np.arange(len(latency_s))))
         with self._counting:
-            self._counters.paths[path].record(latency_s)
+            if records is not None:
+                topic = self._exemplars.number_of(records.topic)
+                partition_ids, offsets = records.partition_ids, records.offsets
+            self._add_decisions(
+                self._paths, PATH_NUMBERS[path], latency_s, self._exemplars.table, topic, partition_ids, offsets,
+                time.time(),
+            )  # fmt: skip
             if cause is not None:
                 add(self._counters.degraded_by_cause, cause, len(latency_s))
-        if ids is not None:
-            self._exemplars.record(path, latency_s, ids, time.time())
 
     def count_dead_letters(self, reason: str, count: int) -> None:
         """Adds records that were dead-lettered for `reason`, a short fixed word that contains no data."""
@@ -207,13 +252,15 @@ class Ledger:
         """A consistent copy of all counts."""
         with self._counting:
             copy = self._counters.copy()
+            copy.stage_cpu_s = dict(zip(STAGES, self._stage_cpu_s.tolist(), strict=True))
             least_s = self._waits.least_s
         copy.least_wait_s = None if least_s is None else (least_s, least_s)
         return copy
 
     def exemplars(self, path: Path) -> list[LatencyExemplar | None]:
         """A recent decision for each exported bucket, as `Exemplars.of`."""
-        return self._exemplars.of(path)
+        with self._counting:
+            return self._exemplars.of(PATH_NUMBERS[path])
 
     def sample_energy(self) -> tuple[MeterState, ...]:
         """Reads every meter. The state of a meter that fails has a problem and no joules."""
@@ -242,3 +289,14 @@ class Ledger:
     def summary(self, quality: QualityComparison | None = None) -> LedgerSummary:
         """All figures up to now. The caller evaluates `quality`, because a ledger has no labels."""
         return summarise(self.account(), quality)
+
+
+def _parsed(decision_ids: list[str]) -> DecidedRecords:
+    topics, partition_ids, offsets = zip(*(text.rsplit("-", 2) for text in decision_ids), strict=True)
+    return _Records(topics[0], np.array(partition_ids, np.int64), np.array(offsets, np.int64))
+
+
+class _Records(NamedTuple):
+    topic: str
+    partition_ids: Int64
+    offsets: Int64

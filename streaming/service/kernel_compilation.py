@@ -15,6 +15,7 @@ from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.config import CodecName, Config
 from cascade.engine import Engine
 from cascade.errors import SettingError
+from cascade.ledger import Ledger
 from stages.assembly import make_engine
 from stages.screener.compiled import CompiledScreener
 from streaming.codecs.avro import compile_avro_kernel
@@ -55,6 +56,8 @@ def compile_kernels(
     warm_up_encoder()
     on_progress()
     FirstDecisions(config.duplicates).warm_up()
+    on_progress()
+    Ledger().warm_up()
     on_progress()
     if "avro" in codecs:
         compile_avro_kernel()

@@ -1,11 +1,13 @@
-"""What several tests of the ledger use: a clock and a meter that the test sets, and the tables as text."""
+"""What several tests of the ledger use: a clock and a meter that the test sets, records, and the tables as text."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
+import numpy as np
 from rich.console import Console
 
 from cascade.ledger import LedgerSummary, MeterError, render
@@ -34,6 +36,16 @@ class FixedMeter:
         if self.lost:
             raise MeterError(self.name, "gone", "restart")
         return EnergyReading(self.energy_j, self.kind, f"{self.name} counter")
+
+
+class Records(NamedTuple):
+    topic: str
+    partition_ids: np.ndarray
+    offsets: np.ndarray
+
+
+def records(rows: int, topic: str = "transactions") -> Records:
+    return Records(topic, np.array([3, 0])[np.arange(rows) % 2], 1_000 + np.arange(rows))
 
 
 def rendered(summary: LedgerSummary, width: int = 100) -> str:

@@ -6,21 +6,18 @@ import math
 import time
 
 import numpy as np
+import pytest
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from cascade.ledger import Ledger, ledger_registry
-from cascade.ledger.exemplars import BUCKETS_S, ID_CHARACTERS_MAX, Exemplars
-from streaming.pipeline.decisions import RecordPositions, decision_ids
+from cascade.ledger.buckets import BUCKETS_S
+from cascade.ledger.exemplars import ID_CHARACTERS_MAX
+from tests.cascade.ledger.helpers import Records, records
 
 NAME = "cascade_decision_latency_seconds"
-
-
-def places(rows: int, topic: str = "transactions") -> RecordPositions:
-    partitions = [(topic, 3), (topic, 0)]
-    return RecordPositions(partitions, np.arange(rows) % 2, 1_000 + np.arange(rows))
 
 
 def buckets_of(ledger: Ledger, path: str = "screened") -> list[Sample]:
@@ -35,9 +32,8 @@ def test_each_bucket_has_the_last_decision_in_it() -> None:
     latency_s = rng.lognormal(-5.0, 2.0, 500)
     for start in range(0, 500, 100):
         part = slice(start, start + 100)
-        found = places(500)
-        positions = RecordPositions(found.partitions, found.partition_index[part], found.offsets[part])
-        ledger.record_decisions("screened", latency_s[part], None, positions.ids)
+        topic, partition_ids, offsets = records(500)
+        ledger.record_decisions("screened", latency_s[part], None, Records(topic, partition_ids[part], offsets[part]))
     last: dict[int, int] = {}
     for row, latency in enumerate(latency_s.tolist()):
         last[next((n for n, limit in enumerate(BUCKETS_S) if latency <= limit), len(BUCKETS_S))] = row
@@ -53,16 +49,10 @@ def test_each_bucket_has_the_last_decision_in_it() -> None:
         assert begun_s - 0.001 <= float(exemplar.timestamp or 0) <= time.time() + 0.001
 
 
-def test_the_ids_of_exemplars_are_the_decision_ids() -> None:
-    found = places(6)
-    whole = [decision_ids(*found.partitions[row % 2], found.offsets[row : row + 1])[0] for row in range(6)]
-    assert found.ids(np.array([4, 1])) == [whole[4], whole[1]]
-
-
 def test_each_path_has_its_own_exemplars_and_decisions_without_ids_have_none() -> None:
     ledger = Ledger()
-    ledger.record_decisions("screened", np.array([0.003]), None, places(1).ids)
-    ledger.record_decisions("degraded", np.array([0.003]), "deadline", places(1, "other").ids)
+    ledger.record_decisions("screened", np.array([0.003]), None, records(1))
+    ledger.record_decisions("degraded", np.array([0.003]), "deadline", records(1, "other"))
     ledger.record_decisions("duplicate", np.array([0.003]))
     shown = {
         path: [sample.exemplar.labels["decision_id"] for sample in buckets_of(ledger, path) if sample.exemplar]
@@ -75,30 +65,41 @@ def test_each_path_has_its_own_exemplars_and_decisions_without_ids_have_none() -
 def test_the_classic_text_format_has_no_exemplars() -> None:
     with_ids, without = Ledger(), Ledger()
     with_ids.started = without.started
-    with_ids.record_decisions("screened", np.array([0.003, 2.0]), None, places(2).ids)
+    with_ids.record_decisions("screened", np.array([0.003, 2.0]), None, records(2))
     without.record_decisions("screened", np.array([0.003, 2.0]))
     assert generate_latest(ledger_registry(with_ids)) == generate_latest(ledger_registry(without))
     assert b"decision_id" not in generate_latest(ledger_registry(with_ids))
 
 
 def test_an_id_longer_than_openmetrics_allows_is_left_out() -> None:
-    exemplars, names = Exemplars(), ["x" * ID_CHARACTERS_MAX, "x" * (ID_CHARACTERS_MAX + 1)]
-    exemplars.record("screened", np.array([0.003, 0.3]), lambda rows: [names[row] for row in rows], 1.0)
-    assert [exemplar.decision_id for exemplar in exemplars.of("screened") if exemplar] == names[:1]
+    ledger, longest = Ledger(), "t" * (ID_CHARACTERS_MAX - len("-3-1000"))
+    ledger.record_decisions("screened", np.array([0.003]), None, records(1, longest))
+    ledger.record_decisions("screened", np.array([0.3]), None, records(1, longest + "t"))
+    (exemplar,) = [exemplar for exemplar in ledger.exemplars("screened") if exemplar]
+    assert exemplar.decision_id == f"{longest}-3-1000"
+    assert [sample.exemplar.labels["decision_id"] for sample in buckets_of(ledger) if sample.exemplar] == [
+        exemplar.decision_id
+    ]
+
+
+def test_the_last_of_equal_buckets_wins_and_a_limit_belongs_to_the_bucket_below_it() -> None:
     ledger = Ledger()
-    ledger.record_decisions("screened", np.array([0.003]), None, places(1, "t" * 249).ids)
-    assert all(sample.exemplar is None for sample in buckets_of(ledger))
+    latency_s = np.array([*BUCKETS_S, 1e9, *np.nextafter(BUCKETS_S, 0.0), BUCKETS_S[3]])
+    ledger.record_decisions("screened", latency_s, None, records(len(latency_s)))
+    offsets = [int(exemplar.decision_id.split("-")[2]) - 1_000 for exemplar in ledger.exemplars("screened") if exemplar]
+    count = len(BUCKETS_S)
+    expected = [*range(count + 1, 2 * count + 1), count]
+    expected[3] = len(latency_s) - 1
+    assert offsets == expected
 
 
-def test_a_batch_of_any_size_makes_one_id_per_bucket() -> None:
-    asked: list[int] = []
-
-    def ids(rows: np.ndarray) -> list[str]:
-        asked.append(len(rows))
-        return [f"t-0-{row}" for row in rows]
-
+def test_refused_decisions_leave_counts_and_exemplars_as_they_were() -> None:
     ledger = Ledger()
-    for _ in range(50):
-        ledger.record_decisions("screened", np.geomspace(1e-6, 100.0, 10_000), None, ids)
-    assert asked == [len(BUCKETS_S) + 1] * 50
-    assert len(ledger.exemplars("screened")) == len(BUCKETS_S) + 1
+    ledger.record_decisions("screened", np.array([0.003]), None, records(1))
+    before = ledger.exemplars("screened")
+    with pytest.raises(ValueError, match="NaN"):
+        ledger.record_decisions("screened", np.array([0.003, math.nan]), None, records(2))
+    with pytest.raises(ValueError, match="differ in number"):
+        ledger.record_decisions("screened", np.array([0.003, 0.3]), None, records(1))
+    assert ledger.exemplars("screened") == before
+    assert ledger.counters().decisions == 1

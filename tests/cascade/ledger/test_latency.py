@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.errors import DataError
-from cascade.ledger.latency import HIGHEST_S, LOWEST_S, RELATIVE_ERROR_MAX, LatencyHistogram
+from cascade.ledger.buckets import HIGHEST_S, LOWEST_S, bounds
+from cascade.ledger.latency import RELATIVE_ERROR_MAX, LatencyHistogram
 
 QUANTILES = (0.0, 0.01, 0.5, 0.9, 0.99, 0.999, 1.0)
 
@@ -64,6 +65,15 @@ def test_record_many_equals_recording_each_duration(value: float, count: int) ->
     each = _filled(np.full(count, value))
     assert many.to_dict()["buckets"] == each.to_dict()["buckets"]
     assert (many.max_s, many.clamped) == (each.max_s, each.clamped)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.floats(allow_nan=False, width=64) | st.floats(1e-7, 2e3), max_size=50))
+def test_each_duration_is_in_the_bucket_that_contains_it(values: list[float]) -> None:
+    inside = np.clip(np.array(values, np.float64), LOWEST_S, np.nextafter(HIGHEST_S, 0.0))
+    expected = np.histogram(inside, bounds())[0]
+    counted = {int(bucket): count for bucket, count in _filled(np.array(values)).to_dict()["buckets"].items()}
+    assert counted == {bucket: count for bucket, count in enumerate(expected.tolist()) if count}
 
 
 def test_a_histogram_survives_json() -> None:

@@ -8,11 +8,14 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import cascade
+from cascade.compilation import compilations
 from cascade.errors import DataError
-from cascade.ledger import Ledger, LedgerSummary, ModelQuality, QualityComparison, StageClock
+from cascade.ledger import Ledger, LedgerSummary, ModelQuality, QualityComparison, StageClock, StageLaps
+from cascade.ledger.buckets import BUCKETS_S
 from cascade.ledger.counters import LABELS_MAX, OTHER_LABEL
-from cascade.ledger.export import BUCKETS_S, ledger_registry
-from tests.cascade.ledger.helpers import FixedMeter, ManualClock, rendered
+from cascade.ledger.export import ledger_registry
+from cascade.ledger.stage_clock import STAGES
+from tests.cascade.ledger.helpers import FixedMeter, ManualClock, records, rendered
 
 QUALITY = QualityComparison(
     transactions=1_000,
@@ -162,6 +165,72 @@ def test_the_stage_clock_separates_work_from_waiting() -> None:
     with clock:
         sum(range(300_000))
     assert clock.cpu_s > 0.0
+
+
+def test_laps_divide_the_time_of_a_batch_among_its_stages() -> None:
+    laps = StageLaps()
+    for _ in range(2):
+        laps.begin()
+        threading.Event().wait(0.03)
+        laps.end("decode", 5)
+        sum(range(300_000))
+        laps.end("features", 4)
+        threading.Event().wait(0.03)
+        laps.skip()
+        laps.end("produce", 3)
+        decode, features, produce = (STAGES.index(name) for name in ("decode", "features", "produce"))
+        assert laps.rows[[decode, features, produce]].tolist() == [5, 4, 3]
+        assert laps.rows.sum() == 12, "no stage of the batch before"
+        assert laps.wall_s[decode] > 0.025 > 2 * laps.cpu_s[decode]
+        assert 0.0 < laps.cpu_s[features] < 1.5 * laps.wall_s[features] + 0.001
+        assert laps.wall_s[produce] < 0.02, "the pause belongs to no stage"
+        assert laps.wall_ms("decode") == laps.wall_s[decode] * 1e3
+
+
+def test_a_batch_counts_as_its_stages_one_by_one() -> None:
+    laps, together, each = StageLaps(), Ledger(), Ledger()
+    rng = np.random.default_rng(3)
+    for rows in (1, 7, 1_000):
+        laps.begin()
+        queue_s = rng.lognormal(-6.0, 2.0, rows)
+        for stage in ("decode", "features", "screener", "decide", "produce"):
+            laps.end(stage, rows)  # type: ignore[arg-type]
+        laps.wall_s[:], laps.cpu_s[:] = rng.lognormal(-8.0, 2.0, len(STAGES)), rng.random(len(STAGES))
+        together.record_batch(laps, queue_s)
+        each.record_queue(queue_s)
+        for number, stage in enumerate(STAGES):
+            if laps.rows[number]:
+                each.record_stage(stage, laps.wall_s[number], laps.cpu_s[number], rows)
+    found, expected = together.counters(), each.counters()
+    assert found.stage_cpu_s == expected.stage_cpu_s
+    assert found.stages["deep"].count == 0
+    for stage in STAGES:
+        assert found.stages[stage].to_dict() == expected.stages[stage].to_dict()
+
+
+def test_a_batch_with_a_wait_of_nan_is_not_counted() -> None:
+    ledger, laps = Ledger(), StageLaps()
+    laps.begin()
+    laps.end("decode", 2)
+    with pytest.raises(ValueError, match="NaN"):
+        ledger.record_batch(laps, np.array([0.1, np.nan]))
+    assert all(histogram.count == 0 for histogram in ledger.counters().stages.values())
+    assert set(ledger.counters().stage_cpu_s.values()) == {0.0}
+
+
+def test_a_warm_ledger_has_counted_nothing_and_compiles_no_more() -> None:
+    ledger, laps = Ledger(), StageLaps()
+    ledger.warm_up()
+    before = compilations()
+    assert not any(histogram.count for histogram in ledger.counters().stages.values())
+    laps.begin()
+    laps.end("decode", 1)
+    ledger.record_batch(laps, np.array([0.1]))
+    ledger.record_decisions("screened", np.array([0.1]), None, records(1))
+    ledger.record_stage("deep", 0.1, 0.0, 1)
+    ledger.add_deep_call(1, 0.1)
+    ledger.record_recovery(0.1)
+    assert compilations() == before
 
 
 def test_each_energy_figure_has_its_kind_beside_it() -> None:
