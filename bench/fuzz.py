@@ -1,4 +1,4 @@
-"""`cascade fuzz`: passes millions of hostile messages through the worker's intake, from octets to rows or dead letters.
+"""`cascade fuzz`: passes millions of hostile messages through the worker's steps from octets to rows or dead letters.
 
 Each batch has a random generator of its own, seeded by the seed and the number of the batch. So these two reproduce a
 violation, whatever the number of processes.
@@ -44,7 +44,8 @@ from streaming.codecs import Codec, Reject, RejectReason
 from streaming.codecs.faults import DETAIL_CHARACTERS_MAX
 from streaming.kafka import FetchedBatch
 from streaming.pipeline.dead_letters import DETAIL_BYTES_MAX, OVERHEAD_BYTES_MAX, DeadLetter, dead_letter
-from streaming.pipeline.intake import Intake, take_in
+from streaming.pipeline.decode import Decoder
+from streaming.pipeline.table import Table
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 SETTINGS = WorkerSettings()
@@ -191,13 +192,14 @@ def make_batch(target: Target, seed: int, number: int) -> list[Message]:
     return maker.messages(BATCH_ROWS)
 
 
-def read(target: Target, values: list[Message]) -> tuple[Intake, list[DeadLetter]]:
+def read(target: Target, values: list[Message]) -> tuple[Table, list[Reject], list[DeadLetter]]:
     """Do with a fetch what the worker does, up to the rows that it scores and the dead letters that it sends."""
     count = len(values)
     keys: list[Message] = [b"card"] * count
     appended_ms = np.full(count, target.appended_ms)
     fetched = FetchedBatch(TOPIC, 0, np.arange(count), appended_ms, keys, values, [()] * count)
-    intake = take_in([fetched], target.codec, target.schema.roles.event_time, {}, SETTINGS.ahead_ms_max)
+    decoder = Decoder(target.codec, target.schema.roles.event_time, SETTINGS.ahead_ms_max, True, "fuzz")
+    table, rejected = decoder.decode([fetched], {}, float(target.appended_ms))
     letters = [
         dead_letter(
             reject,
@@ -208,24 +210,23 @@ def read(target: Target, values: list[Message]) -> tuple[Intake, list[DeadLetter
             key=b"card",
             value=values[reject.index],
         )
-        for rejected in intake.rejected
-        for reject in rejected.rejects
+        for part in rejected
+        for reject in part.rejects
     ]
-    return intake, letters
+    return table, [reject for part in rejected for reject in part.rejects], letters
 
 
 def try_batch(target: Target, values: list[Message], tally: Tally) -> None:
     """Read the messages and check every promise; raises BrokenPromiseError, and what `read` raises."""
     started_s = time.thread_time()
-    intake, letters = read(target, values)
+    table, rejects, letters = read(target, values)
     took_ms = (time.thread_time() - started_s) * 1e3
-    rejects = [reject for rejected in intake.rejected for reject in rejected.rejects]
-    _check_partition(len(values), intake.offsets, rejects)
+    _check_partition(len(values), table.rows["offset"], rejects)
     _check_letters(values, rejects, letters, tally)
-    _check_rows(target, intake.batch, intake.offsets)
-    tally.compared += _compare(target, values, intake)
+    _check_rows(target, table.batch, table.rows["offset"])
+    tally.compared += _compare(target, values, table)
     tally.messages += len(values)
-    tally.accepted += intake.batch.rows
+    tally.accepted += len(table)
     tally.rejected.update([reject.reason.value for reject in rejects])
     tally.slowest_batch_ms = max(tally.slowest_batch_ms, took_ms)
     if took_ms > BATCH_CPU_MS_MAX:
@@ -290,17 +291,17 @@ def _is_displayable(text: str) -> bool:
     return text.isprintable() or not {"Cc", "Cf", "Cs", "Zl", "Zp"} & set(map(unicodedata.category, text))
 
 
-def _compare(target: Target, values: list[Message], intake: Intake) -> int:
+def _compare(target: Target, values: list[Message], table: Table) -> int:
     """Compare some rows with a reference parser; returns their number."""
-    rows = range(0, intake.batch.rows, COMPARED_EVERY)
+    rows = range(0, len(table), COMPARED_EVERY)
     for row in rows:
-        index = int(intake.offsets[row])
+        index = int(table.rows["offset"][row])
         try:
             found = PARSERS[target.name](values[index] or b"", target.fields)
         except (ValueError, KeyError, IndexError, struct.error) as error:
             raise BrokenPromiseError(f"accepted, but the reference parser refuses it: {error!r}", index) from error
         for name, kind in target.fields.items():
-            value = intake.batch[name][row]
+            value = table.batch[name][row]
             if kind.type == "string":
                 value = value.decode()
             elif kind.type == "category":

@@ -28,8 +28,9 @@ from cascade.ledger.machine import Machine, describe_machine
 from cascade.schema import Roles
 from stages.assembly import make_engine
 from streaming.codecs import codec
-from streaming.pipeline.decisions import DecisionColumns, _decisions, encode_decisions
 from streaming.pipeline.duplicates import FirstDecisions
+from streaming.pipeline.encode import decisions, encode
+from streaming.pipeline.table import Table
 
 CARDS, TERMINALS, DAYS = 20_000, 20_000, 20
 BATCHES_A_TURN = 12
@@ -159,7 +160,7 @@ def _duplicates(bundle: Bundle, parts: list[ColumnBatch]) -> Stage:
         part = parts[number]
         offsets = state["offset"] + np.arange(part.rows)
         state["offset"] += part.rows
-        return cache.look_up(part, roles, np.zeros(part.rows, np.int64), offsets, np.full(part.rows, 1, np.int64))
+        return cache.look_up(Table.of("transactions", part, ("1",), offset=offsets, appended_ms=1), roles)
 
     def plain(number: int) -> object:
         part = parts[number]
@@ -173,42 +174,27 @@ def _encode(bundle: Bundle, parts: list[ColumnBatch]) -> Stage:
     roles, chance = bundle.schema.roles, np.random.default_rng(1)
     encoder = msgspec.json.Encoder()
     scores = [chance.random(part.rows) for part in parts[: 2 * BATCHES_A_TURN]]
-    columns = [screened_columns(part, roles, score, score) for part, score in zip(parts, scores, strict=False)]
-    return Stage(
-        "encode decisions",
-        lambda number: encode_decisions("json", columns[number % len(columns)]),
-        lambda number: [encoder.encode(decision) for decision in _decisions(columns[number % len(columns)])],
-    )
+    tables = [screened_table(part, roles, score) for part, score in zip(parts, scores, strict=False)]
+    every = [np.arange(len(table)) for table in tables]
+
+    def write(number: int) -> object:
+        index = number % len(tables)
+        return encode("json", tables[index], every[index], roles.transaction_id)
+
+    def plain(number: int) -> object:
+        index = number % len(tables)
+        return [encoder.encode(each) for each in decisions(tables[index], every[index], roles.transaction_id)]
+
+    return Stage("encode decisions", write, plain)
 
 
-def screened_columns(batch: ColumnBatch, roles: Roles, scores: Float64, latency_ms: Float64) -> DecisionColumns:
-    """Decisions of the screener about a micro-batch.
-
-    batch: the transactions; roles: of their columns.
-    scores: float64 [rows].
-    latency_ms: float64 [rows]; every stage gets the same.
-    """
-    rows, event_times_ms, codes = batch.rows, batch[roles.event_time], np.zeros(batch.rows, np.uint8)
-    return DecisionColumns(
-        topic="transactions",
-        partition=0,
-        bundles=["1"] * rows,
-        offsets=np.arange(rows),
-        first_offsets=np.full(rows, -1),
-        transaction_ids=batch[roles.transaction_id],
-        actions=codes,
-        stages=codes,
-        scores=scores,
-        screener_scores=scores,
-        causes=codes,
-        event_times_ms=event_times_ms,
-        decision_times_ms=event_times_ms,
-        queue_ms=latency_ms,
-        features_ms=latency_ms,
-        screener_ms=latency_ms,
-        deep_ms=latency_ms,
-        total_ms=latency_ms,
-    )
+def screened_table(batch: ColumnBatch, roles: Roles, scores: Float64) -> Table:
+    """A table of transactions that the screener has decided, with these scores (float64, [rows])."""
+    return Table.of(
+        "transactions", batch, ("1",), offset=np.arange(batch.rows), event_time_ms=batch[roles.event_time],
+        score=scores, screener_score=scores, queue_ms=scores, features_ms=scores, screener_ms=scores,
+        decided_ms=batch[roles.event_time], start_ms=batch[roles.event_time] - scores,
+    )  # fmt: skip
 
 
 def show_stages(report: StagesReport, console: Console) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cascade.columns import Array, Int64
+from cascade.columns import Array, Float64, Int64
 from cascade.compilation import kernel
 
 # Columns of an entry, which fills a cache line. The indexes use the two codes.
@@ -153,34 +153,63 @@ def _fill_codes(entry: Int64, seed: int) -> None:
 @kernel(nogil=True)
 def look_up(
     by_identity: Int64, by_record: Int64, entries: Int64, counters: Int64, clocks: Int64, known: Array, seed: int,
-    window_ms: int, ids: Int64, cards: Int64, amounts: Int64, partitions: Int64, offsets: Int64, appended_ms: Int64,
-    out: Int64,
-) -> None:  # fmt: skip
+    window_ms: int, ids: Int64, cards: Int64, amounts: Float64, rows: Array,
+) -> int:  # fmt: skip
     """Finds the first occurrences of rows, and registers the rows that occur for the first time.
 
-    `out` (int64, [rows]) gets the serial number of each row's first occurrence, or -1. A partition's clock in `clocks`
-    is its greatest append time so far, and never goes back. The other arrays: see FirstDecisions.
+    rows: of the table; `first` gets the serial number of each row's first occurrence, or -1, and `entry` that of its
+    own, or -1. A partition's clock in `clocks` is its greatest append time so far, and never goes back. The other
+    arrays: see FirstDecisions. Returns the number of repeats.
     """
-    entry = np.zeros(ENTRY_WIDTH, np.int64)
+    entry, repeats = np.zeros(ENTRY_WIDTH, np.int64), 0
+    bits = amounts.view(np.int64)
     for row in range(len(ids)):
-        out[row] = -1
-        partition = partitions[row]
-        now_ms = max(clocks[partition], min(max(appended_ms[row], 0), TIME_MS_MAX))
+        into = rows[row]
+        partition = into.partition_id
+        now_ms = max(clocks[partition], min(max(into.appended_ms, 0), TIME_MS_MAX))
         clocks[partition] = now_ms
-        entry[ID], entry[CARD], entry[AMOUNT] = ids[row], cards[row], amounts[row]
-        entry[PARTITION], entry[OFFSET], entry[APPENDED] = partition, offsets[row], now_ms
+        # 0.0 and -0.0 are the same amount
+        entry[ID], entry[CARD], entry[AMOUNT] = ids[row], cards[row], bits[row] if amounts[row] != 0.0 else 0
+        entry[PARTITION], entry[OFFSET], entry[APPENDED] = partition, into.offset, now_ms
         _fill_codes(entry, seed)
         slot = _find(by_identity, entries, entry, IDENTITY_CODE, ID, PARTITION)
         if slot >= 0:
             if now_ms - entries[slot, APPENDED] <= window_ms:
+                oldest = counters[OLDEST]
+                serial = oldest + (slot - oldest) % len(entries)
                 # a record that is read again is not a repeat of itself
-                if entries[slot, OFFSET] != offsets[row]:
-                    oldest = counters[OLDEST]
-                    out[row] = oldest + (slot - oldest) % len(entries)
+                if entries[slot, OFFSET] == into.offset:
+                    into.entry = serial
+                else:
+                    into.first = serial
+                    repeats += 1
                 continue
             # past the window: not found any more, but its decision can still be read
             _remove(by_identity, entries, IDENTITY_CODE, slot)
+        into.entry = counters[NEXT]
         _register(by_identity, by_record, entries, counters, known, entry)
+    return repeats
+
+
+@kernel(nogil=True)
+def settle(
+    entries: Int64, counters: Int64, known: Array, decided: Array, scores: Float64, times_ms: Int64,
+    bundle_numbers: Array, bundle: int, rows: Array, chosen: Int64,
+) -> None:  # fmt: skip
+    """Stores the decisions of rows of the table in their entries, but in none that is dropped or has a decision.
+
+    chosen (int64): positions of the rows. bundle: number of the version. The other arrays: see FirstDecisions.
+    """
+    for row in chosen:
+        of = rows[row]
+        if of.entry < counters[OLDEST] or of.entry >= counters[NEXT]:
+            continue
+        slot = of.entry % len(entries)
+        if entries[slot, PARTITION] != of.partition_id or entries[slot, OFFSET] != of.offset or known[slot]:
+            continue
+        decided[slot, 0], decided[slot, 1], decided[slot, 2] = of.action, of.stage, of.cause
+        scores[slot, 0], scores[slot, 1] = of.score, of.screener_score
+        times_ms[slot], bundle_numbers[slot], known[slot] = int(of.decided_ms), bundle, 1
 
 
 @kernel(nogil=True)

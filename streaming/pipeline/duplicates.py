@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from cascade.columns import Array, Bool, ColumnBatch, Float64, Int64
+from cascade.columns import Array, Bool, Float64, Int64
 from cascade.config import DuplicateSettings
 from cascade.errors import StateError
 from cascade.policy import ACTIONS
 from cascade.schema import Roles
 from streaming.pipeline import duplicate_kernels as kernels
 from streaming.pipeline.codes import digest_codes
-from streaming.pipeline.decisions import CAUSES, STAGES, Verdicts
+from streaming.pipeline.decisions import CAUSES, STAGES
 from streaming.pipeline.duplicate_kernels import (
     APPENDED,
     ENTRIES,
@@ -38,6 +38,8 @@ from streaming.pipeline.duplicate_kernels import (
     OLDEST,
     PARTITION,
 )
+from streaming.pipeline.row import ROW
+from streaming.pipeline.table import Table
 
 # The most bundle versions: an entry has two bytes for its version.
 BUNDLES_MAX = 1 << 16
@@ -55,6 +57,26 @@ _ROWS: Mapping[str, tuple[type[np.generic], tuple[int, ...]]] = {
     _TIMES: (np.int64, ()),
     _BUNDLE_NUMBERS: (np.uint16, ()),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """How transactions were decided, a row each.
+
+    `actions`, `stages`, `causes` uint8: indexes into `cascade.policy.ACTIONS`, STAGES and CAUSES. `scores`,
+    `screener_scores` float64: probabilities. `times_ms` int64: of the decisions, ms since the epoch.
+    """
+
+    actions: Array
+    stages: Array
+    causes: Array
+    scores: Float64
+    screener_scores: Float64
+    times_ms: Int64
+
+    def take(self, index: Array) -> Verdicts:
+        """Returns a copy of some of the rows, by index or mask."""
+        return Verdicts(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,30 +133,41 @@ class FirstDecisions:
     def warm_up(self) -> None:
         """Compiles the kernels ahead of the first transactions."""
         none = np.zeros(0, np.int64)
-        self._look_up([none] * 6, none.copy())
+        rows = np.zeros(0, ROW)
+        self._look_up(none, none, np.zeros(0), rows)
+        self._settle(rows, none, 0)
         kernels.find_records(self._by_record, self._entries, self._seed, 0, none, none.copy())
         kernels.forget(self._by_identity, self._by_record, self._entries, self._counters, 0)
         self._register(np.zeros((0, ENTRY_WIDTH), np.int64), none.copy())
 
-    def look_up(self, batch: ColumnBatch, roles: Roles, partitions: Int64, offsets: Int64, appended_ms: Int64) -> Int64:
-        """Returns the entries (int64, [rows]) of the rows' first occurrences, for `first`; -1 for a first occurrence.
+    def look_up(self, table: Table, roles: Roles) -> int:
+        """Fills the table's columns `entry` and `first`; returns the number of repeats.
 
-        First occurrences are registered, and later rows of the batch may repeat them. An entry exists until `ids_max`
-        further ones are registered, or its partition is forgotten.
-
-        batch: the transactions. roles: names of the fields. partitions: partition ids, int64 [rows]. offsets: int64
-        [rows]. appended_ms: the records' timestamps, int64 [rows], ms since the epoch.
+        First occurrences are registered, and later rows of the table may repeat them. An entry exists until `ids_max`
+        further ones are registered, or its partition is forgotten. roles: names of the fields.
         """
-        found = np.full(batch.rows, -1, np.int64)
-        if self.enabled:
-            self._make_clocks(int(partitions.max(initial=-1)))
-            identities = (_codes(batch[roles.transaction_id]), _codes(batch[roles.card]), _bits(batch[roles.amount]))
-            self._look_up((*identities, partitions, offsets, appended_ms), found)
-        return found
+        if not self.enabled or not len(table):
+            return 0
+        self._make_clocks(int(table.rows["partition_id"].max()))
+        batch = table.batch
+        ids, cards = (np.ascontiguousarray(_codes(batch[name])) for name in (roles.transaction_id, roles.card))
+        return self._look_up(ids, cards, np.ascontiguousarray(batch[roles.amount], np.float64), table.rows)
 
-    def _look_up(self, columns: Sequence[Int64], found: Int64) -> None:
+    def _look_up(self, ids: Int64, cards: Int64, amounts: Float64, rows: Array) -> int:
         state = (self._by_identity, self._by_record, self._entries, self._counters, self._clocks, self._known)
-        kernels.look_up(*state, self._seed, self._window_ms, *map(_plain, columns), found)
+        return kernels.look_up(*state, self._seed, self._window_ms, ids, cards, amounts, rows)
+
+    def settle_rows(self, table: Table, chosen: Int64) -> None:
+        """Stores the decisions of the table's rows with these positions, by the worker's own bundle.
+
+        Ignores rows without an entry (repeats, or dropped), and entries that have a decision: it is final.
+        """
+        if self.enabled:
+            self._settle(table.rows, chosen, self._bundle_number(table.bundles[0]))
+
+    def _settle(self, rows: Array, chosen: Int64, bundle: int) -> None:
+        state = (self._known, self._decided, self._scores, self._times_ms, self._bundle_numbers)
+        kernels.settle(self._entries, self._counters, *state, bundle, rows, chosen)
 
     def settle(self, partition: int, offsets: Int64, verdicts: Verdicts, bundle: str) -> None:
         """Stores the decisions of a partition's records (`offsets`: int64, [verdicts]) by a bundle's version.
@@ -302,12 +335,6 @@ def _codes(column: Array) -> Int64:
 def _plain(column: Int64) -> Int64:
     """A copy in the layout that the kernels are compiled for; another layout would be compiled at its first use."""
     return np.array(column, np.int64)
-
-
-def _bits(amounts: Float64) -> Int64:
-    # adding zero turns -0.0 into 0.0
-    bits: Int64 = (amounts + 0.0).view(np.int64)
-    return bits
 
 
 def _check_export(arrays: Mapping[str, Array]) -> None:

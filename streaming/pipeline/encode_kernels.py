@@ -1,4 +1,4 @@
-"""JSON decisions from columns: the text of a whole micro-batch in a pass, without a Python object for each row.
+"""JSON decisions from the table: the text of a whole micro-batch in a pass, without a Python object for each row.
 
 A row's text consists of constant pieces and, between them, words from tables, numbers with a fixed count of decimals,
 and tokens: texts that a library wrote, such as the shortest exact text of a double.
@@ -13,13 +13,17 @@ import numba
 import numpy as np
 from numba.core import cgutils
 
-from cascade.columns import Array, Int64
+from cascade.columns import Array, ByteColumn, Int64
 from cascade.compilation import intrinsic, kernel
 
 # The longest number with sign and point, and the longest shortest text of a double.
 NUMBER_BYTES_MAX = 26
-# In `order`: the next token.
-TOKEN = 1 << 20
+# What follows a constant piece. JSON gives latencies to the microsecond.
+TRANSACTION, PARTITION, OFFSET, FIRST_OFFSET, EVENT_TIME, DECIDED, TOKEN = range(7)
+ACTION, STAGE, CAUSE, BUNDLE = range(7, 11)
+QUEUE, FEATURES, SCREENER, DEEP, TOTAL = range(11, 16)
+LATENCY_DECIMALS = 3
+LATENCY_MS_MAX = 1e12
 _ZERO, _MINUS, _POINT, _COMMA, _END = ord("0"), ord("-"), ord("."), ord(","), ord("]")
 _DIGITS_MAX = 20
 _POWERS = np.array([10**power for power in range(_DIGITS_MAX)], np.uint64)
@@ -39,27 +43,30 @@ class Words:
             self.octets[row, : len(text)] = np.frombuffer(text, np.uint8)
 
 
-def write_rows(
-    pieces: Words, words: Words, word_rows: Int64, numbers: Int64, decimals: Int64, tokens: bytes, order: Int64
-) -> list[bytes]:
-    """Returns a text for each row.
+def write_decisions(
+    pieces: Words, order: Int64, words: Words, firsts: Int64, rows: Array, chosen: Int64, transaction_ids: Int64,
+    tokens: bytes, repeated: bool,
+) -> ByteColumn | None:  # fmt: skip
+    """Returns the text of each chosen row; None if a score or a latency is out of range, or not all are `repeated`.
 
-    pieces: the constant pieces. words: the table of words. word_rows (int64, [rows, columns]): indexes into `words`.
-    numbers (int64, [rows, columns]). decimals (int64, [columns]): of `numbers`, which are integers times 10^-decimals.
-    tokens: a JSON array without spaces. order (int64, [pieces - 1]): what follows each piece but the last: k ≥ 0 is
-    column k of `numbers`, -1 - k is column k of `word_rows`, TOKEN is the next token.
+    pieces: the constant pieces. order (int64, [pieces - 1]): what follows each piece but the last. words: the table of
+    words; firsts (int64, [4]): the position of the first action, stage, cause and bundle in it. rows: of the table.
+    chosen (int64): positions of the rows. transaction_ids (int64, [rows]). tokens: a JSON array without spaces, with
+    score and screener score of each chosen row.
     """
     length_max = int(pieces.lengths.sum()) + len(order) * (max(NUMBER_BYTES_MAX, words.longest) + 2)
-    rows = len(numbers)
-    text = np.empty(rows * length_max, np.uint8)
-    ends = np.empty(rows, np.int64)
+    text, ends = np.empty(len(chosen) * length_max, np.uint8), np.empty(len(chosen), np.int64)
     length = _write(
-        text, ends, pieces.octets, pieces.lengths, words.octets, words.lengths, word_rows, numbers, decimals,
-        np.frombuffer(tokens, np.uint8), order,
+        text, ends, pieces.octets, pieces.lengths, words.octets, words.lengths, firsts, rows, chosen, transaction_ids,
+        np.frombuffer(tokens, np.uint8), order, repeated,
     )  # fmt: skip
-    joined = text[:length].tobytes()
-    starts = [0, *ends[:-1].tolist()] if rows else []
-    return [joined[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
+    return None if length < 0 else ByteColumn(text[:length], ends)
+
+
+def write_numbers(numbers: Int64) -> ByteColumn:
+    """Returns the decimal text of each number."""
+    text, ends = np.empty(len(numbers) * NUMBER_BYTES_MAX, np.uint8), np.empty(len(numbers), np.int64)
+    return ByteColumn(text[: _write_numbers(text, ends, numbers)], ends)
 
 
 @intrinsic
@@ -118,26 +125,85 @@ def _put_number(text: Array, end: int, value: int, decimals: int) -> int:
 
 
 @kernel(nogil=True)
-def _write(
-    text: Array, ends: Int64, pieces: Array, piece_lengths: Int64, words: Array, word_lengths: Int64,
-    word_rows: Int64, numbers: Int64, decimals: Int64, tokens: Array, order: Int64,
+def _write_numbers(text: Array, ends: Int64, numbers: Int64) -> int:
+    end = 0
+    for row in range(len(numbers)):
+        end = _put_number(text, end, numbers[row], 0)
+        ends[row] = end
+    return end
+
+
+@kernel(nogil=True)
+def _put_ms(text: Array, end: int, value_ms: float) -> int:
+    return _put_number(text, end, np.int64(np.rint(value_ms * 10.0**LATENCY_DECIMALS)), LATENCY_DECIMALS)
+
+
+@kernel(nogil=True)
+def _in_range(row: Any) -> Any:
+    """Whether scores and latencies have a text; NaN has none."""
+    total_ms = row.decided_ms - row.start_ms
+    return (
+        0.0 <= row.score <= 1.0
+        and 0.0 <= row.screener_score <= 1.0
+        and abs(row.queue_ms) <= LATENCY_MS_MAX
+        and abs(row.features_ms) <= LATENCY_MS_MAX
+        and abs(row.screener_ms) <= LATENCY_MS_MAX
+        and abs(row.deep_ms) <= LATENCY_MS_MAX
+        and abs(total_ms) <= LATENCY_MS_MAX
+    )
+
+
+@kernel(nogil=True)
+def _write(  # noqa: PLR0912  # a branch for each field of a decision
+    text: Array, ends: Int64, pieces: Array, piece_lengths: Int64, words: Array, word_lengths: Int64, firsts: Int64,
+    rows: Array, chosen: Int64, transaction_ids: Int64, tokens: Array, order: Int64, repeated: bool,
 ) -> int:  # fmt: skip
     end, token = 0, 1
-    for row in range(len(ends)):
+    for number in range(len(chosen)):
+        row = rows[chosen[number]]
+        if not _in_range(row) or (row.first_offset >= 0) != repeated:
+            return -1
         end = _put(text, end, pieces, 0, piece_lengths[0])
         for step in range(len(order)):
-            column = order[step]
-            if column == TOKEN:
+            field, word = order[step], -1
+            if field == TOKEN:
                 while tokens[token] != _COMMA and tokens[token] != _END:
                     text[end] = tokens[token]
                     end += 1
                     token += 1
                 token += 1
-            elif column >= 0:
-                end = _put_number(text, end, numbers[row, column], decimals[column])
-            else:
-                word = word_rows[row, -1 - column]
+            elif field == TRANSACTION:
+                end = _put_number(text, end, transaction_ids[chosen[number]], 0)
+            elif field == PARTITION:
+                end = _put_number(text, end, row.partition_id, 0)
+            elif field == OFFSET:
+                end = _put_number(text, end, row.offset, 0)
+            elif field == FIRST_OFFSET:
+                end = _put_number(text, end, row.first_offset, 0)
+            elif field == EVENT_TIME:
+                end = _put_number(text, end, row.event_time_ms, 0)
+            elif field == DECIDED:
+                end = _put_number(text, end, np.int64(row.decided_ms), 0)
+            elif field == QUEUE:
+                end = _put_ms(text, end, row.queue_ms)
+            elif field == FEATURES:
+                end = _put_ms(text, end, row.features_ms)
+            elif field == SCREENER:
+                end = _put_ms(text, end, row.screener_ms)
+            elif field == DEEP:
+                end = _put_ms(text, end, row.deep_ms)
+            elif field == TOTAL:
+                end = _put_ms(text, end, row.decided_ms - row.start_ms)
+            elif field == ACTION:
+                word = firsts[0] + row.action
+            elif field == STAGE:
+                word = firsts[1] + row.stage
+            elif field == CAUSE:
+                word = firsts[2] + row.cause
+            elif field == BUNDLE:
+                word = firsts[3] + row.bundle
+            if word >= 0:
                 end = _put(text, end, words, word, word_lengths[word])
             end = _put(text, end, pieces, step + 1, piece_lengths[step + 1])
-        ends[row] = end
+        ends[number] = end
     return end

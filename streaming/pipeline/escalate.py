@@ -1,4 +1,4 @@
-"""Escalated transactions until their decision: deep calls, deadlines, the circuit breaker and limits.
+"""Step 6, escalate: suspicious rows wait for the deep model, within deadlines, the circuit breaker and limits.
 
 Each escalated row gets exactly one outcome: the deep model's answer in time, or the screener's score with the cause.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
-from cascade.columns import Array, Float64, Int64
+from cascade.columns import Array, Bool, Float64, Int64
 from cascade.config import Config
 from cascade.errors import DeepStageError
 from cascade.ledger import Ledger
@@ -21,11 +21,12 @@ from cascade.policy import Policy
 from cascade.protocols import Clock, DeepInputs, DeepStage
 from cascade.schema import key_codes
 from streaming.kafka import Partition
+from streaming.pipeline import table_kernels as kernels
 from streaming.pipeline.breaker import CircuitBreaker
-from streaming.pipeline.decisions import Stage
+from streaming.pipeline.decisions import CAUSES, STAGES
 from streaming.pipeline.deep_replicas import ready_count, replica_states, replicas_text
-from streaming.pipeline.in_flight import DeepCall, Rows
 from streaming.pipeline.overload import EscalationControl
+from streaming.pipeline.table import Table
 from streaming.service.health import HealthState
 
 log = structlog.get_logger()
@@ -36,29 +37,55 @@ PROBE_EVERY_S = 1.0
 REPLICAS_EVERY_S = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Rows and the scores that decide them.
+class DeepCall:
+    """A call to the deep model; `open` (bool, [rows]) marks the rows that have no decision yet."""
 
-    `stage`: gave the scores. `score` (float64, [rows]): calibrated probability. `cause`: why the deep model did not
-    decide, None if it did or was not asked. `deep_ms`: duration of the deep call until this outcome.
-    """
+    def __init__(self, table: Table, deadline_ms: Float64, future: Future[Float64], sent_s: float) -> None:
+        self.table = table
+        self.deadline_ms = deadline_ms
+        self.future = future
+        self.sent_s = sent_s
+        self.open: Bool = np.ones(len(table), bool)
+        self.next_deadline_ms = float(deadline_ms.min())
 
-    rows: Rows
-    stage: Stage
-    score: Float64
-    cause: str | None
-    deep_ms: float
+    @property
+    def rows_open(self) -> int:
+        """The number of rows that have no decision yet."""
+        return int(np.count_nonzero(self.open))
+
+    def expire(self, now_ms: float) -> Array:
+        """Closes the rows whose deadline has passed, and returns their indexes."""
+        if now_ms < self.next_deadline_ms:
+            return np.zeros(0, np.int64)
+        expired = np.flatnonzero(self.open & (self.deadline_ms <= now_ms))
+        self.open[expired] = False
+        left = self.deadline_ms[self.open]
+        self.next_deadline_ms = float(left.min()) if len(left) else float("inf")
+        return expired
+
+    def drop(self, partitions: Collection[Partition]) -> None:
+        """Closes the rows of these partitions, which this worker lost."""
+        self.open &= ~self.table.belong_to(partitions)
+
+    def close(self) -> Array:
+        """Closes all open rows, and returns their indexes."""
+        rows = np.flatnonzero(self.open)
+        self.open[rows] = False
+        return rows
 
 
-def by_screener(rows: Rows, cause: str | None, deep_ms: float = 0.0) -> Outcome:
-    """The outcome of rows that the screener decides."""
-    return Outcome(rows, "screener", rows.screener_score, cause, deep_ms)
+def by_screener(table: Table, cause: str | None, deep_ms: float = 0.0) -> Table:
+    """Fills the columns of the step for rows that the screener decides; returns the table."""
+    kernels.by_screener(table.rows, np.arange(len(table)), CAUSES.index(cause or ""), deep_ms)
+    return table
 
 
 @dataclass(eq=False)
 class Escalations:
     """The rows that wait for the deep model; for one thread.
+
+    Its methods return tables of rows whose score is known, with the columns of the step filled; all rows of such a
+    table have the same stage and cause.
 
     `wake`: called from any thread when an answer, or its failure, is there for `collect`.
     """
@@ -102,50 +129,50 @@ class Escalations:
 
     def waiting_of(self, partitions: Collection[Partition]) -> int:
         """The number of rows of these partitions that wait."""
-        return sum(int((call.open & call.rows.of(partitions)).sum()) for call in self._calls)
+        return sum(int((call.open & call.table.belong_to(partitions)).sum()) for call in self._calls)
 
-    def send(self, rows: Rows, inputs: DeepInputs) -> list[Outcome]:
-        """Sends rows to the deep model; returns the outcomes of those that are decided without it at once."""
-        deadline_ms = rows.start_ms + self._config.deadline.budget_ms
-        room = self._has_room(key_codes(rows.batch[self._card]))
+    def send(self, table: Table, inputs: DeepInputs) -> list[Table]:
+        """Sends rows to the deep model; returns those that are decided without it at once."""
+        deadline_ms = table.rows["start_ms"] + self._config.deadline.budget_ms
+        room = self._has_room(key_codes(table.batch[self._card]))
         refused = np.flatnonzero(~room)
-        outcomes = [by_screener(rows.take(refused), "queue-full")] if len(refused) else []
+        decided = [by_screener(table.take(refused), "queue-full")] if len(refused) else []
         if len(refused):
-            rows, deadline_ms = rows.take(room), deadline_ms[room]
+            table, deadline_ms = table.take(room), deadline_ms[room]
             inputs = DeepInputs(inputs.sequence[room], inputs.features[room])
-        if len(rows):
+        if len(table):
             timeout_s = (float(deadline_ms.max()) - self._clock.time() * 1e3) / 1e3
             if timeout_s <= 0:
-                outcomes.append(by_screener(rows, "deadline"))
+                decided.append(by_screener(table, "deadline"))
             elif self._breaker.allows():
                 future = self._deep.submit(inputs, timeout_s)
                 future.add_done_callback(lambda _: self._wake())
-                self._calls.append(DeepCall(rows, deadline_ms, future, self._clock.monotonic()))
-                self._count_cards(rows, 1)
+                self._calls.append(DeepCall(table, deadline_ms, future, self._clock.monotonic()))
+                self._count_cards(table, 1)
             else:
-                outcomes.append(by_screener(rows, "breaker-open"))
-        return self._noted(outcomes)
+                decided.append(by_screener(table, "breaker-open"))
+        return self._noted(decided)
 
-    def collect(self) -> list[Outcome]:
-        """Returns the outcomes since the last call: answers, errors, deadlines."""
-        outcomes = self._collected() if self._calls else []
+    def collect(self) -> list[Table]:
+        """Returns the rows whose score is known since the last call: by answers, errors, deadlines."""
+        decided = self._collected() if self._calls else []
         now_s = self._clock.monotonic()
         self._look_at_replicas(now_s)
         self._look_for_model(now_s)
         self._observe()
-        return outcomes
+        return decided
 
-    def _collected(self) -> list[Outcome]:
+    def _collected(self) -> list[Table]:
         now_ms = self._clock.time() * 1e3
-        outcomes: list[Outcome] = []
+        decided: list[Table] = []
         still_open = []
         for call in self._calls:
             waited_s = self._clock.monotonic() - call.sent_s
             if call.future.done():
-                outcomes += self._answered(call, waited_s)
+                decided += self._answered(call, waited_s)
             expired = call.expire(now_ms)
             if len(expired):
-                outcomes.append(by_screener(call.rows.take(expired), "deadline", waited_s * 1e3))
+                decided.append(by_screener(call.table.take(expired), "deadline", waited_s * 1e3))
             if call.open.any():
                 still_open.append(call)
             elif not call.future.done():
@@ -153,27 +180,28 @@ class Escalations:
                 self._call_failed("no answer before the deadline")
                 self._count_when_late(call)
         self._calls = still_open
-        for outcome in outcomes:
-            self._count_cards(outcome.rows, -1)
-        return self._noted(outcomes)
+        for table in decided:
+            self._count_cards(table, -1)
+        return self._noted(decided)
 
     def drop(self, partitions: Collection[Partition]) -> None:
-        """Drops the rows of partitions that this worker lost, without an outcome."""
+        """Drops the rows of partitions that this worker lost, without a decision."""
         for call in self._calls:
             before = call.open.copy()
             call.drop(partitions)
-            self._count_cards(call.rows.take(before & ~call.open), -1)
+            self._count_cards(call.table.take(before & ~call.open), -1)
             if not call.open.any() and not call.future.done():
                 self._count_when_late(call)
         self._calls = [call for call in self._calls if call.open.any()]
 
-    def _noted(self, outcomes: list[Outcome]) -> list[Outcome]:
-        for outcome in outcomes:
-            if outcome.cause != "breaker-open":
-                self._ended += len(outcome.rows)
-            if outcome.cause in LATE_CAUSES:
-                self._ended_late += len(outcome.rows)
-        return outcomes
+    def _noted(self, decided: list[Table]) -> list[Table]:
+        for table in decided:
+            cause = CAUSES[table.rows["cause"][0]]
+            if cause != "breaker-open":
+                self._ended += len(table)
+            if cause in LATE_CAUSES:
+                self._ended_late += len(table)
+        return decided
 
     def _observe(self) -> None:
         if self._deep.late_answers != self._late_counted:
@@ -201,32 +229,34 @@ class Escalations:
                 coming[card] = coming.get(card, 0) + 1
         return room
 
-    def _count_cards(self, rows: Rows, change: int) -> None:
-        for card in key_codes(rows.batch[self._card]).tolist():
+    def _count_cards(self, table: Table, change: int) -> None:
+        for card in key_codes(table.batch[self._card]).tolist():
             count = self._open_by_card.get(card, 0) + change
             if count > 0:
                 self._open_by_card[card] = count
             else:
                 self._open_by_card.pop(card, None)
 
-    def _answered(self, call: DeepCall, waited_s: float) -> list[Outcome]:
-        late = len(call.rows) - int(call.open.sum())
+    def _answered(self, call: DeepCall, waited_s: float) -> list[Table]:
+        late = len(call.table) - call.rows_open
         chosen = call.close()
-        rows = call.rows.take(chosen)
+        table = call.table.take(chosen)
         error = call.future.exception()
         if error is not None:
             self._call_failed(str(error))
             cause = error.cause if isinstance(error, DeepStageError) else "error"
             if cause != "deadline":
-                log.warning("deep call failed", cause=cause, error=str(error), rows=len(call.rows))
+                log.warning("deep call failed", cause=cause, error=str(error), rows=len(call.table))
                 self._health.waiting("deep model", str(error))
-            return [by_screener(rows, cause, waited_s * 1e3)] if len(rows) else []
+            return [by_screener(table, cause, waited_s * 1e3)] if len(table) else []
         self._model_answers()
         self._ledger.count_late(int(late > 0))
-        self._ledger.add_deep_call(len(call.rows), waited_s)
-        self._ledger.record_stage("deep", waited_s, 0.0, len(rows))
-        probability = self._policy.deep.probability(call.future.result()[chosen])
-        return [Outcome(rows, "deep", probability, None, waited_s * 1e3)] if len(rows) else []
+        self._ledger.add_deep_call(len(call.table), waited_s)
+        self._ledger.record_stage("deep", waited_s, 0.0, len(table))
+        rows = table.rows
+        rows["score"] = self._policy.deep.probability(call.future.result()[chosen])
+        rows["stage"], rows["cause"], rows["deep_ms"] = STAGES.index("deep"), 0, waited_s * 1e3
+        return [table] if len(table) else []
 
     def _look_for_model(self, now_s: float) -> None:
         """Probes an unavailable model, since on a quiet stream no call may show its return for hours."""

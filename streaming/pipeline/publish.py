@@ -1,4 +1,7 @@
-"""Turns outcomes and rejects into records of the decisions and dead-letter topics."""
+"""Steps 7 to 9, decide, encode and send: rows with a score become records of the decisions topic.
+
+Rejects become records of the dead-letter topic.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,14 @@ from cascade.policy import Policy
 from cascade.protocols import Clock
 from cascade.schema import Roles
 from streaming.codecs import Reject
-from streaming.kafka import FetchedBatch, Partition
+from streaming.kafka import FetchedBatch
+from streaming.pipeline import table_kernels as kernels
 from streaming.pipeline.dead_letters import HEADER_PREFIX, dead_letter
-from streaming.pipeline.decisions import (
-    CAUSES,
-    STAGES,
-    DecisionColumns,
-    RecordPositions,
-    Verdicts,
-    encode_decisions,
-    message_keys,
-)
-from streaming.pipeline.duplicates import FirstColumns, FirstDecisions
-from streaming.pipeline.escalations import Outcome
-from streaming.pipeline.in_flight import Rows
+from streaming.pipeline.decisions import CAUSES, STAGES
+from streaming.pipeline.duplicates import FirstDecisions
+from streaming.pipeline.encode import encode, encode_keys
 from streaming.pipeline.privacy import CardHasher
+from streaming.pipeline.table import Table
 from streaming.worker.outbox import Outbox, Sent
 
 
@@ -38,7 +34,6 @@ class Publisher:
 
     _config: Config
     _roles: Roles
-    _bundle_version: str
     _policy: Policy
     _outbox: Outbox
     _first_decisions: FirstDecisions
@@ -47,38 +42,25 @@ class Publisher:
     _clock: Clock
     _stage_clock: StageClock = field(default_factory=StageClock, init=False)
 
-    def decide(self, outcome: Outcome) -> None:
-        """Decides rows by their scores, and sends the decisions."""
-        rows, count = outcome.rows, len(outcome.rows)
-        if not count:
-            return
-        with self._stage_clock:
-            actions = self._policy.actions(outcome.score)
-        self._ledger.record_stage("decide", self._stage_clock.wall_s, self._stage_clock.cpu_s, count)
-        path: Path = "degraded" if outcome.cause is not None else "escalated" if outcome.stage == "deep" else "screened"
-        now_ms = self._clock.time() * 1e3
-        verdicts = Verdicts(
-            actions=actions,
-            stages=np.full(count, STAGES.index(outcome.stage), np.uint8),
-            causes=np.full(count, CAUSES.index(outcome.cause or ""), np.uint8),
-            scores=outcome.score,
-            screener_scores=rows.screener_score,
-            times_ms=np.full(count, int(now_ms)),
-        )
-        bundles, no_first = [self._bundle_version] * count, np.full(count, -1, np.int64)
-        self._send(rows, verdicts, bundles, no_first, now_ms, outcome.deep_ms, path, outcome.cause)
-        for index in np.unique(rows.partition_index):
-            chosen = np.flatnonzero(rows.partition_index == index)
-            partition_id = rows.partitions[index][1]
-            self._first_decisions.settle(
-                partition_id, rows.offsets[chosen], verdicts.take(chosen), self._bundle_version
-            )
+    def decide(self, table: Table, chosen: Int64) -> None:
+        """Decides the rows with these positions by their scores, and sends the decisions.
 
-    def repeat(self, rows: Rows, first: FirstColumns) -> None:
-        """Sends the first decisions of repeated transactions again, marked as duplicates."""
-        if len(rows):
-            now_ms = self._clock.time() * 1e3
-            self._send(rows, first.verdicts, first.bundles, first.offsets, now_ms, 0.0, "duplicate", None)
+        All of them have the same stage and cause.
+        """
+        if not len(chosen):
+            return
+        now_ms = self._clock.time() * 1e3
+        with self._stage_clock:
+            kernels.decide(table.rows, chosen, self._policy.review_from, self._policy.decline_from, now_ms)
+        self._ledger.record_stage("decide", self._stage_clock.wall_s, self._stage_clock.cpu_s, len(chosen))
+        self._send(table, chosen, _path(table, chosen))
+        self._first_decisions.settle_rows(table, chosen)
+
+    def repeat(self, table: Table) -> None:
+        """Sends first decisions again, for repeats whose columns have them, marked as duplicates."""
+        if len(table):
+            table.rows["decided_ms"] = self._clock.time() * 1e3
+            self._send(table, np.arange(len(table)), "duplicate")
 
     def reject(self, fetched: FetchedBatch, rejects: Sequence[Reject]) -> None:
         """Dead-letters messages of a fetch; if card ids are hashed, without the message, which may contain one."""
@@ -104,50 +86,19 @@ class Publisher:
             )  # fmt: skip
             self._ledger.count_dead_letters(reject.reason.value, 1)
 
-    def _send(
-        self,
-        rows: Rows,
-        verdicts: Verdicts,
-        bundles: Sequence[str],
-        first_offsets: Int64,
-        now_ms: float,
-        deep_ms: float,
-        path: Path,
-        cause: str | None,
-    ) -> None:
-        keys: list[bytes] = []
-        messages: list[bytes] = []
-        offsets: dict[Partition, Int64] = {}
+    def _send(self, table: Table, chosen: Int64, path: Path) -> None:
+        topics = self._config.kafka.topics
         with self._stage_clock:
-            for index in np.unique(rows.partition_index):
-                chosen = np.flatnonzero(rows.partition_index == index)
-                topic, partition = rows.partitions[index]
-                count = len(chosen)
-                columns = DecisionColumns(
-                    topic=topic,
-                    partition=partition,
-                    bundles=[bundles[row] for row in chosen.tolist()],
-                    offsets=rows.offsets[chosen],
-                    first_offsets=first_offsets[chosen],
-                    transaction_ids=rows.batch[self._roles.transaction_id][chosen],
-                    actions=verdicts.actions[chosen],
-                    stages=verdicts.stages[chosen],
-                    scores=verdicts.scores[chosen],
-                    screener_scores=verdicts.screener_scores[chosen],
-                    causes=verdicts.causes[chosen],
-                    event_times_ms=rows.batch[self._roles.event_time][chosen],
-                    decision_times_ms=np.full(count, int(now_ms)),
-                    queue_ms=rows.queue_ms[chosen],
-                    features_ms=np.full(count, rows.features_ms),
-                    screener_ms=np.full(count, rows.screener_ms),
-                    deep_ms=np.full(count, deep_ms),
-                    total_ms=now_ms - rows.start_ms[chosen],
-                )
-                messages += encode_decisions(self._config.kafka.codec, columns)
-                cards = rows.batch[self._roles.card][chosen]
-                keys += message_keys(cards) if self._hasher is None else self._hasher.text(cards)
-                offsets[topic, partition] = columns.offsets
-            positions = RecordPositions(rows.partitions, rows.partition_index, rows.offsets)
-            sent = Sent(offsets, rows.start_ms, path, cause, positions)
-            self._outbox.send_many(self._config.kafka.topics.decisions, keys, messages, sent)
-        self._ledger.record_stage("produce", self._stage_clock.wall_s, self._stage_clock.cpu_s, len(rows))
+            values = encode(self._config.kafka.codec, table, chosen, self._roles.transaction_id)
+            cards = table.batch[self._roles.card][chosen]
+            keys = encode_keys(cards) if self._hasher is None else self._hasher.text(cards)
+            offsets = table.offsets_by_partition(chosen)
+            cause = CAUSES[table.rows["cause"][chosen[0]]] if path == "degraded" else None
+            sent = Sent(offsets, table.rows["start_ms"][chosen], path, cause, table.records(chosen))
+            self._outbox.send_many(topics.decisions, keys, values, sent)
+        self._ledger.record_stage("produce", self._stage_clock.wall_s, self._stage_clock.cpu_s, len(chosen))
+
+
+def _path(table: Table, chosen: Int64) -> Path:
+    first = table.rows[chosen[0]]
+    return "degraded" if first["cause"] else "escalated" if STAGES[first["stage"]] == "deep" else "screened"

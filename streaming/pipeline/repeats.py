@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import structlog
 
-from cascade.columns import Array, Int64
+from cascade.columns import Int64
 from cascade.config import CodecName, Config
 from cascade.policy import ACTIONS, Policy
 from cascade.protocols import Clock
 from streaming.kafka import ConsumerClient, FetchedBatch, Partition
-from streaming.pipeline.decisions import CAUSES, STAGES, Verdicts, decode_decision
-from streaming.pipeline.duplicates import FirstColumns, FirstDecisions
-from streaming.pipeline.in_flight import Rows
+from streaming.pipeline.decisions import CAUSES, STAGES, decode_decision
+from streaming.pipeline.duplicates import FirstColumns, FirstDecisions, Verdicts
+from streaming.pipeline.table import Table
 from streaming.worker.partitions import OwnedPartition
 
 log = structlog.get_logger()
@@ -49,9 +49,9 @@ class Repeats:
     _policy: Policy
     _owned: Mapping[Partition, OwnedPartition]
     _open_consumer: Callable[[], ConsumerClient]
-    _publish: Callable[[Rows, FirstColumns], None]
+    _publish: Callable[[Table], None]
     _clock: Clock
-    _waiting: list[tuple[Rows, Int64, Int64]] = field(default_factory=list, init=False)
+    _waiting: list[Table] = field(default_factory=list, init=False)
     # when the topic was last read for a partition, the time from which it was read, and the next offsets to read
     _read_s: dict[OwnedPartition, float] = field(default_factory=dict, init=False)
     _read_from_ms: int = field(default=0, init=False)
@@ -62,62 +62,59 @@ class Repeats:
     @property
     def open(self) -> int:
         """The number of rows that wait."""
-        return sum(len(rows) for rows, _, _ in self._waiting)
+        return sum(map(len, self._waiting))
 
     def waiting_of(self, partitions: Collection[Partition]) -> int:
         """The number of rows of these partitions that wait."""
-        return sum(int(rows.of(partitions).sum()) for rows, _, _ in self._waiting)
+        return sum(int(table.belong_to(partitions).sum()) for table in self._waiting)
 
-    def add(self, rows: Rows, entries: Int64, appended_ms: Int64) -> None:
-        """Adds rows to answer.
-
-        rows: the repeats. entries (int64, [rows]): the cache's entries of their first occurrences. appended_ms (int64,
-        [rows], ms since the epoch): timestamps of the repeats' own records.
-        """
-        if len(rows):
-            self._waiting.append((rows, entries, appended_ms))
+    def add(self, table: Table) -> None:
+        """Adds repeats to answer, with the columns up to the step `deduplicate`."""
+        if len(table):
+            self._waiting.append(table)
 
     def drop(self, partitions: Collection[Partition]) -> None:
         """Drops the rows of partitions that this worker lost."""
         waiting, self._waiting = self._waiting, []
-        for rows, entries, appended_ms in waiting:
-            owned = ~rows.of(partitions)
+        for table in waiting:
+            owned = ~table.belong_to(partitions)
             if owned.any():
-                self._waiting.append((rows.take(owned), entries[owned], appended_ms[owned]))
+                self._waiting.append(table.take(owned))
 
     def advance(self) -> None:
         """Answers the rows whose first decision is known."""
+        if not self._waiting:
+            return
         waiting, self._waiting = self._waiting, []
-        for rows, entries, appended_ms in waiting:
-            self._look_up(rows, entries, appended_ms)
-            first = self._first_decisions.first(entries)
+        for table in waiting:
+            self._look_up(table)
+            first = self._first_decisions.first(table.rows["first"])
             ready = first.known | ~first.present
-            self._publish(rows.take(ready), self._filled(first, ready))
-            rest = ~ready
-            if rest.any():
-                self._waiting.append((rows.take(rest), entries[rest], appended_ms[rest]))
+            chosen = np.flatnonzero(ready)
+            if len(chosen):
+                self._publish(self._filled(table.take(chosen), first, chosen))
+            if not ready.all():
+                self._waiting.append(table.take(~ready))
 
-    def _filled(self, first: FirstColumns, chosen: Array) -> FirstColumns:
-        """Returns some of the rows, with `review` for entries that the cache has dropped meanwhile."""
-        gone, verdicts = ~first.present[chosen], first.verdicts.take(chosen)
-        verdicts.actions[gone] = ACTIONS.index("review")
-        verdicts.stages[gone] = 0
-        verdicts.causes[gone] = CAUSES.index("error")
-        verdicts.scores[gone] = verdicts.screener_scores[gone] = self._policy.review_from
-        return FirstColumns(
-            present=first.present[chosen],
-            known=first.known[chosen],
-            partitions=first.partitions[chosen],
-            offsets=np.where(gone, -1, first.offsets[chosen]),
-            verdicts=verdicts,
-            bundles=[first.bundles[row] for row in np.flatnonzero(chosen).tolist()],
-        )
+    def _filled(self, table: Table, first: FirstColumns, chosen: Int64) -> Table:
+        """Fills the columns with the decisions `first[chosen]`, and with `review` where the cache has dropped them."""
+        rows, verdicts, gone = table.rows, first.verdicts.take(chosen), ~first.present[chosen]
+        rows["action"] = np.where(gone, ACTIONS.index("review"), verdicts.actions)
+        rows["stage"] = np.where(gone, 0, verdicts.stages)
+        rows["cause"] = np.where(gone, CAUSES.index("error"), verdicts.causes)
+        rows["score"] = np.where(gone, self._policy.review_from, verdicts.scores)
+        rows["screener_score"] = np.where(gone, self._policy.review_from, verdicts.screener_scores)
+        rows["first_offset"] = np.where(gone, -1, first.offsets[chosen])
+        bundles = list(dict.fromkeys(first.bundles[row] for row in chosen.tolist()))
+        rows["bundle"] = [bundles.index(first.bundles[row]) for row in chosen.tolist()]
+        return replace(table, bundles=tuple(bundles))
 
-    def _look_up(self, rows: Rows, entries: Int64, appended_ms: Int64) -> None:
+    def _look_up(self, table: Table) -> None:
         """Looks up first decisions that were made before this worker owned the partition."""
+        entries, appended_ms = table.rows["first"], table.rows["appended_ms"]
         first = self._first_decisions.first(entries)
         for row in np.flatnonzero(first.present & ~first.known).tolist():
-            owned = self._owned[rows.partitions[rows.partition_index[row]]]
+            owned = self._owned[(table.topic, int(table.rows["partition_id"][row]))]
             offset = first.offsets[row : row + 1]
             if not owned.decided.mask(offset)[0]:
                 continue  # in flight

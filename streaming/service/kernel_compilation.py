@@ -19,8 +19,9 @@ from cascade.ledger import Ledger
 from stages.assembly import make_engine
 from stages.screener.compiled import CompiledScreener
 from streaming.codecs.avro import compile_avro_kernel
-from streaming.pipeline.decisions import warm_up_encoder
 from streaming.pipeline.duplicates import FirstDecisions
+from streaming.pipeline.encode import warm_up_encoder
+from streaming.pipeline.table_kernels import warm_up_table
 
 # What distinguishes these processors, for which an image may be compiled, from those before (x86-64 psABI, table 3.1).
 FEATURES = {
@@ -54,6 +55,7 @@ def compile_kernels(
     engine.warm_up(config.worker.batch_rows_max)
     on_progress()
     warm_up_encoder()
+    warm_up_table()
     on_progress()
     FirstDecisions(config.duplicates).warm_up()
     on_progress()

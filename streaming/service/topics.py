@@ -9,7 +9,7 @@ import structlog
 
 from cascade.config import Config
 from cascade.errors import BrokerError, MissingTopicsError
-from streaming.kafka import TopicSpec
+from streaming.kafka import TopicSpec, admin
 from streaming.kafka.topics import ensure_topics, missing_topics
 from streaming.pipeline.dead_letters import OVERHEAD_BYTES_MAX
 
@@ -75,8 +75,8 @@ def check_topics_once(config: Config, create_partitions: int) -> None:
 
 
 def is_retriable(error: BrokerError) -> bool:
-    """Whether Kafka calls the error's cause retriable."""
-    return bool(getattr(error.__cause__, "retriable", False))
+    """Whether the same request may succeed later: the error's cause is a broker that is away."""
+    return admin.is_retriable(error.__cause__)
 
 
 def differences(config: Config, wanted: Sequence[TopicSpec], found: Mapping[str, TopicSpec]) -> list[str]:

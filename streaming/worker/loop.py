@@ -37,13 +37,14 @@ from streaming.kafka import (
     ProducerClient,
     TransactionalProducerClient,
 )
+from streaming.pipeline import table_kernels as kernels
+from streaming.pipeline.decode import Decoder
 from streaming.pipeline.duplicates import FirstDecisions
-from streaming.pipeline.escalations import Escalations, by_screener
-from streaming.pipeline.in_flight import Rows
-from streaming.pipeline.intake import Intake, take_in
+from streaming.pipeline.escalate import Escalations
 from streaming.pipeline.privacy import CardHasher
-from streaming.pipeline.publisher import Publisher
+from streaming.pipeline.publish import Publisher
 from streaming.pipeline.repeats import Repeats
+from streaming.pipeline.table import Table
 from streaming.service.health import HealthState
 from streaming.worker.labels import LabelFollower
 from streaming.worker.outbox import AtLeastOnceOutbox, ExactlyOnceOutbox, Outbox, Sent
@@ -115,10 +116,13 @@ class Worker:
         # the next offset to take, by partition; replaced as a whole, so other threads may read it
         self.positions: dict[Partition, int] = {}
         self._outbox = self._make_outbox()
+        self._decoder = Decoder(
+            parts.codec, self._roles.event_time, config.worker.ahead_ms_max, config.deadline.start == "append",
+            parts.bundle_version,
+        )  # fmt: skip
         self._first_decisions = FirstDecisions(config.duplicates)
         self._publisher = Publisher(
-            config, self._roles, parts.bundle_version, parts.engine.policy, self._outbox, self._first_decisions,
-            parts.hasher, ledger, clock,
+            config, self._roles, parts.engine.policy, self._outbox, self._first_decisions, parts.hasher, ledger, clock
         )  # fmt: skip
         self._labels = LabelFollower(
             parts.label_consumer, config.kafka.topics.labels, parts.label_codec, config.labels.alignment,
@@ -199,7 +203,6 @@ class Worker:
             self._look_for_spare()
         accepted = [part for part in map(self._accept, fetched) if part is not None]
         if accepted:
-            self._compare_clocks(accepted)
             self._handle(accepted)
         elif self._config.labels.alignment == "arrival":
             self._ledger.count_labels(self._labels.catch_up())
@@ -228,8 +231,8 @@ class Worker:
 
     def _decide_known(self) -> None:
         """Decides the escalated and repeated rows whose outcome is known now."""
-        for outcome in self._escalations.collect():
-            self._publisher.decide(outcome)
+        for table in self._escalations.collect():
+            self._publish(table)
         self._repeats.advance()
 
     def _make_room(self, in_flight: int) -> None:
@@ -295,89 +298,72 @@ class Worker:
             owned.take(accepted.batch.offsets)
         return accepted.batch
 
-    def _compare_clocks(self, fetched: Sequence[FetchedBatch]) -> None:
+    def _compare_clocks(self, fetched: Sequence[FetchedBatch], now_ms: float) -> None:
         """Records in the ledger how long the newest record has waited, before any work on it."""
-        now_ms = self._clock.time() * 1e3
-        newest_ms = max((int(batch.timestamps_ms.max()) for batch in fetched if len(batch)), default=-1)
-        if newest_ms < 0:
-            return  # records without timestamps
-        early = 0
-        if newest_ms > now_ms:
-            early = sum(int(np.count_nonzero(batch.timestamps_ms > now_ms)) for batch in fetched)
-        self._ledger.record_arrival((now_ms - newest_ms) / 1e3, early)
+        newest_ms, early = -1, 0
+        for batch in fetched:
+            latest_ms, ahead = kernels.newest(batch.timestamps_ms, now_ms)
+            newest_ms, early = max(newest_ms, latest_ms), early + ahead
+        if newest_ms >= 0:  # else records without timestamps
+            self._ledger.record_arrival((now_ms - newest_ms) / 1e3, early)
 
     def _handle(self, fetched: Sequence[FetchedBatch]) -> None:
-        decided = {partition: owned.decided for partition, owned in self._recovery.owned.items()}
-        with self._stage_clock:
-            intake = take_in(
-                fetched, self._parts.codec, self._roles.event_time, decided, self._config.worker.ahead_ms_max
-            )
-            if self._parts.hasher is not None:
-                intake = intake.with_batch(self._parts.hasher.hashed(intake.batch, self._roles.card))
-        decode_s, decode_cpu_s = self._stage_clock.wall_s, self._stage_clock.cpu_s
-        self._ledger.count_labels(self._labels.catch_up())
-        if intake.batch.rows:
-            self._take(self._without_repeats(intake), decode_s, decode_cpu_s)
-        for rejected in intake.rejected:
-            self._publisher.reject(rejected.fetched, rejected.rejects)
-
-    def _take(self, intake: Intake, decode_s: float, decode_cpu_s: float) -> None:
-        if self._terminals is not None:
-            self._terminals.note(intake.batch, intake.partition_ids)
-        if intake.undecided.any():
-            self._ledger.record_stage("decode", decode_s, decode_cpu_s, intake.batch.rows)
-            self._screen(intake)
-        elif intake.batch.rows:
-            self._engine.fold(intake.batch, intake.partition_ids)
-
-    def _without_repeats(self, intake: Intake) -> Intake:
-        """Returns the rows that occur for the first time; repeats are answered with their first decision."""
-        appended_ms = intake.appended_ms.astype(np.int64)
-        entries = self._first_decisions.look_up(
-            intake.batch, self._roles, intake.partition_ids, intake.offsets, appended_ms
-        )
-        repeated = entries >= 0
-        if not repeated.any():
-            return intake
-        chosen = np.flatnonzero(repeated & intake.undecided)
-        rows = self._queued(intake)
-        self._repeats.add(rows.take(chosen), entries[chosen], appended_ms[chosen])
-        return intake.take(~repeated)
-
-    def _queued(self, intake: Intake) -> Rows:
-        """Returns the rows with the end of their wait, before they are screened."""
+        """Takes a micro-batch through the steps of `streaming.pipeline`, from `decode` on."""
         now_ms = self._clock.time() * 1e3
-        from_append = self._config.deadline.start == "append"
-        # a broker's clock ahead of ours must not make a wait negative; `_compare_clocks` records the difference
-        start_ms = np.minimum(intake.appended_ms, now_ms) if from_append else np.full(intake.batch.rows, now_ms)
-        return Rows(
-            intake.partitions, intake.partition_index, intake.offsets, intake.batch, start_ms, now_ms - start_ms,
-            np.zeros(intake.batch.rows), 0.0, 0.0,
-        )  # fmt: skip
+        self._compare_clocks(fetched, now_ms)
+        with self._stage_clock:
+            decided = {partition: owned.decided for partition, owned in self._recovery.owned.items()}
+            table, rejected = self._decoder.decode(fetched, decided, now_ms)
+            if self._parts.hasher is not None:
+                table = replace(table, batch=self._parts.hasher.hashed(table.batch, self._roles.card))
+        self._ledger.record_stage("decode", self._stage_clock.wall_s, self._stage_clock.cpu_s, len(table))
+        self._ledger.count_labels(self._labels.catch_up())
+        if len(table):
+            self._screen(self._without_repeats(table))
+        for part in rejected:
+            self._publisher.reject(part.fetched, part.rejects)
 
-    def _screen(self, intake: Intake) -> None:
-        rows = self._queued(intake)
-        screened = self._engine.screen(intake.batch, intake.partition_ids, self._escalations.raised)
-        features, screener = self._engine.feature_clock, self._engine.screener_clock
-        self._ledger.record_queue(rows.queue_ms[intake.undecided] / 1e3)
-        self._ledger.record_stage("features", features.wall_s, features.cpu_s, intake.batch.rows)
-        self._ledger.record_stage("screener", screener.wall_s, screener.cpu_s, intake.batch.rows)
-        rows = replace(
-            rows,
-            screener_score=screened.probability,
-            features_ms=features.wall_s * 1e3,
-            screener_ms=screener.wall_s * 1e3,
-        )
+    def _without_repeats(self, table: Table) -> Table:
+        """Returns the rows that occur for the first time; repeats are answered with their first decision."""
+        if not self._first_decisions.look_up(table, self._roles):
+            return table
+        repeated = table.rows["first"] >= 0
+        self._repeats.add(table.take(repeated & table.rows["undecided"]))
+        return table.take(~repeated)
+
+    def _screen(self, table: Table) -> None:
+        if not len(table):
+            return
+        rows, partition_ids = table.rows, table.column("partition_id")
+        if self._terminals is not None:
+            self._terminals.note(table.batch, partition_ids)
+        if not rows["undecided"].any():
+            self._engine.fold(table.batch, partition_ids)
+            return
         # Records that the previous owner escalated stay escalated, even if their scores differ now, since the records
         # of other partitions came in another order: decided by the screener, they would follow later ones of a card.
-        escalate = screened.escalate | intake.escalated
-        escalated = np.flatnonzero(escalate & intake.undecided)
-        # sent before the others are decided, so that the model works while the loop encodes
-        sent = self._escalations.send(rows.take(escalated), screened.deep_inputs(escalated)) if len(escalated) else []
+        screened = self._engine.screen(table.batch, partition_ids, self._escalations.raised)
+        features, screener = self._engine.feature_clock, self._engine.screener_clock
+        self._ledger.record_queue(rows["queue_ms"] / 1e3)
+        self._ledger.record_stage("features", features.wall_s, features.cpu_s, len(rows))
+        self._ledger.record_stage("screener", screener.wall_s, screener.cpu_s, len(rows))
+        suspicious = kernels.mark_screened(
+            rows, screened.probability, screened.escalate, features.wall_s * 1e3, screener.wall_s * 1e3
+        )
+        refused: list[Table] = []
+        if suspicious:
+            # sent before the others are decided, so that the model works while the loop encodes
+            escalated = kernels.undecided(rows, True)
+            refused = self._escalations.send(table.take(escalated), screened.deep_inputs(escalated))
         # Screened rows first, dead letters last: decisions acknowledged ahead of a record then show its escalation.
-        self._publisher.decide(by_screener(rows.take(np.flatnonzero(~escalate & intake.undecided)), None))
-        for outcome in sent:
-            self._publisher.decide(outcome)
+        clear = kernels.undecided(rows, False)
+        kernels.by_screener(rows, clear, 0, 0.0)
+        self._publisher.decide(table, clear)
+        for part in refused:
+            self._publish(part)
+
+    def _publish(self, table: Table) -> None:
+        self._publisher.decide(table, np.arange(len(table)))
 
     def _fold_labels(self, labels: ColumnBatch) -> None:
         hasher = self._parts.hasher
@@ -405,7 +391,7 @@ class Worker:
     def _on_acknowledged(self, sent: Sent, acknowledged_s: float) -> None:
         if sent.path:
             latency_s = np.maximum(acknowledged_s * 1e3 - sent.start_ms, 0.0) / 1e3
-            ids = None if sent.positions is None else sent.positions.ids
+            ids = None if sent.records is None else sent.records.decision_ids
             self._ledger.record_decisions(sent.path, latency_s, sent.cause, ids)
 
     # --- partitions and state -----------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from streaming.kafka import (
     ProducerClient,
     TransactionalProducerClient,
 )
-from streaming.pipeline.decisions import RecordPositions
+from streaming.pipeline.table import Records
 from streaming.service.health import HealthState
 
 log = structlog.get_logger()
@@ -50,14 +50,14 @@ class Sent:
     """Decisions, or a dead letter, that were sent: `offsets` of their records by partition, and the ledger's figures.
 
     `start_ms` (float64 [decisions], ms since the epoch): when each decision's latency begins. `path`: empty for a dead
-    letter. `positions`: the transactions' records, in the same order; None for a dead letter.
+    letter. `records`: of the transactions, in the same order; None for a dead letter.
     """
 
     offsets: dict[Partition, Int64]
     start_ms: Float64
     path: Path | Literal[""]
     cause: str | None
-    positions: RecordPositions | None = None
+    records: Records | None = None
 
 
 @dataclass(eq=False)
@@ -89,7 +89,7 @@ class Outbox(ABC):
         """Sends one record."""
 
     @abstractmethod
-    def send_many(self, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent) -> None:
+    def send_many(self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes | None], sent: Sent) -> None:
         """Sends records of one topic, in order."""
 
     @property
@@ -129,7 +129,7 @@ class AtLeastOnceOutbox(Outbox):
         """See Outbox."""
         self._unacknowledged.append((self._producer.send(topic, key, value, headers), sent))
 
-    def send_many(self, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent) -> None:
+    def send_many(self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes | None], sent: Sent) -> None:
         """See Outbox."""
         self._unacknowledged.append((self._producer.send_many(topic, keys, values), sent))
 
@@ -199,7 +199,7 @@ class ExactlyOnceOutbox(Outbox):
             self._producer.send(topic, key, value, headers)
         self._in_transaction.append(sent)
 
-    def send_many(self, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent) -> None:
+    def send_many(self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes | None], sent: Sent) -> None:
         """See Outbox."""
         with self._first_error_latched():
             self._begin()

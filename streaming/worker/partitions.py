@@ -8,7 +8,7 @@ from enum import Enum
 import numpy as np
 
 from streaming.kafka import FetchedBatch, Partition
-from streaming.worker.offsets import Decided, OffsetTracker
+from streaming.pipeline.offsets import Decided, OffsetTracker
 
 
 class Phase(Enum):

@@ -22,9 +22,9 @@ from cascade.ledger import Ledger
 from cascade.protocols import Clock
 from streaming.kafka import ConsumerClient, Partition
 from streaming.pipeline.duplicates import FirstDecisions
+from streaming.pipeline.offsets import NOTHING_DECIDED, Decided
 from streaming.service.health import HealthState
 from streaming.worker.labels import LabelFollower
-from streaming.worker.offsets import NOTHING_DECIDED, Decided
 from streaming.worker.partitions import OwnedPartition, Phase
 from streaming.worker.snapshots import Snapshot, SnapshotStore
 

@@ -21,12 +21,12 @@ from cascade.errors import BrokerError, CommitUnknownError
 from cascade.features import FeatureEngine
 from streaming.kafka import FetchedBatch, Partition
 from streaming.pipeline.duplicates import FirstDecisions
-from streaming.pipeline.escalations import Escalations, Outcome
-from streaming.pipeline.in_flight import DeepCall
-from streaming.pipeline.publisher import Publisher
+from streaming.pipeline.escalate import DeepCall, Escalations
+from streaming.pipeline.offsets import Decided
+from streaming.pipeline.publish import Publisher
+from streaming.pipeline.table import Table
 from streaming.worker.labels import LabelFollower
 from streaming.worker.loop import Worker
-from streaming.worker.offsets import Decided
 from streaming.worker.outbox import AtLeastOnceOutbox, ExactlyOnceOutbox, Sent
 from streaming.worker.partitions import Accepted, OwnedPartition, Phase
 from streaming.worker.recovery import Recovery
@@ -80,13 +80,13 @@ def commit_before_the_decisions_are_acknowledged(
 
 
 @method(ExactlyOnceOutbox, "advance", "was lost", 5, 9, 11)
-def commit_offsets_beside_the_transaction(advance: Any, self: Any, force: bool = False) -> None:
+def commit_offsets_beside_the_transaction(advance: Any, self: Any, force: bool = False, quiet: bool = False) -> None:
     if self._in_transaction and (force or self._clock.monotonic() >= self._due_s):
         for sent in self._in_transaction:
             self._on_decided(sent)
             sent.offsets.clear()
         self._consumer.commit(self._progress())
-    advance(self, force)
+    advance(self, force, quiet)
 
 
 @method(Worker, "_on_revoked", "was lost", 3, 14)
@@ -111,19 +111,18 @@ def ignore_the_commit_metadata(patch: pytest.MonkeyPatch) -> None:
 @caught("raised ValueError", 38, 55, 59)
 def publish_a_late_answer(patch: pytest.MonkeyPatch) -> None:
     collect = Escalations.collect
-    late: list[tuple[Escalations, Outcome]] = []
+    late: list[tuple[Escalations, Table]] = []
 
     def count_when_late(self: Escalations, call: DeepCall) -> None:
         def publish(answer: Future[Float64]) -> None:
             if answer.exception() is None:
-                late.append(
-                    (self, Outcome(call.rows, "deep", self._policy.deep.probability(answer.result()), None, 0.0))
-                )
+                call.table.rows["score"] = self._policy.deep.probability(answer.result())
+                late.append((self, call.table))
 
         call.future.add_done_callback(publish)
 
-    def mutated(self: Escalations) -> list[Outcome]:
-        published = [outcome for escalations, outcome in late if escalations is self]
+    def mutated(self: Escalations) -> list[Table]:
+        published = [table for escalations, table in late if escalations is self]
         late[:] = [pair for pair in late if pair[0] is not self]
         return collect(self) + published
 
@@ -144,9 +143,11 @@ def restore_a_snapshot_ahead_of_the_commit(
 
 
 @method(ExactlyOnceOutbox, "advance", "was decided 2 times", 30, 45, 98)
-def continue_after_a_commit_of_unknown_outcome(advance: Any, self: Any, force: bool = False) -> None:
+def continue_after_a_commit_of_unknown_outcome(
+    advance: Any, self: Any, force: bool = False, quiet: bool = False
+) -> None:
     try:
-        advance(self, force)
+        advance(self, force, quiet)
     except CommitUnknownError:
         self._failure = None
         self._in_transaction.clear()
@@ -208,9 +209,9 @@ def keep_the_transaction_after_a_partition_is_lost(_: Any, self: Any, partitions
 
 
 @method(AtLeastOnceOutbox, "advance", "was lost", 60, 108, 127)
-def commit_after_a_failed_delivery(advance: Any, self: Any, force: bool = False) -> None:
+def commit_after_a_failed_delivery(advance: Any, self: Any, force: bool = False, quiet: bool = False) -> None:
     try:
-        advance(self, force)
+        advance(self, force, quiet)
     except BrokerError:
         _, sent = self._unacknowledged.popleft()
         self._on_decided(sent)

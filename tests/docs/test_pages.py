@@ -21,6 +21,7 @@ import typer.main
 
 from cascade.bundle import load_bundle
 from cascade.cli import COMMANDS
+from cascade.columns import ColumnBatch
 from cascade.config import Config, load_config
 from cascade.errors import CascadeError
 from cascade.frames import read_labelled
@@ -28,7 +29,9 @@ from cascade.ledger import MeterError
 from cascade.protocols import DeepInputs
 from cascade.schema import Field, FieldType, Schema, parse_schema
 from streaming.codecs import RejectReason, codec
-from streaming.pipeline.decisions import CAUSES, Decision, DecisionColumns, LatencyMs, encode_decisions
+from streaming.pipeline.decisions import CAUSES, Decision, LatencyMs
+from streaming.pipeline.encode import encode
+from streaming.pipeline.table import Table
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -147,14 +150,9 @@ def test_the_consumer_stores_each_decision_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = 3
-    numbers, codes, zeros = np.arange(rows), np.array([0, 1, 2], np.uint8), np.zeros(rows)
-    columns = DecisionColumns(
-        topic="transactions", partition=0, bundles=["b"] * rows, offsets=numbers, first_offsets=np.full(rows, -1),
-        transaction_ids=numbers, actions=codes, stages=np.zeros(rows, np.uint8), scores=zeros, screener_scores=zeros,
-        causes=np.zeros(rows, np.uint8), event_times_ms=numbers, decision_times_ms=numbers, queue_ms=zeros,
-        features_ms=zeros, screener_ms=zeros, deep_ms=zeros, total_ms=zeros,
-    )  # fmt: skip
-    records = [types.SimpleNamespace(value=value) for value in encode_decisions("json", columns)] * 2
+    numbers = np.arange(rows)
+    table = Table.of("transactions", ColumnBatch({"id": numbers}, rows), ("b",), offset=numbers, action=numbers)
+    records = [types.SimpleNamespace(value=value) for value in encode("json", table, numbers, "id")] * 2
     kafka = types.SimpleNamespace(KafkaConsumer=lambda *_, **__: records)
     monkeypatch.setitem(sys.modules, "kafka", kafka)  # type: ignore[arg-type]
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,7 @@ from streaming.kafka import ConsumerClient, TopicSpec, ensure_topics, make_consu
 from tests.conftest import Broker
 
 
-@pytest.fixture(params=["kafka-python", "librdkafka"])
+@pytest.fixture(params=["librdkafka", "kafka-python"])
 def kafka(broker: Broker, request: pytest.FixtureRequest) -> KafkaSettings:
     return KafkaSettings(bootstrap=broker.bootstrap, client=request.param, group=f"g-{uuid.uuid4().hex}")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
 import numpy as np
@@ -22,7 +24,7 @@ from streaming.kafka import (
     make_producer,
 )
 
-# what these tests look at or put faults into is that library's own
+# what only one library does; each test for librdkafka alone stands beside one of what kafka-python does instead
 kafka_python_only = pytest.mark.parametrize("kafka", ["kafka-python"], indirect=True)
 librdkafka_only = pytest.mark.parametrize("kafka", ["librdkafka"], indirect=True)
 
@@ -83,11 +85,23 @@ def values(batches: list[FetchedBatch]) -> list[bytes | None]:
 
 
 def poll_until(consumers: list[ConsumerClient], condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "the group did not settle"
-        for consumer in consumers:
+    """Polls each consumer in a thread of its own, as workers do: a poll may wait for another member's."""
+    deadline_s, settled = time.monotonic() + timeout_s, threading.Event()
+
+    def poll(consumer: ConsumerClient) -> None:
+        while not settled.is_set() and time.monotonic() < deadline_s:
             consumer.poll(0.05, 100)
+
+    with ThreadPoolExecutor(len(consumers)) as threads:
+        polls = [threads.submit(poll, consumer) for consumer in consumers]
+        try:
+            while not condition():
+                for failed in (future for future in polls if future.done()):
+                    failed.result()
+                assert time.monotonic() < deadline_s, "the group did not settle"
+                time.sleep(0.005)
+        finally:
+            settled.set()
 
 
 class Events:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
 import threading
 import time
@@ -13,14 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
-from kafka import TopicPartition
-from kafka.errors import InvalidProducerEpochError, KafkaConnectionError, OutOfOrderSequenceNumberError
-from kafka.net.compat import KafkaNetClient
-from kafka.structs import OffsetAndMetadata
 
 from cascade.config import KafkaSettings
-from cascade.errors import BrokerError, CommitUnknownError, ProducerFencedError, TransactionAbortedError
+from cascade.errors import BrokerError, CommitUnknownError, ProducerFencedError, SettingError, TransactionAbortedError
 from streaming.kafka import (
     ConsumerClient,
     GroupMember,
@@ -31,7 +27,8 @@ from streaming.kafka import (
     make_producer,
 )
 from streaming.kafka.local_broker import LocalBroker
-from tests.streaming.kafka.helpers import fill, joined, kafka_python_only, librdkafka_only, most_waiting, poll_until
+from tests.conftest import Broker
+from tests.streaming.kafka.helpers import fill, joined, most_waiting, poll_until
 from tests.streaming.kafka.helpers import visible as visible_in
 
 pytestmark = pytest.mark.kafka
@@ -39,6 +36,12 @@ pytestmark = pytest.mark.kafka
 # not wait.
 AT_ONCE_S = 20.0
 NO_MEMBER = cast(GroupMember, None)
+
+
+@pytest.fixture
+def kafka(broker: Broker) -> KafkaSettings:
+    """Of librdkafka alone: kafka-python refuses a transactional producer."""
+    return KafkaSettings(bootstrap=broker.bootstrap, group=f"g-{uuid.uuid4().hex}")
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,12 @@ def producer(case: Case) -> Iterator[TransactionalProducerClient]:
     made.close(1)
 
 
+def test_kafka_python_refuses_a_transactional_producer(kafka: KafkaSettings) -> None:
+    with pytest.raises(SettingError, match="exactly-once") as caught:
+        make_producer(msgspec.structs.replace(kafka, client="kafka-python"), "tx")
+    assert (caught.value.key, caught.value.value) == ("kafka.client", "kafka-python")
+
+
 def test_records_offsets_and_metadata_of_a_commit_show_together(
     case: Case, member: ConsumerClient, producer: TransactionalProducerClient
 ) -> None:
@@ -140,26 +149,6 @@ def test_an_aborted_transaction_shows_nothing_and_the_next_one_does(
     producer.commit(case.offsets(1), member.member())
     assert case.visible() == [b"committed"]
     assert case.committed() == case.offsets(1)
-    # a flush that the vendor leaves begun would make every record a batch of its own from now on
-    if case.kafka.client == "kafka-python":
-        assert not producer._producer._accumulator.flush_in_progress()  # type: ignore[attr-defined]
-
-
-@kafka_python_only
-def test_committed_waits_for_a_transaction_with_the_offset(case: Case, member: ConsumerClient, producer: Any) -> None:
-    producer.begin()
-    member.commit(case.offsets(1))
-    vendor: Any = member.member().vendor
-    offsets = {TopicPartition(case.topic, 0): OffsetAndMetadata(2, "in", -1)}
-    producer._producer.send_offsets_to_transaction(offsets, vendor)
-    answers: list[object] = []
-    asking = threading.Thread(target=lambda: answers.append(member.committed([(case.topic, 0)])))
-    asking.start()
-    time.sleep(0.5)
-    assert answers == []
-    producer.abort()
-    asking.join(10)
-    assert answers == [case.offsets(1)]
 
 
 def test_a_second_producer_of_the_same_id_fences_the_first_for_good(case: Case, member: ConsumerClient) -> None:
@@ -180,7 +169,6 @@ def test_a_second_producer_of_the_same_id_fences_the_first_for_good(case: Case, 
     assert case.committed() == case.offsets(2)
 
 
-@librdkafka_only
 @pytest.mark.parametrize("hear", [lambda producer: producer.flush(10), lambda producer: producer.commit({}, None)])
 def test_a_fenced_producer_raises_fenced_where_the_exception_of_its_binding_is_lost(
     case: Case, hear: Callable[[Any], None]
@@ -195,14 +183,6 @@ def test_a_fenced_producer_raises_fenced_where_the_exception_of_its_binding_is_l
     first.close(5)
     case.finish(second, b"of the successor", NO_MEMBER)
     assert case.visible() == [b"of the successor"]
-
-
-@kafka_python_only
-def test_a_producer_whose_epoch_is_over_never_asks_for_another(producer: TransactionalProducerClient) -> None:
-    # brokers before 2.7 would give it one, and the successor would be fenced
-    manager = producer._producer._transaction_manager  # type: ignore[attr-defined]
-    for error in (InvalidProducerEpochError, OutOfOrderSequenceNumberError):
-        assert manager.classify_batch_error(error, None) == manager.ERROR_CLASS_FATAL
 
 
 def test_a_fenced_producer_learns_it_at_the_commit(case: Case, member: ConsumerClient) -> None:
@@ -269,48 +249,6 @@ def ends_at_once(producer: TransactionalProducerClient) -> None:
     assert time.monotonic() - started_s < AT_ONCE_S
 
 
-@kafka_python_only
-def test_a_record_whose_time_ran_out_aborts_the_whole(case: Case, member: ConsumerClient) -> None:
-    producer: Any = case.begun(b"in time")
-    # a fault put in: the sender thread may not take the batch, as where no leader is known
-    accumulator = producer._producer._accumulator
-    drain, accumulator.drain = accumulator.drain, lambda *arguments, **named: {}
-    accumulator.config["delivery_timeout_ms"] = 300
-    producer.send(case.out, b"k", b"too late")
-    late = producer._undelivered[-1]
-    deadline_s = time.monotonic() + 10
-    while not late.is_done:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
-    accumulator.drain = drain
-    with pytest.raises(TransactionAbortedError, match="not delivered"):
-        producer.commit(case.offsets(2), member.member())
-    producer.close(1)
-    assert case.visible() == []
-
-
-@kafka_python_only
-@pytest.mark.usefixtures("long_waits")
-def test_a_commit_whose_answer_is_lost_is_unknown_and_the_next_producer_finds_it_applied(
-    case: Case, member: ConsumerClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("streaming.kafka.limits.COMMIT_TIMEOUT_S", 1.0)
-    first = case.begun(b"once")
-    with monkeypatch.context() as faults:
-        faults.setattr(
-            "kafka.producer.transaction_manager.EndTxnHandler.on_complete", lambda handler, number, answer: None
-        )
-        with pytest.raises(CommitUnknownError):
-            first.commit(case.offsets(1), member.member())
-        with pytest.raises(CommitUnknownError):
-            first.begin()
-        ends_at_once(first)
-    second = case.producer()
-    assert case.committed() == case.offsets(1)
-    case.finish(second, b"twice", member.member(), 2)
-    assert case.visible() == [b"once", b"twice"]
-
-
 class Altered:
     """librdkafka's producer, with a fault put in."""
 
@@ -324,7 +262,7 @@ class Altered:
         return len(self._vendor)
 
 
-def test_with_librdkafka_too_an_unanswered_commit_is_unknown_and_final(
+def test_an_unanswered_commit_is_unknown_and_final(
     kafka_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streaming.kafka.limits.COMMIT_TIMEOUT_S", 2.0)
@@ -373,7 +311,6 @@ class Stuck(Altered):
         self.end.wait(60)
 
 
-@librdkafka_only
 def test_a_vendor_that_exceeds_its_limit_is_left_behind(
     case: Case, member: ConsumerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,25 +379,3 @@ def test_closing_leaves_no_thread(case: Case) -> None:
     producer.close(5)
     assert running_threads() <= before
     del delivery
-
-
-@kafka_python_only
-def test_a_request_to_an_unreachable_coordinator_is_retried(
-    case: Case, member: ConsumerClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # a fault put in: connections are refused now and then, when a request of a transaction is about to be sent
-    await_ready, calls = KafkaNetClient.await_ready, itertools.count()
-
-    def await_ready_or_fail(client: Any, node: object, timeout_ms: float = 30_000) -> Any:
-        if next(calls) % 3 == 2:
-            raise KafkaConnectionError("refused")
-        return await_ready(client, node, timeout_ms)
-
-    monkeypatch.setattr(KafkaNetClient, "await_ready", await_ready_or_fail)
-    producer = case.producer()
-    for number in range(5):
-        producer.begin()
-        producer.send(case.out, b"k", b"%d" % number)
-        producer.commit(case.offsets(number), member.member())
-    producer.close(5)
-    assert case.visible() == [b"0", b"1", b"2", b"3", b"4"]

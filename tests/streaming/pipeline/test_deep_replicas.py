@@ -14,7 +14,7 @@ from cascade.local_parts import free_ports
 from cascade.protocols import ReplicaState
 from streaming.pipeline.deep_replicas import ReplicaCollector, replica_states, replicas_text
 from streaming.service.serve import energy_pids
-from tests.streaming.pipeline.test_escalations import Rig, StuckStage
+from tests.streaming.pipeline.test_escalate import Rig, StuckStage
 
 UP = ReplicaState("10.0.0.1:8001", True, "", 70, 2)
 DOWN = ReplicaState("10.0.0.2:8001", False, "refused", 40, 3)

@@ -16,8 +16,8 @@ from cascade.columns import Array, ColumnBatch, Int64
 from cascade.config import DuplicateSettings
 from cascade.errors import StateError
 from cascade.schema import Roles
-from streaming.pipeline.decisions import Verdicts
-from streaming.pipeline.duplicates import FirstDecisions
+from streaming.pipeline.duplicates import FirstDecisions, Verdicts
+from streaming.pipeline.table import Table
 
 ROLES = Roles("id", "time", "amount", "card", "terminal")
 WINDOW_S, WINDOW_MS = 10.0, 10_000
@@ -51,8 +51,14 @@ def look_up(cache: FirstDecisions, records: list[Record]) -> Int64:
         },
         len(records),
     )
-    partitions, offsets = (np.array([getattr(r, name) for r in records], np.int64) for name in ("partition", "offset"))
-    return cache.look_up(batch, ROLES, partitions, offsets, np.array([r.appended_ms for r in records], np.int64))
+    table = Table.of(
+        "t", batch, ("v1",), partition_id=[r.partition for r in records], offset=[r.offset for r in records],
+        appended_ms=[r.appended_ms for r in records],
+    )  # fmt: skip
+    found = cache.look_up(table, ROLES)
+    entries = table.column("first")
+    assert found == int((entries >= 0).sum())
+    return entries
 
 
 def repeated(cache: FirstDecisions, records: list[Record]) -> list[int | None]:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.worker.offsets import METADATA_BYTES_MAX, Decided, OffsetTracker
+from streaming.pipeline.offsets import METADATA_BYTES_MAX, Decided, OffsetTracker
 
 
 @st.composite

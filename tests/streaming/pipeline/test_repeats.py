@@ -15,10 +15,10 @@ from bench.faults.world import Life, World
 from cascade.columns import ColumnBatch
 from cascade.config import Config
 from streaming.pipeline.decisions import Decision, LatencyMs
-from streaming.pipeline.duplicates import FirstColumns, FirstDecisions
-from streaming.pipeline.in_flight import Rows
+from streaming.pipeline.duplicates import FirstDecisions
+from streaming.pipeline.offsets import Decided
 from streaming.pipeline.repeats import OPEN_TRANSACTION_S_MAX, Repeats
-from streaming.worker.offsets import Decided
+from streaming.pipeline.table import Table
 from streaming.worker.partitions import OwnedPartition
 
 PARTITION = ("transactions", 0)
@@ -33,7 +33,7 @@ class Rig:
         self.broker = SimBroker(self.world, BrokerSettings({"transactions": 1, "decisions": 1}, "transactions"))
         self.life = Life(self.world, "worker")
         self.clock = SimClock(self.life)
-        self.answers: list[tuple[list[int], FirstColumns]] = []
+        self.answers: list[tuple[list[int], list[float]]] = []
         self.opened = 0
         self.first_decisions = FirstDecisions(Config().duplicates)
         self.owned = OwnedPartition(PARTITION, decided or Decided(1), 0, self.clock.monotonic())
@@ -46,19 +46,17 @@ class Rig:
     def read(self, first: int, again: int, transaction: int) -> None:
         """A transaction comes at two offsets: the second asks for the first one's decision."""
         batch = ColumnBatch({name: np.full(2, transaction, field.dtype) for name, field in SCHEMA.fields.items()}, 2)
-        offsets, times = np.array([first, again]), np.full(2, START_MS)
-        entries = self.first_decisions.look_up(batch, SCHEMA.roles, np.zeros(2, np.int64), offsets, times)
-        rows = Rows([PARTITION], np.zeros(2, np.int64), offsets, batch, *(np.zeros(2),) * 3, 0.0, 0.0)
-        self.repeats.add(rows.take(np.array([1])), entries[1:], times[1:])
+        table = Table.of(PARTITION[0], batch, ("v1",), offset=[first, again], appended_ms=START_MS)
+        assert self.first_decisions.look_up(table, SCHEMA.roles) == 1
+        self.repeats.add(table.take(np.array([1])))
         self.owned.next = again + 1
 
     def open_consumer(self) -> SimConsumer:
         self.opened += 1
         return SimConsumer(self.broker, self.life, False)
 
-    def publish(self, rows: Rows, first: FirstColumns) -> None:
-        if len(rows):
-            self.answers.append((rows.offsets.tolist(), first))
+    def publish(self, table: Table) -> None:
+        self.answers.append((table.rows["offset"].tolist(), table.rows["score"].tolist()))
 
     def decide(self, offset: int, score: float) -> None:
         decision = Decision(
@@ -78,7 +76,7 @@ def test_a_first_decision_is_found_in_the_topic() -> None:
     rig = Rig()
     rig.decide(0, 0.95)
     rig.turns(0.1)
-    assert [(offsets, first.verdicts.scores.tolist()) for offsets, first in rig.answers] == [([1], [0.95])]
+    assert rig.answers == [([1], [0.95])]
     assert (rig.repeats.open, rig.opened) == (0, 1)
 
 
@@ -92,7 +90,7 @@ def test_a_first_decision_behind_an_open_transaction_is_waited_for() -> None:
     assert rig.repeats.waiting_of([PARTITION]) == 1
     log.write_marker(7, False, START_MS)
     rig.turns(1.0)
-    assert [(offsets, first.verdicts.scores.tolist()) for offsets, first in rig.answers] == [([1], [0.95])]
+    assert rig.answers == [([1], [0.95])]
 
 
 def test_a_first_decision_that_the_topic_does_not_hold_any_more_goes_to_review() -> None:
@@ -100,9 +98,9 @@ def test_a_first_decision_that_the_topic_does_not_hold_any_more_goes_to_review()
     rig.turns(OPEN_TRANSACTION_S_MAX - 1.0)
     assert rig.answers == []
     rig.turns(2.0)
-    ((offsets, first),) = rig.answers
+    ((offsets, scores),) = rig.answers
     assert offsets == [1]
-    assert first.verdicts.scores.tolist() == pytest.approx([POLICY.review_from])
+    assert scores == pytest.approx([POLICY.review_from])
 
 
 def test_a_first_decision_that_was_made_ahead_is_known_when_its_record_is_read_later() -> None:
@@ -112,7 +110,7 @@ def test_a_first_decision_that_was_made_ahead_is_known_when_its_record_is_read_l
     rig.turns(0.1)
     rig.read(5, 6, transaction=2)
     rig.turns(0.1)
-    assert [(offsets, first.verdicts.scores.tolist()) for offsets, first in rig.answers] == [
+    assert rig.answers == [
         ([1], [0.95]),
         ([6], [0.75]),
     ]

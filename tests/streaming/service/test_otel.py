@@ -27,8 +27,8 @@ from cascade.config import CarbonSettings, Config, OtelSettings
 from cascade.ledger import Ledger, ledger_registry, make_carbon
 from cascade.ledger.otel import ATTRIBUTES, NAMES, START, metrics_data
 from cascade.protocols import ReplicaState
-from streaming.pipeline.decisions import RecordPositions
 from streaming.pipeline.deep_replicas import ReplicaCollector
+from streaming.pipeline.table import Records
 from streaming.service.lag import LagCollector
 from streaming.service.otel import otel_exported
 from streaming.service.worker_metrics import workers_registry
@@ -55,8 +55,8 @@ def full_ledger() -> Ledger:
     meter = Meter("nvml")
     ledger = Ledger(meters=[meter], carbon=make_carbon(CarbonSettings(region="DEU")), bundle_version="b-1")
     meter.energy_j = 2.5
-    places = RecordPositions([("t", 0)], np.zeros(990, np.int64), np.arange(990))
-    ledger.record_decisions("screened", np.full(990, 0.003), None, places.ids)
+    places = Records("t", np.zeros(990, np.int64), np.arange(990))
+    ledger.record_decisions("screened", np.full(990, 0.003), None, places.decision_ids)
     ledger.record_decisions("escalated", np.array([0.012, 0.4, 20.0]))
     ledger.record_decisions("degraded", np.array([0.1]), cause="deadline")
     ledger.record_stage("features", 0.1, 0.2, 1)

@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.parser import text_string_to_metric_families
 
 from cascade.ledger import Ledger, ledger_registry
-from streaming.pipeline.decisions import RecordPositions
+from streaming.pipeline.table import Records
 from streaming.service.health import HealthServer, HealthState
 from streaming.service.worker_health import ask_health, ask_metrics
 from streaming.service.worker_metrics import parse_metrics, workers_registry
@@ -127,8 +127,8 @@ def test_metrics_are_asked_for() -> None:
 def test_exemplars_of_workers_stay_and_the_classic_text_is_the_same() -> None:
     ledgers = {"0": ledger_of(3), "1": ledger_of(5)}
     for worker, ledger in ledgers.items():
-        positions = RecordPositions([("t", int(worker))], np.zeros(1, np.int64), np.arange(1))
-        ledger.record_decisions("escalated", np.array([0.015]), None, positions.ids)
+        positions = Records("t", np.full(1, int(worker)), np.arange(1))
+        ledger.record_decisions("escalated", np.array([0.015]), None, positions.decision_ids)
     asked = {worker: Asked(ledger_registry(ledger)) for worker, ledger in ledgers.items()}
     texts = {worker: ask_metrics(worker_asked.server.port) for worker, worker_asked in asked.items()}
     for worker_asked in asked.values():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from streaming.kafka import FetchedBatch
-from streaming.worker.offsets import Decided
+from streaming.pipeline.offsets import Decided
 from streaming.worker.partitions import OwnedPartition, Phase
 
 PARTITION = ("t", 3)

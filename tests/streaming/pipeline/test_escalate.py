@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from cascade.columns import ColumnBatch, Float64
 from cascade.config import Config
 from cascade.ledger import Ledger
 from cascade.protocols import DeepInputs
-from streaming.pipeline.escalations import Escalations, Outcome
-from streaming.pipeline.in_flight import Rows
+from streaming.pipeline.decisions import CAUSES, STAGES
+from streaming.pipeline.escalate import DeepCall, Escalations
+from streaming.pipeline.table import Table
 from streaming.service.health import HealthState
 from tests.timing import SetClock
 
@@ -59,24 +61,24 @@ class Rig:
             lambda: None,
         )
 
-    def send(self, *start_ms: float) -> list[Outcome]:
+    def send(self, *start_ms: float) -> list[Table]:
         """Escalates rows whose deadlines count from these times, in one call; their offsets are 0, 1, ..."""
         count = len(start_ms)
         numbers = {name: np.arange(count).astype(field.dtype) for name, field in SCHEMA.fields.items()}
-        zeros, scores = np.zeros(count), np.full(count, 0.25)
-        offsets, batch, starts_ms = np.arange(count), ColumnBatch(numbers, count), np.array(start_ms)
-        rows = Rows([("t", 0)], np.zeros(count, np.int64), offsets, batch, starts_ms, zeros, scores, 0.0, 0.0)
+        table = Table.of(
+            "t", ColumnBatch(numbers, count), ("v1",), offset=np.arange(count), start_ms=start_ms, screener_score=0.25
+        )
         inputs = DeepInputs(np.zeros((count, 1, 1), np.float32), np.zeros((count, 2), np.float32))
-        return self.escalations.send(rows, inputs)
+        return self.escalations.send(table, inputs)
 
     def decided_at(self, now_ms: float) -> dict[int, tuple[str, str | None]]:
         """Stage and cause of the rows that are decided now, by offset."""
         self.clock.now_s = now_ms / 1e3
-        return {
-            offset: (outcome.stage, outcome.cause)
-            for outcome in self.escalations.collect()
-            for offset in outcome.rows.offsets.tolist()
-        }
+        return {int(row["offset"]): stage_and_cause(row) for table in self.escalations.collect() for row in table.rows}
+
+
+def stage_and_cause(row: Any) -> tuple[str, str | None]:
+    return STAGES[row["stage"]], CAUSES[row["cause"]] or None
 
 
 @pytest.fixture
@@ -108,5 +110,38 @@ def test_an_answer_after_the_deadline_decides_nothing(rig: Rig) -> None:
 
 def test_a_row_whose_deadline_has_passed_is_not_sent(rig: Rig) -> None:
     outcomes = rig.send(-BUDGET_MS)
-    assert [(outcome.stage, outcome.cause) for outcome in outcomes] == [("screener", "deadline")]
+    assert [stage_and_cause(table.rows[0]) for table in outcomes] == [("screener", "deadline")]
     assert rig.stage.calls == []
+
+
+def call(deadlines_ms: list[float]) -> DeepCall:
+    """A call for rows of the partitions 0 and 1 in turn."""
+    count = len(deadlines_ms)
+    table = Table.of("t", ColumnBatch({}, count), ("v1",), partition_id=np.arange(count) % 2)
+    return DeepCall(table, np.array(deadlines_ms), Future(), sent_s=0.0)
+
+
+def test_each_row_expires_once_and_at_its_own_deadline() -> None:
+    deep_call = call([50.0, 20.0, 50.0, 80.0])
+    assert deep_call.expire(19.9).tolist() == []
+    assert deep_call.expire(20.0).tolist() == [1]
+    assert deep_call.expire(20.0).tolist() == []
+    assert deep_call.expire(60.0).tolist() == [0, 2]
+    assert deep_call.open.tolist() == [False, False, False, True]
+    assert deep_call.expire(1e9).tolist() == [3]
+    assert deep_call.expire(2e9).tolist() == []
+
+
+def test_an_answer_decides_only_what_has_not_expired() -> None:
+    deep_call = call([10.0, 99.0, 99.0])
+    deep_call.expire(10.0)
+    assert deep_call.close().tolist() == [1, 2]
+    assert deep_call.close().tolist() == []
+    assert deep_call.expire(1e9).tolist() == [], "a decided row must not be decided again at its deadline"
+
+
+def test_dropped_rows_of_lost_partitions_are_decided_by_nobody_here() -> None:
+    deep_call = call([50.0, 60.0, 70.0, 80.0])
+    deep_call.drop(frozenset({("t", 1)}))
+    assert deep_call.expire(65.0).tolist() == [0]
+    assert deep_call.close().tolist() == [2]

@@ -1,0 +1,87 @@
+"""The table of transactions in flight: the steps of the pipeline fill its columns, from left to right.
+
+`streaming.pipeline.row` lists the columns by the step that fills them. A table has the rows of a micro-batch, or some
+of them: escalated rows wait in a table of their own for the answer of the deep model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cascade.columns import Array, Bool, ColumnBatch, Int64
+from streaming.kafka import Partition
+from streaming.pipeline.decisions import decision_id
+from streaming.pipeline.row import ROW
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Records of transactions: `partition_ids` and `offsets`, int64 [records]."""
+
+    topic: str
+    partition_ids: Int64
+    offsets: Int64
+
+    def decision_ids(self, index: Int64) -> list[str]:
+        """Returns the decision ids of the records with these positions (int64)."""
+        pairs = zip(self.partition_ids[index].tolist(), self.offsets[index].tolist(), strict=True)
+        return [decision_id(self.topic, partition_id, offset) for partition_id, offset in pairs]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Transactions in flight, a row each.
+
+    topic: of their records. rows: structured array of ROW, [rows]. batch: the fields of the transactions. bundles: the
+    versions that decided; the first is the worker's own.
+    """
+
+    topic: str
+    rows: Array
+    batch: ColumnBatch
+    bundles: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def of(cls, topic: str, batch: ColumnBatch, bundles: tuple[str, ...], **columns: object) -> Table:
+        """Returns a table of these transactions; columns that are not given are 0, and -1 where that means none."""
+        rows = np.zeros(batch.rows, ROW)
+        for name in ("entry", "first", "first_offset"):
+            rows[name] = -1
+        for name, values in columns.items():
+            rows[name] = values
+        return cls(topic, rows, batch, bundles)
+
+    def take(self, index: Array) -> Table:
+        """Returns some of the rows (positions, or a mask), as copies."""
+        return replace(self, rows=self.rows[index], batch=self.batch.take(index))
+
+    def column(self, name: str) -> Array:
+        """Returns a copy of a column, contiguous, for kernels that do not take the table."""
+        return np.ascontiguousarray(self.rows[name])
+
+    def belong_to(self, partitions: Collection[Partition]) -> Bool:
+        """Which rows are of these partitions, bool [rows]."""
+        wanted = [partition_id for topic, partition_id in partitions if topic == self.topic]
+        found: Bool = np.isin(self.rows["partition_id"], wanted)
+        return found
+
+    def records(self, chosen: Array) -> Records:
+        """Returns the records of the rows with these positions."""
+        return Records(self.topic, self.rows["partition_id"][chosen], self.rows["offset"][chosen])
+
+    def offsets_by_partition(self, chosen: Array) -> dict[Partition, Int64]:
+        """Returns the offsets of the rows with these positions, by partition, in the order of the rows."""
+        partition_ids, offsets = self.rows["partition_id"][chosen], self.rows["offset"][chosen]
+        first = int(partition_ids[0])
+        if (partition_ids == first).all():
+            return {(self.topic, first): offsets}
+        return {
+            (self.topic, partition_id): offsets[partition_ids == partition_id]
+            for partition_id in np.unique(partition_ids).tolist()
+        }

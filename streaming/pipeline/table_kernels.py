@@ -1,0 +1,124 @@
+"""The steps' work on the table that needs no other state, compiled by numba: a call for a whole micro-batch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cascade.columns import Array, Bool, Float64, Int64
+from cascade.compilation import kernel
+from streaming.pipeline.row import ROW
+
+INT64_MAX = np.iinfo(np.int64).max
+
+
+@kernel(nogil=True)
+def newest(timestamps_ms: Int64, now_ms: float) -> tuple[int, int]:
+    """Returns the newest of the timestamps (int64, [records]), and the number of those after `now_ms`."""
+    latest, early = timestamps_ms[0], 0
+    for stamp in timestamps_ms:
+        latest = max(latest, stamp)
+        early += stamp > now_ms
+    return latest, early
+
+
+@kernel(nogil=True)
+def any_too_far_ahead(event_times_ms: Int64, timestamps_ms: Int64, records: Int64, tolerance_ms: int) -> bool:
+    """Whether any row is too far ahead, see `streaming.codecs.validate.too_far_ahead`.
+
+    event_times_ms (int64, [rows]). timestamps_ms (int64): of all records of a fetch. records (int64, [rows]): the
+    positions of the rows among them.
+    """
+    for row in range(len(records)):
+        appended_ms = timestamps_ms[records[row]]
+        if appended_ms >= 0 and event_times_ms[row] > min(appended_ms, INT64_MAX - tolerance_ms) + tolerance_ms:
+            return True
+    return False
+
+
+@kernel(nogil=True)
+def fill(
+    rows: Array, records: Int64, event_times_ms: Int64, partition_id: int, offsets: Int64, timestamps_ms: Int64,
+    until: int, ahead: Int64, now_ms: float, from_append: bool, order_keys: Int64,
+) -> None:  # fmt: skip
+    """Fills the columns of the steps `fetch` and `decode` for the readable records of a fetch.
+
+    rows: of the table, [readable]. records (int64, [readable]): their positions in the fetch. event_times_ms (int64,
+    [readable]). offsets, timestamps_ms (int64): of all records of the fetch. until, ahead: as in Decided. ahead_ms_max:
+    how far an event may be ahead of its record's timestamp. from_append: whether deadlines count from the timestamp.
+    order_keys (int64, [readable]): gets the latest event time up to each row.
+    """
+    latest = -INT64_MAX - 1
+    last_ahead = ahead[-1] if len(ahead) else -1
+    for row in range(len(rows)):
+        record = records[row]
+        offset, appended_ms, event_time_ms = offsets[record], timestamps_ms[record], event_times_ms[row]
+        latest = max(latest, event_time_ms)
+        order_keys[row] = latest
+        decided = offset < until
+        if not decided and offset <= last_ahead:
+            place = np.searchsorted(ahead, offset)
+            decided = place < len(ahead) and ahead[place] == offset
+        into = rows[row]
+        into.partition_id, into.offset, into.appended_ms = partition_id, offset, appended_ms
+        into.event_time_ms, into.undecided = event_time_ms, not decided
+        into.was_escalated = not decided and offset < last_ahead
+        # a broker's clock ahead of ours must not make a wait negative
+        into.start_ms = min(float(appended_ms), now_ms) if from_append else now_ms
+        into.queue_ms = now_ms - into.start_ms
+        into.entry = into.first = into.first_offset = -1
+
+
+@kernel(nogil=True)
+def mark_screened(rows: Array, probability: Float64, escalate: Bool, features_ms: float, screener_ms: float) -> int:
+    """Fills the columns of the steps `features` and `screen`; returns the number of undecided rows to escalate.
+
+    probability (float64), escalate (bool), [rows]: by the screener and the policy. A row that was escalated before
+    stays escalated.
+    """
+    count = 0
+    for row in range(len(rows)):
+        into = rows[row]
+        into.screener_score, into.features_ms, into.screener_ms = probability[row], features_ms, screener_ms
+        into.escalate = escalate[row] or into.was_escalated
+        count += into.escalate and into.undecided
+    return count
+
+
+@kernel(nogil=True)
+def undecided(rows: Array, escalate: bool) -> Int64:
+    """Returns the positions of the undecided rows that are to be escalated, or those that are not, int64."""
+    found, count = np.empty(len(rows), np.int64), 0
+    for row in range(len(rows)):
+        if rows[row].undecided and rows[row].escalate == escalate:
+            found[count] = row
+            count += 1
+    return found[:count]
+
+
+@kernel(nogil=True)
+def by_screener(rows: Array, chosen: Int64, cause: int, deep_ms: float) -> None:
+    """Fills the columns of the step `escalate` for rows that the screener decides; `cause`: index into CAUSES."""
+    for row in chosen:
+        into = rows[row]
+        into.score, into.stage, into.cause, into.deep_ms = into.screener_score, 0, cause, deep_ms
+
+
+@kernel(nogil=True)
+def decide(rows: Array, chosen: Int64, review_from: float, decline_from: float, now_ms: float) -> None:
+    """Fills the columns of the step `decide`, from the thresholds of the policy."""
+    for row in chosen:
+        into = rows[row]
+        into.action = (into.score >= review_from) + (into.score >= decline_from)
+        into.decided_ms = now_ms
+
+
+def warm_up_table() -> None:
+    """Compiles the kernels ahead of the first micro-batch."""
+    rows, none, one = np.zeros(0, ROW), np.zeros(0, np.int64), np.zeros(1, np.int64)
+    newest(one, 0.0)
+    any_too_far_ahead(none, none, none, 0)
+    fill(rows, none, none, 0, none, none, 0, none, 0.0, True, none)
+    mark_screened(rows, np.zeros(0), np.zeros(0, np.bool_), 0.0, 0.0)
+    undecided(rows, True)
+    by_screener(rows, none, 0, 0.0)
+    decide(rows, none, 0.0, 0.0, 0.0)
