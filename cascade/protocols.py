@@ -107,8 +107,15 @@ class DeepStage(Protocol):
     array([0.])
     """
 
-    hedged: int
-    late_answers: int
+    @property
+    def hedged(self) -> int:
+        """See above."""
+        ...
+
+    @property
+    def late_answers(self) -> int:
+        """See above."""
+        ...
 
     def submit(self, inputs: DeepInputs, timeout_s: float) -> Future[Float64]:
         """Start scoring and return at once.

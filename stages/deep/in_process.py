@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Final, Literal
+from queue import SimpleQueue
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from cascade.columns import Float64
 from cascade.errors import BundleError, DeepStageError, ModelServerError, SettingError
 from cascade.protocols import DeepInputs
 from stages.deep.answers import checked_scores, probe_inputs
-from stages.deep.loop_thread import LoopThread
+from stages.deep.deadlines import Deadlines, complete
 from stages.deep.signature import BATCH_ROWS_MAX, DeepSignature
 
 # Calls that may wait for the thread. For further calls the screener decides at once; their answers would be late.
@@ -25,6 +26,12 @@ Device = Literal["cpu", "cuda"]
 _PROVIDERS: Final[dict[Device, str]] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # The model was trained in FP32, and the CPU computes in it; TF32 would round the factors to 10 bits of mantissa.
 _OPTIONS: Final[dict[Device, dict[str, str]]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+
+
+class _Call(NamedTuple):
+    inputs: DeepInputs
+    deadline_s: float
+    future: Future[Float64]
 
 
 class OnnxDeepStage:
@@ -51,44 +58,67 @@ class OnnxDeepStage:
         self._signature = signature
         self._session = _open_session(Path(onnx_path), threads, device)
         _check_session(self._session, signature, Path(onnx_path))
+        self._owner_pid = os.getpid()
+        self._closed = False
+        # a call that timed out occupies its place until the thread is done with it
         self._places = threading.BoundedSemaphore(1 + queue_calls_max)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="deep model")
-        self._loop = LoopThread("the deep stage")
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._deadlines = Deadlines("the deep model did not answer in time")
+        self._thread = threading.Thread(target=self._work, name="deep model", daemon=True)
+        self._thread.start()
 
     def submit(self, inputs: DeepInputs, timeout_s: float) -> Future[Float64]:
         """See the protocol."""
-        return self._loop.submit(self._score(inputs, time.monotonic() + timeout_s))
+        call = _Call(inputs, time.monotonic() + timeout_s, Future())
+        refusal = self._refusal(timeout_s)
+        if refusal is not None:
+            call.future.set_exception(refusal)
+        else:
+            self._deadlines.add(call.future, call.deadline_s)
+            self._calls.put(call)
+        return call.future
 
     def probe(self, timeout_s: float) -> Future[Float64]:
         """See the protocol."""
         return self.submit(probe_inputs(self._signature), timeout_s)
 
-    async def _score(self, inputs: DeepInputs, deadline: float) -> Float64:
-        remaining_s = deadline - time.monotonic()
-        if remaining_s <= 0:
-            raise DeepStageError("deadline", "the deadline had passed before the call began")
+    def _refusal(self, timeout_s: float) -> DeepStageError | None:
+        """Why a call is not taken; None if it has a place now."""
+        if os.getpid() != self._owner_pid:
+            return DeepStageError("error", "the deep stage was created before a fork; create it in this process")
+        if self._closed:
+            return DeepStageError("error", "the deep stage is closed")
+        if timeout_s <= 0:
+            return DeepStageError("deadline", "the deadline had passed before the call began")
         if not self._places.acquire(blocking=False):
-            raise DeepStageError("queue-full", "too many calls wait for the deep model")
-        call = self._executor.submit(self._run, inputs, deadline)
-        # A call that timed out occupies its place until the thread is done with it.
-        call.add_done_callback(lambda _: self._places.release())
-        try:
-            async with asyncio.timeout(remaining_s):
-                return await asyncio.wrap_future(call)
-        except TimeoutError:
-            raise DeepStageError("deadline", "the deep model did not answer in time") from None
+            return DeepStageError("queue-full", "too many calls wait for the deep model")
+        return None
 
-    def _run(self, inputs: DeepInputs, deadline: float) -> Float64:
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            outcome = DeepStageError("error", "the deep stage was closed") if self._closed else self._outcome(call)
+            # before the caller knows, who may send the next call
+            self._places.release()
+            if not complete(call.future, outcome) and not isinstance(outcome, DeepStageError):
+                self.late_answers += 1
+
+    def _outcome(self, call: _Call) -> Float64 | DeepStageError:
+        try:
+            return self._run(call.inputs, call.deadline_s)
+        except DeepStageError as error:
+            return error
+
+    def _run(self, inputs: DeepInputs, deadline_s: float) -> Float64:
         scores = [np.zeros(0, np.float64)]
         for start in range(0, len(inputs), BATCH_ROWS_MAX):
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline_s:
                 raise DeepStageError("deadline", "the deadline had passed before the deep model could begin")
             stop = min(start + BATCH_ROWS_MAX, len(inputs))
-            feeds = {
-                self._signature.sequence_input: np.ascontiguousarray(inputs.sequence[start:stop], np.float32),
-                self._signature.features_input: np.ascontiguousarray(inputs.features[start:stop], np.float32),
-            }
             try:
+                feeds = {
+                    self._signature.sequence_input: np.ascontiguousarray(inputs.sequence[start:stop], np.float32),
+                    self._signature.features_input: np.ascontiguousarray(inputs.features[start:stop], np.float32),
+                }
                 output = self._session.run([self._signature.output], feeds)[0]
             except Exception as error:  # ONNX Runtime's exceptions have no other common base
                 raise DeepStageError("error", f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
@@ -103,9 +133,13 @@ class OnnxDeepStage:
             raise ModelServerError(f"the deep model in this process does not answer: {error}") from error
 
     def close(self) -> None:
-        """See the protocol."""
-        self._loop.close()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """See the protocol. Waits for the call that runs."""
+        if self._closed or os.getpid() != self._owner_pid:
+            return
+        self._closed = True
+        self._calls.put(None)
+        self._thread.join()
+        self._deadlines.close()
 
 
 def _open_session(path: Path, threads: int, device: Device) -> Any:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from ssl import SSLContext, create_default_context
 from typing import Any, Final
 
 import numpy as np
 
-from cascade.columns import Float64
+from cascade.columns import Array, Float64
 from cascade.errors import DeepStageError, ModelServerError
 from cascade.protocols import DeepInputs
 from stages.deep.answers import checked_scores, probe_inputs
+from stages.deep.grpc_channel import GrpcChannel
+from stages.deep.grpc_connection import GrpcCall, GrpcError
 from stages.deep.replicas import Address
 from stages.deep.signature import BATCH_ROWS_MAX, DIGEST_PARAMETER, DeepSignature
 
-_MESSAGE_BYTES_MAX: Final = 64 * 1024 * 1024
-# gRPC's default is two minutes, for which a restarted Triton would stay unused. A new one must have its share of the
-# calls within a second of being ready.
-_RECONNECT_MS_FIRST: Final = 100
-_RECONNECT_MS_MAX: Final = 250
-# Time limit for connecting, which gRPC names the minimum backoff (issue 33423 of grpc/grpc). A refused connection fails
-# at once.
-_CONNECT_MS_MAX: Final = 2_000
+_SERVICE: Final = "/inference.GRPCInferenceService/"
 # Time limit for each request of a check. It is long because its end cancels the request, which this client avoids
 # (decision 3).
 _CHECK_S_MAX: Final = 30.0
@@ -37,47 +34,38 @@ _QUEUE_TIMEOUT_TEXTS: Final = ("timeout expired",)
 class GrpcOptions:
     """TLS and keep-alive of the connections to Triton.
 
-    - `ssl`, `root_certificates`: whether to use TLS, and the authority that signed the server's certificate (PEM).
+    - `ssl`, `root_certificates`: whether to use TLS, and the authority that signed the server's certificate (PEM);
+      None: those that the system trusts.
     - `private_key`, `certificate_chain`: the client's own certificate (PEM), for mutual TLS.
-    - `keepalive_s`: seconds between pings on an idle connection.
-    - `keepalive_timeout_s`: seconds without an answer to a ping after which the connection counts as dead.
+    - `keepalive_s`: seconds of silence after which the kernel asks whether the other machine is there.
+    - `keepalive_timeout_s`: seconds without an acknowledgement of it after which the connection is closed.
     """
 
     ssl: bool = False
     root_certificates: Path | None = None
     private_key: Path | None = None
     certificate_chain: Path | None = None
-    # Servers refuse clients that ping an idle connection more often than every five minutes.
     keepalive_s: float = 300.0
     keepalive_timeout_s: float = 10.0
 
-    def credentials(self) -> Any:
-        """gRPC's credentials; None without TLS. Raises OSError if a file cannot be read."""
+    def tls(self) -> SSLContext | None:
+        """The settings of TLS; None without TLS. Raises ModelServerError if a file cannot be read or used."""
         if not self.ssl:
             return None
-        import grpc
-
-        files = (self.root_certificates, self.private_key, self.certificate_chain)
-        return grpc.ssl_channel_credentials(*(None if file is None else file.read_bytes() for file in files))
-
-    def channel_arguments(self, address: Address) -> list[tuple[str, int | str]]:
-        """The options under gRPC's names, for a connection to `address`."""
-        arguments: list[tuple[str, int | str]] = [
-            ("grpc.max_send_message_length", _MESSAGE_BYTES_MAX),
-            ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
-            ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
-            ("grpc.keepalive_timeout_ms", int(self.keepalive_timeout_s * 1000)),
-            ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS_FIRST),
-            ("grpc.min_reconnect_backoff_ms", _CONNECT_MS_MAX),
-            ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS_MAX),
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
-        if address.host != address.ip:
-            # the certificate and the requests name the configured host, not the address that it resolves to
-            arguments.append(("grpc.default_authority", f"{address.host}:{address.port}"))
-            if self.ssl:
-                arguments.append(("grpc.ssl_target_name_override", address.host))
-        return arguments
+        file = self.root_certificates
+        try:
+            context = create_default_context(cafile=file)
+            if self.certificate_chain is not None:
+                file = self.certificate_chain
+                # without a password for an encrypted key, OpenSSL would ask for it on the terminal
+                context.load_cert_chain(file, self.private_key, password="")
+        except OSError as error:
+            files = (
+                file if self.private_key is None or file is self.root_certificates else f"{file}, {self.private_key}"
+            )
+            raise ModelServerError(f"{files}: {error.strerror or error}; check the TLS files of [deep]") from error
+        context.set_alpn_protocols(["h2"])
+        return context
 
 
 class ReplicaUnavailableError(DeepStageError):
@@ -90,7 +78,7 @@ class TritonConnection:
     - `address`: of Triton's gRPC.
     - `model`, `signature`: its name on the server, and its tensors.
     - `digest`: the SHA-256 of the bundle's ONNX file; None: not compared.
-    - `options`, `credentials`: `credentials` are those of `options`, so that each connection has the same.
+    - `options`, `tls`: `tls` are the settings that `options` describe, so that each connection has the same.
     - `channels`: the number of TCP connections; a request names the one that it takes.
     """
 
@@ -101,65 +89,97 @@ class TritonConnection:
         signature: DeepSignature,
         digest: str | None,
         options: GrpcOptions,
-        credentials: Any,
+        tls: SSLContext | None,
         channels: int = 1,
     ) -> None:
-        from tritonclient.grpc.aio import InferenceServerClient
+        from tritonclient.grpc import service_pb2
 
+        self._messages = service_pb2
         self._target, self._model, self._signature, self._digest = address.target, model, signature, digest
-        arguments = options.channel_arguments(address)
-        # the channels share no pool of connections: see `channel_arguments`
         self._channels = [
-            InferenceServerClient(self._target, creds=credentials, channel_args=arguments) for _ in range(channels)
+            GrpcChannel(address, tls, options.keepalive_s, options.keepalive_timeout_s) for _ in range(channels)
         ]
 
-    async def infer(self, inputs: DeepInputs, remaining_s: float, cancel_s: float, channel: int = 0) -> Float64:
-        """Scores of one request of at most 256 rows; raises DeepStageError.
+    def start(
+        self,
+        inputs: DeepInputs,
+        queue_s: float,
+        ended: Callable[[Float64 | DeepStageError], None],
+        channel: int = 0,
+    ) -> GrpcCall:
+        """Send a request of at most 256 rows.
 
-        - `remaining_s`: the request may wait for so long in the server's queue.
-        - `cancel_s`: it is cancelled after so long.
+        - `queue_s`: it may wait for so long in the server's queue.
+        - `ended`: gets its scores or its error, once; not before this method returns, and not after `cancel`.
         """
-        from tritonclient.grpc import InferRequestedOutput
 
+        def answered(answer: bytes | GrpcError) -> None:
+            ended(self._stage_error(answer) if isinstance(answer, GrpcError) else self._scores(answer, len(inputs)))
+
+        return self._channels[channel].call(f"{_SERVICE}ModelInfer", self._request(inputs, queue_s), answered)
+
+    def cancel(self, call: GrpcCall, channel: int = 0) -> None:
+        """Cancel a request; no effect on one that has ended."""
+        self._channels[channel].cancel(call)
+
+    async def infer(self, inputs: DeepInputs, queue_s: float, limit_s: float, channel: int = 0) -> Float64:
+        """Scores of one request as that of `start`, which is cancelled after `limit_s`. Raises DeepStageError."""
         try:
-            answer = await self._channels[channel].infer(
-                self._model,
-                [
-                    _tensor(self._signature.sequence_input, inputs.sequence),
-                    _tensor(self._signature.features_input, inputs.features),
-                ],
-                outputs=[InferRequestedOutput(self._signature.output)],
-                # for the server's queue, in microseconds: it refuses requests for which nobody waits any more
-                timeout=max(int(remaining_s * 1e6), 1),
-                client_timeout=cancel_s,
-            )
-            # raises ValueError where the content has not the length of the shape
-            return checked_scores(answer.as_numpy(self._signature.output), len(inputs))
-        except DeepStageError:
-            raise
-        except Exception as error:
+            request = self._request(inputs, queue_s)
+            answer = await self._channels[channel].ask(f"{_SERVICE}ModelInfer", request, limit_s)
+        except GrpcError as error:
             raise self._stage_error(error) from error
+        scores = self._scores(answer, len(inputs))
+        if isinstance(scores, DeepStageError):
+            raise scores
+        return scores
 
-    def _stage_error(self, error: Exception) -> DeepStageError:
-        status, text = _status_and_text(error)
-        lowered = text.lower()
-        message = f"Triton at {self._target}: {status}: {text}"
-        if status == "DEADLINE_EXCEEDED" or any(part in lowered for part in _QUEUE_TIMEOUT_TEXTS):
+    def _request(self, inputs: DeepInputs, queue_s: float) -> bytes:
+        request = self._messages.ModelInferRequest(model_name=self._model)
+        # for the server's queue, in microseconds: it refuses requests for which nobody waits any more
+        request.parameters["timeout"].int64_param = max(int(queue_s * 1e6), 1)
+        named = ((self._signature.sequence_input, inputs.sequence), (self._signature.features_input, inputs.features))
+        for name, values in named:
+            request.inputs.add(name=name, datatype="FP32", shape=values.shape)
+            request.raw_input_contents.append(np.ascontiguousarray(values, np.float32).tobytes())
+        request.outputs.add(name=self._signature.output)
+        encoded: bytes = request.SerializeToString()
+        return encoded
+
+    def _scores(self, answer: bytes, rows: int) -> Float64 | DeepStageError:
+        """The scores of an answer; a DeepStageError if it has others than the model's."""
+        try:
+            return checked_scores(self._output(self._messages.ModelInferResponse.FromString(answer)), rows)
+        except DeepStageError as error:
+            return error
+        except Exception as error:  # protobuf's and numpy's: what the server sent cannot be read
+            return DeepStageError("error", f"Triton at {self._target}: {type(error).__name__}: {error}")
+
+    def _output(self, answer: Any) -> Array | None:
+        for place, tensor in enumerate(answer.outputs):
+            if tensor.name == self._signature.output:
+                # raises ValueError where the content has not the length of the shape
+                return np.frombuffer(answer.raw_output_contents[place], np.float32).reshape(tuple(tensor.shape))
+        return None
+
+    def _stage_error(self, error: GrpcError) -> DeepStageError:
+        lowered = error.text.lower()
+        message = f"Triton at {self._target}: {error}"
+        if error.status == "DEADLINE_EXCEEDED" or any(part in lowered for part in _QUEUE_TIMEOUT_TEXTS):
             return DeepStageError("deadline", message)
-        full = status == "RESOURCE_EXHAUSTED" or any(part in lowered for part in _QUEUE_FULL_TEXTS)
+        full = error.status == "RESOURCE_EXHAUSTED" or any(part in lowered for part in _QUEUE_FULL_TEXTS)
         cause = "queue-full" if full else "error"
-        return ReplicaUnavailableError(cause, message) if status == "UNAVAILABLE" else DeepStageError(cause, message)
+        if error.status == "UNAVAILABLE":
+            return ReplicaUnavailableError(cause, message)
+        return DeepStageError(cause, message)
 
     async def check_ready(self) -> None:
         """Returns if the server serves the model; else raises DeepStageError with the reason as text.
 
         May take half a minute: the caller decides earlier what that means.
         """
-        try:
-            ready = await self._channels[0].is_model_ready(self._model, client_timeout=_CHECK_S_MAX)
-        except Exception as error:
-            raise DeepStageError("error", ": ".join(_status_and_text(error))) from error
-        if not ready:
+        answer = await self._ask("ModelReady", self._messages.ModelReadyRequest(name=self._model))
+        if not self._messages.ModelReadyResponse.FromString(answer).ready:
             raise DeepStageError("error", "the model is not ready")
 
     async def check_model(self) -> None:
@@ -177,11 +197,11 @@ class TritonConnection:
 
     async def _check_configuration(self) -> None:
         """Compare the served model's tensors, batch size and SHA-256 (if it states one) with the bundle's."""
-        try:
-            metadata = await self._channels[0].get_model_metadata(self._model, client_timeout=_CHECK_S_MAX)
-            answer = await self._channels[0].get_model_config(self._model, client_timeout=_CHECK_S_MAX)
-        except Exception as error:
-            raise DeepStageError("error", ": ".join(_status_and_text(error))) from error
+        messages = self._messages
+        answer = await self._ask("ModelMetadata", messages.ModelMetadataRequest(name=self._model))
+        metadata = messages.ModelMetadataResponse.FromString(answer)
+        answer = await self._ask("ModelConfig", messages.ModelConfigRequest(name=self._model))
+        config = messages.ModelConfigResponse.FromString(answer).config
         tensors = (*metadata.inputs, *metadata.outputs)
         actual = {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in tensors}
         shapes = self._signature.input_shapes | self._signature.output_shapes
@@ -193,39 +213,29 @@ class TritonConnection:
                     f" {_shown(actual.get(name))}, in the bundle {_shown(expected.get(name))}; serve the bundle's"
                     " model, or set bundle.path to the bundle of the served model"
                 )
-        if answer.config.max_batch_size < BATCH_ROWS_MAX:
+        if config.max_batch_size < BATCH_ROWS_MAX:
             raise ModelServerError(
-                f"Triton at {self._target} serves {self._model} with max_batch_size {answer.config.max_batch_size}; "
+                f"Triton at {self._target} serves {self._model} with max_batch_size {config.max_batch_size}; "
                 f"set it to {BATCH_ROWS_MAX}"
             )
-        served = answer.config.parameters[DIGEST_PARAMETER].string_value
+        served = config.parameters[DIGEST_PARAMETER].string_value
         if self._digest and served not in ("", self._digest):
             # no wrong setting, as other tensors are: during an update it may serve this bundle's later
             raise DeepStageError(
                 "error", f"Triton at {self._target} serves another bundle's {self._model} (SHA-256 {served[:12]}…)"
             )
 
+    async def _ask(self, method: str, request: Any) -> bytes:
+        """The answer to a request of a check; raises DeepStageError."""
+        try:
+            return await self._channels[0].ask(_SERVICE + method, request.SerializeToString(), _CHECK_S_MAX)
+        except GrpcError as error:
+            raise DeepStageError("error", str(error)) from error
+
     async def close(self) -> None:
         """Closes the connection; cancels requests without an answer."""
         for channel in self._channels:
             await channel.close()
-
-
-def _tensor(name: str, values: Any) -> Any:
-    from tritonclient.grpc import InferInput
-
-    tensor = InferInput(name, list(values.shape), "FP32")
-    tensor.set_data_from_numpy(np.ascontiguousarray(values, np.float32))
-    return tensor
-
-
-def _status_and_text(error: Exception) -> tuple[str, str]:
-    """Name of the gRPC status, such as `UNAVAILABLE`, and the message as one line."""
-    from tritonclient.utils import InferenceServerException
-
-    if not isinstance(error, InferenceServerException):
-        return type(error).__name__, " ".join(str(error).split())
-    return str(error.status() or "error").removeprefix("StatusCode."), " ".join(str(error.message()).split())
 
 
 def _shown(tensor: tuple[str, list[int]] | None) -> str:

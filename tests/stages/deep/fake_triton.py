@@ -20,17 +20,20 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     `ready`, `fault` (gRPC status and text of each inference), `goes_on` (while it is cleared, inferences wait), `cut`
     (answers end before their last byte) and `signature` may be set at any time. `rows`: of each inference that it was
-    asked for.
+    asked for. `options`: of gRPC's server.
     """
 
-    def __init__(self, signature: DeepSignature, score: float = 0.0, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, signature: DeepSignature, score: float = 0.0, host: str = "127.0.0.1", port: int = 0, **options: int
+    ) -> None:
         self.signature, self.score = signature, score
         self.ready, self.cut = True, False
         self.fault: tuple[grpc.StatusCode, str] | None = None
         self.goes_on = threading.Event()
         self.goes_on.set()
         self.rows: list[int] = []
-        self._server = grpc.server(futures.ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+        named = [("grpc.so_reuseport", 0), *((f"grpc.{name}", value) for name, value in options.items())]
+        self._server = grpc.server(futures.ThreadPoolExecutor(16), options=named)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"{host}:{port}")
         self.url = f"{host}:{self.port}"

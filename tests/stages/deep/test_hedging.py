@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from cascade.columns import Float64
-from cascade.errors import DeepStageError
-from stages.deep import triton as module
+from stages.deep import batch_call as module
 from stages.deep.local_triton import LocalTriton
-from stages.deep.triton import TritonDeepStage, _first_answer
+from stages.deep.triton import TritonDeepStage
 from tests.conftest import TinyDeepModel
 from tests.proxy import Proxy
 from tests.stages.deep.conftest import StageMaker, failure
@@ -31,7 +28,7 @@ def proxy(triton: LocalTriton) -> Iterator[Proxy]:
 def calls_under_way(stage: TritonDeepStage) -> int:
     """Number of calls that run on after the abandoned ones had time to end."""
     give_up_s = time.monotonic() + 20
-    while (calls := len(stage._abandoned)) and time.monotonic() < give_up_s:
+    while (calls := len(stage._requests.abandoned)) and time.monotonic() < give_up_s:
         time.sleep(0.05)
     return calls
 
@@ -44,7 +41,7 @@ def test_a_clogged_connection_is_passed_by(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # the abandoned calls get no answer
-    monkeypatch.setattr(module, "_ABANDONED_S_MAX", 1.0)
+    monkeypatch.setattr(module, "ABANDONED_S_MAX", 1.0)
     stage = new_stage(f"127.0.0.1:{proxy.port}", hedge_ms=HEDGE_MS)
     inputs = tiny_deep_model.inputs(3)
     expected = stage.submit(inputs, 5).result()
@@ -93,35 +90,3 @@ def test_a_frozen_server_ends_both_calls_at_the_deadline(
     assert 1.99 < passed_s < 20.0
     assert calls_under_way(stage) == 0
     assert len(stage.submit(tiny_deep_model.inputs(3), 10).result()) == 3
-
-
-@pytest.mark.parametrize(
-    ("calls", "outcome"),
-    [
-        ([(0, 1.0), (20, 2.0)], 1.0),
-        ([(20, 1.0), (0, 2.0)], 2.0),
-        ([(0, None), (20, 2.0)], 2.0),
-        ([(20, 1.0), (0, None)], 1.0),
-        ([(0, None), (0, 2.0)], 2.0),
-        ([(0, None), (10, None)], None),
-        ([(0, None)], None),
-    ],
-)
-def test_the_first_answer_counts_and_a_failure_only_where_there_is_none(
-    calls: list[tuple[int, float | None]], outcome: float | None
-) -> None:
-    async def call(turns: int, score: float | None) -> Float64:
-        for _ in range(turns):  # of the loop: their order does not depend on the machine's speed
-            await asyncio.sleep(0)
-        if score is None:
-            raise DeepStageError("queue-full", "full")
-        return np.array([score])
-
-    async def first() -> Float64:
-        return await _first_answer([asyncio.create_task(call(turns, score)) for turns, score in calls])
-
-    if outcome is None:
-        with pytest.raises(DeepStageError, match="full"):
-            asyncio.run(first())
-    else:
-        assert asyncio.run(first()).tolist() == [outcome]

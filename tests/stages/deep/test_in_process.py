@@ -16,6 +16,7 @@ from cascade.errors import BundleError, SettingError
 from stages.deep.in_process import OnnxDeepStage
 from tests.conftest import TinyDeepModel
 from tests.stages.deep.conftest import failure
+from tests.timing import wait_until
 
 
 @pytest.fixture
@@ -39,9 +40,10 @@ class BlockedSession:
 
     def __init__(self, session: Any) -> None:
         self._session = session
-        self.released = threading.Event()
+        self.waits, self.released = threading.Event(), threading.Event()
 
     def run(self, *arguments: Any) -> Any:
+        self.waits.set()
         assert self.released.wait(60)
         return self._session.run(*arguments)
 
@@ -59,6 +61,30 @@ def test_calls_fail_at_their_deadline_while_one_still_runs(
     assert failure(running).cause == failure(waiting).cause == "deadline"
     session.released.set()
     assert len(stage.submit(tiny_deep_model.inputs(1), 20).result()) == 1
+    # of the two, the one that ran was answered too late; the other had no time left to begin
+    assert stage.late_answers == 1
+
+
+def test_after_a_fork_calls_are_refused_instead_of_waiting_for_ever(
+    stage: OnnxDeepStage, tiny_deep_model: TinyDeepModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as forked:
+        forked.setattr("stages.deep.in_process.os.getpid", lambda: -1)
+        assert "fork" in str(failure(stage.submit(tiny_deep_model.inputs(1), 1)))
+
+
+def test_calls_that_wait_at_the_end_fail_and_the_one_that_runs_is_answered(tiny_deep_model: TinyDeepModel) -> None:
+    stage = OnnxDeepStage(tiny_deep_model.path, tiny_deep_model.signature)
+    session = blocked(stage)
+    running, waiting = (stage.submit(tiny_deep_model.inputs(1), 60) for _ in range(2))
+    wait_until(session.waits.is_set)
+    ending = threading.Thread(target=stage.close)
+    ending.start()
+    wait_until(lambda: stage._closed)
+    session.released.set()
+    ending.join()
+    assert len(running.result(0)) == 1
+    assert failure(waiting).cause == "error"
 
 
 def test_a_full_queue_refuses_and_frees_its_places_again(tiny_deep_model: TinyDeepModel) -> None:

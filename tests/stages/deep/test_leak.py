@@ -14,9 +14,10 @@ import psutil
 import pytest
 
 from cascade.errors import DeepStageError
-from stages.deep import triton as module
+from stages.deep import batch_call as module
+from stages.deep.batch_call import ABANDONED_MAX
 from stages.deep.local_triton import LocalTriton
-from stages.deep.triton import _ABANDONED_MAX, TritonDeepStage
+from stages.deep.triton import TritonDeepStage
 from tests.conftest import TinyDeepModel
 
 pytestmark = [pytest.mark.triton]
@@ -49,7 +50,7 @@ def growth(call: Callable[[], object]) -> float:
 def test_calls_that_are_answered_leave_nothing_behind(stage: TritonDeepStage, tiny_deep_model: TinyDeepModel) -> None:
     inputs = tiny_deep_model.inputs(4)
     assert growth(lambda: stage.submit(inputs, 10).result()) < GROWTH_SHARE_MAX
-    assert len(stage._abandoned) == 0
+    assert len(stage._requests.abandoned) == 0
 
 
 @pytest.mark.long
@@ -83,26 +84,26 @@ def test_calls_that_a_frozen_server_leaves_are_bounded_in_number_and_time(
 ) -> None:
     # longer than the machine may stand still between the end of a call's time and the look at what is left
     left_s = 10.0
-    monkeypatch.setattr(module, "_ABANDONED_S_MAX", left_s)
+    monkeypatch.setattr(module, "ABANDONED_S_MAX", left_s)
     inputs = tiny_deep_model.inputs(1)
     left: list[int] = []
     triton.freeze()
     try:
-        futures = [stage.submit(inputs, 5.0) for _ in range(_ABANDONED_MAX + 100)]
+        futures = [stage.submit(inputs, 5.0) for _ in range(ABANDONED_MAX + 100)]
         for future in futures:
-            future.add_done_callback(lambda _: left.append(len(stage._abandoned)))
+            future.add_done_callback(lambda _: left.append(len(stage._requests.abandoned)))
         errors = [future.exception(60) for future in futures]
         give_up_s = time.monotonic() + left_s + 20
-        while stage._abandoned and time.monotonic() < give_up_s:
+        while stage._requests.abandoned and time.monotonic() < give_up_s:
             time.sleep(0.05)
-        left_later = len(stage._abandoned)
+        left_later = len(stage._requests.abandoned)
     finally:
         # it has cancelled calls: a Triton of 2.51 that thaws then may crash (decision 3)
         triton.kill()
         triton.start()
     assert {error.cause for error in errors if isinstance(error, DeepStageError)} == {"deadline"}
-    assert len(errors) == _ABANDONED_MAX + 100
-    assert max(left) == _ABANDONED_MAX
+    assert len(errors) == ABANDONED_MAX + 100
+    assert max(left) == ABANDONED_MAX
     assert left_later == 0
     stage.wait_ready(20)
     assert len(stage.submit(inputs, 10).result()) == 1

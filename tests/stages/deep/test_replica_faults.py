@@ -20,7 +20,7 @@ import pytest
 from cascade.columns import Float64
 from cascade.errors import DeepStageError, ModelServerError
 from cascade.protocols import ReplicaState
-from stages.deep import triton as module
+from stages.deep import batch_call as module
 from stages.deep.replica_watch import ReplicaWatch
 from stages.deep.replicas import Address, Replicas
 from stages.deep.triton import TritonDeepStage
@@ -119,7 +119,7 @@ def test_another_error_is_not_tried_again_and_three_in_a_row_end_the_use_of_a_re
 def test_a_replica_that_takes_calls_and_answers_none_does_not_stop_the_others(
     pair: list[FakeTriton], new_stage: StageMaker, tiny_deep_model: TinyDeepModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_ABANDONED_S_MAX", 3.0)
+    monkeypatch.setattr(module, "ABANDONED_S_MAX", 3.0)
     stage = new_stage(url_of(pair))
     pair[0].goes_on.clear()
     both = [stage.submit(tiny_deep_model.inputs(2), 2.0) for _ in pair]
@@ -134,7 +134,7 @@ def test_a_replica_that_takes_calls_and_answers_none_does_not_stop_the_others(
 def test_the_second_call_of_hedging_goes_to_the_other_replica(
     pair: list[FakeTriton], new_stage: StageMaker, tiny_deep_model: TinyDeepModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_ABANDONED_S_MAX", 3.0)
+    monkeypatch.setattr(module, "ABANDONED_S_MAX", 3.0)
     # far above the time of a call, so that a busy machine makes no further one late
     stage = new_stage(url_of(pair), hedge_ms=1_000.0)
     pair[0].goes_on.clear()

@@ -1,0 +1,139 @@
+"""Calls to an address: who connects, and what happens where there is no server, or one that ends connections."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from tritonclient.grpc import service_pb2
+
+from cascade.local_parts import free_ports
+from stages.deep import grpc_channel as module
+from stages.deep.grpc_channel import GrpcChannel
+from stages.deep.grpc_connection import GrpcError
+from stages.deep.replicas import Address
+from tests.conftest import TinyDeepModel
+from tests.stages.deep.fake_triton import FakeTriton
+from tests.timing import wait_until
+
+READY = "/inference.GRPCInferenceService/ModelReady"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+@asynccontextmanager
+async def channel_to(port: int) -> AsyncIterator[GrpcChannel]:
+    channel = GrpcChannel(Address("127.0.0.1", port, "127.0.0.1"), None, 300.0, 10.0)
+    yield channel
+    await channel.close()
+
+
+async def ready(channel: GrpcChannel) -> bool:
+    request = service_pb2.ModelReadyRequest(name="fraud_deep")
+    answer = await channel.ask(READY, request.SerializeToString(), 20)
+    return bool(service_pb2.ModelReadyResponse.FromString(answer).ready)
+
+
+async def infer(channel: GrpcChannel, model: TinyDeepModel) -> int:
+    """The length of an answer for two rows."""
+    request = service_pb2.ModelInferRequest(model_name="fraud_deep")
+    request.inputs.add(name="features", datatype="FP32", shape=[2, model.signature.features])
+    return len(await channel.ask(INFER, request.SerializeToString(), 20))
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(60):
+            await test()
+
+    asyncio.run(limited())
+
+
+def test_without_a_server_a_call_fails_at_once_and_with_one_the_next_is_answered(
+    tiny_deep_model: TinyDeepModel,
+) -> None:
+    (port,) = free_ports(1)
+
+    async def test() -> None:
+        async with channel_to(port) as channel:
+            for _ in range(3):
+                with pytest.raises(GrpcError, match=r"^UNAVAILABLE: Connection refused$"):
+                    await ready(channel)
+            with FakeTriton(tiny_deep_model.signature, port=port):
+                assert await ready(channel)
+            with pytest.raises(GrpcError, match=r"^UNAVAILABLE"):
+                await ready(channel)
+            with FakeTriton(tiny_deep_model.signature, port=port):
+                assert await ready(channel)
+
+    run(test)
+
+
+def test_a_server_that_takes_the_connection_and_says_nothing_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONNECT_S_MAX", 0.2)
+
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            async with channel_to(silent.getsockname()[1]) as channel:
+                started_s = time.monotonic()
+                both = await asyncio.gather(ready(channel), ready(channel), return_exceptions=True)
+                assert [str(error) for error in both] == ["UNAVAILABLE: no connection within 0.2 s"] * 2
+                assert time.monotonic() - started_s >= 0.2
+
+    run(test)
+
+
+def test_a_server_that_ends_each_connection_after_a_while_loses_no_call(tiny_deep_model: TinyDeepModel) -> None:
+    age = {"max_connection_age_ms": 100, "max_connection_age_grace_ms": 5_000}
+
+    async def test() -> None:
+        connections = set()
+        with FakeTriton(tiny_deep_model.signature, **age) as server:
+            async with channel_to(server.port) as channel:
+                until_s = time.monotonic() + 1.5
+                while time.monotonic() < until_s:
+                    await asyncio.gather(*(infer(channel, tiny_deep_model) for _ in range(4)))
+                    connections |= channel._connections
+                assert len(connections) >= 3
+                assert len(channel._connections) <= 2
+
+    run(test)
+
+
+def test_more_calls_than_the_server_takes_at_a_time_wait_and_are_all_answered(tiny_deep_model: TinyDeepModel) -> None:
+    async def test() -> None:
+        with FakeTriton(tiny_deep_model.signature, max_concurrent_streams=2) as server:
+            async with channel_to(server.port) as channel:
+                server.goes_on.clear()
+                calls = [asyncio.create_task(infer(channel, tiny_deep_model)) for _ in range(6)]
+                await asyncio.to_thread(wait_until, lambda: len(server.rows) == 2, "two calls are there", 20)
+                await asyncio.sleep(0.1)
+                assert len(server.rows) == 2
+                calls[5].cancel()  # while it waits
+                server.goes_on.set()
+                answers = await asyncio.gather(*calls, return_exceptions=True)
+                assert len({answer for answer in answers[:5] if isinstance(answer, int)}) == 1
+                assert isinstance(answers[5], asyncio.CancelledError)
+                assert len(server.rows) == 5
+
+    run(test)
+
+
+def test_the_end_of_a_channel_fails_its_calls_and_later_ones(tiny_deep_model: TinyDeepModel) -> None:
+    async def test() -> None:
+        with FakeTriton(tiny_deep_model.signature) as server:
+            channel = GrpcChannel(Address("127.0.0.1", server.port, "127.0.0.1"), None, 300.0, 10.0)
+            assert await ready(channel)
+            server.goes_on.clear()
+            waiting = asyncio.create_task(infer(channel, tiny_deep_model))
+            await asyncio.to_thread(wait_until, lambda: len(server.rows) == 1, "the call is there", 20)
+            await channel.close()
+            for call in (waiting, infer(channel, tiny_deep_model)):
+                with pytest.raises(GrpcError, match="the connection was closed"):
+                    await call
+            assert not channel._connections
+
+    run(test)
