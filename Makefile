@@ -115,7 +115,7 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/uv
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
-	$(UV) --editable '.[local,train,dev,docs,fast,otel,plan,report]'
+	$(UV) --editable '.[local,train,dev,docs,otel,plan,report]'
 	@touch $@
 
 constraints: | $(BIN)/uv

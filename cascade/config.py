@@ -21,7 +21,7 @@ from cascade.errors import SettingError
 from cascade.setting_files import parse_settings, read_setting_file
 
 CodecName = Literal["json", "msgpack", "binary", "avro"]
-ClientName = Literal["kafka-python", "librdkafka"]
+ClientName = Literal["librdkafka", "kafka-python"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
 
@@ -143,6 +143,7 @@ class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[kafka]`: brokers, client library, consumer group, codec and topics.
 
     - `bootstrap`: addresses of brokers, `host:port`, separated by commas.
+    - `client`: the client library. `kafka-python` does less and is slower: docs/scaling.md compares them.
     - `instance`: makes the worker a static member of the group. The name is unique in the group and the same at each
       start (for example the name of a pod). A restarted worker returns to its partitions without a rebalance, and the
       broker fences what is left of the previous run. Empty: the worker is a dynamic member.
@@ -154,7 +155,7 @@ class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     bootstrap: Text = "127.0.0.1:9092"
-    client: ClientName = "kafka-python"
+    client: ClientName = "librdkafka"
     group: Text = "cascade"
     instance: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9._-]{0,200}$")] = ""
     instance_env: OptionalText = ""
@@ -509,6 +510,7 @@ def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Conf
             config = msgspec.structs.replace(config, kafka=msgspec.structs.replace(config.kafka, bootstrap=bootstrap))
         config = msgspec.structs.replace(config, kafka=_with_instance(config.kafka, environment))
         _check_kafka(config.kafka, environment)
+        _check_delivery(config)
         _check_deep(config.deep)
         config.privacy.key(environment)
         _check_otel(config.otel, environment)
@@ -569,6 +571,13 @@ def _check_kafka(kafka: KafkaSettings, environment: Mapping[str, str]) -> None:
             raise _error(f"kafka.topics.{key}", name, "names a topic twice", "give each topic a name of its own")
     _check_security(kafka.security, environment)
     _check_schema_registry(kafka, environment)
+
+
+def _check_delivery(config: Config) -> None:
+    if config.delivery == "exactly-once" and config.kafka.client == "kafka-python":
+        problem = "has no exactly-once delivery"
+        remedy = 'set it to "librdkafka", or delivery to "at-least-once"'
+        raise _error("kafka.client", config.kafka.client, problem, remedy)
 
 
 def _check_security(security: SecuritySettings, environment: Mapping[str, str]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import overload
 
 from cascade.config import KafkaSettings
@@ -45,14 +43,13 @@ __all__ = [
 
 def make_consumer(kafka: KafkaSettings, group: str | None) -> ConsumerClient:
     """Makes a consumer of `group`, or outside any group; raises BrokerError if no broker answers."""
-    if kafka.client == "librdkafka":
-        with _installed():
-            from streaming.kafka.rdkafka_consumer import RdkafkaConsumer
+    if kafka.client == "kafka-python":
+        from streaming.kafka.kafka_consumer import KafkaPythonConsumer
 
-        return RdkafkaConsumer(kafka, group)
-    from streaming.kafka.kafka_consumer import KafkaPythonConsumer
+        return KafkaPythonConsumer(kafka, group)
+    from streaming.kafka.rdkafka_consumer import RdkafkaConsumer
 
-    return KafkaPythonConsumer(kafka, group)
+    return RdkafkaConsumer(kafka, group)
 
 
 @overload
@@ -69,34 +66,20 @@ def make_producer(
     """Makes a producer, a transactional one if it has an id; raises BrokerError if no broker answers.
 
     An earlier producer with the same transactional id is then fenced, and its transaction completed or aborted. A
-    record of a producer without an id that is not acknowledged within `delivery_timeout_s` fails.
+    record of a producer without an id that is not acknowledged within `delivery_timeout_s` fails. Raises SettingError
+    for a transactional producer on kafka-python.
     """
-    if kafka.client == "librdkafka":
-        with _installed():
-            from streaming.kafka.rdkafka_producer import RdkafkaProducer
-            from streaming.kafka.rdkafka_transactions import RdkafkaTransactionalProducer
-
-        if transactional_id is None:
-            return RdkafkaProducer(kafka, delivery_timeout_s=delivery_timeout_s)
-        return RdkafkaTransactionalProducer(kafka, transactional_id)
-    if transactional_id is None:
+    if kafka.client == "kafka-python":
         from streaming.kafka.kafka_producer import KafkaPythonProducer
 
+        if transactional_id is not None:
+            raise SettingError(
+                "configuration", "kafka.client", kafka.client, "has no exactly-once delivery", 'set it to "librdkafka"'
+            )
         return KafkaPythonProducer(kafka, delivery_timeout_s=delivery_timeout_s)
-    from streaming.kafka.kafka_transactions import KafkaPythonTransactionalProducer
+    from streaming.kafka.rdkafka_producer import RdkafkaProducer
+    from streaming.kafka.rdkafka_transactions import RdkafkaTransactionalProducer
 
-    return KafkaPythonTransactionalProducer(kafka, transactional_id)
-
-
-@contextlib.contextmanager
-def _installed() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise SettingError(
-            "configuration",
-            "kafka.client",
-            "librdkafka",
-            f"is not installed ({error})",
-            "pip install 'cascade-fraud[fast]', or set it to kafka-python",
-        ) from error
+    if transactional_id is None:
+        return RdkafkaProducer(kafka, delivery_timeout_s=delivery_timeout_s)
+    return RdkafkaTransactionalProducer(kafka, transactional_id)

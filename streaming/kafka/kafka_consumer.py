@@ -1,53 +1,57 @@
-"""The consumer on kafka-python 3."""
+"""The consumer on kafka-python 3, by its public methods alone."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from kafka import AsyncConsumerRebalanceListener, KafkaConsumer, TopicPartition
-from kafka.errors import CorruptRecordError, KafkaTimeoutError, RebalanceInProgressError
+from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from kafka.errors import CorruptRecordError, KafkaError, KafkaTimeoutError
 from kafka.future import Future as VendorFuture
-from kafka.protocol.consumer import IsolationLevel
 from kafka.structs import MemberState, OffsetAndMetadata
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.kafka import limits
-from streaming.kafka.cooperative_rebalance import (
-    OwnedPartitionsAssignor,
-    fix_cooperative_rebalance,
-    leave_during_join,
-)
-from streaming.kafka.fetcher import CorrectedFetcher
 from streaming.kafka.kafka_errors import translated
 from streaming.kafka.protocol import FetchedBatch, GroupMember, Offsets, Partition, PartitionsCallback
 from streaming.kafka.settings import connection_settings
-from streaming.kafka.static_members import end_unfinished_membership
 
-# Between the end of a join and the leader's SyncGroup the broker refuses commits: for milliseconds, usually.
-REBALANCING_COMMIT_S = 2.0
 # How long a poll may take to notice `wake`.
 WAKE_S = 0.02
-REBALANCING_PAUSE_S = 0.02
+# kafka-python forgets a join that ends between two of its polls, and begins another. During a join `poll` therefore
+# lasts JOIN_S, in few and long polls of kafka-python.
+JOIN_S, JOIN_POLL_S = 1.0, 0.25
+# A join that the growth of a topic began, and that ends between two polls, is neither completed nor begun again. So a
+# join that lasts longer than the session timeout and the time to revoke ends the session; the next one joins anew.
+JOIN_S_MAX = 20.0
 CLOSE_TIMEOUT_S = 10.0
+# A paused partition whose fetched records were returned in part is never fetched again after `resume`. Each vendor poll
+# therefore takes all fetched records; this size limits what waits here.
+FETCH_BYTES_MAX = 256 * 1024
+ALL_ROWS = 2**31 - 1
 
 
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # the vendor has no types
     """Runs the callbacks in a thread while the caller waits in `poll` or `close`.
 
     kafka-python 3 calls listeners on its event loop, where every blocking call of the consumer raises. The loop awaits
-    the thread, and stays free for heartbeats and for the callback's commits.
+    the thread, and stays free for heartbeats and for the callback's commits. `wake_loop` makes the loop notice the end.
     """
 
     def __init__(
-        self, loop: Any, assigned: PartitionsCallback, revoked: PartitionsCallback, lost: PartitionsCallback
+        self,
+        wake_loop: Callable[[], object],
+        assigned: PartitionsCallback,
+        revoked: PartitionsCallback,
+        lost: PartitionsCallback,
     ) -> None:
-        self._loop = loop
+        self._wake_loop = wake_loop
         self._assigned, self._revoked, self._lost = assigned, revoked, lost
         self._errors: list[BaseException] = []
 
@@ -62,8 +66,6 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # the ve
 
     async def _run(self, callback: PartitionsCallback, partitions: Iterable[TopicPartition]) -> None:
         plain = sorted(tuple(partition) for partition in partitions)
-        if not plain:
-            return
         finished = VendorFuture()
 
         def work() -> None:
@@ -73,8 +75,8 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # the ve
                 # raised from `poll`: kafka-python would wrap it and log a traceback
                 self._errors.append(error)
             finally:
-                # set on the loop: set from this thread, it would not wake the loop before its next timer, seconds later
-                self._loop.call_soon_threadsafe(lambda: finished.success(None))
+                finished.success(None)
+                self._wake_loop()
 
         threading.Thread(target=work, name="cascade-rebalance", daemon=True).start()
         await finished
@@ -90,17 +92,20 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # the ve
 class KafkaPythonConsumer:
     """ConsumerClient on kafka-python; `group` None reads outside any group.
 
+    Rebalances are eager: `on_revoked` gets all partitions, and `poll` returns no records until the group has joined.
     With `kafka.instance` it is a static member: `close` does not leave the group, and a consumer that joins with the
-    same name within the session timeout (10 s) gets its partitions; `poll` and `commit` of the earlier one then raise.
-    While `on_revoked` runs, the revoked partitions are no longer in `assignment`.
+    same name within the session timeout (10 s) gets its partitions; a commit of the earlier one then raises.
     """
 
     def __init__(self, kafka: KafkaSettings, group: str | None) -> None:
         self._servers = kafka.bootstrap
-        self._kafka, self._group = kafka, group
         self._listener: _Listener | None = None
         self._unreadable: BrokerError | None = None
         self._woken = threading.Event()
+        self._joins_since_s = 0.0
+        self._assigned: set[Partition] = set()
+        self._paused: set[Partition] = set()
+        self._waiting: dict[Partition, FetchedBatch] = {}
         with self._translated("connecting"):
             self._consumer = KafkaConsumer(
                 **connection_settings(kafka, "cascade-consumer"),
@@ -110,7 +115,8 @@ class KafkaPythonConsumer:
                 auto_offset_reset="none",
                 allow_auto_create_topics=False,
                 isolation_level="read_committed",
-                partition_assignment_strategy=(OwnedPartitionsAssignor(),),
+                # eager: its cooperative assignor can give a partition to two members (decision 14)
+                partition_assignment_strategy=(StickyPartitionAssignor,),
                 group_instance_id=kafka.instance if group is not None and kafka.instance else None,
                 session_timeout_ms=limits.SESSION_TIMEOUT_MS,
                 heartbeat_interval_ms=limits.HEARTBEAT_INTERVAL_MS,
@@ -118,11 +124,9 @@ class KafkaPythonConsumer:
                 bootstrap_timeout_ms=int(limits.BOOTSTRAP_TIMEOUT_S * 1_000),
                 fetch_min_bytes=1,
                 fetch_max_wait_ms=limits.FETCH_WAIT_MS,
-                fetch_max_bytes=limits.FETCH_BYTES_MAX,
+                fetch_max_bytes=FETCH_BYTES_MAX,
                 metrics_enabled=False,
             )
-        self._consumer._fetcher.__class__ = CorrectedFetcher
-        fix_cooperative_rebalance(self._consumer._coordinator)
 
     def subscribe(
         self,
@@ -132,52 +136,67 @@ class KafkaPythonConsumer:
         on_lost: PartitionsCallback | None = None,
     ) -> None:
         """See ConsumerClient."""
-        # loads the metadata first: a join without it assigns nothing, and a second rebalance follows
-        wanted = [partition for topic in topics for partition in self.partitions_for(topic)]
-        end_unfinished_membership(self._kafka, self._group, wanted)
+        for topic in topics:
+            self.partitions_for(topic)
 
         def assigned(partitions: list[Partition]) -> None:
-            self._seek_to_beginning(self._never_committed(partitions))
-            on_assigned(partitions)
+            self._joins_since_s = 0.0
+            if partitions:
+                self._take_up(partitions)
+                on_assigned(partitions)
 
-        self._listener = _Listener(self._consumer._net, assigned, on_revoked, on_lost or on_revoked)
+        def gone(callback: PartitionsCallback) -> PartitionsCallback:
+            def going(partitions: list[Partition]) -> None:
+                # kafka-python names them once more if it is closed during the join
+                owned = [partition for partition in partitions if partition in self._assigned]
+                self._forget()
+                if owned:
+                    callback(owned)
+
+            return going
+
+        self._listener = _Listener(self._wake_loop, assigned, gone(on_revoked), gone(on_lost or on_revoked))
         with self._translated("subscribing"):
             self._consumer.subscribe(list(topics), listener=self._listener)
+            # loads the metadata of the subscription: if it came after the join, the leader would join once more
+            self._consumer.topics()
 
     def assign(self, partitions: Sequence[Partition]) -> None:
         """See ConsumerClient."""
         with self._translated("assigning partitions"):
             self._consumer.assign([TopicPartition(*partition) for partition in partitions])
-        self._seek_to_beginning(partitions)
+        self._forget()
+        self._assigned = set(partitions)
+        for partition, offset in self.beginning_offsets(partitions).items():
+            self.seek(partition, offset)
 
     def assignment(self) -> set[Partition]:
         """See ConsumerClient."""
-        return {tuple(partition) for partition in self._consumer.assignment()}
+        return set(self._assigned)
 
     def joined(self) -> bool:
         """See ConsumerClient."""
-        return self._listener is not None and self._consumer._coordinator.state is MemberState.STABLE
+        return self._listener is not None and not self._joins()
 
     def poll(self, timeout_s: float, rows_max: int) -> list[FetchedBatch]:
-        """See ConsumerClient."""
+        """See ConsumerClient; during a join it returns after JOIN_S at the earliest, and `wake` does not end it."""
         if self._unreadable is not None:
             raise self._unreadable
-        give_up_s = time.monotonic() + timeout_s
-        try:
-            with self._translated("fetching"):
-                while True:
-                    left_s = max(give_up_s - time.monotonic(), 0.0)
-                    records = self._consumer.poll(timeout_ms=min(left_s, WAKE_S) * 1_000, max_records=rows_max)
-                    if records or left_s <= WAKE_S or self._woken.is_set():
-                        break
-        except BrokerError as error:
-            if isinstance(error.__cause__, CorruptRecordError):
-                # kafka-python's next poll would never return
-                self._unreadable = error
-            raise
+        started_s = time.monotonic()
+        while not (batches := self._take(rows_max)):
+            left_s = started_s + timeout_s - time.monotonic()
+            self._fetch(JOIN_POLL_S if self._joins() else min(max(left_s, 0.0), WAKE_S))
+            self._raise_callback_error()
+            if self._joins():
+                self._limit_join()
+                left_s = started_s + max(timeout_s, JOIN_S) - time.monotonic()
+            elif self._woken.is_set():
+                left_s = 0.0
+            if left_s <= WAKE_S:
+                batches = self._take(rows_max)
+                break
         self._woken.clear()
-        self._raise_callback_error()
-        return [_fetched(partition, found) for partition, found in records.items()]
+        return batches
 
     def wake(self) -> None:
         """See ConsumerClient."""
@@ -185,21 +204,28 @@ class KafkaPythonConsumer:
 
     def pause(self, partitions: Iterable[Partition]) -> None:
         """See ConsumerClient; ignores partitions that are not assigned any more."""
+        paused = [partition for partition in partitions if partition in self._assigned]
         with self._translated("pausing"):
-            self._consumer.pause(*self._still_assigned(partitions))
+            self._consumer.pause(*_vendor(paused))
+        self._paused.update(paused)
 
     def resume(self, partitions: Iterable[Partition]) -> None:
         """See ConsumerClient; ignores partitions that are not assigned any more."""
+        resumed = [partition for partition in partitions if partition in self._assigned]
         with self._translated("resuming"):
-            self._consumer.resume(*self._still_assigned(partitions))
+            self._consumer.resume(*_vendor(resumed))
+        self._paused.difference_update(resumed)
 
     def seek(self, partition: Partition, offset: int) -> None:
         """See ConsumerClient."""
+        self._waiting.pop(partition, None)
         with self._translated(f"seeking {_name(partition)} to {offset}"):
             self._consumer.seek(TopicPartition(*partition), int(offset))
 
     def position(self, partition: Partition) -> int:
         """See ConsumerClient."""
+        if partition in self._waiting:
+            return int(self._waiting[partition].offsets[0])
         with self._translated(f"asking for the position of {_name(partition)}"):
             position = self._consumer.position(TopicPartition(*partition), timeout_ms=limits.REQUEST_TIMEOUT_MS)
             if position is None:
@@ -208,17 +234,21 @@ class KafkaPythonConsumer:
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, str]]:
         """See ConsumerClient."""
+        found = {}
         with self._translated("asking for committed offsets"):
-            found = self._consumer._coordinator.fetch_committed_offsets(
-                _vendor(partitions), limits.COMMITTED_TIMEOUT_S * 1_000
-            )
-        return {tuple(partition): (int(stored.offset), stored.metadata or "") for partition, stored in found.items()}
+            for partition in partitions:
+                stored = self._consumer.committed(
+                    TopicPartition(*partition), metadata=True, timeout_ms=limits.COMMITTED_TIMEOUT_S * 1_000
+                )
+                if stored is not None:
+                    found[partition] = (int(stored.offset), stored.metadata or "")
+        return found
 
     def member(self) -> GroupMember:
         """See ConsumerClient."""
         with self._translated("asking for the membership"):
             metadata = self._consumer.group_metadata()
-        return GroupMember(metadata, self._consumer._coordinator.state is not MemberState.REBALANCING)
+        return GroupMember(metadata, metadata.state != MemberState.REBALANCING)
 
     def commit(self, offsets: Offsets) -> None:
         """See ConsumerClient; an error during a rebalance can be retried."""
@@ -226,16 +256,9 @@ class KafkaPythonConsumer:
             TopicPartition(*partition): OffsetAndMetadata(int(offset), metadata, -1)
             for partition, (offset, metadata) in offsets.items()
         }
-        deadline_s = time.monotonic() + REBALANCING_COMMIT_S
-        while wanted:
+        if wanted:
             with self._translated("committing offsets"):
-                try:
-                    self._consumer.commit(wanted, timeout_ms=limits.REQUEST_TIMEOUT_MS)
-                    return
-                except RebalanceInProgressError:
-                    if time.monotonic() > deadline_s:
-                        raise
-            time.sleep(REBALANCING_PAUSE_S)
+                self._consumer.commit(wanted, timeout_ms=limits.REQUEST_TIMEOUT_MS)
 
     def beginning_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """See ConsumerClient."""
@@ -267,31 +290,84 @@ class KafkaPythonConsumer:
         return [(topic, number) for number in sorted(found)]
 
     def close(self) -> None:
-        """See ConsumerClient."""
-        leave_during_join(self._consumer._coordinator)
+        """See ConsumerClient; during a join its group waits for it until the session timeout (10 s)."""
         with self._translated("leaving the group"):
             self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_S * 1_000)
         self._raise_callback_error()
 
-    def _never_committed(self, partitions: Sequence[Partition]) -> list[Partition]:
-        """Returns the partitions without a committed offset; does not wait for open transactions."""
-        coordinator = self._consumer._coordinator
-        with self._translated("asking for committed offsets"):
-            level, coordinator._isolation_level = coordinator._isolation_level, IsolationLevel.READ_UNCOMMITTED
-            try:
-                found = coordinator.fetch_committed_offsets(_vendor(partitions), limits.REQUEST_TIMEOUT_MS)
-            finally:
-                coordinator._isolation_level = level
-        return [partition for partition in partitions if TopicPartition(*partition) not in found]
+    def _fetch(self, timeout_s: float) -> None:
+        """Adds what kafka-python has fetched to `_waiting`, which has none of the partitions that are not paused."""
+        try:
+            with self._translated("fetching"):
+                records = self._consumer.poll(timeout_ms=timeout_s * 1_000, max_records=ALL_ROWS)
+        except BrokerError as error:
+            if isinstance(error.__cause__, CorruptRecordError):
+                # kafka-python's next poll would never return
+                self._unreadable = self._worded_unreadable(error)
+                raise self._unreadable from error
+            raise
+        for vendor, found in records.items():
+            partition = (vendor.topic, vendor.partition)
+            if partition in self._assigned:
+                self._waiting[partition] = _fetched(partition, found)
 
-    def _still_assigned(self, partitions: Iterable[Partition]) -> list[TopicPartition]:
-        assigned = self._consumer.assignment()
-        return [partition for partition in _vendor(partitions) if partition in assigned]
+    def _worded_unreadable(self, error: BrokerError) -> BrokerError:
+        cause = error.__cause__
+        if cause is None or not isinstance(cause.__context__, UnicodeDecodeError):
+            return error
+        return BrokerError(
+            f"Kafka at {self._servers}: fetching: kafka-python cannot read a record whose header name is not UTF-8; set"
+            ' kafka.client to "librdkafka"'
+        )
 
-    def _seek_to_beginning(self, partitions: Sequence[Partition]) -> None:
-        if partitions:
-            for partition, offset in self.beginning_offsets(partitions).items():
-                self.seek(partition, offset)
+    def _take(self, rows_max: int) -> list[FetchedBatch]:
+        """Returns at most `rows_max` of the records that wait and whose partition is not paused."""
+        taken: list[FetchedBatch] = []
+        for partition in [partition for partition in self._waiting if partition not in self._paused]:
+            if not rows_max:
+                break
+            batch = self._waiting.pop(partition)
+            taken.append(batch.part(0, min(rows_max, len(batch))))
+            rows_max -= len(taken[-1])
+            if len(taken[-1]) < len(batch):
+                self._waiting[partition] = batch.part(len(taken[-1]), len(batch))
+        return taken
+
+    def _take_up(self, partitions: Sequence[Partition]) -> None:
+        """Starts assigned partitions at their committed offsets, else at their beginning.
+
+        kafka-python keeps the position of a partition that comes back, which is behind the records that were dropped
+        here, and keeps it paused.
+        """
+        self._assigned = set(partitions)
+        starts = {partition: offset for partition, (offset, _) in self.committed(partitions).items()}
+        starts |= self.beginning_offsets([partition for partition in partitions if partition not in starts])
+        for partition, offset in starts.items():
+            self.seek(partition, offset)
+        self.resume(partitions)
+
+    def _forget(self) -> None:
+        self._assigned, self._paused = set(), set()
+        self._waiting.clear()
+
+    def _joins(self) -> bool:
+        """Whether it has to join the group, or joins it now."""
+        return self._listener is not None and self._consumer.group_metadata().state != MemberState.STABLE
+
+    def _limit_join(self) -> None:
+        """Raises BrokerError if this join has taken JOIN_S_MAX."""
+        now_s = time.monotonic()
+        self._joins_since_s = self._joins_since_s or now_s
+        if now_s - self._joins_since_s > JOIN_S_MAX:
+            raise BrokerError(f"Kafka at {self._servers}: joining the group: not done after {JOIN_S_MAX:g} s")
+
+    def _wake_loop(self) -> None:
+        """Makes kafka-python's loop notice that another thread has set a future.
+
+        Any request to the loop does; a commit of nothing sends nothing. The loop may have ended meanwhile.
+        """
+        with contextlib.suppress(RuntimeError, KafkaError):
+            self._consumer.commit_async({})
 
     def _raise_callback_error(self) -> None:
         if self._listener is not None:
@@ -301,11 +377,11 @@ class KafkaPythonConsumer:
         return translated(action, self._servers)
 
 
-def _fetched(partition: TopicPartition, records: Sequence[Any]) -> FetchedBatch:
+def _fetched(partition: Partition, records: Sequence[Any]) -> FetchedBatch:
     rows = len(records)
     return FetchedBatch(
-        topic=partition.topic,
-        partition=partition.partition,
+        topic=partition[0],
+        partition=partition[1],
         offsets=np.fromiter((record.offset for record in records), np.int64, rows),
         timestamps_ms=np.fromiter((record.timestamp for record in records), np.int64, rows),
         keys=[record.key for record in records],

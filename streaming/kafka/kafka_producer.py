@@ -1,11 +1,12 @@
-"""The producer on kafka-python 3."""
+"""The producer on kafka-python 3, by its public methods alone."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from kafka import KafkaProducer
@@ -30,6 +31,8 @@ class _Sent:
     def __init__(self, servers: str, futures: list[Any]) -> None:
         self._servers, self._futures, self._acknowledged = servers, futures, 0
         self.done_s = 0.0
+        for future in futures:
+            future.add_callback(self._note_time)
 
     def done(self) -> bool:
         while self._acknowledged < len(self._futures):
@@ -39,8 +42,13 @@ class _Sent:
             if future.exception is not None:
                 raise _delivery_error(self._servers, future.exception)
             self._acknowledged += 1
+        # a future is done a moment before it calls back
         self.done_s = self.done_s or time.time()
         return True
+
+    def _note_time(self, _: object) -> None:
+        """Runs in kafka-python's thread at each acknowledgement."""
+        self.done_s = time.time()
 
 
 def _delivery_error(servers: str, error: BaseException) -> BrokerError:
@@ -52,13 +60,9 @@ def _delivery_error(servers: str, error: BaseException) -> BrokerError:
 class KafkaPythonProducer(Producer):
     """ProducerClient on kafka-python, which has no limit of its own for the records in flight."""
 
-    def __init__(
-        self,
-        kafka: KafkaSettings,
-        vendor_settings: Mapping[str, Any] | None = None,
-        delivery_timeout_s: float = limits.DELIVERY_TIMEOUT_S,
-    ) -> None:
+    def __init__(self, kafka: KafkaSettings, delivery_timeout_s: float = limits.DELIVERY_TIMEOUT_S) -> None:
         super().__init__(kafka)
+        self._delivery_timeout_s = delivery_timeout_s
         self._undelivered: deque[Any] = deque()
         with self._translated("connecting"):
             self._producer = KafkaProducer(
@@ -74,7 +78,6 @@ class KafkaPythonProducer(Producer):
                 bootstrap_timeout_ms=int(limits.BOOTSTRAP_TIMEOUT_S * 1_000),
                 allow_auto_create_topics=False,
                 metrics_enabled=False,
-                **(vendor_settings or {}),
             )
 
     def _send(
@@ -107,12 +110,19 @@ class KafkaPythonProducer(Producer):
         self._reap()
 
     def _abandon(self) -> None:
-        """Ends kafka-python's thread and drops its records; after a failure its `close` leaves the thread running."""
-        sender = self._producer._sender
-        sender.force_close()
-        sender.join(limits.ABANDON_TIMEOUT_S)
-        self._producer._unregister_cleanup()
-        self._producer._closed = True
+        """Closes kafka-python's producer, which cannot drop records: those that are queued may still be delivered.
+
+        Its `close` raises while records are queued, and leaves its thread running. The thread then ends when all are
+        delivered, or have failed after the delivery timeout.
+        """
+        try:
+            self._producer.close(limits.ABANDON_TIMEOUT_S)
+        except KafkaError:
+            threading.Thread(target=self._close_later, name="cascade-producer-close", daemon=True).start()
+
+    def _close_later(self) -> None:
+        with contextlib.suppress(KafkaError):
+            self._producer.close(self._delivery_timeout_s + limits.REQUEST_TIMEOUT_MS / 1_000)
 
     def _translated(self, action: str) -> contextlib.AbstractContextManager[None]:
         return translated(action, self._servers)

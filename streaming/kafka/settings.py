@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 from cascade.config import KafkaSettings
-from streaming.kafka.access_errors import FailFastClient
 from streaming.kafka.secret import Secret
 from streaming.kafka.tokens import make_token_provider
 
@@ -17,7 +16,6 @@ def connection_settings(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
     return {
         "bootstrap_servers": kafka.servers,
         "client_id": client_id,
-        "kafka_client": FailFastClient,
         **_security(kafka),
     }
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from contextlib import closing
 from typing import Any
 
 import structlog
+from kafka import KafkaAdminClient
 from kafka.admin import MemberToRemove
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
-from streaming.kafka.admin import admin_client
+from streaming.kafka import limits
+from streaming.kafka.kafka_errors import translated
 from streaming.kafka.protocol import Partition
+from streaming.kafka.settings import connection_settings
 
 log = structlog.get_logger()
 # The first coordinator creates its topic, and a coordinator that moves to another node is away for a while.
@@ -44,7 +48,17 @@ def end_unfinished_membership(kafka: KafkaSettings, group: str | None, wanted: C
 
 
 def _end_unfinished(kafka: KafkaSettings, group: str, wanted: Collection[Partition]) -> None:
-    with admin_client(kafka, f"describing the group {group}") as admin:
+    with (
+        translated(f"describing the group {group}", kafka.bootstrap),
+        # librdkafka cannot remove a member
+        closing(
+            KafkaAdminClient(
+                **connection_settings(kafka, "cascade-members"),
+                bootstrap_timeout_ms=int(limits.BOOTSTRAP_TIMEOUT_S * 1_000),
+                request_timeout_ms=limits.REQUEST_TIMEOUT_MS,
+            )
+        ) as admin,
+    ):
         found = admin.describe_groups([group])[group]
         members = found["members"]
         if all(member["group_instance_id"] != kafka.instance for member in members):

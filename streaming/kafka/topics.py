@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any
 
-from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import TopicAlreadyExistsError
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, TopicMetadata
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
@@ -24,6 +25,8 @@ BACKOFF_MAX_S = 5.0
 # Share of a pause that is random, so that workers that lost the same broker do not reconnect at the same moment.
 JITTER_SHARE = 0.5
 PROBE_TIMEOUT_S = 2.0
+REQUEST_S = limits.REQUEST_TIMEOUT_MS / 1_000
+LEADERS_PAUSE_S = 0.05
 
 
 def wait_for_broker(
@@ -62,27 +65,27 @@ def ensure_topics(kafka: KafkaSettings, topics: Sequence[TopicSpec]) -> list[str
     missing = set(missing_topics(kafka, [topic.name for topic in topics]))
     if not missing:
         return []
-    wanted = {
-        topic.name: {
-            "num_partitions": topic.partitions,
-            "replication_factor": topic.replication,
-            "configs": dict(topic.settings or {}),
-        }
+    wanted = [
+        NewTopic(topic.name, topic.partitions, topic.replication, config=dict(topic.settings or {}))
         for topic in topics
         if topic.name in missing
-    }
+    ]
     with admin_client(kafka, "asking about topics", ATTEMPT_TIMEOUT_S) as admin:
-        # another worker may have created them meanwhile
-        with contextlib.suppress(TopicAlreadyExistsError):
-            admin.create_topics(wanted)
-        admin.wait_for_topics(sorted(wanted), timeout_ms=limits.REQUEST_TIMEOUT_MS)
-    return sorted(wanted)
+        for made in admin.create_topics(wanted, request_timeout=REQUEST_S).values():
+            try:
+                made.result()
+            except KafkaException as error:
+                # another worker may have created it meanwhile
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+        _wait_for_leaders(admin, missing)
+    return sorted(missing)
 
 
 def wait_for_leaders(kafka: KafkaSettings, names: Sequence[str]) -> None:
     """Waits until each partition of these topics has a leader; raises BrokerError after the request timeout."""
     with admin_client(kafka, "waiting for the topics' leaders") as admin:
-        admin.wait_for_topics(list(names), timeout_ms=limits.REQUEST_TIMEOUT_MS)
+        _wait_for_leaders(admin, names)
 
 
 def describe_topics(kafka: KafkaSettings, names: Sequence[str]) -> dict[str, TopicSpec]:
@@ -90,26 +93,53 @@ def describe_topics(kafka: KafkaSettings, names: Sequence[str]) -> dict[str, Top
 
     `settings`: all of those in effect, the broker's defaults too; empty if this user may not read them.
     """
+    resources = {name: ConfigResource(ConfigResource.Type.TOPIC, name) for name in names}
     with admin_client(kafka, "asking about topics") as admin:
-        topics = admin.describe_topics(list(names))
-        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-        settings = admin.describe_configs(resources, config_filter="all").get("topic", {})
-    return {
-        topic["name"]: TopicSpec(
-            topic["name"],
-            len(topic["partitions"]),
-            min((len(partition["replica_nodes"]) for partition in topic["partitions"]), default=0),
-            {key: setting["value"] for key, setting in settings.get(topic["name"], {}).items()},
-        )
-        for topic in topics
-    }
+        known = admin.list_topics(timeout=REQUEST_S).topics
+        answers = admin.describe_configs(list(resources.values()), request_timeout=REQUEST_S)
+        return {
+            name: TopicSpec(
+                name,
+                len(known[name].partitions),
+                min((len(partition.replicas) for partition in known[name].partitions.values()), default=0),
+                _settings(answers[resource]),
+            )
+            for name, resource in resources.items()
+        }
 
 
 def missing_topics(kafka: KafkaSettings, names: Sequence[str]) -> list[str]:
     """Returns the names that are not a topic, in the same order; raises BrokerError if no broker answers."""
     with admin_client(kafka, "asking about topics", ATTEMPT_TIMEOUT_S) as admin:
-        known = set(admin.list_topics())
+        known = admin.list_topics(timeout=REQUEST_S).topics
     return [name for name in names if name not in known]
+
+
+def _settings(answer: Future[Any]) -> dict[str, str]:
+    try:
+        return {key: entry.value for key, entry in answer.result().items()}
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise
+        return {}
+
+
+def _wait_for_leaders(admin: AdminClient, names: Iterable[str]) -> None:
+    give_up_s = time.monotonic() + REQUEST_S
+    while True:
+        known = admin.list_topics(timeout=REQUEST_S).topics
+        missing = [name for name in names if not _has_leaders(known.get(name))]
+        if not missing:
+            return
+        if time.monotonic() > give_up_s:
+            text = f"{', '.join(sorted(missing))}: no leader within {REQUEST_S:g} s"
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, text))
+        time.sleep(LEADERS_PAUSE_S)
+
+
+def _has_leaders(topic: TopicMetadata | None) -> bool:
+    partitions = [] if topic is None else list(topic.partitions.values())
+    return bool(partitions) and all(partition.leader >= 0 for partition in partitions)
 
 
 def _problem(kafka: KafkaSettings, timeout_s: float) -> str | None:
@@ -126,7 +156,7 @@ def _problem(kafka: KafkaSettings, timeout_s: float) -> str | None:
         return str(error)
     try:
         with admin_client(kafka, "asking about topics", min(ATTEMPT_TIMEOUT_S, timeout_s)) as admin:
-            admin.list_topics()
+            admin.list_topics(timeout=REQUEST_S)
     except BrokerError as error:
         if is_access_error(error.__cause__):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import resource
@@ -45,6 +46,12 @@ FREE_BYTES_MIN = 1 << 30
 PROBE_TIMEOUT_S = 10.0
 # The doctor asks for this schema to see whether the registry answers; no registry has so many.
 SCHEMA_NUMBER_MAX = 2**31 - 1
+KAFKA_PYTHON_LACKS = (
+    "anyone who may write to the transactions topic stops a partition with a header name that is not UTF-8; each"
+    " rebalance revokes all partitions, and nothing is decided until it ends; a worker that closes during one delays it"
+    " by up to 10 s; a fenced worker learns it at its next commit; records of a lost session may still be delivered for"
+    ' 60 s; no exactly-once; set kafka.client to "librdkafka", which has none of these limits'
+)
 # The timestamp of the doctor's record. If it is read back, the topic has CreateTime.
 UNSTAMPED_MS = 1
 
@@ -121,6 +128,7 @@ def examine(config_path: Path) -> Iterator[Finding]:
     checks: dict[str, Callable[[Examination], tuple[Status, str]]] = {
         "configuration": _configuration,
         "bundle": _bundle,
+        "client": _client,
         "broker": _broker,
         "topics": _topics,
         "messages": _messages,
@@ -157,6 +165,13 @@ def _bundle(found: Examination) -> tuple[Status, str]:
         f"{bundle.version}: screener by {engine.screener_method}, {engine.features.width} features, state of at most"
         f" {state_gb:.1f} GB ({bundle.spec.limits.keys_max:,} keys)"
     )
+
+
+def _client(found: Examination) -> tuple[Status, str]:
+    client = found.config.kafka.client
+    if client == "kafka-python":
+        return "warning", f"kafka-python {importlib.metadata.version(client)}: {KAFKA_PYTHON_LACKS}"
+    return "ok", f"librdkafka, by confluent-kafka {importlib.metadata.version('confluent-kafka')}"
 
 
 def _broker(found: Examination) -> tuple[Status, str]:

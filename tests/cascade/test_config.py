@@ -93,6 +93,10 @@ HEADERS = {"H": "a=b", "BAD": "hunter2", "SPLIT": "a=hunter2%0d%0ax: y"}
         ("[sla]\nscreened_p99_ms = nan", ["sla.screened_p99_ms"]),
         ("[sla]\ndegraded_share_max = 1.5", ["sla.degraded_share_max = 1.5", "use 0 to 1"]),
         ("[health]\nport = 70000", ["health.port = 70000", "0 to 65535"]),
+        (
+            "delivery = 'exactly-once'\n[kafka]\nclient = 'kafka-python'",
+            ["kafka.client = 'kafka-python'", "no exactly-once", 'set it to "librdkafka", or delivery'],
+        ),
         ("[kafka]\nclient = 'other'", ["kafka.client = 'other'", 'use "kafka-python" or "librdkafka"']),
         (
             "[deep]\nbackend = 'tensorflow'",

@@ -88,6 +88,16 @@ def test_a_topic_with_producer_timestamps_is_a_warning(broker: Any, new_config: 
 
 
 @pytest.mark.usefixtures("no_wait")
+def test_what_kafka_python_does_not_do_is_a_warning_that_names_it(new_config: ConfigMaker) -> None:
+    client = findings(new_config(kafka={"bootstrap": "127.0.0.1:1", "client": "kafka-python"}))["client"]
+    assert client.status == "warning"
+    for lack in ("not UTF-8", "revokes all partitions", "fenced", "no exactly-once", 'kafka.client to "librdkafka"'):
+        assert lack in client.text
+    assert "\n" not in client.text
+    assert findings(new_config(kafka={"bootstrap": "127.0.0.1:1"}))["client"].status == "ok"
+
+
+@pytest.mark.usefixtures("no_wait")
 def test_a_dead_broker_and_a_dead_triton_fail_by_name(new_config: ConfigMaker) -> None:
     kafka_port, triton_port = free_ports(2)
     path = new_config(

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from kafka.errors import KafkaConnectionError
+from confluent_kafka import KafkaError, KafkaException
 
 from bench.embedded import new_names
 from cascade import cli
@@ -27,7 +27,7 @@ def test_a_node_that_goes_away_while_topics_are_asked_for_is_asked_again(monkeyp
     def missing(kafka: KafkaSettings, names: list[str]) -> list[str]:
         asked.append(1)
         if len(asked) == 1:
-            raise BrokerError("a node is gone") from KafkaConnectionError("refused")
+            raise BrokerError("a node is gone") from KafkaException(KafkaError(KafkaError._TRANSPORT))
         return [names[0]]
 
     monkeypatch.setattr("streaming.service.topics.missing_topics", missing)

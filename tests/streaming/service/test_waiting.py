@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from kafka.errors import KafkaConnectionError, TopicAuthorizationFailedError
+from confluent_kafka import KafkaError, KafkaException
 from structlog.testing import capture_logs
 
 from cascade.config import Config, KafkaSettings
@@ -77,7 +77,7 @@ def test_topics_that_are_there_are_not_waited_for(monkeypatch: pytest.MonkeyPatc
 
 def test_a_broker_that_is_lost_meanwhile_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
     lost = BrokerError("no answer")
-    lost.__cause__ = KafkaConnectionError("refused")
+    lost.__cause__ = KafkaException(KafkaError(KafkaError._TRANSPORT))
     topics = Topics(monkeypatch, missing(), lost, missing())
     topics.run()
     assert "broker: no answer" in topics.not_ready[2]
@@ -86,7 +86,7 @@ def test_a_broker_that_is_lost_meanwhile_is_waited_for_too(monkeypatch: pytest.M
 
 def test_a_refusal_ends_the_wait_for_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = BrokerError("not allowed")
-    refused.__cause__ = TopicAuthorizationFailedError()
+    refused.__cause__ = KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
     with pytest.raises(BrokerError, match="not allowed"):
         Topics(monkeypatch, missing(), refused).run()
 
