@@ -96,7 +96,8 @@ def variants_of(
 ) -> list[Variant]:
     """The echo, and a service for each combination; names contain the settings in which services differ.
 
-    Raises CascadeError for a checkout that has no service, or has the name of another variant.
+    Raises CascadeError for a checkout that has no service, or has the name of another variant; and for a client without
+    the delivery.
 
     checkouts: directories with other versions of the project, beside this one.
     """
@@ -107,6 +108,8 @@ def variants_of(
     for choice in choices:
         if repeated := {value for value in choice if choice.count(value) > 1}:
             raise CascadeError(f"{', '.join(sorted(repeated))}: given twice; leave one of them out")
+    if "kafka-python" in clients and "exactly-once" in deliveries:
+        raise CascadeError("--client kafka-python has no exactly-once delivery; leave one of them out")
     found = [Variant(name=ECHO, echo=True)]
     for checkout, client, backend, delivery in product(names, clients, backends, deliveries):
         chosen = (client, backend, delivery)

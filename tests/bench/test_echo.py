@@ -309,6 +309,7 @@ def test_another_checkout_runs_its_own_code_wherever_the_command_runs(tmp_path: 
         (["--backend", "abacus"], "--backend abacus: use triton or onnxruntime"),
         (["--delivery", "never"], "--delivery never: use at-least-once or exactly-once"),
         (["--backend", "triton", "--backend", "triton"], "triton: given twice"),
+        (["--client", "kafka-python", "--delivery", "exactly-once"], "has no exactly-once delivery"),
     ],
 )
 def test_a_wrong_argument_is_a_line(
