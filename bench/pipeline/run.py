@@ -73,14 +73,7 @@ def _bundles(directory: Path, threshold: float) -> dict[Models, Bundle]:
 
 def _missing(variant: Variant) -> str | None:
     """Why a variant cannot run here; None where it can."""
-    if variant.peer is not None:
-        return peer_named(variant.peer).missing()
-    if variant.client == "librdkafka":
-        try:
-            import confluent_kafka  # noqa: F401
-        except ImportError:
-            return "confluent-kafka is not installed: pip install 'cascade-fraud[fast]'"
-    return None
+    return None if variant.peer is None else peer_named(variant.peer).missing()
 
 
 def _service_maker(variant: Variant, parts: EmbeddedParts, bundle: Bundle, share: float) -> Callable[[Path], Service]:

@@ -27,7 +27,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """
 
     name: str
-    client: ClientName = "kafka-python"
+    client: ClientName = "librdkafka"
     models: Models = "cascade"
     backend: Literal["triton", "onnxruntime"] = "triton"
     codec: CodecName = "json"

@@ -11,12 +11,10 @@ import signal
 import sys
 from typing import Any
 
+from cascade.cli import main
 from streaming.kafka.kafka_consumer import KafkaPythonConsumer
-from streaming.kafka.kafka_transactions import KafkaPythonTransactionalProducer
 from streaming.kafka.rdkafka_consumer import RdkafkaConsumer
 from streaming.kafka.rdkafka_transactions import RdkafkaTransactionalProducer
-
-from cascade.cli import main
 
 
 def killed() -> None:
@@ -41,7 +39,7 @@ def die_in_transaction(client: type[Any]) -> None:
     """Let a producer of this class kill the process when its transaction is complete but for the commit."""
 
     def die(self: Any, *_: Any) -> None:
-        self._producer.flush(30)
+        self.flush(30)
         killed()
 
     client.commit = die
@@ -50,6 +48,5 @@ def die_in_transaction(client: type[Any]) -> None:
 if __name__ == "__main__":
     for consumer in (KafkaPythonConsumer, RdkafkaConsumer):
         die_before_offsets(consumer)
-    for producer in (KafkaPythonTransactionalProducer, RdkafkaTransactionalProducer):
-        die_in_transaction(producer)
+    die_in_transaction(RdkafkaTransactionalProducer)
     sys.exit(main())

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.streaming.kafka.helpers import fill, ignore, poll_until, visible
 
 import bench.embedded
 from bench.cluster import (
@@ -42,9 +41,11 @@ from cascade.frames import LabelledData
 from cascade.ledger import LedgerSummary
 from cascade.local_parts import free_ports
 from streaming.kafka import ConsumerClient, GroupMember, TopicSpec, ensure_topics, make_consumer, make_producer
+from streaming.kafka.admin import admin_client
 from streaming.kafka.local_broker import LocalBroker
 from tests.e2e.asking import health
 from tests.proxy import Proxy
+from tests.streaming.kafka.helpers import fill, ignore, poll_until, visible
 from tests.streaming.kafka.test_local_broker import consume, produce
 from tests.timing import wait_until
 
@@ -63,14 +64,13 @@ SETTINGS: dict[str, Any] = {"deadline": {"budget_ms": 2_000}}
 STUCK = """
 import sys
 from pathlib import Path
-from kafka import TopicPartition
-from streaming.kafka.kafka_consumer import KafkaPythonConsumer
-whole = KafkaPythonConsumer.poll
+from streaming.kafka.rdkafka_consumer import RdkafkaConsumer
+whole = RdkafkaConsumer.poll
 def poll(self, timeout_s, rows_max):
     if self._group is not None and Path(sys.argv[1]).exists():
         self.pause([partition for partition in self.assignment() if partition[1] == 0])
     return whole(self, timeout_s, rows_max)
-KafkaPythonConsumer.poll = poll
+RdkafkaConsumer.poll = poll
 from cascade.cli import main
 sys.exit(main(sys.argv[2:]))
 """
@@ -550,11 +550,11 @@ class Ledger:
         """The first number that is not committed."""
         return consumer.committed([(self._topic, 0)]).get((self._topic, 0), (0, ""))[0]
 
-    def attempt(self, number: int, member: GroupMember, in_the_middle: Any = lambda producer: None) -> None:
+    def attempt(self, number: int, member: GroupMember, in_the_middle: Callable[[], None] = lambda: None) -> None:
         try:
             self._producer.begin()
             self._producer.send_many(self._out, [b"a", b"b", b"c"], [b"%03d" % number] * 3)
-            in_the_middle(self._producer)
+            in_the_middle()
             self._producer.commit({(self._topic, 0): (number + 1, f"m{number}")}, member)
         except BrokerError as error:
             self.errors.append(type(error).__name__)
@@ -565,6 +565,19 @@ class Ledger:
         self._producer.close(5)
 
 
+def coordinator_of(kafka: KafkaSettings, transactional_id: str) -> int:
+    """The node that leads the id's partition of Kafka's own topic of transactions; the hash is Java's of a string."""
+    topic = "__transaction_state"
+    with admin_client(kafka, "asking for the coordinator") as admin:
+        partitions = admin.list_topics(topic, timeout=10).topics[topic].partitions
+    number = 0
+    for letter in transactional_id:
+        number = (31 * number + ord(letter)) % 2**32
+    signed = number - 2**32 if number >= 2**31 else number
+    leader: int = partitions[abs(signed) % len(partitions)].leader
+    return leader
+
+
 def test_a_node_that_is_killed_in_a_transaction_loses_and_doubles_nothing(cluster: Cluster) -> None:
     name = uuid.uuid4().hex[:8]
     topic, out = f"in-{name}", f"out-{name}"
@@ -573,9 +586,8 @@ def test_a_node_that_is_killed_in_a_transaction_loses_and_doubles_nothing(cluste
     fill(kafka, topic, 1)
     killed: list[int] = []
 
-    def kill_the_coordinator(producer: Any) -> None:
-        coordinator = producer._manager._transaction_coordinator
-        killed.append(int(str(coordinator).removeprefix("coordinator-")))
+    def kill_the_coordinator() -> None:
+        killed.append(coordinator_of(kafka, f"tx-{name}"))
         cluster.broker.kill_node(killed[0])
 
     with closing(make_consumer(kafka, kafka.group)) as consumer:
@@ -583,7 +595,7 @@ def test_a_node_that_is_killed_in_a_transaction_loses_and_doubles_nothing(cluste
         poll_until([consumer], lambda: len(consumer.assignment()) == 1)
         ledger = Ledger(kafka, f"tx-{name}", topic, out)
         for attempt in range(12):
-            in_the_middle = kill_the_coordinator if attempt == 4 else lambda _: None
+            in_the_middle = kill_the_coordinator if attempt == 4 else lambda: None
             ledger.attempt(ledger.next(consumer), consumer.member(), in_the_middle)
             consumer.poll(0.05, 10)
         cluster.broker.start_node(killed[0])

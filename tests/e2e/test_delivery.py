@@ -38,13 +38,14 @@ IN_PROCESS = {"deep": {"backend": "onnxruntime"}}
 ROWS = 1_500
 
 
-@pytest.fixture(scope="module", params=["kafka-python", "librdkafka"])
-def killed(new_config: ConfigMaker, data: LabelledData, request: pytest.FixtureRequest) -> Config:
+@pytest.fixture(scope="module")
+def killed(new_config: ConfigMaker, data: LabelledData) -> Config:
     """A service with exactly-once delivery that was killed twice with a transaction open, and then finished."""
     part = ROWS // 3
     worker = {"batch_rows_max": 10, "transaction_interval_ms": 60}
-    kafka = {"instance": "only", "client": request.param}
-    path = new_config(BACKLOG | IN_PROCESS | {"worker": worker, "kafka": kafka, "delivery": "exactly-once"})
+    path = new_config(
+        BACKLOG | IN_PROCESS | {"worker": worker, "kafka": {"instance": "only"}, "delivery": "exactly-once"}
+    )
     config = load_config(path)
     for until in (part, 2 * part):
         play_file(config, data, slice(until - part, until), None, lambda _: None)

@@ -395,7 +395,7 @@ def decided_offsets(config: Config) -> set[int]:
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("client", ["kafka-python", "librdkafka"])
+@pytest.mark.parametrize("client", ["librdkafka", "kafka-python"])
 def test_a_worker_that_is_killed_loses_no_transaction(
     new_config: ConfigMaker,
     triton_server: LocalTriton,
