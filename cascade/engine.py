@@ -11,7 +11,7 @@ import numpy as np
 
 from cascade.columns import Array, Bool, ColumnBatch, Float32, Float64, Int64
 from cascade.features import FeatureEngine
-from cascade.ledger.stage_clock import StageClock
+from cascade.features.buffers import FeatureBatch
 from cascade.policy import Policy
 from cascade.protocols import DeepInputs, Screener
 
@@ -39,15 +39,11 @@ class Screened:
 
 
 class Engine:
-    """Feature state, screener and policy of a bundle, for use by one thread.
-
-    - `feature_clock`, `screener_clock`: wall and CPU seconds of the last batch in these stages.
-    """
+    """Feature state, screener and policy of a bundle, for use by one thread."""
 
     def __init__(self, features: FeatureEngine, screener: Screener, policy: Policy) -> None:
         self.features = features
         self.policy = policy
-        self.feature_clock, self.screener_clock = StageClock(), StageClock()
         self._screener = screener
         self._buffers = features.buffers()
 
@@ -64,26 +60,30 @@ class Engine:
 
     def fold(self, batch: ColumnBatch, partition_ids: Int64 | None = None) -> None:
         """Fold rows that need no decision into the state. `partition_ids`: as for `screen`."""
-        with self.feature_clock:
-            self.features.update(batch, partition_ids, self._buffers)
+        self.compute(batch, partition_ids)
 
     def fold_labels(self, labels: ColumnBatch) -> None:
         """Fold labels into the state."""
         self.features.update_labels(labels)
 
-    def screen(self, batch: ColumnBatch, partition_ids: Int64 | None = None, threshold_raise: float = 0.0) -> Screened:
-        """Fold rows into the state and score them.
+    def compute(self, batch: ColumnBatch, partition_ids: Int64 | None = None) -> FeatureBatch:
+        """Fold rows into the state and return their features, which the next batch overwrites.
 
         - `partition_ids` int64 [rows]: the partition of each row; None: all rows are of partition 0.
-        - `threshold_raise`: log-odds that are added to the escalation threshold.
         """
-        with self.feature_clock:
-            computed = self.features.update(batch, partition_ids, self._buffers)
-        with self.screener_clock:
-            raw = self._screener.score(computed.features)
-            probability = self.policy.screener.probability(raw)
-            escalate = self.policy.escalate(raw, threshold_raise)
-        return Screened(raw, probability, escalate, computed.features, computed.sequence)
+        return self.features.update(batch, partition_ids, self._buffers)
+
+    def score(self, computed: FeatureBatch, threshold_raise: float = 0.0) -> Screened:
+        """Score rows by their features. `threshold_raise`: log-odds that are added to the escalation threshold."""
+        raw = self._screener.score(computed.features)
+        probability = self.policy.screener.probability(raw)
+        return Screened(
+            raw, probability, self.policy.escalate(raw, threshold_raise), computed.features, computed.sequence
+        )
+
+    def screen(self, batch: ColumnBatch, partition_ids: Int64 | None = None, threshold_raise: float = 0.0) -> Screened:
+        """Fold rows into the state and score them: `compute` and `score`."""
+        return self.score(self.compute(batch, partition_ids), threshold_raise)
 
 
 def deep_inputs(features: Float32, sequence: Float32, screener_raw: Float64) -> DeepInputs:

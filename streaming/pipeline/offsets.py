@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from cascade.columns import Bool, Int64
+from streaming.pipeline import offset_kernels as kernels
 
 # The brokers' default of offset.metadata.max.bytes.
 METADATA_BYTES_MAX = 4_096
@@ -24,6 +24,10 @@ _MORE = 0x80
 # Beyond both limits the metadata is damaged: no worker has so many records in flight, no log such offsets.
 AHEAD_MAX = 10_000_000
 OFFSET_MAX = np.iinfo(np.int64).max
+# Room for the records of a tracker at first.
+_LENGTH_MIN = 256
+# A tracker that is longer gives its memory back when all its records are decided.
+_LENGTH_KEPT = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,35 +141,65 @@ class OffsetTracker:
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[int] = deque()
-        self._decided: set[int] = set()
+        # the offsets from the decided prefix on, ascending, between `_first` and `_end`, and which of them are decided
+        self._offsets = np.zeros(_LENGTH_MIN, np.int64)
+        self._known = np.zeros(_LENGTH_MIN, np.bool_)
+        self._first = self._end = self._ahead = 0
         self._next: int | None = None
 
     def taken(self, offsets: Int64) -> None:
         """Adds records that were read: ascending offsets, beyond all earlier ones."""
-        if len(offsets) == 0:
+        count = len(offsets)
+        if count == 0:
             return
-        self._waiting.extend(offsets.tolist())
+        if self._end + count > len(self._offsets):
+            self._make_room(count)
+        self._offsets[self._end : self._end + count] = offsets
+        self._known[self._end : self._end + count] = False
+        self._end += count
         self._next = int(offsets[-1]) + 1
 
     def decided(self, offsets: Int64) -> None:
         """Marks records as decided."""
-        self._decided.update(offsets.tolist())
-        while self._waiting and self._waiting[0] in self._decided:
-            self._decided.remove(self._waiting.popleft())
+        self._first, self._ahead = kernels.mark(
+            self._offsets, self._known, self._first, self._end, self._ahead, np.ascontiguousarray(offsets)
+        )
+        if self._first == self._end:
+            self._first = self._end = 0
+            if len(self._offsets) > _LENGTH_KEPT:
+                self._offsets, self._known = self._offsets[:_LENGTH_MIN].copy(), self._known[:_LENGTH_MIN].copy()
 
     @property
     def committable(self) -> int | None:
         """The offset to commit, of the first record without a decision; None if nothing was taken."""
-        return self._waiting[0] if self._waiting else self._next
+        return int(self._offsets[self._first]) if self._first < self._end else self._next
 
     @property
     def progress(self) -> Decided | None:
         """The decided offsets to commit; None if nothing was taken."""
         until = self.committable
-        return None if until is None else Decided(until, np.array(sorted(self._decided), np.int64))
+        if until is None:
+            return None
+        return Decided(until, self._offsets[self._first : self._end][self._known[self._first : self._end]])
 
     @property
     def open(self) -> int:
         """The number of records that were taken and are undecided."""
-        return len(self._waiting) - len(self._decided)
+        return self._end - self._first - self._ahead
+
+    @property
+    def undecided(self) -> Int64:
+        """The offsets of the records that were taken and are undecided, int64."""
+        return self._offsets[self._first : self._end][~self._known[self._first : self._end]]
+
+    def _make_room(self, count: int) -> None:
+        """Moves the records to the front, of longer arrays if they are more than half full."""
+        waiting = slice(self._first, self._end)
+        length = len(self._offsets)
+        while 2 * (self._end - self._first + count) > length:
+            length *= 2
+        offsets, known = np.zeros(length, np.int64), np.zeros(length, np.bool_)
+        self._end -= self._first
+        self._first = 0
+        offsets[: self._end], known[: self._end] = self._offsets[waiting], self._known[waiting]
+        self._offsets, self._known = offsets, known

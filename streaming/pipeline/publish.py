@@ -12,7 +12,7 @@ import numpy as np
 
 from cascade.columns import Int64
 from cascade.config import Config
-from cascade.ledger import Ledger, Path, StageClock
+from cascade.ledger import Ledger, Path, StageLaps
 from cascade.policy import Policy
 from cascade.protocols import Clock
 from cascade.schema import Roles
@@ -27,6 +27,8 @@ from streaming.pipeline.privacy import CardHasher
 from streaming.pipeline.table import Table
 from streaming.worker.outbox import Outbox, Sent
 
+_NO_QUEUE = np.zeros(0)
+
 
 @dataclass(eq=False)
 class Publisher:
@@ -40,27 +42,36 @@ class Publisher:
     _hasher: CardHasher | None
     _ledger: Ledger
     _clock: Clock
-    _stage_clock: StageClock = field(default_factory=StageClock, init=False)
+    _laps: StageLaps = field(default_factory=StageLaps, init=False)
 
-    def decide(self, table: Table, chosen: Int64) -> None:
+    def decide(self, table: Table, chosen: Int64, laps: StageLaps) -> None:
         """Decides the rows with these positions by their scores, and sends the decisions.
 
-        All of them have the same stage and cause.
+        All of them have the same stage and cause. laps: gets the stages `decide` and `produce`.
         """
         if not len(chosen):
             return
         now_ms = self._clock.time() * 1e3
-        with self._stage_clock:
-            kernels.decide(table.rows, chosen, self._policy.review_from, self._policy.decline_from, now_ms)
-        self._ledger.record_stage("decide", self._stage_clock.wall_s, self._stage_clock.cpu_s, len(chosen))
+        kernels.decide(table.rows, chosen, self._policy.review_from, self._policy.decline_from, now_ms)
+        laps.end("decide", len(chosen))
         self._send(table, chosen, _path(table, chosen))
         self._first_decisions.settle_rows(table, chosen)
+        laps.end("produce", len(chosen))
+
+    def decide_all(self, table: Table) -> None:
+        """Decides and sends all rows of a table that has left its micro-batch, and records the stages."""
+        self._laps.begin()
+        self.decide(table, np.arange(len(table)), self._laps)
+        self._ledger.record_batch(self._laps, _NO_QUEUE)
 
     def repeat(self, table: Table) -> None:
         """Sends first decisions again, for repeats whose columns have them, marked as duplicates."""
         if len(table):
             table.rows["decided_ms"] = self._clock.time() * 1e3
+            self._laps.begin()
             self._send(table, np.arange(len(table)), "duplicate")
+            self._laps.end("produce", len(table))
+            self._ledger.record_batch(self._laps, _NO_QUEUE)
 
     def reject(self, fetched: FetchedBatch, rejects: Sequence[Reject]) -> None:
         """Dead-letters messages of a fetch; if card ids are hashed, without the message, which may contain one."""
@@ -87,16 +98,13 @@ class Publisher:
             self._ledger.count_dead_letters(reject.reason.value, 1)
 
     def _send(self, table: Table, chosen: Int64, path: Path) -> None:
-        topics = self._config.kafka.topics
-        with self._stage_clock:
-            values = encode(self._config.kafka.codec, table, chosen, self._roles.transaction_id)
-            cards = table.batch[self._roles.card][chosen]
-            keys = encode_keys(cards) if self._hasher is None else self._hasher.text(cards)
-            offsets = table.offsets_by_partition(chosen)
-            cause = CAUSES[table.rows["cause"][chosen[0]]] if path == "degraded" else None
-            sent = Sent(offsets, table.rows["start_ms"][chosen], path, cause, table.records(chosen))
-            self._outbox.send_many(topics.decisions, keys, values, sent)
-        self._ledger.record_stage("produce", self._stage_clock.wall_s, self._stage_clock.cpu_s, len(chosen))
+        values = encode(self._config.kafka.codec, table, chosen, self._roles.transaction_id)
+        cards = table.batch[self._roles.card][chosen]
+        keys = encode_keys(cards) if self._hasher is None else self._hasher.text(cards)
+        offsets = table.offsets_by_partition(chosen)
+        cause = CAUSES[table.rows["cause"][chosen[0]]] if path == "degraded" else None
+        sent = Sent(offsets, table.rows["start_ms"][chosen], path, cause, table.records(chosen))
+        self._outbox.send_many(self._config.kafka.topics.decisions, keys, values, sent)
 
 
 def _path(table: Table, chosen: Int64) -> Path:

@@ -21,6 +21,7 @@ from stages.screener.compiled import CompiledScreener
 from streaming.codecs.avro import compile_avro_kernel
 from streaming.pipeline.duplicates import FirstDecisions
 from streaming.pipeline.encode import warm_up_encoder
+from streaming.pipeline.offset_kernels import warm_up_offsets
 from streaming.pipeline.table_kernels import warm_up_table
 
 # What distinguishes these processors, for which an image may be compiled, from those before (x86-64 psABI, table 3.1).
@@ -56,6 +57,7 @@ def compile_kernels(
     on_progress()
     warm_up_encoder()
     warm_up_table()
+    warm_up_offsets()
     on_progress()
     FirstDecisions(config.duplicates).warm_up()
     on_progress()

@@ -26,7 +26,7 @@ from cascade.columns import Array, ColumnBatch
 from cascade.config import Config
 from cascade.engine import Engine
 from cascade.errors import BrokerError
-from cascade.ledger import Ledger, StageClock
+from cascade.ledger import Ledger, StageLaps
 from cascade.protocols import Clock, DeepStage
 from cascade.schema import Schema
 from streaming.codecs import Codec
@@ -105,7 +105,7 @@ class Worker:
         self._roles = parts.schema.roles
         self._stop = threading.Event()
         self._lost = ""
-        self._stage_clock = StageClock()
+        self._laps = StageLaps()
         self._paused = self._spare = False
         # whether the last poll took all records that were there
         self._quiet = True
@@ -232,7 +232,7 @@ class Worker:
     def _decide_known(self) -> None:
         """Decides the escalated and repeated rows whose outcome is known now."""
         for table in self._escalations.collect():
-            self._publish(table)
+            self._publisher.decide_all(table)
         self._repeats.advance()
 
     def _make_room(self, in_flight: int) -> None:
@@ -311,12 +311,12 @@ class Worker:
         """Takes a micro-batch through the steps of `streaming.pipeline`, from `decode` on."""
         now_ms = self._clock.time() * 1e3
         self._compare_clocks(fetched, now_ms)
-        with self._stage_clock:
-            decided = {partition: owned.decided for partition, owned in self._recovery.owned.items()}
-            table, rejected = self._decoder.decode(fetched, decided, now_ms)
-            if self._parts.hasher is not None:
-                table = replace(table, batch=self._parts.hasher.hashed(table.batch, self._roles.card))
-        self._ledger.record_stage("decode", self._stage_clock.wall_s, self._stage_clock.cpu_s, len(table))
+        self._laps.begin()
+        decided = {partition: owned.decided for partition, owned in self._recovery.owned.items()}
+        table, rejected = self._decoder.decode(fetched, decided, now_ms)
+        if self._parts.hasher is not None:
+            table = replace(table, batch=self._parts.hasher.hashed(table.batch, self._roles.card))
+        self._laps.end("decode", len(table))
         self._ledger.count_labels(self._labels.catch_up())
         if len(table):
             self._screen(self._without_repeats(table))
@@ -342,13 +342,14 @@ class Worker:
             return
         # Records that the previous owner escalated stay escalated, even if their scores differ now, since the records
         # of other partitions came in another order: decided by the screener, they would follow later ones of a card.
-        screened = self._engine.screen(table.batch, partition_ids, self._escalations.raised)
-        features, screener = self._engine.feature_clock, self._engine.screener_clock
-        self._ledger.record_queue(rows["queue_ms"] / 1e3)
-        self._ledger.record_stage("features", features.wall_s, features.cpu_s, len(rows))
-        self._ledger.record_stage("screener", screener.wall_s, screener.cpu_s, len(rows))
+        laps = self._laps
+        laps.skip()
+        computed = self._engine.compute(table.batch, partition_ids)
+        laps.end("features", len(rows))
+        screened = self._engine.score(computed, self._escalations.raised)
+        laps.end("screener", len(rows))
         suspicious = kernels.mark_screened(
-            rows, screened.probability, screened.escalate, features.wall_s * 1e3, screener.wall_s * 1e3
+            rows, screened.probability, screened.escalate, laps.wall_ms("features"), laps.wall_ms("screener")
         )
         refused: list[Table] = []
         if suspicious:
@@ -358,12 +359,11 @@ class Worker:
         # Screened rows first, dead letters last: decisions acknowledged ahead of a record then show its escalation.
         clear = kernels.undecided(rows, False)
         kernels.by_screener(rows, clear, 0, 0.0)
-        self._publisher.decide(table, clear)
+        laps.skip()
+        self._publisher.decide(table, clear, laps)
+        self._ledger.record_batch(laps, rows["queue_ms"][rows["undecided"]] / 1e3)
         for part in refused:
-            self._publish(part)
-
-    def _publish(self, table: Table) -> None:
-        self._publisher.decide(table, np.arange(len(table)))
+            self._publisher.decide_all(part)
 
     def _fold_labels(self, labels: ColumnBatch) -> None:
         hasher = self._parts.hasher
@@ -391,8 +391,7 @@ class Worker:
     def _on_acknowledged(self, sent: Sent, acknowledged_s: float) -> None:
         if sent.path:
             latency_s = np.maximum(acknowledged_s * 1e3 - sent.start_ms, 0.0) / 1e3
-            ids = None if sent.records is None else sent.records.decision_ids
-            self._ledger.record_decisions(sent.path, latency_s, sent.cause, ids)
+            self._ledger.record_decisions(sent.path, latency_s, sent.cause, sent.records)
 
     # --- partitions and state -----------------------------------------------------------------------------------
 

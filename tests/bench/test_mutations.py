@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from bench.faults.run import simulate
@@ -94,7 +93,7 @@ def commit_in_flight_records_on_revoke(revoked: Any, self: Any, partitions: list
     self._drop(partitions)
     for partition in partitions:
         tracker = self._recovery.owned[partition].tracker
-        tracker.decided(np.array(sorted(set(tracker._waiting) - tracker._decided), np.int64))
+        tracker.decided(tracker.undecided)
     revoked(self, partitions)
 
 
