@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cascade.columns import Int64
-from streaming.kafka import rdkafka_kernels as kernels
+from streaming.kafka import rdkafka_send as kernels
 from streaming.kafka.rdkafka_library import ON_NEW_CALLBACK, rdkafka
+from streaming.kafka.rdkafka_memory import WORD_BYTES
 
 CELLS_OF_A_BLOCK = 1_024
+_NAME = b"cascade"
+_CELL_BYTES = kernels.CELL_WORDS * WORD_BYTES
 
 
 class Failure(NamedTuple):
@@ -25,61 +28,53 @@ class Failure(NamedTuple):
     topic: int
 
 
-class Cell:
-    """The count of a delivery's records; `address`: for the records' private word."""
+class Cell(NamedTuple):
+    """The count of a delivery's records: a row of a block, int64 [CELLS_OF_A_BLOCK, CELL_WORDS]; and its address."""
 
-    __slots__ = ("_words", "address")
-
-    def __init__(self, words: Int64, address: int) -> None:
-        self._words, self.address = words, address
-
-    def done(self) -> bool:
-        """Whether the broker has acknowledged all records."""
-        # the time is written last
-        return bool(self._words[kernels.DONE_US]) and not self._words[kernels.FAILED]
-
-    def done_s(self) -> float:
-        """When the last record was acknowledged, seconds since the epoch."""
-        return int(self._words[kernels.DONE_US]) / 1e6
+    block: Int64
+    row: int
+    address: int
 
 
 class Deliveries:
-    """The deliveries of a producer; must exist as long as the rd_kafka_t."""
+    """The deliveries of a producer; must exist as long as the rd_kafka_t.
+
+    `state`: int64 [STATE_WORDS]; `state_address`: its address.
+    """
 
     def __init__(self) -> None:
-        self._state = np.zeros(kernels.STATE_WORDS, np.int64)
+        self.state = np.zeros(kernels.STATE_WORDS, np.int64)
+        self.state_address: int = self.state.ctypes.data
         self._blocks: list[Int64] = []
+        self._block_address = 0
         self._used = CELLS_OF_A_BLOCK
         self._counter = kernels.acknowledgement_counter()
         self._on_new = ON_NEW_CALLBACK(self._intercept)
 
     def configure(self, configuration: int) -> None:
         """Lets the client that is made from a rd_kafka_conf_t count its acknowledgements here."""
-        rdkafka.conf_interceptor_add_on_new(configuration, b"cascade", self._on_new, None)
+        rdkafka.conf_interceptor_add_on_new(configuration, _NAME, self._on_new, None)
 
-    def open(self, records: int) -> Cell:
-        """A new delivery of this many records."""
+    def open(self) -> Cell:
+        """The cell of a new delivery."""
         if self._used == CELLS_OF_A_BLOCK:
             self._blocks = [block for block in self._blocks if block[:, kernels.LEFT].any()]
             self._blocks.append(np.zeros((CELLS_OF_A_BLOCK, kernels.CELL_WORDS), np.int64))
+            self._block_address = self._blocks[-1].ctypes.data
             self._used = 0
-        words = self._blocks[-1][self._used]
+        row = self._used
         self._used += 1
-        words[kernels.LEFT] = records
-        return Cell(words, words.ctypes.data)
+        return Cell(self._blocks[-1], row, self._block_address + row * _CELL_BYTES)
 
     def failure(self) -> Failure | None:
         """The first failure that was not of a dropped record."""
-        code, topic, _ = self._state.tolist()
-        return Failure(code, topic) if code else None
+        code = self.state.item(kernels.FAILURE)
+        return Failure(code, self.state.item(kernels.FAILURE_TOPIC)) if code else None
 
     def drop(self, dropping: bool) -> None:
         """From now on failures are those of records that are dropped on purpose, or not any more."""
-        self._state[kernels.ABORTING] = dropping
+        self.state[kernels.DROPPING] = dropping
 
     def _intercept(self, client: int, configuration: int, opaque: Any, reason: Any, reason_bytes: int) -> int:
-        return int(
-            rdkafka.interceptor_add_on_acknowledgement(
-                client, b"cascade", c_void_p(self._counter.address), self._state.ctypes.data
-            )
-        )
+        counter, state = c_void_p(self._counter.address), self.state_address
+        return int(rdkafka.interceptor_add_on_acknowledgement(client, _NAME, counter, state))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, overload
@@ -10,13 +11,13 @@ import numpy as np
 from confluent_kafka import KafkaError
 
 from cascade.columns import ByteColumn, Int64
-from streaming.kafka import rdkafka_kernels as kernels
+from streaming.kafka import rdkafka_receive as kernels
 from streaming.kafka.protocol import FetchedBatch, Headers, Partition
 from streaming.kafka.rdkafka_library import CMessage, decoded, milliseconds, rdkafka
 
-_CONSUME, _DESTROY = rdkafka.address("consume_batch_queue"), rdkafka.address("message_destroy")
-_TIMESTAMP = rdkafka.address("message_timestamp")
-_HEADERS, _HEADER = rdkafka.address("message_headers"), rdkafka.address("header_get_all")
+# Memory for the records of a poll; a larger batch gets its own.
+ROWS_ROOM, OCTETS_ROOM = 256, 64 * 1024
+_NONE_ABSENT = np.empty(0, np.bool_)
 
 
 class Event(NamedTuple):
@@ -75,99 +76,106 @@ class MessageReader:
     """Takes messages from a queue (rd_kafka_queue_t), copies them, and destroys them."""
 
     def __init__(self, queue: int) -> None:
-        self._queue = queue
-        self._sizes = np.zeros(kernels.SIZES, np.int64)
+        self._receive, self._compiled = kernels.receiver()
+        self._reading = kernels.Reading(queue=queue, rows_room=ROWS_ROOM, octets_room=OCTETS_ROOM)
+        self._address = ctypes.addressof(self._reading)
+        first = kernels.Reading.rows.offset
+        self._results = np.frombuffer(memoryview(self._reading).cast("B"), np.int64, len(kernels.RESULTS), first)
+        for name in kernels.FUNCTIONS:
+            setattr(self._reading, name, rdkafka.address(name))
+        self._numbers = np.empty(kernels.NUMBERS * ROWS_ROOM, np.int64)
+        self._absent = np.empty(2 * ROWS_ROOM, np.bool_)
+        self._keys, self._values = np.empty(OCTETS_ROOM, np.uint8), np.empty(OCTETS_ROOM, np.uint8)
+        for name in ("numbers", "absent", "keys", "values"):
+            setattr(self._reading, name, getattr(self, f"_{name}").ctypes.data)
+        self._rows_max = 0
         self._reserve(1)
         # the first call of a kernel loads it, which takes milliseconds
-        self.read(0.0, 1)
+        kernels.fill(self._address, 0, 0, 0, 0, 0, 0, 0)
+        kernels.release(self._address)
 
-    def read(self, timeout_s: float, rows_max: int) -> tuple[list[FetchedBatch], list[Event]]:
+    def read(self, timeout_s: float, rows_max: int) -> tuple[Sequence[FetchedBatch], Sequence[Event]]:
         """Waits for a message, takes those that are there, at most `rows_max`, and returns records and events.
 
         librdkafka calls back for rebalances and errors meanwhile.
         """
-        count = self._take(timeout_s, rows_max)
-        if not count:
-            return [], []
+        if not self._take(timeout_s, rows_max):
+            return (), ()
+        if self._reading.released:
+            return (self._only_partition(),), ()
         try:
-            return self._batches(), self._events(count)
+            return self._partitions(), self._events()
         finally:
-            kernels.release(_DESTROY, self._messages[:count])
+            kernels.release(self._address)
 
     def drop(self, timeout_s: float, rows_max: int) -> None:
         """Takes messages as `read` does, and destroys them."""
-        count = self._take(timeout_s, rows_max)
-        kernels.release(_DESTROY, self._messages[:count])
+        if self._take(timeout_s, rows_max) and not self._reading.released:
+            kernels.release(self._address)
 
     def _take(self, timeout_s: float, rows_max: int) -> int:
-        if rows_max > len(self._messages):
+        if rows_max > self._rows_max:
             self._reserve(rows_max)
-        messages = self._messages[:rows_max]
-        # for more than a message librdkafka waits until all are there, or for the whole time
-        taken = rdkafka.consume_batch_queue(self._queue, milliseconds(timeout_s), self._place, 1)
-        if taken <= 0:
-            return 0
-        kernels.survey(
-            _CONSUME,
-            _HEADERS,
-            _HEADER,
-            self._queue,
-            taken,
-            messages,
-            self._order,
-            self._parts,
-            self._found,
-            self._sizes,
-        )
-        return int(self._sizes[kernels.COUNT])
+        return int(self._receive(self._address, milliseconds(timeout_s), rows_max))
 
     def _reserve(self, rows_max: int) -> None:
-        self._messages, self._order, self._found = (np.zeros(rows_max, np.int64) for _ in range(3))
-        self._parts = np.zeros((rows_max, kernels.PART_COLUMNS), np.int64)
-        self._place = self._messages.ctypes.data
+        """Makes memory for the addresses of so many messages, and their order."""
+        self._rows_max = rows_max
+        self._addresses = np.zeros((3 + kernels.PART_WORDS, rows_max), np.int64)
+        places = [row.ctypes.data for row in self._addresses[:4]]
+        self._reading.messages, self._reading.order, self._reading.found, self._reading.parts = places
 
-    def _batches(self) -> list[FetchedBatch]:
-        _, parts, rows, key_octets, value_octets, keys_absent, values_absent, headers, octets = self._sizes.tolist()
+    def _only_partition(self) -> FetchedBatch:
+        """The records that lie in the memory that is there already."""
+        rows, key_octets, value_octets, keys_absent, values_absent, partition_id = self._results[:6].tolist()
+        numbers = self._numbers[: kernels.HEADER_ENDS * rows].copy()
+        key_ends, value_ends = numbers[2 * rows : 3 * rows], numbers[3 * rows :]
+        absent = self._absent[: 2 * rows].copy() if keys_absent or values_absent else _NONE_ABSENT
+        return FetchedBatch(
+            self._reading.topic.decode(),
+            partition_id,
+            numbers[:rows],
+            numbers[rows : 2 * rows],
+            ByteColumn(self._keys[:key_octets].copy(), key_ends, absent[:rows] if keys_absent else None),
+            ByteColumn(self._values[:value_octets].copy(), value_ends, absent[rows:] if values_absent else None),
+            [()] * rows,
+        )
+
+    def _partitions(self) -> list[FetchedBatch]:
+        reading = self._reading
+        rows, headers = reading.rows, reading.headers
         if not rows:
             return []
-        numbers = np.empty((kernels.NUMBERS, rows), np.int64)
-        absent = np.empty((2, rows), np.bool_)
-        keys, values, header_octets = (np.empty(size, np.uint8) for size in (key_octets, value_octets, octets))
+        numbers, absent = np.empty((kernels.NUMBERS, rows), np.int64), np.empty((2, rows), np.bool_)
+        octets = (reading.key_octets, reading.value_octets, reading.header_octets)
+        keys, values, header_octets = (np.empty(size, np.uint8) for size in octets)
         piece_ends, piece_absent = np.empty(2 * headers, np.int64), np.empty(2 * headers, np.bool_)
-        kernels.fill(
-            _TIMESTAMP, _HEADERS, _HEADER, self._messages, self._order[:rows], numbers, absent, keys, values,
-            header_octets, piece_ends, piece_absent,
-        )  # fmt: skip
+        filled = (numbers, absent, keys, values, header_octets, piece_ends, piece_absent)
+        kernels.fill(self._address, *(array.ctypes.data for array in filled))
         offsets, times_ms, key_ends, value_ends, header_ends = numbers
         pieces = ByteColumn(header_octets, piece_ends, piece_absent)
         whole = FetchedBatch(
-            *self._partition(0),
+            "",
+            0,
             offsets,
             times_ms,
-            ByteColumn(keys, key_ends, absent[kernels.KEYS] if keys_absent else None),
-            ByteColumn(values, value_ends, absent[kernels.VALUES] if values_absent else None),
+            ByteColumn(keys, key_ends, absent[0] if reading.keys_absent else None),
+            ByteColumn(values, value_ends, absent[1] if reading.values_absent else None),
             RecordHeaders(header_ends, pieces) if headers else [()] * rows,
         )
-        if parts == 1:
-            return [whole]
         batches, start = [], 0
-        for part, end in enumerate(self._parts[:parts, kernels.END_ROW].tolist()):
-            topic, partition_id = self._partition(part)
-            batches.append(replace(whole.part(start, end), topic=topic, partition=partition_id))
+        parts = self._addresses[3:].reshape(-1, kernels.PART_WORDS)[: reading.partitions]
+        for topic, partition_id, end in parts.tolist():
+            name = decoded(rdkafka.topic_name(topic))
+            batches.append(replace(whole.part(start, end), topic=name, partition=partition_id))
             start = end
         return batches
 
-    def _partition(self, part: int) -> Partition:
-        topic, partition_id, _ = self._parts[part].tolist()
-        return decoded(rdkafka.topic_name(topic)), partition_id
-
-    def _events(self, count: int) -> list[Event]:
-        rows = int(self._sizes[kernels.ROWS])
-        if rows == count:
-            return []
+    def _events(self) -> list[Event]:
+        messages, order = self._addresses[:2]
         found = []
-        for index in self._order[rows:count].tolist()[::-1]:
-            message = CMessage.from_address(int(self._messages[index]))
+        for index in order[self._reading.rows : self._reading.count].tolist()[::-1]:
+            message = CMessage.from_address(int(messages[index]))
             partition = (decoded(rdkafka.topic_name(message.topic)), message.partition) if message.topic else None
             error = KafkaError(
                 message.error, decoded(rdkafka.message_errstr(message)), fatal=message.error == KafkaError._FATAL

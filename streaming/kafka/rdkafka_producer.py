@@ -17,6 +17,7 @@ from streaming.kafka.producer import Producer
 from streaming.kafka.protocol import Delivery, Headers
 from streaming.kafka.rdkafka_deliveries import Cell, Failure
 from streaming.kafka.rdkafka_producer_handle import ProducerHandle
+from streaming.kafka.rdkafka_send import DONE_US, FAILED
 from streaming.kafka.rdkafka_settings import Connection, connection_settings, vendor_error
 
 _ROOM_PAUSE_S = 0.005
@@ -33,11 +34,14 @@ class _Sent:
     def done(self) -> bool:
         # any failure is this delivery's too: no offset may be committed after it
         self._producer.refuse_after_failure()
-        return self._cell.done()
+        block, row, _ = self._cell
+        # the time is written last
+        return bool(block.item(row, DONE_US)) and not block.item(row, FAILED)
 
     @property
     def done_s(self) -> float:
-        return self._cell.done_s()
+        block, row, _ = self._cell
+        return block.item(row, DONE_US) / 1e6
 
 
 class RdkafkaProducer(Producer):
@@ -82,19 +86,27 @@ class RdkafkaProducer(Producer):
         headers: Headers = (),
     ) -> Delivery:
         keys, values = ByteColumn.of(keys), ByteColumn.of(values)
-        rows, queued = len(values), 0
-        if len(keys) != rows:
-            raise ValueError(f"{len(keys)} keys for {rows} values")
-        cell = self._deliveries.open(rows)
-        while queued < rows:
+        rows = len(values.ends)
+        if len(keys.ends) != rows:
+            raise ValueError(f"{len(keys.ends)} keys for {rows} values")
+        if self._failure is not None or self._producer is None:
+            self._check_usable()
+        cell, queued = self._deliveries.open(), 0
+        while True:
             count = min(rows - queued, limits.UNDELIVERED_MAX)
-            self._make_room(count)
-            with self._sending(topic):
-                sent = self._producer.produce(topic, keys, values, times_ms, headers, cell.address, queued, count)
-                if not sent:
-                    raise KafkaException(KafkaError(KafkaError._QUEUE_FULL))
+            try:
+                sent = self._producer.produce(
+                    topic, keys, values, times_ms, headers, cell.address, queued, count, limits.UNDELIVERED_MAX
+                )
+            except KafkaException:
+                with self._sending(topic):
+                    raise
             queued += sent
-        return _Sent(self, cell)
+            if queued == rows:
+                return _Sent(self, cell)
+            if not sent:
+                # waits; raises after a failure, and if there is no room in time
+                self._make_room(count)
 
     def undelivered(self) -> int:
         """See ProducerClient."""
@@ -107,9 +119,12 @@ class RdkafkaProducer(Producer):
 
     def refuse_after_failure(self) -> None:
         """Raises the failure that ended this producer, if there is one."""
-        if self._failure is None and (failure := self._deliveries.failure()) is not None:
+        if self._failure is None:
+            failure = self._deliveries.failure()
+            if failure is None:
+                return
             self._failure = self._ended(self._undelivered(failure))
-        super().refuse_after_failure()
+        raise self._failure
 
     def _undelivered(self, failure: Failure) -> BrokerError:
         """The error of a record that was not delivered; a fatal error is its cause, if there is one."""

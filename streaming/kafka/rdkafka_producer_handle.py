@@ -11,7 +11,7 @@ import numpy as np
 from confluent_kafka import KafkaError
 
 from cascade.columns import ByteColumn, Int64
-from streaming.kafka import rdkafka_kernels as kernels
+from streaming.kafka import rdkafka_send as kernels
 from streaming.kafka.protocol import Headers, Offsets
 from streaming.kafka.rdkafka_deliveries import Deliveries
 from streaming.kafka.rdkafka_group import GroupMetadata
@@ -26,9 +26,10 @@ from streaming.kafka.rdkafka_library import (
     rdkafka,
 )
 
-_PRODUCE = rdkafka.address("produceva")
+_FUNCTIONS = [rdkafka.address(name) for name in ("poll", "outq_len", "produceva")]
 # rd_kafka_vtype_t: what an argument of rd_kafka_produceva is; and a flag: librdkafka copies key and value.
-_TOPIC, _VALUE, _KEY, _PRIVATE, _FLAGS, _TIME, _HEADER = 2, 4, 5, 6, 7, 8, 9
+# The types are in the order of the kernel's arguments: topic, value, key, private, flags, time.
+_TYPES, _HEADER = (2, 4, 5, 6, 7, 8), 9
 _COPY = 2
 _NONE_ABSENT, _NO_TIMES = np.empty(0, np.bool_), np.empty(0, np.int64)
 
@@ -39,6 +40,7 @@ class ProducerHandle(Handle):
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.deliveries = Deliveries()
         super().__init__(PRODUCER, settings, self.deliveries.configure, kept=self.deliveries)
+        self._session = np.array([*_FUNCTIONS, self.address, self.deliveries.state_address])
         self._arguments: dict[str, Int64] = {}
 
     def __len__(self) -> int:
@@ -53,25 +55,27 @@ class ProducerHandle(Handle):
         values: ByteColumn,
         times_ms: Sequence[int] | None,
         headers: Headers,
-        delivery: int,
+        cell: int,
         first: int,
         count: int,
+        undelivered_max: int,
     ) -> int:
-        """Queues records, and returns how many: fewer than `count` if the queue is full.
+        """Queues records, and returns how many: fewer than `count` without room, and after a failure.
 
         topic: their topic. keys, values: the columns. times_ms: None or 0 for the present time. headers: of each
-        record. delivery: the address of their cell. first, count: of the records to queue.
+        record. cell: address of the delivery's cell. first, count: of the records to queue. undelivered_max: the limit
+        of records in flight.
         """
-        arguments = self._arguments_of(topic)
-        arguments[kernels.ARGUMENT_PRIVATE, 1] = delivery
+        arguments = self._arguments.get(topic)
+        if arguments is None:
+            arguments = self._arguments[topic] = self._arguments_for(topic)
         # the texts exist until librdkafka has copied them
-        texts = [(name.encode(), octets) for name, octets in headers]
-        if texts:
-            arguments = np.concatenate([arguments, _header_arguments(texts)])
+        texts = [(name.encode(), octets) for name, octets in headers] if headers else ()
         queued, error = kernels.produce(
-            _PRODUCE,
-            self.address,
-            arguments,
+            self._session,
+            undelivered_max,
+            np.concatenate([arguments, _header_arguments(texts)]) if texts else arguments,
+            cell,
             keys.octets,
             keys.ends,
             _NONE_ABSENT if keys.absent is None else keys.absent,
@@ -82,10 +86,8 @@ class ProducerHandle(Handle):
             first,
             count,
         )
-        if error and rdkafka.error_code(error) != KafkaError._QUEUE_FULL:
-            check_error(error)
         if error:
-            rdkafka.error_destroy(error)
+            _raise_unless_full(error)
         return int(queued)
 
     def flush(self, timeout_s: float) -> int:
@@ -135,19 +137,18 @@ class ProducerHandle(Handle):
         yield
         self.destroy_at_exit(True)
 
-    def _arguments_of(self, topic: str) -> Int64:
+    def _arguments_for(self, topic: str) -> Int64:
         """The arguments of rd_kafka_produceva, int64 [ARGUMENTS, ARGUMENT_WORDS], for records of a topic."""
-        found = self._arguments.get(topic)
-        if found is None:
-            found = np.zeros((kernels.ARGUMENTS, kernels.ARGUMENT_WORDS), np.int64)
-            found[kernels.ARGUMENT_TOPIC, :2] = _TOPIC, self.topic(topic)
-            found[kernels.ARGUMENT_FLAGS, :2] = _FLAGS, _COPY
-            found[kernels.ARGUMENT_VALUE, 0] = _VALUE
-            found[kernels.ARGUMENT_KEY, 0] = _KEY
-            found[kernels.ARGUMENT_PRIVATE, 0] = _PRIVATE
-            found[kernels.ARGUMENT_TIME, 0] = _TIME
-            self._arguments[topic] = found
-        return found
+        made = np.zeros((kernels.ARGUMENTS, kernels.ARGUMENT_WORDS), np.int64)
+        made[:, 0] = _TYPES
+        made[kernels.TOPIC, 1], made[kernels.FLAGS, 1] = self.topic(topic), _COPY
+        return made
+
+
+def _raise_unless_full(error: int) -> None:
+    if rdkafka.error_code(error) != KafkaError._QUEUE_FULL:
+        check_error(error)
+    rdkafka.error_destroy(error)
 
 
 def _header_arguments(headers: Sequence[tuple[bytes, bytes | None]]) -> Int64:
