@@ -6,11 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
 
 import numpy as np
 
-from cascade.columns import Float64, Int64
+from cascade.columns import Float64
 from cascade.errors import CascadeError
 from cascade.ledger.account import Account, MeterState
 from cascade.ledger.buckets import HISTOGRAM, NO_TOPIC
@@ -156,11 +155,6 @@ class Ledger:
             self._counters.stages[stage].record_many(wall_s, rows)
             self._stage_cpu_s[STAGE_NUMBERS[stage]] += cpu_s
 
-    def record_queue(self, values_s: Float64) -> None:
-        """Adds the seconds that each transaction of a batch has waited before its work began, float64 [rows]."""
-        with self._counting:
-            self._counters.stages["queue"].record(values_s)
-
     def record_arrival(self, least_wait_s: float, early: int = 0) -> None:
         """Adds the least wait of records that were fetched together, and the number with a stamp ahead of now.
 
@@ -175,7 +169,7 @@ class Ledger:
         path: Path,
         latency_s: Float64,
         cause: str | None = None,
-        records: DecidedRecords | Callable[[Int64], list[str]] | None = None,
+        records: DecidedRecords | None = None,
     ) -> None:
         """Adds the decisions of a batch on one path.
 
@@ -188,8 +182,6 @@ class Ledger:
         if (cause is not None) != (path == "degraded"):
             raise ValueError(f"path {path!r} with cause {cause!r}: exactly the degraded decisions must have a cause")
         topic, partition_ids, offsets = NO_TOPIC, _NO_RECORDS, _NO_RECORDS
-        if callable(records):
-            records = _parsed(records(np.arange(len(latency_s))))
         with self._counting:
             if records is not None:
                 topic = self._exemplars.number_of(records.topic)
@@ -289,14 +281,3 @@ class Ledger:
     def summary(self, quality: QualityComparison | None = None) -> LedgerSummary:
         """All figures up to now. The caller evaluates `quality`, because a ledger has no labels."""
         return summarise(self.account(), quality)
-
-
-def _parsed(decision_ids: list[str]) -> DecidedRecords:
-    topics, partition_ids, offsets = zip(*(text.rsplit("-", 2) for text in decision_ids), strict=True)
-    return _Records(topics[0], np.array(partition_ids, np.int64), np.array(offsets, np.int64))
-
-
-class _Records(NamedTuple):
-    topic: str
-    partition_ids: Int64
-    offsets: Int64

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cascade.errors import DataError
-from cascade.ledger import Account, Ledger, LedgerSummary, ServiceLevel, merge_accounts, summarise
+from cascade.ledger import Account, Ledger, LedgerSummary, ServiceLevel, StageLaps, merge_accounts, summarise
 from cascade.ledger.account import SOURCES_MAX, MeterState
 from cascade.protocols import EnergyReading
 from tests.cascade.ledger.helpers import NOON, rendered
@@ -29,7 +29,7 @@ def some_work(seed: int) -> Work:
     def work(ledger: Ledger) -> None:
         rng = np.random.default_rng(seed)
         ledger.record_stage("features", float(dyadic(rng, 1)[0]), float(dyadic(rng, 1)[0]), 100)
-        ledger.record_queue(dyadic(rng, 50))
+        ledger.record_batch(StageLaps(), dyadic(rng, 50))
         ledger.record_decisions("screened", dyadic(rng, 100 * (seed + 1)))
         ledger.record_decisions("escalated", dyadic(rng, 10))
         ledger.record_decisions("degraded", dyadic(rng, 3), cause=("deadline", "error")[seed % 2])

@@ -15,6 +15,7 @@ from prometheus_client.samples import Sample
 from cascade.ledger import Ledger, ledger_registry
 from cascade.ledger.buckets import BUCKETS_S
 from cascade.ledger.exemplars import ID_CHARACTERS_MAX
+from streaming.pipeline.decisions import decision_id
 from tests.cascade.ledger.helpers import Records, records
 
 NAME = "cascade_decision_latency_seconds"
@@ -47,6 +48,13 @@ def test_each_bucket_has_the_last_decision_in_it() -> None:
         assert exemplar.labels == {"decision_id": f"transactions-{(3, 0)[row % 2]}-{1_000 + row}"}
         assert exemplar.value == latency_s[row]
         assert begun_s - 0.001 <= float(exemplar.timestamp or 0) <= time.time() + 0.001
+
+
+def test_the_ids_of_exemplars_are_the_decision_ids() -> None:
+    ledger = Ledger()
+    ledger.record_decisions("screened", np.array([0.003]), None, Records("t-1", np.array([12]), np.array([2**53 + 1])))
+    (exemplar,) = [exemplar for exemplar in ledger.exemplars("screened") if exemplar]
+    assert exemplar.decision_id == decision_id("t-1", 12, 2**53 + 1)
 
 
 def test_each_path_has_its_own_exemplars_and_decisions_without_ids_have_none() -> None:

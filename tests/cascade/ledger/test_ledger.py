@@ -32,7 +32,7 @@ def _ledger(*meters: FixedMeter) -> Ledger:
     clock = ManualClock()
     ledger = Ledger(meters=meters, watts_per_core=8.0, bundle_version="b-1", screener="walk", clock=clock)
     ledger.record_stage("features", 0.002, 0.001, 1_000)
-    ledger.record_queue(np.full(1_000, 0.0005))
+    ledger.record_batch(StageLaps(), np.full(1_000, 0.0005))
     ledger.record_decisions("screened", np.full(985, 0.003))
     ledger.record_decisions("escalated", np.full(10, 0.012))
     ledger.record_decisions("degraded", np.full(3, 0.05), cause="deadline")
@@ -197,7 +197,7 @@ def test_a_batch_counts_as_its_stages_one_by_one() -> None:
             laps.end(stage, rows)  # type: ignore[arg-type]
         laps.wall_s[:], laps.cpu_s[:] = rng.lognormal(-8.0, 2.0, len(STAGES)), rng.random(len(STAGES))
         together.record_batch(laps, queue_s)
-        each.record_queue(queue_s)
+        each.record_batch(StageLaps(), queue_s)
         for number, stage in enumerate(STAGES):
             if laps.rows[number]:
                 each.record_stage(stage, laps.wall_s[number], laps.cpu_s[number], rows)

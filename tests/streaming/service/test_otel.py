@@ -56,7 +56,7 @@ def full_ledger() -> Ledger:
     ledger = Ledger(meters=[meter], carbon=make_carbon(CarbonSettings(region="DEU")), bundle_version="b-1")
     meter.energy_j = 2.5
     places = Records("t", np.zeros(990, np.int64), np.arange(990))
-    ledger.record_decisions("screened", np.full(990, 0.003), None, places.decision_ids)
+    ledger.record_decisions("screened", np.full(990, 0.003), None, places)
     ledger.record_decisions("escalated", np.array([0.012, 0.4, 20.0]))
     ledger.record_decisions("degraded", np.array([0.1]), cause="deadline")
     ledger.record_stage("features", 0.1, 0.2, 1)

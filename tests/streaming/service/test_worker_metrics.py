@@ -128,7 +128,7 @@ def test_exemplars_of_workers_stay_and_the_classic_text_is_the_same() -> None:
     ledgers = {"0": ledger_of(3), "1": ledger_of(5)}
     for worker, ledger in ledgers.items():
         positions = Records("t", np.full(1, int(worker)), np.arange(1))
-        ledger.record_decisions("escalated", np.array([0.015]), None, positions.decision_ids)
+        ledger.record_decisions("escalated", np.array([0.015]), None, positions)
     asked = {worker: Asked(ledger_registry(ledger)) for worker, ledger in ledgers.items()}
     texts = {worker: ask_metrics(worker_asked.server.port) for worker, worker_asked in asked.items()}
     for worker_asked in asked.values():
