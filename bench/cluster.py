@@ -227,7 +227,7 @@ class SteadyLoad:
                 self._producer.send_many(self._topics.labels, keys, values)
                 return
             except BrokerError:
-                # kafka-python takes no record of a topic whose metadata it has not seen: no broker answered yet
+                # no broker has answered yet
                 if self._stop.is_set() or time.monotonic() > give_up_s:
                     raise
 

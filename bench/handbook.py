@@ -45,8 +45,6 @@ SETTINGS = TrainingSettings(
 SERVICE: dict[str, dict[str, object]] = {
     "deadline": {"start": "fetch", "budget_ms": 60_000},
     "labels": {"alignment": "exact"},
-    # 1.3 million transactions pass the client twice, and librdkafka is the quicker client
-    "kafka": {"client": "librdkafka"},
 }
 # Chapters 3 (fold 0) and 5 and 7 (mean of the test folds): AUC, average precision, CP@100.
 PUBLISHED = {

@@ -115,7 +115,7 @@ class KafkaPythonConsumer:
                 auto_offset_reset="none",
                 allow_auto_create_topics=False,
                 isolation_level="read_committed",
-                # eager: its cooperative assignor can give a partition to two members (decision 14)
+                # eager: its cooperative assignor can give a partition to two members (decision 15)
                 partition_assignment_strategy=(StickyPartitionAssignor,),
                 group_instance_id=kafka.instance if group is not None and kafka.instance else None,
                 session_timeout_ms=limits.SESSION_TIMEOUT_MS,

@@ -86,9 +86,12 @@ class ConsumerClient(Protocol):
         that must be given back; the member still owns them, and can commit. on_lost: called with those that others
         already own; by default `on_revoked`.
 
-        Rebalances are cooperative: the other partitions stay assigned, and `poll` returns their records meanwhile. The
-        callbacks run within `poll` or `close`, never beside the caller's code. They may commit, seek and pause; `poll`
-        or `close` raises their errors.
+        With librdkafka rebalances are cooperative: the other partitions stay assigned, and `poll` returns their records
+        meanwhile. With kafka-python they are eager: `on_revoked` gets all partitions, `poll` returns nothing until the
+        group has joined, and `on_assigned` gets all that the member owns then, at their committed offsets.
+
+        The callbacks run within `poll` or `close`, never beside the caller's code. They may commit, seek and pause;
+        `poll` or `close` raises their errors.
         """
         ...
 
@@ -110,6 +113,7 @@ class ConsumerClient(Protocol):
     def poll(self, timeout_s: float, rows_max: int) -> list[FetchedBatch]:
         """Returns at most `rows_max` records, a batch for each partition; empty after `timeout_s` without records.
 
+        During a join kafka-python waits for a second, if `timeout_s` is shorter.
         Must be called within `max.poll.interval.ms`, with paused partitions too, or the group expels the member.
         """
         ...

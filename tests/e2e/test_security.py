@@ -67,7 +67,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def round_trip(kafka: KafkaSettings) -> None:
-    """Waits for the broker, makes a topic, and produces and consumes a record, alone and (librdkafka) in a transaction."""
+    """Waits, makes a topic, and produces and consumes a record: alone, and with librdkafka in a transaction too."""
     wait_for_broker(kafka, 30, pytest.fail)
     topic = f"t-{uuid.uuid4().hex}"
     ensure_topics(kafka, [TopicSpec(topic, 1)])
