@@ -73,7 +73,7 @@ class AvroCodec:
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """See Codec."""
-        most, rejects = self._bytes_max, []
+        values, most, rejects = list(values), self._bytes_max, []
         fitting = [value for value in values if value and len(value) <= most]
         rows = np.arange(len(values))
         if len(fitting) < len(values):

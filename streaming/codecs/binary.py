@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from cascade.columns import Array, Bool, ColumnBatch, Int64
+from cascade.columns import Array, Bool, ByteColumn, ColumnBatch, Int64
 from cascade.errors import SettingError
 from cascade.schema import Field
 from streaming.codecs.faults import Fault, Faults, reject, sift, size_fault
@@ -66,17 +66,15 @@ class BinaryCodec:
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """See Codec."""
-        size, rejects = self._bytes, []
-        fitting = [value for value in values if value is not None and len(value) == size]
-        rows = np.arange(len(values))
-        if len(fitting) < len(values):
-            fits = np.fromiter((value is not None and len(value) == size for value in values), np.bool_, len(values))
+        messages, rejects = ByteColumn.of(values), list[Reject]()
+        octets, lengths, rows = messages.octets, np.diff(messages.ends, prepend=0), np.arange(len(messages))
+        fits = lengths == self._bytes
+        if not fits.all():
             rejects = [reject(index, self._explain(values[index])) for index in np.flatnonzero(~fits).tolist()]
-            rows = rows[fits]
-        if not fitting:
+            octets, rows = octets[np.repeat(fits, lengths)], rows[fits]
+        if not len(rows):
             return Decoded(empty_batch(self._fields), rows, rejects)
-        table = np.frombuffer(b"".join(fitting), self._row)
-        table, rows = self._of_this_layout(table, rows, fitting, rejects)
+        table, rows = self._of_this_layout(octets.view(self._row), rows, values, rejects)
         batch, faults = self._to_columns(table)
         return sift(batch, rows, faults, rejects)
 
@@ -91,12 +89,12 @@ class BinaryCodec:
         return [octets[start : start + size] for start in range(0, len(octets), size)]
 
     def _of_this_layout(
-        self, table: Array, rows: Int64, values: Sequence[bytes], rejects: list[Reject]
+        self, table: Array, rows: Int64, values: Sequence[bytes | None], rejects: list[Reject]
     ) -> tuple[Array, Int64]:
         same: Bool = table[_HEAD] == self._head
         if same.all():
             return table, rows
-        rejects += [reject(int(rows[row]), self._explain(values[row])) for row in np.flatnonzero(~same).tolist()]
+        rejects += [reject(index, self._explain(values[index])) for index in rows[~same].tolist()]
         return table[same], rows[same]
 
     def _explain(self, value: bytes | None) -> Fault:

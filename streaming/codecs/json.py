@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from cascade.columns import ByteColumn
 from cascade.schema import Field
 from streaming.codecs.faults import Fault
+from streaming.codecs.json_columns import PlainReader, can_be_plain
 from streaming.codecs.messages import NESTING_MAX, MessageCodec
-from streaming.codecs.protocol import RejectReason
+from streaming.codecs.protocol import Decoded, Reject, RejectReason
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # the change of the nesting depth at each octet outside of texts
@@ -23,6 +25,9 @@ _COLON = ord(":")
 
 class JsonCodec(MessageCodec):
     """Codec for JSON (RFC 8259, UTF-8).
+
+    A kernel reads the messages that are plain, msgspec the others, with the same result; see `json_kernels`. One thread
+    decodes.
 
     >>> fields = {"card_id": Field(type="int64"), "amount": Field(type="float64", minimum=0)}
     >>> decoded = JsonCodec(fields, 1024).decode([b'{"card_id": 7, "amount": 12.5}', b'{"card_id": 7}'])
@@ -36,6 +41,24 @@ class JsonCodec(MessageCodec):
         super().__init__(msgspec.json, fields, message_bytes_max)
         # a field name with a colon sends its messages the slow way, with the same result
         self._colons = len(fields)
+        self._plain = PlainReader(fields, message_bytes_max) if can_be_plain(fields) else None
+
+    def decode(self, values: Sequence[bytes | None]) -> Decoded:
+        """See Codec."""
+        if self._plain is None:
+            return super().decode(values)
+        batch, doubtful, doubts = self._plain.read(ByteColumn.of(values))
+        if not doubts:
+            return Decoded(batch, np.arange(batch.rows), [])
+        places = np.flatnonzero(doubtful)
+        others = super().decode([values[place] for place in places.tolist()])
+        rejects = [Reject(int(places[reject.index]), reject.reason, reject.detail) for reject in others.rejects]
+        read = places[others.rows]
+        good = ~doubtful
+        good[read] = True
+        for name, column in batch.columns.items():
+            column[read] = others.batch[name]
+        return Decoded(batch.take(good) if rejects else batch, np.flatnonzero(good), rejects)
 
     def _have_more(self, values: Sequence[bytes]) -> bool:
         # a message with every field has at least a colon for each, so messages cannot compensate for each other

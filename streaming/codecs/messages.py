@@ -67,6 +67,7 @@ class MessageCodec(ABC):
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """See Codec."""
+        values = list(values)
         rows: list[msgspec.Struct] = []
         positions: list[int] = []
         rejects: list[Reject] = []

@@ -19,6 +19,7 @@ from cascade.ledger import Ledger
 from stages.assembly import make_engine
 from stages.screener.compiled import CompiledScreener
 from streaming.codecs.avro import compile_avro_kernel
+from streaming.codecs.json_columns import compile_json_kernel
 from streaming.pipeline.duplicates import FirstDecisions
 from streaming.pipeline.encode import warm_up_encoder
 from streaming.pipeline.offset_kernels import warm_up_offsets
@@ -63,6 +64,9 @@ def compile_kernels(
     on_progress()
     Ledger().warm_up()
     on_progress()
+    if "json" in codecs:
+        compile_json_kernel()
+        on_progress()
     if "avro" in codecs:
         compile_avro_kernel()
         on_progress()

@@ -48,7 +48,7 @@ def signatures():
     kernels = {kernel for kernel in kernels if kernel.__module__ != "cascade.features.digest"}
     return {(kernel.__module__, kernel.__name__, signature) for kernel in kernels for signature in kernel.signatures}
 
-compile_kernels(make_engine(load_bundle(SHIPPED_BUNDLE)), Config(), ["avro"])
+compile_kernels(make_engine(load_bundle(SHIPPED_BUNDLE)), Config(), ["json", "avro"])
 at_start = signatures()
 for seed in range(20):
     simulate(seed)
