@@ -1,12 +1,13 @@
-"""What the feature kernel costs: time for each transaction and memory for each card, by the number of cards.
+"""What the features cost: time for each transaction and memory for each card, by the number of cards.
 
 Cards and terminals are random and as many of each, so that every row touches other memory. The features are those of
-the shipped bundle. Each size is filled with its events first and then measured in micro-batches; the sizes take turns.
+the shipped bundle. Each size is filled with its events first and then measured in micro-batches, of many rows and of
+one, as the service has them at ordinary load; the sizes take turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -21,13 +22,14 @@ from cascade.features.spec import DAY_MS, FeatureSpec
 from cascade.ledger.machine import Machine, describe_machine
 from cascade.schema import Schema
 
-FILL_ROWS, BATCH_ROWS, BATCHES_A_ROUND = 100_000, 1_000, 40
+FILL_ROWS, BATCH_ROWS, BATCHES_A_ROUND, SINGLE_ROWS_A_ROUND = 100_000, 1_000, 40, 4_000
 DAYS, START_MS = 20, 1_735_689_600_000
 
 
 class FeatureTiming(msgspec.Struct, frozen=True, kw_only=True):
     """Wall time at a number of cards: the median over the rounds; `spread`: the least and the largest.
 
+    `us_per_single_row`: a micro-batch of one row, from its columns to its features.
     `bytes_per_card`: the state in use of cards and terminals, divided by the number of cards.
     """
 
@@ -35,6 +37,8 @@ class FeatureTiming(msgspec.Struct, frozen=True, kw_only=True):
     us_per_transaction: float
     spread: tuple[float, float]
     ratio_to_smallest: float
+    us_per_single_row: float
+    spread_single_row: tuple[float, float]
     bytes_per_card: float
 
 
@@ -77,8 +81,11 @@ class FilledEngine:
         self._chance = np.random.default_rng(seed)
         self._now_ms = START_MS
         self._next_id = 0
+        self._partition_ids = np.zeros(BATCH_ROWS, np.int64)
         self._gap_ms = DAYS * DAY_MS / (cards * events_per_card)
         self.engine = FeatureEngine(_without_evictions(bundle.spec, cards, events_per_card), bundle.schema)
+        self._buffers = self.engine.buffers()
+        self._buffers.make_room(BATCH_ROWS)
         self.engine.warm_up()
         left = cards * events_per_card
         while left:
@@ -95,13 +102,25 @@ class FilledEngine:
 
     def us_per_transaction(self) -> float:
         """Wall time of the next micro-batches, µs a transaction."""
-        batches = [self.batch(BATCH_ROWS) for _ in range(BATCHES_A_ROUND)]
-        seconds = seconds_of(lambda: [self.engine.update(batch) for batch in batches])
-        return 1e6 * seconds / (BATCHES_A_ROUND * BATCH_ROWS)
+        return self._us_per_row(BATCH_ROWS, BATCHES_A_ROUND)
+
+    def us_per_single_row(self) -> float:
+        """Wall time of the next micro-batches of one row, µs each."""
+        return self._us_per_row(1, SINGLE_ROWS_A_ROUND)
+
+    def measures(self) -> dict[int, Callable[[], float]]:
+        """What takes turns, by the rows of a micro-batch."""
+        return {BATCH_ROWS: self.us_per_transaction, 1: self.us_per_single_row}
+
+    def _us_per_row(self, rows: int, count: int) -> float:
+        batches, partition_ids = [self.batch(rows) for _ in range(count)], self._partition_ids[:rows]
+        update, buffers = self.engine.update, self._buffers
+        seconds = seconds_of(lambda: [update(batch, partition_ids, buffers) for batch in batches])
+        return 1e6 * seconds / (count * rows)
 
     def bytes_per_card(self) -> float:
         """The state in use of cards and terminals, bytes a card."""
-        return sum(array.nbytes for array in self.engine._used().values()) / self.cards
+        return self.engine.state_bytes() / self.cards
 
 
 def _without_evictions(spec: FeatureSpec, cards: int, events_per_card: int) -> FeatureSpec:
@@ -124,16 +143,19 @@ def run_features(cards: Sequence[int], events_per_card: int, rounds: int, seed: 
     """
     bundle = load_bundle(SHIPPED_BUNDLE)
     engines = [FilledEngine(bundle, count, events_per_card, seed) for count in cards]
-    cost_us = by_turns({engine.cards: engine.us_per_transaction for engine in engines}, rounds)
+    measures = {(engine.cards, rows): measure for engine in engines for rows, measure in engine.measures().items()}
+    cost_us = by_turns(measures, rounds)
     timings = []
     for engine in engines:
-        spread = Spread.of(cost_us[engine.cards])
+        spread, single = (Spread.of(cost_us[engine.cards, rows]) for rows in (BATCH_ROWS, 1))
         timings.append(
             FeatureTiming(
                 cards=engine.cards,
                 us_per_transaction=spread.median,
                 spread=(spread.least, spread.largest),
-                ratio_to_smallest=float(np.median(cost_us[engine.cards] / cost_us[min(cards)])),
+                ratio_to_smallest=float(np.median(cost_us[engine.cards, BATCH_ROWS] / cost_us[min(cards), BATCH_ROWS])),
+                us_per_single_row=single.median,
+                spread_single_row=(single.least, single.largest),
                 bytes_per_card=engine.bytes_per_card(),
             )
         )
@@ -149,20 +171,24 @@ def run_features(cards: Sequence[int], events_per_card: int, rounds: int, seed: 
 
 def show_features(report: FeaturesReport, console: Console) -> None:
     """Prints the report as a table, a row a number of cards."""
-    table = figure_table(None, "cards", "µs/transaction", "least–largest", "× fewest cards", "bytes/card")
+    table = figure_table(
+        None, "cards", "µs/transaction", "least–largest", "× fewest", "one row, µs", "least–largest", "bytes/card"
+    )
     for timing in report.timings:
         table.add_row(
             f"{timing.cards:,}",
             f"{timing.us_per_transaction:.2f}",
             f"{timing.spread[0]:.2f}–{timing.spread[1]:.2f}",
             f"{timing.ratio_to_smallest:.2f}",
+            f"{timing.us_per_single_row:.1f}",
+            f"{timing.spread_single_row[0]:.1f}–{timing.spread_single_row[1]:.1f}",
             f"{timing.bytes_per_card:,.0f}",
         )
     print_table(
         console,
         table,
         f"{report.events_per_card} events for each card and each terminal; as many terminals as cards",
-        f"batches of {report.batch:,}; medians of {report.rounds} rounds in which the sizes take turns",
+        f"batches of {report.batch:,}, and of one row; medians of {report.rounds} rounds in which the sizes take turns",
         "bytes/card: state in use of a card and a terminal",
         f"{report.machine.text}; seed {report.seed}",
     )

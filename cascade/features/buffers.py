@@ -26,17 +26,19 @@ class FeatureBuffers:
 
     def __init__(self, width: int, sequence_shape: tuple[int, int]) -> None:
         self._width, self._sequence_shape = width, sequence_shape
-        self._all = self._allocate(0)
+        self._all = self._last = self._allocate(0)
 
     def make_room(self, rows: int) -> None:
         """Allocate memory for batches of up to `rows` rows, and write to it, so that the system assigns the pages."""
         if rows > len(self._all.features):
-            self._all = self._allocate(rows)
+            self._all = self._last = self._allocate(rows)
 
     def of(self, rows: int) -> FeatureBatch:
         """Return arrays of `rows` rows, in the same memory at each call, with what the last batch left in it."""
         self.make_room(rows)
-        return FeatureBatch(self._all.features[:rows], self._all.sequence[:rows])
+        if rows != len(self._last.features):
+            self._last = FeatureBatch(self._all.features[:rows], self._all.sequence[:rows])
+        return self._last
 
     def _allocate(self, rows: int) -> FeatureBatch:
         features: Float32 = np.empty((rows, self._width), np.float32)

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from cascade.columns import Array, ColumnBatch, Float64, Int64
+from cascade.columns import Array, ColumnBatch, Int64
 from cascade.errors import StateError
+from cascade.features import kernels
 from cascade.features.buffers import FeatureBatch, FeatureBuffers
+from cascade.features.codes import TransactionCode
+from cascade.features.handles import VISIBILITY
+from cascade.features.inputs import InputTable
 from cascade.features.key_part import KeyPart
-from cascade.features.layout import EVICTIONS, KEYS, LATE, PARTITIONS_MAX, TOO_LATE
-from cascade.features.spec import DAY_MS, FeatureSpec, Plan, StatelessColumn, resolve
+from cascade.features.layout import EVICTIONS, INPUT_PARTITIONS, INPUT_TIMES, KEYS, LATE, PARTITIONS_MAX, TOO_LATE
+from cascade.features.spec import FeatureSpec, Plan, StatelessColumn, resolve
 from cascade.features.state import is_shared
 from cascade.features.summaries import Summaries
 from cascade.schema import Schema, key_codes
 
-HOUR_MS = 3_600_000
-NIGHT_ENDS_HOUR = 6
 # Keys of each field in one call of `absorb`. It lasts some milliseconds, so that the caller can poll between calls.
 ABSORB_KEYS = 1_000
-# Added to the number of a day, so that Monday is 0: 1970-01-01 was a Thursday.
-EPOCH_WEEKDAY = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,20 @@ class FeatureEngine:
         self.names = self.plan.names
         self.width = len(self.names)
         self.sequence_shape = (self.plan.sequence.length, self.plan.sequence_width)
+        self.inputs = InputTable(self.plan, schema)
+        self._stateless = _stateless(self.plan, self.inputs)
         self._hidden = np.zeros(PARTITIONS_MAX, np.bool_)
         self._any_hidden = False
         self._parts: list[KeyPart] = []
+        self._handles: Int64 = np.zeros((0, 0, 0), np.int64)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything except which partitions are hidden."""
-        self._parts = [KeyPart(self.plan, key) for key in self.plan.keys]
+        self._parts = [KeyPart(self.plan, self.schema, key, self.inputs) for key in self.plan.keys]
+        self._handles = np.stack([part.handle for part in self._parts])
+        for part, handle in zip(self._parts, self._handles, strict=True):
+            part.handle = handle
 
     def buffers(self) -> FeatureBuffers:
         """Return memory that `update` can write one batch after another to."""
@@ -85,17 +91,26 @@ class FeatureEngine:
         `buffers`: memory for the result, valid until the next call with them; None: new memory. Raises ValueError,
         before it folds anything, where an id is out of range.
         """
-        ids = (
-            np.zeros(batch.rows, np.int64)
-            if partition_ids is None
-            else _checked_partition_ids(partition_ids, batch.rows)
+        if partition_ids is not None and len(partition_ids) != batch.rows:
+            raise ValueError(f"{len(partition_ids)} partition ids for {batch.rows} rows: give each row its own")
+        self.inputs.fill(batch, partition_ids)
+        return self.update_inputs(batch.rows, self.buffers() if buffers is None else buffers)
+
+    def update_inputs(self, rows: int, buffers: FeatureBuffers) -> FeatureBatch:
+        """Fold rows that are in `inputs` already, as `update` does; see there."""
+        found = buffers.of(rows)
+        wrong = kernels.update(
+            self._handles,
+            self._stateless,
+            self.inputs.cells,
+            rows,
+            self._hidden,
+            self._any_hidden,
+            found.features,
+            found.sequence,
         )
-        found = (self.buffers() if buffers is None else buffers).of(batch.rows)
-        times = batch[self.schema.roles.event_time]
-        for position, column in enumerate(self.plan.stateless):
-            found.features[:, position] = _stateless(column, batch, times)
-        for part in self._parts:
-            part.update(batch, times, ids, self._hidden if self._any_hidden else None, found)
+        if wrong >= 0:
+            _checked_partition_id(int(self.inputs.cells[INPUT_PARTITIONS, wrong]))
         return found
 
     def update_labels(self, labels: ColumnBatch) -> None:
@@ -120,7 +135,10 @@ class FeatureEngine:
         self._hide(partition_id, True)
 
     def _hide(self, partition_id: int, hidden: bool) -> None:
-        self._hidden[_checked_partition_id(partition_id)] = hidden
+        if self._hidden[_checked_partition_id(partition_id)] == hidden:
+            return
+        self._hidden[partition_id] = hidden
+        self._handles[:, VISIBILITY, 0] += 1
         self._any_hidden = bool(self._hidden.any())
 
     def forget(self, partition_id: int) -> None:
@@ -230,11 +248,9 @@ class FeatureEngine:
         none = np.zeros(0, np.int64)
         rows = ColumnBatch({name: np.zeros(0, field.dtype) for name, field in self.schema.fields.items()}, 0)
         labels = ColumnBatch({name: np.zeros(0, field.dtype) for name, field in self.schema.label_fields().items()}, 0)
-        found = self.update(rows)
+        self.update(rows)
         self.update_labels(labels)
         for part in self._parts:
-            for hidden in (None, self._hidden):
-                part.update(rows, none, none, hidden, found)
             part.warm_up()
         for key in self.shared_keys:
             self.fold_summaries(key, self.summarise(key, none, none, none, 1))
@@ -293,6 +309,10 @@ class FeatureEngine:
             self.reset()
             raise
 
+    def state_bytes(self) -> int:
+        """Return the bytes of the used parts of all arrays."""
+        return sum(part.used_bytes() for part in self._parts)
+
     def state_bytes_max(self) -> int:
         """Return the bytes that the state takes once every limit is reached; it takes less until then."""
         return sum(array.nbytes for part in self._parts for array in part.state)
@@ -314,18 +334,13 @@ def _checked_partition_ids(partition_ids: Int64, rows: int) -> Int64:
     return np.ascontiguousarray(partition_ids, np.int64)
 
 
-_CLOCK: dict[str, Callable[[Int64], Float64]] = {
-    "hour": lambda times: times % DAY_MS / HOUR_MS,
-    "weekday": lambda times: ((times // DAY_MS + EPOCH_WEEKDAY) % 7).astype(np.float64),
-    "night": lambda times: (times % DAY_MS < NIGHT_ENDS_HOUR * HOUR_MS).astype(np.float64),
-    "weekend": lambda times: ((times // DAY_MS + EPOCH_WEEKDAY) % 7 >= 5).astype(np.float64),
-}
+def _stateless(plan: Plan, inputs: InputTable) -> Int64:
+    """The columns computed from the transaction alone, as the kernel reads them."""
 
+    def row(column: StatelessColumn) -> int:
+        if column.function == "value":
+            return inputs.number(column.field)
+        return inputs.code(column.field) if column.function == "one_hot" else INPUT_TIMES
 
-def _stateless(column: StatelessColumn, batch: ColumnBatch, times: Int64) -> Array:
-    if column.function == "value":
-        return batch[column.field]
-    if column.function == "one_hot":
-        matches: Array = batch[column.field] == column.code
-        return matches
-    return _CLOCK[column.function](times)
+    rows = [[TransactionCode[column.function.upper()], row(column), column.code] for column in plan.stateless]
+    return np.array(rows, np.int64).reshape(-1, 3)

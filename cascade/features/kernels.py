@@ -1,63 +1,141 @@
 """The kernels that fold rows and labels: features, sequences, and the state after them.
 
 The kernel completes a row before it starts the next, so results do not depend on where a batch ends. For each row it
-finds the key's slot, drops events that are too old, aggregates the windows, reads and extends the sequence, and inserts
-the event.
+finds the key's slot, moves the running totals of its windows on (`totals`), drops events that are too old, writes the
+features, reads and extends the sequence, and inserts the event.
 
 A row sees the events of its own partition and of all partitions that are not hidden. Of hidden partitions it sees the
 remotes, which are summaries of other workers' events. So events and remotes of a partition never count together.
 
-Arguments are explained in `chains` (the state), in `Program` and `Scratch`, and in `update`. Besides:
+Running totals are for rows that are not late and see all events of their key. For others the kernel adds up the windows
+from the events, and its results are the same to the last bit.
 
-event_values: `events` viewed as float64 (bits of value fields); `remote_values` likewise
-event_partitions: `events` viewed as uint16 (partition ids); `remote_partitions` likewise
+Arguments are explained in `chains` and `totals` (the state), in `Program`, and in `update`. Besides:
+
+program: the key field's `Program`
 own_partition_id: the partition of the row
-newest, oldest: first and last block of a chain
-row: position in the batch; the kernels take arrays and a position, since a slice costs two atomic reference counts
+row: position in the batch
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from cascade.columns import Array, Bool, Float32, Float64, Int64
+from cascade.columns import Bool, Float32, Int64
 from cascade.compilation import kernel
-from cascade.features.borrowing import borrowed
-from cascade.features.chains import drop_oldest, home, insert, make_room, put, remove, touch, trim
+from cascade.features.chains import drop_oldest, home, insert, make_room, newest_ms, put, remove, touch, trim
+from cascade.features.codes import TransactionCode, WindowCode
+from cascade.features.handles import open_program, open_state
 from cascade.features.layout import (
     BLOCK,
+    COLUMN_FAR,
+    COLUMN_FUNCTION,
+    COLUMN_NEAR,
+    COLUMN_TAG,
+    COLUMN_VALUE,
     COUNT,
-    EVENT_POOL,
+    DAY_MS,
+    EDGE_AGE_MS,
+    EDGE_PLACE,
+    EDGE_ROWS,
+    EDGE_VALUES,
+    EDGE_WIDTH,
+    EPOCH_WEEKDAY,
     EVENTS,
-    FRAUD_POOL,
+    EVERYONE,
     FRAUDS,
     GENERATION,
     HIGH,
+    HOUR_MS,
+    INPUT_PARTITIONS,
+    INPUT_TIMES,
+    LARGEST,
     LATE,
     LOW,
     NEWER,
     NEWEST,
+    NIGHT_ENDS_HOUR,
     OLDER,
     OLDEST,
     PARTITIONS,
+    PARTITIONS_MAX,
     REMOTE_COUNT,
-    REMOTE_POOL,
     REMOTE_START,
     REMOTE_VALUES,
     REMOTES,
+    STATELESS_CATEGORY,
+    STATELESS_FUNCTION,
+    STATELESS_INPUT,
     STEP_PARTITION,
     STEPS,
+    SUM,
     TIMES,
     TOO_LATE,
+    TOTALS_AUDIENCE,
+    TOTALS_VISIBILITY,
     VALUES,
-    KeyState,
+    Program,
+    State,
 )
-from cascade.features.prefetch import CURSORS, prefetch_next_rows
+from cascade.features.prefetch import prefetch_next_rows
+from cascade.features.totals import (
+    NO_PRECEDING_SECONDS,
+    advance,
+    drop_oldest_event,
+    enter,
+    in_steps,
+    is_seen,
+    keep,
+    plus,
+    rows_between,
+    scan,
+    spread,
+    square,
+    squares_of,
+)
 
-NO_PRECEDING_SECONDS = -1.0
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-# Columns of `Scratch.aggregates`
-ROWS, FRAUD_ROWS, SUMS = range(3)
+# Columns of `Program.remote`: the rows, then for each value field
+REMOTE_ROWS, REMOTE_FIELDS = range(2)
+REMOTE_SUM, REMOTE_DIFFERENCES, REMOTE_SQUARES, REMOTE_LARGEST, REMOTE_WIDTH = range(5)
+
+
+@kernel(forceinline=True)
+def _as_float32(number: float) -> float:
+    """Return a number within float32's range: an infinity would remain in the card's sequence."""
+    return min(max(number, -FLOAT32_MAX), FLOAT32_MAX)
+
+
+# --- the transaction alone --------------------------------------------------------------------------------------
+
+
+@kernel(forceinline=True)
+def _write_stateless(stateless: Int64, inputs: Int64, rows: int, features: Float32) -> None:
+    """Compute the columns that need no state."""
+    numbers = inputs.view(np.float64)
+    for column in range(len(stateless)):
+        function, field = stateless[column, STATELESS_FUNCTION], stateless[column, STATELESS_INPUT]
+        for row in range(rows):
+            time_ms = inputs[INPUT_TIMES, row]
+            result = 0.0
+            if function == TransactionCode.VALUE:
+                result = numbers[field, row]
+            elif function == TransactionCode.ONE_HOT:
+                result = np.float64(inputs[field, row] == stateless[column, STATELESS_CATEGORY])
+            elif function == TransactionCode.HOUR:
+                result = time_ms % DAY_MS / HOUR_MS
+            elif function == TransactionCode.NIGHT:
+                result = np.float64(time_ms % DAY_MS < NIGHT_ENDS_HOUR * HOUR_MS)
+            else:
+                weekday = (time_ms // DAY_MS + EPOCH_WEEKDAY) % 7
+                if function == TransactionCode.WEEKDAY:
+                    result = np.float64(weekday)
+                elif function == TransactionCode.WEEKEND:
+                    result = np.float64(weekday >= 5)
+            features[row, column] = _as_float32(result)
+
+
+# --- what windows have besides their totals ---------------------------------------------------------------------
 
 
 @kernel
@@ -74,178 +152,59 @@ def _is_new_tag(seen: Int64, tag: int, code: int, generation: int) -> bool:
 
 
 @kernel
-def _copy_block(
-    events: Int64,
-    event_values: Float64,
-    block: int,
-    low: int,
-    high: int,
-    time_ms: int,
-    count: int,
-    ages: Int64,
-    stored: Float64,
-    stored_tags: Int64,
+def _count_tags(
+    state: State, program: Program, slot: int, time_ms: int, hidden: Bool, any_hidden: bool, own_partition_id: int
 ) -> None:
-    """Copy the events of a block to `ages`, `stored` and `stored_tags`, from position `count` on.
-
-    Indices are unsigned, so that the compiled code does not check their sign.
-    """
-    row, first, newest = np.uint64(block), np.uint64(count), np.uint64(high - 1)
-    length = np.uint64(high - low)
-    column = np.uint64(TIMES) + newest
-    for place in range(length):
-        ages[first + place] = time_ms - events[row, column - place]
-    column = np.uint64(VALUES) + newest
-    for value in range(np.uint64(len(stored))):
-        for place in range(length):
-            stored[value, first + place] = event_values[row, column - place]
-        column += np.uint64(BLOCK)
-    for tag in range(np.uint64(len(stored_tags))):
-        for place in range(length):
-            stored_tags[tag, first + place] = events[row, column - place]
-        column += np.uint64(BLOCK)
-
-
-@kernel
-def _gather(
-    events: Int64,
-    event_values: Float64,
-    event_partitions: Array,
-    hidden: Bool | None,
-    own_partition_id: int,
-    age_ms_max: int,
-    newest: int,
-    time_ms: int,
-    ages: Int64,
-    stored: Float64,
-    stored_tags: Int64,
-) -> tuple[int, float]:
-    """Copy the events that the row sees and that are younger than `age_ms_max` to arrays, the newest first.
-
-    Returns how many there are, and the age in seconds of the event before the row, of whatever age.
-    """
-    value_count, tag_count = len(stored), len(stored_tags)
-    seconds_since_last = NO_PRECEDING_SECONDS
-    count = 0
-    block = newest
-    while block:
-        low, high = events[block, LOW], events[block, HIGH]
-        if hidden is None:
-            youngest_ms = time_ms - events[block, TIMES + high - 1]
-            if youngest_ms >= 0 and time_ms - events[block, TIMES + low] < age_ms_max:
-                if seconds_since_last < 0.0:
-                    seconds_since_last = youngest_ms / 1000.0
-                _copy_block(events, event_values, block, low, high, time_ms, count, ages, stored, stored_tags)
-                count += high - low
-                block = events[block, OLDER]
-                continue
-        for place in range(high - 1, low - 1, -1):
-            age_ms = time_ms - events[block, TIMES + place]
-            if age_ms < 0:
-                continue
-            if hidden is not None:
-                partition_id = event_partitions[block, PARTITIONS + place]
-                if partition_id != own_partition_id and hidden[partition_id]:
+    """Count the different tags up to each edge, the row's own included, from the row back to the oldest event."""
+    values, generation = len(program.steps), state.counters[GENERATION]
+    for tag in range(program.distinct.shape[1]):
+        _is_new_tag(program.seen, tag, program.event[values + tag], generation)
+        different, edge = 1, 0
+        block = state.slots[slot, EVENTS + NEWEST]
+        while block and edge < len(program.edges):
+            for place in range(state.events.blocks[block, HIGH] - 1, state.events.blocks[block, LOW] - 1, -1):
+                age_ms = time_ms - state.events.blocks[block, TIMES + place]
+                if age_ms < 0 or (any_hidden and not is_seen(state, block, place, hidden, own_partition_id)):
                     continue
-            if seconds_since_last < 0.0:
-                seconds_since_last = age_ms / 1000.0
-            if age_ms >= age_ms_max:
-                return count, seconds_since_last
-            ages[count] = age_ms
-            for value in range(value_count):
-                stored[value, count] = event_values[block, VALUES + BLOCK * value + place]
-            for tag in range(tag_count):
-                stored_tags[tag, count] = events[block, VALUES + BLOCK * (value_count + tag) + place]
-            count += 1
-        block = events[block, OLDER]
-    return count, seconds_since_last
-
-
-@kernel
-def _aggregate(
-    edges: Int64,
-    aggregates: Float64,
-    seen: Int64,
-    count: int,
-    ages: Int64,
-    stored: Float64,
-    stored_tags: Int64,
-    row: int,
-    values: Float64,
-    tags: Int64,
-    generation: int,
-) -> None:
-    """Aggregate the row itself and the `count` events before it, from the row back to the oldest, up to each edge.
-
-    Sums do not include the row. The variance comes from differences to the row's own value, so that it is exact where
-    values are equal. Running totals are local variables, which stay in registers. They add event after event, so that
-    results do not depend on the blocks.
-    """
-    value_count, tag_count = values.shape[1], tags.shape[1]
-    differences, squares = SUMS + value_count, SUMS + 2 * value_count
-    maxima, distinct = SUMS + 3 * value_count, SUMS + 4 * value_count
-    until = 0
-    for edge in range(len(edges)):
-        while until < count and ages[until] < edges[edge]:
-            until += 1
-        aggregates[edge, ROWS] = until + 1.0
-    for value in range(value_count):
-        own = values[row, value]
-        total, difference_total, square_total, largest = 0.0, 0.0, 0.0, own
-        place = 0
-        for edge in range(len(edges)):
-            until = int(aggregates[edge, ROWS]) - 1
-            while place < until:
-                earlier = stored[value, place]
-                difference = earlier - own
-                total += earlier
-                difference_total += difference
-                square_total += difference * difference
-                largest = max(largest, earlier)
-                place += 1
-            aggregates[edge, SUMS + value] = total
-            aggregates[edge, differences + value] = difference_total
-            aggregates[edge, squares + value] = square_total
-            aggregates[edge, maxima + value] = largest
-    for tag in range(tag_count):
-        _is_new_tag(seen, tag, tags[row, tag], generation)
-        different, place = 1.0, 0
-        for edge in range(len(edges)):
-            until = int(aggregates[edge, ROWS]) - 1
-            while place < until:
-                if _is_new_tag(seen, tag, stored_tags[tag, place], generation):
-                    different += 1.0
-                place += 1
-            aggregates[edge, distinct + tag] = different
+                while edge < len(program.edges) and age_ms >= program.edges[edge, EDGE_AGE_MS]:
+                    program.distinct[edge, tag] = different
+                    edge += 1
+                if edge == len(program.edges):
+                    break
+                code = state.events.blocks[block, VALUES + BLOCK * (values + tag) + place]
+                different += _is_new_tag(program.seen, tag, code, generation)
+            block = state.events.blocks[block, OLDER]
+        while edge < len(program.edges):
+            program.distinct[edge, tag] = different
+            edge += 1
 
 
 @kernel
 def _scan_remotes(
-    remotes: Int64,
-    remote_values: Float64,
-    remote_partitions: Array,
+    state: State,
+    program: Program,
+    slot: int,
+    time_ms: int,
     hidden: Bool,
     own_partition_id: int,
-    edges: Int64,
-    aggregates: Float64,
-    newest: int,
-    time_ms: int,
-    row: int,
-    values: Float64,
     seconds_since_last: float,
 ) -> tuple[float, int]:
-    """Add the remotes of hidden partitions to the aggregates: each as its number of rows, at the time of its newest.
+    """Add the remotes of hidden partitions up to each edge: each as its number of rows, at the time of its newest.
 
     Returns the age in seconds of the last event before the row, and the earliest start of a remote that counts
     (`time_ms` where none does).
     """
-    value_count = values.shape[1]
-    differences, squares, maxima = SUMS + value_count, SUMS + 2 * value_count, SUMS + 3 * value_count
+    remotes, values = state.remotes.blocks, program.event.view(np.float64)
+    value_count = len(program.steps)
+    for edge in range(len(program.edges)):
+        program.remote[edge] = 0.0
+        for field in range(value_count):
+            program.remote[edge, REMOTE_FIELDS + REMOTE_WIDTH * field + REMOTE_LARGEST] = -np.inf
     earliest_ms = time_ms
-    block = newest
+    block = state.slots[slot, REMOTES + NEWEST]
     while block:
         for place in range(remotes[block, HIGH] - 1, remotes[block, LOW] - 1, -1):
-            partition_id = remote_partitions[block, PARTITIONS + place]
+            partition_id = state.remotes.partitions[block, PARTITIONS + place]
             age_ms = time_ms - remotes[block, TIMES + place]
             if age_ms < 0 or partition_id == own_partition_id or not hidden[partition_id]:
                 continue
@@ -253,124 +212,157 @@ def _scan_remotes(
             if seconds_since_last < 0.0 or age_ms / 1000.0 < seconds_since_last:
                 seconds_since_last = age_ms / 1000.0
             count = np.float64(remotes[block, VALUES + BLOCK * REMOTE_COUNT + place])
-            for edge in range(len(edges) - 1, -1, -1):
-                if age_ms >= edges[edge]:
+            for edge in range(len(program.edges) - 1, -1, -1):
+                if age_ms >= program.edges[edge, EDGE_AGE_MS]:
                     break
-                at_edge = aggregates[edge]
-                at_edge[ROWS] += count
-                for value in range(value_count):
-                    first = VALUES + BLOCK * (REMOTE_VALUES + value) + place
-                    total = remote_values[block, first]
-                    offset = total / count - values[row, value]
-                    at_edge[SUMS + value] += total
-                    at_edge[differences + value] += total - count * values[row, value]
-                    at_edge[squares + value] += (
-                        remote_values[block, first + BLOCK * value_count] + count * offset * offset
-                    )
-                    at_edge[maxima + value] = max(
-                        at_edge[maxima + value], remote_values[block, first + 2 * BLOCK * value_count]
-                    )
+                at_edge = program.remote[edge]
+                at_edge[REMOTE_ROWS] += count
+                for field in range(value_count):
+                    first = VALUES + BLOCK * (REMOTE_VALUES + field) + place
+                    total = state.remotes.values[block, first]
+                    squares = state.remotes.values[block, first + BLOCK * value_count]
+                    largest = state.remotes.values[block, first + 2 * BLOCK * value_count]
+                    offset = total / count - values[field]
+                    column = REMOTE_FIELDS + REMOTE_WIDTH * field
+                    at_edge[column + REMOTE_SUM] += total
+                    at_edge[column + REMOTE_DIFFERENCES] += total - count * values[field]
+                    at_edge[column + REMOTE_SQUARES] += squares + count * offset * offset
+                    at_edge[column + REMOTE_LARGEST] = max(at_edge[column + REMOTE_LARGEST], largest)
         block = remotes[block, OLDER]
     return seconds_since_last, earliest_ms
 
 
-@kernel
+@kernel(forceinline=True)
 def _oldest_seen_ms(
-    events: Int64, event_partitions: Array, hidden: Bool, own_partition_id: int, oldest: int, time_ms: int
+    state: State, slot: int, hidden: Bool, any_hidden: bool, own_partition_id: int, time_ms: int
 ) -> int:
     """Return the time of the oldest event that the row sees, `time_ms` where there is none."""
-    block = oldest
+    block = state.slots[slot, EVENTS + OLDEST]
     while block:
-        for place in range(events[block, LOW], events[block, HIGH]):
-            partition_id = event_partitions[block, PARTITIONS + place]
-            if partition_id == own_partition_id or not hidden[partition_id]:
-                return events[block, TIMES + place]
-        block = events[block, NEWER]
+        for place in range(state.events.blocks[block, LOW], state.events.blocks[block, HIGH]):
+            if not any_hidden or is_seen(state, block, place, hidden, own_partition_id):
+                return state.events.blocks[block, TIMES + place]
+        block = state.events.blocks[block, NEWER]
     return time_ms
 
 
-@kernel
-def _scan_frauds(
-    frauds: Int64, edges: Int64, aggregates: Float64, newest: int, time_ms: int, oldest_event_ms: int
-) -> None:
+@kernel(forceinline=True)
+def _scan_frauds(state: State, program: Program, slot: int, time_ms: int, oldest_event_ms: int) -> None:
     """Count the frauds up to each edge, without those older than the oldest event: their transactions are gone."""
-    count, edge = 0.0, 0
-    block = newest
-    while block and edge < len(edges):
+    frauds = state.frauds.blocks
+    count, edge = 0, 0
+    block = state.slots[slot, FRAUDS + NEWEST]
+    while block and edge < len(program.edges):
         for place in range(frauds[block, HIGH] - 1, frauds[block, LOW] - 1, -1):
             fraud_ms = frauds[block, TIMES + place]
             if fraud_ms > time_ms or fraud_ms < oldest_event_ms:
                 continue
-            while edge < len(edges) and time_ms - fraud_ms >= edges[edge]:
-                aggregates[edge, FRAUD_ROWS] = count
+            while edge < len(program.edges) and time_ms - fraud_ms >= program.edges[edge, EDGE_AGE_MS]:
+                program.fraud_rows[edge] = count
                 edge += 1
-            count += 1.0
+            count += 1
         block = frauds[block, OLDER]
-    while edge < len(edges):
-        aggregates[edge, FRAUD_ROWS] = count
+    while edge < len(program.edges):
+        program.fraud_rows[edge] = count
         edge += 1
 
 
-@kernel
+# --- columns ----------------------------------------------------------------------------------------------------
+
+
+@kernel(forceinline=True)
+def _value_result(state: State, program: Program, function: int, at: int, edge: int, field: int, remote: bool) -> float:
+    """Compute a function of the values of a window: sum, mean, max, std or ratio_to_mean."""
+    place, value = program.edges[edge, EDGE_PLACE], program.event.view(np.float64)[field]
+    column = place + EDGE_VALUES + program.edges[edge, EDGE_WIDTH] * field
+    earlier, steps, per_unit = state.totals[at, column + SUM], program.steps[field], program.steps_per_unit[field]
+    rows = state.totals[at, place + EDGE_ROWS] + 1
+    others, first = program.remote[edge], REMOTE_FIELDS + REMOTE_WIDTH * field
+    other_rows = program.remote[edge, REMOTE_ROWS] if remote else 0.0
+    if function == WindowCode.MAX:
+        largest = max(value, state.largest[at, column + LARGEST])
+        return max(largest, others[first + REMOTE_LARGEST]) if other_rows else largest
+    if function <= WindowCode.MEAN:
+        total = (earlier + steps) / per_unit
+        if other_rows:
+            total += others[first + REMOTE_SUM]
+        return total if function == WindowCode.SUM else total / (rows + other_rows)
+    if function == WindowCode.RATIO_TO_MEAN:  # of the earlier ones
+        total = earlier / per_unit
+        if other_rows:
+            total += others[first + REMOTE_SUM]
+        return steps / per_unit * (rows - 1 + other_rows) / total if total > 0.0 else 1.0
+    # std, of the population
+    high, low = plus(*squares_of(state.totals, at, column), *square(steps))
+    scaled = spread(rows, earlier + steps, high, low)
+    if not other_rows:
+        return np.sqrt(scaled) / (rows * per_unit)
+    # around the row's own value, as the remotes are
+    difference = (earlier - (rows - 1) * steps) / per_unit
+    squares = scaled / rows / per_unit / per_unit + difference * difference / rows + others[first + REMOTE_SQUARES]
+    count = rows + other_rows
+    mean = (difference + others[first + REMOTE_DIFFERENCES]) / count
+    return np.sqrt(max(0.0, squares / count - mean * mean))
+
+
+@kernel(forceinline=True)
 def _write_columns(
-    ops: Int64,
-    aggregates: Float64,
+    state: State,
+    program: Program,
+    slot: int,
+    at: int,
     row: int,
-    values: Float64,
+    time_ms: int,
+    hidden: Bool,
+    any_hidden: bool,
+    own_partition_id: int,
     seconds_since_last: float,
-    first_column: int,
+    remote: bool,
     features: Float32,
 ) -> None:
-    """Compute the key's columns of the feature vector from the aggregates at the edges."""
-    value_count = values.shape[1]
-    differences, squares = SUMS + value_count, SUMS + 2 * value_count
-    maxima, distinct = SUMS + 3 * value_count, SUMS + 4 * value_count
-    for column in range(len(ops)):
-        function, near, far = ops[column, 0], ops[column, 1], ops[column, 2]
-        value, tag = ops[column, 3], ops[column, 4]
+    """Compute the key's columns of the feature vector.
+
+    at: row of the totals
+    remote: whether `program.remote` counts too
+    """
+    for column in range(len(program.columns)):
+        function = program.columns[column, COLUMN_FUNCTION]
+        near, far = program.columns[column, COLUMN_NEAR], program.columns[column, COLUMN_FAR]
         result = 0.0
-        if function == 7:  # seconds_since_last
+        if function == WindowCode.SECONDS_SINCE_LAST:
             result = seconds_since_last
+        elif function == WindowCode.COUNT:
+            result = state.totals[at, program.edges[far, EDGE_PLACE] + EDGE_ROWS] + 1.0
+            if remote:
+                result += program.remote[far, REMOTE_ROWS]
+        elif function == WindowCode.DISTINCT:
+            result = np.float64(program.distinct[far, program.columns[column, COLUMN_TAG]])
+        elif function < WindowCode.DISTINCT:
+            result = _value_result(state, program, function, at, far, program.columns[column, COLUMN_VALUE], remote)
         else:
-            rows = aggregates[far, ROWS]
-            if function == 0:  # count
-                result = rows
-            elif function == 1:  # sum
-                result = values[row, value] + aggregates[far, SUMS + value]
-            elif function == 2:  # mean
-                result = (values[row, value] + aggregates[far, SUMS + value]) / rows
-            elif function == 3:  # max
-                result = aggregates[far, maxima + value]
-            elif function == 4:  # std, of the population
-                mean = aggregates[far, differences + value] / rows
-                result = np.sqrt(max(0.0, aggregates[far, squares + value] / rows - mean * mean))
-            elif function == 5:  # ratio_to_mean, of the earlier ones
-                result = 1.0
-                if aggregates[far, SUMS + value] > 0.0:
-                    result = values[row, value] * (rows - 1.0) / aggregates[far, SUMS + value]
-            elif function == 6:  # distinct
-                result = aggregates[far, distinct + tag]
-            else:
-                labelled = rows - aggregates[near, ROWS]
-                fraud_rows = aggregates[far, FRAUD_ROWS] - aggregates[near, FRAUD_ROWS]
-                if function == 8:  # labelled_count
-                    result = labelled
-                elif function == 9:  # fraud_count
-                    result = fraud_rows
-                elif labelled > 0.0:  # fraud_rate
-                    result = fraud_rows / labelled
-        # a ratio to amounts near zero may exceed float32; an infinity would remain in the card's sequence
-        features[row, first_column + column] = min(max(result, -FLOAT32_MAX), FLOAT32_MAX)
+            fraud_rows = program.fraud_rows[far] - program.fraud_rows[near]
+            if function == WindowCode.FRAUD_COUNT:
+                result = np.float64(fraud_rows)
+            elif fraud_rows > 0 or function == WindowCode.LABELLED_COUNT:
+                # most keys have no fraud, so that their rows need not be counted
+                rows = 1.0 * rows_between(
+                    state, program, slot, time_ms, hidden, any_hidden, own_partition_id, near, far
+                )
+                if remote:
+                    rows += program.remote[far, REMOTE_ROWS] - program.remote[near, REMOTE_ROWS]
+                if function == WindowCode.LABELLED_COUNT:
+                    result = rows
+                elif rows > 0.0:  # fraud_rate
+                    result = fraud_rows / rows
+        features[row, program.first_column + column] = _as_float32(result)
 
 
 # --- sequences --------------------------------------------------------------------------------------------------
 
 
-@kernel
+@kernel(forceinline=True)
 def step(
-    slots: Int64,
-    step_times: Int64,
-    step_values: Float32,
+    state: State,
     columns: Int64,
     slot: int,
     time_ms: int,
@@ -385,6 +377,7 @@ def step(
     features: float32 [rows, width], where this row's features are
     out: float32 [rows, length, 2 + fields], zero in front where there are fewer steps
     """
+    slots, step_times, step_values = state.slots, state.step_times, state.step_values
     length = step_times.shape[1]
     count = slots[slot, STEPS]
     place = count
@@ -429,171 +422,174 @@ def step(
 # --- entry points -----------------------------------------------------------------------------------------------
 
 
-@kernel(nogil=True)
-def update(
-    table: Array,
-    slots: Int64,
-    counters: Int64,
-    events: Int64,
-    frauds: Int64,
-    remotes: Int64,
-    step_times: Int64,
-    step_values: Float32,
-    edges: Int64,
-    ops: Int64,
-    sequence_columns: Int64,
-    first_column: int,
-    horizon_ms: int,
-    events_per_key_max: int,
-    has_labels: bool,
-    has_sequence: bool,
-    aggregates: Float64,
-    seen: Int64,
-    ages: Int64,
-    stored: Float64,
-    stored_tags: Int64,
-    hidden: Bool | None,
-    keys: Int64,
-    times: Int64,
-    partition_ids: Int64,
-    values: Float64,
-    tags: Int64,
+@kernel(forceinline=True)
+def _store(state: State, program: Program, slot: int, time_ms: int, latest_ms: int, partition_id: int) -> bool:
+    """Insert the row's event within the limits; whether it was stored."""
+    if time_ms <= latest_ms - program.horizon_ms:
+        return False
+    valid = state.totals[slot, TOTALS_VISIBILITY] == program.visibility
+    if state.slots[slot, EVENTS + COUNT] == program.events_per_key_max:
+        oldest = state.slots[slot, EVENTS + OLDEST]
+        if state.events.blocks[oldest, TIMES + state.events.blocks[oldest, LOW]] > time_ms:
+            return False
+        if valid:
+            drop_oldest_event(state, program, slot)
+        drop_oldest(state, state.events, slot)
+    make_room(state, state.events, slot)
+    insert(state, state.events, slot, time_ms, partition_id, program.event)
+    # to make room may have taken events of the same key
+    if state.totals[slot, TOTALS_VISIBILITY] == program.visibility:
+        enter(state, program, slot, time_ms, latest_ms)
+    return True
+
+
+@kernel(forceinline=True)
+def _restrict(state: State, slot: int, partition_id: int) -> None:
+    """Note that a slot has an event of a hidden partition, which only rows of the same partition see."""
+    if state.totals[slot, TOTALS_AUDIENCE] == EVERYONE:
+        state.totals[slot, TOTALS_AUDIENCE] = partition_id
+    elif state.totals[slot, TOTALS_AUDIENCE] != partition_id:
+        state.totals[slot, TOTALS_VISIBILITY] = 0
+
+
+@kernel(forceinline=True)
+def _fold_row(
+    state: State,
+    program: Program,
+    inputs: Int64,
+    row: int,
+    hidden: Bool,
+    any_hidden: bool,
     features: Float32,
     sequence: Float32,
 ) -> None:
-    """Fold rows into the state of one key field and write its columns.
-
-    The fields of `KeyState`, `Program` and `Scratch` come first, in their order. Then:
-
-    hidden: bool [PARTITIONS_MAX], or None where no partition is; numba compiles a kernel for each, and the one for None
-        does not read partition ids
-    keys: int64 [rows], codes of the keys
-    times: int64 [rows], ms
-    partition_ids: int64 [rows], below PARTITIONS_MAX
-    values: float64 [rows, value fields]
-    tags: int64 [rows, tag fields]
-    features: float32 [rows, width], written from `first_column` on
-    sequence: float32 [rows, length, 2 + fields], written where `has_sequence`
-    """
-    table, slots, counters, events = borrowed(table), borrowed(slots), borrowed(counters), borrowed(events)
-    frauds, remotes, step_times = borrowed(frauds), borrowed(remotes), borrowed(step_times)
-    step_values, edges, ops = borrowed(step_values), borrowed(edges), borrowed(ops)
-    sequence_columns, aggregates, seen = borrowed(sequence_columns), borrowed(aggregates), borrowed(seen)
-    ages, stored, stored_tags, keys = borrowed(ages), borrowed(stored), borrowed(stored_tags), borrowed(keys)
-    values, tags, features, sequence = borrowed(values), borrowed(tags), borrowed(features), borrowed(sequence)
-    event_values = events.view(np.float64)
-    event_partitions = events.view(np.uint16)
-    remote_values = remotes.view(np.float64)
-    remote_partitions = remotes.view(np.uint16)
-    value_count, tag_count = values.shape[1], tags.shape[1]
-    event = np.zeros(value_count + tag_count, np.int64)
-    event_as_float = event.view(np.float64)
-    cursors = np.zeros(CURSORS, np.int64)
-    age_ms_max = edges[-1] if len(edges) else 0
-    for row in range(len(keys)):
-        prefetch_next_rows(
-            row, table, slots, events, frauds, step_times, step_values, has_labels, has_sequence, keys, cursors
+    """Fold one row into the state of a key field, and write its columns; arguments as for `update`."""
+    time_ms, partition_id = inputs[INPUT_TIMES, row], inputs[INPUT_PARTITIONS, row]
+    slot = touch(state, inputs[program.inputs[0], row])
+    for field in range(len(program.event)):
+        program.event[field] = inputs[program.inputs[1 + field], row]
+    for field in range(len(program.steps)):
+        value = program.event.view(np.float64)[field]
+        program.steps[field] = in_steps(value, program.steps_per_unit[field], program.steps_max)
+    last_ms = newest_ms(state, state.events, slot, time_ms)
+    latest_ms = max(last_ms, time_ms)
+    is_late = latest_ms > time_ms
+    state.counters[LATE] += is_late
+    state.counters[GENERATION] += 1
+    at = slot
+    if is_late or state.totals[slot, TOTALS_VISIBILITY] != program.visibility:
+        at = 0
+    else:
+        advance(state, program, slot, time_ms)
+        if state.totals[slot, TOTALS_AUDIENCE] != EVERYONE and state.totals[slot, TOTALS_AUDIENCE] != partition_id:
+            at = 0
+    trim(state, state.events, slot, latest_ms - program.horizon_ms)
+    seconds_since_last = NO_PRECEDING_SECONDS
+    if at == 0:
+        seconds_since_last, sees_all = scan(state, program, slot, time_ms, hidden, any_hidden, partition_id)
+        if sees_all and not is_late:
+            keep(state, program, slot, partition_id if any_hidden and hidden[partition_id] else EVERYONE)
+    elif state.slots[slot, EVENTS + COUNT]:
+        seconds_since_last = (time_ms - last_ms) / 1000.0
+    if len(program.event) > len(program.steps):
+        _count_tags(state, program, slot, time_ms, hidden, any_hidden, partition_id)
+    oldest_seen_ms = time_ms
+    if program.has_labels and state.slots[slot, FRAUDS + COUNT]:
+        oldest_seen_ms = _oldest_seen_ms(state, slot, hidden, any_hidden, partition_id, time_ms)
+    has_remotes = any_hidden and state.slots[slot, REMOTES + COUNT] > 0
+    if has_remotes:
+        trim(state, state.remotes, slot, latest_ms - program.horizon_ms)
+        seconds_since_last, earliest_ms = _scan_remotes(
+            state, program, slot, time_ms, hidden, partition_id, seconds_since_last
         )
-        time_ms, partition_id = times[row], partition_ids[row]
-        slot = touch(table, slots, counters, events, frauds, remotes, keys[row])
-        latest_ms, oldest_ms = time_ms, time_ms
-        newest = slots[slot, EVENTS + NEWEST]
-        if newest:
-            latest_ms = max(latest_ms, events[newest, TIMES + events[newest, HIGH] - 1])
-        counters[LATE] += latest_ms > time_ms
-        dropped_until_ms = latest_ms - horizon_ms
-        trim(slots, counters, events, slot, EVENTS, EVENT_POOL, dropped_until_ms)
-        newest, oldest = slots[slot, EVENTS + NEWEST], slots[slot, EVENTS + OLDEST]
-        if oldest:
-            oldest_ms = events[oldest, TIMES + events[oldest, LOW]]
-        counters[GENERATION] += 1
-        count, seconds_since_last = _gather(
-            events,
-            event_values,
-            event_partitions,
-            hidden,
-            partition_id,
-            age_ms_max,
-            newest,
-            time_ms,
-            ages,
-            stored,
-            stored_tags,
-        )
-        _aggregate(edges, aggregates, seen, count, ages, stored, stored_tags, row, values, tags, counters[GENERATION])
-        oldest_seen_ms = oldest_ms
-        if hidden is not None:
-            if has_labels:
-                oldest_seen_ms = _oldest_seen_ms(events, event_partitions, hidden, partition_id, oldest, time_ms)
-            if slots[slot, REMOTES + COUNT]:
-                trim(slots, counters, remotes, slot, REMOTES, REMOTE_POOL, dropped_until_ms)
-                seconds_since_last, earliest_ms = _scan_remotes(
-                    remotes,
-                    remote_values,
-                    remote_partitions,
-                    hidden,
-                    partition_id,
-                    edges,
-                    aggregates,
-                    slots[slot, REMOTES + NEWEST],
-                    time_ms,
-                    row,
-                    values,
-                    seconds_since_last,
-                )
-                oldest_seen_ms = min(oldest_seen_ms, earliest_ms)
-        if has_labels:
-            trim(slots, counters, frauds, slot, FRAUDS, FRAUD_POOL, dropped_until_ms)
-            _scan_frauds(frauds, edges, aggregates, slots[slot, FRAUDS + NEWEST], time_ms, oldest_seen_ms)
-        _write_columns(ops, aggregates, row, values, seconds_since_last, first_column, features)
-        if has_sequence:
-            step(slots, step_times, step_values, sequence_columns, slot, time_ms, partition_id, row, features, sequence)
-
-        store = time_ms > dropped_until_ms
-        if store and slots[slot, EVENTS + COUNT] == events_per_key_max:
-            store = oldest_ms <= time_ms
-            if store:
-                drop_oldest(slots, counters, events, slot, EVENTS, EVENT_POOL)
-        if store:
-            for value in range(value_count):
-                event_as_float[value] = values[row, value]
-            for tag in range(tag_count):
-                event[value_count + tag] = tags[row, tag]
-            make_room(table, slots, counters, events, frauds, remotes, events, slot, EVENTS, EVENT_POOL)
-            insert(slots, events, event_partitions, slot, EVENTS, time_ms, partition_id, event)
-        else:
-            counters[TOO_LATE] += 1
+        oldest_seen_ms = min(oldest_seen_ms, earliest_ms)
+    if program.has_labels:
+        trim(state, state.frauds, slot, latest_ms - program.horizon_ms)
+        _scan_frauds(state, program, slot, time_ms, oldest_seen_ms)
+    _write_columns(
+        state,
+        program,
+        slot,
+        at,
+        row,
+        time_ms,
+        hidden,
+        any_hidden,
+        partition_id,
+        seconds_since_last,
+        has_remotes,
+        features,
+    )
+    if program.has_sequence:
+        step(state, program.sequence_columns, slot, time_ms, partition_id, row, features, sequence)
+    if any_hidden and hidden[partition_id]:
+        _restrict(state, slot, partition_id)
+    if not _store(state, program, slot, time_ms, latest_ms, partition_id):
+        state.counters[TOO_LATE] += 1
 
 
 @kernel(nogil=True)
-def update_labels(
-    state: KeyState, events_per_key_max: int, keys: Int64, times: Int64, identities: Int64, labels: Int64
-) -> None:
+def update(
+    handles: Int64,
+    stateless: Int64,
+    inputs: Int64,
+    rows: int,
+    hidden: Bool,
+    any_hidden: bool,
+    features: Float32,
+    sequence: Float32,
+) -> int:
+    """Fold rows into the state of all key fields, and write their features and sequences.
+
+    handles: int64 [key fields, fields, 4], the key fields in the order of computation
+    stateless: int64 [columns, 3], the columns computed from the transaction alone
+    inputs: int64 [fields, ≥ rows], the input table
+    rows: how many rows there are
+    hidden: bool [PARTITIONS_MAX], and `any_hidden` whether any partition is
+    features: float32 [≥ rows, width]
+    sequence: float32 [≥ rows, length, 2 + fields]
+
+    Returns −1, or the first row whose partition id is out of range; then nothing is folded.
+    """
+    for row in range(rows):
+        if not 0 <= inputs[INPUT_PARTITIONS, row] < PARTITIONS_MAX:
+            return row
+    _write_stateless(stateless, inputs, rows, features)
+    for key_field in range(len(handles)):
+        state, program = open_state(handles[key_field]), open_program(handles[key_field])
+        for row in range(rows):
+            prefetch_next_rows(state, program, inputs, row, rows)
+            _fold_row(state, program, inputs, row, hidden, any_hidden, features, sequence)
+    return -1
+
+
+@kernel(nogil=True)
+def update_labels(handle: Int64, keys: Int64, times: Int64, identities: Int64, labels: Int64) -> None:
     """Store which transactions of the keys were frauds. A label that comes again changes nothing.
 
+    handle: of the key field
     keys: int64 [rows], codes of the keys
     times: int64 [rows], when the transactions took place, in ms
     identities: int64 [rows], ids of the transactions
     labels: int64 [rows], 1 fraud, 0 not (removes an earlier 1)
     """
-    state = borrowed(state)
-    slots, counters, frauds = state.slots, state.counters, state.frauds
-    fraud_partitions = frauds.view(np.uint16)
+    state, events_per_key_max = open_state(handle), open_program(handle).events_per_key_max
     event = np.zeros(1, np.int64)
     for row in range(len(keys)):
-        slot = touch(state.table, slots, counters, state.events, frauds, state.remotes, keys[row])
-        block, place = find_fraud(slots, frauds, slot, identities[row])
+        slot = touch(state, keys[row])
+        block, place = find_fraud(state, slot, identities[row])
         if labels[row] and not block:
             event[0] = identities[row]
-            put(state, frauds, fraud_partitions, slot, FRAUDS, FRAUD_POOL, events_per_key_max, times[row], 0, event)
+            put(state, state.frauds, slot, events_per_key_max, times[row], 0, event)
         elif block and not labels[row]:
-            remove(slots, counters, frauds, fraud_partitions, slot, FRAUDS, FRAUD_POOL, block, place)
+            remove(state, state.frauds, slot, block, place)
 
 
 @kernel
-def find_fraud(slots: Int64, frauds: Int64, slot: int, identity: int) -> tuple[int, int]:
+def find_fraud(state: State, slot: int, identity: int) -> tuple[int, int]:
     """Return block and place of a fraud, block 0 where it is not in the chain."""
-    block = slots[slot, FRAUDS + NEWEST]
+    frauds = state.frauds.blocks
+    block = state.slots[slot, FRAUDS + NEWEST]
     while block:
         for place in range(frauds[block, LOW], frauds[block, HIGH]):
             if frauds[block, VALUES + place] == identity:

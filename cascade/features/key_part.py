@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cascade.columns import Array, Bool, ColumnBatch, Int64
+from cascade.columns import Array, Bool, Int64
 from cascade.errors import StateError
 from cascade.features import digest, kernels, sharing, transfer
-from cascade.features.buffers import FeatureBatch
+from cascade.features.handles import handle_of
+from cascade.features.inputs import InputTable
 from cascade.features.layout import (
     BLOCKS_USED,
     EVENT_POOL,
+    EXPORTED,
     FRAUD_POOL,
     PARTITIONS_MAX,
     REMOTE_POOL,
@@ -20,51 +22,27 @@ from cascade.features.layout import (
     KeyState,
 )
 from cascade.features.spec import Plan
-from cascade.features.state import Program, Scratch, make_key_state, make_program, make_scratch
+from cascade.features.state import make_key_state, make_program
 from cascade.features.summaries import Summaries
-from cascade.schema import key_codes
+from cascade.schema import Schema
 
 
 class KeyPart:
     """State, program and working memory of one key field. Arguments are those of `FeatureEngine`, checked by it."""
 
-    def __init__(self, plan: Plan, key: str) -> None:
+    def __init__(self, plan: Plan, schema: Schema, key: str, inputs: InputTable) -> None:
         columns = plan.keyed[key]
         self.key = key
         self.values = sorted({column.value for column in columns if column.value})
         self.tags = sorted({column.tag for column in columns if column.tag})
-        self.program: Program = make_program(plan, key, self.values, self.tags)
-        self.state: KeyState = make_key_state(plan, key, len(self.values), len(self.tags))
-        self.scratch: Scratch = make_scratch(self.program, len(self.values), len(self.tags))
-
-    def update(
-        self,
-        batch: ColumnBatch,
-        times: Int64,
-        partition_ids: Int64,
-        hidden: Bool | None,
-        out: FeatureBatch,
-    ) -> None:
-        """Fold rows, and write the key's columns of `out.features`, and for the sequence's key `out.sequence`."""
-        values = _matrix([batch[name].astype(np.float64, copy=False) for name in self.values], batch.rows, np.float64)
-        tags = _matrix([key_codes(batch[name]) for name in self.tags], batch.rows, np.int64)
-        kernels.update(
-            *self.state,
-            *self.program,
-            *self.scratch,
-            hidden,
-            key_codes(batch[self.key]),
-            times,
-            partition_ids,
-            values,
-            tags,
-            out.features,
-            out.sequence,
-        )
+        fields = [inputs.code(key), *map(inputs.number, self.values), *map(inputs.code, self.tags)]
+        self.program = make_program(plan, schema, key, self.values, self.tags, np.array(fields, np.int64))
+        self.state = make_key_state(plan, key, len(self.values), len(self.tags))
+        self.handle = handle_of(self.state, self.program)
 
     def update_labels(self, keys: Int64, times: Int64, identities: Int64, labels: Int64) -> None:
         """Fold labels."""
-        kernels.update_labels(self.state, self.program.events_per_key_max, keys, times, identities, labels)
+        kernels.update_labels(self.handle, keys, times, identities, labels)
 
     def used(self) -> dict[str, Array]:
         """Return views of the used part of each array, by the name of its array."""
@@ -73,20 +51,25 @@ class KeyPart:
         pools = (("events", EVENT_POOL), ("frauds", FRAUD_POOL), ("remotes", REMOTE_POOL))
         rows = {name: int(counters[pool + BLOCKS_USED]) + 1 for name, pool in pools}
         rows |= {"slots": slots, "step_times": slots, "step_values": slots}
-        return {name: array[: rows.get(name)] for name, array in self.state._asdict().items()}
+        return {name: getattr(self.state, name)[: rows.get(name)] for name in EXPORTED}
+
+    def used_bytes(self) -> int:
+        """Return the bytes of the used part of all arrays, the running totals included."""
+        used = self.used()
+        return sum(array.nbytes for array in used.values()) + self.state.totals[: len(used["slots"])].nbytes
 
     def fill(self, arrays: Mapping[str, Array]) -> None:
         """Copy what another part's `used` returned into the empty state; raises StateError where it does not fit."""
         found = self._checked(arrays)
         pairs: dict[str, tuple[Array, Array]] = {
-            name: (target, getattr(found, name)) for name, target in self.state._asdict().items()
+            name: (getattr(self.state, name), getattr(found, name)) for name in EXPORTED
         }
         for name, (target, array) in pairs.items():
             if len(array) > len(target):
                 raise self._refusal(name, array)
             if name in ("table", "counters") and len(array) != len(target):
                 raise self._refusal(name, array)
-        if not transfer.state_fits(found, self.program.has_sequence):
+        if not transfer.state_fits(handle_of(found, self.program)):
             raise StateError(f"arrays of {self.key} are not in order: take another snapshot")
         for target, array in pairs.values():
             target[: len(array)] = array
@@ -94,14 +77,14 @@ class KeyPart:
     def warm_up(self) -> None:
         """Compile the kernels that rebalances and restarts call; the state does not change."""
         used = self.used()
-        transfer.state_fits(KeyState(**used), self.program.has_sequence)
+        transfer.state_fits(handle_of(self.state._replace(**used), self.program))
         self.forget(-1)  # no event has this partition id
         arrays = {f"{self.key}.{name}": array for name, array in used.items()}
         self.absorb(arrays, np.zeros(PARTITIONS_MAX, np.bool_), labels=False, first=0, count=1)
 
     def forget(self, partition_id: int) -> None:
         """Drop the events and steps of a partition."""
-        transfer.forget(self.state, partition_id)
+        transfer.forget(self.handle, partition_id)
 
     def absorb(self, arrays: Mapping[str, Array], wanted: Bool, labels: bool, first: int, count: int) -> bool:
         """Take events and steps of the wanted partitions from exported arrays; returns whether there are more slots.
@@ -113,9 +96,7 @@ class KeyPart:
         # slot 0 means none
         begin, end = first + 1, min(first + 1 + count, slots)
         labels = labels and self.program.has_labels
-        horizon_ms, entries_max = self.program.horizon_ms, self.program.events_per_key_max
-        has_sequence = self.program.has_sequence
-        broken = transfer.absorb(self.state, found, horizon_ms, entries_max, has_sequence, wanted, labels, begin, end)
+        broken = transfer.absorb(self.handle, handle_of(found, self.program), wanted, labels, begin, end)
         if broken:
             raise StateError(f"slot {broken} of {self.key} is not in order: take another snapshot")
         return end < slots
@@ -123,16 +104,17 @@ class KeyPart:
     def _checked(self, arrays: Mapping[str, Array]) -> KeyState:
         """Return the arrays of this part, after a check of their dtypes and widths."""
         found: dict[str, Array] = {}
-        for name, target in self.state._asdict().items():
+        for name in EXPORTED:
+            target: Array = getattr(self.state, name)
             array = arrays.get(f"{self.key}.{name}")
             if array is None or array.dtype != target.dtype or array.shape[1:] != target.shape[1:] or not len(array):
                 raise self._refusal(name, array)
-            found[name] = np.ascontiguousarray(array)
+            found[name] = np.require(array, requirements=["C", "A"])
         if self.program.has_sequence:
             for name in ("step_times", "step_values"):
                 if len(found[name]) != len(found["slots"]):
                     raise self._refusal(name, found[name])
-        return KeyState(**found)
+        return self.state._replace(**found)
 
     def _refusal(self, name: str, array: Array | None) -> StateError:
         target: Array = getattr(self.state, name)
@@ -143,12 +125,12 @@ class KeyPart:
         """Return the totals of the events of each key, partition and stretch of event time."""
         rows, width = len(codes), len(self.values)
         found = Summaries(codes, partition_ids, starts, *np.zeros((2, rows), np.int64), *np.zeros((3, rows, width)))
-        sharing.summarise(self.state, length_ms, *found.arrays)
+        sharing.summarise(self.handle, length_ms, *found.arrays)
         return found
 
     def fold_summaries(self, summaries: Summaries) -> None:
         """Store each summary, in place of an earlier one of its code, partition and start."""
-        sharing.fold_summaries(self.state, self.program.horizon_ms, self.program.events_per_key_max, *summaries.arrays)
+        sharing.fold_summaries(self.handle, *summaries.arrays)
 
     def feed_partition(self, sink: digest.Sink, partition_id: int, after_ms: int | None) -> None:
         """Feed the events and steps of a partition to a digest."""
@@ -159,8 +141,3 @@ class KeyPart:
         """Feed the frauds to a digest."""
         sink.update(self.key.encode())
         digest.feed_frauds(sink, self.state, after_ms)
-
-
-def _matrix(columns: list[Array], rows: int, dtype: type[np.generic]) -> Array:
-    matrix: Array = np.column_stack(columns) if columns else np.zeros((rows, 0), dtype)
-    return matrix

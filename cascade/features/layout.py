@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cascade.columns import Array, Float32, Int64
+from cascade.columns import Array, Float32, Float64, Int64
 
 # Version of the exported arrays, raised whenever their meaning or shape changes; other versions are refused.
 STATE_LAYOUT = 2
 
 # Each event stores the id of its partition in 16 bits.
 PARTITIONS_MAX = 65_536
+
+DAY_MS, HOUR_MS = 86_400_000, 3_600_000
+NIGHT_ENDS_HOUR = 6
+# Added to the number of a day, so that Monday is 0: 1970-01-01 was a Thursday.
+EPOCH_WEEKDAY = 3
 
 # Events in a block. Eight times fill one cache line; a key with one event wastes seven places (112 bytes).
 BLOCK = 8
@@ -48,6 +53,27 @@ PARTITIONS = 16
 REMOTE_COUNT, REMOTE_START, REMOTE_VALUES = range(3)
 
 
+# Columns of `totals`: the `Program.visibility` for which the slot's totals are valid (0: for none), and the partition
+# whose rows they are for (EVERYONE: for all rows). Then for each edge: the number of events with a smaller age, place
+# (BLOCK × block + place) and time of the oldest of them, and the totals of each value field.
+TOTALS_VISIBILITY, TOTALS_AUDIENCE, TOTALS_EDGES = range(3)
+EVERYONE = -1
+EDGE_ROWS, EDGE_OLDEST, EDGE_OLDEST_MS, EDGE_VALUES = range(4)
+# The totals of a value field: the sum in steps, the largest value (bits of float64), and the sum of squares of steps in
+# 128 bits. An edge without `std` has the first two, without `max` the first only.
+SUM, LARGEST, SQUARES_HIGH, SQUARES_LOW = range(4)
+
+# Columns of `Program.edges`: the age in ms, where the edge's columns of `totals` start (0: it has none), and how many
+# numbers the totals of a value field have.
+EDGE_AGE_MS, EDGE_PLACE, EDGE_WIDTH = range(3)
+# Columns of `Program.columns`: function, near and far edge, value field, tag field
+COLUMN_FUNCTION, COLUMN_NEAR, COLUMN_FAR, COLUMN_VALUE, COLUMN_TAG = range(5)
+# Columns of the stateless columns: function, row of the input table, category
+STATELESS_FUNCTION, STATELESS_INPUT, STATELESS_CATEGORY = range(3)
+# Rows of the input table before those of the fields
+INPUT_PARTITIONS, INPUT_TIMES, INPUT_FIELDS = range(3)
+
+
 class KeyState(NamedTuple):
     """State of one key field. Slots and blocks are counted from 1; 0 means none.
 
@@ -58,6 +84,8 @@ class KeyState(NamedTuple):
     transaction's id, and no partition.
     `step_times` int64 [slots, length] in ms, `step_values` float32 [slots, length, fields]: the last transactions of
     each slot, in order of time.
+    `totals` int64 [keys_max + 1, totals width]: running totals of each slot's windows, which end at its newest event.
+    They follow from the events, so they are not exported. Row 0 is for rows that need totals of their own.
     """
 
     table: Array
@@ -68,3 +96,78 @@ class KeyState(NamedTuple):
     remotes: Int64
     step_times: Int64
     step_values: Float32
+    totals: Int64
+
+
+EXPORTED = tuple(name for name in KeyState._fields if name != "totals")
+
+
+class Pool(NamedTuple):
+    """The blocks of a chain, as kernels see them.
+
+    `blocks` int64 [blocks, block width]; `values`, `partitions`: the same memory as float64 and as uint16.
+    `chain`: where the chain's columns of `slots` start. `counters`: where the pool's counters start.
+    """
+
+    blocks: Int64
+    values: Float64
+    partitions: Array
+    chain: int
+    counters: int
+
+
+class State(NamedTuple):
+    """The arrays of `KeyState`, as kernels see them; `largest`: `totals` as float64."""
+
+    table: Array
+    slots: Int64
+    counters: Int64
+    events: Pool
+    frauds: Pool
+    remotes: Pool
+    step_times: Int64
+    step_values: Float32
+    totals: Int64
+    largest: Float64
+
+
+class Program(NamedTuple):
+    """What the kernel computes for one key field, and its working memory.
+
+    `edges` int64 [edges, 3]: the ages up to which events count, ascending.
+    `columns` int64 [columns, 5]: the key's columns of the feature vector.
+    `sequence_columns` int64 [fields]: the features stored with each step.
+    `inputs` int64 [1 + values + tags]: rows of the input table with key, value fields and tag fields.
+    `steps_per_unit` float64 [values]: how many steps a unit of each value field has.
+    `first_column`: position of the key's first column in the feature vector.
+    `horizon_ms`: age at which the kernel drops events.
+    `totals_width`: numbers in the totals of a value field at the edge that has most.
+    `steps_max`: the largest number of steps of a value.
+    `visibility`: changes whenever a partition is hidden or shown; starts at 1.
+    `event` int64 [values + tags]: the row's event. `steps` int64 [values]: its values in steps.
+    `sums` int64 [1, values × totals width]. `fraud_rows` int64 [edges]. `distinct` int64 [edges, tags].
+    `seen` int64 [tags, 2^k, 2]: a small hash set (tag, generation) for each tag field, for `distinct`.
+    `remote` float64 [edges, 1 + 4 × values]: rows of remotes, then for each value field their sums, differences and
+    squared differences to the row's value, and maxima.
+    """
+
+    edges: Int64
+    columns: Int64
+    sequence_columns: Int64
+    inputs: Int64
+    steps_per_unit: Float64
+    first_column: int
+    horizon_ms: int
+    events_per_key_max: int
+    has_labels: bool
+    has_sequence: bool
+    totals_width: int
+    steps_max: int
+    visibility: int
+    event: Int64
+    steps: Int64
+    sums: Int64
+    fraud_rows: Int64
+    distinct: Int64
+    seen: Int64
+    remote: Float64

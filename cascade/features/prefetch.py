@@ -16,26 +16,30 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from cascade.columns import Array, Float32, Int64
+from cascade.columns import Int64
 from cascade.compilation import intrinsic, kernel
 from cascade.features.chains import home
 from cascade.features.layout import (
+    BLOCK,
+    EDGE_AGE_MS,
+    EDGE_OLDEST,
+    EDGE_OLDEST_MS,
+    EDGE_PLACE,
     EVENTS,
     FRAUDS,
+    INPUT_TIMES,
     LESS_RECENT,
     MORE_RECENT,
     NEWEST,
-    OLDER,
     OLDEST,
     TIMES,
     VALUES,
+    Program,
+    State,
 )
 
-# How many rows ahead the kernel prefetches the place in the index, the slot, and the newest block with neighbours and
-# steps. From there on it follows the row's chain by one block at each row.
+# How many rows ahead the kernel prefetches the place in the index, the slot with its totals, and the blocks and steps.
 INDEX_AHEAD, SLOT_AHEAD, BLOCK_AHEAD = 14, 11, 8
-# A power of two, at least BLOCK_AHEAD.
-CURSORS = 8
 _LINE_BYTES = 64
 _BYTE, _INT32 = ir.IntType(8), ir.IntType(32)
 # Arguments of llvm.prefetch: for reading, into all levels of the cache, data.
@@ -60,38 +64,28 @@ def _prefetch(typing: Any, array: Any, row: Any, column: Any) -> Any:
     return types.none(array, types.intp, types.intp), generate
 
 
-@kernel
-def prefetch_next_rows(
-    row: int,
-    table: Array,
-    slots: Int64,
-    events: Int64,
-    frauds: Int64,
-    step_times: Int64,
-    step_values: Float32,
-    has_labels: bool,
-    has_sequence: bool,
-    keys: Int64,
-    cursors: Int64,
-) -> None:
+@kernel(forceinline=True)
+def prefetch_next_rows(state: State, program: Program, inputs: Int64, row: int, rows: int) -> None:
     """Prefetch what the rows after `row` need, each step when the memory of the step before has arrived.
 
-    Arguments are those of `kernels.update`, and `cursors` int64 [CURSORS]: the block at which the kernel has arrived in
-    each row's chain, zeros before the first row. A block that has moved to another chain leads to useless prefetches.
+    Arguments are those of `kernels.update`.
     """
-    rows, mask = len(keys), len(table) - 1
+    table, slots, events, totals = state.table, state.slots, state.events.blocks, state.totals
+    mask, field = len(table) - 1, program.inputs[0]
     ahead = row + INDEX_AHEAD
     if ahead < rows:
-        _prefetch(table, home(keys[ahead], mask), 0)
+        _prefetch(table, home(inputs[field, ahead], mask), 0)
     ahead = row + SLOT_AHEAD
     if ahead < rows:
-        slot = table[home(keys[ahead], mask)]
+        slot = table[home(inputs[field, ahead], mask)]
         _prefetch(slots, slot, 0)
         _prefetch(slots, slot, 13)
+        for column in range(0, totals.shape[1], _LINE_BYTES // 8):
+            _prefetch(totals, slot, column)
     ahead = row + BLOCK_AHEAD
     if ahead < rows:
         # useless where another key has this key's place in the index
-        slot = table[home(keys[ahead], mask)]
+        slot = table[home(inputs[field, ahead], mask)]
         _prefetch(slots, slots[slot, LESS_RECENT], 0)
         _prefetch(slots, slots[slot, MORE_RECENT], 0)
         newest, oldest = slots[slot, EVENTS + NEWEST], slots[slot, EVENTS + OLDEST]
@@ -99,19 +93,21 @@ def prefetch_next_rows(
         _prefetch(events, newest, TIMES + 2)
         _prefetch(events, newest, VALUES + 2)
         _prefetch(events, oldest, 0)
-        if has_labels:
-            _prefetch(frauds, slots[slot, FRAUDS + NEWEST], 0)
-        if has_sequence:
-            for line in range(0, step_times.shape[1] * 8, _LINE_BYTES):
-                _prefetch(step_times, slot, line // 8)
-            for line in range(0, step_values.shape[1] * step_values.shape[2] * 4, _LINE_BYTES):
-                _prefetch(step_values, slot, line // 4)
-        cursors[ahead & (CURSORS - 1)] = newest
-    for ahead in range(row + 1, min(row + BLOCK_AHEAD, rows)):
-        block = cursors[ahead & (CURSORS - 1)]
-        if block:
-            block = events[block, OLDER]
-            cursors[ahead & (CURSORS - 1)] = block
-            _prefetch(events, block, 0)
-            _prefetch(events, block, TIMES + 2)
-            _prefetch(events, block, VALUES + 2)
+        _prefetch(events, oldest, TIMES + 2)
+        for edge in range(len(program.edges)):
+            place = program.edges[edge, EDGE_PLACE]
+            if (
+                place
+                and totals[slot, place + EDGE_OLDEST_MS]
+                <= inputs[INPUT_TIMES, ahead] - program.edges[edge, EDGE_AGE_MS]
+            ):
+                block = totals[slot, place + EDGE_OLDEST] // BLOCK
+                _prefetch(events, block, TIMES + 2)
+                _prefetch(events, block, VALUES + 2)
+        if program.has_labels:
+            _prefetch(state.frauds.blocks, slots[slot, FRAUDS + NEWEST], 0)
+        if program.has_sequence:
+            for line in range(0, state.step_times.shape[1] * 8, _LINE_BYTES):
+                _prefetch(state.step_times, slot, line // 8)
+            for line in range(0, state.step_values.shape[1] * state.step_values.shape[2] * 4, _LINE_BYTES):
+                _prefetch(state.step_values, slot, line // 4)

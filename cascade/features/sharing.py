@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from cascade.columns import Array, Float64, Int64
+from cascade.columns import Float64, Int64
 from cascade.compilation import kernel
-from cascade.features.borrowing import borrowed
 from cascade.features.chains import find, newest_ms, put, remove, touch, trim
+from cascade.features.handles import open_program, open_state
 from cascade.features.layout import (
     BLOCK,
     EVENTS,
@@ -22,19 +22,18 @@ from cascade.features.layout import (
     OLDER,
     PARTITIONS,
     REMOTE_COUNT,
-    REMOTE_POOL,
     REMOTE_START,
     REMOTE_VALUES,
     REMOTES,
     TIMES,
     VALUES,
-    KeyState,
+    State,
 )
 
 
 @kernel(nogil=True)
 def summarise(
-    state: KeyState,
+    handle: Int64,
     length_ms: int,
     codes: Int64,
     partition_ids: Int64,
@@ -51,13 +50,13 @@ def summarise(
     counts, newest: int64 [n], zeros, written: number of events, time of the newest in ms
     sums, squares, maxima: float64 [n, value fields], zeros, written; squares: squared differences to the mean
     """
-    table, slots, _, events, _, _, _, _ = borrowed(state)
-    event_values, event_partitions = events.view(np.float64), events.view(np.uint16)
+    state = open_state(handle)
+    events, event_values, event_partitions = state.events.blocks, state.events.values, state.events.partitions
     value_count = sums.shape[1]
     origin = np.zeros(value_count)
     differences = np.zeros(value_count)
     for row in range(len(codes)):
-        block = slots[find(table, slots, codes[row]), EVENTS + NEWEST]
+        block = state.slots[find(state, codes[row]), EVENTS + NEWEST]
         differences[:] = 0.0
         while block:
             for place in range(events[block, HIGH] - 1, events[block, LOW] - 1, -1):
@@ -84,9 +83,7 @@ def summarise(
 
 @kernel(nogil=True)
 def fold_summaries(
-    state: KeyState,
-    horizon_ms: int,
-    entries_max: int,
+    handle: Int64,
     codes: Int64,
     partition_ids: Int64,
     starts: Int64,
@@ -98,29 +95,26 @@ def fold_summaries(
 ) -> None:
     """Store each summary, in place of an earlier one of its code, partition and start; a count of 0 removes that.
 
-    horizon_ms: age from the newest event or remote of the key at which a summary is dropped
-    entries_max: remotes of a key
+    handle: of the key field. Its horizon is the age, from the key's newest event or remote, at which it drops summaries
     The others are the fields of `Summaries`.
     """
-    state = borrowed(state)
-    table, slots, counters, events, frauds, remotes, _, _ = state
-    remote_partitions = remotes.view(np.uint16)
+    state, program = open_state(handle), open_program(handle)
     value_count = sums.shape[1]
-    remote = np.zeros((remotes.shape[1] - VALUES) // BLOCK, np.int64)
+    remote = np.zeros((state.remotes.blocks.shape[1] - VALUES) // BLOCK, np.int64)
     remote_values = remote.view(np.float64)
     for row in range(len(codes)):
-        slot = find(table, slots, codes[row])
+        slot = find(state, codes[row])
         if slot:
-            block, place = _find_remote(slots, remotes, remote_partitions, slot, partition_ids[row], starts[row])
+            block, place = _find_remote(state, slot, partition_ids[row], starts[row])
             if block:
-                remove(slots, counters, remotes, remote_partitions, slot, REMOTES, REMOTE_POOL, block, place)
+                remove(state, state.remotes, slot, block, place)
         if counts[row] == 0:
             continue
-        slot = touch(table, slots, counters, events, frauds, remotes, codes[row])
-        latest_ms = newest_ms(slots, remotes, slot, REMOTES, newest[row])
-        latest_ms = max(latest_ms, newest_ms(slots, events, slot, EVENTS, latest_ms), newest[row])
-        trim(slots, counters, remotes, slot, REMOTES, REMOTE_POOL, latest_ms - horizon_ms)
-        if newest[row] <= latest_ms - horizon_ms:
+        slot = touch(state, codes[row])
+        latest_ms = newest_ms(state, state.remotes, slot, newest[row])
+        latest_ms = max(latest_ms, newest_ms(state, state.events, slot, latest_ms), newest[row])
+        trim(state, state.remotes, slot, latest_ms - program.horizon_ms)
+        if newest[row] <= latest_ms - program.horizon_ms:
             continue
         remote[REMOTE_COUNT], remote[REMOTE_START] = counts[row], starts[row]
         for value in range(value_count):
@@ -128,26 +122,14 @@ def fold_summaries(
             remote_values[first] = sums[row, value]
             remote_values[first + value_count] = squares[row, value]
             remote_values[first + 2 * value_count] = maxima[row, value]
-        put(
-            state,
-            remotes,
-            remote_partitions,
-            slot,
-            REMOTES,
-            REMOTE_POOL,
-            entries_max,
-            newest[row],
-            partition_ids[row],
-            remote,
-        )
+        put(state, state.remotes, slot, program.events_per_key_max, newest[row], partition_ids[row], remote)
 
 
 @kernel
-def _find_remote(
-    slots: Int64, remotes: Int64, remote_partitions: Array, slot: int, partition_id: int, start_ms: int
-) -> tuple[int, int]:
+def _find_remote(state: State, slot: int, partition_id: int, start_ms: int) -> tuple[int, int]:
     """Return block and place of the remote of a partition and stretch of time, block 0 where there is none."""
-    block = slots[slot, REMOTES + NEWEST]
+    remotes, remote_partitions = state.remotes.blocks, state.remotes.partitions
+    block = state.slots[slot, REMOTES + NEWEST]
     while block:
         for place in range(remotes[block, LOW], remotes[block, HIGH]):
             if (

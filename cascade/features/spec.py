@@ -42,6 +42,7 @@ import msgspec
 
 from cascade.durations import parse_ms
 from cascade.errors import SettingError
+from cascade.features.layout import DAY_MS as DAY_MS  # noqa: PLC0414 (others import it from here)
 from cascade.schema import Schema
 from cascade.setting_files import read_setting_file
 
@@ -50,10 +51,9 @@ WindowFunction = Literal["count", "sum", "mean", "max", "std", "ratio_to_mean", 
 LabelFunction = Literal["count", "fraud_count", "fraud_rate"]
 FieldLookup = Callable[[str, str, tuple[str, ...]], str]
 SPEC_VERSION = 1
-DAY_MS = 86_400_000
 # Ten years: sums of durations stay far from the end of int64.
 DURATION_MS_MAX = 3_650 * DAY_MS
-# A row reads each event of its key once, so this limit also bounds the time of a row.
+# A late row reads each event of its key, so this limit also bounds the time of a row.
 EVENTS_PER_KEY_LIMIT = 65_536
 
 

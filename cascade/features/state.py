@@ -3,73 +3,41 @@
 A key has a slot (a row of `slots`), a chain of blocks of events, one of frauds, one of remotes (summaries of other
 workers' events), and a short sequence of steps. `numpy.zeros` reserves address space for the large arrays; the system
 assigns pages when keys and events arrive, so a high limit costs nothing until it is reached.
-
-The kernel of rows takes plain arrays, not tuples of them: numba takes some microseconds to look at a tuple's type at
-each call, and counts references at each access through it unless its arrays are borrowed (`borrowing`).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from cascade.columns import Float64, Int64
-from cascade.features.layout import BLOCK, COUNTERS, REMOTE_VALUES, SLOT_WIDTH, VALUES, KeyState
-from cascade.features.spec import KeyColumn, Plan
-
-# Positions are the functions' codes in `Program.ops`.
-FUNCTIONS = (
-    "count",
-    "sum",
-    "mean",
-    "max",
-    "std",
-    "ratio_to_mean",
-    "distinct",
-    "seconds_since_last",
-    "labelled_count",
-    "fraud_count",
-    "fraud_rate",
+from cascade.columns import Int64
+from cascade.features.codes import WindowCode
+from cascade.features.layout import (
+    BLOCK,
+    COUNTERS,
+    EDGE_VALUES,
+    LARGEST,
+    REMOTE_VALUES,
+    SLOT_WIDTH,
+    SQUARES_LOW,
+    SUM,
+    TOTALS_EDGES,
+    VALUES,
+    KeyState,
+    Program,
 )
+from cascade.features.spec import KeyColumn, Plan
+from cascade.schema import Field, Schema
 
-
-class Program(NamedTuple):
-    """What the kernel computes for one key field.
-
-    `edges` int64 [edges]: ages in ms at which the kernel reads the running aggregates, ascending.
-    `ops` int64 [columns, 5]: function (position in FUNCTIONS), near edge and far edge (positions in `edges`, −1 for age
-    0), value field, tag field (−1: none).
-    `sequence_columns` int64 [fields]: the features stored with each step.
-    `first_column`: position of the key's first column in the feature vector.
-    `horizon_ms`: age at which the kernel drops events.
-    """
-
-    edges: Int64
-    ops: Int64
-    sequence_columns: Int64
-    first_column: int
-    horizon_ms: int
-    events_per_key_max: int
-    has_labels: bool
-    has_sequence: bool
-
-
-class Scratch(NamedTuple):
-    """Working memory of a row.
-
-    `aggregates` float64 [edges, 2 + 4 · values + tags]: for each edge the count, the frauds, then for each value field
-    sums, differences, squared differences and maxima, then for each tag field the number of distinct tags.
-    `seen` int64 [tags, 2^k, 2]: a small hash set (tag, generation) for each tag field, for `distinct`.
-    `ages` int64 [events] in ms, `stored` float64 [values, events], `stored_tags` int64 [tags, events]: the events of
-    its key that the row sees, newest first.
-    """
-
-    aggregates: Float64
-    seen: Int64
-    ages: Int64
-    stored: Float64
-    stored_tags: Int64
+# Sums have at most this many bits, so that no sum leaves int64.
+SUM_BITS = 60
+# The steps of a value have at most this many bits, so that a float64 has each whole number of them, and half a step.
+STEP_BITS_MAX = 51
+# The limit that sums apply to a float64 where the schema has none. It leaves steps of 10^-6.
+FLOAT64_MAX = 1e9
+# Sums apply at least this limit, so that the steps of a field that is always 0 have a size.
+LIMIT_MIN = 1e-6
+# Functions that read running totals
+TOTALLED = frozenset({"count", "sum", "mean", "max", "std", "ratio_to_mean"})
 
 
 def is_shared(plan: Plan, key: str) -> bool:
@@ -99,46 +67,90 @@ def make_key_state(plan: Plan, key: str, values: int, tags: int) -> KeyState:
         remotes=pool(is_shared(plan, key), events_max, REMOTE_VALUES + 3 * values),
         step_times=np.zeros((step_slots, plan.sequence.length), np.int64),
         step_values=np.zeros((step_slots, plan.sequence.length, len(plan.sequence.fields)), np.float32),
+        totals=np.zeros((keys_max + 1, _totals_places(plan.keyed[key], values)[1]), np.int64),
     )
 
 
-def make_program(plan: Plan, key: str, values: list[str], tags: list[str]) -> Program:
-    """Return the kernel's program for the key field `key`; `values` and `tags` are the fields that its events have."""
-    columns = plan.keyed[key]
-    edges = sorted({edge for column in columns for edge in (column.near_ms, column.far_ms) if edge > 0})
+def make_program(plan: Plan, schema: Schema, key: str, values: list[str], tags: list[str], inputs: Int64) -> Program:
+    """Return the kernel's program for the key field `key`.
+
+    values, tags: the fields that its events have
+    inputs: int64 [1 + values + tags], rows of the input table with key, value fields and tag fields
+    """
+    columns, limits = plan.keyed[key], plan.limits
+    edges = _edges(columns)
+    places, _ = _totals_places(columns, len(values))
+    totals_width = max((_totals_width(columns, edge) for edge in edges), default=0)
 
     def position(edge_ms: int) -> int:
         return edges.index(edge_ms) if edge_ms > 0 else -1
 
-    def op(column: KeyColumn) -> list[int]:
+    def column_of(column: KeyColumn) -> list[int]:
         return [
-            FUNCTIONS.index(column.function),
+            WindowCode[column.function.upper()],
             position(column.near_ms),
             position(column.far_ms),
             values.index(column.value) if column.value else -1,
             tags.index(column.tag) if column.tag else -1,
         ]
 
-    has_sequence = key == plan.sequence_key
+    bits = min(STEP_BITS_MAX, SUM_BITS - limits.events_per_key_max.bit_length())
     return Program(
-        edges=np.array(edges, np.int64),
-        ops=np.array([op(column) for column in columns], np.int64).reshape(-1, 5),
+        edges=np.column_stack([edges, places, [_totals_width(columns, edge) for edge in edges]]).astype(np.int64),
+        columns=np.array([column_of(column) for column in columns], np.int64).reshape(-1, 5),
         sequence_columns=np.array([plan.names.index(name) for name in plan.sequence.fields], np.int64),
+        inputs=inputs,
+        steps_per_unit=np.array([steps_per_unit(schema.fields[name], 1 << bits) for name in values], np.float64),
         first_column=plan.names.index(columns[0].name) if columns else 0,
         horizon_ms=(edges[-1] if edges else 0) + plan.lateness_ms,
-        events_per_key_max=plan.limits.events_per_key_max,
+        events_per_key_max=limits.events_per_key_max,
         has_labels=key in plan.label_keys,
-        has_sequence=has_sequence,
+        has_sequence=key == plan.sequence_key,
+        totals_width=totals_width,
+        steps_max=1 << bits,
+        visibility=1,
+        event=np.zeros(len(values) + len(tags), np.int64),
+        steps=np.zeros(len(values), np.int64),
+        sums=np.zeros((1, len(values) * totals_width), np.int64),
+        fraud_rows=np.zeros(len(edges), np.int64),
+        distinct=np.zeros((len(edges), len(tags)), np.int64),
+        seen=np.zeros((len(tags), 1 << (2 * limits.events_per_key_max + 1).bit_length(), 2), np.int64),
+        remote=np.zeros((len(edges), 1 + 4 * len(values))),
     )
 
 
-def make_scratch(program: Program, values: int, tags: int) -> Scratch:
-    """Return working memory for `program`, with `values` value fields and `tags` tag fields."""
-    events = program.events_per_key_max
-    return Scratch(
-        aggregates=np.zeros((len(program.edges), 2 + 4 * values + tags)),
-        seen=np.zeros((tags, 1 << (2 * events + 1).bit_length(), 2), np.int64),
-        ages=np.zeros(events, np.int64),
-        stored=np.zeros((values, events)),
-        stored_tags=np.zeros((tags, events), np.int64),
-    )
+def steps_per_unit(field: Field, steps_max: int) -> float:
+    """Return how many steps a unit of a field has in sums: the largest power of ten that leaves it `steps_max` steps.
+
+    An int64 has at most one.
+    """
+    size = max(abs(limit) for limit in field.limits())
+    if not np.isfinite(size):
+        size = FLOAT64_MAX if field.type == "float64" else steps_max
+    decimals = int(np.floor(np.log10(steps_max / max(size, LIMIT_MIN))))
+    return 10.0 ** (min(decimals, 0) if field.type == "int64" else decimals)
+
+
+def _edges(columns: tuple[KeyColumn, ...]) -> list[int]:
+    """Ages in ms up to which a key's columns count events, ascending."""
+    return sorted({edge for column in columns for edge in (column.near_ms, column.far_ms) if edge > 0})
+
+
+def _totals_width(columns: tuple[KeyColumn, ...], edge: int) -> int:
+    """Numbers in the totals of a value field up to an edge; 0: no column needs them."""
+    functions = {column.function for column in columns if column.far_ms == edge}
+    if "std" in functions:
+        return SQUARES_LOW + 1
+    if "max" in functions:
+        return LARGEST + 1
+    return SUM + 1 if functions & {"sum", "mean", "ratio_to_mean"} else 0
+
+
+def _totals_places(columns: tuple[KeyColumn, ...], values: int) -> tuple[list[int], int]:
+    """Where the columns of each edge start in `totals` (0: it has none), and how many columns there are."""
+    places, width = [], TOTALS_EDGES
+    for edge in _edges(columns):
+        has_totals = any(column.far_ms == edge and column.function in TOTALLED for column in columns)
+        places.append(width if has_totals else 0)
+        width += EDGE_VALUES + values * _totals_width(columns, edge) if has_totals else 0
+    return places, width

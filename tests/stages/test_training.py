@@ -15,7 +15,7 @@ import pytest
 from cascade.bundle import Bundle, Manifest, load_bundle
 from cascade.config import DeepSettings
 from cascade.errors import DataError, SettingError
-from cascade.features.engine import DAY_MS
+from cascade.features.layout import DAY_MS
 from cascade.frames import LabelledData, read_labelled
 from cascade.policy import Costs
 from cascade.schema import load_schema

@@ -13,9 +13,9 @@ It follows the rules of docs/features.md:
 - a row sees the events of its own partition and of partitions that are not hidden; of hidden partitions it sees the
   rows of summaries, all at the time of the newest row of their summary.
 
-Sums are `math.fsum`, so they are exact but for one rounding. Amounts are multiples of a quarter, so that the engine's
-sums are exact too. The remaining divisions and roots are right to a few units in the 53rd bit. Results are float32, so
-the two engines are *equal*, and the tests can require it.
+Sums are of whole steps, in Python's integers, and quotients are fractions, so they are exact. The engine's divisions
+and roots are right to a few units in the 53rd bit. Results are float32, so the two engines are *equal*, and the tests
+can require it. Sums with summaries, which are float64, are exact where amounts are multiples of a quarter.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from operator import itemgetter
 from typing import Any
 
@@ -251,6 +252,20 @@ class Reference:
         """Return the field that a role or a field's own name means."""
         return self.roles.get(name, name)
 
+    def steps_per_unit(self, name: str) -> float:
+        """Return the largest power of ten with which a value, and the sum over a key's events, are whole numbers."""
+        bits = min(51, 60 - self.spec.limits.events_per_key_max.bit_length())
+        field, steps = self.schema.fields[name], Fraction(1)
+        is_integer = field.type == "int64"
+        size = max(abs(limit) for limit in field.limits())
+        if math.isinf(size):
+            size = 2**bits if is_integer else 10**9
+        while not is_integer and steps * 10 * Fraction(size) <= 2**bits:
+            steps *= 10
+        while steps * Fraction(size) > 2**bits:
+            steps /= 10
+        return float(steps)
+
     def _part(self, key: str) -> KeyReference:
         name = self.field_of(key)
         labelled = any(self.field_of(labels.key) == name for labels in self.spec.label_window)
@@ -266,7 +281,9 @@ class Reference:
                 middle = {"count": "count", "distinct": f"distinct_{group.distinct_field}"}.get(
                     function, f"{group.field}_{function}"
                 )
-                part.columns.append((f"{group.key}_{middle}_{text}", _windowed(function, parse_ms(text), amount, tag)))
+                steps = self.steps_per_unit(amount)
+                compute = _windowed(function, parse_ms(text), amount, tag, steps)
+                part.columns.append((f"{group.key}_{middle}_{text}", compute))
                 part.reach_ms = max(part.reach_ms, parse_ms(text))
 
     def _add_label_windows(self, part: KeyReference, labels: LabelFeatures) -> None:
@@ -356,26 +373,27 @@ def _seconds_since_last(view: View) -> float:
     return (view.time_ms - view.earlier[-1][0]) / 1000 if view.earlier else -1.0
 
 
-def _windowed(function: str, window_ms: int, amount: str, tag: str) -> Compute:
+def _windowed(function: str, window_ms: int, amount: str, tag: str, steps_per_unit: float) -> Compute:
     def compute(view: View) -> float:
-        before = [float(row[amount]) for row in view.window(window_ms)]
-        values = [*before, float(view.row[amount])]
-        count = len(values)
+        rows = [*view.window(window_ms), view.row]
+        count = len(rows)
         if function == "count":
             return count
-        if function == "sum":
-            return math.fsum(values)
-        if function == "mean":
-            return math.fsum(values) / count
         if function == "max":
-            return max(values)
-        if function == "std":
-            squares = math.fsum(value * value for value in values)
-            return math.sqrt(count * squares - math.fsum(values) ** 2) / count
+            return max(float(row[amount]) for row in rows)
         if function == "distinct":
-            return len({row[tag] for row in [*view.window(window_ms), view.row] if FROM_SUMMARY not in row})
-        mean = math.fsum(before) / len(before) if before else 0.0
-        return values[-1] / mean if mean > 0 else 1.0
+            return len({row[tag] for row in rows if FROM_SUMMARY not in row})
+        steps = [round(float(row[amount]) * steps_per_unit) for row in rows]
+        unit = Fraction(steps_per_unit)
+        if function == "sum":
+            return float(sum(steps) / unit)
+        if function == "mean":
+            return float(sum(steps) / unit / count)
+        if function == "std":
+            spread = count * sum(step * step for step in steps) - sum(steps) ** 2
+            return math.sqrt(spread / unit**2) / count
+        earlier = sum(steps[:-1])
+        return float(Fraction(steps[-1] * (count - 1), earlier)) if earlier > 0 else 1.0
 
     return compute
 

@@ -181,10 +181,32 @@ def test_names_and_shapes_fit_the_results() -> None:
     assert features.shape == (1, engine.width)
 
 
-def test_a_ratio_to_amounts_near_zero_is_at_most_the_largest_finite_number() -> None:
+@pytest.mark.parametrize("size", [1e300, -1e300])
+def test_numbers_beyond_float32_become_its_largest(size: float) -> None:
     played = Played()
-    played.row(0, 1e-300)
-    row = played.row(1_000, 50.0)
-    assert row["card_amount_ratio_to_mean_10s"] == np.finfo(np.float32).max
+    row = played.row(0, size)
+    for name in ("amount", "card_amount_max_10s"):
+        assert row[name] == np.sign(size) * float(np.finfo(np.float32).max)
     assert np.isfinite(list(row.values())).all()
     assert np.isfinite(played.sequence).all()
+
+
+def test_a_value_counts_in_whole_steps_within_the_limits_of_sums() -> None:
+    """Without limits in the schema an amount has steps of 10^-6, and a sum takes it for 2^51 steps at most."""
+    played = Played()
+    for amount, counted in ((4.0, 4.0), (2e-6, 2e-6), (4e-7, 0.0), (-6e-7, -1e-6), (1e12, 2**51 / 1e6)):
+        other = played.row(0, amount, card=2)
+        assert other["card_amount_sum_10s"] == np.float32(counted)
+        played = Played()
+    played.row(0, 4e-7)
+    assert played.row(1, 50.0)["card_amount_ratio_to_mean_10s"] == 1.0, "the earlier amount is no step"
+
+
+def test_a_sum_does_not_remember_what_has_left_the_window() -> None:
+    played = Played()
+    played.row(0, 1e9)
+    played.row(1, 0.1)
+    row = played.row(10_000, 0.2)
+    assert row["card_amount_sum_10s"] == np.float32(0.3)
+    assert row["card_amount_std_10s"] == np.float32(0.05)
+    assert row["card_amount_max_10s"] == np.float32(0.2)
