@@ -12,6 +12,8 @@ from rich.console import Console
 from bench.attribution import AttributionReport, attribution_errors, show_attribution
 from bench.cluster import write_json
 from bench.deep_calls import ROWS, checked_sizes, configured, embedded, run_deep_calls, show_deep_calls
+from bench.deep_latency import RATES as DEEP_RATES
+from bench.deep_latency import run_deep_latency, show_deep_latency
 from bench.echo.report import show as show_echo
 from bench.echo.run import run_echo
 from bench.echo.variants import RATES, Delivery, EchoRun, variants_of
@@ -235,6 +237,24 @@ def _choice(option: str, text: str | None, choices: Any) -> Any:
     if text is None or text in known:
         return text or known[0]
     raise CascadeError(f"--{option} {text}: use {' or '.join(known)}")
+
+
+@app.command("deep-latency")
+def deep_latency(
+    rate: Annotated[list[float] | None, typer.Option(min=1, max=1_000, help="Calls a second; repeatable.")] = None,
+    bundle: Annotated[Path, typer.Option(help="The bundle with the deep model.")] = SHIPPED_BUNDLE,
+    rounds: Annotated[int, typer.Option(min=1, max=1_000, help="Rounds in which the peers take turns.")] = 12,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Length of a turn.")] = 1.0,
+    out: Annotated[Path, typer.Option(help="Directory for logs and data; emptied first.")] = Path("build/deep-latency"),
+    json: Report = None,
+) -> None:
+    """Measure how long a deep call takes beside what Triton needs for it.
+
+    The deep stage beside NVIDIA's clients and the stage in process: latency, CPU time and context switches of a call,
+    and of a second without calls.
+    """
+    report = run_deep_latency(bundle, rate or DEEP_RATES, rounds, seconds, fresh_directory(out))
+    publish(report, show_deep_latency, json)
 
 
 @app.command()

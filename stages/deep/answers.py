@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from cascade.columns import Array, Float64
@@ -20,7 +22,8 @@ def checked_scores(output: Array | None, rows: int) -> Float64:
         shape = None if output is None else list(output.shape)
         raise DeepStageError("error", f"the deep model answered with shape {shape} for {rows} rows")
     scores: Float64 = output[:, 0].astype(np.float64)
-    if not np.isfinite(scores).all():
+    # float32 numbers do not overflow in a sum of float64: it is finite if each of them is
+    if not math.isfinite(sum(scores.tolist())):
         raise DeepStageError("error", "the deep model answered with a score that is not finite")
     return scores
 

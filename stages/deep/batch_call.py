@@ -155,10 +155,10 @@ class BatchCall:
         if replica is None:
             self._end(DeepStageError("error", f"Triton at {self._requests.url}: {self._requests.problem()}"))
             return
+        self._send(replica)
         self._timers.append(loop.call_at(self._deadline_s, self._expire))
         if self._requests.hedge_s:
             self._timers.append(loop.call_later(self._requests.hedge_s, self._hedge, replica))
-        self._send(replica)
 
     def stop(self, outcome: Outcome) -> None:
         """End the call with this outcome, unless it has ended. Its requests run on."""

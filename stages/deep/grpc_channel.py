@@ -36,6 +36,8 @@ class GrpcChannel:
         self, address: Address, tls: ssl.SSLContext | None, keepalive_s: float, keepalive_timeout_s: float
     ) -> None:
         self._address, self._tls = address, tls
+        # a final dot ends the search for a name, and is no part of it
+        self._host = address.host.removesuffix(".")
         self._keepalive_s, self._keepalive_timeout_s = keepalive_s, keepalive_timeout_s
         self._connection: GrpcConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -108,7 +110,7 @@ class GrpcChannel:
                     ":scheme": "https" if self._tls is not None else "http",
                     ":path": path,
                     # a request names the configured host, not the address that it resolves to
-                    ":authority": f"{address.host}:{address.port}" if address.host != address.ip else address.target,
+                    ":authority": f"{self._host}:{address.port}" if address.host != address.ip else address.target,
                     "te": "trailers",
                     "content-type": "application/grpc",
                 }
@@ -132,7 +134,7 @@ class GrpcChannel:
                     self._address.port,
                     ssl=self._tls,
                     # the certificate must be that of the configured host
-                    server_hostname=self._address.host if self._tls is not None else None,
+                    server_hostname=self._host if self._tls is not None else None,
                 )
                 self._connections.add(connection)
                 connection.closed.add_done_callback(lambda _: self._connections.discard(connection))

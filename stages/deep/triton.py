@@ -191,7 +191,8 @@ class _Call:
             return
         self._scores[number] = outcome
         if len(self._scores) == len(self._batches) and not self._future.done():
-            self._future.set_result(np.concatenate([self._scores[place] for place in range(len(self._batches))]))
+            parts = [self._scores[place] for place in range(len(self._batches))]
+            self._future.set_result(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
 def _rows(inputs: DeepInputs, start: int) -> DeepInputs:

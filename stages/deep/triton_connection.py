@@ -96,6 +96,7 @@ class TritonConnection:
 
         self._messages = service_pb2
         self._target, self._model, self._signature, self._digest = address.target, model, signature, digest
+        self._descriptions: dict[tuple[tuple[int, ...], ...], bytes] = {}
         self._channels = [
             GrpcChannel(address, tls, options.keepalive_s, options.keepalive_timeout_s) for _ in range(channels)
         ]
@@ -135,16 +136,29 @@ class TritonConnection:
         return scores
 
     def _request(self, inputs: DeepInputs, queue_s: float) -> bytes:
-        request = self._messages.ModelInferRequest(model_name=self._model)
+        request = self._messages.ModelInferRequest()
         # for the server's queue, in microseconds: it refuses requests for which nobody waits any more
         request.parameters["timeout"].int64_param = max(int(queue_s * 1e6), 1)
-        named = ((self._signature.sequence_input, inputs.sequence), (self._signature.features_input, inputs.features))
-        for name, values in named:
-            request.inputs.add(name=name, datatype="FP32", shape=values.shape)
+        for values in (inputs.sequence, inputs.features):
             request.raw_input_contents.append(np.ascontiguousarray(values, np.float32).tobytes())
-        request.outputs.add(name=self._signature.output)
-        encoded: bytes = request.SerializeToString()
+        # the encodings of two messages, one after the other, are that of both together
+        encoded: bytes = self._description(inputs) + request.SerializeToString()
         return encoded
+
+    def _description(self, inputs: DeepInputs) -> bytes:
+        """The part of a request that depends on nothing but the shapes of its tensors, encoded."""
+        shapes = inputs.sequence.shape, inputs.features.shape
+        if shapes not in self._descriptions:
+            request = self._messages.ModelInferRequest(model_name=self._model)
+            for name, shape in zip(
+                (self._signature.sequence_input, self._signature.features_input), shapes, strict=True
+            ):
+                request.inputs.add(name=name, datatype="FP32", shape=shape)
+            request.outputs.add(name=self._signature.output)
+            if len(self._descriptions) == BATCH_ROWS_MAX:
+                self._descriptions.clear()
+            self._descriptions[shapes] = request.SerializeToString()
+        return self._descriptions[shapes]
 
     def _scores(self, answer: bytes, rows: int) -> Float64 | DeepStageError:
         """The scores of an answer; a DeepStageError if it has others than the model's."""
@@ -156,10 +170,10 @@ class TritonConnection:
             return DeepStageError("error", f"Triton at {self._target}: {type(error).__name__}: {error}")
 
     def _output(self, answer: Any) -> Array | None:
-        for place, tensor in enumerate(answer.outputs):
+        for tensor, content in zip(answer.outputs, answer.raw_output_contents, strict=True):
             if tensor.name == self._signature.output:
                 # raises ValueError where the content has not the length of the shape
-                return np.frombuffer(answer.raw_output_contents[place], np.float32).reshape(tuple(tensor.shape))
+                return np.frombuffer(content, np.float32).reshape(tensor.shape)
         return None
 
     def _stage_error(self, error: GrpcError) -> DeepStageError:

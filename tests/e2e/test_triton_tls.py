@@ -111,9 +111,10 @@ def test_the_certificate_must_name_the_configured_host_and_not_the_address_behin
             signature = tiny_deep_model.signature
             return TritonDeepStage(f"{host}:{port}", signature, options=options, resolve=lambda *_: ["127.0.0.1"])
 
-        with closing(stage_for("triton.cascade.svc")) as stage:
-            stage.wait_ready(20)
-            assert len(stage.submit(tiny_deep_model.inputs(3), 5).result()) == 3
+        for host in ("triton.cascade.svc", "triton.cascade.svc."):
+            with closing(stage_for(host)) as stage:
+                stage.wait_ready(20)
+                assert len(stage.submit(tiny_deep_model.inputs(3), 5).result()) == 3
         with closing(stage_for("triton.other.svc")) as stage, pytest.raises(ModelServerError, match="Hostname mis"):
             stage.wait_ready(3)
 

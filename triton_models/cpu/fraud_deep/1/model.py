@@ -31,7 +31,10 @@ class TritonPythonModel:
                 [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
                 for name in self.input_names
             ]
-            feeds = {name: np.concatenate(parts) for name, parts in zip(self.input_names, inputs)}
+            alone = len(requests) == 1  # as most are on a quiet stream: nothing to join and to split
+            feeds = {
+                name: parts[0] if alone else np.concatenate(parts) for name, parts in zip(self.input_names, inputs)
+            }
             logits = self.session.run([self.output_name], feeds)[0]
             rows = [len(part) for part in inputs[0]]
             if logits.shape != (sum(rows), 1):
@@ -39,5 +42,5 @@ class TritonPythonModel:
         except Exception as error:
             failure = pb_utils.TritonError(f"{type(error).__name__}: {error}")
             return [pb_utils.InferenceResponse(error=failure) for _ in requests]
-        parts = np.split(logits, np.cumsum(rows)[:-1])
+        parts = [logits] if alone else np.split(logits, np.cumsum(rows)[:-1])
         return [pb_utils.InferenceResponse([pb_utils.Tensor(self.output_name, part)]) for part in parts]
