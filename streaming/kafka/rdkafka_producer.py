@@ -20,6 +20,9 @@ from streaming.kafka.rdkafka_producer_handle import ProducerHandle
 from streaming.kafka.rdkafka_send import DONE_US, FAILED
 from streaming.kafka.rdkafka_settings import Connection, connection_settings, vendor_error
 
+# The records of a call are queued before librdkafka's thread has sent the first. A millisecond would save a quarter of
+# the CPU time at 1,000 records a second, and double the latency of two hops.
+LINGER_MS = 0
 _ROOM_PAUSE_S = 0.005
 
 
@@ -61,7 +64,7 @@ class RdkafkaProducer(Producer):
                     **connection_settings(kafka, "cascade-producer", self._connection.on_error),
                     "acks": "all",
                     "enable.idempotence": True,
-                    "linger.ms": limits.LINGER_MS,
+                    "linger.ms": LINGER_MS,
                     "message.max.bytes": limits.REQUEST_BYTES_MAX,
                     "delivery.timeout.ms": int(delivery_timeout_s * 1_000),
                     # the partitioner of the Java client and of kafka-python

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from confluent_kafka import KafkaError
 
-from cascade.columns import ByteColumn, Int64
+from cascade.columns import Array, ByteColumn, Int64
 from streaming.kafka import rdkafka_send as kernels
 from streaming.kafka.protocol import Headers, Offsets
 from streaming.kafka.rdkafka_deliveries import Deliveries
@@ -42,6 +42,7 @@ class ProducerHandle(Handle):
         super().__init__(PRODUCER, settings, self.deliveries.configure, kept=self.deliveries)
         self._session = np.array([*_FUNCTIONS, self.address, self.deliveries.state_address])
         self._arguments: dict[str, Int64] = {}
+        self._load_kernel()
 
     def __len__(self) -> int:
         """The number of records that are not acknowledged, and of librdkafka's own events."""
@@ -76,10 +77,10 @@ class ProducerHandle(Handle):
             undelivered_max,
             np.concatenate([arguments, _header_arguments(texts)]) if texts else arguments,
             cell,
-            keys.octets,
+            _writable(keys.octets),
             keys.ends,
             _NONE_ABSENT if keys.absent is None else keys.absent,
-            values.octets,
+            _writable(values.octets),
             values.ends,
             _NONE_ABSENT if values.absent is None else values.absent,
             _NO_TIMES if times_ms is None else np.asarray(times_ms, np.int64),
@@ -137,12 +138,24 @@ class ProducerHandle(Handle):
         yield
         self.destroy_at_exit(True)
 
+    def _load_kernel(self) -> None:
+        """Calls the kernel without a record: the first call loads it, or compiles it."""
+        arguments = np.zeros((kernels.ARGUMENTS, kernels.ARGUMENT_WORDS), np.int64)
+        columns = (np.empty(0, np.uint8), np.empty(0, np.int64), _NONE_ABSENT)
+        cell = self.deliveries.open().address
+        kernels.produce(self._session, 0, arguments, cell, *columns, *columns, _NO_TIMES, 0, 0)
+
     def _arguments_for(self, topic: str) -> Int64:
         """The arguments of rd_kafka_produceva, int64 [ARGUMENTS, ARGUMENT_WORDS], for records of a topic."""
         made = np.zeros((kernels.ARGUMENTS, kernels.ARGUMENT_WORDS), np.int64)
         made[:, 0] = _TYPES
         made[kernels.TOPIC, 1], made[kernels.FLAGS, 1] = self.topic(topic), _COPY
         return made
+
+
+def _writable(octets: Array) -> Array:
+    """The bytes in an array that can be written: for other arrays numba would compile the kernel once more."""
+    return octets if octets.flags.writeable else octets.copy()
 
 
 def _raise_unless_full(error: int) -> None:

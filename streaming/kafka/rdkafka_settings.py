@@ -101,26 +101,13 @@ class Connection:
                 raise self.error("connecting", problem)
 
     @contextlib.contextmanager
-    def translated(self, action: str, fatal: Callable[[], KafkaException | None] = lambda: None) -> Iterator[None]:
-        """Raises librdkafka's errors as BrokerError, with the original error as the cause.
-
-        The binding raises a fatal error before it runs callbacks; with an exception set, a callback may fail or clear
-        the exception. `fatal` then returns the fatal error.
-        """
+    def translated(self, action: str) -> Iterator[None]:
+        """Raises librdkafka's errors as BrokerError, with the original error as the cause."""
         try:
             yield
         except KafkaException as error:
             raise self.error(action, error.args[0]) from error
-        except SystemError as error:
-            cause = error.__cause__
-            while cause is not None and not isinstance(cause, KafkaException):
-                cause = cause.__cause__
-            if cause is None:
-                cause = fatal()
-            if cause is None:
-                raise BrokerError(f"Kafka at {self.servers}: {action}: librdkafka failed without an error") from error
-            raise self.error(action, cause.args[0]) from cause
-        except (RuntimeError, BufferError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError) as error:
             raise BrokerError(f"Kafka at {self.servers}: {action}: {' '.join(str(error).split())}") from error
 
     def error(self, action: str, error: KafkaError) -> BrokerError:
