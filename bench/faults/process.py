@@ -21,7 +21,7 @@ from cascade.errors import BrokerError, StateError
 from cascade.features import FeatureEngine
 from cascade.ledger import Ledger
 from cascade.policy import Calibration, Policy
-from streaming.service.health import HealthState
+from streaming.health_state import HealthState
 from streaming.worker.loop import Parts, Worker
 from streaming.worker.snapshots import SnapshotStore
 

@@ -20,6 +20,7 @@ from cascade.ledger import Ledger
 from cascade.policy import Policy
 from cascade.protocols import Clock, DeepInputs, DeepStage
 from cascade.schema import key_codes
+from streaming.health_state import HealthState
 from streaming.kafka import Partition
 from streaming.pipeline import table_kernels as kernels
 from streaming.pipeline.breaker import CircuitBreaker
@@ -27,7 +28,6 @@ from streaming.pipeline.decisions import CAUSES, STAGES
 from streaming.pipeline.deep_replicas import ready_count, replica_states, replicas_text
 from streaming.pipeline.overload import EscalationControl
 from streaming.pipeline.table import Table
-from streaming.service.health import HealthState
 
 log = structlog.get_logger()
 LATE_CAUSES = ("deadline", "queue-full")

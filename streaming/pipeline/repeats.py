@@ -49,7 +49,6 @@ class Repeats:
     _policy: Policy
     _owned: Mapping[Partition, OwnedPartition]
     _open_consumer: Callable[[], ConsumerClient]
-    _publish: Callable[[Table], None]
     _clock: Clock
     _waiting: list[Table] = field(default_factory=list, init=False)
     # when the topic was last read for a partition, the time from which it was read, and the next offsets to read
@@ -81,10 +80,11 @@ class Repeats:
             if owned.any():
                 self._waiting.append(table.take(owned))
 
-    def advance(self) -> None:
-        """Answers the rows whose first decision is known."""
+    def collect(self) -> list[Table]:
+        """Returns the rows whose first decision is known, with its columns."""
         if not self._waiting:
-            return
+            return []
+        answered: list[Table] = []
         waiting, self._waiting = self._waiting, []
         for table in waiting:
             self._look_up(table)
@@ -92,9 +92,10 @@ class Repeats:
             ready = first.known | ~first.present
             chosen = np.flatnonzero(ready)
             if len(chosen):
-                self._publish(self._filled(table.take(chosen), first, chosen))
+                answered.append(self._filled(table.take(chosen), first, chosen))
             if not ready.all():
                 self._waiting.append(table.take(~ready))
+        return answered
 
     def _filled(self, table: Table, first: FirstColumns, chosen: Int64) -> Table:
         """Fills the columns with the decisions `first[chosen]`, and with `review` where the cache has dropped them."""

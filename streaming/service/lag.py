@@ -17,8 +17,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from cascade.errors import BrokerError
+from streaming.health_state import HealthState
 from streaming.kafka import ConsumerClient, Partition
-from streaming.service.health import HealthState
 
 log = structlog.get_logger()
 INTERVAL_S = 5.0

@@ -37,10 +37,11 @@ from cascade.ledger import (
 from cascade.protocols import DeepStage, EnergyMeter, Replicated, SystemClock
 from stages.assembly import make_deep_stage, make_engine
 from streaming.codecs import topic_codec
+from streaming.health_state import HealthState
 from streaming.kafka import ConsumerClient, make_consumer, make_producer
 from streaming.pipeline.deep_replicas import ReplicaCollector
 from streaming.pipeline.privacy import CardHasher
-from streaming.service.health import HealthServer, HealthState
+from streaming.service.health import HealthServer
 from streaming.service.journal import journal_written
 from streaming.service.kernel_compilation import compile_kernels
 from streaming.service.lag import LagCollector, LagWatch, Positions

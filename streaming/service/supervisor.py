@@ -34,9 +34,9 @@ from cascade.ledger import (
     summarise,
 )
 from cascade.local_parts import OwnedProcess
+from streaming.health_state import HealthState
 from streaming.kafka import make_consumer
 from streaming.pipeline.privacy import CardHasher
-from streaming.service.health import HealthState
 from streaming.service.journal import journal_written
 from streaming.service.otel import otel_exported
 from streaming.service.serve import configure_log, health_served, service_ledger

@@ -15,8 +15,8 @@ import structlog
 from cascade.config import Config
 from cascade.errors import BrokerError, MissingTopicsError, ModelServerError
 from cascade.protocols import DeepStage
+from streaming.health_state import HealthState
 from streaming.kafka.topics import wait_for_broker, wait_for_leaders
-from streaming.service.health import HealthState
 from streaming.service.topics import check_topics_once, is_retriable, topic_specs
 
 log = structlog.get_logger()

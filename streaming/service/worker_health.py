@@ -8,7 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from streaming.service.health import OPENMETRICS, HealthState
+from streaming.health_state import HealthState
+from streaming.service.health import OPENMETRICS
 
 TIMEOUT_S = 2.0
 

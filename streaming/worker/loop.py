@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
@@ -26,10 +26,11 @@ from cascade.columns import Array, ColumnBatch
 from cascade.config import Config
 from cascade.engine import Engine
 from cascade.errors import BrokerError
-from cascade.ledger import Ledger, StageLaps
+from cascade.ledger import Ledger
 from cascade.protocols import Clock, DeepStage
 from cascade.schema import Schema
-from streaming.codecs import Codec
+from streaming.codecs import Codec, Reject
+from streaming.health_state import HealthState
 from streaming.kafka import (
     ConsumerClient,
     FetchedBatch,
@@ -37,17 +38,15 @@ from streaming.kafka import (
     ProducerClient,
     TransactionalProducerClient,
 )
-from streaming.pipeline import table_kernels as kernels
 from streaming.pipeline.decode import Decoder
 from streaming.pipeline.duplicates import FirstDecisions
 from streaming.pipeline.escalate import Escalations
 from streaming.pipeline.privacy import CardHasher
-from streaming.pipeline.publish import Publisher
 from streaming.pipeline.repeats import Repeats
+from streaming.pipeline.steps import Pipeline
 from streaming.pipeline.table import Table
-from streaming.service.health import HealthState
 from streaming.worker.labels import LabelFollower
-from streaming.worker.outbox import AtLeastOnceOutbox, ExactlyOnceOutbox, Outbox, Sent
+from streaming.worker.outbox import AtLeastOnceOutbox, ExactlyOnceOutbox, Outbox
 from streaming.worker.partitions import OwnedPartition, Phase
 from streaming.worker.recovery import Recovery
 from streaming.worker.snapshots import Snapshot, SnapshotStore
@@ -105,7 +104,6 @@ class Worker:
         self._roles = parts.schema.roles
         self._stop = threading.Event()
         self._lost = ""
-        self._laps = StageLaps()
         self._paused = self._spare = False
         # whether the last poll took all records that were there
         self._quiet = True
@@ -116,17 +114,10 @@ class Worker:
         # the next offset to take, by partition; replaced as a whole, so other threads may read it
         self.positions: dict[Partition, int] = {}
         self._outbox = self._make_outbox()
-        self._decoder = Decoder(
-            parts.codec, self._roles.event_time, config.worker.ahead_ms_max, config.deadline.start == "append",
-            parts.bundle_version,
-        )  # fmt: skip
         self._first_decisions = FirstDecisions(config.duplicates)
-        self._publisher = Publisher(
-            config, self._roles, parts.engine.policy, self._outbox, self._first_decisions, parts.hasher, ledger, clock
-        )  # fmt: skip
         self._labels = LabelFollower(
             parts.label_consumer, config.kafka.topics.labels, parts.label_codec, config.labels.alignment,
-            self._fold_labels, self._publisher.reject, clock, parts.consumer,
+            self._fold_labels, self._reject, clock, parts.consumer,
         )  # fmt: skip
         features = parts.engine.features
         features.reset()
@@ -137,34 +128,42 @@ class Worker:
             parts.consumer, self._labels, features, self._first_decisions, parts.snapshots, ledger,
             parts.health, clock, self._on_live, config.terminals.share,
         )  # fmt: skip
-        self._escalations = Escalations(
-            config, parts.engine.policy, parts.deep, self._roles.card, ledger, parts.health, clock, parts.chance,
-            parts.consumer.wake,
-        )  # fmt: skip
-        self._repeats = Repeats(
-            config, self._first_decisions, parts.engine.policy, self._recovery.owned, parts.open_consumer,
-            self._publisher.repeat, clock,
-        )  # fmt: skip
         self._terminals: TerminalExchange | None = None
         if parts.summary_consumer is not None:
             self._terminals = TerminalExchange(config, features, parts.summary_consumer, self._outbox, clock)
+        self._pipeline = self._make_pipeline()
+
+    def _make_pipeline(self) -> Pipeline:
+        parts, config, policy = self._parts, self._config, self._engine.policy
+        decoder = Decoder(
+            parts.codec, self._roles.event_time, config.worker.ahead_ms_max, config.deadline.start == "append",
+            parts.bundle_version,
+        )  # fmt: skip
+        repeats = Repeats(config, self._first_decisions, policy, self._recovery.owned, parts.open_consumer, parts.clock)
+        escalations = Escalations(
+            config, policy, parts.deep, self._roles.card, parts.ledger, parts.health, parts.clock, parts.chance,
+            parts.consumer.wake,
+        )  # fmt: skip
+        return Pipeline(
+            config, self._roles, parts.engine, decoder, self._first_decisions, repeats, escalations, self._outbox,
+            parts.hasher, parts.ledger, parts.clock, self._note,
+        )  # fmt: skip
 
     def _make_outbox(self) -> Outbox:
         parts, settings = self._parts, self._config.worker
         shared = (parts.consumer, parts.health, parts.clock)
-        callbacks = (self._progress, self._on_decided, self._on_acknowledged)
         if self._config.delivery == "at-least-once":
-            return AtLeastOnceOutbox(*shared, settings.commit_interval_ms / 1e3, *callbacks, parts.producer)
+            return AtLeastOnceOutbox(*shared, settings.commit_interval_ms / 1e3, parts.producer)
         self._in_flight_max = min(self._in_flight_max, EXACTLY_ONCE_IN_FLIGHT_MAX)
         producer: TransactionalProducerClient = parts.producer  # type: ignore[assignment]  # by configuration
-        return ExactlyOnceOutbox(*shared, settings.transaction_interval_ms / 1e3, *callbacks, producer)
+        return ExactlyOnceOutbox(*shared, settings.transaction_interval_ms / 1e3, producer)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
     @property
     def in_flight(self) -> int:
         """Rows that wait for a decision: at most `worker.in_flight_max`, and 1,000 with exactly-once delivery."""
-        return self._escalations.open + self._repeats.open
+        return self._pipeline.in_flight
 
     def stop(self) -> None:
         """Makes the loop drain, commit and return; safe from a signal handler or another thread."""
@@ -193,7 +192,9 @@ class Worker:
         """Polls once, processes the records, and does all work that is due; raises BrokerError."""
         if self._lost:
             raise BrokerError(self._lost)
-        self._recovery.advance()
+        rebuilding = not self._recovery.done
+        if rebuilding:
+            self._recovery.advance()
         in_flight = self.in_flight
         self._make_room(in_flight)
         rows_max = min(self._config.worker.batch_rows_max, max(self._in_flight_max - in_flight, 1))
@@ -203,10 +204,14 @@ class Worker:
             self._look_for_spare()
         accepted = [part for part in map(self._accept, fetched) if part is not None]
         if accepted:
-            self._handle(accepted)
+            self._ledger.count_labels(self._labels.catch_up())
+            decided = {partition: owned.decided for partition, owned in self._recovery.owned.items()}
+            self._pipeline.take(accepted, decided)
         elif self._config.labels.alignment == "arrival":
             self._ledger.count_labels(self._labels.catch_up())
         self._quiet = sum(map(len, fetched)) < rows_max
+        if fetched or rebuilding:
+            self.positions = self._next_offsets()
         self._advance()
 
     def _sleep_s(self) -> float:
@@ -214,26 +219,19 @@ class Worker:
         if self._recovery.restoring:
             return 0.0
         longest_s = self._config.worker.poll_timeout_ms / 1e3 if self._recovery.done else PAUSE_S
-        deadline_s = self._escalations.deadline_ms / 1e3 - self._clock.time()
+        deadline_s = self._pipeline.deadline_s - self._clock.time()
         commit_s = self._outbox.due_s(self._quiet) - self._clock.monotonic()
         return max(min(longest_s, deadline_s, commit_s), 0.0)
 
     def _advance(self) -> None:
         """Processes answers, deadlines, delivery reports, commits and snapshots."""
-        self._decide_known()
+        self._pipeline.answer()
         if self._terminals is not None and self._recovery.owned:
             self._terminals.advance(self._live_ids())
-        self._outbox.advance(quiet=self._quiet)
-        self.positions = self._next_offsets()
+        self._settle()
         snapshots = self._parts.snapshots
         if snapshots is not None and self._clock.monotonic() >= self._snapshot_due_s:
             self._take_snapshot(snapshots)
-
-    def _decide_known(self) -> None:
-        """Decides the escalated and repeated rows whose outcome is known now."""
-        for table in self._escalations.collect():
-            self._publisher.decide_all(table)
-        self._repeats.advance()
 
     def _make_room(self, in_flight: int) -> None:
         """Pauses the live partitions at `in_flight_max`, and resumes them at half of it."""
@@ -256,7 +254,7 @@ class Worker:
             self._terminals.publish(self._live_ids())
         if not self._finish(owned, budget_s):
             log.warning("drain timed out", undecided=self.in_flight, unacknowledged=self._outbox.pending)
-        self._outbox.advance(force=True)
+        self._settle(force=True)
         snapshots = self._parts.snapshots
         if snapshots is not None and self._recovery.done and self._recovery.owned:
             self._take_last_snapshot(snapshots, give_up_s)
@@ -274,9 +272,9 @@ class Worker:
         give_up_s = self._clock.monotonic() + budget_s
         while True:
             self._health.progress()
-            self._decide_known()
-            waiting = self._escalations.waiting_of(partitions) + self._repeats.waiting_of(partitions)
-            self._outbox.advance(force=not waiting)
+            self._pipeline.answer()
+            waiting = self._pipeline.waiting_of(partitions)
+            self._settle(force=not waiting)
             if not waiting and not self._outbox.pending:
                 return True
             if self._clock.monotonic() > give_up_s:
@@ -298,78 +296,33 @@ class Worker:
             owned.take(accepted.batch.offsets)
         return accepted.batch
 
-    def _compare_clocks(self, fetched: Sequence[FetchedBatch], now_ms: float) -> None:
-        """Records in the ledger how long the newest record has waited, before any work on it."""
-        newest_ms, early = -1, 0
-        for batch in fetched:
-            latest_ms, ahead = kernels.newest(batch.timestamps_ms, now_ms)
-            newest_ms, early = max(newest_ms, latest_ms), early + ahead
-        if newest_ms >= 0:  # else records without timestamps
-            self._ledger.record_arrival((now_ms - newest_ms) / 1e3, early)
+    def _reject(self, fetched: FetchedBatch, rejects: Sequence[Reject]) -> None:
+        self._pipeline.reject(fetched, rejects)
 
-    def _handle(self, fetched: Sequence[FetchedBatch]) -> None:
-        """Takes a micro-batch through the steps of `streaming.pipeline`, from `decode` on."""
-        now_ms = self._clock.time() * 1e3
-        self._compare_clocks(fetched, now_ms)
-        self._laps.begin()
-        decided = {partition: owned.decided for partition, owned in self._recovery.owned.items()}
-        table, rejected = self._decoder.decode(fetched, decided, now_ms)
-        if self._parts.hasher is not None:
-            table = replace(table, batch=self._parts.hasher.hashed(table.batch, self._roles.card))
-        self._laps.end("decode", len(table))
-        self._ledger.count_labels(self._labels.catch_up())
-        if len(table):
-            self._screen(self._without_repeats(table))
-        for part in rejected:
-            self._publisher.reject(part.fetched, part.rejects)
-
-    def _without_repeats(self, table: Table) -> Table:
-        """Returns the rows that occur for the first time; repeats are answered with their first decision."""
-        if not self._first_decisions.look_up(table, self._roles):
-            return table
-        repeated = table.rows["first"] >= 0
-        self._repeats.add(table.take(repeated & table.rows["undecided"]))
-        return table.take(~repeated)
-
-    def _screen(self, table: Table) -> None:
-        if not len(table):
-            return
-        rows, partition_ids = table.rows, table.column("partition_id")
+    def _note(self, table: Table) -> None:
         if self._terminals is not None:
-            self._terminals.note(table.batch, partition_ids)
-        if not rows["undecided"].any():
-            self._engine.fold(table.batch, partition_ids)
-            return
-        # Records that the previous owner escalated stay escalated, even if their scores differ now, since the records
-        # of other partitions came in another order: decided by the screener, they would follow later ones of a card.
-        laps = self._laps
-        laps.skip()
-        computed = self._engine.compute(table.batch, partition_ids)
-        laps.end("features", len(rows))
-        screened = self._engine.score(computed, self._escalations.raised)
-        laps.end("screener", len(rows))
-        suspicious = kernels.mark_screened(
-            rows, screened.probability, screened.escalate, laps.wall_ms("features"), laps.wall_ms("screener")
-        )
-        refused: list[Table] = []
-        if suspicious:
-            # sent before the others are decided, so that the model works while the loop encodes
-            escalated = kernels.undecided(rows, True)
-            refused = self._escalations.send(table.take(escalated), screened.deep_inputs(escalated))
-        # Screened rows first, dead letters last: decisions acknowledged ahead of a record then show its escalation.
-        clear = kernels.undecided(rows, False)
-        kernels.by_screener(rows, clear, 0, 0.0)
-        laps.skip()
-        self._publisher.decide(table, clear, laps)
-        self._ledger.record_batch(laps, rows["queue_ms"][rows["undecided"]] / 1e3)
-        for part in refused:
-            self._publisher.decide_all(part)
+            self._terminals.note(table.batch, table.column("partition_id"))
 
     def _fold_labels(self, labels: ColumnBatch) -> None:
         hasher = self._parts.hasher
         self._engine.fold_labels(labels if hasher is None else hasher.hashed(labels, self._roles.card))
 
-    # --- callbacks of the outbox --------------------------------------------------------------------------------
+    # --- acknowledgements and commits ---------------------------------------------------------------------------
+
+    def _settle(self, force: bool = False) -> None:
+        """Counts acknowledged decisions as decided, and commits the offsets if that is due, or at once with `force`."""
+        events = self._outbox.collect(force, self._quiet)
+        for sent, _ in events:
+            for partition, offsets in sent.offsets.items():
+                owned = self._recovery.owned.get(partition)
+                if owned is not None:
+                    owned.tracker.decided(offsets)
+        self._outbox.commit(self._progress, force)
+        for sent, at_s in events:
+            if sent.path:
+                acknowledged_ms = 1e3 * (self._clock.time() if at_s is None else at_s)
+                latency_s = np.maximum(acknowledged_ms - sent.start_ms, 0.0) / 1e3
+                self._ledger.record_decisions(sent.path, latency_s, sent.cause, sent.records)
 
     def _progress(self) -> dict[Partition, tuple[int, str]]:
         """The offset and metadata to commit now, by partition, those of the labels topic included."""
@@ -381,17 +334,6 @@ class Worker:
         if self._config.delivery == "exactly-once" or not self._outbox.pending:
             offsets |= {partition: (offset, "") for partition, offset in self._labels.offsets_to_commit().items()}
         return offsets
-
-    def _on_decided(self, sent: Sent) -> None:
-        for partition, offsets in sent.offsets.items():
-            owned = self._recovery.owned.get(partition)
-            if owned is not None:
-                owned.tracker.decided(offsets)
-
-    def _on_acknowledged(self, sent: Sent, acknowledged_s: float) -> None:
-        if sent.path:
-            latency_s = np.maximum(acknowledged_s * 1e3 - sent.start_ms, 0.0) / 1e3
-            self._ledger.record_decisions(sent.path, latency_s, sent.cause, sent.records)
 
     # --- partitions and state -----------------------------------------------------------------------------------
 
@@ -407,18 +349,14 @@ class Worker:
             self._terminals.publish(self._live_ids())
         if not self._finish(owned, self._config.worker.revoke_timeout_ms / 1e3):
             log.warning("partitions revoked with undecided records", undecided=self.in_flight)
-            self._drop(owned)
-            self._outbox.advance(force=True)
+            self._pipeline.drop(owned)
+            self._settle(force=True)
         self._forget(owned)
 
     def _on_lost(self, partitions: list[Partition]) -> None:
         """Forgets them: their new owner decides the undecided records."""
-        self._drop(partitions)
+        self._pipeline.drop(partitions)
         self._forget(partitions)
-
-    def _drop(self, partitions: Sequence[Partition]) -> None:
-        self._escalations.drop(partitions)
-        self._repeats.drop(partitions)
 
     def _forget(self, partitions: Sequence[Partition]) -> None:
         self._outbox.forget(partitions)

@@ -14,24 +14,23 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import NamedTuple
 
 import structlog
 
-from cascade.columns import Float64, Int64
 from cascade.errors import BrokerError, TransactionAbortedError
-from cascade.ledger import Path
 from cascade.protocols import Clock
+from streaming.health_state import HealthState
 from streaming.kafka import (
     ConsumerClient,
     Delivery,
+    GroupMember,
     Headers,
     Partition,
     ProducerClient,
     TransactionalProducerClient,
 )
-from streaming.pipeline.table import Records
-from streaming.service.health import HealthState
+from streaming.pipeline.send import Sent
 
 log = structlog.get_logger()
 # A commit during a join may reach a broker that is a generation ahead, which ends the session: such a commit is delayed
@@ -45,29 +44,23 @@ TRANSACTION_S_MIN = 0.005
 Offsets = Mapping[Partition, tuple[int, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """Decisions, or a dead letter, that were sent: `offsets` of their records by partition, and the ledger's figures.
+class Acknowledged(NamedTuple):
+    """An event: what was sent counts as decided.
 
-    `start_ms` (float64 [decisions], ms since the epoch): when each decision's latency begins. `path`: empty for a dead
-    letter. `records`: of the transactions, in the same order; None for a dead letter.
+    `at_s`: when the broker acknowledged it, seconds since the epoch; None if that is the commit that follows.
     """
 
-    offsets: dict[Partition, Int64]
-    start_ms: Float64
-    path: Path | Literal[""]
-    cause: str | None
-    records: Records | None = None
+    sent: Sent
+    at_s: float | None
 
 
 @dataclass(eq=False)
 class Outbox(ABC):
     """Sends records and commits offsets; one thread uses it.
 
-    consumer: of the session. health: shows the broker's state. clock: monotonic seconds. interval_s: between two
-    commits. progress: returns the offset and metadata to commit, by partition. on_decided: called with the records of a
-    commit before `progress`. on_acknowledged: called with acknowledged or committed records, and with the time of it in
-    seconds since the epoch, for the ledger.
+    The loop calls `collect`, counts what it returns as decided, and then calls `commit`.
+
+    consumer: of the session. health: shows the broker's state. clock: of the worker. interval_s: between two commits.
 
     `committed`: the last committed offset and metadata, by partition; absent if nothing was committed.
     """
@@ -76,9 +69,6 @@ class Outbox(ABC):
     _health: HealthState
     _clock: Clock
     _interval_s: float
-    _progress: Callable[[], Offsets]
-    _on_decided: Callable[[Sent], None]
-    _on_acknowledged: Callable[[Sent, float], None]
     committed: dict[Partition, tuple[int, str]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -99,22 +89,33 @@ class Outbox(ABC):
 
     @abstractmethod
     def due_s(self, quiet: bool) -> float:
-        """When `advance` has something to commit, by the monotonic clock; infinite if nothing was sent since.
+        """When the next commit is due, by the monotonic clock; infinite if nothing was sent since the last one.
 
         quiet: no other record waits to be decided.
         """
 
     @abstractmethod
-    def advance(self, force: bool = False, quiet: bool = False) -> None:
-        """Processes delivery reports, and commits at `due_s(quiet)`, or at once with `force`; raises BrokerError."""
+    def collect(self, force: bool = False, quiet: bool = False) -> list[Acknowledged]:
+        """Returns what counts as decided from now on; raises BrokerError if a delivery failed.
+
+        force: a commit is due now. quiet: see `due_s`.
+        """
+
+    @abstractmethod
+    def commit(self, progress: Callable[[], Offsets], force: bool = False) -> None:
+        """Commits the offsets if a commit is due; raises BrokerError.
+
+        progress: returns the offset and metadata to commit, by partition.
+        """
 
     @abstractmethod
     def forget(self, partitions: Sequence[Partition]) -> None:
         """Stops committing for partitions that this worker lost; raises BrokerError if the session cannot go on."""
 
-    def _changed_offsets(self) -> dict[Partition, tuple[int, str]]:
-        progress = self._progress().items()
-        return {partition: offset for partition, offset in progress if offset != self.committed.get(partition)}
+    def _changed(self, progress: Callable[[], Offsets]) -> dict[Partition, tuple[int, str]]:
+        return {
+            partition: offset for partition, offset in progress().items() if offset != self.committed.get(partition)
+        }
 
 
 @dataclass(eq=False)
@@ -143,18 +144,22 @@ class AtLeastOnceOutbox(Outbox):
         del quiet
         return self._due_s if self._unacknowledged else math.inf
 
-    def advance(self, force: bool = False, quiet: bool = False) -> None:
-        """See Outbox; a failed commit is retried at each interval, for COMMIT_FAILURE_S_MAX."""
-        del quiet
+    def collect(self, force: bool = False, quiet: bool = False) -> list[Acknowledged]:
+        """See Outbox; returns what the broker has acknowledged."""
+        del force, quiet
+        events = []
         while self._unacknowledged and self._unacknowledged[0][0].done():
             delivery, sent = self._unacknowledged.popleft()
-            self._on_decided(sent)
-            self._on_acknowledged(sent, delivery.done_s)
+            events.append(Acknowledged(sent, delivery.done_s))
+        return events
+
+    def commit(self, progress: Callable[[], Offsets], force: bool = False) -> None:
+        """See Outbox; a failed commit is retried at each interval, for COMMIT_FAILURE_S_MAX."""
         now_s = self._clock.monotonic()
         if not force and now_s < self._due_s:
             return
         self._due_s = now_s + self._interval_s
-        fresh = self._changed_offsets()
+        fresh = self._changed(progress)
         if not fresh:
             return
         try:
@@ -184,11 +189,14 @@ class ExactlyOnceOutbox(Outbox):
     """An Outbox on a transactional producer; a transaction begins with its first record and lasts at most `interval_s`.
 
     It ends sooner, after TRANSACTION_S_MIN, if no other record waits to be decided: readers see its decisions with the
-    commit. `on_decided` is called within the commit, so that `progress` includes the transaction's records.
+    commit. `collect` returns the records of the transaction that `commit` commits next, and so `progress` includes
+    them.
     """
 
     _producer: TransactionalProducerClient
     _in_transaction: list[Sent] = field(default_factory=list, init=False)
+    _committing: bool = field(default=False, init=False)
+    _member: GroupMember = field(default=GroupMember(None), init=False)
     _failure: BrokerError | None = field(default=None, init=False)
     _began_s: float = field(default=0.0, init=False)
 
@@ -217,24 +225,25 @@ class ExactlyOnceOutbox(Outbox):
             return math.inf
         return min(self._due_s, self._began_s + TRANSACTION_S_MIN) if quiet else self._due_s
 
-    def advance(self, force: bool = False, quiet: bool = False) -> None:
+    def collect(self, force: bool = False, quiet: bool = False) -> list[Acknowledged]:
+        """See Outbox; returns nothing unless a commit is due. The time of the events is that of the commit."""
+        if not self._in_transaction or not (force or self._clock.monotonic() >= self.due_s(quiet)):
+            return []
+        self._member = self._consumer.member()
+        self._committing = force or self._member.settled or self._clock.monotonic() >= self._due_s + JOIN_WAIT_S_MAX
+        return [Acknowledged(sent, None) for sent in self._in_transaction] if self._committing else []
+
+    def commit(self, progress: Callable[[], Offsets], force: bool = False) -> None:
         """See Outbox; a failed commit ends the session."""
-        now_s = self._clock.monotonic()
-        if not self._in_transaction or not (force or now_s >= self.due_s(quiet)):
+        del force
+        if not self._committing:
             return
-        member = self._consumer.member()
-        if not (force or member.settled or now_s >= self._due_s + JOIN_WAIT_S_MAX):
-            return
+        self._committing = False
         with self._first_error_latched():
-            for sent in self._in_transaction:
-                self._on_decided(sent)
-            fresh = self._changed_offsets()
-            self._producer.commit(fresh, member)
-        acknowledged, self._in_transaction = self._in_transaction, []
+            fresh = self._changed(progress)
+            self._producer.commit(fresh, self._member)
+        self._in_transaction = []
         self.committed.update(fresh)
-        committed_s = self._clock.time()
-        for sent in acknowledged:
-            self._on_acknowledged(sent, committed_s)
         self._health.ok("broker")
 
     def forget(self, partitions: Sequence[Partition]) -> None:

@@ -20,10 +20,10 @@ from cascade.errors import StateError
 from cascade.features import FeatureEngine
 from cascade.ledger import Ledger
 from cascade.protocols import Clock
+from streaming.health_state import HealthState
 from streaming.kafka import ConsumerClient, Partition
 from streaming.pipeline.duplicates import FirstDecisions
 from streaming.pipeline.offsets import NOTHING_DECIDED, Decided
-from streaming.service.health import HealthState
 from streaming.worker.labels import LabelFollower
 from streaming.worker.partitions import OwnedPartition, Phase
 from streaming.worker.snapshots import Snapshot, SnapshotStore

@@ -17,7 +17,7 @@ from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from cascade.ledger import Ledger
 from cascade.protocols import Clock
-from streaming.service.health import HealthState
+from streaming.health_state import HealthState
 from streaming.worker.loop import Worker
 
 log = structlog.get_logger()

@@ -21,8 +21,8 @@ from cascade.features.summaries import decode, encode
 from cascade.protocols import Clock
 from cascade.schema import key_codes
 from streaming.kafka import ConsumerClient, Partition
+from streaming.pipeline.send import Outbox, Sent
 from streaming.worker.labels import CATCH_UP_TIMEOUT_S, read_to_end
-from streaming.worker.outbox import Outbox, Sent
 
 ROWS_MAX = 10_000
 FOLLOW_INTERVAL_S = 0.05

@@ -11,22 +11,24 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.faults.run import simulate
-from cascade.columns import Float64
+from cascade.columns import Float64, Int64
 from cascade.engine import Engine
 from cascade.errors import BrokerError, CommitUnknownError
 from cascade.features import FeatureEngine
+from cascade.ledger import Path
 from streaming.kafka import FetchedBatch, Partition
 from streaming.pipeline.duplicates import FirstDecisions
 from streaming.pipeline.escalate import DeepCall, Escalations
 from streaming.pipeline.offsets import Decided
-from streaming.pipeline.publish import Publisher
+from streaming.pipeline.steps import Pipeline
 from streaming.pipeline.table import Table
 from streaming.worker.labels import LabelFollower
 from streaming.worker.loop import Worker
-from streaming.worker.outbox import AtLeastOnceOutbox, ExactlyOnceOutbox, Sent
+from streaming.worker.outbox import Acknowledged, AtLeastOnceOutbox, ExactlyOnceOutbox, Offsets
 from streaming.worker.partitions import Accepted, OwnedPartition, Phase
 from streaming.worker.recovery import Recovery
 from streaming.worker.snapshots import Positions, SnapshotStore
@@ -70,27 +72,26 @@ def method(owner: type, name: str, breach: str, *seeds: int) -> Callable[[Callab
     return add
 
 
-@method(AtLeastOnceOutbox, "send_many", "was lost", 108, 127, 129)
+@method(AtLeastOnceOutbox, "collect", "was lost", 108, 127, 129)
 def commit_before_the_decisions_are_acknowledged(
-    send_many: Any, self: Any, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent
+    collect: Any, self: Any, force: bool = False, quiet: bool = False
+) -> list[Acknowledged]:
+    early = [Acknowledged(replace(sent, path=""), None) for _, sent in self._unacknowledged]
+    return [*early, *collect(self, force, quiet)]
+
+
+@method(ExactlyOnceOutbox, "commit", "was lost", 5, 9, 11)
+def commit_offsets_beside_the_transaction(
+    commit: Any, self: Any, progress: Callable[[], Offsets], force: bool = False
 ) -> None:
-    self._on_decided(sent)
-    send_many(self, topic, keys, values, replace(sent, offsets={}))
-
-
-@method(ExactlyOnceOutbox, "advance", "was lost", 5, 9, 11)
-def commit_offsets_beside_the_transaction(advance: Any, self: Any, force: bool = False, quiet: bool = False) -> None:
-    if self._in_transaction and (force or self._clock.monotonic() >= self._due_s):
-        for sent in self._in_transaction:
-            self._on_decided(sent)
-            sent.offsets.clear()
-        self._consumer.commit(self._progress())
-    advance(self, force, quiet)
+    if self._committing:
+        self._consumer.commit(progress())
+    commit(self, progress, force)
 
 
 @method(Worker, "_on_revoked", "was lost", 3, 14)
 def commit_in_flight_records_on_revoke(revoked: Any, self: Any, partitions: list[Partition]) -> None:
-    self._drop(partitions)
+    self._pipeline.drop(partitions)
     for partition in partitions:
         tracker = self._recovery.owned[partition].tracker
         tracker.decided(tracker.undecided)
@@ -141,12 +142,12 @@ def restore_a_snapshot_ahead_of_the_commit(
     return candidates(self, dict.fromkeys(committed, 1 << 40), beginnings)
 
 
-@method(ExactlyOnceOutbox, "advance", "was decided 2 times", 30, 45, 98)
+@method(ExactlyOnceOutbox, "commit", "was decided 2 times", 30, 45, 98)
 def continue_after_a_commit_of_unknown_outcome(
-    advance: Any, self: Any, force: bool = False, quiet: bool = False
+    commit: Any, self: Any, progress: Callable[[], Offsets], force: bool = False
 ) -> None:
     try:
-        advance(self, force, quiet)
+        commit(self, progress, force)
     except CommitUnknownError:
         self._failure = None
         self._in_transaction.clear()
@@ -176,15 +177,13 @@ def ignore_the_limit_of_records_in_flight(made: Any, self: Any) -> Any:
     return outbox
 
 
-@method(ExactlyOnceOutbox, "send_many", "decisions in the ledger", 5, 9, 10)
-def count_decisions_when_they_are_sent(
-    send_many: Any, self: Any, topic: str, keys: Sequence[bytes], values: Sequence[bytes], sent: Sent
-) -> None:
-    send_many(self, topic, keys, values, replace(sent, path=""))
-    self._on_acknowledged(sent)
+@method(Pipeline, "_send", "decisions in the ledger", 5, 9, 10)
+def count_decisions_when_they_are_sent(send: Any, self: Any, table: Table, chosen: Int64, path: Path) -> None:
+    self._ledger.record_decisions(path, np.zeros(len(chosen)), "error" if path == "degraded" else None)
+    send(self, table, chosen, "")
 
 
-@method(Publisher, "reject", "the lag remains", 0, 1, 2)
+@method(Pipeline, "reject", "the lag remains", 0, 1, 2)
 def dead_letter_nothing(*_: Any) -> None:
     """Nothing."""
 
@@ -207,13 +206,16 @@ def keep_the_transaction_after_a_partition_is_lost(_: Any, self: Any, partitions
         self.committed.pop(partition, None)
 
 
-@method(AtLeastOnceOutbox, "advance", "was lost", 60, 108, 127)
-def commit_after_a_failed_delivery(advance: Any, self: Any, force: bool = False, quiet: bool = False) -> None:
+@method(AtLeastOnceOutbox, "collect", "was lost", 60, 108, 127)
+def commit_after_a_failed_delivery(
+    collect: Any, self: Any, force: bool = False, quiet: bool = False
+) -> list[Acknowledged]:
     try:
-        advance(self, force, quiet)
+        found: list[Acknowledged] = collect(self, force, quiet)
     except BrokerError:
         _, sent = self._unacknowledged.popleft()
-        self._on_decided(sent)
+        return [Acknowledged(sent, 0.0)]
+    return found
 
 
 def find(case: Case, seeds: Iterable[int]) -> int | None:

@@ -15,7 +15,8 @@ from bench.cluster import SteadyLoad, escalating_bundle, simulated
 from bench.embedded import EmbeddedParts, ServiceProcess, new_names
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.ledger import Ledger, ledger_registry
-from streaming.service.health import HealthServer, HealthState
+from streaming.health_state import HealthState
+from streaming.service.health import HealthServer
 from streaming.service.live import live_routes
 from tests.browser import CHROMIUM, Browser
 from tests.conftest import Broker

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.streaming.kafka.helpers import gather_joined
 
 from bench.cluster import simulated
 from bench.embedded import play_file
@@ -22,6 +21,7 @@ from streaming.kafka import make_consumer
 from streaming.pipeline.decisions import message_keys
 from streaming.player import Played, Player, schedule
 from tests.conftest import Broker
+from tests.streaming.kafka.helpers import gather_joined
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=2, max_size=50), st.floats(0.1, 1e5))

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from streaming.service.health import HealthState
+from streaming.health_state import HealthState
 from streaming.service.scrape import Frame, Scrape, UnreachableError
 
 INTERVAL_S: Final = 2.0

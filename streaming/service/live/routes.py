@@ -7,7 +7,8 @@ from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry
 
-from streaming.service.health import Answer, HealthState, Request, Route
+from streaming.health_state import HealthState
+from streaming.service.health import Answer, Request, Route
 from streaming.service.live.feed import LiveFeed
 from streaming.service.live.page import live_page, page_policy
 

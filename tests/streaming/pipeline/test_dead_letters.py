@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.streaming.kafka.helpers import gather_joined
 
 from cascade.config import KafkaSettings
 from cascade.schema import Field
 from streaming.codecs import Reject, RejectReason, codec
 from streaming.kafka import TopicSpec, ensure_topics, make_consumer, make_producer
 from streaming.pipeline.dead_letters import DETAIL_BYTES_MAX, OVERHEAD_BYTES_MAX, DeadLetter, dead_letter
+from tests.streaming.kafka.helpers import gather_joined
 
 REJECT = Reject(0, RejectReason.OUT_OF_LIMITS, "amount: outside 0 to 1")
 

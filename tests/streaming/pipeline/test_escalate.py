@@ -14,10 +14,10 @@ from cascade.columns import ColumnBatch, Float64
 from cascade.config import Config
 from cascade.ledger import Ledger
 from cascade.protocols import DeepInputs
+from streaming.health_state import HealthState
 from streaming.pipeline.decisions import CAUSES, STAGES
 from streaming.pipeline.escalate import DeepCall, Escalations
 from streaming.pipeline.table import Table
-from streaming.service.health import HealthState
 from tests.timing import SetClock
 
 BUDGET_MS = Config().deadline.budget_ms

@@ -38,8 +38,7 @@ class Rig:
         self.first_decisions = FirstDecisions(Config().duplicates)
         self.owned = OwnedPartition(PARTITION, decided or Decided(1), 0, self.clock.monotonic())
         self.repeats = Repeats(
-            Config(), self.first_decisions, POLICY, {PARTITION: self.owned}, self.open_consumer, self.publish,
-            self.clock,
+            Config(), self.first_decisions, POLICY, {PARTITION: self.owned}, self.open_consumer, self.clock,
         )  # fmt: skip
         self.read(0, 1, transaction=1)
 
@@ -55,9 +54,6 @@ class Rig:
         self.opened += 1
         return SimConsumer(self.broker, self.life, False)
 
-    def publish(self, table: Table) -> None:
-        self.answers.append((table.rows["offset"].tolist(), table.rows["score"].tolist()))
-
     def decide(self, offset: int, score: float) -> None:
         decision = Decision(
             1, "decline", score, "deep", 0.6, "b", False, None, f"transactions-0-{offset}", False, None, START_MS,
@@ -68,7 +64,9 @@ class Rig:
     def turns(self, seconds: float) -> None:
         end_s = self.world.now_s + seconds
         while self.world.now_s < end_s:
-            self.repeats.advance()
+            self.answers += [
+                (table.rows["offset"].tolist(), table.rows["score"].tolist()) for table in self.repeats.collect()
+            ]
             self.world.wait(self.world.now_s + 0.05)
 
 

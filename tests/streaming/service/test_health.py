@@ -12,7 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from cascade.errors import SettingError
-from streaming.service.health import HealthServer, HealthState
+from streaming.health_state import HealthState
+from streaming.service.health import HealthServer
 from tests.timing import SetClock, wait_until
 
 

@@ -20,8 +20,8 @@ from cascade.config import BundleSettings, Config
 from cascade.errors import SettingError
 from stages.screener.compiled import CompiledScreener
 from stages.screener.kernels import quickscore
+from streaming.health_state import HealthState
 from streaming.service import serve as service
-from streaming.service.health import HealthState
 from streaming.service.kernel_compilation import FEATURES, check_processor
 
 QUICKSCORE_LEAVES = list(inspect.signature(quickscore.py_func).parameters).index("leaves")  # type: ignore[attr-defined]

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import pytest
 
 from cascade.errors import BrokerError
+from streaming.health_state import HealthState
 from streaming.kafka import Partition
-from streaming.service.health import HealthState
 from streaming.service.lag import LagCollector, LagWatch
 from tests.timing import wait_until
 

@@ -15,7 +15,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from cascade.ledger import Ledger, ledger_registry
-from streaming.service.health import ALWAYS_SENT, HealthServer, HealthState
+from streaming.health_state import HealthState
+from streaming.service.health import ALWAYS_SENT, HealthServer
 from streaming.service.live import live_routes
 from streaming.service.live.feed import FRAMES_MAX, GAP_S_MAX, INTERVAL_S, MARK_S, MARKS_MAX, LiveFeed
 from streaming.service.live.page import LANGUAGES, live_page, page_policy

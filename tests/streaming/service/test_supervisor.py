@@ -18,8 +18,8 @@ import pytest
 from cascade.config import Config, KafkaSettings
 from cascade.errors import SettingError, WorkerEndedError
 from cascade.ledger import Ledger
+from streaming.health_state import HealthState
 from streaming.service import supervisor
-from streaming.service.health import HealthState
 from streaming.service.supervisor import SupervisedWorker, run_workers
 from streaming.service.waiting import Stopping
 from streaming.service.worker_slot import WorkerSlot, write_settings
@@ -256,7 +256,7 @@ def test_workers_die_with_a_supervisor_that_ends_at_once(tmp_path: Path, signals
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from streaming.service.health import HealthState
+from streaming.health_state import HealthState
 from streaming.service.worker_slot import WorkerSlot
 from streaming.service.supervisor import SupervisedWorker, run_workers
 from streaming.service.waiting import stop_signals

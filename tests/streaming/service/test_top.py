@@ -14,7 +14,8 @@ from rich.console import Console
 from cascade.cli import main
 from cascade.ledger import Ledger, ledger_registry
 from cascade.protocols import EnergyKind, EnergyReading
-from streaming.service.health import HealthServer, HealthState
+from streaming.health_state import HealthState
+from streaming.service.health import HealthServer
 from streaming.service.lag import LagCollector
 from streaming.service.scrape import Frame, Scrape, UnreachableError, quantile_ms, scrape
 from streaming.service.top import render_frame

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from cascade.config import Config, KafkaSettings
 from cascade.errors import BrokerError, MissingTopicsError
-from streaming.service.health import HealthState
+from streaming.health_state import HealthState
 from streaming.service.waiting import Stopping, await_broker, await_topics
 
 

@@ -14,8 +14,9 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.parser import text_string_to_metric_families
 
 from cascade.ledger import Ledger, ledger_registry
+from streaming.health_state import HealthState
 from streaming.pipeline.table import Records
-from streaming.service.health import HealthServer, HealthState
+from streaming.service.health import HealthServer
 from streaming.service.worker_health import ask_health, ask_metrics
 from streaming.service.worker_metrics import parse_metrics, workers_registry
 

@@ -15,9 +15,9 @@ from cascade.features import FeatureEngine
 from cascade.features.spec import FeatureSpec, LabelFeatures, Limits, Sequence, TransactionFeatures, WindowFeatures
 from cascade.protocols import SystemClock
 from streaming.codecs import codec
+from streaming.health_state import HealthState
 from streaming.kafka import FetchedBatch, Partition
 from streaming.pipeline.duplicates import FirstDecisions
-from streaming.service.health import HealthState
 from streaming.worker.labels import LabelFollower
 from streaming.worker.partitions import Phase
 from streaming.worker.recovery import Recovery

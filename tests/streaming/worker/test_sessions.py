@@ -10,7 +10,7 @@ import pytest
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError, CascadeError, StateError
 from cascade.ledger import Ledger
-from streaming.service.health import HealthState
+from streaming.health_state import HealthState
 from streaming.worker.sessions import run_sessions
 from tests.timing import SetClock
 

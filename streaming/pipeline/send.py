@@ -1,0 +1,88 @@
+"""Step 9, send: encoded decisions, and dead letters, go to the broker through the worker's outbox."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from cascade.columns import Float64, Int64
+from cascade.ledger import Path
+from streaming.codecs import Reject
+from streaming.kafka import FetchedBatch, Headers, Partition
+from streaming.pipeline.dead_letters import HEADER_PREFIX, dead_letter
+from streaming.pipeline.decisions import CAUSES, STAGES
+from streaming.pipeline.privacy import CardHasher
+from streaming.pipeline.table import Records, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Decisions, or a dead letter, that were sent: `offsets` of their records by partition, and the ledger's figures.
+
+    `start_ms` (float64 [decisions], ms since the epoch): when each decision's latency begins. `path`: empty for a dead
+    letter. `records`: of the transactions, in the same order; None for a dead letter.
+    """
+
+    offsets: dict[Partition, Int64]
+    start_ms: Float64
+    path: Path | Literal[""]
+    cause: str | None
+    records: Records | None = None
+
+
+class Outbox(Protocol):
+    """What sends records, and remembers what they decide until the broker has acknowledged them."""
+
+    def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
+        """Sends one record."""
+        ...
+
+    def send_many(self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes | None], sent: Sent) -> None:
+        """Sends records of one topic, in order."""
+        ...
+
+
+def send(
+    table: Table,
+    chosen: Int64,
+    path: Path,
+    keys: Sequence[bytes | None],
+    values: Sequence[bytes | None],
+    topic: str,
+    outbox: Outbox,
+) -> None:
+    """Sends the messages of the rows with these positions (int64); all of them are on the same path."""
+    offsets = table.offsets_by_partition(chosen)
+    cause = CAUSES[table.rows["cause"][chosen[0]]] if path == "degraded" else None
+    sent = Sent(offsets, table.rows["start_ms"][chosen], path, cause, table.records(chosen))
+    outbox.send_many(topic, keys, values, sent)
+
+
+def path_of(table: Table, chosen: Int64) -> Path:
+    """The path of the decided rows with these positions, which all have the same stage and cause."""
+    first = table.rows[chosen[0]]
+    return "degraded" if first["cause"] else "escalated" if STAGES[first["stage"]] == "deep" else "screened"
+
+
+def send_dead_letter(
+    fetched: FetchedBatch, reject: Reject, now_ms: float, hasher: CardHasher | None, topic: str, outbox: Outbox
+) -> None:
+    """Dead-letters a message of a fetch; if card ids are hashed, without the message, which may contain one."""
+    index = reject.index
+    key, value, headers = fetched.keys[index], fetched.values[index], list(fetched.headers[index])
+    if hasher is not None:
+        headers = []
+        key = None if key is None else hasher.text(hasher.hash_column(np.array([key], "S")))[0]
+        value = None
+    letter = dead_letter(
+        reject, topic=fetched.topic, partition=fetched.partition, offset=int(fetched.offsets[index]),
+        time_ms=int(now_ms), key=key, value=value, headers=headers,
+    )  # fmt: skip
+    if hasher is not None:
+        letter.headers.append((HEADER_PREFIX + "withheld", b"value and headers: privacy.hash_card"))
+    offsets = fetched.offsets[index : index + 1]
+    sent = Sent({(fetched.topic, fetched.partition): offsets}, np.zeros(0), "", None)
+    outbox.send(topic, letter.key, letter.value, letter.headers, sent)
