@@ -34,6 +34,8 @@ CLOSE_TIMEOUT_S = 10.0
 # A paused partition whose fetched records were returned in part is never fetched again after `resume`. Each vendor poll
 # therefore takes all fetched records; this size limits what waits here.
 FETCH_BYTES_MAX = 256 * 1024
+# A broker answers a connection's requests in order, so that a question for offsets waits this long for a fetch.
+FETCH_WAIT_MS = 50
 ALL_ROWS = 2**31 - 1
 
 
@@ -123,7 +125,7 @@ class KafkaPythonConsumer:
                 request_timeout_ms=limits.REQUEST_TIMEOUT_MS,
                 bootstrap_timeout_ms=int(limits.BOOTSTRAP_TIMEOUT_S * 1_000),
                 fetch_min_bytes=1,
-                fetch_max_wait_ms=limits.FETCH_WAIT_MS,
+                fetch_max_wait_ms=FETCH_WAIT_MS,
                 fetch_max_bytes=FETCH_BYTES_MAX,
                 metrics_enabled=False,
             )
