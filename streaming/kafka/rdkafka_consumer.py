@@ -47,6 +47,14 @@ WAIT_S_MAX = 0.2
 # librdkafka applies an assignment in its own thread, and refuses a seek before that.
 SEEK_TIMEOUT_S, SEEK_PAUSE_S = 5.0, 0.002
 REQUEST_S = limits.REQUEST_TIMEOUT_MS / 1_000
+# librdkafka does not ask again where the leader of a partition has just changed, or a topic is new.
+LEADER_PAUSE_S = 0.05
+_LEADER_MOVES = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+)
 # A commit is sent again to a coordinator that moves; then the caller learns that there was no answer.
 COMMIT_S_MAX = 2 * REQUEST_S
 # Unassigning needs no broker, but the event follows the fetched records in the queue; these are dropped.
@@ -346,11 +354,19 @@ class RdkafkaConsumer:
         wanted = dict.fromkeys(_vendor(partitions), spec)
         if not wanted:
             return {}
-        with self._connection.translated(action):
-            asked = self._admin().list_offsets(
-                wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REQUEST_S
-            )
-            return {(found.topic, found.partition): answer.result().offset for found, answer in asked.items()}
+        give_up_s = time.monotonic() + REQUEST_S
+        while True:
+            try:
+                with self._connection.translated(action):
+                    asked = self._admin().list_offsets(
+                        wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REQUEST_S
+                    )
+                    return {(found.topic, found.partition): answer.result().offset for found, answer in asked.items()}
+            except BrokerError as error:
+                cause = vendor_error(error)
+                if cause is None or cause.code() not in _LEADER_MOVES or time.monotonic() > give_up_s:
+                    raise
+            time.sleep(LEADER_PAUSE_S)
 
     def _admin(self) -> AdminClient:
         """A separate connection for queries: on the consumer's connection they wait for its fetches."""
