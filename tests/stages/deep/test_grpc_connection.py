@@ -285,6 +285,17 @@ def test_a_cancelled_call_gets_nothing_more_and_frees_its_place() -> None:
     run(test)
 
 
+def test_a_call_of_another_connection_is_not_cancelled_here_though_its_stream_has_the_same_number() -> None:
+    def test() -> None:
+        peer, other = Peer(), Peer()
+        peer.call()
+        peer.connection.cancel(other.call())
+        peer.gives(answer(1))
+        assert peer.outcomes == [b"answer"]
+
+    run(test)
+
+
 def test_pings_are_answered_and_the_connections_window_is_renewed() -> None:
     def test() -> None:
         peer = Peer()
@@ -296,6 +307,8 @@ def test_pings_are_answered_and_the_connections_window_is_renewed() -> None:
         (renewed,) = peer.frames()
         assert (renewed.kind, renewed.stream) == (http2.WINDOW_UPDATE, 0)
         assert http2.decode_number(renewed.content) > MESSAGE_BYTES_MAX
+        peer.gives(chunk)
+        assert peer.frames() == []
 
     run(test)
 
