@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from bench.attribution import AttributionReport, attribution_errors, show_attribution
+from bench.clients import run_clients, show_clients
 from bench.cluster import write_json
 from bench.deep_calls import ROWS, checked_sizes, configured, embedded, run_deep_calls, show_deep_calls
 from bench.deep_latency import RATES as DEEP_RATES
@@ -149,6 +150,20 @@ def stages(
 ) -> None:
     """Compare each stage with plain Python code."""
     publish(run_stages(batch, rounds, seed), show_stages, json)
+
+
+@app.command()
+def clients(
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds in which the clients take turns.")] = 5,
+    seed: Seed = 1,
+    out: Annotated[Path, typer.Option(help="Directory for logs and data; emptied first.")] = Path("build/clients"),
+    json: Report = None,
+) -> None:
+    """Compare the client on librdkafka's C API with its Python binding.
+
+    CPU time to poll and to send a record: one at a time, in batches, and at 1,000 records a second.
+    """
+    publish(run_clients(rounds, seed, out), show_clients, json)
 
 
 @app.command()

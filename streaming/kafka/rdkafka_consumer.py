@@ -50,6 +50,7 @@ REQUEST_S = limits.REQUEST_TIMEOUT_MS / 1_000
 # librdkafka does not ask again where the leader of a partition has just changed, or a topic is new.
 LEADER_PAUSE_S = 0.05
 _LEADER_MOVES = (
+    KafkaError._NOENT,
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.FENCED_LEADER_EPOCH,
