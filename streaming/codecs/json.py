@@ -13,7 +13,7 @@ from cascade.schema import Field
 from streaming.codecs.faults import Fault
 from streaming.codecs.json_columns import PlainReader, can_be_plain
 from streaming.codecs.messages import NESTING_MAX, MessageCodec
-from streaming.codecs.protocol import Decoded, Reject, RejectReason
+from streaming.codecs.protocol import Decoded, RejectReason
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # the change of the nesting depth at each octet outside of texts
@@ -50,15 +50,13 @@ class JsonCodec(MessageCodec):
         batch, doubtful, doubts = self._plain.read(ByteColumn.of(values))
         if not doubts:
             return Decoded(batch, np.arange(batch.rows), [])
-        places = np.flatnonzero(doubtful)
-        others = super().decode([values[place] for place in places.tolist()])
-        rejects = [Reject(int(places[reject.index]), reject.reason, reject.detail) for reject in others.rejects]
-        read = places[others.rows]
+        indexes = np.flatnonzero(doubtful).tolist()
+        others = self._read_each([values[index] for index in indexes], indexes)
         good = ~doubtful
-        good[read] = True
+        good[others.rows] = True
         for name, column in batch.columns.items():
-            column[read] = others.batch[name]
-        return Decoded(batch.take(good) if rejects else batch, np.flatnonzero(good), rejects)
+            column[others.rows] = others.batch[name]
+        return Decoded(batch.take(good) if others.rejects else batch, np.flatnonzero(good), others.rejects)
 
     def _have_more(self, values: Sequence[bytes]) -> bool:
         # a message with every field has at least a colon for each, so messages cannot compensate for each other

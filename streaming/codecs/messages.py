@@ -67,18 +67,21 @@ class MessageCodec(ABC):
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """See Codec."""
-        values = list(values)
+        return self._read_each(list(values), range(len(values)))
+
+    def _read_each(self, values: Sequence[bytes | None], indexes: Sequence[int]) -> Decoded:
+        """Decodes messages with these indexes in the input of `decode`, ascending."""
         rows: list[msgspec.Struct] = []
         positions: list[int] = []
         rejects: list[Reject] = []
         for start in range(0, len(values), _GROUP):
-            some = values[start : start + _GROUP]
+            some, places = values[start : start + _GROUP], indexes[start : start + _GROUP]
             together = self._read_together(some)
             if together is not None:
                 rows += together
-                positions += range(start, start + len(some))
+                positions += places
                 continue
-            for index, value in enumerate(some, start):
+            for index, value in zip(places, some, strict=True):
                 try:
                     rows.append(self._read(value))
                     positions.append(index)
