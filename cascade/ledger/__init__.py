@@ -12,7 +12,7 @@ from cascade.ledger.journal import Journal, Run, merged_between, read_journal
 from cascade.ledger.ledger import Ledger
 from cascade.ledger.render import render
 from cascade.ledger.sla import LatencyObjective, Path, ServiceLevel
-from cascade.ledger.stage_clock import StageClock, StageLaps
+from cascade.ledger.stage_clock import StageLaps
 from cascade.ledger.summary import LedgerSummary, ModelQuality, QualityComparison
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "QualityComparison",
     "Run",
     "ServiceLevel",
-    "StageClock",
     "StageLaps",
     "attribute",
     "energy_metrics",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter, thread_time
-from typing import Any, Final, Literal, Self, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
@@ -12,42 +12,15 @@ STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 STAGE_NUMBERS: Final = {stage: number for number, stage in enumerate(STAGES)}
 
 
-class StageClock:
-    """Times a `with` block: `wall_s`, and `cpu_s` of the calling thread. It may be used repeatedly, but not nested.
-
-    `cpu_s` does not include the threads of libraries; the CPU meter of the process does.
-
-    >>> clock = StageClock()
-    >>> with clock:
-    ...     total = sum(range(1_000))
-    >>> clock.wall_s > 0.0 and clock.cpu_s >= 0.0
-    True
-    """
-
-    __slots__ = ("_cpu_start", "_wall_start", "cpu_s", "wall_s")
-
-    def __init__(self) -> None:
-        self.wall_s = 0.0
-        self.cpu_s = 0.0
-
-    def __enter__(self) -> Self:
-        self._wall_start = perf_counter()
-        self._cpu_start = thread_time()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.cpu_s = thread_time() - self._cpu_start
-        self.wall_s = perf_counter() - self._wall_start
-
-
 class StageLaps:
     """Times the consecutive stages of a batch: `begin`, then `end` for each stage as it ends.
 
-    One stamp is taken between two stages. It costs about half a microsecond, most of it for the CPU time of the thread,
-    which is a system call; a StageClock around each stage takes two stamps. One thread uses it, for a batch at a time.
+    A stamp is taken once between two stages. It costs about half a microsecond, most of it for the CPU time of the
+    thread, which is a system call. One thread uses an object, for a batch at a time.
 
     `wall_s`, `cpu_s` (float64 [stages]), `rows` (int64 [stages]): of each stage of STAGES since `begin`; a stage that
-    has not ended has no rows, and its seconds do not count. `cpu_s` is of the calling thread, as in StageClock.
+    has not ended has no rows, and its seconds do not count. `cpu_s` is of the calling thread. It does not include the
+    threads of libraries; the CPU meter of the process does.
 
     >>> laps = StageLaps()
     >>> laps.begin()

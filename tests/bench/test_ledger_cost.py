@@ -7,14 +7,16 @@ import pytest
 
 import bench.ledger_cost
 from bench.ledger_cost import BATCHES, histogram_bytes, record_batch, run_ledger_cost
-from cascade.ledger import Ledger
+from cascade.ledger import Ledger, StageLaps
+from streaming.pipeline.table import Records
 
 
 def test_the_counts_of_a_ledger_take_the_same_memory_whatever_it_records() -> None:
     ledger = Ledger(meters=[])
     empty = histogram_bytes(ledger)
     for rows in (1, 10_000):
-        record_batch(ledger, np.geomspace(1e-9, 1e9, rows), rows)
+        records = Records("transactions", np.zeros(rows, np.int64), np.arange(rows))
+        record_batch(ledger, StageLaps(), np.geomspace(1e-9, 1e9, rows), records)
     assert ledger.counters().paths["screened"].count == 10_001
     assert histogram_bytes(ledger) == empty < 1 << 20
 

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import cascade
 from cascade.compilation import compilations
 from cascade.errors import DataError
-from cascade.ledger import Ledger, LedgerSummary, ModelQuality, QualityComparison, StageClock, StageLaps
+from cascade.ledger import Ledger, LedgerSummary, ModelQuality, QualityComparison, StageLaps
 from cascade.ledger.buckets import BUCKETS_S
 from cascade.ledger.counters import LABELS_MAX, OTHER_LABEL
 from cascade.ledger.export import ledger_registry
@@ -154,17 +154,6 @@ def test_readers_see_whole_batches_while_the_worker_writes() -> None:
     finally:
         stop.set()
         worker.join()
-
-
-def test_the_stage_clock_separates_work_from_waiting() -> None:
-    clock = StageClock()
-    with clock:
-        threading.Event().wait(0.05)
-    assert clock.wall_s > 0.04
-    assert clock.cpu_s < clock.wall_s / 2
-    with clock:
-        sum(range(300_000))
-    assert clock.cpu_s > 0.0
 
 
 def test_laps_divide_the_time_of_a_batch_among_its_stages() -> None:
