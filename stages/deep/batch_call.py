@@ -14,7 +14,7 @@ from typing import Final
 from cascade.columns import Float64
 from cascade.errors import DeepStageError
 from cascade.protocols import DeepInputs
-from stages.deep.grpc_connection import GrpcCall
+from stages.deep.grpc_channel import GrpcCall
 from stages.deep.replicas import Replica, Replicas
 from stages.deep.triton_connection import ReplicaUnavailableError, TritonConnection
 

@@ -1,50 +1,49 @@
-"""The gRPC calls to one address: connects when a call needs it, and again after the end of a connection."""
+"""The gRPC calls to one address, by grpcio; their ends come back to an asyncio loop.
+
+A call is a future of grpcio and not a coroutine of grpc.aio: that takes three quarters of the CPU time, and no thread
+runs while there is no call (decision 14).
+"""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import ssl
-from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
 
-from stages.deep import http2
-from stages.deep.grpc_connection import GrpcCall, GrpcConnection, GrpcError, grpc_call
 from stages.deep.replicas import Address
 
-# Time limit for connecting, with the handshake of TLS and the server's first settings. A refused connection fails at
-# once.
-CONNECT_S_MAX: Final = 2.0
-# How long the end of a channel waits for its sockets.
-_CLOSE_S_MAX: Final = 1.0
+GrpcCall = Any
+"""A call under way: grpcio's future."""
+
+
+class GrpcError(Exception):
+    """A call that failed. `status`: name of the gRPC status, such as `UNAVAILABLE`. `text`: the reason, one line."""
+
+    def __init__(self, status: str, text: str) -> None:
+        super().__init__(f"{status}: {text}")
+        self.status, self.text = status, text
 
 
 class GrpcChannel:
     """Calls to one server, which share a connection. Create it and use it on an asyncio loop.
 
     - `address`: of the server.
-    - `tls`: the settings of TLS; None: without.
-    - `keepalive_s`, `keepalive_timeout_s`: see `GrpcOptions`.
-
-    A call that finds no connection waits until there is one, or fails with `UNAVAILABLE` if none can be made. There is
-    one attempt at a time, and none without a call.
+    - `credentials`: of gRPC, for TLS; None: without.
+    - `arguments`: options of the channel, by gRPC's names.
     """
 
-    def __init__(
-        self, address: Address, tls: ssl.SSLContext | None, keepalive_s: float, keepalive_timeout_s: float
-    ) -> None:
-        self._address, self._tls = address, tls
-        # a final dot ends the search for a name, and is no part of it
-        self._host = address.host.removesuffix(".")
-        self._keepalive_s, self._keepalive_timeout_s = keepalive_s, keepalive_timeout_s
-        self._connection: GrpcConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._waiting: deque[GrpcCall] = deque()
-        # with those that the server ends, until their calls have ended
-        self._connections: set[GrpcConnection] = set()
-        self._headers: dict[str, bytes] = {}
+    def __init__(self, address: Address, credentials: Any, arguments: Sequence[tuple[str, int | str]]) -> None:
+        import grpc
+
+        self._loop = asyncio.get_running_loop()
+        self._channel = (
+            grpc.insecure_channel(address.target, arguments)
+            if credentials is None
+            else grpc.secure_channel(address.target, credentials, arguments)
+        )
+        self._methods: dict[str, Any] = {}
+        self._open: dict[GrpcCall, Callable[[bytes | GrpcError], None]] = {}
         self._closed = False
 
     def call(self, path: str, message: bytes, ended: Callable[[bytes | GrpcError], None]) -> GrpcCall:
@@ -52,20 +51,31 @@ class GrpcChannel:
 
         `ended` gets the answer or the error, once, but not before this method returns, and not after `cancel`.
         """
-        call = grpc_call(self._headers_of(path), message, ended)
-        connection = self._connection
         if self._closed:
-            asyncio.get_running_loop().call_soon(ended, GrpcError("UNAVAILABLE", "the connection was closed"))
-        elif connection is not None and connection.takes_calls and not self._waiting:
-            connection.send(call)
-        else:
-            self._waiting.append(call)
-            self._connect()
+            self._loop.call_soon(ended, GrpcError("UNAVAILABLE", "the connection was closed"))
+            return None
+        if path not in self._methods:
+            self._methods[path] = self._channel.unary_unary(path)
+        call = self._methods[path].future(message)
+        self._open[call] = ended
+        call.add_done_callback(self._done)
         return call
+
+    def _done(self, call: GrpcCall) -> None:
+        """In a thread of gRPC: pass the end of a call to the loop."""
+        status, text = call.code().name, call.details() or ""
+        outcome = call.result() if status == "OK" else GrpcError(status, " ".join(text.split()))
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._end, call, outcome)
+
+    def _end(self, call: GrpcCall, outcome: bytes | GrpcError) -> None:
+        ended = self._open.pop(call, None)
+        if ended is not None:
+            ended(outcome)
 
     async def ask(self, path: str, message: bytes, limit_s: float) -> bytes:
         """The answer to a call. Raises GrpcError; after `limit_s` seconds with status `DEADLINE_EXCEEDED`."""
-        answer: asyncio.Future[bytes | GrpcError] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[bytes | GrpcError] = self._loop.create_future()
 
         def ended(outcome: bytes | GrpcError) -> None:
             if not answer.done():
@@ -85,105 +95,12 @@ class GrpcChannel:
 
     def cancel(self, call: GrpcCall) -> None:
         """Cancel a call. No effect on one that has ended."""
-        if call in self._waiting:
-            self._waiting.remove(call)
-        for connection in self._connections:
-            connection.cancel(call)
+        if self._open.pop(call, None) is not None:
+            call.cancel()
 
     async def close(self) -> None:
-        """End the connections; all calls fail."""
+        """End the connection; all calls fail."""
         self._closed = True
-        if self._connecting is not None:
-            self._connecting.cancel()
-        for connection in list(self._connections):
-            connection.close()
-        self._fail_waiting(GrpcError("UNAVAILABLE", "the connection was closed"))
-        if self._connections:
-            await asyncio.wait([connection.closed for connection in self._connections], timeout=_CLOSE_S_MAX)
-
-    def _headers_of(self, path: str) -> bytes:
-        if path not in self._headers:
-            address = self._address
-            self._headers[path] = http2.encode_headers(
-                {
-                    ":method": "POST",
-                    ":scheme": "https" if self._tls is not None else "http",
-                    ":path": path,
-                    # a request names the configured host, not the address that it resolves to
-                    ":authority": f"{self._host}:{address.port}" if address.host != address.ip else address.target,
-                    "te": "trailers",
-                    "content-type": "application/grpc",
-                }
-            )
-        return self._headers[path]
-
-    def _connect(self) -> None:
-        usable = self._connection is not None and not self._connection.ends
-        if self._connecting is None and not usable and not self._closed:
-            self._connecting = asyncio.create_task(self._make_connection())
-
-    async def _make_connection(self) -> None:
-        connection = GrpcConnection(self._send_waiting)
-        loop = asyncio.get_running_loop()
-        problem = None
-        try:
-            async with asyncio.timeout(CONNECT_S_MAX):
-                transport, _ = await loop.create_connection(
-                    lambda: connection,
-                    self._address.ip,
-                    self._address.port,
-                    ssl=self._tls,
-                    # the certificate must be that of the configured host
-                    server_hostname=self._host if self._tls is not None else None,
-                )
-                self._connections.add(connection)
-                connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
-                self._check_protocol(transport)
-                self._keep_alive(transport.get_extra_info("socket"))
-                await connection.ready
-        except TimeoutError:
-            problem = f"no connection within {CONNECT_S_MAX:g} s"
-        except GrpcError as error:
-            problem = error.text
-        except OSError as error:
-            problem = _text(error)
-        finally:
-            self._connecting = None
-        if problem is None:
-            self._connection = connection
-            self._send_waiting()
-        else:
-            # first, since the end of a connection makes another one for what waits
-            self._fail_waiting(GrpcError("UNAVAILABLE", problem))
-            connection.close()
-
-    def _check_protocol(self, transport: asyncio.Transport) -> None:
-        encrypted = transport.get_extra_info("ssl_object")
-        if encrypted is not None and encrypted.selected_alpn_protocol() != "h2":
-            raise GrpcError("UNAVAILABLE", "the server's TLS offers no HTTP/2")
-
-    def _keep_alive(self, connected: socket.socket) -> None:
-        """Let the kernel find a peer that is gone: by probes while idle, and by data without an acknowledgement."""
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(int(self._keepalive_s), 1))
-        timeout_ms = max(int(self._keepalive_timeout_s * 1e3), 1)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
-
-    def _send_waiting(self) -> None:
-        """Send what waits, as far as the connection takes it; where it has ended, make another one."""
-        connection = self._connection
-        while self._waiting and connection is not None and connection.takes_calls:
-            connection.send(self._waiting.popleft())
-        if self._waiting:
-            self._connect()
-
-    def _fail_waiting(self, error: GrpcError) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        for call in waiting:
-            call.ended(error)
-
-
-def _text(error: OSError) -> str:
-    if error.errno and not isinstance(error, ssl.SSLError):
-        return os.strerror(error.errno)  # asyncio's text repeats the address
-    return error.strerror or str(error) or type(error).__name__
+        for call in list(self._open):
+            self._end(call, GrpcError("UNAVAILABLE", "the connection was closed"))
+        self._channel.close()

@@ -77,9 +77,11 @@ class TritonDeepStage:
         self._hedge_s = hedge_ms / 1e3
         try:
             servers = parse_addresses(url)
+            self._credentials = self._options.credentials()
         except ValueError as error:
             raise ModelServerError(f"deep.url = {url!r}: {error}; write host:port") from error
-        self._tls = self._options.tls()
+        except OSError as error:
+            raise ModelServerError(f"{error.filename}: {error.strerror}; check the TLS files of [deep]") from error
         self._replicas = Replicas(self._connect)
         self._watch = ReplicaWatch(self._replicas)
         self._requests = Requests(url, self._replicas, self._hedge_s, self._watch.check_now, self._problem)
@@ -90,7 +92,9 @@ class TritonDeepStage:
 
     def _connect(self, address: Address) -> TritonConnection:
         channels = 2 if self._hedge_s else 1
-        return TritonConnection(address, self.model, self._signature, self._digest, self._options, self._tls, channels)
+        return TritonConnection(
+            address, self.model, self._signature, self._digest, self._options, self._credentials, channels
+        )
 
     @property
     def hedged(self) -> int:

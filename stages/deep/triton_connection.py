@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from ssl import SSLContext, create_default_context
 from typing import Any, Final
 
 import numpy as np
@@ -14,12 +13,19 @@ from cascade.columns import Array, Float64
 from cascade.errors import DeepStageError, ModelServerError
 from cascade.protocols import DeepInputs
 from stages.deep.answers import checked_scores, probe_inputs
-from stages.deep.grpc_channel import GrpcChannel
-from stages.deep.grpc_connection import GrpcCall, GrpcError
+from stages.deep.grpc_channel import GrpcCall, GrpcChannel, GrpcError
 from stages.deep.replicas import Address
 from stages.deep.signature import BATCH_ROWS_MAX, DIGEST_PARAMETER, DeepSignature
 
 _SERVICE: Final = "/inference.GRPCInferenceService/"
+_MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+# gRPC's default is two minutes, for which a restarted Triton would stay unused. A new one must have its share of the
+# calls within a second of being ready.
+_RECONNECT_MS_FIRST: Final = 100
+_RECONNECT_MS_MAX: Final = 250
+# Time limit for connecting, which gRPC names the minimum backoff (issue 33423 of grpc/grpc). A refused connection fails
+# at once.
+_CONNECT_MS_MAX: Final = 2_000
 # Time limit for each request of a check. It is long because its end cancels the request, which this client avoids
 # (decision 3).
 _CHECK_S_MAX: Final = 30.0
@@ -34,38 +40,47 @@ _QUEUE_TIMEOUT_TEXTS: Final = ("timeout expired",)
 class GrpcOptions:
     """TLS and keep-alive of the connections to Triton.
 
-    - `ssl`, `root_certificates`: whether to use TLS, and the authority that signed the server's certificate (PEM);
-      None: those that the system trusts.
+    - `ssl`, `root_certificates`: whether to use TLS, and the authority that signed the server's certificate (PEM).
     - `private_key`, `certificate_chain`: the client's own certificate (PEM), for mutual TLS.
-    - `keepalive_s`: seconds of silence after which the kernel asks whether the other machine is there.
-    - `keepalive_timeout_s`: seconds without an acknowledgement of it after which the connection is closed.
+    - `keepalive_s`: seconds between pings on an idle connection.
+    - `keepalive_timeout_s`: seconds without an answer to a ping after which the connection counts as dead.
     """
 
     ssl: bool = False
     root_certificates: Path | None = None
     private_key: Path | None = None
     certificate_chain: Path | None = None
+    # Servers refuse clients that ping an idle connection more often than every five minutes.
     keepalive_s: float = 300.0
     keepalive_timeout_s: float = 10.0
 
-    def tls(self) -> SSLContext | None:
-        """The settings of TLS; None without TLS. Raises ModelServerError if a file cannot be read or used."""
+    def credentials(self) -> Any:
+        """gRPC's credentials; None without TLS. Raises OSError if a file cannot be read."""
         if not self.ssl:
             return None
-        file = self.root_certificates
-        try:
-            context = create_default_context(cafile=file)
-            if self.certificate_chain is not None:
-                file = self.certificate_chain
-                # without a password for an encrypted key, OpenSSL would ask for it on the terminal
-                context.load_cert_chain(file, self.private_key, password="")
-        except OSError as error:
-            files = (
-                file if self.private_key is None or file is self.root_certificates else f"{file}, {self.private_key}"
-            )
-            raise ModelServerError(f"{files}: {error.strerror or error}; check the TLS files of [deep]") from error
-        context.set_alpn_protocols(["h2"])
-        return context
+        import grpc
+
+        files = (self.root_certificates, self.private_key, self.certificate_chain)
+        return grpc.ssl_channel_credentials(*(None if file is None else file.read_bytes() for file in files))
+
+    def channel_arguments(self, address: Address) -> list[tuple[str, int | str]]:
+        """The options under gRPC's names, for a connection to `address`."""
+        arguments: list[tuple[str, int | str]] = [
+            ("grpc.max_send_message_length", _MESSAGE_BYTES_MAX),
+            ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+            ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
+            ("grpc.keepalive_timeout_ms", int(self.keepalive_timeout_s * 1000)),
+            ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS_FIRST),
+            ("grpc.min_reconnect_backoff_ms", _CONNECT_MS_MAX),
+            ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS_MAX),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        if address.host != address.ip:
+            # the certificate and the requests name the configured host, not the address that it resolves to
+            arguments.append(("grpc.default_authority", f"{address.host}:{address.port}"))
+            if self.ssl:
+                arguments.append(("grpc.ssl_target_name_override", address.host))
+        return arguments
 
 
 class ReplicaUnavailableError(DeepStageError):
@@ -78,7 +93,7 @@ class TritonConnection:
     - `address`: of Triton's gRPC.
     - `model`, `signature`: its name on the server, and its tensors.
     - `digest`: the SHA-256 of the bundle's ONNX file; None: not compared.
-    - `options`, `tls`: `tls` are the settings that `options` describe, so that each connection has the same.
+    - `options`, `credentials`: `credentials` are those of `options`, so that each connection has the same.
     - `channels`: the number of TCP connections; a request names the one that it takes.
     """
 
@@ -89,7 +104,7 @@ class TritonConnection:
         signature: DeepSignature,
         digest: str | None,
         options: GrpcOptions,
-        tls: SSLContext | None,
+        credentials: Any,
         channels: int = 1,
     ) -> None:
         from tritonclient.grpc import service_pb2
@@ -97,9 +112,8 @@ class TritonConnection:
         self._messages = service_pb2
         self._target, self._model, self._signature, self._digest = address.target, model, signature, digest
         self._descriptions: dict[tuple[tuple[int, ...], ...], bytes] = {}
-        self._channels = [
-            GrpcChannel(address, tls, options.keepalive_s, options.keepalive_timeout_s) for _ in range(channels)
-        ]
+        arguments = options.channel_arguments(address)
+        self._channels = [GrpcChannel(address, credentials, arguments) for _ in range(channels)]
 
     def start(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,10 +11,9 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from cascade.local_parts import free_ports
-from stages.deep import grpc_channel as module
-from stages.deep.grpc_channel import GrpcChannel
-from stages.deep.grpc_connection import GrpcError
+from stages.deep.grpc_channel import GrpcChannel, GrpcError
 from stages.deep.replicas import Address
+from stages.deep.triton_connection import GrpcOptions
 from tests.conftest import TinyDeepModel
 from tests.stages.deep.fake_triton import FakeTriton
 from tests.timing import wait_until
@@ -24,9 +22,14 @@ READY = "/inference.GRPCInferenceService/ModelReady"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
+def made_channel(port: int) -> GrpcChannel:
+    address = Address("127.0.0.1", port, "127.0.0.1")
+    return GrpcChannel(address, None, GrpcOptions().channel_arguments(address))
+
+
 @asynccontextmanager
 async def channel_to(port: int) -> AsyncIterator[GrpcChannel]:
-    channel = GrpcChannel(Address("127.0.0.1", port, "127.0.0.1"), None, 300.0, 10.0)
+    channel = made_channel(port)
     yield channel
     await channel.close()
 
@@ -52,7 +55,20 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(limited())
 
 
-def test_without_a_server_a_call_fails_at_once_and_with_one_the_next_is_answered(
+async def ready_within(channel: GrpcChannel, seconds: float) -> bool:
+    """Asks again while there is no connection; gRPC pauses between two attempts."""
+    give_up_s = time.monotonic() + seconds
+    while True:
+        try:
+            return await ready(channel)
+        except GrpcError as error:
+            assert error.status == "UNAVAILABLE"
+            if time.monotonic() > give_up_s:
+                raise
+        await asyncio.sleep(0.02)
+
+
+def test_without_a_server_a_call_fails_at_once_and_soon_after_its_start_it_is_answered(
     tiny_deep_model: TinyDeepModel,
 ) -> None:
     (port,) = free_ports(1)
@@ -60,28 +76,14 @@ def test_without_a_server_a_call_fails_at_once_and_with_one_the_next_is_answered
     async def test() -> None:
         async with channel_to(port) as channel:
             for _ in range(3):
-                with pytest.raises(GrpcError, match=r"^UNAVAILABLE: Connection refused$"):
+                with pytest.raises(GrpcError, match=r"^UNAVAILABLE: .*Connection refused"):
                     await ready(channel)
             with FakeTriton(tiny_deep_model.signature, port=port):
-                assert await ready(channel)
+                assert await ready_within(channel, 2.0)
             with pytest.raises(GrpcError, match=r"^UNAVAILABLE"):
                 await ready(channel)
             with FakeTriton(tiny_deep_model.signature, port=port):
-                assert await ready(channel)
-
-    run(test)
-
-
-def test_a_server_that_takes_the_connection_and_says_nothing_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CONNECT_S_MAX", 0.2)
-
-    async def test() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            async with channel_to(silent.getsockname()[1]) as channel:
-                started_s = time.monotonic()
-                both = await asyncio.gather(ready(channel), ready(channel), return_exceptions=True)
-                assert [str(error) for error in both] == ["UNAVAILABLE: no connection within 0.2 s"] * 2
-                assert time.monotonic() - started_s >= 0.2
+                assert await ready_within(channel, 2.0)
 
     run(test)
 
@@ -90,15 +92,11 @@ def test_a_server_that_ends_each_connection_after_a_while_loses_no_call(tiny_dee
     age = {"max_connection_age_ms": 100, "max_connection_age_grace_ms": 5_000}
 
     async def test() -> None:
-        connections = set()
         with FakeTriton(tiny_deep_model.signature, **age) as server:
             async with channel_to(server.port) as channel:
                 until_s = time.monotonic() + 1.5
                 while time.monotonic() < until_s:
                     await asyncio.gather(*(infer(channel, tiny_deep_model) for _ in range(4)))
-                    connections |= channel._connections
-                assert len(connections) >= 3
-                assert len(channel._connections) <= 2
 
     run(test)
 
@@ -125,7 +123,7 @@ def test_more_calls_than_the_server_takes_at_a_time_wait_and_are_all_answered(ti
 def test_the_end_of_a_channel_fails_its_calls_and_later_ones(tiny_deep_model: TinyDeepModel) -> None:
     async def test() -> None:
         with FakeTriton(tiny_deep_model.signature) as server:
-            channel = GrpcChannel(Address("127.0.0.1", server.port, "127.0.0.1"), None, 300.0, 10.0)
+            channel = made_channel(server.port)
             assert await ready(channel)
             server.goes_on.clear()
             waiting = asyncio.create_task(infer(channel, tiny_deep_model))
@@ -134,6 +132,6 @@ def test_the_end_of_a_channel_fails_its_calls_and_later_ones(tiny_deep_model: Ti
             for call in (waiting, infer(channel, tiny_deep_model)):
                 with pytest.raises(GrpcError, match="the connection was closed"):
                     await call
-            assert not channel._connections
+            assert not channel._open
 
     run(test)
