@@ -17,16 +17,16 @@ class TransactionCode(IntEnum):
 
 
 class WindowCode(IntEnum):
-    """Functions of a key's events and frauds."""
+    """Functions of a key's events and frauds. From `SUM` on they are functions of the values of a window."""
 
-    COUNT = 0
-    SUM = 1
-    MEAN = 2
-    MAX = 3
-    STD = 4
-    RATIO_TO_MEAN = 5
-    DISTINCT = 6
-    SECONDS_SINCE_LAST = 7
-    LABELLED_COUNT = 8
-    FRAUD_COUNT = 9
-    FRAUD_RATE = 10
+    SECONDS_SINCE_LAST = 0
+    DISTINCT = 1
+    LABELLED_COUNT = 2
+    FRAUD_COUNT = 3
+    FRAUD_RATE = 4
+    COUNT = 5
+    SUM = 6
+    MEAN = 7
+    MAX = 8
+    STD = 9
+    RATIO_TO_MEAN = 10

@@ -83,7 +83,7 @@ from cascade.features.totals import (
     advance,
     drop_oldest_event,
     enter,
-    in_steps,
+    in_ticks,
     is_seen,
     keep,
     plus,
@@ -156,7 +156,7 @@ def _count_tags(
     state: State, program: Program, slot: int, time_ms: int, hidden: Bool, any_hidden: bool, own_partition_id: int
 ) -> None:
     """Count the different tags up to each edge, the row's own included, from the row back to the oldest event."""
-    values, generation = len(program.steps), state.counters[GENERATION]
+    values, generation = len(program.ticks), state.counters[GENERATION]
     for tag in range(program.distinct.shape[1]):
         _is_new_tag(program.seen, tag, program.event[values + tag], generation)
         different, edge = 1, 0
@@ -195,7 +195,7 @@ def _scan_remotes(
     (`time_ms` where none does).
     """
     remotes, values = state.remotes.blocks, program.event.view(np.float64)
-    value_count = len(program.steps)
+    value_count = len(program.ticks)
     for edge in range(len(program.edges)):
         program.remote[edge] = 0.0
         for field in range(value_count):
@@ -271,38 +271,46 @@ def _scan_frauds(state: State, program: Program, slot: int, time_ms: int, oldest
 
 
 @kernel(forceinline=True)
+def _population_std(state: State, program: Program, at: int, edge: int, field: int, other_rows: float) -> float:
+    """Compute the standard deviation of the population of a window; `other_rows`: rows of remotes in it."""
+    place, ticks, per_unit = program.edges[edge, EDGE_PLACE], program.ticks[field], program.ticks_per_unit[field]
+    column = place + EDGE_VALUES + program.edges[edge, EDGE_WIDTH] * field
+    rows, earlier = state.totals[at, place + EDGE_ROWS] + 1, state.totals[at, column + SUM]
+    high, low = plus(*squares_of(state.totals, at, column), *square(ticks))
+    scaled = spread(rows, earlier + ticks, high, low)
+    if not other_rows:
+        return np.sqrt(scaled) / (rows * per_unit)
+    # around the row's own value, as the remotes are
+    others, first = program.remote[edge], REMOTE_FIELDS + REMOTE_WIDTH * field
+    difference = (earlier - (rows - 1) * ticks) / per_unit
+    squares = scaled / rows / per_unit / per_unit + difference * difference / rows + others[first + REMOTE_SQUARES]
+    mean = (difference + others[first + REMOTE_DIFFERENCES]) / (rows + other_rows)
+    return np.sqrt(max(0.0, squares / (rows + other_rows) - mean * mean))
+
+
+@kernel(forceinline=True)
 def _value_result(state: State, program: Program, function: int, at: int, edge: int, field: int, remote: bool) -> float:
-    """Compute a function of the values of a window: sum, mean, max, std or ratio_to_mean."""
+    """Compute a function of the values of a window."""
     place, value = program.edges[edge, EDGE_PLACE], program.event.view(np.float64)[field]
     column = place + EDGE_VALUES + program.edges[edge, EDGE_WIDTH] * field
-    earlier, steps, per_unit = state.totals[at, column + SUM], program.steps[field], program.steps_per_unit[field]
+    earlier, ticks, per_unit = state.totals[at, column + SUM], program.ticks[field], program.ticks_per_unit[field]
     rows = state.totals[at, place + EDGE_ROWS] + 1
     others, first = program.remote[edge], REMOTE_FIELDS + REMOTE_WIDTH * field
     other_rows = program.remote[edge, REMOTE_ROWS] if remote else 0.0
     if function == WindowCode.MAX:
         largest = max(value, state.largest[at, column + LARGEST])
         return max(largest, others[first + REMOTE_LARGEST]) if other_rows else largest
-    if function <= WindowCode.MEAN:
-        total = (earlier + steps) / per_unit
-        if other_rows:
-            total += others[first + REMOTE_SUM]
-        return total if function == WindowCode.SUM else total / (rows + other_rows)
+    if function == WindowCode.STD:
+        return _population_std(state, program, at, edge, field, other_rows)
     if function == WindowCode.RATIO_TO_MEAN:  # of the earlier ones
         total = earlier / per_unit
         if other_rows:
             total += others[first + REMOTE_SUM]
-        return steps / per_unit * (rows - 1 + other_rows) / total if total > 0.0 else 1.0
-    # std, of the population
-    high, low = plus(*squares_of(state.totals, at, column), *square(steps))
-    scaled = spread(rows, earlier + steps, high, low)
-    if not other_rows:
-        return np.sqrt(scaled) / (rows * per_unit)
-    # around the row's own value, as the remotes are
-    difference = (earlier - (rows - 1) * steps) / per_unit
-    squares = scaled / rows / per_unit / per_unit + difference * difference / rows + others[first + REMOTE_SQUARES]
-    count = rows + other_rows
-    mean = (difference + others[first + REMOTE_DIFFERENCES]) / count
-    return np.sqrt(max(0.0, squares / count - mean * mean))
+        return ticks / per_unit * (rows - 1 + other_rows) / total if total > 0.0 else 1.0
+    total = (earlier + ticks) / per_unit
+    if other_rows:
+        total += others[first + REMOTE_SUM]
+    return total if function == WindowCode.SUM else total / (rows + other_rows)
 
 
 @kernel(forceinline=True)
@@ -329,7 +337,9 @@ def _write_columns(
         function = program.columns[column, COLUMN_FUNCTION]
         near, far = program.columns[column, COLUMN_NEAR], program.columns[column, COLUMN_FAR]
         result = 0.0
-        if function == WindowCode.SECONDS_SINCE_LAST:
+        if function >= WindowCode.SUM:
+            result = _value_result(state, program, function, at, far, program.columns[column, COLUMN_VALUE], remote)
+        elif function == WindowCode.SECONDS_SINCE_LAST:
             result = seconds_since_last
         elif function == WindowCode.COUNT:
             result = state.totals[at, program.edges[far, EDGE_PLACE] + EDGE_ROWS] + 1.0
@@ -337,8 +347,6 @@ def _write_columns(
                 result += program.remote[far, REMOTE_ROWS]
         elif function == WindowCode.DISTINCT:
             result = np.float64(program.distinct[far, program.columns[column, COLUMN_TAG]])
-        elif function < WindowCode.DISTINCT:
-            result = _value_result(state, program, function, at, far, program.columns[column, COLUMN_VALUE], remote)
         else:
             fraud_rows = program.fraud_rows[far] - program.fraud_rows[near]
             if function == WindowCode.FRAUD_COUNT:
@@ -468,9 +476,9 @@ def _fold_row(
     slot = touch(state, inputs[program.inputs[0], row])
     for field in range(len(program.event)):
         program.event[field] = inputs[program.inputs[1 + field], row]
-    for field in range(len(program.steps)):
+    for field in range(len(program.ticks)):
         value = program.event.view(np.float64)[field]
-        program.steps[field] = in_steps(value, program.steps_per_unit[field], program.steps_max)
+        program.ticks[field] = in_ticks(value, program.ticks_per_unit[field], program.ticks_max)
     last_ms = newest_ms(state, state.events, slot, time_ms)
     latest_ms = max(last_ms, time_ms)
     is_late = latest_ms > time_ms
@@ -491,7 +499,7 @@ def _fold_row(
             keep(state, program, slot, partition_id if any_hidden and hidden[partition_id] else EVERYONE)
     elif state.slots[slot, EVENTS + COUNT]:
         seconds_since_last = (time_ms - last_ms) / 1000.0
-    if len(program.event) > len(program.steps):
+    if len(program.event) > len(program.ticks):
         _count_tags(state, program, slot, time_ms, hidden, any_hidden, partition_id)
     oldest_seen_ms = time_ms
     if program.has_labels and state.slots[slot, FRAUDS + COUNT]:

@@ -59,7 +59,7 @@ REMOTE_COUNT, REMOTE_START, REMOTE_VALUES = range(3)
 TOTALS_VISIBILITY, TOTALS_AUDIENCE, TOTALS_EDGES = range(3)
 EVERYONE = -1
 EDGE_ROWS, EDGE_OLDEST, EDGE_OLDEST_MS, EDGE_VALUES = range(4)
-# The totals of a value field: the sum in steps, the largest value (bits of float64), and the sum of squares of steps in
+# The totals of a value field: the sum in ticks, the largest value (bits of float64), and the sum of squares of ticks in
 # 128 bits. An edge without `std` has the first two, without `max` the first only.
 SUM, LARGEST, SQUARES_HIGH, SQUARES_LOW = range(4)
 
@@ -138,13 +138,13 @@ class Program(NamedTuple):
     `columns` int64 [columns, 5]: the key's columns of the feature vector.
     `sequence_columns` int64 [fields]: the features stored with each step.
     `inputs` int64 [1 + values + tags]: rows of the input table with key, value fields and tag fields.
-    `steps_per_unit` float64 [values]: how many steps a unit of each value field has.
+    `ticks_per_unit` float64 [values]: how many ticks a unit of each value field has.
     `first_column`: position of the key's first column in the feature vector.
     `horizon_ms`: age at which the kernel drops events.
     `totals_width`: numbers in the totals of a value field at the edge that has most.
-    `steps_max`: the largest number of steps of a value.
+    `ticks_max`: the largest number of ticks of a value.
     `visibility`: changes whenever a partition is hidden or shown; starts at 1.
-    `event` int64 [values + tags]: the row's event. `steps` int64 [values]: its values in steps.
+    `event` int64 [values + tags]: the row's event. `ticks` int64 [values]: its values in ticks.
     `sums` int64 [1, values × totals width]. `fraud_rows` int64 [edges]. `distinct` int64 [edges, tags].
     `seen` int64 [tags, 2^k, 2]: a small hash set (tag, generation) for each tag field, for `distinct`.
     `remote` float64 [edges, 1 + 4 × values]: rows of remotes, then for each value field their sums, differences and
@@ -155,17 +155,17 @@ class Program(NamedTuple):
     columns: Int64
     sequence_columns: Int64
     inputs: Int64
-    steps_per_unit: Float64
+    ticks_per_unit: Float64
     first_column: int
     horizon_ms: int
     events_per_key_max: int
     has_labels: bool
     has_sequence: bool
     totals_width: int
-    steps_max: int
+    ticks_max: int
     visibility: int
     event: Int64
-    steps: Int64
+    ticks: Int64
     sums: Int64
     fraud_rows: Int64
     distinct: Int64

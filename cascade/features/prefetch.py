@@ -2,7 +2,7 @@
 
 A row's key, slot and blocks lie anywhere in some gigabytes: half a dozen cache misses, each of which needs the result
 of the one before. The kernel has all rows of a micro-batch, so it starts the accesses of later rows early. Prefetches
-affect the time only.
+affect the time only: without them a row takes 1.27 times as long (20,000 cards with 60 events each, by turns).
 
 Source: Chen, Ailamaki, Gibbons, Mowry, "Improving hash join performance through prefetching", ICDE 2004 (software
 pipelining).

@@ -30,14 +30,12 @@ from cascade.schema import Field, Schema
 
 # Sums have at most this many bits, so that no sum leaves int64.
 SUM_BITS = 60
-# The steps of a value have at most this many bits, so that a float64 has each whole number of them, and half a step.
-STEP_BITS_MAX = 51
-# The limit that sums apply to a float64 where the schema has none. It leaves steps of 10^-6.
+# The ticks of a value have at most this many bits, so that a float64 has each whole number of them, and half a tick.
+TICK_BITS_MAX = 51
+# The limit that sums apply to a float64 where the schema has none. It leaves ticks of 10^-6.
 FLOAT64_MAX = 1e9
-# Sums apply at least this limit, so that the steps of a field that is always 0 have a size.
+# Sums apply at least this limit, so that the ticks of a field that is always 0 have a size.
 LIMIT_MIN = 1e-6
-# Functions that read running totals
-TOTALLED = frozenset({"count", "sum", "mean", "max", "std", "ratio_to_mean"})
 
 
 def is_shared(plan: Plan, key: str) -> bool:
@@ -94,23 +92,23 @@ def make_program(plan: Plan, schema: Schema, key: str, values: list[str], tags: 
             tags.index(column.tag) if column.tag else -1,
         ]
 
-    bits = min(STEP_BITS_MAX, SUM_BITS - limits.events_per_key_max.bit_length())
+    bits = min(TICK_BITS_MAX, SUM_BITS - limits.events_per_key_max.bit_length())
     return Program(
         edges=np.column_stack([edges, places, [_totals_width(columns, edge) for edge in edges]]).astype(np.int64),
         columns=np.array([column_of(column) for column in columns], np.int64).reshape(-1, 5),
         sequence_columns=np.array([plan.names.index(name) for name in plan.sequence.fields], np.int64),
         inputs=inputs,
-        steps_per_unit=np.array([steps_per_unit(schema.fields[name], 1 << bits) for name in values], np.float64),
+        ticks_per_unit=np.array([ticks_per_unit(schema.fields[name], 1 << bits) for name in values], np.float64),
         first_column=plan.names.index(columns[0].name) if columns else 0,
         horizon_ms=(edges[-1] if edges else 0) + plan.lateness_ms,
         events_per_key_max=limits.events_per_key_max,
         has_labels=key in plan.label_keys,
         has_sequence=key == plan.sequence_key,
         totals_width=totals_width,
-        steps_max=1 << bits,
+        ticks_max=1 << bits,
         visibility=1,
         event=np.zeros(len(values) + len(tags), np.int64),
-        steps=np.zeros(len(values), np.int64),
+        ticks=np.zeros(len(values), np.int64),
         sums=np.zeros((1, len(values) * totals_width), np.int64),
         fraud_rows=np.zeros(len(edges), np.int64),
         distinct=np.zeros((len(edges), len(tags)), np.int64),
@@ -119,15 +117,15 @@ def make_program(plan: Plan, schema: Schema, key: str, values: list[str], tags: 
     )
 
 
-def steps_per_unit(field: Field, steps_max: int) -> float:
-    """Return how many steps a unit of a field has in sums: the largest power of ten that leaves it `steps_max` steps.
+def ticks_per_unit(field: Field, ticks_max: int) -> float:
+    """Return how many ticks a unit of a field has in sums: the largest power of ten that leaves it `ticks_max` ticks.
 
     An int64 has at most one.
     """
     size = max(abs(limit) for limit in field.limits())
     if not np.isfinite(size):
-        size = FLOAT64_MAX if field.type == "float64" else steps_max
-    decimals = int(np.floor(np.log10(steps_max / max(size, LIMIT_MIN))))
+        size = FLOAT64_MAX if field.type == "float64" else ticks_max
+    decimals = int(np.floor(np.log10(ticks_max / max(size, LIMIT_MIN))))
     return 10.0 ** (min(decimals, 0) if field.type == "int64" else decimals)
 
 
@@ -136,21 +134,26 @@ def _edges(columns: tuple[KeyColumn, ...]) -> list[int]:
     return sorted({edge for column in columns for edge in (column.near_ms, column.far_ms) if edge > 0})
 
 
+def _codes(columns: tuple[KeyColumn, ...], edge: int) -> set[int]:
+    """The functions up to an edge, without those from it on."""
+    return {WindowCode[column.function.upper()] for column in columns if column.far_ms == edge}
+
+
 def _totals_width(columns: tuple[KeyColumn, ...], edge: int) -> int:
     """Numbers in the totals of a value field up to an edge; 0: no column needs them."""
-    functions = {column.function for column in columns if column.far_ms == edge}
-    if "std" in functions:
+    functions = _codes(columns, edge)
+    if WindowCode.STD in functions:
         return SQUARES_LOW + 1
-    if "max" in functions:
+    if WindowCode.MAX in functions:
         return LARGEST + 1
-    return SUM + 1 if functions & {"sum", "mean", "ratio_to_mean"} else 0
+    return SUM + 1 if max(functions, default=-1) >= WindowCode.SUM else 0
 
 
 def _totals_places(columns: tuple[KeyColumn, ...], values: int) -> tuple[list[int], int]:
     """Where the columns of each edge start in `totals` (0: it has none), and how many columns there are."""
     places, width = [], TOTALS_EDGES
     for edge in _edges(columns):
-        has_totals = any(column.far_ms == edge and column.function in TOTALLED for column in columns)
+        has_totals = max(_codes(columns, edge), default=-1) >= WindowCode.COUNT
         places.append(width if has_totals else 0)
         width += EDGE_VALUES + values * _totals_width(columns, edge) if has_totals else 0
     return places, width

@@ -1,7 +1,7 @@
 """Running totals of a key's windows: exact, so that the order in which events are added has no effect.
 
-A window's sums are sums of integers. A value counts as the nearest whole number of steps, and a step is the smallest
-power of ten with which no value and no sum can leave int64 (`state.steps_per_unit`). So a window may lose its oldest
+A window's sums are sums of integers. A value counts as the nearest whole number of ticks, and a tick is the smallest
+power of ten with which no value and no sum can leave int64 (`state.ticks_per_unit`). So a window may lose its oldest
 event, take in one that came late, or be added up anew from the events: its sums are the same to the last bit.
 
 The totals of a slot are those of the windows that end at the slot's newest event. `advance` moves them on to a later
@@ -56,10 +56,10 @@ _LOW_HALF, _HALF_BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 @kernel(forceinline=True)
-def in_steps(value: float, steps_per_unit: float, steps_max: int) -> int:
-    """Return a value as a whole number of steps, at most `steps_max`."""
-    steps = np.rint(value * steps_per_unit)
-    return np.int64(min(max(steps, -np.float64(steps_max)), np.float64(steps_max)))
+def in_ticks(value: float, ticks_per_unit: float, ticks_max: int) -> int:
+    """Return a value as a whole number of ticks, at most `ticks_max`."""
+    ticks = np.rint(value * ticks_per_unit)
+    return np.int64(min(max(ticks, -np.float64(ticks_max)), np.float64(ticks_max)))
 
 
 @kernel(forceinline=True)
@@ -75,9 +75,9 @@ def multiply(first: int, second: int) -> tuple[int, int]:
 
 
 @kernel(forceinline=True)
-def square(steps: int) -> tuple[int, int]:
+def square(ticks: int) -> tuple[int, int]:
     """Return the square of an int64 as two uint64."""
-    size = np.uint64(abs(steps))
+    size = np.uint64(abs(ticks))
     return multiply(size, size)
 
 
@@ -115,22 +115,22 @@ def squares_of(totals: Int64, at: int, column: int) -> tuple[int, int]:
 
 
 @kernel(forceinline=True)
-def _add_value(totals: Int64, largest: Float64, at: int, column: int, width: int, steps: int, value: float) -> None:
+def _add_value(totals: Int64, largest: Float64, at: int, column: int, width: int, ticks: int, value: float) -> None:
     """Add a value to the totals that start at `totals[at, column]`; largest: `totals` as float64."""
-    totals[at, column + SUM] += steps
+    totals[at, column + SUM] += ticks
     if width > LARGEST:
         largest[at, column + LARGEST] = max(largest[at, column + LARGEST], value)
     if width > SQUARES_HIGH:
-        high, low = plus(*squares_of(totals, at, column), *square(steps))
+        high, low = plus(*squares_of(totals, at, column), *square(ticks))
         totals[at, column + SQUARES_HIGH], totals[at, column + SQUARES_LOW] = np.int64(high), np.int64(low)
 
 
 @kernel(forceinline=True)
-def _take_value(totals: Int64, at: int, column: int, width: int, steps: int) -> None:
+def _take_value(totals: Int64, at: int, column: int, width: int, ticks: int) -> None:
     """Take a value out of the totals that start at `totals[at, column]`, except out of the largest."""
-    totals[at, column + SUM] -= steps
+    totals[at, column + SUM] -= ticks
     if width > SQUARES_HIGH:
-        high, low = minus(*squares_of(totals, at, column), *square(steps))
+        high, low = minus(*squares_of(totals, at, column), *square(ticks))
         totals[at, column + SQUARES_HIGH], totals[at, column + SQUARES_LOW] = np.int64(high), np.int64(low)
 
 
@@ -198,8 +198,8 @@ def enter(state: State, program: Program, slot: int, time_ms: int, latest_ms: in
         totals[slot, at + EDGE_ROWS] += 1
         if width:
             column = at + EDGE_VALUES
-            for field in range(len(program.steps)):
-                _add_value(totals, largest, slot, column, width, program.steps[field], event_values[field])
+            for field in range(len(program.ticks)):
+                _add_value(totals, largest, slot, column, width, program.ticks[field], event_values[field])
                 column += width
 
 
@@ -211,10 +211,10 @@ def _take_oldest(state: State, program: Program, slot: int, edge: int) -> bool:
     lost_largest = False
     if width:
         column = at + EDGE_VALUES
-        for field in range(len(program.steps)):
+        for field in range(len(program.ticks)):
             value = state.events.values[block, VALUES + BLOCK * field + place]
-            steps = in_steps(value, program.steps_per_unit[field], program.steps_max)
-            _take_value(totals, slot, column, width, steps)
+            ticks = in_ticks(value, program.ticks_per_unit[field], program.ticks_max)
+            _take_value(totals, slot, column, width, ticks)
             if width > LARGEST:
                 lost_largest |= value >= state.largest[slot, column + LARGEST]
             column += width
@@ -240,7 +240,7 @@ def _find_largest(state: State, program: Program, slot: int, edge: int) -> None:
     """Find the largest value of each field among the events of a window."""
     at = program.edges[edge, EDGE_PLACE]
     column = at + EDGE_VALUES + LARGEST
-    for field in range(len(program.steps)):
+    for field in range(len(program.ticks)):
         largest = -np.inf
         left = state.totals[slot, at + EDGE_ROWS]
         block = state.slots[slot, EVENTS + NEWEST]
@@ -274,7 +274,7 @@ def scan(
     are not later.
     """
     sums, largest, width = program.sums, program.sums.view(np.float64), program.totals_width
-    for field in range(len(program.steps)):
+    for field in range(len(program.ticks)):
         _clear_value(sums, largest, 0, field * width, width)
     seconds_since_last = NO_PRECEDING_SECONDS
     sees_all = True
@@ -297,10 +297,10 @@ def scan(
                 if not any_hidden:
                     return seconds_since_last, sees_all
                 continue
-            for field in range(len(program.steps) if width else 0):
+            for field in range(len(program.ticks) if width else 0):
                 value = state.events.values[block, VALUES + BLOCK * field + place]
-                steps = in_steps(value, program.steps_per_unit[field], program.steps_max)
-                _add_value(sums, largest, 0, field * width, width, steps, value)
+                ticks = in_ticks(value, program.ticks_per_unit[field], program.ticks_max)
+                _add_value(sums, largest, 0, field * width, width, ticks, value)
             rows += 1
             oldest, oldest_ms = block * BLOCK + place, time_ms - age_ms
         block = state.events.blocks[block, OLDER]
@@ -317,7 +317,7 @@ def _write_window(state: State, program: Program, edge: int, rows: int, oldest: 
     if at:
         state.totals[0, at + EDGE_ROWS], state.totals[0, at + EDGE_OLDEST] = rows, oldest
         state.totals[0, at + EDGE_OLDEST_MS] = oldest_ms
-        for field in range(len(program.steps)):
+        for field in range(len(program.ticks)):
             for number in range(width):
                 total = program.sums[0, field * program.totals_width + number]
                 state.totals[0, at + EDGE_VALUES + field * width + number] = total

@@ -13,7 +13,7 @@ It follows the rules of docs/features.md:
 - a row sees the events of its own partition and of partitions that are not hidden; of hidden partitions it sees the
   rows of summaries, all at the time of the newest row of their summary.
 
-Sums are of whole steps, in Python's integers, and quotients are fractions, so they are exact. The engine's divisions
+Sums are of whole ticks, in Python's integers, and quotients are fractions, so they are exact. The engine's divisions
 and roots are right to a few units in the 53rd bit. Results are float32, so the two engines are *equal*, and the tests
 can require it. Sums with summaries, which are float64, are exact where amounts are multiples of a quarter.
 """
@@ -252,19 +252,19 @@ class Reference:
         """Return the field that a role or a field's own name means."""
         return self.roles.get(name, name)
 
-    def steps_per_unit(self, name: str) -> float:
+    def ticks_per_unit(self, name: str) -> float:
         """Return the largest power of ten with which a value, and the sum over a key's events, are whole numbers."""
         bits = min(51, 60 - self.spec.limits.events_per_key_max.bit_length())
-        field, steps = self.schema.fields[name], Fraction(1)
+        field, ticks = self.schema.fields[name], Fraction(1)
         is_integer = field.type == "int64"
         size = max(abs(limit) for limit in field.limits())
         if math.isinf(size):
             size = 2**bits if is_integer else 10**9
-        while not is_integer and steps * 10 * Fraction(size) <= 2**bits:
-            steps *= 10
-        while steps * Fraction(size) > 2**bits:
-            steps /= 10
-        return float(steps)
+        while not is_integer and ticks * 10 * Fraction(size) <= 2**bits:
+            ticks *= 10
+        while ticks * Fraction(size) > 2**bits:
+            ticks /= 10
+        return float(ticks)
 
     def _part(self, key: str) -> KeyReference:
         name = self.field_of(key)
@@ -281,8 +281,7 @@ class Reference:
                 middle = {"count": "count", "distinct": f"distinct_{group.distinct_field}"}.get(
                     function, f"{group.field}_{function}"
                 )
-                steps = self.steps_per_unit(amount)
-                compute = _windowed(function, parse_ms(text), amount, tag, steps)
+                compute = _windowed(function, parse_ms(text), amount, tag, self.ticks_per_unit(amount))
                 part.columns.append((f"{group.key}_{middle}_{text}", compute))
                 part.reach_ms = max(part.reach_ms, parse_ms(text))
 
@@ -373,7 +372,7 @@ def _seconds_since_last(view: View) -> float:
     return (view.time_ms - view.earlier[-1][0]) / 1000 if view.earlier else -1.0
 
 
-def _windowed(function: str, window_ms: int, amount: str, tag: str, steps_per_unit: float) -> Compute:
+def _windowed(function: str, window_ms: int, amount: str, tag: str, ticks_per_unit: float) -> Compute:
     def compute(view: View) -> float:
         rows = [*view.window(window_ms), view.row]
         count = len(rows)
@@ -383,17 +382,17 @@ def _windowed(function: str, window_ms: int, amount: str, tag: str, steps_per_un
             return max(float(row[amount]) for row in rows)
         if function == "distinct":
             return len({row[tag] for row in rows if FROM_SUMMARY not in row})
-        steps = [round(float(row[amount]) * steps_per_unit) for row in rows]
-        unit = Fraction(steps_per_unit)
+        ticks = [round(float(row[amount]) * ticks_per_unit) for row in rows]
+        unit = Fraction(ticks_per_unit)
         if function == "sum":
-            return float(sum(steps) / unit)
+            return float(sum(ticks) / unit)
         if function == "mean":
-            return float(sum(steps) / unit / count)
+            return float(sum(ticks) / unit / count)
         if function == "std":
-            spread = count * sum(step * step for step in steps) - sum(steps) ** 2
+            spread = count * sum(tick * tick for tick in ticks) - sum(ticks) ** 2
             return math.sqrt(spread / unit**2) / count
-        earlier = sum(steps[:-1])
-        return float(Fraction(steps[-1] * (count - 1), earlier)) if earlier > 0 else 1.0
+        earlier = sum(ticks[:-1])
+        return float(Fraction(ticks[-1] * (count - 1), earlier)) if earlier > 0 else 1.0
 
     return compute
 

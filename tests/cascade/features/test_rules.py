@@ -191,15 +191,15 @@ def test_numbers_beyond_float32_become_its_largest(size: float) -> None:
     assert np.isfinite(played.sequence).all()
 
 
-def test_a_value_counts_in_whole_steps_within_the_limits_of_sums() -> None:
-    """Without limits in the schema an amount has steps of 10^-6, and a sum takes it for 2^51 steps at most."""
+def test_a_value_counts_in_whole_ticks_within_the_limits_of_sums() -> None:
+    """Without limits in the schema an amount has ticks of 10^-6, and a sum takes it for 2^51 ticks at most."""
     played = Played()
     for amount, counted in ((4.0, 4.0), (2e-6, 2e-6), (4e-7, 0.0), (-6e-7, -1e-6), (1e12, 2**51 / 1e6)):
         other = played.row(0, amount, card=2)
         assert other["card_amount_sum_10s"] == np.float32(counted)
         played = Played()
     played.row(0, 4e-7)
-    assert played.row(1, 50.0)["card_amount_ratio_to_mean_10s"] == 1.0, "the earlier amount is no step"
+    assert played.row(1, 50.0)["card_amount_ratio_to_mean_10s"] == 1.0, "the earlier amount is no tick"
 
 
 def test_a_sum_does_not_remember_what_has_left_the_window() -> None:

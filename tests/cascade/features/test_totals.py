@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cascade.features import FeatureEngine, FeatureSpec, totals
 from cascade.features.handles import VISIBILITY
 from cascade.features.layout import TOTALS_VISIBILITY
-from cascade.features.state import steps_per_unit
+from cascade.features.state import ticks_per_unit
 from cascade.schema import Field
 
 from .streams import (
@@ -74,7 +74,7 @@ def test_the_spread_of_integers_is_exact(values: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "limit", "steps_max", "steps"),
+    ("kind", "limit", "ticks_max", "ticks"),
     [
         ("float64", 100_000.0, 1 << 51, 1e10),
         ("float64", None, 1 << 51, 1e6),
@@ -85,8 +85,8 @@ def test_the_spread_of_integers_is_exact(values: list[int]) -> None:
         ("int64", 1e18, 1 << 51, 1e-3),
     ],
 )
-def test_steps_are_the_smallest_that_fit(kind: Any, limit: float | None, steps_max: int, steps: float) -> None:
-    assert steps_per_unit(Field(type=kind, minimum=None if limit is None else 0.0, maximum=limit), steps_max) == steps
+def test_ticks_are_the_smallest_that_fit(kind: Any, limit: float | None, ticks_max: int, ticks: float) -> None:
+    assert ticks_per_unit(Field(type=kind, minimum=None if limit is None else 0.0, maximum=limit), ticks_max) == ticks
 
 
 # --- running totals ---------------------------------------------------------------------------------------------
