@@ -43,6 +43,7 @@ from streaming.pipeline.duplicates import FirstDecisions
 from streaming.pipeline.escalate import Escalations
 from streaming.pipeline.privacy import CardHasher
 from streaming.pipeline.repeats import Repeats
+from streaming.pipeline.send import Sent
 from streaming.pipeline.steps import Pipeline
 from streaming.pipeline.table import Table
 from streaming.worker.labels import LabelFollower
@@ -312,17 +313,22 @@ class Worker:
     def _settle(self, force: bool = False) -> None:
         """Counts acknowledged decisions as decided, and commits the offsets if that is due, or at once with `force`."""
         events = self._outbox.collect(force, self._quiet)
-        for sent, _ in events:
+        for sent, at_s in events:
             for partition, offsets in sent.offsets.items():
                 owned = self._recovery.owned.get(partition)
                 if owned is not None:
                     owned.tracker.decided(offsets)
+            if at_s is not None:
+                self._record(sent, at_s)
         self._outbox.commit(self._progress, force)
         for sent, at_s in events:
-            if sent.path:
-                acknowledged_ms = 1e3 * (self._clock.time() if at_s is None else at_s)
-                latency_s = np.maximum(acknowledged_ms - sent.start_ms, 0.0) / 1e3
-                self._ledger.record_decisions(sent.path, latency_s, sent.cause, sent.records)
+            if at_s is None:
+                self._record(sent, self._clock.time())
+
+    def _record(self, sent: Sent, acknowledged_s: float) -> None:
+        if sent.path:
+            latency_s = np.maximum(1e3 * acknowledged_s - sent.start_ms, 0.0) / 1e3
+            self._ledger.record_decisions(sent.path, latency_s, sent.cause, sent.records)
 
     def _progress(self) -> dict[Partition, tuple[int, str]]:
         """The offset and metadata to commit now, by partition, those of the labels topic included."""
