@@ -293,9 +293,9 @@ def run_clients(rounds: int, seed: int, out: Path) -> ClientsReport:
 
 def _measures() -> dict[str, Measure]:
     return {
-        **{f"poll, {batch:,} records at most": partial(_read, batch) for batch in BATCHES},
-        **{f"send, {batch:,} records a call": partial(_send, batch) for batch in BATCHES},
-        f"poll and send, {RATE:,.0f} records a second": _pass_on,
+        **{f"poll {batch:,}": partial(_read, batch) for batch in BATCHES},
+        **{f"send {batch:,}": partial(_send, batch) for batch in BATCHES},
+        f"poll and send, {RATE:,.0f}/s": _pass_on,
     }
 
 
@@ -376,29 +376,18 @@ def _median(costs: list[Cost]) -> Cost:
 
 def show_clients(report: ClientsReport, console: Console) -> None:
     """Prints the report as a table, a row for each work."""
-    table = figure_table(
-        "CPU µs a record",
-        "thread, C API",
-        "binding",
-        "ratio",
-        "process, C API",
-        "binding",
-        "ratio",
-        "switches",
-        "binding",
-    )
+    table = figure_table("C API / binding", "thread µs", "ratio", "process µs", "switches")
     for found in report.comparisons:
         ours, theirs = found.c_api, found.binding
         table.add_row(
             found.work,
-            f"{ours.thread_us:.2f}",
-            f"{theirs.thread_us:.2f}",
+            f"{ours.thread_us:.2f} / {theirs.thread_us:.2f}",
             f"{found.thread.median:.1f} ×",
-            f"{ours.process_us:.2f}",
-            f"{theirs.process_us:.2f}",
-            f"{found.process.median:.1f} ×",
-            f"{ours.switches:.2f}",
-            f"{theirs.switches:.2f}",
+            f"{ours.process_us:.2f} / {theirs.process_us:.2f}",
+            f"{ours.switches:.1f} / {theirs.switches:.1f}",
         )
-    method = f"librdkafka {report.librdkafka}; medians of {report.rounds} rounds in which both take turns"
+    method = (
+        f"CPU time and voluntary switches a record; librdkafka {report.librdkafka}; "
+        f"medians of {report.rounds} rounds in which both take turns"
+    )
     print_table(console, table, method, origin(report.machine, report.seed))

@@ -152,19 +152,23 @@ class RdkafkaConsumer:
 
     def poll(self, timeout_s: float, rows_max: int) -> list[FetchedBatch]:
         """See ConsumerClient."""
-        give_up_s = time.monotonic() + timeout_s
+        give_up_s, left_s = time.monotonic() + timeout_s, timeout_s
         while True:
-            left_s = 0.0 if self._woken else max(give_up_s - time.monotonic(), 0.0)
-            fetched, events = self._reader.read(min(left_s, WAIT_S_MAX), rows_max)
-            self._raise_callback_error()
-            # drops records that were fetched under an earlier assignment
-            batches = [batch for batch in fetched if (batch.topic, batch.partition) in self._next]
-            for batch in batches:
-                self._next[batch.topic, batch.partition] = int(batch.offsets[-1]) + 1
+            wait_s = 0.0 if self._woken else WAIT_S_MAX if left_s > WAIT_S_MAX else left_s
+            fetched, events = self._reader.read(wait_s, rows_max)
+            if self._callback_error is not None:
+                self._raise_callback_error()
+            batches = []
+            for batch in fetched:
+                partition = (batch.topic, batch.partition)
+                # drops records that were fetched under an earlier assignment
+                if partition in self._next:
+                    self._next[partition] = batch.offsets.item(-1) + 1
+                    batches.append(batch)
             for event in events:
                 self._take_event(event)
             # callbacks and ends of partitions interrupt the wait too
-            if batches or self._woken or time.monotonic() >= give_up_s:
+            if batches or self._woken or (left_s := give_up_s - time.monotonic()) <= 0.0:
                 self._woken = False
                 return batches
 
@@ -378,8 +382,8 @@ class RdkafkaConsumer:
         return self._admin_client
 
     def _raise_callback_error(self) -> None:
-        if self._callback_error is not None:
-            error, self._callback_error = self._callback_error, None
+        error, self._callback_error = self._callback_error, None
+        if error is not None:
             raise error
 
     def _check(self, partitions: Iterable[Listed], action: str) -> None:

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError
 from cascade.columns import ByteColumn, Int64
 from streaming.kafka import rdkafka_receive as kernels
 from streaming.kafka.protocol import FetchedBatch, Headers, Partition
-from streaming.kafka.rdkafka_library import CMessage, decoded, milliseconds, rdkafka
+from streaming.kafka.rdkafka_library import CMessage, decoded, rdkafka
 
 # Memory for the records of a poll; a larger batch gets its own.
 ROWS_ROOM, OCTETS_ROOM = 256, 64 * 1024
@@ -99,7 +99,8 @@ class MessageReader:
 
         librdkafka calls back for rebalances and errors meanwhile.
         """
-        if not self._take(timeout_s, rows_max):
+        count = self._take(timeout_s, rows_max)
+        if not count:
             return (), ()
         if self._reading.released:
             return (self._only_partition(),), ()
@@ -116,7 +117,9 @@ class MessageReader:
     def _take(self, timeout_s: float, rows_max: int) -> int:
         if rows_max > self._rows_max:
             self._reserve(rows_max)
-        return int(self._receive(self._address, milliseconds(timeout_s), rows_max))
+        # rounded up
+        timeout_ms = int(timeout_s * 1_000 + 0.999)
+        return self._receive(self._address, timeout_ms, rows_max)  # type: ignore[no-any-return]  # ctypes returns an int
 
     def _reserve(self, rows_max: int) -> None:
         """Makes memory for the addresses of so many messages, and their order."""

@@ -88,13 +88,13 @@ class RdkafkaProducer(Producer):
         times_ms: Sequence[int] | None,
         headers: Headers = (),
     ) -> Delivery:
-        keys, values = ByteColumn.of(keys), ByteColumn.of(values)
-        rows = len(values.ends)
+        keys, values = _column(keys), _column(values)
+        rows, queued = len(values.ends), 0
         if len(keys.ends) != rows:
             raise ValueError(f"{len(keys.ends)} keys for {rows} values")
-        if self._failure is not None or self._producer is None:
+        if self._producer is None or self._failure is not None:
             self._check_usable()
-        cell, queued = self._deliveries.open(), 0
+        cell = self._deliveries.open()
         while True:
             count = min(rows - queued, limits.UNDELIVERED_MAX)
             try:
@@ -181,3 +181,11 @@ class RdkafkaProducer(Producer):
 
     def _wait_for_delivery(self, timeout_s: float) -> None:
         time.sleep(min(timeout_s, _ROOM_PAUSE_S))
+
+
+def _column(texts: Sequence[bytes | None]) -> ByteColumn:
+    """The column of these texts, in an array that can be written: for others numba would compile the kernel anew."""
+    if isinstance(texts, ByteColumn):
+        return texts
+    made = ByteColumn.of(texts)
+    return ByteColumn(made.octets.copy(), made.ends, made.absent)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from confluent_kafka import KafkaError
 
-from cascade.columns import Array, ByteColumn, Int64
+from cascade.columns import ByteColumn, Int64
 from streaming.kafka import rdkafka_send as kernels
 from streaming.kafka.protocol import Headers, Offsets
 from streaming.kafka.rdkafka_deliveries import Deliveries
@@ -77,10 +77,10 @@ class ProducerHandle(Handle):
             undelivered_max,
             np.concatenate([arguments, _header_arguments(texts)]) if texts else arguments,
             cell,
-            _writable(keys.octets),
+            keys.octets,
             keys.ends,
             _NONE_ABSENT if keys.absent is None else keys.absent,
-            _writable(values.octets),
+            values.octets,
             values.ends,
             _NONE_ABSENT if values.absent is None else values.absent,
             _NO_TIMES if times_ms is None else np.asarray(times_ms, np.int64),
@@ -151,11 +151,6 @@ class ProducerHandle(Handle):
         made[:, 0] = _TYPES
         made[kernels.TOPIC, 1], made[kernels.FLAGS, 1] = self.topic(topic), _COPY
         return made
-
-
-def _writable(octets: Array) -> Array:
-    """The bytes in an array that can be written: for other arrays numba would compile the kernel once more."""
-    return octets if octets.flags.writeable else octets.copy()
 
 
 def _raise_unless_full(error: int) -> None:

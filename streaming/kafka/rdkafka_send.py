@@ -80,6 +80,8 @@ def produce(
         return 0, 0
     if first == 0:
         store_word(cell, LEFT, len(value_ends))
+    if len(value_ends) == 0:
+        store_word(cell, DONE_US, now_us())
     place, size = arguments.ctypes.data, len(arguments)
     key_place, value_place = keys.ctypes.data, values.ctypes.data
     arguments[PRIVATE, _FIRST] = cell

@@ -70,6 +70,12 @@ def compile_kernels(
     if "avro" in codecs:
         compile_avro_kernel()
         on_progress()
+    if config.kafka.client == "librdkafka":
+        # the library loads only where it is used
+        from streaming.kafka.rdkafka_compilation import compile_client_kernels
+
+        compile_client_kernels()
+        on_progress()
 
 
 def compile_every_kernel() -> None:

@@ -170,6 +170,13 @@ def test_a_delivery_knows_when_it_was_acknowledged_however_late_it_is_asked(
     assert before_s <= delivery.done_s <= after_s
 
 
+def test_nothing_is_delivered_at_once(producer: ProducerClient, topic: str) -> None:
+    before_s = time.time()
+    delivery = producer.send_many(topic, [], [])
+    assert delivery.done()
+    assert before_s - 0.001 <= delivery.done_s <= time.time()
+
+
 def test_the_counts_of_deliveries_do_not_pile_up(producer: RdkafkaProducer, topic: str) -> None:
     deliveries = [producer.send(topic, b"k", b"v") for _ in range(5_000)]
     producer.flush(30)
