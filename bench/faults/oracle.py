@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from streaming.pipeline.offsets import Decided
 
 from bench.faults.broker import SimBroker
 from bench.faults.consumer import SimConsumer
@@ -24,6 +23,7 @@ from streaming.codecs import Codec
 from streaming.kafka import Partition
 from streaming.pipeline.dead_letters import HEADER_PREFIX
 from streaming.pipeline.decisions import Decision, decode_decision
+from streaming.pipeline.offsets import Decided
 
 # Breaches that a check lists; a bug usually causes many of one kind.
 BREACHES_SHOWN_MAX = 3
