@@ -159,8 +159,11 @@ def look_up(
 
     rows: of the table; `first` gets the serial number of each row's first occurrence, or -1, and `entry` that of its
     own, or -1. A partition's clock in `clocks` is its greatest append time so far, and never goes back. The other
-    arrays: see FirstDecisions. Returns the number of repeats.
+    arrays: see FirstDecisions. Returns the number of repeats; -1, and does nothing, if a partition has no clock yet.
     """
+    for row in range(len(rows)):
+        if rows[row].partition_id >= len(clocks):
+            return -1
     entry, repeats = np.zeros(ENTRY_WIDTH, np.int64), 0
     bits = amounts.view(np.int64)
     for row in range(len(ids)):

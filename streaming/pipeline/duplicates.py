@@ -148,10 +148,14 @@ class FirstDecisions:
         """
         if not self.enabled or not len(table):
             return 0
-        self._make_clocks(int(table.rows["partition_id"].max()))
         batch = table.batch
         ids, cards = (np.ascontiguousarray(_codes(batch[name])) for name in (roles.transaction_id, roles.card))
-        return self._look_up(ids, cards, np.ascontiguousarray(batch[roles.amount], np.float64), table.rows)
+        columns = (ids, cards, np.ascontiguousarray(batch[roles.amount], np.float64), table.rows)
+        repeats = self._look_up(*columns)
+        if repeats < 0:
+            self._make_clocks(int(table.rows["partition_id"].max()))
+            repeats = self._look_up(*columns)
+        return repeats
 
     def _look_up(self, ids: Int64, cards: Int64, amounts: Float64, rows: Array) -> int:
         state = (self._by_identity, self._by_record, self._entries, self._counters, self._clocks, self._known)

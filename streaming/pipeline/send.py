@@ -16,6 +16,7 @@ from streaming.pipeline.dead_letters import HEADER_PREFIX, dead_letter
 from streaming.pipeline.decisions import CAUSES, STAGES
 from streaming.pipeline.privacy import CardHasher
 from streaming.pipeline.table import Records, Table
+from streaming.pipeline.table_kernels import stage_and_cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,8 @@ def send(
 
 def path_of(table: Table, chosen: Int64) -> Path:
     """The path of the decided rows with these positions, which all have the same stage and cause."""
-    first = table.rows[chosen[0]]
-    return "degraded" if first["cause"] else "escalated" if STAGES[first["stage"]] == "deep" else "screened"
+    stage, cause = stage_and_cause(table.rows, chosen.item(0))
+    return "degraded" if cause else "escalated" if STAGES[stage] == "deep" else "screened"
 
 
 def send_dead_letter(

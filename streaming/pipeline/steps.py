@@ -89,7 +89,7 @@ class Pipeline:
             table = deduplicate(table, self._first_decisions, self._repeats, self._roles)
         if len(table):
             self._note(table)
-            if table.rows["undecided"].any():
+            if kernels.any_undecided(table.rows):
                 self._screen(table)
             else:
                 self._engine.fold(table.batch, table.column("partition_id"))
@@ -125,7 +125,7 @@ class Pipeline:
         if len(clear):
             kernels.by_screener(rows, clear, 0, 0.0)
             self._decide(table, clear)
-        self._ledger.record_batch(laps, rows["queue_ms"][rows["undecided"]] / 1e3)
+        self._ledger.record_batch(laps, kernels.queued(rows))
         for part in refused:
             self._decide_all(part)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from cascade.columns import Array, Bool, ColumnBatch, Int64
 from streaming.kafka import Partition
+from streaming.pipeline import table_kernels as kernels
 from streaming.pipeline.decisions import decision_id
 from streaming.pipeline.row import ROW
 
@@ -77,10 +78,10 @@ class Table:
 
     def offsets_by_partition(self, chosen: Array) -> dict[Partition, Int64]:
         """Returns the offsets of the rows with these positions, by partition, in the order of the rows."""
-        partition_ids, offsets = self.rows["partition_id"][chosen], self.rows["offset"][chosen]
-        first = int(partition_ids[0])
-        if (partition_ids == first).all():
-            return {(self.topic, first): offsets}
+        offsets, only = self.rows["offset"][chosen], kernels.only_partition(self.rows, chosen)
+        if only >= 0:
+            return {(self.topic, only): offsets}
+        partition_ids = self.rows["partition_id"][chosen]
         return {
             (self.topic, partition_id): offsets[partition_ids == partition_id]
             for partition_id in np.unique(partition_ids).tolist()

@@ -85,6 +85,61 @@ def mark_screened(rows: Array, probability: Float64, escalate: Bool, features_ms
 
 
 @kernel(nogil=True)
+def any_undecided(rows: Array) -> bool:
+    """Whether any row is to be decided."""
+    row = 0
+    while row < len(rows) and not rows[row].undecided:
+        row += 1
+    return row < len(rows)
+
+
+@kernel(nogil=True)
+def only_partition(rows: Array, chosen: Int64) -> int:
+    """Returns the partition id of the rows with these positions, at least one; -1 if they are of several partitions."""
+    only = np.int64(rows[chosen[0]].partition_id)
+    for row in chosen:
+        if rows[row].partition_id != only:
+            return -1
+    return int(only)
+
+
+@kernel(nogil=True)
+def both_scores(rows: Array, chosen: Int64) -> Float64:
+    """Returns the score and the screener's score of the rows with these positions, in turn, float64 [2 · chosen]."""
+    found = np.empty(2 * len(chosen))
+    for number in range(len(chosen)):
+        found[2 * number] = rows[chosen[number]].score
+        found[2 * number + 1] = rows[chosen[number]].screener_score
+    return found
+
+
+@kernel(nogil=True)
+def stage_and_cause(rows: Array, row: int) -> tuple[int, int]:
+    """Returns the columns `stage` and `cause` of a row."""
+    return rows[row].stage, rows[row].cause
+
+
+@kernel(nogil=True)
+def latencies(start_ms: Float64, acknowledged_ms: float) -> Float64:
+    """Returns the seconds from each start (float64 [rows], ms) to the acknowledgement, at least 0."""
+    found = np.empty(len(start_ms))
+    for row in range(len(start_ms)):
+        found[row] = max(acknowledged_ms - start_ms[row], 0.0) / 1e3
+    return found
+
+
+@kernel(nogil=True)
+def queued(rows: Array) -> Float64:
+    """Returns the seconds that each undecided row has waited before its micro-batch began."""
+    found, count = np.empty(len(rows)), 0
+    for row in range(len(rows)):
+        if rows[row].undecided:
+            found[count] = rows[row].queue_ms / 1e3
+            count += 1
+    return found[:count]
+
+
+@kernel(nogil=True)
 def undecided(rows: Array, escalate: bool) -> Int64:
     """Returns the positions of the undecided rows that are to be escalated, or those that are not, int64."""
     found, count = np.empty(len(rows), np.int64), 0
@@ -120,5 +175,12 @@ def warm_up_table() -> None:
     fill(rows, none, none, 0, none, none, 0, none, 0.0, True, none)
     mark_screened(rows, np.zeros(0), np.zeros(0, np.bool_), 0.0, 0.0)
     undecided(rows, True)
+    any_undecided(rows)
+    queued(rows)
+    both_scores(rows, none)
+    latencies(np.zeros(0), 0.0)
+    one_row = np.zeros(1, ROW)
+    only_partition(one_row, np.zeros(1, np.int64))
+    stage_and_cause(one_row, 0)
     by_screener(rows, none, 0, 0.0)
     decide(rows, none, 0.0, 0.0, 0.0)

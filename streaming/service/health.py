@@ -20,7 +20,7 @@ from streaming.health_state import HealthState
 # an unfinished request occupies its thread no longer than this
 _REQUEST_TIMEOUT_S = 5.0
 # `close` waits this long at most
-_CLOSE_CHECK_S = 0.1
+_CLOSE_CHECK_S = 0.5
 ALWAYS_SENT = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 OPENMETRICS = "application/openmetrics-text"
 # In an Accept header; browsers and Prometheus send fewer.

@@ -19,7 +19,6 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import structlog
 
 from cascade.columns import Array, ColumnBatch
@@ -38,6 +37,7 @@ from streaming.kafka import (
     ProducerClient,
     TransactionalProducerClient,
 )
+from streaming.pipeline import table_kernels as kernels
 from streaming.pipeline.decode import Decoder
 from streaming.pipeline.duplicates import FirstDecisions
 from streaming.pipeline.escalate import Escalations
@@ -221,8 +221,10 @@ class Worker:
             return 0.0
         longest_s = self._config.worker.poll_timeout_ms / 1e3 if self._recovery.done else PAUSE_S
         deadline_s = self._pipeline.deadline_s - self._clock.time()
-        commit_s = self._outbox.due_s(self._quiet) - self._clock.monotonic()
-        return max(min(longest_s, deadline_s, commit_s), 0.0)
+        due_s = self._outbox.due_s(self._quiet)
+        if self._terminals is not None:
+            due_s = min(due_s, self._terminals.due_s)
+        return max(min(longest_s, deadline_s, due_s - self._clock.monotonic()), 0.0)
 
     def _advance(self) -> None:
         """Processes answers, deadlines, delivery reports, commits and snapshots."""
@@ -327,7 +329,7 @@ class Worker:
 
     def _record(self, sent: Sent, acknowledged_s: float) -> None:
         if sent.path:
-            latency_s = np.maximum(1e3 * acknowledged_s - sent.start_ms, 0.0) / 1e3
+            latency_s = kernels.latencies(sent.start_ms, 1e3 * acknowledged_s)
             self._ledger.record_decisions(sent.path, latency_s, sent.cause, sent.records)
 
     def _progress(self) -> dict[Partition, tuple[int, str]]:

@@ -43,6 +43,7 @@ class OwnedPartition:
         self.assigned_s = assigned_s
         self.phase = Phase.RESTORING
         self.tracker = OffsetTracker()
+        self._all_undecided_from = decided.ahead.item(-1) + 1 if len(decided.ahead) else decided.until
         # the expected offset of a fetch that skipped it, and the first offset of that fetch
         self._suspect: tuple[int, int] | None = None
 
@@ -77,6 +78,11 @@ class OwnedPartition:
         and compacted records leave gaps) does the second fetch pass it. A replay ends exactly at `until`.
         """
         offsets = fetched.offsets
+        if self.phase is Phase.LIVE and offsets.item(0) == self.next:
+            # nearly always
+            self._suspect = None
+            self.next = offsets.item(-1) + 1
+            return Accepted(fetched)
         start, stop = int(np.searchsorted(offsets, self.next)), len(offsets)
         if start == stop:
             return Accepted(None)
@@ -98,6 +104,9 @@ class OwnedPartition:
 
     def take(self, offsets: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
         """Adds records that were read, from `until` on, to the tracker, and marks those that are decided already."""
+        if offsets.item(0) >= self._all_undecided_from:
+            self.tracker.taken(offsets)
+            return
         taken = offsets[offsets >= self.until]
         self.tracker.taken(taken)
         self.tracker.decided(taken[self.decided.mask(taken)])

@@ -58,6 +58,11 @@ class TerminalExchange:
         for key, changed in self._changed.items():
             changed.append(np.unique(np.column_stack([key_codes(batch[key]), partition_ids, buckets]), axis=0))
 
+    @property
+    def due_s(self) -> float:
+        """When `advance` has something to do, by the monotonic clock."""
+        return min(self._follow_due_s, self._publish_due_s)
+
     def advance(self, live: Collection[int]) -> None:
         """Publishes and reads at their intervals; `live` as for `publish`."""
         now_s = self._clock.monotonic()
