@@ -147,10 +147,15 @@ class AtLeastOnceOutbox(Outbox):
     def collect(self, force: bool = False, quiet: bool = False) -> list[Acknowledged]:
         """See Outbox; returns what the broker has acknowledged."""
         del force, quiet
-        events = []
-        while self._unacknowledged and self._unacknowledged[0][0].done():
-            delivery, sent = self._unacknowledged.popleft()
-            events.append(Acknowledged(sent, delivery.done_s))
+        events: list[Acknowledged] = []
+        try:
+            while self._unacknowledged and self._unacknowledged[0][0].done():
+                delivery, sent = self._unacknowledged.popleft()
+                events.append(Acknowledged(sent, delivery.done_s))
+        except BrokerError:
+            # the failure comes again; what was acknowledged before it counts
+            if not events:
+                raise
         return events
 
     def commit(self, progress: Callable[[], Offsets], force: bool = False) -> None:

@@ -120,6 +120,17 @@ def test_a_delivery_that_failed_ends_the_session_and_is_never_decided() -> None:
     assert (scene.decided, scene.broker.commits) == ([], [])
 
 
+def test_what_was_acknowledged_before_a_failed_delivery_counts() -> None:
+    scene = Scene(AtLeastOnceOutbox)
+    scene.send(0)
+    scene.send(1)
+    scene.broker.deliveries[0].acknowledged = scene.broker.deliveries[1].failed = True
+    scene.advance()
+    assert (scene.decided, scene.acknowledged) == ([0], [0])
+    with pytest.raises(BrokerError, match="not delivered"):
+        scene.advance()
+
+
 def test_a_refused_commit_of_offsets_is_tried_again() -> None:
     scene = Scene(AtLeastOnceOutbox)
     scene.send(0)
