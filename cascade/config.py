@@ -239,6 +239,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       (`queue-full`), so that a flood of one card does not delay other cards.
     - `commit_interval_ms`: time between commits with at-least-once delivery.
     - `transaction_interval_ms`: the same with exactly-once delivery; decisions become visible at the commit.
+    - `transaction_ms_min`: a transaction ends after this time when no other record waits, and not at the interval.
     - `revoke_timeout_ms`, `drain_timeout_ms`: time to finish what is in flight after a rebalance revokes partitions,
       and after SIGTERM.
     - `message_bytes_max`: the worker dead-letters larger messages.
@@ -252,6 +253,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     in_flight_card_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 64
     commit_interval_ms: Annotated[int, msgspec.Meta(ge=10, le=60_000)] = 500
     transaction_interval_ms: Annotated[int, msgspec.Meta(ge=5, le=10_000)] = 100
+    # a commit that meets a rebalance ends the session: with short transactions nearly every rebalance meets one
+    transaction_ms_min: Annotated[int, msgspec.Meta(ge=5, le=10_000)] = 100
     # far below the five minutes after which the group removes a silent member
     revoke_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)] = 5_000
     # below Kubernetes' grace period of 30 s, with time left to commit and leave the group

@@ -79,6 +79,8 @@ class RdkafkaConsumer:
         self._on_revoked: PartitionsCallback | None = None
         self._on_lost: PartitionsCallback | None = None
         self._woken = self._joined = self._closing = False
+        # at the last rebalance
+        self._membership = b""
         # no other thread wakes the queue while it is destroyed
         self._waking = threading.Lock()
         settings = {
@@ -235,7 +237,11 @@ class RdkafkaConsumer:
         """See ConsumerClient."""
         # with other metadata the broker takes the client for a simple consumer and checks nothing
         is_member = self._group is not None and bool(member_id(self._client.address))
-        return GroupMember(GroupMetadata(self._client.address) if is_member else None)
+        if not is_member:
+            return GroupMember(None)
+        membership = GroupMetadata(self._client.address)
+        # from the answer to a join until the assignment the generation is a later one than at the last rebalance
+        return GroupMember(membership, membership.octets() == self._membership)
 
     def commit(self, offsets: Offsets) -> None:
         """See ConsumerClient; an error during a rebalance can be retried."""
@@ -301,6 +307,7 @@ class RdkafkaConsumer:
     def _rebalanced(self, code: int, partitions: Any) -> None:
         """Carries out a rebalance of the group, and stores an error for the caller of `poll` or `close`."""
         changed = sorted(found.partition for found in listed(partitions))
+        self._membership = GroupMetadata(self._client.address).octets()
         try:
             if code == KafkaError._ASSIGN_PARTITIONS:
                 self._gain(changed)

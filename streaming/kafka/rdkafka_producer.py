@@ -24,6 +24,7 @@ from streaming.kafka.rdkafka_settings import Connection, connection_settings, ve
 # the CPU time at 1,000 records a second, and double the latency of two hops.
 LINGER_MS = 0
 _ROOM_PAUSE_S = 0.005
+FLUSH_S_MAX = 0.2
 
 
 class _Sent:
@@ -143,8 +144,11 @@ class RdkafkaProducer(Producer):
             raise BrokerError(f"Kafka at {self._servers}: the producer is closed")
 
     def _deliver(self, timeout_s: float) -> None:
-        left = self._producer.flush(timeout_s)
-        if left:
+        give_up_s = time.monotonic() + timeout_s
+        # a signal does not end a wait in C, so it is no longer than this
+        while left := self._producer.flush(min(FLUSH_S_MAX, max(give_up_s - time.monotonic(), 0.0))):
+            if time.monotonic() < give_up_s:
+                continue
             raise KafkaException(
                 KafkaError(KafkaError._TIMED_OUT, f"{left} records were not acknowledged within {timeout_s:g} s")
             )

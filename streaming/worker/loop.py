@@ -157,7 +157,9 @@ class Worker:
             return AtLeastOnceOutbox(*shared, settings.commit_interval_ms / 1e3, parts.producer)
         self._in_flight_max = min(self._in_flight_max, EXACTLY_ONCE_IN_FLIGHT_MAX)
         producer: TransactionalProducerClient = parts.producer  # type: ignore[assignment]  # by configuration
-        return ExactlyOnceOutbox(*shared, settings.transaction_interval_ms / 1e3, producer)
+        return ExactlyOnceOutbox(
+            *shared, settings.transaction_interval_ms / 1e3, producer, settings.transaction_ms_min / 1e3
+        )
 
     # --- the loop -----------------------------------------------------------------------------------------------
 

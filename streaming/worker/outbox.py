@@ -30,6 +30,7 @@ from streaming.kafka import (
     ProducerClient,
     TransactionalProducerClient,
 )
+from streaming.kafka.limits import COMMIT_TIMEOUT_S
 from streaming.pipeline.send import Sent
 
 log = structlog.get_logger()
@@ -38,9 +39,6 @@ log = structlog.get_logger()
 JOIN_WAIT_S_MAX = 4.0
 # After failing for this long, commits of offsets are not expected to succeed for this member.
 COMMIT_FAILURE_S_MAX = 30.0
-# A transaction lasts at least this long. A commit costs the broker about as much as a hundred records, so that shorter
-# transactions would make readers wait for it and not for the interval.
-TRANSACTION_S_MIN = 0.005
 Offsets = Mapping[Partition, tuple[int, str]]
 
 
@@ -193,12 +191,13 @@ class AtLeastOnceOutbox(Outbox):
 class ExactlyOnceOutbox(Outbox):
     """An Outbox on a transactional producer; a transaction begins with its first record and lasts at most `interval_s`.
 
-    It ends sooner, after TRANSACTION_S_MIN, if no other record waits to be decided: readers see its decisions with the
+    It ends sooner, after `seconds_min`, if no other record waits to be decided: readers see its decisions with the
     commit. `collect` returns the records of the transaction that `commit` commits next, and so `progress` includes
     them.
     """
 
     _producer: TransactionalProducerClient
+    _seconds_min: float
     _in_transaction: list[Sent] = field(default_factory=list, init=False)
     _committing: bool = field(default=False, init=False)
     _member: GroupMember = field(default=GroupMember(None), init=False)
@@ -228,12 +227,15 @@ class ExactlyOnceOutbox(Outbox):
         """See Outbox."""
         if not self._in_transaction:
             return math.inf
-        return min(self._due_s, self._began_s + TRANSACTION_S_MIN) if quiet else self._due_s
+        return min(self._due_s, self._began_s + self._seconds_min) if quiet else self._due_s
 
     def collect(self, force: bool = False, quiet: bool = False) -> list[Acknowledged]:
         """See Outbox; returns nothing unless a commit is due. The time of the events is that of the commit."""
         if not self._in_transaction or not (force or self._clock.monotonic() >= self.due_s(quiet)):
             return []
+        # first, so that the membership is as fresh as possible
+        with self._first_error_latched():
+            self._producer.flush(COMMIT_TIMEOUT_S)
         self._member = self._consumer.member()
         self._committing = force or self._member.settled or self._clock.monotonic() >= self._due_s + JOIN_WAIT_S_MAX
         return [Acknowledged(sent, None) for sent in self._in_transaction] if self._committing else []

@@ -100,25 +100,6 @@ def test_a_server_that_ends_each_connection_after_a_while_loses_no_call(tiny_dee
     run(test)
 
 
-def test_more_calls_than_the_server_takes_at_a_time_wait_and_are_all_answered(tiny_deep_model: TinyDeepModel) -> None:
-    async def test() -> None:
-        with FakeTriton(tiny_deep_model.signature, max_concurrent_streams=2) as server:
-            async with channel_to(server.port) as channel:
-                server.goes_on.clear()
-                calls = [asyncio.create_task(infer(channel, tiny_deep_model)) for _ in range(6)]
-                await asyncio.to_thread(wait_until, lambda: len(server.rows) == 2, "two calls are there", 20)
-                await asyncio.sleep(0.1)
-                assert len(server.rows) == 2
-                calls[5].cancel()  # while it waits
-                server.goes_on.set()
-                answers = await asyncio.gather(*calls, return_exceptions=True)
-                assert len({answer for answer in answers[:5] if isinstance(answer, int)}) == 1
-                assert isinstance(answers[5], asyncio.CancelledError)
-                assert len(server.rows) == 5
-
-    run(test)
-
-
 def test_the_end_of_a_channel_fails_its_calls_and_later_ones(tiny_deep_model: TinyDeepModel) -> None:
     async def test() -> None:
         with FakeTriton(tiny_deep_model.signature) as server:

@@ -14,13 +14,13 @@ from streaming.pipeline.send import Sent
 from streaming.worker.outbox import (
     COMMIT_FAILURE_S_MAX,
     JOIN_WAIT_S_MAX,
-    TRANSACTION_S_MIN,
     AtLeastOnceOutbox,
     ExactlyOnceOutbox,
 )
 from tests.timing import SetClock
 
 PARTITION: Partition = ("t", 0)
+TRANSACTION_S_MIN = 0.005
 
 
 class ManualDelivery:
@@ -55,6 +55,8 @@ class FaultyBroker:
     def begin(self) -> None:
         self.calls.append("begin")
 
+    def flush(self, timeout_s: float) -> None: ...
+
     def abort(self) -> None:
         self.calls.append("abort")
 
@@ -73,7 +75,14 @@ class Scene:
         self.broker, self.clock = FaultyBroker(), SetClock()
         self.decided: list[int] = []
         self.acknowledged: list[int] = []
-        self.outbox: Any = kind(self.broker, HealthState(60), self.clock, 0.5, self.broker)  # type: ignore[arg-type]
+        self.outbox: Any = kind(
+            self.broker,
+            HealthState(60),
+            self.clock,
+            0.5,
+            self.broker,
+            *([TRANSACTION_S_MIN] if kind is ExactlyOnceOutbox else []),
+        )  # type: ignore[arg-type]
         self.acknowledged_s: list[float | None] = []
 
     def advance(self, force: bool = False, quiet: bool = False) -> None:
