@@ -11,7 +11,14 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    ConsumerGroupState,
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from cascade.config import KafkaSettings
@@ -239,9 +246,16 @@ class RdkafkaConsumer:
         is_member = self._group is not None and bool(member_id(self._client.address))
         if not is_member:
             return GroupMember(None)
+        stable = self._is_stable()
         membership = GroupMetadata(self._client.address)
         # from the answer to a join until the assignment the generation is a later one than at the last rebalance
-        return GroupMember(membership, membership.octets() == self._membership)
+        return GroupMember(membership, stable and membership.octets() == self._membership)
+
+    def _is_stable(self) -> bool:
+        """Whether the group is in no rebalance, as its coordinator sees it; librdkafka has no call that says so."""
+        with self._connection.translated("asking for the state of the group"):
+            (asked,) = self._admin().describe_consumer_groups([self._group], request_timeout=REQUEST_S).values()
+            return bool(asked.result().state == ConsumerGroupState.STABLE)
 
     def commit(self, offsets: Offsets) -> None:
         """See ConsumerClient; an error during a rebalance can be retried."""

@@ -224,7 +224,7 @@ class Worker:
         longest_s = self._config.worker.poll_timeout_ms / 1e3 if self._recovery.done else PAUSE_S
         deadline_s = self._pipeline.deadline_s - self._clock.time()
         due_s = self._outbox.due_s(self._quiet)
-        if self._terminals is not None:
+        if self._terminals is not None and self._recovery.owned:
             due_s = min(due_s, self._terminals.due_s)
         return max(min(longest_s, deadline_s, due_s - self._clock.monotonic()), 0.0)
 
