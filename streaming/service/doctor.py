@@ -208,13 +208,14 @@ def _clock(found: Examination) -> tuple[Status, str]:
     topic = config.kafka.topics.dead_letters
     if missing_topics(config.kafka, [topic]):
         return "warning", "not checked: the topics must exist first"
-    middle_ms, appended_ms = _append_time(config, topic)
+    sent_ms, acknowledged_ms, appended_ms = _append_time(config, topic)
     if appended_ms == UNSTAMPED_MS:
         return "warning", (
             f"topic {topic} has its producers' timestamps, so the clocks cannot be compared; set message.timestamp.type"
             " to LogAppendTime for this topic and the transactions topic"
         )
-    skew_ms = appended_ms - middle_ms
+    # clocks that agree show the append between both
+    skew_ms = appended_ms - min(max(appended_ms, sent_ms), acknowledged_ms)
     if abs(skew_ms) > CLOCK_SKEW_MS_MAX:
         return "failed", (
             f"the broker's clock differs from this machine's by {skew_ms:+.0f} ms; deadlines count from the broker's"
@@ -223,8 +224,8 @@ def _clock(found: Examination) -> tuple[Status, str]:
     return "ok", f"a record was produced and consumed; the broker's clock differs by {skew_ms:+.0f} ms"
 
 
-def _append_time(config: Config, topic: str) -> tuple[float, float]:
-    """(middle between send and acknowledgement, the record's timestamp), in ms; the record is a marked dead letter."""
+def _append_time(config: Config, topic: str) -> tuple[float, float, float]:
+    """When a marked dead letter was sent and acknowledged, and its timestamp, in ms."""
     producer, consumer = make_producer(config.kafka), make_consumer(config.kafka, None)
     try:
         partitions = consumer.partitions_for(topic)
@@ -235,13 +236,13 @@ def _append_time(config: Config, topic: str) -> tuple[float, float]:
         before_ms = time.time() * 1e3
         producer.send(topic, b"doctor", b"", headers, timestamp_ms=UNSTAMPED_MS)
         producer.flush(PROBE_TIMEOUT_S)
-        middle_ms = (before_ms + time.time() * 1e3) / 2
+        acknowledged_ms = time.time() * 1e3
         give_up_s = time.monotonic() + PROBE_TIMEOUT_S
         while time.monotonic() < give_up_s:
             for fetched in consumer.poll(0.2, 100):
                 for key, time_ms in zip(fetched.keys, fetched.timestamps_ms, strict=True):
                     if key == b"doctor":
-                        return middle_ms, float(time_ms)
+                        return before_ms, acknowledged_ms, float(time_ms)
         raise BrokerError("a record was produced but could not be consumed; check the broker's logs")
     finally:
         producer.close(1.0)
