@@ -45,6 +45,7 @@ from streaming.codecs.faults import DETAIL_CHARACTERS_MAX
 from streaming.kafka import FetchedBatch
 from streaming.pipeline.dead_letters import DETAIL_BYTES_MAX, OVERHEAD_BYTES_MAX, DeadLetter, dead_letter
 from streaming.pipeline.decode import Decoder
+from streaming.pipeline.offsets import NOTHING_DECIDED
 from streaming.pipeline.table import Table
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -207,7 +208,7 @@ def read(target: Target, values: list[Message]) -> tuple[Table, list[Reject], li
     octets = ByteColumn.of(values)
     fetched = FetchedBatch(TOPIC, 0, np.arange(count), appended_ms, keys, octets, [()] * count)
     decoder = Decoder(target.codec, target.schema.roles.event_time, SETTINGS.ahead_ms_max, True, "fuzz")
-    table, rejected = decoder.decode([fetched], {}, float(target.appended_ms))
+    table, rejected = decoder.decode([fetched], [NOTHING_DECIDED], float(target.appended_ms))
     letters = [
         dead_letter(
             reject,

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from cascade.columns import Array, Int64
+from cascade.decision_ids import decision_id
 from cascade.ledger.buckets import BUCKETS_S, EXEMPLAR, NO_TOPIC
 
 EXEMPLAR_LABEL: Final = "decision_id"
@@ -68,7 +69,7 @@ class Exemplars:
         """
         topics = list(self._topics)
         return [
-            None if topic == NO_TOPIC else _exemplar(f"{topics[topic]}-{partition_id}-{offset}", latency_s, at_s)
+            None if topic == NO_TOPIC else _exemplar(decision_id(topics[topic], partition_id, offset), latency_s, at_s)
             for latency_s, at_s, topic, partition_id, offset in self.table[path].tolist()
         ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cascade.config import CodecName, KafkaSettings
 from cascade.errors import SettingError
 from cascade.schema import Field
+from streaming.codecs.ahead import too_far_ahead
 from streaming.codecs.avro import AvroCodec
 from streaming.codecs.avro_writers import Schemas
 from streaming.codecs.binary import BinaryCodec
@@ -12,7 +13,6 @@ from streaming.codecs.json import JsonCodec
 from streaming.codecs.msgpack import MsgpackCodec
 from streaming.codecs.protocol import Codec, Decoded, Reject, RejectReason
 from streaming.codecs.schema_sources import make_schemas
-from streaming.codecs.validate import too_far_ahead
 
 __all__ = ["Codec", "Decoded", "Reject", "RejectReason", "Schemas", "codec", "too_far_ahead", "topic_codec"]
 

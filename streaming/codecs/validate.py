@@ -9,8 +9,8 @@ from itertools import repeat
 import msgspec
 import numpy as np
 
-from cascade.columns import Array, Bool, ColumnBatch, Float64, Int64
-from cascade.schema import INT64_MAX, Field, out_of_limits
+from cascade.columns import Array, ColumnBatch, Float64, Int64
+from cascade.schema import Field, out_of_limits
 from streaming.codecs.faults import Fault, Faults, note
 from streaming.codecs.protocol import RejectReason
 from streaming.codecs.rows import SECONDS_MAX, time_to_ms, wire_values
@@ -155,16 +155,3 @@ def _limits_text(field: Field) -> str:
     low = "-∞" if field.minimum is None else str(field.minimum)
     high = "∞" if field.maximum is None else str(field.maximum)
     return f"{low} to {high}"
-
-
-def too_far_ahead(event_times_ms: Int64, appended_ms: Int64, tolerance_ms: int) -> Bool:
-    """Which rows have an event time more than `tolerance_ms` after their append time, bool [rows].
-
-    `event_times_ms`, `appended_ms`: int64 [rows], ms since the epoch; a negative append time is unknown, and passes.
-    Such rows are rejected (RejectReason.FUTURE_EVENT): windows end at a key's newest event, so events older than the
-    longest window before it are dropped, and the true transactions of the card and the terminal would be late, or not
-    stored at all, until the clock reaches that time. An event up to the feature file's `lateness` ahead takes nothing
-    from the window of a later row.
-    """
-    latest_ms = np.minimum(appended_ms, INT64_MAX - tolerance_ms) + tolerance_ms
-    return (event_times_ms > latest_ms) & (appended_ms >= 0)

@@ -249,8 +249,12 @@ class KafkaPythonConsumer:
     def member(self) -> GroupMember:
         """See ConsumerClient."""
         with self._translated("asking for the membership"):
-            metadata = self._consumer.group_metadata()
-        return GroupMember(metadata, metadata.state != MemberState.REBALANCING)
+            return GroupMember(self._consumer.group_metadata())
+
+    def settled(self) -> bool:
+        """See ConsumerClient."""
+        with self._translated("asking for the membership"):
+            return bool(self._consumer.group_metadata().state != MemberState.REBALANCING)
 
     def commit(self, offsets: Offsets) -> None:
         """See ConsumerClient; an error during a rebalance can be retried."""

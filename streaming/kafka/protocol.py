@@ -62,12 +62,10 @@ class GroupMember:
     """A consumer's membership in its group, for `TransactionalProducerClient.commit`.
 
     The broker refuses offsets from an earlier generation. This fences a worker that has lost its partitions and has not
-    noticed it yet. `vendor`: the client library's object. `settled`: False during a join, when the generation may end
-    at any moment.
+    noticed it yet. `vendor`: the client library's object.
     """
 
     vendor: object
-    settled: bool = True
 
 
 class ConsumerClient(Protocol):
@@ -147,6 +145,10 @@ class ConsumerClient(Protocol):
 
     def member(self) -> GroupMember:
         """The present membership of this consumer in its group."""
+        ...
+
+    def settled(self) -> bool:
+        """Whether the group is in no rebalance, in which the generation may end at any moment; may ask the broker."""
         ...
 
     def commit(self, offsets: Offsets) -> None:

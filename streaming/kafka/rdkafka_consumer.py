@@ -244,18 +244,15 @@ class RdkafkaConsumer:
         """See ConsumerClient."""
         # with other metadata the broker takes the client for a simple consumer and checks nothing
         is_member = self._group is not None and bool(member_id(self._client.address))
-        if not is_member:
-            return GroupMember(None)
-        stable = self._is_stable()
-        membership = GroupMetadata(self._client.address)
-        # from the answer to a join until the assignment the generation is a later one than at the last rebalance
-        return GroupMember(membership, stable and membership.octets() == self._membership)
+        return GroupMember(GroupMetadata(self._client.address) if is_member else None)
 
-    def _is_stable(self) -> bool:
-        """Whether the group is in no rebalance, as its coordinator sees it; librdkafka has no call that says so."""
+    def settled(self) -> bool:
+        """See ConsumerClient; asks the coordinator, since librdkafka has no call that says so."""
         with self._connection.translated("asking for the state of the group"):
             (asked,) = self._admin().describe_consumer_groups([self._group], request_timeout=REQUEST_S).values()
-            return bool(asked.result().state == ConsumerGroupState.STABLE)
+            stable = asked.result().state == ConsumerGroupState.STABLE
+        # from the answer to a join until the assignment the generation is a later one than at the last rebalance
+        return stable and GroupMetadata(self._client.address).octets() == self._membership
 
     def commit(self, offsets: Offsets) -> None:
         """See ConsumerClient; an error during a rebalance can be retried."""

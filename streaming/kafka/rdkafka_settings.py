@@ -13,11 +13,11 @@ from confluent_kafka import KafkaError, KafkaException
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.kafka import limits
+from streaming.kafka.access_errors import is_access_error
 from streaming.kafka.kafka_errors import deleted_offsets_error, fenced_error
 from streaming.kafka.secret import Secret
 from streaming.kafka.tokens import RENEW_BEFORE_S, UNSTATED_LIFE_S, make_token_provider
 
-_REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED)
 _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 
 
@@ -83,7 +83,7 @@ class Connection:
 
     def on_error(self, error: KafkaError) -> None:
         """For `error_cb`; "all brokers are down", which follows an access error, does not replace it."""
-        if self._last is None or not _is_access_error(self._last):
+        if self._last is None or not is_access_error(self._last):
             self._last = error
 
     def wait(self, client: Any) -> None:
@@ -97,7 +97,7 @@ class Connection:
                 answer = error.args[0]
             client.poll()
             problem = self._last or answer
-            if _is_access_error(problem) or time.monotonic() > give_up_s:
+            if is_access_error(problem) or time.monotonic() > give_up_s:
                 raise self.error("connecting", problem)
 
     @contextlib.contextmanager
@@ -116,13 +116,8 @@ class Connection:
             return fenced_error(self.servers)
         if error.code() in {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}:
             return deleted_offsets_error(self.servers, action, worded(error))
-        remedy = "; check kafka.security" if _is_access_error(error) else ""
+        remedy = "; check kafka.security" if is_access_error(error) else ""
         return BrokerError(f"Kafka at {self.servers}: {action}: {worded(error)}{remedy}")
-
-
-def _is_access_error(error: KafkaError) -> bool:
-    # with TLS 1.3 a client certificate is refused after the handshake, and only the alert shows it
-    return error.code() in _REFUSALS or "SSL alert number" in error.str()
 
 
 def vendor_error(error: BaseException) -> KafkaError | None:

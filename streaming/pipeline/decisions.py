@@ -67,15 +67,6 @@ _DECODERS: dict[Format, _Decoder] = {
 }
 
 
-def decision_id(topic: str, partition_id: int, offset: int) -> str:
-    """Returns `topic-partition-offset` of the transaction's record.
-
-    A record that is decided again after a crash gets the same id, even from another bundle, so that a consumer can drop
-    the repeated decision.
-    """
-    return f"{topic}-{partition_id}-{offset}"
-
-
 def decode_decision(message: bytes, codec_name: CodecName) -> Decision:
     """Reads a message; raises msgspec.MsgspecError if it is not a decision."""
     return _DECODERS[FORMATS[codec_name]].decode(message)

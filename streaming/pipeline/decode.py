@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cascade.columns import Array, Bool, ColumnBatch, Int64
 from streaming.codecs import Codec, Reject, RejectReason
-from streaming.codecs.validate import too_far_ahead
-from streaming.kafka import FetchedBatch, Partition
+from streaming.codecs.ahead import any_too_far_ahead, too_far_ahead
+from streaming.kafka import FetchedBatch
 from streaming.pipeline import table_kernels as kernels
-from streaming.pipeline.offsets import NOTHING_DECIDED, Decided
+from streaming.pipeline.offsets import Decided
 from streaming.pipeline.row import ROW
 from streaming.pipeline.table import Table
 
@@ -43,19 +43,19 @@ class Decoder:
     bundle: str
 
     def decode(
-        self, fetched: Sequence[FetchedBatch], decided: Mapping[Partition, Decided], now_ms: float
+        self, fetched: Sequence[FetchedBatch], decided: Sequence[Decided], now_ms: float
     ) -> tuple[Table, list[Rejected]]:
         """Returns the table of the readable records, with the columns of the steps `fetch` and `decode`.
 
-        fetched: batches of one topic, at most one a partition. decided: the records that have their decision, by
-        partition; their rejects are dropped. now_ms: when the micro-batch began, ms since the epoch.
+        fetched: batches of one topic, at most one a partition. decided: for each of them, the records that have their
+        decision; their rejects are dropped. now_ms: when the micro-batch began, ms since the epoch.
         """
-        parts = [self._decoded(part, decided.get((part.topic, part.partition), NOTHING_DECIDED)) for part in fetched]
+        parts = list(map(self._decoded, fetched, decided))
         rows = np.zeros(sum(len(records) for _, records, _ in parts), ROW)
         order_keys = np.empty(len(rows), np.int64)
         start = 0
-        for part, (batch, records, _) in zip(fetched, parts, strict=True):
-            before, stop = decided.get((part.topic, part.partition), NOTHING_DECIDED), start + len(records)
+        for part, before, (batch, records, _) in zip(fetched, decided, parts, strict=True):
+            stop = start + len(records)
             kernels.fill(
                 rows[start:stop], records, batch[self.event_time], part.partition, part.offsets, part.timestamps_ms,
                 before.until, before.ahead, now_ms, self.from_append, order_keys[start:stop],
@@ -84,7 +84,7 @@ class Decoder:
     def _too_far_ahead(self, batch: ColumnBatch, timestamps_ms: Int64, records: Int64) -> Bool | None:
         """The rows whose event is too far ahead of its record, bool [rows]; None if there is none."""
         event_times_ms = batch[self.event_time]
-        if not kernels.any_too_far_ahead(event_times_ms, timestamps_ms, records, self.ahead_ms_max):
+        if not any_too_far_ahead(event_times_ms, timestamps_ms, records, self.ahead_ms_max):
             return None
         return too_far_ahead(event_times_ms, timestamps_ms[records], self.ahead_ms_max)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from cascade.columns import Array, ByteColumn, Int64
 from cascade.config import CodecName
+from cascade.decision_ids import decision_id
 from cascade.policy import ACTIONS
 from streaming.pipeline import encode_kernels as kernels
 from streaming.pipeline.decisions import (
@@ -19,7 +20,6 @@ from streaming.pipeline.decisions import (
     Decision,
     Format,
     LatencyMs,
-    decision_id,
     message_keys,
     plain_ids,
 )

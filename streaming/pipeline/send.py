@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -34,16 +35,16 @@ class Sent:
     records: Records | None = None
 
 
-class Outbox(Protocol):
+class Sender(Protocol):
     """What sends records, and remembers what they decide until the broker has acknowledged them."""
 
+    @abstractmethod
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
         """Sends one record."""
-        ...
 
+    @abstractmethod
     def send_many(self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes | None], sent: Sent) -> None:
         """Sends records of one topic, in order."""
-        ...
 
 
 def send(
@@ -53,7 +54,7 @@ def send(
     keys: Sequence[bytes | None],
     values: Sequence[bytes | None],
     topic: str,
-    outbox: Outbox,
+    outbox: Sender,
 ) -> None:
     """Sends the messages of the rows with these positions (int64); all of them are on the same path."""
     offsets = table.offsets_by_partition(chosen)
@@ -69,7 +70,7 @@ def path_of(table: Table, chosen: Int64) -> Path:
 
 
 def send_dead_letter(
-    fetched: FetchedBatch, reject: Reject, now_ms: float, hasher: CardHasher | None, topic: str, outbox: Outbox
+    fetched: FetchedBatch, reject: Reject, now_ms: float, hasher: CardHasher | None, topic: str, outbox: Sender
 ) -> None:
     """Dead-letters a message of a fetch; if card ids are hashed, without the message, which may contain one."""
     index = reject.index

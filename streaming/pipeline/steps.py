@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from streaming.pipeline.offsets import Decided
 from streaming.pipeline.privacy import CardHasher
 from streaming.pipeline.repeats import Repeats
 from streaming.pipeline.screen import screen
-from streaming.pipeline.send import Outbox, path_of, send, send_dead_letter
+from streaming.pipeline.send import Sender, path_of, send, send_dead_letter
 from streaming.pipeline.table import Table
 
 _NO_QUEUE = np.zeros(0)
@@ -46,7 +46,7 @@ class Pipeline:
     _first_decisions: FirstDecisions
     _repeats: Repeats
     _escalations: Escalations
-    _outbox: Outbox
+    _outbox: Sender
     _hasher: CardHasher | None
     _ledger: Ledger
     _clock: Clock
@@ -72,11 +72,11 @@ class Pipeline:
         self._escalations.drop(partitions)
         self._repeats.drop(partitions)
 
-    def take(self, fetched: Sequence[FetchedBatch], decided: Mapping[Partition, Decided]) -> None:
+    def take(self, fetched: Sequence[FetchedBatch], decided: Sequence[Decided]) -> None:
         """Takes a micro-batch through all steps; escalated rows and repeats wait for `answer`.
 
-        fetched: at least one record, at most one batch a partition. decided: the records that have their decision, by
-        partition.
+        fetched: at least one record, at most one batch a partition. decided: for each of them, the records that have
+        their decision.
         """
         now_ms = self._clock.time() * 1e3
         self._compare_clocks(fetched, now_ms)

@@ -14,7 +14,6 @@ import numpy as np
 from cascade.columns import Array, Bool, ColumnBatch, Int64
 from streaming.kafka import Partition
 from streaming.pipeline import table_kernels as kernels
-from streaming.pipeline.decisions import decision_id
 from streaming.pipeline.row import ROW
 
 
@@ -25,11 +24,6 @@ class Records:
     topic: str
     partition_ids: Int64
     offsets: Int64
-
-    def decision_ids(self, index: Int64) -> list[str]:
-        """Returns the decision ids of the records with these positions (int64)."""
-        pairs = zip(self.partition_ids[index].tolist(), self.offsets[index].tolist(), strict=True)
-        return [decision_id(self.topic, partition_id, offset) for partition_id, offset in pairs]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,20 +22,6 @@ def newest(timestamps_ms: Int64, now_ms: float) -> tuple[int, int]:
 
 
 @kernel(nogil=True)
-def any_too_far_ahead(event_times_ms: Int64, timestamps_ms: Int64, records: Int64, tolerance_ms: int) -> bool:
-    """Whether any row is too far ahead, see `streaming.codecs.validate.too_far_ahead`.
-
-    event_times_ms (int64, [rows]). timestamps_ms (int64): of all records of a fetch. records (int64, [rows]): the
-    positions of the rows among them.
-    """
-    for row in range(len(records)):
-        appended_ms = timestamps_ms[records[row]]
-        if appended_ms >= 0 and event_times_ms[row] > min(appended_ms, INT64_MAX - tolerance_ms) + tolerance_ms:
-            return True
-    return False
-
-
-@kernel(nogil=True)
 def fill(
     rows: Array, records: Int64, event_times_ms: Int64, partition_id: int, offsets: Int64, timestamps_ms: Int64,
     until: int, ahead: Int64, now_ms: float, from_append: bool, order_keys: Int64,
@@ -171,7 +157,6 @@ def warm_up_table() -> None:
     """Compiles the kernels ahead of the first micro-batch."""
     rows, none, one = np.zeros(0, ROW), np.zeros(0, np.int64), np.zeros(1, np.int64)
     newest(one, 0.0)
-    any_too_far_ahead(none, none, none, 0)
     fill(rows, none, none, 0, none, none, 0, none, 0.0, True, none)
     mark_screened(rows, np.zeros(0), np.zeros(0, np.bool_), 0.0, 0.0)
     undecided(rows, True)

@@ -18,6 +18,7 @@ from cascade.errors import SettingError
 from cascade.ledger import Ledger
 from stages.assembly import make_engine
 from stages.screener.compiled import CompiledScreener
+from streaming.codecs.ahead import warm_up_ahead
 from streaming.codecs.avro import compile_avro_kernel
 from streaming.codecs.json_columns import compile_json_kernel
 from streaming.pipeline.duplicates import FirstDecisions
@@ -57,6 +58,7 @@ def compile_kernels(
     engine.warm_up(config.worker.batch_rows_max)
     on_progress()
     warm_up_encoder()
+    warm_up_ahead()
     warm_up_table()
     warm_up_offsets()
     on_progress()

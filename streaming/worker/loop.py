@@ -208,8 +208,8 @@ class Worker:
         accepted = [part for part in map(self._accept, fetched) if part is not None]
         if accepted:
             self._ledger.count_labels(self._labels.catch_up())
-            decided = {partition: owned.decided for partition, owned in self._recovery.owned.items()}
-            self._pipeline.take(accepted, decided)
+            partitions = [(part.topic, part.partition) for part in accepted]
+            self._pipeline.take(accepted, [self._recovery.owned[partition].decided for partition in partitions])
         elif self._config.labels.alignment == "arrival":
             self._ledger.count_labels(self._labels.catch_up())
         self._quiet = sum(map(len, fetched)) < rows_max

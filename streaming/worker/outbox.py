@@ -24,19 +24,18 @@ from streaming.health_state import HealthState
 from streaming.kafka import (
     ConsumerClient,
     Delivery,
-    GroupMember,
     Headers,
     Partition,
     ProducerClient,
     TransactionalProducerClient,
 )
 from streaming.kafka.limits import COMMIT_TIMEOUT_S
-from streaming.pipeline.send import Sent
+from streaming.pipeline.send import Sender, Sent
 
 log = structlog.get_logger()
 # A commit during a join may reach a broker that is a generation ahead, which ends the session: such a commit is delayed
 # by at most this long. A join takes about one heartbeat interval (2 s); a transaction may take 10 s.
-JOIN_WAIT_S_MAX = 4.0
+JOIN_WAIT_S_MAX, JOIN_PAUSE_S = 4.0, 0.02
 # After failing for this long, commits of offsets are not expected to succeed for this member.
 COMMIT_FAILURE_S_MAX = 30.0
 Offsets = Mapping[Partition, tuple[int, str]]
@@ -53,7 +52,7 @@ class Acknowledged(NamedTuple):
 
 
 @dataclass(eq=False)
-class Outbox(ABC):
+class Outbox(Sender, ABC):
     """Sends records and commits offsets; one thread uses it.
 
     The loop calls `collect`, counts what it returns as decided, and then calls `commit`.
@@ -71,14 +70,6 @@ class Outbox(ABC):
 
     def __post_init__(self) -> None:
         self._due_s = self._clock.monotonic() + self._interval_s
-
-    @abstractmethod
-    def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
-        """Sends one record."""
-
-    @abstractmethod
-    def send_many(self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes | None], sent: Sent) -> None:
-        """Sends records of one topic, in order."""
 
     @property
     @abstractmethod
@@ -200,9 +191,10 @@ class ExactlyOnceOutbox(Outbox):
     _seconds_min: float
     _in_transaction: list[Sent] = field(default_factory=list, init=False)
     _committing: bool = field(default=False, init=False)
-    _member: GroupMember = field(default=GroupMember(None), init=False)
     _failure: BrokerError | None = field(default=None, init=False)
     _began_s: float = field(default=0.0, init=False)
+    # during a join: when the group is asked again
+    _again_s: float = field(default=0.0, init=False)
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
         """See Outbox."""
@@ -227,18 +219,22 @@ class ExactlyOnceOutbox(Outbox):
         """See Outbox."""
         if not self._in_transaction:
             return math.inf
-        return min(self._due_s, self._began_s + self._seconds_min) if quiet else self._due_s
+        due_s = min(self._due_s, self._began_s + self._seconds_min) if quiet else self._due_s
+        return max(due_s, self._again_s)
 
     def collect(self, force: bool = False, quiet: bool = False) -> list[Acknowledged]:
         """See Outbox; returns nothing unless a commit is due. The time of the events is that of the commit."""
-        if not self._in_transaction or not (force or self._clock.monotonic() >= self.due_s(quiet)):
+        now_s = self._clock.monotonic()
+        if not self._in_transaction or not (force or now_s >= self.due_s(quiet)):
             return []
-        # first, so that the membership is as fresh as possible
+        # first, so that the commit follows at once what the group is asked
         with self._first_error_latched():
             self._producer.flush(COMMIT_TIMEOUT_S)
-        self._member = self._consumer.member()
-        self._committing = force or self._member.settled or self._clock.monotonic() >= self._due_s + JOIN_WAIT_S_MAX
-        return [Acknowledged(sent, None) for sent in self._in_transaction] if self._committing else []
+        self._committing = force or now_s >= self._due_s + JOIN_WAIT_S_MAX or self._consumer.settled()
+        if not self._committing:
+            self._again_s = now_s + JOIN_PAUSE_S
+            return []
+        return [Acknowledged(sent, None) for sent in self._in_transaction]
 
     def commit(self, progress: Callable[[], Offsets], force: bool = False) -> None:
         """See Outbox; a failed commit ends the session."""
@@ -246,9 +242,10 @@ class ExactlyOnceOutbox(Outbox):
         if not self._committing:
             return
         self._committing = False
+        member = self._consumer.member()
         with self._first_error_latched():
             fresh = self._changed(progress)
-            self._producer.commit(fresh, self._member)
+            self._producer.commit(fresh, member)
         self._in_transaction = []
         self.committed.update(fresh)
         self._health.ok("broker")

@@ -21,7 +21,7 @@ from cascade.features.summaries import decode, encode
 from cascade.protocols import Clock
 from cascade.schema import key_codes
 from streaming.kafka import ConsumerClient, Partition
-from streaming.pipeline.send import Outbox, Sent
+from streaming.pipeline.send import Sender, Sent
 from streaming.worker.labels import CATCH_UP_TIMEOUT_S, read_to_end
 
 ROWS_MAX = 10_000
@@ -34,7 +34,7 @@ class TerminalExchange:
     """Publishes summaries of changed terminals, and reads those of other workers; for one thread."""
 
     def __init__(
-        self, config: Config, features: FeatureEngine, consumer: ConsumerClient, outbox: Outbox, clock: Clock
+        self, config: Config, features: FeatureEngine, consumer: ConsumerClient, outbox: Sender, clock: Clock
     ) -> None:
         self._topic = config.kafka.topics.summaries
         self._interval_s, self._bucket_ms = config.terminals.interval_s, config.terminals.bucket_s * 1_000

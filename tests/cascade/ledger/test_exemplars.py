@@ -12,10 +12,10 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from cascade.decision_ids import decision_id
 from cascade.ledger import Ledger, ledger_registry
 from cascade.ledger.buckets import BUCKETS_S
 from cascade.ledger.exemplars import ID_CHARACTERS_MAX
-from streaming.pipeline.decisions import decision_id
 from tests.cascade.ledger.helpers import Records, records
 
 NAME = "cascade_decision_latency_seconds"

@@ -9,7 +9,7 @@ from cascade.schema import Field
 from streaming.codecs import Codec, RejectReason, codec
 from streaming.kafka import FetchedBatch
 from streaming.pipeline.decode import Decoder, Rejected
-from streaming.pipeline.offsets import Decided
+from streaming.pipeline.offsets import NOTHING_DECIDED, Decided
 from streaming.pipeline.table import Table
 
 AHEAD_MS_MAX = 3_600_000
@@ -41,7 +41,8 @@ def decode(
     *fetched: FetchedBatch, decided: dict[tuple[str, int], Decided] | None = None, from_append: bool = True
 ) -> tuple[Table, list[Rejected]]:
     decoder = Decoder(json_codec(), "time", AHEAD_MS_MAX, from_append, "v1")
-    return decoder.decode(list(fetched), decided or {}, NOW_MS)
+    known = [(decided or {}).get((part.topic, part.partition), NOTHING_DECIDED) for part in fetched]
+    return decoder.decode(list(fetched), known, NOW_MS)
 
 
 def taken(*fetched: FetchedBatch, decided_until: dict[tuple[str, int], int] | None = None) -> Table:

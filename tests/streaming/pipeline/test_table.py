@@ -43,6 +43,6 @@ def test_rows_belong_to_partitions_of_their_own_topic() -> None:
     assert table(3).belong_to([("t", 1), ("other", 0)]).tolist() == [False, True, False]
 
 
-def test_records_name_their_decisions() -> None:
-    records = table(4).records(np.array([1, 2]))
-    assert records.decision_ids(np.array([1, 0])) == ["t-0-102", "t-1-101"]
+def test_records_are_those_of_the_rows_in_their_order() -> None:
+    records = table(4).records(np.array([2, 1]))
+    assert (records.topic, records.partition_ids.tolist(), records.offsets.tolist()) == ("t", [0, 1], [102, 101])

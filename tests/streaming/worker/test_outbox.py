@@ -43,7 +43,7 @@ class FaultyBroker:
         self.commits: list[dict[Partition, tuple[int, str]]] = []
         self.calls: list[str] = []
         self.refuses = False
-        self.settled = True
+        self.joins = False
 
     def send(self, *_: Any) -> ManualDelivery:
         self.calls.append("send")
@@ -61,7 +61,10 @@ class FaultyBroker:
         self.calls.append("abort")
 
     def member(self) -> GroupMember:
-        return GroupMember("member", self.settled)
+        return GroupMember("member")
+
+    def settled(self) -> bool:
+        return not self.joins
 
     def commit(self, offsets: Mapping[Partition, tuple[int, str]], member: object = None) -> None:
         self.calls.append("commit")
@@ -224,7 +227,7 @@ def test_an_acknowledgement_has_the_time_of_its_delivery() -> None:
 def test_a_commit_waits_for_a_join_but_not_for_ever() -> None:
     scene = Scene(ExactlyOnceOutbox)
     scene.send(0)
-    scene.broker.settled = False
+    scene.broker.joins = True
     scene.clock.now_s += 1.0
     scene.advance()
     assert scene.broker.commits == []
