@@ -15,6 +15,7 @@ Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
+INT64_MAX = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,6 @@ from cascade.setting_files import read_setting_file
 
 FieldType = Literal["int64", "float64", "timestamp", "string", "category"]
 TIME_UNITS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
-INT64_MAX = 2**63 - 1
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cascade.columns import Bool, Int64
+from cascade.columns import INT64_MAX, Bool, Int64
 from cascade.compilation import kernel
-from cascade.schema import INT64_MAX
 
 
 @kernel(nogil=True)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from cascade.columns import Array, ColumnBatch
-from cascade.schema import INT64_MAX, TIME_UNITS_PER_SECOND, Field
+from cascade.columns import INT64_MAX, Array, ColumnBatch
+from cascade.schema import TIME_UNITS_PER_SECOND, Field
 
 # The largest number of seconds whose milliseconds fit int64.
 SECONDS_MAX = INT64_MAX // 1_000

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cascade.columns import Array, Bool, Float64, Int64
+from cascade.columns import INT64_MAX, Array, Bool, Float64, Int64
 from cascade.compilation import kernel
 from streaming.pipeline.row import ROW
-
-INT64_MAX = np.iinfo(np.int64).max
 
 
 @kernel(nogil=True)
