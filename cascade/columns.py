@@ -18,7 +18,7 @@ Bool = NDArray[np.bool_]
 INT64_MAX = 2**63 - 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ColumnBatch:
     """Columns of equal length, by field name, a row per transaction.
 

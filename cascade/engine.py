@@ -16,7 +16,7 @@ from cascade.policy import Policy
 from cascade.protocols import DeepInputs, Screener
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Screened:
     """A micro-batch after the screener, a row per transaction.
 

@@ -63,9 +63,7 @@ class HealthState:
 
     def progress(self) -> None:
         """Notes that the loop has completed a turn."""
-        now_s = self._clock()
-        with self._lock:
-            self._progress_s = now_s
+        self._progress_s = self._clock()
 
     def components(self) -> dict[str, Component]:
         """A copy of all components, by name."""

@@ -9,7 +9,7 @@ import numpy as np
 from cascade.columns import Float32
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FeatureBatch:
     """Features and sequences of the rows of a micro-batch.
 

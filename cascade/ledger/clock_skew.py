@@ -45,7 +45,9 @@ class LeastWait:
         """Adds a record that has waited `wait_s` seconds, negative if its stamp is ahead of the worker's clock."""
         window = int(self._clock() // WINDOW_S)
         if self._windows and self._windows[-1][0] == window:
-            wait_s = min(wait_s, self._windows.pop()[1])
+            if wait_s >= self._windows[-1][1]:
+                return
+            self._windows.pop()
         self._windows.append((window, wait_s))
 
     @property

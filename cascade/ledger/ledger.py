@@ -146,8 +146,9 @@ class Ledger:
         laps: of the stages that have ended. queue_s: seconds that transactions of the batch have waited before its work
         began, float64 [n]. Raises ValueError if there is a NaN.
         """
+        share = laps.cpu_share()
         with self._counting:
-            self._add_stages(self._stages, self._stage_cpu_s, laps.wall_s, laps.cpu_s, laps.rows, _QUEUE, queue_s)
+            self._add_stages(self._stages, self._stage_cpu_s, laps.wall_s, share, laps.rows, _QUEUE, queue_s)
 
     def record_stage(self, stage: Stage, wall_s: float, cpu_s: float, rows: int) -> None:
         """Adds a stage's seconds for a batch of `rows`; each row counts with the `wall_s` of the whole batch."""

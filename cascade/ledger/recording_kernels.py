@@ -77,19 +77,26 @@ def add_equal_durations(histograms: Array, index: int, value_s: float, count: in
 
 @kernel
 def add_stages(
-    histograms: Array, total_cpu_s: Float64, wall_s: Float64, cpu_s: Float64, rows: Int64, queue: int, queue_s: Float64
+    histograms: Array,
+    total_cpu_s: Float64,
+    wall_s: Float64,
+    cpu_share: float,
+    rows: Int64,
+    queue: int,
+    queue_s: Float64,
 ) -> None:
     """Adds the stages of a micro-batch.
 
-    histograms (HISTOGRAM [stages]), total_cpu_s (float64 [stages]): what is added to. wall_s, cpu_s (float64 [stages]),
-    rows (int64 [stages]): of each stage; a stage without rows took no part. queue: the number of the stage whose
-    durations queue_s (float64 [n]) differ. Raises ValueError, and adds nothing, if `queue_s` has a NaN.
+    histograms (HISTOGRAM [stages]), total_cpu_s (float64 [stages]): what is added to. wall_s (float64 [stages]), rows
+    (int64 [stages]): of each stage; a stage without rows took no part. cpu_share: CPU time as a share of wall_s.
+    queue: the number of the stage whose durations queue_s (float64 [n]) differ. Raises ValueError, and adds nothing, if
+    `queue_s` has a NaN.
     """
     _refuse_nan(queue_s)
     for stage in range(len(rows)):
         if rows[stage]:
             _add_equal(histograms[stage], wall_s[stage], rows[stage])
-            total_cpu_s[stage] += cpu_s[stage]
+            total_cpu_s[stage] += wall_s[stage] * cpu_share
     _add_each(histograms[queue], queue_s)
 
 

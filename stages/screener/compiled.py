@@ -73,7 +73,9 @@ class CompiledScreener:
             masked_rows = rows if rest > ROWS_WALKED_MAX else rows - rest
             if masked_rows:
                 quickscore(features[:masked_rows], *self._columns, *self._masked, scores[:masked_rows])
-        if masked_rows < rows:
+        if not masked_rows:
+            walk(features, *self._columns, *self._walked, scores)
+        elif masked_rows < rows:
             walk(features[masked_rows:], *self._columns, *self._walked, scores[masked_rows:])
         return scores
 

@@ -8,12 +8,12 @@ from cascade.columns import INT64_MAX, Bool, Int64
 from cascade.compilation import kernel
 
 
-@kernel(nogil=True)
+@kernel
 def _is_ahead(event_time_ms: int, appended_ms: int, tolerance_ms: int) -> bool:
     return appended_ms >= 0 and event_time_ms > min(appended_ms, INT64_MAX - tolerance_ms) + tolerance_ms
 
 
-@kernel(nogil=True)
+@kernel
 def too_far_ahead(event_times_ms: Int64, appended_ms: Int64, tolerance_ms: int) -> Bool:
     """Which rows have an event time more than `tolerance_ms` after their append time, bool [rows].
 
@@ -29,7 +29,7 @@ def too_far_ahead(event_times_ms: Int64, appended_ms: Int64, tolerance_ms: int) 
     return found
 
 
-@kernel(nogil=True)
+@kernel
 def any_too_far_ahead(event_times_ms: Int64, timestamps_ms: Int64, records: Int64, tolerance_ms: int) -> bool:
     """Whether `too_far_ahead` holds for any row, in one call and without arrays: hardly ever.
 

@@ -24,7 +24,6 @@ class PlainReader:
     """Reads messages with fields that `can_be_plain`, at most `bytes_max` octets each. One thread uses it."""
 
     def __init__(self, fields: dict[str, Field], bytes_max: int) -> None:
-        self._names = list(fields)
         self._bytes_max = bytes_max
         self._wholes = [name for name, field in fields.items() if _KINDS[field.type] in (WHOLE, TIME, CATEGORY)]
         self._numbers = [name for name, field in fields.items() if field.type == "float64"]
@@ -45,6 +44,8 @@ class PlainReader:
         self._letters = np.frombuffer(b"".join(words), np.uint8)
         self._bounds = np.cumsum([0, *map(len, words)])
         self._order = np.arange(len(fields))
+        # of each field: whether its column is one of `numbers`, and its `column` in FIELD; of a text its dtype
+        self._places = [(name, name in self._numbers, self._column(name), self._texts.get(name)) for name in fields]
 
     def read(self, messages: ByteColumn) -> tuple[ColumnBatch, Bool, int]:
         """Returns columns of all messages, which of them are doubtful (bool [messages]), and their number.
@@ -60,11 +61,12 @@ class PlainReader:
             messages.octets, messages.ends, self._bytes_max, self._fields, self._letters, self._bounds, self._order,
             wholes, numbers, texts, doubtful,
         )  # fmt: skip
-        columns: dict[str, Array] = dict(zip(self._wholes, wholes, strict=True))
-        columns.update(zip(self._numbers, numbers, strict=True))
-        for (name, dtype), start in zip(self._texts.items(), self._text_bounds, strict=False):
-            columns[name] = texts[rows * start : rows * (start + dtype.itemsize)].view(dtype)
-        return ColumnBatch({name: columns[name] for name in self._names}, rows), doubtful, doubts
+        parts = (wholes, numbers)
+        columns: dict[str, Array] = {
+            name: parts[part][at] if dtype is None else texts[rows * at : rows * (at + dtype.itemsize)].view(dtype)
+            for name, part, at, dtype in self._places
+        }
+        return ColumnBatch(columns, rows), doubtful, doubts
 
     def _column(self, name: str) -> int:
         """The field's `column` for the kernel, see FIELD."""

@@ -45,7 +45,7 @@ class Reject:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decoded:
     """The result of `decode`: each message of the input is either a row or a reject.
 

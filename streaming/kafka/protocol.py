@@ -18,7 +18,7 @@ Headers = Sequence[tuple[str, bytes | None]]
 PartitionsCallback = Callable[[list[Partition]], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FetchedBatch:
     """Consecutive records of a partition, an element each in every sequence.
 

@@ -148,18 +148,20 @@ class FirstDecisions:
         """
         if not self.enabled or not len(table):
             return 0
-        batch = table.batch
-        ids, cards = (np.ascontiguousarray(_codes(batch[name])) for name in (roles.transaction_id, roles.card))
-        columns = (ids, cards, np.ascontiguousarray(batch[roles.amount], np.float64), table.rows)
-        repeats = self._look_up(*columns)
+        columns, rows = table.batch.columns, table.rows
+        ids, cards = _codes(columns[roles.transaction_id]), _codes(columns[roles.card])
+        amounts = np.ascontiguousarray(columns[roles.amount], np.float64)
+        repeats = self._look_up(ids, cards, amounts, rows)
         if repeats < 0:
-            self._make_clocks(int(table.rows["partition_id"].max()))
-            repeats = self._look_up(*columns)
+            self._make_clocks(int(rows["partition_id"].max()))
+            repeats = self._look_up(ids, cards, amounts, rows)
         return repeats
 
     def _look_up(self, ids: Int64, cards: Int64, amounts: Float64, rows: Array) -> int:
-        state = (self._by_identity, self._by_record, self._entries, self._counters, self._clocks, self._known)
-        return kernels.look_up(*state, self._seed, self._window_ms, ids, cards, amounts, rows)
+        return kernels.look_up(
+            self._by_identity, self._by_record, self._entries, self._counters, self._clocks, self._known, self._seed,
+            self._window_ms, ids, cards, amounts, rows,
+        )  # fmt: skip
 
     def settle_rows(self, table: Table, chosen: Int64) -> None:
         """Stores the decisions of the table's rows with these positions, by the worker's own bundle.
@@ -170,8 +172,10 @@ class FirstDecisions:
             self._settle(table.rows, chosen, self._bundle_number(table.bundles[0]))
 
     def _settle(self, rows: Array, chosen: Int64, bundle: int) -> None:
-        state = (self._known, self._decided, self._scores, self._times_ms, self._bundle_numbers)
-        kernels.settle(self._entries, self._counters, *state, bundle, rows, chosen)
+        kernels.settle(
+            self._entries, self._counters, self._known, self._decided, self._scores, self._times_ms,
+            self._bundle_numbers, bundle, rows, chosen,
+        )  # fmt: skip
 
     def settle(self, partition: int, offsets: Int64, verdicts: Verdicts, bundle: str) -> None:
         """Stores the decisions of a partition's records (`offsets`: int64, [verdicts]) by a bundle's version.
@@ -333,7 +337,7 @@ def _codes(column: Array) -> Int64:
     """Returns integers unchanged, and texts as codes that resist second preimages."""
     if column.dtype.kind == "S":
         return digest_codes(column.tolist())
-    return column
+    return np.ascontiguousarray(column)
 
 
 def _plain(column: Int64) -> Int64:

@@ -25,7 +25,7 @@ from streaming.pipeline.decisions import (
 )
 from streaming.pipeline.row import ROW
 from streaming.pipeline.table import Table
-from streaming.pipeline.table_kernels import both_scores
+from streaming.pipeline.table_kernels import both_scores, is_repeat
 
 _Encoder = msgspec.json.Encoder | msgspec.msgpack.Encoder
 _ENCODERS: dict[Format, _Encoder] = {"json": msgspec.json.Encoder(), "msgpack": msgspec.msgpack.Encoder()}
@@ -135,7 +135,7 @@ _FIRST_WORDS = np.cumsum([0, len(ACTIONS), len(STAGES), len(CAUSES)])
 
 def _json(table: Table, chosen: Int64, transaction_ids: Int64) -> ByteColumn | None:
     rows = table.rows
-    repeated = len(chosen) > 0 and rows["first_offset"].item(chosen.item(0)) >= 0
+    repeated = len(chosen) > 0 and is_repeat(rows, chosen.item(0))
     pieces, order = _layout(table.topic, repeated)
     tokens = msgspec.json.encode(both_scores(rows, chosen).tolist())
     return kernels.write_decisions(

@@ -33,11 +33,11 @@ _ONES = np.array([_ZERO + pair % 10 for pair in range(100)], np.uint8)
 
 
 class Words:
-    """Texts as arrays for the kernel: `octets` uint8 [words, longest], `lengths` int64 [words]."""
+    """Texts as arrays for the kernel: `octets` uint8 [words, longest], `lengths` int64 [words]; `total`: their sum."""
 
     def __init__(self, texts: Sequence[bytes]) -> None:
         self.lengths = np.array([len(text) for text in texts], np.int64)
-        self.longest = int(self.lengths.max(initial=1))
+        self.longest, self.total = max(map(len, texts), default=1), sum(map(len, texts))
         self.octets = np.zeros((len(texts), self.longest), np.uint8)
         for row, text in enumerate(texts):
             self.octets[row, : len(text)] = np.frombuffer(text, np.uint8)
@@ -54,7 +54,7 @@ def write_decisions(
     chosen (int64): positions of the rows. transaction_ids (int64, [rows]). tokens: a JSON array without spaces, with
     score and screener score of each chosen row.
     """
-    length_max = int(pieces.lengths.sum()) + len(order) * (max(NUMBER_BYTES_MAX, words.longest) + 2)
+    length_max = pieces.total + len(order) * (max(NUMBER_BYTES_MAX, words.longest) + 2)
     text, ends = np.empty(len(chosen) * length_max, np.uint8), np.empty(len(chosen), np.int64)
     length = _write(
         text, ends, pieces.octets, pieces.lengths, words.octets, words.lengths, firsts, rows, chosen, transaction_ids,

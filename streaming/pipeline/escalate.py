@@ -35,6 +35,8 @@ LATE_CAUSES = ("deadline", "queue-full")
 PROBE_EVERY_S = 1.0
 # Between two looks at the replicas of the model's server, for health and log.
 REPLICAS_EVERY_S = 0.5
+# Between two looks at all of it while no row waits: the loop turns a thousand times a second.
+LOOK_EVERY_S = 0.02
 
 
 class DeepCall:
@@ -109,18 +111,18 @@ class Escalations:
         self._ended, self._ended_late = 0, 0
         self._late_counted = self._deep.late_answers
         self._probe: Future[Float64] | None = None
-        self._probe_due_s = self._replicas_due_s = clock.monotonic()
+        self._probe_due_s = self._replicas_due_s = self._look_due_s = clock.monotonic()
         self._replicas_text, self._replicas_counted = "", (0, 0)
 
     @property
     def open(self) -> int:
         """The number of rows that wait."""
-        return sum(call.rows_open for call in self._calls)
+        return sum(call.rows_open for call in self._calls) if self._calls else 0
 
     @property
     def deadline_ms(self) -> float:
         """The earliest deadline of the rows that wait, ms since the epoch; infinite if none waits."""
-        return min((call.next_deadline_ms for call in self._calls), default=math.inf)
+        return min(call.next_deadline_ms for call in self._calls) if self._calls else math.inf
 
     @property
     def raised(self) -> float:
@@ -155,8 +157,11 @@ class Escalations:
 
     def collect(self) -> list[Table]:
         """Returns the rows whose score is known since the last call: by answers, errors, deadlines."""
-        decided = self._collected() if self._calls else []
         now_s = self._clock.monotonic()
+        if not self._calls and not self._ended and now_s < self._look_due_s:
+            return []
+        self._look_due_s = now_s + LOOK_EVERY_S
+        decided = self._collected()
         self._look_at_replicas(now_s)
         self._look_for_model(now_s)
         self._observe()

@@ -8,7 +8,7 @@ from cascade.columns import Bool, Int64
 from cascade.compilation import kernel
 
 
-@kernel(nogil=True)
+@kernel
 def mark(offsets: Int64, known: Bool, first: int, end: int, ahead: int, decided: Int64) -> tuple[int, int]:
     """Marks records as decided; returns `first` and `ahead` afterwards.
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from cascade.columns import Int64
 from cascade.engine import Engine, Screened
 from cascade.ledger import StageLaps
 from streaming.pipeline import table_kernels as kernels
 from streaming.pipeline.table import Table
 
 
-def screen(table: Table, engine: Engine, threshold_raise: float, laps: StageLaps) -> tuple[Screened, int]:
-    """Fills the columns of both steps; returns the engine's result, and the number of undecided rows to escalate.
+def screen(table: Table, engine: Engine, threshold_raise: float, laps: StageLaps) -> tuple[Screened, Int64, Int64]:
+    """Fills the columns of both steps.
+
+    Returns the engine's result, and the positions (int64) of the undecided rows that the screener decides, and of those
+    to escalate.
 
     Records that the previous owner of their partition escalated stay escalated, even if their scores differ now, since
     the records of other partitions came in another order: decided by the screener, they would follow later ones of
@@ -23,7 +29,8 @@ def screen(table: Table, engine: Engine, threshold_raise: float, laps: StageLaps
     laps.end("features", len(table))
     screened = engine.score(computed, threshold_raise)
     laps.end("screener", len(table))
-    suspicious = kernels.mark_screened(
-        table.rows, screened.probability, screened.escalate, laps.wall_ms("features"), laps.wall_ms("screener")
+    found = np.empty(len(table), np.int64)
+    clear, end = kernels.mark_screened(
+        table.rows, screened.probability, screened.escalate, laps.wall_ms("features"), laps.wall_ms("screener"), found
     )
-    return screened, suspicious
+    return screened, found[:clear], found[clear:end]

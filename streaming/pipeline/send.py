@@ -20,7 +20,7 @@ from streaming.pipeline.table import Records, Table
 from streaming.pipeline.table_kernels import stage_and_cause
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sent:
     """Decisions, or a dead letter, that were sent: `offsets` of their records by partition, and the ledger's figures.
 
@@ -57,10 +57,9 @@ def send(
     outbox: Sender,
 ) -> None:
     """Sends the messages of the rows with these positions (int64); all of them are on the same path."""
-    offsets = table.offsets_by_partition(chosen)
+    records, offsets, start_ms = table.records(chosen)
     cause = CAUSES[table.rows["cause"][chosen[0]]] if path == "degraded" else None
-    sent = Sent(offsets, table.rows["start_ms"][chosen], path, cause, table.records(chosen))
-    outbox.send_many(topic, keys, values, sent)
+    outbox.send_many(topic, keys, values, Sent(offsets, start_ms, path, cause, records))
 
 
 def path_of(table: Table, chosen: Int64) -> Path:

@@ -114,18 +114,17 @@ class Pipeline:
     def _screen(self, table: Table) -> None:
         """Screens rows, sends the suspicious ones to the deep model, and decides the others."""
         rows, laps = table.rows, self._laps
-        screened, suspicious = screen(table, self._engine, self._escalations.raised, laps)
+        screened, clear, escalated = screen(table, self._engine, self._escalations.raised, laps)
         refused: list[Table] = []
-        if suspicious:
+        if len(escalated):
             # sent before the others are decided, so that the model works meanwhile
-            escalated = kernels.undecided(rows, True)
             refused = self._escalations.send(table.take(escalated), screened.deep_inputs(escalated))
             laps.skip()
-        clear = kernels.undecided(rows, False)
         if len(clear):
             kernels.by_screener(rows, clear, 0, 0.0)
             self._decide(table, clear)
-        self._ledger.record_batch(laps, kernels.queued(rows))
+        queue_s = np.empty(len(rows))
+        self._ledger.record_batch(laps, queue_s[: kernels.queued(rows, queue_s)])
         for part in refused:
             self._decide_all(part)
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cascade.columns import Array, Bool, ColumnBatch, Int64
+from cascade.columns import Array, Bool, ColumnBatch, Float64, Int64
 from streaming.kafka import Partition
 from streaming.pipeline import table_kernels as kernels
 from streaming.pipeline.row import ROW
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Records:
     """Records of transactions: `partition_ids` and `offsets`, int64 [records]."""
 
@@ -26,7 +26,7 @@ class Records:
     offsets: Int64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Table:
     """Transactions in flight, a row each.
 
@@ -66,17 +66,16 @@ class Table:
         found: Bool = np.isin(self.rows["partition_id"], wanted)
         return found
 
-    def records(self, chosen: Array) -> Records:
-        """Returns the records of the rows with these positions."""
-        return Records(self.topic, self.rows["partition_id"][chosen], self.rows["offset"][chosen])
+    def records(self, chosen: Int64) -> tuple[Records, dict[Partition, Int64], Float64]:
+        """Returns the records of the rows with these positions, at least one; their offsets by partition; `start_ms`.
 
-    def offsets_by_partition(self, chosen: Array) -> dict[Partition, Int64]:
-        """Returns the offsets of the rows with these positions, by partition, in the order of the rows."""
-        offsets, only = self.rows["offset"][chosen], kernels.only_partition(self.rows, chosen)
-        if only >= 0:
-            return {(self.topic, only): offsets}
-        partition_ids = self.rows["partition_id"][chosen]
-        return {
-            (self.topic, partition_id): offsets[partition_ids == partition_id]
-            for partition_id in np.unique(partition_ids).tolist()
+        All in the order of the rows.
+        """
+        count = len(chosen)
+        partition_ids, offsets, start_ms = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count)
+        only = kernels.copy_records(self.rows, chosen, partition_ids, offsets, start_ms)
+        numbers = [only] if only >= 0 else np.unique(partition_ids).tolist()
+        by_partition = {
+            (self.topic, number): offsets if only >= 0 else offsets[partition_ids == number] for number in numbers
         }
+        return Records(self.topic, partition_ids, offsets), by_partition, start_ms

@@ -1,4 +1,7 @@
-"""The steps' work on the table that needs no other state, compiled by numba: a call for a whole micro-batch."""
+"""The steps' work on the table that needs no other state, compiled by numba: a call for a whole micro-batch.
+
+They keep Python's lock: a call takes a few microseconds, and to take the lock again could take a thread switch.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from cascade.compilation import kernel
 from streaming.pipeline.row import ROW
 
 
-@kernel(nogil=True)
+@kernel
 def newest(timestamps_ms: Int64, now_ms: float) -> tuple[int, int]:
     """Returns the newest of the timestamps (int64, [records]), and the number of those after `now_ms`."""
     latest, early = timestamps_ms[0], 0
@@ -19,7 +22,7 @@ def newest(timestamps_ms: Int64, now_ms: float) -> tuple[int, int]:
     return latest, early
 
 
-@kernel(nogil=True)
+@kernel
 def fill(
     rows: Array, records: Int64, event_times_ms: Int64, partition_id: int, offsets: Int64, timestamps_ms: Int64,
     until: int, ahead: Int64, now_ms: float, from_append: bool, order_keys: Int64,
@@ -52,23 +55,34 @@ def fill(
         into.entry = into.first = into.first_offset = -1
 
 
-@kernel(nogil=True)
-def mark_screened(rows: Array, probability: Float64, escalate: Bool, features_ms: float, screener_ms: float) -> int:
-    """Fills the columns of the steps `features` and `screen`; returns the number of undecided rows to escalate.
+@kernel
+def mark_screened(
+    rows: Array, probability: Float64, escalate: Bool, features_ms: float, screener_ms: float, found: Int64
+) -> tuple[int, int]:
+    """Fills the columns of the steps `features` and `screen`.
 
     probability (float64), escalate (bool), [rows]: by the screener and the policy. A row that was escalated before
-    stays escalated.
+    stays escalated. found (int64, [rows]): gets the positions of the undecided rows, first of those that the screener
+    decides, then of those to escalate. Returns where the first of these end, and the second.
     """
-    count = 0
+    clear = 0
     for row in range(len(rows)):
         into = rows[row]
         into.screener_score, into.features_ms, into.screener_ms = probability[row], features_ms, screener_ms
         into.escalate = escalate[row] or into.was_escalated
-        count += into.escalate and into.undecided
-    return count
+        clear += into.undecided and not into.escalate
+    place, later = 0, clear
+    for row in range(len(rows)):
+        if rows[row].undecided and rows[row].escalate:
+            found[later] = row
+            later += 1
+        elif rows[row].undecided:
+            found[place] = row
+            place += 1
+    return clear, later
 
 
-@kernel(nogil=True)
+@kernel
 def any_undecided(rows: Array) -> bool:
     """Whether any row is to be decided."""
     row = 0
@@ -77,17 +91,25 @@ def any_undecided(rows: Array) -> bool:
     return row < len(rows)
 
 
-@kernel(nogil=True)
-def only_partition(rows: Array, chosen: Int64) -> int:
-    """Returns the partition id of the rows with these positions, at least one; -1 if they are of several partitions."""
+@kernel
+def copy_records(rows: Array, chosen: Int64, partition_ids: Int64, offsets: Int64, start_ms: Float64) -> int:
+    """Copies columns of the rows with these positions, at least one; returns their partition id, -1 for several."""
     only = np.int64(rows[chosen[0]].partition_id)
-    for row in chosen:
-        if rows[row].partition_id != only:
-            return -1
+    for number in range(len(chosen)):
+        row = rows[chosen[number]]
+        partition_ids[number], offsets[number], start_ms[number] = row.partition_id, row.offset, row.start_ms
+        if row.partition_id != only:
+            only = -1
     return int(only)
 
 
-@kernel(nogil=True)
+@kernel
+def is_repeat(rows: Array, row: int) -> bool:
+    """Whether a row repeats an earlier transaction."""
+    return bool(rows[row].first_offset >= 0)
+
+
+@kernel
 def both_scores(rows: Array, chosen: Int64) -> Float64:
     """Returns the score and the screener's score of the rows with these positions, in turn, float64 [2 · chosen]."""
     found = np.empty(2 * len(chosen))
@@ -97,44 +119,34 @@ def both_scores(rows: Array, chosen: Int64) -> Float64:
     return found
 
 
-@kernel(nogil=True)
+@kernel
 def stage_and_cause(rows: Array, row: int) -> tuple[int, int]:
     """Returns the columns `stage` and `cause` of a row."""
     return rows[row].stage, rows[row].cause
 
 
-@kernel(nogil=True)
-def latencies(start_ms: Float64, acknowledged_ms: float) -> Float64:
-    """Returns the seconds from each start (float64 [rows], ms) to the acknowledgement, at least 0."""
-    found = np.empty(len(start_ms))
+@kernel
+def latencies(start_ms: Float64, acknowledged_ms: float, latency_s: Float64) -> None:
+    """Writes the seconds from each start (float64 [rows], ms) to the acknowledgement, at least 0."""
     for row in range(len(start_ms)):
-        found[row] = max(acknowledged_ms - start_ms[row], 0.0) / 1e3
-    return found
+        latency_s[row] = max(acknowledged_ms - start_ms[row], 0.0) / 1e3
 
 
-@kernel(nogil=True)
-def queued(rows: Array) -> Float64:
-    """Returns the seconds that each undecided row has waited before its micro-batch began."""
-    found, count = np.empty(len(rows)), 0
+# A kernel that returns an array costs several times as much as one that writes to an argument.
+
+
+@kernel
+def queued(rows: Array, queue_s: Float64) -> int:
+    """Writes the seconds that each undecided row has waited before its micro-batch began; returns their number."""
+    count = 0
     for row in range(len(rows)):
         if rows[row].undecided:
-            found[count] = rows[row].queue_ms / 1e3
+            queue_s[count] = rows[row].queue_ms / 1e3
             count += 1
-    return found[:count]
+    return count
 
 
-@kernel(nogil=True)
-def undecided(rows: Array, escalate: bool) -> Int64:
-    """Returns the positions of the undecided rows that are to be escalated, or those that are not, int64."""
-    found, count = np.empty(len(rows), np.int64), 0
-    for row in range(len(rows)):
-        if rows[row].undecided and rows[row].escalate == escalate:
-            found[count] = row
-            count += 1
-    return found[:count]
-
-
-@kernel(nogil=True)
+@kernel
 def by_screener(rows: Array, chosen: Int64, cause: int, deep_ms: float) -> None:
     """Fills the columns of the step `escalate` for rows that the screener decides; `cause`: index into CAUSES."""
     for row in chosen:
@@ -142,7 +154,7 @@ def by_screener(rows: Array, chosen: Int64, cause: int, deep_ms: float) -> None:
         into.score, into.stage, into.cause, into.deep_ms = into.screener_score, 0, cause, deep_ms
 
 
-@kernel(nogil=True)
+@kernel
 def decide(rows: Array, chosen: Int64, review_from: float, decline_from: float, now_ms: float) -> None:
     """Fills the columns of the step `decide`, from the thresholds of the policy."""
     for row in chosen:
@@ -156,14 +168,14 @@ def warm_up_table() -> None:
     rows, none, one = np.zeros(0, ROW), np.zeros(0, np.int64), np.zeros(1, np.int64)
     newest(one, 0.0)
     fill(rows, none, none, 0, none, none, 0, none, 0.0, True, none)
-    mark_screened(rows, np.zeros(0), np.zeros(0, np.bool_), 0.0, 0.0)
-    undecided(rows, True)
+    mark_screened(rows, np.zeros(0), np.zeros(0, np.bool_), 0.0, 0.0, none)
     any_undecided(rows)
-    queued(rows)
+    queued(rows, np.zeros(0))
     both_scores(rows, none)
-    latencies(np.zeros(0), 0.0)
-    one_row = np.zeros(1, ROW)
-    only_partition(one_row, np.zeros(1, np.int64))
+    latencies(np.zeros(0), 0.0, np.zeros(0))
+    one_row, first = np.zeros(1, ROW), np.zeros(1, np.int64)
+    copy_records(one_row, first, first, one.copy(), np.zeros(1))
+    is_repeat(one_row, 0)
     stage_and_cause(one_row, 0)
     by_screener(rows, none, 0, 0.0)
     decide(rows, none, 0.0, 0.0, 0.0)

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import structlog
 
 from cascade.columns import Array, ColumnBatch
@@ -206,13 +207,14 @@ class Worker:
         if not self._spare and not self._recovery.owned:
             self._look_for_spare()
         accepted = [part for part in map(self._accept, fetched) if part is not None]
+        if accepted or self._config.labels.alignment == "arrival":
+            labels = self._labels.catch_up()
+            if labels:
+                self._ledger.count_labels(labels)
         if accepted:
-            self._ledger.count_labels(self._labels.catch_up())
-            partitions = [(part.topic, part.partition) for part in accepted]
-            self._pipeline.take(accepted, [self._recovery.owned[partition].decided for partition in partitions])
-        elif self._config.labels.alignment == "arrival":
-            self._ledger.count_labels(self._labels.catch_up())
-        self._quiet = sum(map(len, fetched)) < rows_max
+            owned = self._recovery.owned
+            self._pipeline.take(accepted, [owned[part.topic, part.partition].decided for part in accepted])
+        self._quiet = not fetched or sum(map(len, fetched)) < rows_max
         if fetched or rebuilding:
             self.positions = self._next_offsets()
         self._advance()
@@ -331,7 +333,8 @@ class Worker:
 
     def _record(self, sent: Sent, acknowledged_s: float) -> None:
         if sent.path:
-            latency_s = kernels.latencies(sent.start_ms, 1e3 * acknowledged_s)
+            latency_s = np.empty(len(sent.start_ms))
+            kernels.latencies(sent.start_ms, 1e3 * acknowledged_s, latency_s)
             self._ledger.record_decisions(sent.path, latency_s, sent.cause, sent.records)
 
     def _progress(self) -> dict[Partition, tuple[int, str]]:

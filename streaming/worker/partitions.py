@@ -20,7 +20,7 @@ class Phase(Enum):
     LIVE = "live"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Accepted:
     """The part of a fetch to process: `batch`, or None. `seek`: the offset to seek to for the next fetch, or None."""
 

@@ -34,9 +34,9 @@ def test_taken_rows_are_copies() -> None:
 
 
 def test_offsets_are_grouped_by_partition_in_the_order_of_the_rows() -> None:
-    found = table(5).offsets_by_partition(np.array([4, 1, 0, 3]))
+    _, found, _ = table(5).records(np.array([4, 1, 0, 3]))
     assert {at: offsets.tolist() for at, offsets in found.items()} == {("t", 0): [104, 100], ("t", 1): [101, 103]}
-    assert list(table(5).offsets_by_partition(np.array([1, 3]))) == [("t", 1)]
+    assert list(table(5).records(np.array([1, 3]))[1]) == [("t", 1)]
 
 
 def test_rows_belong_to_partitions_of_their_own_topic() -> None:
@@ -44,5 +44,5 @@ def test_rows_belong_to_partitions_of_their_own_topic() -> None:
 
 
 def test_records_are_those_of_the_rows_in_their_order() -> None:
-    records = table(4).records(np.array([2, 1]))
+    records, _, _ = table(4).records(np.array([2, 1]))
     assert (records.topic, records.partition_ids.tolist(), records.offsets.tolist()) == ("t", [0, 1], [102, 101])
