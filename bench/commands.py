@@ -30,9 +30,10 @@ from bench.smoke import run_smoke, show_smoke
 from bench.stages import run_stages, show_stages
 from bench.tables import publish
 from cascade.bundle import SHIPPED_BUNDLE
-from cascade.config import ClientName, DeepSettings, EnergySettings, load_config
+from cascade.config import DeepSettings, EnergySettings, load_config
 from cascade.errors import CascadeError
-from cascade.ledger.deep_cost import Backend, Precision
+from cascade.ledger.deep_cost import Precision
+from cascade.plugins import CLIENTS, DEEP_STAGES
 from stages.deep.in_process import Device
 
 app = typer.Typer(
@@ -124,8 +125,8 @@ def echo(
     """
     variants = variants_of(
         against or [],
-        [_choice("client", text, ClientName) for text in client or ["librdkafka"]],
-        [_choice("backend", text, Backend) for text in backend or ["onnxruntime"]],
+        [_choice("client", text, list(CLIENTS.own)) for text in client or ["librdkafka"]],
+        [_choice("backend", text, list(DEEP_STAGES.own)) for text in backend or ["onnxruntime"]],
         [_choice("delivery", text, Delivery) for text in delivery or ["at-least-once"]],
     )
     run = EchoRun(
@@ -232,7 +233,8 @@ def deep_calls(
         report = run_deep_calls(configured(load_config(config)), sizes, rounds, seconds, seed)
     else:
         busy_w = EnergySettings().watts_per_core if watts is None else watts
-        deep = DeepSettings(backend=_choice("backend", backend, Backend), device=_choice("device", device, Device))
+        name = _choice("backend", backend, list(DEEP_STAGES.own))
+        deep = DeepSettings(backend=name, device=_choice("device", device, Device))
         precisions = [_choice("precision", text, Precision) for text in precision or ["fp32"]]
         with embedded(bundle or SHIPPED_BUNDLE, deep, precisions, busy_w, fresh_directory(out)) as served:
             report = run_deep_calls(served, sizes, rounds, seconds, seed)
@@ -247,8 +249,8 @@ def deep_calls(
 
 
 def _choice(option: str, text: str | None, choices: Any) -> Any:
-    """The text, or the first of the Literal `choices` where it is None; raises CascadeError for any other text."""
-    known = get_args(choices)
+    """The text, or the first of `choices` (a list or a Literal) where it is None; raises CascadeError for others."""
+    known = choices if isinstance(choices, list) else get_args(choices)
     if text is None or text in known:
         return text or known[0]
     raise CascadeError(f"--{option} {text}: use {' or '.join(known)}")

@@ -18,10 +18,14 @@ import msgspec
 
 from cascade.addresses import parse_addresses
 from cascade.errors import SettingError
+from cascade.plugins import CLIENTS, CODECS, DEEP_STAGES, METERS
 from cascade.setting_files import parse_settings, read_setting_file
 
-CodecName = Literal["json", "msgpack", "binary", "avro"]
-ClientName = Literal["librdkafka", "kafka-python"]
+# Names of registered parts, see cascade.plugins; `load_config` checks that they exist.
+PartName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+CodecName = PartName
+ClientName = PartName
+Backend = PartName
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
 
@@ -143,7 +147,8 @@ class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[kafka]`: brokers, client library, consumer group, codec and topics.
 
     - `bootstrap`: addresses of brokers, `host:port`, separated by commas.
-    - `client`: the client library. `kafka-python` does less and is slower: docs/scaling.md compares them.
+    - `client`: the client library, by its name in `cascade.plugins`. `kafka-python` does less and is slower:
+      docs/scaling.md compares them.
     - `instance`: makes the worker a static member of the group. The name is unique in the group and the same at each
       start (for example the name of a pod). A restarted worker returns to its partitions without a rebalance, and the
       broker fences what is left of the previous run. Empty: the worker is a dynamic member.
@@ -159,12 +164,19 @@ class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     group: Text = "cascade"
     instance: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9._-]{0,200}$")] = ""
     instance_env: OptionalText = ""
-    codec: CodecName = "json"
+    codec: CodecName = "json"  # by its name in cascade.plugins
     lost: Literal["retry", "exit"] = "retry"
     lost_s_max: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 300.0
     topics: TopicSettings = TopicSettings()
     security: SecuritySettings = SecuritySettings()
     schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
+
+    @property
+    def uses_schemas(self) -> bool:
+        """Whether the codec reads schemas from `schema_registry`. Raises SettingError if it cannot be imported."""
+        if self.codec in CODECS.own:
+            return self.codec == "avro"
+        return bool(getattr(CODECS.load(self.codec), "uses_schemas", False))
 
     @property
     def servers(self) -> list[str]:
@@ -175,7 +187,8 @@ class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[deep]`: where the deep model runs.
 
-    - `backend`: `triton`, a Triton server; or `onnxruntime`, ONNX Runtime in the worker's own process.
+    - `backend`: `triton`, a Triton server; `onnxruntime`, ONNX Runtime in the worker's own process; or another name in
+      `cascade.plugins`.
     - `url`, `model`: Triton's gRPC addresses (`host:port`, separated by commas), and the model's name there. Each
       address of a host name is a replica.
     - `tls`, `ca_file`, `certificate_file`, `key_file`: TLS between worker and Triton (PEM files).
@@ -186,7 +199,7 @@ class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       transactions until the model answers.
     """
 
-    backend: Literal["triton", "onnxruntime"] = "triton"
+    backend: Backend = "triton"
     url: Text = "127.0.0.1:8001"
     model: Text = "fraud_deep"
     tls: bool = False
@@ -372,6 +385,7 @@ class EnergySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     - `watts_per_core`: modelled joules are CPU seconds × this figure.
     - `processor`: a row of the table of processors (docs/energy.md); its watts per hardware thread replace the figure.
     - `idle_watts_per_core`, `gpu_idle_watts`: power of a reserved core and of a GPU without work; 0: not stated.
+    - `meters`: names of registered meters (`cascade.plugins`), besides those of the hardware that Cascade finds itself.
     """
 
     # 225 W of thermal design power over the 32 hardware threads of a mid-range server CPU, rounded. Operators replace
@@ -380,6 +394,7 @@ class EnergySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     processor: OptionalText = ""
     idle_watts_per_core: Annotated[float, msgspec.Meta(ge=0, le=1_000)] = 0.0
     gpu_idle_watts: Annotated[float, msgspec.Meta(ge=0, le=2_000)] = 0.0
+    meters: Annotated[tuple[PartName, ...], msgspec.Meta(max_length=16)] = ()
 
 
 class CarbonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -512,6 +527,7 @@ def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Conf
         if bootstrap:
             config = msgspec.structs.replace(config, kafka=msgspec.structs.replace(config.kafka, bootstrap=bootstrap))
         config = msgspec.structs.replace(config, kafka=_with_instance(config.kafka, environment))
+        _check_names(config)
         _check_kafka(config.kafka, environment)
         _check_delivery(config)
         _check_deep(config.deep)
@@ -561,6 +577,16 @@ def _with_instance(kafka: KafkaSettings, environment: Mapping[str, str]) -> Kafk
     return msgspec.structs.replace(kafka, instance=name)
 
 
+def _check_names(config: Config) -> None:
+    CLIENTS.check(config.kafka.client)
+    CODECS.check(config.kafka.codec)
+    DEEP_STAGES.check(config.deep.backend)
+    for name in config.energy.meters:
+        METERS.check(name)
+        if config.energy.meters.count(name) > 1:
+            raise _error("energy.meters", name, "named twice", "name each meter once")
+
+
 def _check_kafka(kafka: KafkaSettings, environment: Mapping[str, str]) -> None:
     for server in kafka.servers or [""]:
         host, _, port = server.rpartition(":")
@@ -577,7 +603,7 @@ def _check_kafka(kafka: KafkaSettings, environment: Mapping[str, str]) -> None:
 
 
 def _check_delivery(config: Config) -> None:
-    if config.delivery == "exactly-once" and config.kafka.client == "kafka-python":
+    if config.delivery == "exactly-once" and not CLIENTS.load(config.kafka.client).exactly_once:
         problem = "has no exactly-once delivery"
         remedy = 'set it to "librdkafka", or delivery to "at-least-once"'
         raise _error("kafka.client", config.kafka.client, problem, remedy)
@@ -622,7 +648,7 @@ def _check_tokens(security: SecuritySettings, environment: Mapping[str, str]) ->
 
 def _check_schema_registry(kafka: KafkaSettings, environment: Mapping[str, str]) -> None:
     registry, section = kafka.schema_registry, "kafka.schema_registry"
-    if kafka.codec != "avro":
+    if not kafka.uses_schemas:
         if registry.url or registry.directory:
             remedy = f'use "avro", or remove url and directory of {section}'
             raise _error("kafka.codec", kafka.codec, "does not use schemas", remedy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from cascade.config import DeepSettings
 from cascade.engine import Engine
 from cascade.errors import BundleError
 from cascade.features import FeatureEngine
+from cascade.plugins import DEEP_STAGES
 from cascade.protocols import DeepStage, Screener
 from stages.deep.signature import DeepSignature
 from stages.screener.compiled import CompiledScreener
@@ -53,12 +55,21 @@ def deep_signature(bundle: Bundle) -> DeepSignature:
 
 
 def make_deep_stage(bundle: Bundle, settings: DeepSettings) -> DeepStage:
-    """The configured deep stage for the bundle's model."""
-    signature = deep_signature(bundle)
-    if settings.backend == "onnxruntime":
-        from stages.deep.in_process import OnnxDeepStage
+    """The configured deep stage for the bundle's model: the function that `deep.backend` names makes it."""
+    make: Callable[[Bundle, DeepSettings], DeepStage] = DEEP_STAGES.load(settings.backend)
+    return make(bundle, settings)
 
-        return OnnxDeepStage(bundle.directory / "deep.onnx", signature, settings.threads, device=settings.device)
+
+def make_onnx_stage(bundle: Bundle, settings: DeepSettings) -> DeepStage:
+    """The deep model in this process."""
+    from stages.deep.in_process import OnnxDeepStage
+
+    signature = deep_signature(bundle)
+    return OnnxDeepStage(bundle.directory / "deep.onnx", signature, settings.threads, device=settings.device)
+
+
+def make_triton_stage(bundle: Bundle, settings: DeepSettings) -> DeepStage:
+    """The deep model on Triton."""
     from stages.deep.triton import TritonDeepStage
     from stages.deep.triton_connection import GrpcOptions
 
@@ -72,4 +83,4 @@ def make_deep_stage(bundle: Bundle, settings: DeepSettings) -> DeepStage:
         certificate_chain=path(settings.certificate_file),
     )
     digest = hashlib.sha256(bundle.content["deep.onnx"]).hexdigest()
-    return TritonDeepStage(settings.url, signature, settings.model, options, settings.hedge_ms, digest)
+    return TritonDeepStage(settings.url, deep_signature(bundle), settings.model, options, settings.hedge_ms, digest)

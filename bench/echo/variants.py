@@ -16,9 +16,9 @@ from bench.embedded import ServiceProcess
 from bench.observer import DECISIONS_MAX
 from bench.open_loop import Service
 from bench.peers import Job, PeerProcess
-from cascade.config import ClientName, load_config
+from cascade.config import Backend, ClientName, load_config
 from cascade.errors import CascadeError
-from cascade.ledger.deep_cost import Backend
+from streaming.kafka import client_named
 
 Delivery = Literal["at-least-once", "exactly-once"]
 ECHO, THIS = "echo", "cascade"
@@ -108,8 +108,9 @@ def variants_of(
     for choice in choices:
         if repeated := {value for value in choice if choice.count(value) > 1}:
             raise CascadeError(f"{', '.join(sorted(repeated))}: given twice; leave one of them out")
-    if "kafka-python" in clients and "exactly-once" in deliveries:
-        raise CascadeError("--client kafka-python has no exactly-once delivery; leave one of them out")
+    for client in clients:
+        if "exactly-once" in deliveries and not client_named(client).exactly_once:
+            raise CascadeError(f"--client {client} has no exactly-once delivery; leave one of them out")
     found = [Variant(name=ECHO, echo=True)]
     for checkout, client, backend, delivery in product(names, clients, backends, deliveries):
         chosen = (client, backend, delivery)

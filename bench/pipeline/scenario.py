@@ -11,6 +11,7 @@ import msgspec
 from bench.load import Arrivals
 from cascade.config import ClientName, CodecName
 from cascade.errors import CascadeError
+from cascade.plugins import CLIENTS, CODECS
 
 SCENARIOS = Path(str(files("bench") / "scenarios"))
 Models = Literal["cascade", "deep-only", "screener-only"]
@@ -125,6 +126,9 @@ def load_scenario(name_or_path: str) -> Scenario:
         scenario: Scenario = msgspec.toml.decode(path.read_bytes(), type=Scenario)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CascadeError(f"{path}: {error}") from error
+    for variant in scenario.variant:
+        CLIENTS.check(variant.client)
+        CODECS.check(variant.codec)
     names = [variant.name for variant in scenario.variant]
     if not names or len(set(names)) != len(names):
         raise CascadeError(f"{path}: variant: name at least one, and no name twice")

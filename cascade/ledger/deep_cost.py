@@ -16,6 +16,7 @@ from typing import Annotated, Final, Literal, Self
 import msgspec
 import numpy as np
 
+from cascade.config import Backend
 from cascade.errors import DataError
 from cascade.ledger.machine import Machine
 from cascade.protocols import EnergyKind
@@ -26,7 +27,6 @@ RESAMPLES: Final = 10_000
 # Fixed, so that the same rounds always give the same interval.
 _SEED: Final = 1
 
-Backend = Literal["triton", "onnxruntime"]
 Precision = Literal["fp32", "fp16"]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 

@@ -21,6 +21,7 @@ from cascade.errors import SettingError
 from cascade.ledger.errors import MeterError
 from cascade.ledger.nvml import NvmlLibrary, nvml_meters
 from cascade.ledger.rapl import POWERCAP, RaplMeter
+from cascade.plugins import METERS
 from cascade.protocols import EnergyMeter, EnergyReading
 
 # Names of the modelled meters: of the worker, of the processes that serve the deep model, and of reserved cores.
@@ -131,6 +132,7 @@ def find_meters(
     watts_per_core: float,
     *,
     idle_watts_per_core: float = 0.0,
+    registered: Sequence[str] = (),
     nvml: NvmlLibrary | None = None,
     powercap: Path = POWERCAP,
 ) -> list[EnergyMeter]:
@@ -139,10 +141,13 @@ def find_meters(
     pids: the processes of the CPU model. This process gets one meter; the others, which serve the deep model, another.
     watts_per_core: watts of a busy core.
     idle_watts_per_core: watts of an idle reserved core; 0 for no such meter.
+    registered: names of further meters (`energy.meters`). Each is a function that returns those of the hardware that is
+    present.
     nvml: replaces the module `pynvml`.
     powercap: replaces the directory of the RAPL counters.
 
-    Hardware that is absent or not readable has no meter. Raises MeterError and ValueError as CpuModelMeter does.
+    Hardware that is absent or not readable has no meter. Raises MeterError and ValueError as CpuModelMeter does, and
+    SettingError for a registered meter that cannot be imported or has the name of another meter.
     """
     meters: list[EnergyMeter] = list(nvml_meters(nvml_library() if nvml is None else nvml))
     with suppress(MeterError):  # often only root may read it, containers hide it, and virtual machines have none
@@ -155,7 +160,19 @@ def find_meters(
         meters.append(CpuModelMeter(serving, watts_per_core, DEEP_METER))
     if idle_watts_per_core:
         meters.append(CpuIdleMeter(idle_watts_per_core))
+    for name in registered:
+        meters += _registered_meters(name, {meter.name for meter in meters})
     return meters
+
+
+def _registered_meters(name: str, taken: set[str]) -> list[EnergyMeter]:
+    found: list[EnergyMeter] = list(METERS.load(name)())
+    for meter in found:
+        if meter.name in taken:
+            problem = f"its meter {meter.name} has the name of another meter"
+            raise SettingError("configuration", METERS.key, name, problem, "remove one of the two")
+        taken.add(meter.name)
+    return found
 
 
 def nvml_library() -> NvmlLibrary:

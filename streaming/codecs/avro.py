@@ -57,6 +57,7 @@ class AvroCodec:
     """
 
     name = "avro"
+    uses_schemas = True
 
     def __init__(self, fields: dict[str, Field], message_bytes_max: int, schemas: Schemas) -> None:
         for name in fields:
@@ -70,6 +71,15 @@ class AvroCodec:
         self._writers = Writers(schemas, fields)
         self._columns = _Columns(fields)
         self._head: bytes | None = None
+
+    @staticmethod
+    def warm_up() -> None:
+        """See Codec."""
+        fields = {"amount": Field(type="float64")}
+        rows = np.zeros(0, np.int64)
+        # read-only octets, as those of messages
+        octets = np.frombuffer(b"-", np.uint8)
+        _Columns(fields).read(octets, rows, rows, [(parse_writer(schema_text(fields), fields), rows)], {})
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """See Codec."""
@@ -122,15 +132,6 @@ class AvroCodec:
                 for row in of_writer.tolist():
                     faults.setdefault(row, writer)
         return found
-
-
-def compile_avro_kernel() -> None:
-    """Compiles the kernel ahead of the first message."""
-    fields = {"amount": Field(type="float64")}
-    rows = np.zeros(0, np.int64)
-    # read-only octets, as those of messages
-    octets = np.frombuffer(b"-", np.uint8)
-    _Columns(fields).read(octets, rows, rows, [(parse_writer(schema_text(fields), fields), rows)], {})
 
 
 class _Columns:

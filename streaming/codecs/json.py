@@ -11,7 +11,7 @@ import numpy as np
 from cascade.columns import ByteColumn
 from cascade.schema import Field
 from streaming.codecs.faults import Fault
-from streaming.codecs.json_columns import PlainReader, can_be_plain
+from streaming.codecs.json_columns import PlainReader, can_be_plain, compile_json_kernel
 from streaming.codecs.messages import NESTING_MAX, MessageCodec
 from streaming.codecs.protocol import Decoded, RejectReason
 
@@ -36,6 +36,7 @@ class JsonCodec(MessageCodec):
     """
 
     name = "json"
+    warm_up = staticmethod(compile_json_kernel)
 
     def __init__(self, fields: dict[str, Field], message_bytes_max: int) -> None:
         super().__init__(msgspec.json, fields, message_bytes_max)

@@ -24,6 +24,7 @@ class MsgpackCodec(MessageCodec):
     """
 
     name = "msgpack"
+    decisions = "msgpack"
 
     def __init__(self, fields: dict[str, Field], message_bytes_max: int) -> None:
         super().__init__(msgspec.msgpack, fields, message_bytes_max)

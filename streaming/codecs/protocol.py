@@ -59,7 +59,15 @@ class Decoded:
 
 
 class Codec(Protocol):
-    """Decodes and encodes messages with certain fields."""
+    """Decodes and encodes messages with certain fields.
+
+    A codec's class is called with `fields` and `message_bytes_max`, see `streaming.codecs.codec`. It may have these
+    attributes:
+
+    - `decisions`: the format of the decisions, "json" (the default) or "msgpack".
+    - `uses_schemas`: True for a third argument, the schemas of `kafka.schema_registry`.
+    - `warm_up`: a static method that compiles ahead of the first message what the codec would compile then.
+    """
 
     name: str
 

@@ -6,6 +6,8 @@ from typing import overload
 
 from cascade.config import KafkaSettings
 from cascade.errors import SettingError
+from cascade.plugins import CLIENTS
+from streaming.kafka.clients import KafkaClient, client_named
 from streaming.kafka.limits import DELIVERY_TIMEOUT_S
 from streaming.kafka.protocol import (
     ConsumerClient,
@@ -27,11 +29,13 @@ __all__ = [
     "FetchedBatch",
     "GroupMember",
     "Headers",
+    "KafkaClient",
     "Partition",
     "PartitionsCallback",
     "ProducerClient",
     "TopicSpec",
     "TransactionalProducerClient",
+    "client_named",
     "describe_topics",
     "ensure_topics",
     "make_consumer",
@@ -43,13 +47,7 @@ __all__ = [
 
 def make_consumer(kafka: KafkaSettings, group: str | None) -> ConsumerClient:
     """Makes a consumer of `group`, or outside any group; raises BrokerError if no broker answers."""
-    if kafka.client == "kafka-python":
-        from streaming.kafka.kafka_consumer import KafkaPythonConsumer
-
-        return KafkaPythonConsumer(kafka, group)
-    from streaming.kafka.rdkafka_consumer import RdkafkaConsumer
-
-    return RdkafkaConsumer(kafka, group)
+    return client_named(kafka.client).consumer(kafka, group)
 
 
 @overload
@@ -67,19 +65,12 @@ def make_producer(
 
     An earlier producer with the same transactional id is then fenced, and its transaction completed or aborted. A
     record of a producer without an id that is not acknowledged within `delivery_timeout_s` fails. Raises SettingError
-    for a transactional producer on kafka-python.
+    for a transactional producer of a client that has none.
     """
-    if kafka.client == "kafka-python":
-        from streaming.kafka.kafka_producer import KafkaPythonProducer
-
-        if transactional_id is not None:
-            raise SettingError(
-                "configuration", "kafka.client", kafka.client, "has no exactly-once delivery", 'set it to "librdkafka"'
-            )
-        return KafkaPythonProducer(kafka, delivery_timeout_s=delivery_timeout_s)
-    from streaming.kafka.rdkafka_producer import RdkafkaProducer
-    from streaming.kafka.rdkafka_transactions import RdkafkaTransactionalProducer
-
+    client = client_named(kafka.client)
     if transactional_id is None:
-        return RdkafkaProducer(kafka, delivery_timeout_s=delivery_timeout_s)
-    return RdkafkaTransactionalProducer(kafka, transactional_id)
+        return client.producer(kafka, delivery_timeout_s)
+    if not client.exactly_once:
+        remedy = 'set it to "librdkafka"'
+        raise SettingError("configuration", CLIENTS.key, kafka.client, "has no exactly-once delivery", remedy)
+    return client.transactional_producer(kafka, transactional_id)

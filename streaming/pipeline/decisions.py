@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import msgspec
 
 from cascade.columns import Array
 from cascade.config import CodecName
+from cascade.errors import SettingError
+from cascade.plugins import CODECS
 
 Verdict = Literal["approve", "review", "decline"]
 Stage = Literal["screener", "deep"]
@@ -56,10 +59,6 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 
 
 Format = Literal["json", "msgpack"]
-# Decisions have texts of any length and fields that may be absent, so they cannot be rows of fixed size. With binary
-# transactions they are JSON, which is written fastest and read everywhere. With Avro they are JSON too: decisions must
-# not depend on a registry that has to accept their schema first.
-FORMATS: dict[CodecName, Format] = {"json": "json", "msgpack": "msgpack", "binary": "json", "avro": "json"}
 _Decoder = msgspec.json.Decoder[Decision] | msgspec.msgpack.Decoder[Decision]
 _DECODERS: dict[Format, _Decoder] = {
     "json": msgspec.json.Decoder(Decision),
@@ -67,9 +66,27 @@ _DECODERS: dict[Format, _Decoder] = {
 }
 
 
+@cache
+def decision_format(codec_name: CodecName) -> Format:
+    """The format of the decisions with transactions of this codec: `decisions` of the codec's class, else JSON.
+
+    Decisions have texts of any length and fields that may be absent, so they cannot be rows of fixed size. With binary
+    transactions they are JSON, which is written fastest and read everywhere. With Avro they are JSON too: decisions
+    must not depend on a registry that has to accept their schema first.
+
+    Raises SettingError if the class names no such format.
+    """
+    form: Format = getattr(CODECS.load(codec_name), "decisions", "json")
+    if form not in _DECODERS:
+        problem = f"writes decisions in {form!r}"
+        remedy = f"set `decisions` of its class to one of {', '.join(_DECODERS)}"
+        raise SettingError("configuration", CODECS.key, codec_name, problem, remedy)
+    return form
+
+
 def decode_decision(message: bytes, codec_name: CodecName) -> Decision:
     """Reads a message; raises msgspec.MsgspecError if it is not a decision."""
-    return _DECODERS[FORMATS[codec_name]].decode(message)
+    return _DECODERS[decision_format(codec_name)].decode(message)
 
 
 def message_keys(cards: Array) -> list[bytes]:

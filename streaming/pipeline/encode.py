@@ -15,11 +15,11 @@ from cascade.policy import ACTIONS
 from streaming.pipeline import encode_kernels as kernels
 from streaming.pipeline.decisions import (
     CAUSES,
-    FORMATS,
     STAGES,
     Decision,
     Format,
     LatencyMs,
+    decision_format,
     message_keys,
     plain_ids,
 )
@@ -43,7 +43,7 @@ def encode(codec_name: CodecName, table: Table, chosen: Int64, transaction_id: s
 
     transaction_id: name of the field.
     """
-    form, ids = FORMATS[codec_name], table.batch[transaction_id]
+    form, ids = decision_format(codec_name), table.batch[transaction_id]
     if form == "json" and ids.dtype.kind == "i":
         found = _json(table, chosen, ids)
         if found is not None:

@@ -26,7 +26,7 @@ from stages.assembly import deep_signature, make_deep_stage, make_engine
 from stages.deep import local_triton
 from stages.deep.answers import probe_inputs
 from streaming.codecs.schema_sources import make_schemas
-from streaming.kafka import local_broker, make_consumer, make_producer
+from streaming.kafka import client_named, local_broker, make_consumer, make_producer
 from streaming.kafka.topics import missing_topics, wait_for_broker
 from streaming.pipeline.dead_letters import HEADER_PREFIX
 from streaming.pipeline.deep_replicas import replica_states, replicas_text
@@ -46,12 +46,6 @@ FREE_BYTES_MIN = 1 << 30
 PROBE_TIMEOUT_S = 10.0
 # The doctor asks for this schema to see whether the registry answers; no registry has so many.
 SCHEMA_NUMBER_MAX = 2**31 - 1
-KAFKA_PYTHON_LACKS = (
-    "anyone who may write to the transactions topic stops a partition with a header name that is not UTF-8; each"
-    " rebalance revokes all partitions, and nothing is decided until it ends; a worker that closes during one delays it"
-    " by up to 10 s; a fenced worker learns it at its next commit; records of a lost session may still be delivered for"
-    ' 60 s; no exactly-once; set kafka.client to "librdkafka", which has none of these limits'
-)
 # The timestamp of the doctor's record. If it is read back, the topic has CreateTime.
 UNSTAMPED_MS = 1
 
@@ -168,10 +162,12 @@ def _bundle(found: Examination) -> tuple[Status, str]:
 
 
 def _client(found: Examination) -> tuple[Status, str]:
-    client = found.config.kafka.client
-    if client == "kafka-python":
-        return "warning", f"kafka-python {importlib.metadata.version(client)}: {KAFKA_PYTHON_LACKS}"
-    return "ok", f"librdkafka, by confluent-kafka {importlib.metadata.version('confluent-kafka')}"
+    name = found.config.kafka.client
+    client = client_named(name)
+    version = importlib.metadata.version(client.distribution)
+    if client.limits:
+        return "warning", f"{name}, by {client.distribution} {version}: {client.limits}"
+    return "ok", f"{name}, by {client.distribution} {version}"
 
 
 def _broker(found: Examination) -> tuple[Status, str]:
@@ -192,14 +188,14 @@ def _topics(found: Examination) -> tuple[Status, str]:
 
 
 def _messages(found: Examination) -> tuple[Status, str]:
-    """Avro needs the schema registry: it must answer, and accept this user."""
+    """A codec with schemas needs the schema registry: it must answer, and accept this user."""
     kafka = found.config.kafka
-    if kafka.codec != "avro":
+    if not kafka.uses_schemas:
         return "ok", f"{kafka.codec}, without a schema registry"
     make_schemas(kafka.schema_registry, kafka.topics.decisions).text(SCHEMA_NUMBER_MAX)
     if kafka.schema_registry.directory:
-        return "ok", f"avro, schemas in {kafka.schema_registry.directory}"
-    return "ok", f"avro, the schema registry at {kafka.schema_registry.url} answers"
+        return "ok", f"{kafka.codec}, schemas in {kafka.schema_registry.directory}"
+    return "ok", f"{kafka.codec}, the schema registry at {kafka.schema_registry.url} answers"
 
 
 def _clock(found: Examination) -> tuple[Status, str]:
@@ -295,15 +291,17 @@ def _deep_model(found: Examination) -> tuple[Status, str]:
         stage.submit(inputs, PROBE_TIMEOUT_S).result()
         took_ms = (time.perf_counter() - started_s) * 1e3
         states = replica_states(stage)
-    where = found.config.deep.url if found.config.deep.backend == "triton" else "in process"
-    text = f"{found.config.deep.backend} {where} answers a probe in {took_ms:.1f} ms"
+    places = {"triton": f" {found.config.deep.url}", "onnxruntime": " in process"}
+    text = f"{found.config.deep.backend}{places.get(found.config.deep.backend, '')} answers a probe in {took_ms:.1f} ms"
     if states is None:
         return "ok", text
     return "ok" if all(state.ready for state in states) else "warning", f"{text}; {replicas_text(states)}"
 
 
 def _energy(found: Examination) -> tuple[Status, str]:
-    readings = [meter.read() for meter in find_meters([os.getpid()], watts_per_core(found.config.energy))]
+    energy = found.config.energy
+    meters = find_meters([os.getpid()], watts_per_core(energy), registered=energy.meters)
+    readings = [meter.read() for meter in meters]
     kinds = {reading.kind for reading in readings}
     sources = "; ".join(f"{reading.kind}: {reading.source}" for reading in readings)
     if kinds == {"modelled"}:

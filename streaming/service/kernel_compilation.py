@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
-from typing import get_args
 
 import llvmlite.binding
 
@@ -16,11 +15,12 @@ from cascade.config import CodecName, Config
 from cascade.engine import Engine
 from cascade.errors import SettingError
 from cascade.ledger import Ledger
+from cascade.plugins import CODECS
 from stages.assembly import make_engine
 from stages.screener.compiled import CompiledScreener
 from streaming.codecs.ahead import warm_up_ahead
-from streaming.codecs.avro import compile_avro_kernel
-from streaming.codecs.json_columns import compile_json_kernel
+from streaming.kafka import client_named
+from streaming.pipeline.decisions import decision_format
 from streaming.pipeline.duplicates import FirstDecisions
 from streaming.pipeline.encode import warm_up_encoder
 from streaming.pipeline.offset_kernels import warm_up_offsets
@@ -66,18 +66,16 @@ def compile_kernels(
     on_progress()
     Ledger().warm_up()
     on_progress()
-    if "json" in codecs:
-        compile_json_kernel()
+    for name in codecs:
+        getattr(CODECS.load(name), "warm_up", _nothing_to_compile)()
+        decision_format(name)
         on_progress()
-    if "avro" in codecs:
-        compile_avro_kernel()
-        on_progress()
-    if config.kafka.client == "librdkafka":
-        # the library loads only where it is used
-        from streaming.kafka.rdkafka_compilation import compile_client_kernels
+    client_named(config.kafka.client).warm_up()
+    on_progress()
 
-        compile_client_kernels()
-        on_progress()
+
+def _nothing_to_compile() -> None:
+    """Of a codec without kernels."""
 
 
 def compile_every_kernel() -> None:
@@ -86,5 +84,5 @@ def compile_every_kernel() -> None:
     They depend on no bundle but for the masks of the screener, which have two dtypes.
     """
     bundle = load_bundle(SHIPPED_BUNDLE)
-    compile_kernels(make_engine(bundle), Config(), get_args(CodecName))
+    compile_kernels(make_engine(bundle), Config(), list(CODECS.own))
     CompiledScreener(bundle.content["screener.txt"]).compile_every_mask()

@@ -349,7 +349,10 @@ def service_ledger(
 def service_meters(config: Config) -> list[EnergyMeter]:
     """The meters of this process and of the Triton servers on this machine."""
     return find_meters(
-        energy_pids(config), watts_per_core(config.energy), idle_watts_per_core=config.energy.idle_watts_per_core
+        energy_pids(config),
+        watts_per_core(config.energy),
+        idle_watts_per_core=config.energy.idle_watts_per_core,
+        registered=config.energy.meters,
     )
 
 
