@@ -173,13 +173,22 @@ class OwnedProcess:
     - `command`: program (an absolute path) and arguments.
     - `log`: file for the output; None: the owner's standard error.
     - `environment`: the whole environment of the child.
+    - `inherited`: file descriptors that the child has too.
     """
 
-    def __init__(self, name: str, command: Sequence[str], log: Path | None, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path | None,
+        environment: Mapping[str, str],
+        inherited: Sequence[int] = (),
+    ) -> None:
         self.name = name
         self.log = log
         self._command = list(command)
         self._environment = dict(environment)
+        self._inherited = tuple(inherited)
         self._process: subprocess.Popen[bytes] | None = None
         self._waiter: threading.Thread | None = None
         self._log_start = 0
@@ -243,6 +252,7 @@ class OwnedProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment,
+                pass_fds=self._inherited,
                 # a session of its own: Ctrl-C in the terminal reaches only the owner, and a kill reaches all helpers
                 start_new_session=True,
             )

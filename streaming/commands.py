@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import closing
 from datetime import UTC, datetime
@@ -34,7 +35,8 @@ from streaming.service.kernel_compilation import compile_every_kernel
 from streaming.service.serve import serve
 from streaming.service.supervisor import supervise
 from streaming.service.topics import check_topics, differences, topic_specs
-from streaming.service.worker_slot import WorkerSlot
+from streaming.service.worker_memory import WorkerMemory
+from streaming.service.worker_report import WorkerSlot, settings_in
 
 # A larger difference is not rounding: the service's features differed from those of the whole file.
 SCORE_DIFFERENCE_MAX = 1e-6
@@ -55,7 +57,7 @@ def run(
     ledger: Annotated[Path | None, typer.Option(help="Also write the ledger to this file, as a JSON line.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the ledger as a JSON line instead of tables.")] = False,
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
-    worker_directory: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    worker_memory: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the service: read transactions and labels, write decisions and dead letters, until SIGTERM.
 
@@ -63,9 +65,9 @@ def run(
     it at once: no transaction is lost, but some are decided again, with the same decision id. If `worker.processes` is
     above 1, it starts that many workers; health, metrics and ledger cover all of them.
     """
-    if worker is not None and worker_directory is not None:
-        slot = WorkerSlot(worker, worker_directory)
-        serve(slot.read_settings(), slot=slot)
+    if worker is not None and worker_memory is not None:
+        own_settings = settings_in(os.environ, worker)
+        serve(own_settings, slot=WorkerSlot(worker, WorkerMemory(worker_memory)))
         return
     settings = load_config(config)
     with with_config_path(config):

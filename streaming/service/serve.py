@@ -49,7 +49,7 @@ from streaming.service.live import live_routes
 from streaming.service.locked_memory import lock_memory
 from streaming.service.otel import otel_exported
 from streaming.service.waiting import await_broker, await_model, await_topics, stop_signals
-from streaming.service.worker_slot import WorkerSlot
+from streaming.service.worker_report import WorkerSlot
 from streaming.worker.files import FsspecFiles
 from streaming.worker.loop import Parts, Worker
 from streaming.worker.sessions import run_sessions
@@ -93,10 +93,8 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
             stack.enter_context(journal_written(config.ledger, ledger.account))
             stack.enter_context(otel_exported(config, registry.collect, ledger.started.timestamp()))
         else:
-            stack.enter_context(slot.account_written(ledger))
-        port = stack.enter_context(health_served(config.health, registry, health))
-        if slot is not None:
-            slot.write_port(port)
+            stack.enter_context(slot.reported(ledger, registry, health))
+        stack.enter_context(health_served(config.health, registry, health))
         clock = SystemClock()
         snapshots = _snapshot_store(config, bundle, clock, stack)
         hasher = CardHasher.from_settings(config.privacy, os.environ)
@@ -316,13 +314,13 @@ def configure_log(settings: LogSettings, worker: int | None = None) -> None:
 
 
 @contextmanager
-def health_served(settings: HealthSettings, registry: CollectorRegistry, health: HealthState) -> Iterator[int]:
-    """Serves health, metrics and the live page; yields the port, or 0 if that is not enabled."""
+def health_served(settings: HealthSettings, registry: CollectorRegistry, health: HealthState) -> Iterator[None]:
+    """Serves health, metrics and the live page, if that is enabled."""
     if not settings.enabled:
-        yield 0
+        yield
         return
-    with HealthServer(health, registry, settings.host, settings.port, live_routes(registry, health)) as server:
-        yield server.port
+    with HealthServer(health, registry, settings.host, settings.port, live_routes(registry, health)):
+        yield
 
 
 def service_ledger(

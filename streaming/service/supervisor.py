@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import msgspec
@@ -23,7 +22,7 @@ from prometheus_client.metrics_core import Metric
 
 from cascade.bundle import load_bundle
 from cascade.config import Config
-from cascade.errors import DataError, SettingError, WorkerEndedError
+from cascade.errors import SettingError, WorkerEndedError
 from cascade.ledger import (
     Account,
     EnergySampler,
@@ -41,9 +40,9 @@ from streaming.service.journal import journal_written
 from streaming.service.otel import otel_exported
 from streaming.service.serve import configure_log, health_served, service_ledger
 from streaming.service.waiting import Stopping, await_broker, await_topics, stop_signals
-from streaming.service.worker_health import ask_health, ask_metrics
-from streaming.service.worker_metrics import Groups, parse_metrics, workers_registry
-from streaming.service.worker_slot import WorkerSlot, write_settings
+from streaming.service.worker_memory import WorkerMemory
+from streaming.service.worker_metrics import Groups, workers_registry
+from streaming.service.worker_report import WorkerSlot, worker_environment
 
 log = structlog.get_logger()
 # After so many short lives in a row another start does not help.
@@ -51,10 +50,10 @@ SHORT_LIVES_MAX = 5
 SHORT_LIFE_S = 60.0
 PAUSE_S_FIRST, PAUSE_S_MAX = 0.5, 8.0
 WATCH_S = 0.2
-# A health request takes about a millisecond of the worker's interpreter.
-HEALTH_INTERVAL_S = 1.0
-# A longer pause between two health requests means that the machine itself was suspended.
+# A longer pause of the supervisor means that the machine itself was suspended.
 SUSPENDED_S = 5.0
+# A worker reports every second. One that is silent for this long is not ready.
+SILENT_S = 3.0
 # A worker that reports itself as not alive for this long hangs.
 HANGS_S = 3.0
 # A hung worker hardly drains; its undecided records stay in the log, as after any kill.
@@ -78,11 +77,10 @@ def supervise(config: Config, create_topics: int = 0) -> LedgerSummary:
     with ExitStack() as stack, stop_signals() as stopping:
         ledger = service_ledger(config, bundle)
         stack.enter_context(EnergySampler(ledger.sample_energy))
-        directory = stack.enter_context(_directory())
-        write_settings(directory, config)
+        environment = worker_environment(config)
         drain_s = config.worker.drain_timeout_ms / 1e3 + CLOSING_S
-        slots = [WorkerSlot(number, directory) for number in range(config.worker.processes)]
-        workers = [SupervisedWorker(slot, _command(slot), drain_s, health, stopping) for slot in slots]
+        slots = [WorkerSlot(number, WorkerMemory.create()) for number in range(config.worker.processes)]
+        workers = [SupervisedWorker(slot, _command(slot), environment, drain_s, health, stopping) for slot in slots]
 
         def account() -> Account:
             of_workers = [found for worker in workers if (found := worker.account()) is not None]
@@ -122,12 +120,19 @@ def run_workers(workers: Sequence[SupervisedWorker], health: HealthState, stoppi
 class SupervisedWorker:
     """A worker and its processes, one after another.
 
-    slot: its number and files. command: starts a process. drain_s: time between SIGTERM and SIGKILL. health: shows the
-    worker as a component. stopping: stops the worker. `restarts`: how often a process ended without being stopped.
+    slot: its number and memory. command, environment: of a process. drain_s: time between SIGTERM and SIGKILL. health:
+    shows the worker as a component. stopping: stops the worker. `restarts`: how often a process ended without being
+    stopped.
     """
 
     def __init__(
-        self, slot: WorkerSlot, command: Sequence[str], drain_s: float, health: HealthState, stopping: Stopping
+        self,
+        slot: WorkerSlot,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        drain_s: float,
+        health: HealthState,
+        stopping: Stopping,
     ) -> None:
         self.slot = slot
         self.restarts = 0
@@ -135,7 +140,7 @@ class SupervisedWorker:
         self._accounting = threading.Lock()
         self._name = f"worker {slot.number}"
         # in a session of its own: Ctrl-C in a terminal reaches only the supervisor, which stops the workers
-        self._process = OwnedProcess(self._name, command, None, os.environ)
+        self._process = OwnedProcess(self._name, command, None, environment, [slot.memory.fd])
         self._drain_s = drain_s
         self._health, self._stopping = health, stopping
         health.waiting(self._name, "not started yet")
@@ -193,41 +198,37 @@ class SupervisedWorker:
     def _watch(self) -> str:
         """Returns when the process has ended, must stop, or hangs: then the reason, else an empty text.
 
-        It hangs if it reports itself as not alive, or does not answer for `health.stall_s_max`. A starting process has
-        no port yet and is not asked.
+        It hangs if it reports itself as not alive for HANGS_S, or reports nothing for `health.stall_s_max`. A process
+        that has not reported yet is starting.
         """
-        asked_s = alive_s = time.monotonic()
+        seen, failing_s, reported_s = 0, None, time.monotonic()
+        looked_s = reported_s
         while self._process.running and not self._stopping.is_set():
-            now_s = time.monotonic()
-            port = self.slot.read_port()
-            if port is None:
-                asked_s = alive_s = now_s
-            elif now_s - asked_s >= HEALTH_INTERVAL_S or self._health.waits(self._name):
-                if now_s - asked_s > SUSPENDED_S:
-                    # the machine was suspended, and the worker with it
-                    alive_s = now_s
-                asked_s = now_s
-                reasons = ask_health(port, self._name, self._health)
-                if reasons == []:
-                    alive_s = now_s
-                elif now_s - alive_s > (HANGS_S if reasons else self._health.stall_s_max):
-                    return "; ".join(reasons or [f"no answer for {now_s - alive_s:.0f} s"])
+            now_s, number = time.monotonic(), self.slot.memory.number
+            if now_s - looked_s > SUSPENDED_S or number == 0:
+                reported_s, failing_s = now_s, None
+            looked_s = now_s
+            if number != seen:
+                seen, reported_s = number, now_s
+                reasons = self.slot.show_health(self._name, self._health)
+                failing_s = (failing_s or now_s) if reasons else None
+                if failing_s is not None and now_s - failing_s > HANGS_S:
+                    return "; ".join(reasons)
+            elif now_s - reported_s > self._health.stall_s_max:
+                return f"no answer for {now_s - reported_s:.0f} s"
+            elif now_s - reported_s > SILENT_S:
+                self._health.waiting(self._name, "no answer")
             self._stopping.wait(WATCH_S)
         return ""
 
     def _add_account(self) -> None:
-        """Adds the account of a process that ended to the worker's, and deletes its file."""
+        """Adds the account of a process that ended to the worker's, and removes its report."""
         with self._accounting:
             self._ended = self._total()
-            self.slot.clear()
+            self.slot.memory.clear()
 
     def _total(self) -> Account | None:
-        written = None
-        try:
-            written = self.slot.read_account()
-        except DataError as error:
-            log.warning("worker's account cannot be read", worker=self.slot.number, reason=str(error))
-        found = [account for account in (self._ended, written) if account is not None]
+        found = [account for account in (self._ended, self.slot.account()) if account is not None]
         return merge_accounts(found) if found else None
 
 
@@ -249,27 +250,13 @@ def _command(slot: WorkerSlot) -> list[str]:
     # a new interpreter, never a fork: threads and gRPC do not survive a fork
     return [
         sys.executable, "-m", "cascade", "run",
-        "--worker", str(slot.number), "--worker-directory", str(slot.directory),
+        "--worker", str(slot.number), "--worker-memory", str(slot.memory.fd),
     ]  # fmt: skip
 
 
-@contextmanager
-def _directory() -> Iterator[Path]:
-    try:
-        directory = tempfile.TemporaryDirectory(prefix="cascade-workers-")
-    except OSError as error:
-        problem, remedy = f"no directory for the workers' files ({error})", "set it to a writable directory"
-        raise SettingError("environment", "TMPDIR", os.environ.get("TMPDIR"), problem, remedy) from error
-    with directory as name:
-        yield Path(name)
-
-
 def _metrics(workers: Sequence[SupervisedWorker], ledger: Ledger) -> Groups:
-    with ThreadPoolExecutor(min(len(workers), 8), "scrape") as pool:
-        texts = list(pool.map(lambda worker: ask_metrics(worker.slot.read_port()), workers))
     groups: dict[str, Iterable[Metric]] = {
-        str(worker.slot.number): [*parse_metrics(text), *_state(worker)]
-        for worker, text in zip(workers, texts, strict=True)
+        str(worker.slot.number): [*worker.slot.metrics(), *_state(worker)] for worker in workers
     }
     return groups | {SHARED: list(energy_metrics(ledger.sample_energy()))}
 

@@ -6,19 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
-from prometheus_client.openmetrics import parser as openmetrics
-from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 LABEL = "worker"
 Groups = Mapping[str, Iterable[Metric]]
-
-
-def parse_metrics(text: str) -> list[Metric]:
-    """Returns the families of an exposition in OpenMetrics or the classic format; raises ValueError for any other."""
-    if text.endswith("# EOF\n"):
-        return list(openmetrics.text_string_to_metric_families(text))  # type: ignore[no-untyped-call]
-    return list(text_string_to_metric_families(text))
 
 
 class WorkersCollector(Collector):

@@ -14,15 +14,23 @@ from typing import Any
 
 import psutil
 import pytest
+from prometheus_client import CollectorRegistry
 
 from cascade.config import Config, KafkaSettings
-from cascade.errors import SettingError, WorkerEndedError
+from cascade.errors import DataError, SettingError, WorkerEndedError
 from cascade.ledger import Ledger
 from streaming.health_state import HealthState
 from streaming.service import supervisor
 from streaming.service.supervisor import SupervisedWorker, run_workers
 from streaming.service.waiting import Stopping
-from streaming.service.worker_slot import WorkerSlot, write_settings
+from streaming.service.worker_memory import MESSAGE_BYTES_MAX, WorkerMemory
+from streaming.service.worker_report import (
+    SETTINGS_VARIABLE,
+    WorkerSlot,
+    encode_report,
+    settings_in,
+    worker_environment,
+)
 from tests.timing import SetClock, wait_until
 
 # Writes how many signals it received, and then stops.
@@ -42,24 +50,27 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 open(sys.argv[1] + "/up", "a").write("x")
 time.sleep(60)
 """
-# Tells its port as a worker does; alive, but for what the file `hangs` says while that is there.
-ASKED = """
-import http.server, json, os, sys
-class Health(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        path = sys.argv[1] + "/hangs"
-        reasons = [open(path).read()] if os.path.exists(path) else []
-        self.send_response(503 if reasons else 200)
-        self.end_headers()
-        self.wfile.write(json.dumps({"waiting_for": reasons, "components": {}}).encode())
-    def log_message(self, *_):
-        pass
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Health)
-open(sys.argv[1] + ".port", "w").write(str(server.server_port))
-open(sys.argv[1] + "/up", "a").write("x")
-server.serve_forever()
+# Reports as a worker does; alive, but for the report in the file `hangs` while that is there.
+REPORTING = f"""
+import os, sys, time
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from streaming.service.worker_memory import WorkerMemory
+directory, memory, alive = sys.argv[1], WorkerMemory(int(sys.argv[2])), bytes.fromhex(sys.argv[3])
+open(directory + "/up", "a").write("x")
+while True:
+    hangs = directory + "/hangs"
+    memory.write(open(hangs, "rb").read() if os.path.exists(hangs) else alive)
+    time.sleep(0.05)
 """
 BROKEN = "import sys; open(sys.argv[1] + '/up', 'a').write('x'); sys.exit(3)"
+
+
+def report(not_alive: str = "") -> bytes:
+    health = HealthState(30.0)
+    health.ok("partitions")
+    if not_alive:
+        health.failed(*not_alive.split(": "))
+    return encode_report(Ledger(), CollectorRegistry(), health)
 
 
 class Run:
@@ -71,12 +82,14 @@ class Run:
         self.directories = [directory / str(number) for number in range(len(programs))]
         for path in self.directories:
             path.mkdir()
+        slots = [WorkerSlot(number, WorkerMemory.create()) for number in range(len(programs))]
         self.workers = [
             SupervisedWorker(
-                WorkerSlot(number, directory), [sys.executable, "-S", "-c", program, str(self.directories[number])],
-                drain_s, self.health, self.stopping,
+                slot,
+                [sys.executable, "-S", "-c", program, str(path), str(slot.memory.fd), report().hex()],
+                os.environ, drain_s, self.health, self.stopping,
             )
-            for number, program in enumerate(programs)
+            for slot, path, program in zip(slots, self.directories, programs, strict=True)
         ]  # fmt: skip
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -187,11 +200,12 @@ def test_a_worker_that_hangs_is_ended_and_started_again(
     start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "PAUSE_S_FIRST", 30.0)
-    monkeypatch.setattr(supervisor, "HEALTH_INTERVAL_S", 0.05)
     monkeypatch.setattr(supervisor, "HANGS_S", 0.2)
-    run = start(ASKED, ASKED)
+    run = start(REPORTING, REPORTING)
     wait_until(lambda: run.starts(0) == run.starts(1) == 1)
-    (run.directories[0] / "hangs").write_text("partition 3: no progress")
+    written = run.directories[0] / "written"
+    written.write_bytes(report("partition 3: no progress"))
+    written.rename(run.directories[0] / "hangs")
     wait_until(lambda: run.workers[0].restarts == 1)
     assert run.health.not_alive() == ["worker 0: worker 0 ended with signal 15; restarting it"]
     assert run.workers[1].restarts == 0
@@ -201,8 +215,8 @@ def test_a_worker_that_gives_no_answer_is_killed_and_started_again(
     start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "HUNG_GRACE_S", 0.5)
-    monkeypatch.setattr("streaming.service.worker_health.TIMEOUT_S", 0.2)
-    run = start(ASKED, drain_s=60.0, stall_s_max=0.5)
+    monkeypatch.setattr(supervisor, "SILENT_S", 0.2)
+    run = start(REPORTING, drain_s=60.0, stall_s_max=0.5)
     wait_until(lambda: run.starts(0) == 1)
     run.workers[0]._process.freeze()
     wait_until(lambda: run.starts(0) == 2)
@@ -212,7 +226,7 @@ NOT_ALIVE, FOR_EVER = ["loop: no progress"], 1e9
 
 
 @pytest.mark.parametrize(
-    ("answer", "from_s", "until_s", "suspended_s", "result", "ends_s"),
+    ("reported", "from_s", "until_s", "suspended_s", "result", "ends_s"),
     [
         (NOT_ALIVE, 10.0, FOR_EVER, 0.0, "loop: no progress", 10.0 + supervisor.HANGS_S),
         (NOT_ALIVE, 10.0, 12.0, 0.0, "", 60.0),
@@ -222,25 +236,39 @@ NOT_ALIVE, FOR_EVER = ["loop: no progress"], 1e9
     ids=["not alive", "not alive for a moment", "no answer", "a suspended machine"],
 )
 def test_a_worker_hangs_that_is_not_alive_or_does_not_answer_for_some_time(
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    answer: list[str] | None,
+    reported: list[str] | None,
     from_s: float,
     until_s: float,
     suspended_s: float,
     result: str,
     ends_s: float,
 ) -> None:
-    """On a simulated clock, which begins with a pause of `suspended_s`; from `from_s` to `until_s` with that answer."""
+    """On a simulated clock, which begins with a pause of `suspended_s`. Reports come every second; from `from_s` to
+    `until_s` with that content, or none.
+    """
     clock, pauses_s = SetClock(), iter([suspended_s] if suspended_s else [])
     monkeypatch.setattr(supervisor, "time", clock)
-    monkeypatch.setattr(supervisor, "ask_health", lambda *_: answer if from_s < clock.now_s < until_s else [])
     stopping: Any = SimpleNamespace(
         is_set=lambda: clock.now_s > 60.0, wait=lambda seconds: clock.sleep(next(pauses_s, seconds))
     )
-    slot = WorkerSlot(0, tmp_path)
-    slot.write_port(1)
-    worker = SupervisedWorker(slot, ["none"], 5.0, HealthState(30.0), stopping)
+
+    class Slot:
+        """A worker's slot, whose memory has a report for each second except those in which none comes."""
+
+        number = 0
+        memory = property(lambda self: SimpleNamespace(fd=0, number=self.reports))
+
+        @property
+        def reports(self) -> int:
+            times_s = range(1, int(clock.now_s) + 1)
+            return 1 + sum(reported is not None or not from_s < time_s < until_s for time_s in times_s)
+
+        def show_health(self, name: str, health: HealthState) -> list[str]:
+            return (reported or []) if from_s < clock.now_s < until_s else []
+
+    slot: Any = Slot()
+    worker = SupervisedWorker(slot, ["none"], {}, 5.0, HealthState(30.0), stopping)
     worker._process = SimpleNamespace(running=True)  # type: ignore[assignment]
     assert worker._watch().startswith(result)
     assert bool(result) == (clock.now_s < 60.0)
@@ -257,14 +285,16 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 from streaming.health_state import HealthState
-from streaming.service.worker_slot import WorkerSlot
+import os
+from streaming.service.worker_memory import WorkerMemory
+from streaming.service.worker_report import WorkerSlot
 from streaming.service.supervisor import SupervisedWorker, run_workers
 from streaming.service.waiting import stop_signals
 health = HealthState(30.0)
 command = [sys.executable, "-S", "-c", {STUBBORN!r}, {str(tmp_path / "0")!r}]
 with stop_signals() as stopping:
     stopping.on_set(Path({str(tmp_path / "stopping")!r}).touch)
-    worker = SupervisedWorker(WorkerSlot(0, Path({str(tmp_path)!r})), command, 50.0, health, stopping)
+    worker = SupervisedWorker(WorkerSlot(0, WorkerMemory.create()), command, os.environ, 50.0, health, stopping)
     run_workers([worker], health, stopping)
 """
     parent = subprocess.Popen([sys.executable, "-c", program])
@@ -283,44 +313,89 @@ with stop_signals() as stopping:
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
-# --- a worker's slot -------------------------------------------------------------------------------------------------
+# --- a worker's slot and memory --------------------------------------------------------------------------------------
 
 
-def test_workers_have_names_and_health_of_their_own_and_otherwise_the_same_settings(tmp_path: Path) -> None:
-    config = Config(kafka=KafkaSettings(group="g", instance="pod-7"), delivery="exactly-once")
-    write_settings(tmp_path, config)
-    found = [WorkerSlot(number, tmp_path).read_settings() for number in range(2)]
+def test_workers_have_names_of_their_own_no_health_server_and_otherwise_the_same_settings() -> None:
+    environment = worker_environment(Config(kafka=KafkaSettings(group="g", instance="pod-7"), delivery="exactly-once"))
+    found = [settings_in(environment, number) for number in range(2)]
     assert [config.kafka.instance for config in found] == ["pod-7-0", "pod-7-1"]
-    assert [(config.health.host, config.health.port) for config in found] == [("127.0.0.1", 0)] * 2
+    assert [config.health.enabled for config in found] == [False] * 2
     assert [(config.kafka.group, config.delivery) for config in found] == [("g", "exactly-once")] * 2
+    assert environment.items() >= os.environ.items()
 
 
-def test_workers_without_names_stay_without(tmp_path: Path) -> None:
-    write_settings(tmp_path, Config())
-    assert WorkerSlot(1, tmp_path).read_settings().kafka.instance == ""
+def test_workers_without_names_stay_without() -> None:
+    assert settings_in(worker_environment(Config()), 1).kafka.instance == ""
 
 
-def test_a_worker_without_a_supervisor_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"settings\.json: .* set worker\.processes instead"):
-        WorkerSlot(0, tmp_path).read_settings()
+@pytest.mark.parametrize("environment", [{}, {SETTINGS_VARIABLE: "{"}])
+def test_a_worker_without_a_supervisor_is_one_line(environment: dict[str, str]) -> None:
+    with pytest.raises(SettingError, match=r"CASCADE_WORKER_SETTINGS: .* set worker\.processes instead"):
+        settings_in(environment, 0)
 
 
-def test_the_supervisor_reads_port_and_account_and_clears_them_at_the_next_start(tmp_path: Path) -> None:
-    slot, ledger = WorkerSlot(0, tmp_path), Ledger()
-    assert (slot.read_port(), slot.read_account()) == (None, None)
-    slot.write_port(1234)
-    with slot.account_written(ledger):
+def test_the_supervisor_reads_the_account_and_it_is_gone_at_the_next_start() -> None:
+    slot, ledger = WorkerSlot(0, WorkerMemory.create()), Ledger()
+    assert (slot.account(), slot.metrics()) == (None, [])
+    with slot.reported(ledger, CollectorRegistry(), HealthState(30.0)):
         ledger.count_labels(3)
-    account = slot.read_account()
+    account = slot.account()
     assert account is not None
-    assert (slot.read_port(), account.counters.labels) == (1234, 3)
-    slot.clear()
-    assert (slot.read_port(), slot.read_account()) == (None, None)
+    assert account.counters.labels == 3
+    slot.memory.clear()
+    assert slot.account() is None
 
 
-def test_a_killed_workers_account_was_written_while_it_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.service.worker_slot.ACCOUNT_INTERVAL_S", 0.1)
-    slot, ledger = WorkerSlot(0, tmp_path), Ledger()
-    with slot.account_written(ledger):
+def test_a_killed_workers_account_was_reported_while_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.service.worker_report.REPORT_INTERVAL_S", 0.1)
+    slot, ledger = WorkerSlot(0, WorkerMemory.create()), Ledger()
+    with slot.reported(ledger, CollectorRegistry(), HealthState(30.0)):
         ledger.count_labels(3)
-        wait_until(lambda: (found := slot.read_account()) is not None and found.counters.labels == 3)
+        wait_until(lambda: (found := slot.account()) is not None and found.counters.labels == 3)
+
+
+def test_a_report_of_another_release_is_one_line() -> None:
+    slot = WorkerSlot(3, WorkerMemory.create())
+    slot.memory.write(b"\x81\xa1x\x01")
+    for read in (slot.account, slot.metrics, lambda: slot.show_health("worker 3", HealthState(30.0))):
+        with pytest.raises(DataError, match=r"worker 3: unreadable report .*; restart the service"):
+            read()
+
+
+# Replaces its message for ever, each time with a character repeated, so that a reader sees whether it is whole.
+WRITING = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from streaming.service.worker_memory import WorkerMemory
+memory, number = WorkerMemory(int(sys.argv[1])), 0
+while True:
+    number += 1
+    memory.write(bytes([number % 251]) * (100_000 + number % 1_000))
+"""
+
+
+def test_a_message_is_whole_while_it_is_replaced_and_after_the_writer_was_killed() -> None:
+    memory = WorkerMemory.create()
+    assert (memory.read(), memory.number) == (b"", 0)
+    command = [sys.executable, "-S", "-c", WRITING, str(memory.fd)]
+    for _ in range(3):
+        with subprocess.Popen(command, pass_fds=[memory.fd]) as writer:
+            begin = memory.number
+            wait_until(lambda begin=begin: memory.number > begin)
+            messages = [memory.read() for _ in range(200)]
+            writer.kill()
+        messages.append(memory.read())
+        assert all(message == message[:1] * len(message) for message in messages)
+        assert min(map(len, messages)) >= 100_000
+
+
+def test_a_message_that_does_not_fit_is_refused_and_the_one_before_stays() -> None:
+    memory = WorkerMemory.create()
+    memory.write(b"before")
+    with pytest.raises(ValueError, match="at most"):
+        memory.write(bytes(MESSAGE_BYTES_MAX + 1))
+    assert memory.read() == b"before"
+    memory.write(bytes(MESSAGE_BYTES_MAX))
+    memory.write(b"after")
+    assert memory.read() == b"after"

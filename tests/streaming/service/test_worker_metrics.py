@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 
 import numpy as np
-import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics
@@ -16,9 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from cascade.ledger import Ledger, ledger_registry
 from streaming.health_state import HealthState
 from streaming.pipeline.table import Records
-from streaming.service.health import HealthServer
-from streaming.service.worker_health import ask_health, ask_metrics
-from streaming.service.worker_metrics import parse_metrics, workers_registry
+from streaming.service.worker_memory import WorkerMemory
+from streaming.service.worker_metrics import workers_registry
+from streaming.service.worker_report import WorkerSlot, encode_report
 
 
 def ledger_of(decisions: int) -> Ledger:
@@ -33,9 +31,8 @@ def text_of(ledger: Ledger) -> str:
 
 
 def merged_text(texts: dict[str, str]) -> str:
-    return generate_latest(
-        workers_registry(lambda: {worker: parse_metrics(text) for worker, text in texts.items()})
-    ).decode()
+    groups = {worker: list(text_string_to_metric_families(text)) for worker, text in texts.items()}
+    return generate_latest(workers_registry(lambda: groups)).decode()
 
 
 def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -77,50 +74,51 @@ def test_a_workers_own_label_named_worker_stays() -> None:
     assert list(found) == [("odd", frozenset({("worker", "mine")}))]
 
 
-class Asked:
+class Reporting:
+    """A worker's slot with its report."""
+
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.state = HealthState(stall_s_max=30)
-        self.server = HealthServer(self.state, registry or CollectorRegistry(), "127.0.0.1", 0)
+        self.state, self.registry = HealthState(stall_s_max=30), registry or CollectorRegistry()
+        self.slot = WorkerSlot(1, WorkerMemory.create())
+
+    def report(self) -> WorkerSlot:
+        self.slot.memory.write(encode_report(Ledger(), self.registry, self.state))
+        return self.slot
 
     def health(self) -> HealthState:
         """What a supervisor then says."""
         health = HealthState(stall_s_max=30)
         health.waiting("worker 1", "not started yet")
-        assert ask_health(self.server.port, "worker 1", health) == self.state.not_alive()
+        assert self.report().show_health("worker 1", health) == self.state.not_alive()
         return health
 
 
 def test_a_workers_health_is_shown_with_its_number() -> None:
-    asked = Asked()
-    with asked.server:
-        assert asked.health().not_ready() == ["worker 1: starting"]
-        asked.state.ok("partitions", "transactions-0")
-        asked.state.waiting("broker", "connecting")
-        asked.state.waiting("state", "")
-        assert asked.health().not_ready() == ["worker 1: broker: connecting; state: waiting"]
-        assert asked.health().not_alive() == []
-        asked.state.ok("broker")
-        asked.state.ok("state")
-        assert asked.health().not_ready() == []
-        assert asked.health().components()["worker 1"].text == "partitions: transactions-0"
-        asked.state.failed("lag", "transactions-0 makes no progress")
-        assert asked.health().not_alive() == ["worker 1: lag: transactions-0 makes no progress"]
+    worker = Reporting()
+    assert worker.health().not_ready() == ["worker 1: starting"]
+    worker.state.ok("partitions", "transactions-0")
+    worker.state.waiting("broker", "connecting")
+    worker.state.waiting("state", "")
+    assert worker.health().not_ready() == ["worker 1: broker: connecting; state: waiting"]
+    assert worker.health().not_alive() == []
+    worker.state.ok("broker")
+    worker.state.ok("state")
+    assert worker.health().not_ready() == []
+    assert worker.health().components()["worker 1"].text == "partitions: transactions-0"
+    worker.state.failed("lag", "transactions-0 makes no progress")
+    assert worker.health().not_alive() == ["worker 1: lag: transactions-0 makes no progress"]
 
 
-def test_a_worker_that_does_not_answer_is_not_ready() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        health = HealthState(stall_s_max=30)
-        assert ask_health(listener.getsockname()[1], "worker 0", health) is None
-        assert health.not_ready() == ["worker 0: no answer"]
-        assert ask_metrics(listener.getsockname()[1]) == ask_metrics(None) == ""
+def test_a_worker_that_has_not_reported_is_not_ready() -> None:
+    slot, health = WorkerSlot(0, WorkerMemory.create()), HealthState(stall_s_max=30)
+    assert slot.show_health("worker 0", health) == []
+    assert health.not_ready() == ["worker 0: starting"]
+    assert slot.metrics() == []
 
 
-def test_metrics_are_asked_for() -> None:
-    asked = Asked(ledger_registry(ledger_of(2)))
-    with asked.server:
-        families = parse_metrics(ask_metrics(asked.server.port))
-        (family,) = [family for family in families if family.name == "cascade_decisions"]
+def test_metrics_are_reported() -> None:
+    slot = Reporting(ledger_registry(ledger_of(2))).report()
+    (family,) = [family for family in slot.metrics() if family.name == "cascade_decisions"]
     assert isinstance(family, Metric)
     assert sum(sample.value for sample in family.samples) == 3
 
@@ -130,12 +128,8 @@ def test_exemplars_of_workers_stay_and_the_classic_text_is_the_same() -> None:
     for worker, ledger in ledgers.items():
         positions = Records("t", np.full(1, int(worker)), np.arange(1))
         ledger.record_decisions("escalated", np.array([0.015]), None, positions)
-    asked = {worker: Asked(ledger_registry(ledger)) for worker, ledger in ledgers.items()}
-    texts = {worker: ask_metrics(worker_asked.server.port) for worker, worker_asked in asked.items()}
-    for worker_asked in asked.values():
-        worker_asked.server.close()
-    assert all(text.endswith("# EOF\n") for text in texts.values())
-    registry = workers_registry(lambda: {worker: parse_metrics(text) for worker, text in texts.items()})
+    slots = {worker: Reporting(ledger_registry(ledger)).report() for worker, ledger in ledgers.items()}
+    registry = workers_registry(lambda: {worker: slot.metrics() for worker, slot in slots.items()})
     merged = openmetrics.text_string_to_metric_families(openmetrics_text(registry).decode())
     shown = {
         (sample.labels["worker"], sample.labels["le"]): sample.exemplar.labels["decision_id"]
@@ -144,15 +138,13 @@ def test_exemplars_of_workers_stay_and_the_classic_text_is_the_same() -> None:
         if sample.exemplar
     }
     assert shown == {("0", "0.02"): "t-0-0", ("1", "0.02"): "t-1-0"}
-    classic = {worker: text_of(ledger) for worker, ledger in ledgers.items()}
-    through_openmetrics, through_text = samples(generate_latest(registry).decode()), samples(merged_text(classic))
+    through_openmetrics = samples(generate_latest(registry).decode())
+    through_text = {
+        (name, labels | {("worker", worker)}): value
+        for worker, ledger in ledgers.items()
+        for (name, labels), value in samples(text_of(ledger)).items()
+    }
     assert through_openmetrics.keys() == through_text.keys()
     changing = {"cascade_stage_cpu_seconds_total", "cascade_energy_joules_total"}
     same = {key: value for key, value in through_text.items() if key[0] not in changing}
     assert {key: through_openmetrics[key] for key in same} == same
-
-
-@pytest.mark.parametrize("spoilt", ["{", "cascade_decisions_total{path=", "a b c d"])
-def test_what_is_no_exposition_is_refused(spoilt: str) -> None:
-    with pytest.raises(ValueError):
-        parse_metrics(spoilt)
