@@ -1,10 +1,9 @@
-"""One simulated process: the real worker in the service's sessions, with everything outside the worker simulated."""
+"""One simulated process: the service's sessions and the real worker, with everything outside them simulated."""
 
 from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable
 from contextlib import ExitStack
 
 from bench.faults.broker import SimBroker
@@ -17,12 +16,14 @@ from bench.faults.schedule import Options
 from bench.faults.traffic import SCHEMA, feature_spec, label_codec, transaction_codec
 from bench.faults.world import CALL_S, NEVER_S, Life, SimCrash, World
 from cascade.engine import Engine
-from cascade.errors import BrokerError, StateError
+from cascade.errors import StateError
 from cascade.features import FeatureEngine
 from cascade.ledger import Ledger
 from cascade.policy import Calibration, Policy
 from streaming.health_state import HealthState
-from streaming.worker.loop import Parts, Worker
+from streaming.worker.loop import Worker
+from streaming.worker.opening import Ports, open_worker
+from streaming.worker.sessions import Sessions
 from streaming.worker.snapshots import SnapshotStore
 
 BUNDLE_VERSION = "faults"
@@ -36,7 +37,8 @@ POLICY = Policy(
     review_from=0.5,
     decline_from=0.9,
 )
-SESSION_PAUSE_S = 0.05
+# Much shorter than the service's, so that a run of a few seconds has many sessions.
+SESSION_PAUSES_S = (0.1, 0.1)
 HEALTH_STALL_S = 60.0
 
 
@@ -55,7 +57,7 @@ class SimProcess:
     def __init__(
         self, world: World, broker: SimBroker, disk: SimDisk, options: Options, slot: int, number: int
     ) -> None:
-        self.slot = slot
+        self.slot, self.number = slot, number
         self.replaced = False
         self.needs_operator = False
         self.ended = False
@@ -82,10 +84,17 @@ class SimProcess:
         self._deep = SimDeepStage(self.life, options.model)
         self.ledger = Ledger(bundle_version=BUNDLE_VERSION, clock=self.clock.monotonic)
         self.health = HealthState(HEALTH_STALL_S, self.clock.monotonic)
-        self._snapshots = self._make_snapshots(f"{slot}-{number}") if options.config.state.snapshots else None
-        self._session = ExitStack()
-        self.worker: Worker | None = None
+        self._ports = self._make_ports()
+        self._work = Sessions(
+            self._open, options.config.kafka, self.ledger, self.health, self.clock, lambda: self.stopping,
+            world.chance.random, SESSION_PAUSES_S,
+        )  # fmt: skip
         self.decisions_acknowledged = 0
+
+    @property
+    def worker(self) -> Worker | None:
+        """The worker of the present session; None between sessions, and after the end."""
+        return None if self.ended else self._work.worker
 
     @property
     def identity(self) -> str:
@@ -97,10 +106,7 @@ class SimProcess:
         self.running = True
         self._turn_began_s = self._world.now_s
         try:
-            try:
-                self._turn()
-            except BrokerError as error:
-                self._on_session_error(error)
+            self._turn()
         except SimCrash:
             self._end("killed")
         except StateError as error:
@@ -127,94 +133,73 @@ class SimProcess:
             self._end("killed")
 
     def _turn(self) -> None:
-        world = self._world
-        if self.worker is None:
+        world, worker = self._world, self.worker
+        if worker is not None:
             if self.stopping:
-                self._end("stopped")
-                return
-            self._connect()
-        elif self.stopping:
-            self.worker.stop()
-            self.worker.drain()
-            self._close_session()
-            self._end("stopped")
-        else:
-            if self._options.processes.replay_rebalance_share and self.consumers[0].replaying:
+                worker.stop()
+            elif self._options.processes.replay_rebalance_share and self.consumers[0].replaying:
                 self._shuffle_in_replay()
-            self.worker.step()
-            in_flight, limit = self.worker.in_flight, self._options.config.worker.in_flight_max
+        pause_s = self._work.turn()
+        if pause_s is None or (pause_s and self.stopping):
+            self._end("stopped")
+            return
+        if pause_s:
+            if self.replaced:
+                self._end("replaced")
+            else:
+                self.wake_s = world.now_s + pause_s
+            return
+        if worker is not None:
+            in_flight, limit = worker.in_flight, self._options.config.worker.in_flight_max
             if in_flight > limit:
                 self.problems.append(f"{self.life.name}: {in_flight} in flight, at most {limit}")
         world.wait(world.now_s + CALL_S, alone=True)
         self.wake_s = max(world.now_s + CALL_S, self.consumers[0].resume_s if self.consumers else 0.0)
 
-    def _connect(self) -> None:
-        """Begin a session: make its clients and its worker, in the order of the service."""
-        broker, life, config = self._broker, self.life, self._options.config
+    def _open(self, session: ExitStack) -> Worker:
+        """Begin a session, in the service's own way, with simulated connections."""
         self._sessions += 1
         self.consumers = []
-        name = f"{life.name}.{self._sessions}"
-        self._world.log(life.name, f"session {self._sessions}")
-        session = self._session = ExitStack()
-        producer: SimProducer = (
-            SimTransactionalProducer(broker, life, name, self._count, f"faults-{self.identity}")
-            if config.delivery == "exactly-once"
-            else SimProducer(broker, life, name, self._count)
-        )
-        session.callback(self._quietly, lambda: producer.close(1.0))
-        consumer = SimConsumer(
-            broker, life, True, self.identity if self._options.static_members else "", self._options.poll_s
-        )
-        self.consumers.append(consumer)
-        self.sessions[name] = consumer
-        session.callback(self._quietly, consumer.close)
-        label_consumer = self._reader(session)
-        self.worker = Worker(
-            Parts(
-                config=config,
-                schema=SCHEMA,
-                bundle_version=BUNDLE_VERSION,
-                engine=self.engine,
-                deep=self._deep,
-                codec=transaction_codec(self._options),
-                label_codec=label_codec(self._options),
-                consumer=consumer,
-                label_consumer=label_consumer,
-                producer=producer,
-                ledger=self.ledger,
-                health=self.health,
-                snapshots=self._snapshots,
-                clock=self.clock,
-                open_consumer=lambda: SimConsumer(broker, life, False),
-                summary_consumer=self._reader(session) if config.terminals.share else None,
-                chance=self._world.chance.random,
-            )
-        )
-        self.worker.start()
+        self._world.log(self.life.name, f"session {self._sessions}")
+        return open_worker(self._ports, session)
 
-    def _reader(self, session: ExitStack) -> SimConsumer:
+    def _make_ports(self) -> Ports:
+        options, config = self._options, self._options.config
+        return Ports(
+            config=config,
+            schema=SCHEMA,
+            bundle_version=BUNDLE_VERSION,
+            engine=self.engine,
+            deep=self._deep,
+            codec=transaction_codec(options),
+            label_codec=label_codec(options),
+            ledger=self.ledger,
+            health=self.health,
+            snapshots=self._make_snapshots(f"{self.slot}-{self.number}") if config.state.snapshots else None,
+            clock=self.clock,
+            chance=self._world.chance.random,
+            make_producer=self._make_producer,
+            make_member=self._make_member,
+            make_reader=self._make_reader,
+        )
+
+    def _make_producer(self) -> SimProducer:
+        shared = (self._broker, self.life, f"{self.life.name}.{self._sessions}", self._count)
+        if self._options.config.delivery == "exactly-once":
+            return SimTransactionalProducer(*shared, f"faults-{self.identity}")
+        return SimProducer(*shared)
+
+    def _make_member(self) -> SimConsumer:
+        name = self.identity if self._options.static_members else ""
+        consumer = SimConsumer(self._broker, self.life, True, name, self._options.poll_s)
+        self.consumers.append(consumer)
+        self.sessions[f"{self.life.name}.{self._sessions}"] = consumer
+        return consumer
+
+    def _make_reader(self) -> SimConsumer:
         reader = SimConsumer(self._broker, self.life, False)
         self.consumers.append(reader)
-        session.callback(self._quietly, reader.close)
         return reader
-
-    def _on_session_error(self, error: BrokerError) -> None:
-        """Close the session, as the service does; the next turn begins another."""
-        self._world.log(self.life.name, f"session ends: {error}")
-        self._close_session()
-        if self.replaced or self.stopping:
-            self._end("replaced" if self.replaced else "stopped")
-        self.wake_s = self._world.now_s + SESSION_PAUSE_S * (1.0 + self._world.chance.random())
-
-    def _close_session(self) -> None:
-        self.worker = None
-        self._session.close()
-
-    def _quietly(self, close: Callable[[], None]) -> None:
-        try:
-            close()
-        except BrokerError as error:
-            self._world.log(self.life.name, f"closing: {error}")
 
     def _end(self, how: str) -> None:
         if self.ended:
@@ -223,7 +208,6 @@ class SimProcess:
         self.life.dead = True
         self.ended = True
         self.wake_s = NEVER_S
-        self.worker = None
         self._broker.network.cut(self.life)
         if self in self._world.processes:
             self._world.processes.remove(self)

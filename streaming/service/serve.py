@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +21,6 @@ from cascade.bundle import Bundle, load_bundle
 from cascade.compilation import compilations
 from cascade.config import Config, HealthSettings, LogSettings
 from cascade.engine import Engine
-from cascade.errors import BrokerError
 from cascade.ledger import (
     CpuModelMeter,
     EnergySampler,
@@ -38,7 +37,7 @@ from cascade.protocols import DeepStage, EnergyMeter, Replicated, SystemClock
 from stages.assembly import make_deep_stage, make_engine
 from streaming.codecs import topic_codec
 from streaming.health_state import HealthState
-from streaming.kafka import ConsumerClient, make_consumer, make_producer
+from streaming.kafka import ProducerClient, make_consumer, make_producer
 from streaming.pipeline.deep_replicas import ReplicaCollector
 from streaming.pipeline.privacy import CardHasher
 from streaming.service.health import HealthServer
@@ -51,14 +50,14 @@ from streaming.service.otel import otel_exported
 from streaming.service.waiting import await_broker, await_model, await_topics, stop_signals
 from streaming.service.worker_report import WorkerSlot
 from streaming.worker.files import FsspecFiles
-from streaming.worker.loop import Parts, Worker
-from streaming.worker.sessions import run_sessions
+from streaming.worker.loop import Worker
+from streaming.worker.opening import Ports, open_worker
+from streaming.worker.sessions import Sessions
 from streaming.worker.snapshots import SnapshotStore, fingerprint
 
 log = structlog.get_logger()
 # The loop and the clients' threads take turns in the interpreter; Python's default of 5 ms is a whole latency limit.
 THREAD_SWITCH_S = 0.0005
-CLOSE_S = 5.0
 # A collection visits the objects that are alive and not frozen, and a micro-batch leaves none behind: rare collections
 # take no longer than frequent ones. At a thousand transactions a second a full one comes every few seconds.
 GC_THRESHOLDS = (20_000, 5, 5)
@@ -109,13 +108,14 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
         stopping.on_set(present.stop)
         stack.enter_context(_lag_watched(config, health, registry, present))
 
-        def make(session: ExitStack) -> Worker | None:
+        ports = _ports(config, bundle, engine, deep, ledger, health, snapshots, hasher, clock)
+
+        def open_session(session: ExitStack) -> Worker | None:
             # the first connections were waited for above
             await_broker(config, health, stopping, config.kafka.lost_s_max)
             if stopping.is_set():
                 return None
-            parts = _connect(config, bundle, engine, deep, ledger, health, snapshots, hasher, clock, session)
-            worker = Worker(parts)
+            worker = open_worker(ports, session)
             present.set(worker)
             session.callback(present.set, None)
             if stopping.is_set():  # while it connected
@@ -130,7 +130,7 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
             group=config.kafka.group,
             delivery=config.delivery,
         )
-        run_sessions(make, config.kafka, ledger, health, clock, stopping.is_set, stopping.wait)
+        Sessions(open_session, config.kafka, ledger, health, clock, stopping.is_set).run(stopping.wait)
         summary = ledger.summary()
     log.info("stopped", transactions=summary.transactions)
     return summary
@@ -209,7 +209,7 @@ def _snapshot_store(config: Config, bundle: Bundle, clock: SystemClock, stack: E
     return SnapshotStore(files, config.state.keep, fingerprint(bundle), name, clock, writer.submit)
 
 
-def _connect(
+def _ports(
     config: Config,
     bundle: Bundle,
     engine: Engine,
@@ -219,23 +219,16 @@ def _connect(
     snapshots: SnapshotStore | None,
     hasher: CardHasher | None,
     clock: SystemClock,
-    session: ExitStack,
-) -> Parts:
-    """Connects to the broker, until the end of the session, and returns the collaborators of a worker."""
+) -> Ports:
+    """What lies outside the worker: this process's parts, and connections to the configured broker."""
 
-    def consumer(group: str | None) -> ConsumerClient:
-        made = make_consumer(config.kafka, group)
-        session.callback(_quietly, made.close)
-        return made
+    def producer() -> ProducerClient:
+        if config.delivery == "at-least-once":
+            return make_producer(config.kafka)
+        return make_producer(config.kafka, f"{config.kafka.group}-{config.kafka.instance or uuid.uuid4().hex}")
 
-    transactional_id = None
-    if config.delivery == "exactly-once":
-        transactional_id = f"{config.kafka.group}-{config.kafka.instance or uuid.uuid4().hex}"
-    # first of all: it ends a transaction that an earlier run of this worker left open
-    producer = make_producer(config.kafka, transactional_id)
-    session.callback(_quietly, lambda: producer.close(CLOSE_S))
     bytes_max = config.worker.message_bytes_max
-    return Parts(
+    return Ports(
         config=config,
         schema=bundle.schema,
         bundle_version=bundle.version,
@@ -243,25 +236,15 @@ def _connect(
         deep=deep,
         codec=topic_codec(config.kafka, config.kafka.topics.transactions, bundle.schema.fields, bytes_max),
         label_codec=topic_codec(config.kafka, config.kafka.topics.labels, bundle.schema.label_fields(), bytes_max),
-        consumer=consumer(config.kafka.group),
-        label_consumer=consumer(None),
-        producer=producer,
         ledger=ledger,
         health=health,
         snapshots=snapshots,
         clock=clock,
-        open_consumer=lambda: make_consumer(config.kafka, None),
         hasher=hasher,
-        summary_consumer=consumer(None) if config.terminals.share else None,
+        make_producer=producer,
+        make_member=lambda: make_consumer(config.kafka, config.kafka.group),
+        make_reader=lambda: make_consumer(config.kafka, None),
     )
-
-
-def _quietly(close: Callable[[], None]) -> None:
-    """Closes a connection; logs the error of a lost broker, since the session's own error explains more."""
-    try:
-        close()
-    except BrokerError as error:
-        log.debug("connection not closed in order", reason=str(error))
 
 
 def _settle_interpreter() -> None:

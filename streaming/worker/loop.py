@@ -66,13 +66,12 @@ EXACTLY_ONCE_IN_FLIGHT_MAX = 1_000
 SPARE_S_MIN = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The collaborators of a worker.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What lies outside a worker and outlives its session.
 
-    `producer`: a TransactionalProducerClient if `config.delivery` is exactly-once. `open_consumer`: makes a consumer
-    outside any group. `snapshots`, `hasher`, `summary_consumer`: None if not configured. `chance`: random numbers in
-    [0, 1), so that the pauses of several workers differ.
+    `snapshots`, `hasher`: None if not configured. `chance`: random numbers in [0, 1), so that the pauses of several
+    workers differ.
     """
 
     config: Config
@@ -82,17 +81,27 @@ class Parts:
     deep: DeepStage
     codec: Codec
     label_codec: Codec
-    consumer: ConsumerClient
-    label_consumer: ConsumerClient
-    producer: ProducerClient
     ledger: Ledger
     health: HealthState
     snapshots: SnapshotStore | None
     clock: Clock
-    open_consumer: Callable[[], ConsumerClient]
     hasher: CardHasher | None = None
-    summary_consumer: ConsumerClient | None = None
     chance: Callable[[], float] = random.SystemRandom().random
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts(Surroundings):
+    """The collaborators of a worker: `streaming.worker.opening` connects it.
+
+    `producer`: a TransactionalProducerClient if `config.delivery` is exactly-once. `open_consumer`: makes a consumer
+    outside any group. `summary_consumer`: None if not configured.
+    """
+
+    consumer: ConsumerClient
+    label_consumer: ConsumerClient
+    producer: ProducerClient
+    open_consumer: Callable[[], ConsumerClient]
+    summary_consumer: ConsumerClient | None = None
 
 
 class Worker:
@@ -170,19 +179,17 @@ class Worker:
         return self._pipeline.in_flight
 
     def stop(self) -> None:
-        """Makes the loop drain, commit and return; safe from a signal handler or another thread."""
+        """Makes the session drain the worker and end; safe from a signal handler or another thread."""
         self._stop.set()
 
     def lose(self, reason: str) -> None:
         """Makes the next `step` raise BrokerError with this reason; safe from another thread."""
         self._lost = reason
 
-    def run(self) -> None:
-        """Works until `stop`; raises the BrokerError that ends the session."""
-        self.start()
-        while not self._stop.is_set():
-            self.step()
-        self.drain()
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop.is_set()
 
     def start(self) -> None:
         """Joins the group."""

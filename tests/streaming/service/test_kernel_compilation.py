@@ -117,7 +117,7 @@ def test_kernels_are_compiled_before_the_worker_joins_its_group(monkeypatch: pyt
     monkeypatch.setattr(service, "await_broker", lambda *_: events.append("broker"))
     monkeypatch.setattr(service, "await_model", lambda *_: None)
     monkeypatch.setattr(service, "await_topics", lambda *_: None)
-    monkeypatch.setattr(service, "run_sessions", lambda *_: events.append("join"))
+    monkeypatch.setattr(service.Sessions, "run", lambda *_: events.append("join"))
     monkeypatch.setattr(service, "_settle_interpreter", lambda: None)
     monkeypatch.setattr(
         service, "LagWatch", lambda **_: SimpleNamespace(lags=dict, start=lambda: None, close=lambda: None)

@@ -16,7 +16,7 @@ from streaming.service.waiting import Stopping
 
 
 class FakeWorker:
-    def __init__(self, parts: object) -> None:
+    def __init__(self) -> None:
         self.positions = {("transactions", 0): 7}
         self.stopped, self.lost = False, ""
 
@@ -38,7 +38,7 @@ def test_signal_and_lag_watch_reach_the_present_worker_and_no_former_one(monkeyp
         watch.update(parts)
         return SimpleNamespace(lags=dict, start=lambda: None, close=lambda: None)
 
-    def sessions(make: Callable[[ExitStack], Any], *_: object) -> None:
+    def run(make: Callable[[ExitStack], Any]) -> None:
         for _ in range(3):
             with ExitStack() as session:
                 worker = make(session)
@@ -50,10 +50,12 @@ def test_signal_and_lag_watch_reach_the_present_worker_and_no_former_one(monkeyp
             assert watch["positions"]() is None
             watch["lost"]("no session")
 
-    for name in ("compile_kernels", "await_broker", "await_model", "await_topics", "_settle_interpreter", "_connect"):
+    for name in ("compile_kernels", "await_broker", "await_model", "await_topics", "_settle_interpreter", "_ports"):
         monkeypatch.setattr(service, name, lambda *_: None)
     for name, fake in (
-        ("stop_signals", signals), ("LagWatch", watched), ("run_sessions", sessions), ("Worker", FakeWorker)
+        ("stop_signals", signals), ("LagWatch", watched),
+        ("Sessions", lambda make, *_: SimpleNamespace(run=lambda pause: run(make))),
+        ("open_worker", lambda *_: FakeWorker()),
     ):  # fmt: skip
         monkeypatch.setattr(service, name, fake)
     service.serve(Config(bundle=BundleSettings(path=str(SHIPPED_BUNDLE)), deep=DeepSettings(backend="onnxruntime")))
