@@ -21,6 +21,7 @@ from cascade.features import FeatureEngine
 from cascade.ledger import Ledger
 from cascade.policy import Calibration, Policy
 from streaming.health_state import HealthState
+from streaming.worker.boundaries import InvariantError
 from streaming.worker.loop import Worker
 from streaming.worker.opening import Ports, open_worker
 from streaming.worker.sessions import Sessions
@@ -140,6 +141,8 @@ class SimProcess:
             elif self._options.processes.replay_rebalance_share and self.consumers[0].replaying:
                 self._shuffle_in_replay()
         pause_s = self._work.turn()
+        if pause_s and isinstance(self._work.error, InvariantError):
+            self.problems.append(f"{self.life.name}: a check failed: {self._work.error}")
         if pause_s is None or (pause_s and self.stopping):
             self._end("stopped")
             return

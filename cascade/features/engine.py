@@ -299,6 +299,11 @@ class FeatureEngine:
     def _used(self) -> dict[str, Array]:
         return {f"{part.key}.{name}": array for part in self._parts for name, array in part.used().items()}
 
+    def check_export(self, arrays: Mapping[str, Array]) -> None:
+        """Raise StateError unless these have the names, dtypes and lengths of an export; takes microseconds."""
+        for part in self._parts:
+            part.check(arrays)
+
     def import_state(self, arrays: Mapping[str, Array]) -> None:
         """Replace the state by exported arrays; raises StateError where they do not fit, and leaves the state empty."""
         self.reset()

@@ -101,6 +101,10 @@ class KeyPart:
             raise StateError(f"slot {broken} of {self.key} is not in order: take another snapshot")
         return end < slots
 
+    def check(self, arrays: Mapping[str, Array]) -> None:
+        """Raise StateError where the arrays' names, dtypes, widths or lengths do not fit."""
+        self._checked(arrays)
+
     def _checked(self, arrays: Mapping[str, Array]) -> KeyState:
         """Return the arrays of this part, after a check of their dtypes and widths."""
         found: dict[str, Array] = {}

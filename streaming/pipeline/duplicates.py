@@ -239,6 +239,11 @@ class FirstDecisions:
             _CLOCKS: np.column_stack([set_clocks, self._clocks[set_clocks]]).astype(np.int64),
         }
 
+    def check_export(self, arrays: Mapping[str, Array]) -> None:
+        """Raises StateError unless these have the names, dtypes and lengths of an export; takes microseconds."""
+        if self.enabled:
+            _check_shapes(arrays)
+
     def without_later(self, arrays: Mapping[str, Array], until: Mapping[int, int]) -> Mapping[str, Array]:
         """Returns an export without the decisions of these partitions from the offsets `until` on.
 
@@ -345,8 +350,8 @@ def _plain(column: Int64) -> Int64:
     return np.array(column, np.int64)
 
 
-def _check_export(arrays: Mapping[str, Array]) -> None:
-    """Raises StateError if the arrays are not a valid export."""
+def _check_shapes(arrays: Mapping[str, Array]) -> None:
+    """Raises StateError if a name, dtype or length is not that of an export."""
     for name in (*_ROWS, _BUNDLES, _CLOCKS):
         if name not in arrays:
             raise StateError(f"array {name} is absent")
@@ -361,6 +366,12 @@ def _check_export(arrays: Mapping[str, Array]) -> None:
         raise StateError(f"array {_CLOCKS} is {clocks.dtype}{list(clocks.shape)}")
     if versions.dtype.kind != "S" or versions.ndim != 1:
         raise StateError(f"array {_BUNDLES} is {versions.dtype}{list(versions.shape)}")
+
+
+def _check_export(arrays: Mapping[str, Array]) -> None:
+    """Raises StateError if the arrays are not a valid export."""
+    _check_shapes(arrays)
+    clocks, versions = arrays[_CLOCKS], arrays[_BUNDLES]
     known = arrays[_KNOWN] == 1
     decided, scores = arrays[_DECIDED][known], arrays[_SCORES][known]
     entries = arrays[_ENTRIES]

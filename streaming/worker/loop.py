@@ -25,7 +25,7 @@ import structlog
 from cascade.columns import Array, ColumnBatch
 from cascade.config import Config
 from cascade.engine import Engine
-from cascade.errors import BrokerError
+from cascade.errors import BrokerError, StateError
 from cascade.ledger import Ledger
 from cascade.protocols import Clock, DeepStage
 from cascade.schema import Schema
@@ -47,6 +47,7 @@ from streaming.pipeline.repeats import Repeats
 from streaming.pipeline.send import Sent
 from streaming.pipeline.steps import Pipeline
 from streaming.pipeline.table import Table
+from streaming.worker.boundaries import InvariantError, check_commit, check_snapshot
 from streaming.worker.labels import LabelFollower
 from streaming.worker.outbox import AtLeastOnceOutbox, ExactlyOnceOutbox, Outbox
 from streaming.worker.partitions import OwnedPartition, Phase
@@ -350,6 +351,7 @@ class Worker:
         for partition, owned in self._recovery.owned.items():
             progress = owned.progress
             if progress is not None:
+                check_commit(owned, progress, self._outbox.committed.get(partition, (None, ""))[0])
                 offsets[partition] = (progress.until, progress.metadata())
         if self._config.delivery == "exactly-once" or not self._outbox.pending:
             offsets |= {partition: (offset, "") for partition, offset in self._labels.offsets_to_commit().items()}
@@ -434,12 +436,20 @@ class Worker:
 
     def _snapshot(self, state: dict[str, Array]) -> Snapshot:
         owned, committed = self._recovery.owned, self._outbox.committed
-        return Snapshot(
-            state | self._first_decisions.export(),
+        first_decisions = self._first_decisions.export()
+        snapshot = Snapshot(
+            state | first_decisions,
             self._next_offsets(),
             dict(self._labels.positions),
             {partition: committed.get(partition, (part.until, ""))[0] for partition, part in owned.items()},
         )
+        check_snapshot(snapshot, owned)
+        try:
+            self._engine.features.check_export(state)
+            self._first_decisions.check_export(first_decisions)
+        except StateError as error:
+            raise InvariantError(f"snapshot not written: {error}") from error
+        return snapshot
 
     def _make_copies(self) -> None:
         self._copies = self._engine.features.export_buffers()

@@ -10,6 +10,7 @@ import structlog
 
 from cascade.errors import BrokerError
 from streaming.kafka import ConsumerClient, ProducerClient
+from streaming.worker.boundaries import InvariantError
 from streaming.worker.loop import Parts, Surroundings, Worker
 
 log = structlog.get_logger()
@@ -55,8 +56,11 @@ def open_worker(ports: Ports, session: ExitStack) -> Worker:
 
 
 def _quietly(close: Callable[[], None]) -> None:
-    """Closes a connection; logs the error of a lost broker, since the session's own error explains more."""
+    """Closes a connection; logs the error of a lost broker, since the session's own error explains more.
+
+    The same for a check that fails: a consumer that closes revokes its partitions, and the worker tries to commit.
+    """
     try:
         close()
-    except BrokerError as error:
+    except (BrokerError, InvariantError) as error:
         log.debug("connection not closed in order", reason=str(error))

@@ -1,7 +1,7 @@
-"""Sessions: a worker with its connections; after a BrokerError, a new worker with new connections.
+"""Sessions: a worker with its connections; after an error of the broker, a new worker with new connections.
 
-A lost broker, a fenced producer, a commit with an unknown outcome: we never repair a connection in place. We close
-everything, and the next worker resumes from the committed offsets.
+A lost broker, a fenced producer, a commit with an unknown outcome, a failed check of the worker's own state: we never
+repair a session in place. We close everything, and the next worker resumes from the committed offsets.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from cascade.errors import BrokerError
 from cascade.ledger import Ledger
 from cascade.protocols import Clock
 from streaming.health_state import HealthState
+from streaming.worker.boundaries import InvariantError
 from streaming.worker.loop import Worker
 
 log = structlog.get_logger()
@@ -35,7 +36,7 @@ class Sessions:
     broker's error between sessions. clock: monotonic time. stopping: whether the process stops. chance: random numbers
     in [0, 1). pauses_s: between two sessions, the first and the longest; each failure without progress doubles it.
 
-    `worker`: of the present session, else None.
+    `worker`: of the present session, else None. `error`: that ended the last session, if one did.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Sessions:
         pauses_s: tuple[float, float] = PAUSES_S,
     ) -> None:
         self.worker: Worker | None = None
+        self.error: BrokerError | InvariantError | None = None
         self._open_worker, self._kafka, self._ledger, self._health = open_worker, kafka, ledger, health
         self._clock, self._stopping, self._chance, self._pauses_s = clock, stopping, chance, pauses_s
         self._session = ExitStack()
@@ -68,8 +70,8 @@ class Sessions:
     def turn(self) -> float | None:
         """Opens a session, or steps its worker, or, after a stop, drains it and ends the session.
 
-        Returns the seconds to pause before the next turn, None after the last one. Raises the BrokerError of a session
-        if `kafka.lost` is "exit", or after `kafka.lost_s_max` seconds without a decision. A session that lasts longer
+        Returns the seconds to pause before the next turn, None after the last one. Raises the error of a session if
+        `kafka.lost` is "exit", or after `kafka.lost_s_max` seconds without a decision. A session that lasts longer
         than that counts as progress too: an idle worker and a spare decide nothing.
         """
         try:
@@ -81,7 +83,7 @@ class Sessions:
             self.worker.drain()
             self.close()
             return None
-        except BrokerError as error:
+        except (BrokerError, InvariantError) as error:
             return self._pause_after(error)
 
     def close(self) -> None:
@@ -102,8 +104,11 @@ class Sessions:
         worker.start()
         return True
 
-    def _pause_after(self, error: BrokerError) -> float:
+    def _pause_after(self, error: BrokerError | InvariantError) -> float:
         """Ends the session; returns the pause before the next one, or raises the error."""
+        self.error = error
+        if isinstance(error, InvariantError):
+            log.error("a check of the worker's own state failed", reason=str(error))
         self.close()
         now_s, count = self._clock.monotonic(), self._ledger.counters().decisions
         if count != self._decided or now_s - self._connected_s > self._kafka.lost_s_max:

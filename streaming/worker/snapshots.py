@@ -283,7 +283,24 @@ def _decoded(octets: bytes, mark: str) -> Snapshot:
         raise StateError("it is truncated or altered: its checksum does not match")
     with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
         arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
-    return Snapshot(arrays, _positions(header.transactions), _positions(header.labels), _positions(header.committed))
+    snapshot = Snapshot(
+        arrays, _positions(header.transactions), _positions(header.labels), _positions(header.committed)
+    )
+    _check_offsets(header, snapshot)
+    return snapshot
+
+
+def _check_offsets(header: Header, snapshot: Snapshot) -> None:
+    """Raises StateError unless each partition has one offset, and none is below a committed one of its own."""
+    for listed, positions in ((header.transactions, snapshot.transactions), (header.labels, snapshot.labels)):
+        if len(positions) < len(listed) or any(offset < 0 for offset in positions.values()):
+            raise StateError("its offsets are not in order: a partition has two, or a negative one")
+    for partition, offset in snapshot.committed.items():
+        if offset > snapshot.transactions.get(partition, -1):
+            raise StateError(
+                f"its offsets are not in order: {partition[0]}-{partition[1]} was committed up to {offset}, and the"
+                f" state ends at {snapshot.transactions.get(partition)}"
+            )
 
 
 def _listed(positions: Positions) -> list[tuple[str, int, int]]:
