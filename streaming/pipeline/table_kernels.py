@@ -94,13 +94,12 @@ def any_undecided(rows: Array) -> bool:
 @kernel
 def copy_records(rows: Array, chosen: Int64, partition_ids: Int64, offsets: Int64, start_ms: Float64) -> int:
     """Copies columns of the rows with these positions, at least one; returns their partition id, -1 for several."""
-    only = np.int64(rows[chosen[0]].partition_id)
+    several = False
     for number in range(len(chosen)):
         row = rows[chosen[number]]
         partition_ids[number], offsets[number], start_ms[number] = row.partition_id, row.offset, row.start_ms
-        if row.partition_id != only:
-            only = -1
-    return int(only)
+        several |= partition_ids[number] != partition_ids[0]
+    return -1 if several else int(partition_ids[0])
 
 
 @kernel
