@@ -266,8 +266,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     in_flight_card_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 64
     commit_interval_ms: Annotated[int, msgspec.Meta(ge=10, le=60_000)] = 500
     transaction_interval_ms: Annotated[int, msgspec.Meta(ge=5, le=10_000)] = 100
-    # a commit that meets a rebalance ends the session: with short transactions nearly every rebalance meets one
-    transaction_ms_min: Annotated[int, msgspec.Meta(ge=5, le=10_000)] = 100
+    transaction_ms_min: Annotated[int, msgspec.Meta(ge=5, le=10_000)] = 5
     # far below the five minutes after which the group removes a silent member
     revoke_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)] = 5_000
     # below Kubernetes' grace period of 30 s, with time left to commit and leave the group

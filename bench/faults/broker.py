@@ -44,7 +44,11 @@ class SimBroker:
             for partition_id in range(count)
         }
         self.group = Group(
-            world, self.partitions(settings.shared_topic), settings.session_timeout_s, settings.rebalance_timeout_s
+            world,
+            self.partitions(settings.shared_topic),
+            settings.session_timeout_s,
+            settings.rebalance_timeout_s,
+            settings.faults.latency_s,
         )
         self.transactions = TransactionCoordinator(
             world, settings.transaction_timeout_s, self._write_marker, self.group.commit

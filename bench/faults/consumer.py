@@ -276,10 +276,6 @@ class SimConsumer:
             raise BrokerError("not a member of the group")
         return GroupMember((self._member, self._member.generation))
 
-    def settled(self) -> bool:
-        """See ConsumerClient; a commit may meet a rebalance at any time here."""
-        return True
-
     def commit(self, offsets: Mapping[Partition, tuple[int, str]]) -> None:
         """See ConsumerClient."""
         group, member = self._group, self._member

@@ -4,13 +4,18 @@ A rebalance waits until every member has joined again, and drops the members tha
 takes no partition from a member that still owns it: the owner first revokes it and joins once more, and only that
 second rebalance assigns it to its new owner.
 
+A member learns of a new generation with the answer to its join, which is under way for a moment: until then the group
+refuses its commits.
+
 Source: KIP-429, "Kafka Consumer Incremental Rebalance Protocol"; static membership: KIP-345.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from bench.faults.network import Connection
 from bench.faults.world import Life, World
@@ -25,8 +30,8 @@ class Member:
     """One consumer in the group.
 
     `connection`: carries its heartbeats. `instance`: its group.instance.id, or "". `owned`: the partitions that it
-    joined with. `assigned`: its partitions in `generation`. `assignment_pending`: it has not taken `assigned` yet.
-    `seen_s`: time of its last heartbeat.
+    joined with. `assigned`: its partitions in the group's generation. `generation`: the last one that it knows.
+    `assignment_pending`: it has not taken `assigned` yet. `seen_s`: time of its last heartbeat.
     """
 
     number: int
@@ -40,6 +45,10 @@ class Member:
     assignment_pending: bool = False
     fenced: bool = False
     seen_s: float = 0.0
+
+
+class OffsetsRefused(BrokerError):
+    """The group is at another generation than the member, or has dropped it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,12 @@ class Group:
     """The coordinator of one group over the partitions of one topic."""
 
     def __init__(
-        self, world: World, partitions: Sequence[Partition], session_timeout_s: float, rebalance_timeout_s: float
+        self,
+        world: World,
+        partitions: Sequence[Partition],
+        session_timeout_s: float,
+        rebalance_timeout_s: float,
+        latency_s: float,
     ) -> None:
         self.offsets: Offsets = {}
         self.commits: list[Commit] = []
@@ -66,6 +80,9 @@ class Group:
         self._world = world
         self._partitions = list(partitions)
         self._session_timeout_s, self._rebalance_timeout_s = session_timeout_s, rebalance_timeout_s
+        self._latency_s = latency_s
+        # a generator of its own, so that this delay does not change the other events of a seed
+        self._chance = random.Random("answers to joins")
         self._joining_since_s: float | None = None
         self._number = 0
         self._shuffle = False
@@ -131,9 +148,12 @@ class Group:
             self._complete_if_all_joined()
 
     def check(self, member: Member, generation: int) -> None:
-        """Raise BrokerError for a commit of a former member, or of another generation."""
+        """Raise OffsetsRefused for a commit of a former member, or of another generation; BrokerError if fenced."""
+        if member.fenced:
+            raise BrokerError(f"commit refused: another consumer of the instance {member.instance} has joined")
         if member not in self.members or generation != self.generation:
-            raise BrokerError(
+            self._world.fire("offsets-refused")
+            raise OffsetsRefused(
                 f"commit refused: generation {generation} of the group has passed, the group is at {self.generation}"
             )
 
@@ -169,11 +189,16 @@ class Group:
             member.assigned = {
                 partition for partition in target[member.number] if owners.get(partition, member) is member
             }
-            # the answer to the join reaches every member at once; the member acts on it in its next poll
-            member.generation = self.generation
-            member.assignment_pending = True
+            self._world.at(self._latency_s * self._chance.random(), partial(self._answer, member, self.generation))
         assigned = (f"{each.life.name} {sorted(number for _, number in each.assigned)}" for each in self.members)
         self._world.log("group", f"generation {self.generation}: {'; '.join(assigned)}")
+
+    def _answer(self, member: Member, generation: int) -> None:
+        """Let the answer to a join reach the member, which acts on it in its next poll."""
+        if generation == self.generation and member in self.members:
+            member.generation = generation
+            # the assignment of a member that has joined again is void
+            member.assignment_pending = not (self.rebalancing and member.joined)
 
     def _target(self) -> dict[int, list[Partition]]:
         """The partitions of each member number: evenly spread; members keep what they own as far as that allows."""

@@ -9,7 +9,7 @@ from typing import cast
 from bench.faults.broker import SimBroker
 from bench.faults.clock import EPOCH_S
 from bench.faults.consumer import commit_fate
-from bench.faults.group import Member
+from bench.faults.group import Member, OffsetsRefused
 from bench.faults.network import Connection, RequestTimeout
 from bench.faults.world import Life
 from cascade.errors import BrokerError, CommitUnknownError, ProducerFencedError, TransactionAbortedError
@@ -204,7 +204,7 @@ class SimTransactionalProducer(SimProducer):
         self._waiting.clear()
         self._in_transaction.clear()
 
-    def commit(self, offsets: Mapping[Partition, tuple[int, str]], member: GroupMember) -> None:
+    def commit(self, offsets: Mapping[Partition, tuple[int, str]], member: GroupMember) -> bool:
         """See TransactionalProducerClient."""
         broker = self._broker
         offsets, request_number = dict(offsets), broker.next_request_number()
@@ -215,10 +215,13 @@ class SimTransactionalProducer(SimProducer):
             broker.transactions.add_offsets(*self._ids, offsets, request_number)
 
         try:
-            self.flush(broker.network.faults.delivery_timeout_s)
             if offsets:
                 self._connection.call("add offsets to the transaction", add)
+            self.flush(broker.network.faults.delivery_timeout_s)
             self._commit_on_broker()
+        except OffsetsRefused:
+            self.abort()
+            return False
         except (ProducerFencedError, CommitUnknownError):
             raise
         except BrokerError as error:
@@ -226,6 +229,7 @@ class SimTransactionalProducer(SimProducer):
         self._open = False
         for delivery in self._in_transaction:
             self._on_acknowledged(delivery.topic, delivery.records)
+        return True
 
     def abort(self) -> None:
         """See TransactionalProducerClient."""

@@ -35,6 +35,7 @@ Kind = Literal[
     "reordered-partitions",
     "records-skipped",
     "commit-failed",
+    "offsets-refused",
     "commit-reply-lost",
     "commit-late",
     "delivery-failed",

@@ -251,11 +251,6 @@ class KafkaPythonConsumer:
         with self._translated("asking for the membership"):
             return GroupMember(self._consumer.group_metadata())
 
-    def settled(self) -> bool:
-        """See ConsumerClient."""
-        with self._translated("asking for the membership"):
-            return bool(self._consumer.group_metadata().state != MemberState.REBALANCING)
-
     def commit(self, offsets: Offsets) -> None:
         """See ConsumerClient; an error during a rebalance can be retried."""
         wanted = {

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import (
-    ConsumerGroupState,
     ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
@@ -86,8 +85,6 @@ class RdkafkaConsumer:
         self._on_revoked: PartitionsCallback | None = None
         self._on_lost: PartitionsCallback | None = None
         self._woken = self._joined = self._closing = False
-        # at the last rebalance
-        self._membership = b""
         # no other thread wakes the queue while it is destroyed
         self._waking = threading.Lock()
         settings = {
@@ -242,17 +239,12 @@ class RdkafkaConsumer:
 
     def member(self) -> GroupMember:
         """See ConsumerClient."""
+        client = self._client.address
+        # first: a membership that ends is not followed by another before the next poll
+        metadata = GroupMetadata(client)
         # with other metadata the broker takes the client for a simple consumer and checks nothing
-        is_member = self._group is not None and bool(member_id(self._client.address))
-        return GroupMember(GroupMetadata(self._client.address) if is_member else None)
-
-    def settled(self) -> bool:
-        """See ConsumerClient; asks the coordinator, since librdkafka has no call that says so."""
-        with self._connection.translated("asking for the state of the group"):
-            (asked,) = self._admin().describe_consumer_groups([self._group], request_timeout=REQUEST_S).values()
-            stable = asked.result().state == ConsumerGroupState.STABLE
-        # from the answer to a join until the assignment the generation is a later one than at the last rebalance
-        return stable and GroupMetadata(self._client.address).octets() == self._membership
+        is_member = self._group is not None and bool(member_id(client)) and not rdkafka.assignment_lost(client)
+        return GroupMember(metadata if is_member else None)
 
     def commit(self, offsets: Offsets) -> None:
         """See ConsumerClient; an error during a rebalance can be retried."""
@@ -318,7 +310,6 @@ class RdkafkaConsumer:
     def _rebalanced(self, code: int, partitions: Any) -> None:
         """Carries out a rebalance of the group, and stores an error for the caller of `poll` or `close`."""
         changed = sorted(found.partition for found in listed(partitions))
-        self._membership = GroupMetadata(self._client.address).octets()
         try:
             if code == KafkaError._ASSIGN_PARTITIONS:
                 self._gain(changed)

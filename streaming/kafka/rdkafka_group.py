@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 
-from streaming.kafka.rdkafka_library import check_error, rdkafka
+from streaming.kafka.rdkafka_library import rdkafka
 
 
 class GroupMetadata:
@@ -17,15 +17,6 @@ class GroupMetadata:
     def __init__(self, client: int) -> None:
         self.address: int = rdkafka.consumer_group_metadata(client)
         weakref.finalize(self, rdkafka.consumer_group_metadata_destroy, self.address)
-        self._client = client
-
-    def octets(self) -> bytes:
-        """The membership as bytes: equal ones are of the same member in the same generation."""
-        octets, size = ctypes.c_void_p(), ctypes.c_size_t()
-        check_error(rdkafka.consumer_group_metadata_write(self.address, ctypes.byref(octets), ctypes.byref(size)))
-        found = ctypes.string_at(octets, size.value)
-        rdkafka.mem_free(self._client, octets)
-        return found
 
 
 def member_id(client: int) -> str:

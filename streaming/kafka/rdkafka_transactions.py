@@ -15,6 +15,8 @@ from streaming.kafka.rdkafka_producer import RdkafkaProducer
 from streaming.kafka.rdkafka_settings import vendor_error
 from streaming.kafka.transactions import TransactionalProducer, aborted_error
 
+# The group refuses the offsets: it is at a later generation, or has expelled the member.
+_REFUSED = (KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS, KafkaError.UNKNOWN_MEMBER_ID)
 # A call of librdkafka may exceed its own time limit by this much.
 GRACE_S = 1.0
 
@@ -28,18 +30,24 @@ class RdkafkaTransactionalProducer(TransactionalProducer, RdkafkaProducer):
             "transaction.timeout.ms": limits.TRANSACTION_TIMEOUT_MS,
             # a later delivery would be aborted anyway
             "delivery.timeout.ms": limits.TRANSACTION_TIMEOUT_MS,
+            "retry.backoff.ms": 5,
         }
         super().__init__(kafka, settings)
         self._take_up(transactional_id, lambda: _within(limits.INIT_TIMEOUT_S, self._producer.init_transactions))
 
-    def _prepare_commit(self, offsets: Offsets, member: GroupMember, timeout_s: float) -> None:
+    def _prepare_commit(self, offsets: Offsets, member: GroupMember, timeout_s: float) -> bool:
         if not offsets:
-            return
+            return True
         if member.vendor is None:
-            raise BrokerError(
-                f"Kafka at {self._servers}: committing: the consumer is not a member of its group any more"
-            )
-        _within(timeout_s, self._producer.send_offsets_to_transaction, offsets, member.vendor)
+            return False
+        try:
+            _within(timeout_s, self._producer.send_offsets_to_transaction, offsets, member.vendor)
+        except KafkaException as error:
+            cause = error.args[0]
+            if cause.code() in _REFUSED and cause.txn_requires_abort():
+                return False
+            raise
+        return True
 
     def _finish_commit(self, timeout_s: float) -> None:
         _within(timeout_s, self._producer.commit_transaction)

@@ -25,15 +25,19 @@ class TransactionalProducer(Producer):
             self._producer.begin_transaction()
         self._open = True
 
-    def commit(self, offsets: Offsets, member: GroupMember) -> None:
+    def commit(self, offsets: Offsets, member: GroupMember) -> bool:
         """See TransactionalProducerClient."""
         self._check_usable()
         give_up_s = time.monotonic() + limits.COMMIT_TIMEOUT_S
-        with self._ended_by_errors("delivering the records of a transaction"):
-            self._deliver(limits.COMMIT_TIMEOUT_S)
-        self.refuse_after_failure()
+        # first: the records are delivered meanwhile
         with self._ended_by_errors("adding offsets to a transaction"):
-            self._prepare_commit(offsets, member, max(give_up_s - time.monotonic(), 0.1))
+            accepted = self._prepare_commit(offsets, member, limits.COMMIT_TIMEOUT_S)
+        if not accepted:
+            self.abort()
+            return False
+        with self._ended_by_errors("delivering the records of a transaction"):
+            self._deliver(max(give_up_s - time.monotonic(), 0.1))
+        self.refuse_after_failure()
         action = "committing"
         try:
             with self._translated(action):
@@ -47,6 +51,7 @@ class TransactionalProducer(Producer):
             self._abandon()
             raise self._failure from error
         self._open = False
+        return True
 
     def abort(self) -> None:
         """See TransactionalProducerClient; does nothing after a failure."""
@@ -65,8 +70,11 @@ class TransactionalProducer(Producer):
         self._abandon()
 
     @abstractmethod
-    def _prepare_commit(self, offsets: Offsets, member: GroupMember, timeout_s: float) -> None:
-        """Adds the offsets, if there are any; a transaction whose commit was prepared can still be aborted."""
+    def _prepare_commit(self, offsets: Offsets, member: GroupMember, timeout_s: float) -> bool:
+        """Adds the offsets, if there are any; returns False if the group refuses them.
+
+        A transaction whose commit was prepared can still be aborted.
+        """
 
     @abstractmethod
     def _finish_commit(self, timeout_s: float) -> None: ...

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
 
-from cascade.columns import Float64, Int64
+from cascade.columns import Bool, Float64, Int64
 from cascade.ledger import Path
 from streaming.codecs import Reject
 from streaming.kafka import FetchedBatch, Headers, Partition
@@ -24,8 +24,9 @@ from streaming.pipeline.table_kernels import stage_and_cause
 class Sent:
     """Decisions, or a dead letter, that were sent: `offsets` of their records by partition, and the ledger's figures.
 
-    `start_ms` (float64 [decisions], ms since the epoch): when each decision's latency begins. `path`: empty for a dead
-    letter. `records`: of the transactions, in the same order; None for a dead letter.
+    `start_ms` (float64 [decisions], ms since the epoch): when each decision's latency begins. `path`: empty for what is
+    no decision. `records`: what each message is about, in the same order; None for a dead letter, whose record
+    `offsets` has.
     """
 
     offsets: dict[Partition, Int64]
@@ -33,6 +34,23 @@ class Sent:
     path: Path | Literal[""]
     cause: str | None
     records: Records | None = None
+
+    def others(self, partitions: Collection[Partition]) -> Bool:
+        """Which of the messages are not about records of these partitions, bool [messages]."""
+        if self.records is None:
+            return np.array([self.offsets.keys().isdisjoint(partitions)])
+        topic, partition_ids = self.records.topic, self.records.partition_ids
+        return ~np.isin(partition_ids, [partition_id for name, partition_id in partitions if name == topic])
+
+    def part(self, chosen: Bool) -> Sent:
+        """Returns the decisions of some messages (bool [messages]), which are all those of their partitions."""
+        if self.records is None or chosen.all():
+            return self
+        records = self.records.part(chosen)
+        remaining = {(records.topic, partition_id) for partition_id in np.unique(records.partition_ids).tolist()}
+        offsets = {partition: self.offsets[partition] for partition in self.offsets.keys() & remaining}
+        start_ms = self.start_ms[chosen] if self.path else self.start_ms
+        return replace(self, offsets=offsets, start_ms=start_ms, records=records)
 
 
 class Sender(Protocol):

@@ -25,6 +25,10 @@ class Records:
     partition_ids: Int64
     offsets: Int64
 
+    def part(self, chosen: Bool) -> Records:
+        """Returns some of the records (bool [records])."""
+        return Records(self.topic, self.partition_ids[chosen], self.offsets[chosen])
+
 
 @dataclass(slots=True)
 class Table:

@@ -325,7 +325,11 @@ class Worker:
     # --- acknowledgements and commits ---------------------------------------------------------------------------
 
     def _settle(self, force: bool = False) -> None:
-        """Counts acknowledged decisions as decided, and commits the offsets if that is due, or at once with `force`."""
+        """Counts acknowledged decisions as decided, and commits the offsets if that is due, or at once with `force`.
+
+        With exactly-once delivery the ledger counts them when they are committed. If the group refuses the commit,
+        their offsets stay marked: the next transaction contains both.
+        """
         events = self._outbox.collect(force, self._quiet)
         for sent, at_s in events:
             for partition, offsets in sent.offsets.items():
@@ -334,10 +338,10 @@ class Worker:
                     owned.tracker.decided(offsets)
             if at_s is not None:
                 self._record(sent, at_s)
-        self._outbox.commit(self._progress, force)
-        for sent, at_s in events:
-            if at_s is None:
-                self._record(sent, self._clock.time())
+        if self._outbox.commit(self._progress, force):
+            for sent, at_s in events:
+                if at_s is None:
+                    self._record(sent, self._clock.time())
 
     def _record(self, sent: Sent, acknowledged_s: float) -> None:
         if sent.path:
@@ -381,7 +385,9 @@ class Worker:
         self._forget(partitions)
 
     def _forget(self, partitions: Sequence[Partition]) -> None:
-        self._outbox.forget(partitions)
+        # the next owner of partition 0 sends the dead letters of the labels
+        labels = self._labels.partitions if _has_partition_0(partitions) else []
+        self._outbox.forget([*partitions, *labels])
         self._recovery.lose(partitions)
         if self._terminals is not None:
             self._terminals.drop([partition_id for _, partition_id in partitions])

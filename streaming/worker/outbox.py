@@ -2,8 +2,9 @@
 
 With at-least-once delivery a record counts as decided when the broker has acknowledged its decision; offsets are
 committed at an interval. With exactly-once delivery, decisions, dead letters and offsets are one transaction: readers
-see all of them or none. Any failure of a transaction ends the session. The next session decides its records again,
-from the committed offsets on, and no reader sees the first attempt.
+see all of them or none. A transaction whose offsets the group refuses in a rebalance is sent again. Any other failure
+ends the session. The next session decides its records again, from the committed offsets on, and no reader sees the
+first attempt.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -33,9 +34,11 @@ from streaming.kafka.limits import COMMIT_TIMEOUT_S
 from streaming.pipeline.send import Sender, Sent
 
 log = structlog.get_logger()
-# A commit during a join may reach a broker that is a generation ahead, which ends the session: such a commit is delayed
-# by at most this long. A join takes about one heartbeat interval (2 s); a transaction may take 10 s.
-JOIN_WAIT_S_MAX, JOIN_PAUSE_S = 4.0, 0.02
+# The group refuses offsets from the moment at which it has a new generation until the member has learned of it, which is
+# an answer under way, or the next poll reports the loss of the partitions. The pause doubles with each refusal.
+REFUSED_PAUSE_S, REFUSED_S_MAX = 0.01, 5.0
+# The records that an outbox keeps until their commit take about 300 bytes each. More end the transaction early.
+ROWS_KEPT_MAX = 100_000
 # After failing for this long, commits of offsets are not expected to succeed for this member.
 COMMIT_FAILURE_S_MAX = 30.0
 Offsets = Mapping[Partition, tuple[int, str]]
@@ -91,8 +94,8 @@ class Outbox(Sender, ABC):
         """
 
     @abstractmethod
-    def commit(self, progress: Callable[[], Offsets], force: bool = False) -> None:
-        """Commits the offsets if a commit is due; raises BrokerError.
+    def commit(self, progress: Callable[[], Offsets], force: bool = False) -> bool:
+        """Commits the offsets if a commit is due, and returns whether it did; raises BrokerError.
 
         progress: returns the offset and metadata to commit, by partition.
         """
@@ -147,15 +150,15 @@ class AtLeastOnceOutbox(Outbox):
                 raise
         return events
 
-    def commit(self, progress: Callable[[], Offsets], force: bool = False) -> None:
+    def commit(self, progress: Callable[[], Offsets], force: bool = False) -> bool:
         """See Outbox; a failed commit is retried at each interval, for COMMIT_FAILURE_S_MAX."""
         now_s = self._clock.monotonic()
         if not force and now_s < self._due_s:
-            return
+            return False
         self._due_s = now_s + self._interval_s
         fresh = self._changed(progress)
         if not fresh:
-            return
+            return False
         try:
             self._consumer.commit(fresh)
         except BrokerError as error:
@@ -165,10 +168,11 @@ class AtLeastOnceOutbox(Outbox):
                 self._failing_since_s = now_s
             if self._clock.monotonic() - self._failing_since_s > COMMIT_FAILURE_S_MAX:
                 raise
-            return
+            return False
         self._failing_since_s = None
         self.committed.update(fresh)
         self._health.ok("broker")
+        return True
 
     def forget(self, partitions: Sequence[Partition]) -> None:
         """See Outbox."""
@@ -178,92 +182,156 @@ class AtLeastOnceOutbox(Outbox):
                 sent.offsets.pop(partition, None)
 
 
+class _Message(NamedTuple):
+    """The arguments of `send_many`; with `headers` those of `send`, for a single record."""
+
+    topic: str
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+    headers: Headers | None
+    sent: Sent
+
+    def without(self, partitions: Collection[Partition]) -> _Message | None:
+        """Returns what is not about records of these partitions; None if nothing is left."""
+        others = self.sent.others(partitions)
+        if others.all():
+            return self
+        if not others.any():
+            return None
+        keys, values = (
+            [text for text, other in zip(texts, others.tolist(), strict=True) if other]
+            for texts in (self.keys, self.values)
+        )
+        return self._replace(keys=keys, values=values, sent=self.sent.part(others))
+
+
 @dataclass(eq=False)
 class ExactlyOnceOutbox(Outbox):
-    """An Outbox on a transactional producer; a transaction begins with its first record and lasts at most `interval_s`.
+    """An Outbox on a transactional producer; a record is committed `interval_s` later at most.
 
-    It ends sooner, after `seconds_min`, if no other record waits to be decided: readers see its decisions with the
-    commit. `collect` returns the records of the transaction that `commit` commits next, and so `progress` includes
-    them.
+    It is committed sooner if no other record waits to be decided, but not within `seconds_min` after the last commit:
+    readers see decisions with the commit. For so long nothing is sent either, since the broker is still ending the last
+    transaction, and lets a record of another one wait for longer. `collect` returns the records that `commit` commits
+    next, and so `progress` includes them.
+
+    The outbox keeps the records until they are committed. If the group refuses the offsets, because it rebalances, or
+    if partitions are lost, the transaction is aborted, and the records of the partitions that this worker still owns
+    are sent again, in the same order, in another transaction.
     """
 
     _producer: TransactionalProducerClient
     _seconds_min: float
-    _in_transaction: list[Sent] = field(default_factory=list, init=False)
+    _messages: list[_Message] = field(default_factory=list, init=False)
+    _rows: int = field(default=0, init=False)
+    # how many of the messages are in the open transaction, if there is one
+    _sent: int = field(default=0, init=False)
+    _open: bool = field(default=False, init=False)
     _committing: bool = field(default=False, init=False)
     _failure: BrokerError | None = field(default=None, init=False)
+    # when the last transaction was committed, and when the first message came after that
+    _committed_s: float = field(default=-math.inf, init=False)
     _began_s: float = field(default=0.0, init=False)
-    # during a join: when the group is asked again
+    # since when the group refuses the offsets; when, and after what pause, it is asked again
+    _refused_s: float | None = field(default=None, init=False)
     _again_s: float = field(default=0.0, init=False)
+    _pause_s: float = field(default=REFUSED_PAUSE_S, init=False)
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
         """See Outbox."""
-        with self._first_error_latched():
-            self._begin()
-            self._producer.send(topic, key, value, headers)
-        self._in_transaction.append(sent)
+        self._add(_Message(topic, [key], [value], headers, sent))
 
     def send_many(self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes | None], sent: Sent) -> None:
         """See Outbox."""
-        with self._first_error_latched():
-            self._begin()
-            self._producer.send_many(topic, keys, values)
-        self._in_transaction.append(sent)
+        self._add(_Message(topic, keys, values, None, sent))
 
     @property
     def pending(self) -> int:
         """See Outbox."""
-        return len(self._in_transaction)
+        return len(self._messages)
 
     def due_s(self, quiet: bool) -> float:
         """See Outbox."""
-        if not self._in_transaction:
+        if not self._messages:
             return math.inf
-        due_s = min(self._due_s, self._began_s + self._seconds_min) if quiet else self._due_s
+        due_s = self._due_s
+        if quiet or self._rows >= ROWS_KEPT_MAX:
+            due_s = min(due_s, max(self._began_s, self._committed_s + self._seconds_min))
         return max(due_s, self._again_s)
 
     def collect(self, force: bool = False, quiet: bool = False) -> list[Acknowledged]:
         """See Outbox; returns nothing unless a commit is due. The time of the events is that of the commit."""
-        now_s = self._clock.monotonic()
-        if not self._in_transaction or not (force or now_s >= self.due_s(quiet)):
-            return []
-        # first, so that the commit follows at once what the group is asked
-        with self._first_error_latched():
-            self._producer.flush(COMMIT_TIMEOUT_S)
-        self._committing = force or now_s >= self._due_s + JOIN_WAIT_S_MAX or self._consumer.settled()
-        if not self._committing:
-            self._again_s = now_s + JOIN_PAUSE_S
-            return []
-        return [Acknowledged(sent, None) for sent in self._in_transaction]
+        self._committing = bool(self._messages) and (force or self._clock.monotonic() >= self.due_s(quiet))
+        return [Acknowledged(message.sent, None) for message in self._messages] if self._committing else []
 
-    def commit(self, progress: Callable[[], Offsets], force: bool = False) -> None:
-        """See Outbox; a failed commit ends the session."""
+    def commit(self, progress: Callable[[], Offsets], force: bool = False) -> bool:
+        """See Outbox; a failed commit ends the session, and so do refusals for REFUSED_S_MAX."""
         del force
         if not self._committing:
-            return
+            return False
         self._committing = False
-        member = self._consumer.member()
         with self._first_error_latched():
-            fresh = self._changed(progress)
-            self._producer.commit(fresh, member)
-        self._in_transaction = []
+            self._send_kept()
+            member, fresh = self._consumer.member(), self._changed(progress)
+            committed = self._producer.commit(fresh, member)
+            self._open, self._sent = False, 0
+            if not committed:
+                self._refused()
+                return False
+        self._messages, self._rows = [], 0
+        self._committed_s = self._clock.monotonic()
+        self._refused_s, self._again_s, self._pause_s = None, 0.0, REFUSED_PAUSE_S
         self.committed.update(fresh)
         self._health.ok("broker")
+        return True
 
     def forget(self, partitions: Sequence[Partition]) -> None:
-        """See Outbox; aborts an open transaction, which may contain their decisions, and so ends the session."""
+        """See Outbox; aborts an open transaction that contains their decisions, and drops these."""
         for partition in partitions:
             self.committed.pop(partition, None)
-        if self._in_transaction:
-            self._producer.abort()
-            ids = ", ".join(str(partition_id) for _, partition_id in partitions)
-            raise TransactionAbortedError(f"partitions {ids} were lost with decisions in an open transaction")
+        others = [message.without(partitions) for message in self._messages]
+        sent = zip(others[: self._sent], self._messages, strict=False)
+        if any(other is not message for other, message in sent):
+            with self._first_error_latched():
+                self._producer.abort()
+            self._open, self._sent = False, 0
+        self._messages = [message for message in others if message is not None]
+        self._rows = sum(len(message.values) for message in self._messages)
 
-    def _begin(self) -> None:
-        if not self._in_transaction:
+    def _add(self, message: _Message) -> None:
+        now_s = self._clock.monotonic()
+        if not self._messages:
+            self._began_s, self._due_s = now_s, now_s + self._interval_s
+        self._messages.append(message)
+        self._rows += len(message.values)
+        with self._first_error_latched():
+            if now_s >= max(self._committed_s + self._seconds_min, self._again_s):
+                self._send_kept()
+
+    def _send_kept(self) -> None:
+        """Sends the messages that the open transaction does not have; begins one if none is open."""
+        if not self._open:
             self._producer.begin()
-            self._began_s = self._clock.monotonic()
-            self._due_s = self._began_s + self._interval_s
+            self._open = True
+        for topic, keys, values, headers, _ in self._messages[self._sent :]:
+            if headers is None:
+                self._producer.send_many(topic, keys, values)
+            else:
+                self._producer.send(topic, keys[0], values[0], headers)
+        self._sent = len(self._messages)
+
+    def _refused(self) -> None:
+        """Plans the next attempt; raises TransactionAbortedError if the group refuses for too long."""
+        now_s = self._clock.monotonic()
+        if self._refused_s is None:
+            self._refused_s = now_s
+        if now_s - self._refused_s > REFUSED_S_MAX or self._rows >= ROWS_KEPT_MAX:
+            raise TransactionAbortedError(
+                f"the group refuses the offsets of this member since {now_s - self._refused_s:.1f} s; the transaction"
+                f" of {self._rows} records is aborted"
+            )
+        log.info("offsets refused during a rebalance: the transaction is sent again", records=self._rows)
+        self._again_s = now_s + self._pause_s
+        self._pause_s *= 2
 
     @contextlib.contextmanager
     def _first_error_latched(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from cascade.protocols import Clock
 from cascade.schema import key_codes
 from streaming.kafka import ConsumerClient, Partition
 from streaming.pipeline.send import Sender, Sent
+from streaming.pipeline.table import Records
 from streaming.worker.labels import CATCH_UP_TIMEOUT_S, read_to_end
 
 ROWS_MAX = 10_000
@@ -36,7 +37,7 @@ class TerminalExchange:
     def __init__(
         self, config: Config, features: FeatureEngine, consumer: ConsumerClient, outbox: Sender, clock: Clock
     ) -> None:
-        self._topic = config.kafka.topics.summaries
+        self._topic, self._transactions = config.kafka.topics.summaries, config.kafka.topics.transactions
         self._interval_s, self._bucket_ms = config.terminals.interval_s, config.terminals.bucket_s * 1_000
         self._features, self._consumer, self._outbox, self._clock = features, consumer, outbox, clock
         self._event_time = features.schema.roles.event_time
@@ -95,7 +96,9 @@ class TerminalExchange:
                 summaries = self._features.summarise(key, codes, partition_ids, buckets, self._bucket_ms)
                 keys, values = encode(field, summaries)
                 if keys:
-                    self._outbox.send_many(self._topic, keys, values, Sent({}, np.zeros(0), "", None))
+                    # no offsets: a summary decides nothing
+                    about = Records(self._transactions, summaries.partition_ids, np.zeros(len(keys), np.int64))
+                    self._outbox.send_many(self._topic, keys, values, Sent({}, np.zeros(0), "", None, about))
 
     def _read(self, timeout_s: float) -> int:
         count = 0

@@ -28,7 +28,7 @@ from streaming.pipeline.steps import Pipeline
 from streaming.pipeline.table import Table
 from streaming.worker.labels import LabelFollower
 from streaming.worker.loop import Worker
-from streaming.worker.outbox import Acknowledged, AtLeastOnceOutbox, ExactlyOnceOutbox, Offsets
+from streaming.worker.outbox import Acknowledged, AtLeastOnceOutbox, ExactlyOnceOutbox, Offsets, _Message
 from streaming.worker.partitions import Accepted, OwnedPartition, Phase
 from streaming.worker.recovery import Recovery
 from streaming.worker.snapshots import Positions, SnapshotStore
@@ -83,10 +83,10 @@ def commit_before_the_decisions_are_acknowledged(
 @method(ExactlyOnceOutbox, "commit", "was lost", 30, 32, 36)
 def commit_offsets_beside_the_transaction(
     commit: Any, self: Any, progress: Callable[[], Offsets], force: bool = False
-) -> None:
+) -> bool:
     if self._committing:
         self._consumer.commit(progress())
-    commit(self, progress, force)
+    return bool(commit(self, progress, force))
 
 
 @method(Worker, "_on_revoked", "was lost", 8, 52, 67)
@@ -145,12 +145,13 @@ def restore_a_snapshot_ahead_of_the_commit(
 @method(ExactlyOnceOutbox, "commit", "was decided 2 times", 65, 155, 290)
 def continue_after_a_commit_of_unknown_outcome(
     commit: Any, self: Any, progress: Callable[[], Offsets], force: bool = False
-) -> None:
+) -> bool:
     try:
-        commit(self, progress, force)
+        return bool(commit(self, progress, force))
     except CommitUnknownError:
-        self._failure = None
-        self._in_transaction.clear()
+        self._failure, self._open = None, False
+        self._messages.clear()
+        return True
 
 
 @method(Recovery, "_replay", "state: of worker", 0, 3, 5)
@@ -204,6 +205,34 @@ def never_rewind_the_labels(rewind: Any, self: Any, positions: Mapping[Partition
 def keep_the_transaction_after_a_partition_is_lost(_: Any, self: Any, partitions: Sequence[Partition]) -> None:
     for partition in partitions:
         self.committed.pop(partition, None)
+
+
+@method(_Message, "without", "was decided 2 times", 0)
+def send_the_decisions_of_lost_partitions_again(_: Any, self: Any, partitions: Sequence[Partition]) -> Any:
+    return self
+
+
+@method(ExactlyOnceOutbox, "_refused", "was lost", 0)
+def send_nothing_again_after_a_refusal(_: Any, self: Any) -> None:
+    self._messages, self._rows = [], 0
+
+
+@method(ExactlyOnceOutbox, "commit", "decisions in the ledger", 0)
+def count_a_refused_transaction(
+    commit: Any, self: Any, progress: Callable[[], Offsets], force: bool = False
+) -> bool:
+    committing = self._committing
+    commit(self, progress, force)
+    return bool(committing)
+
+
+@method(Worker, "_forget", "dead letters", 0)
+def keep_the_dead_letters_of_labels_when_partition_0_goes(forget: Any, self: Any, partitions: list[Partition]) -> None:
+    all_labels, self._labels.partitions = self._labels.partitions, []
+    try:
+        forget(self, partitions)
+    finally:
+        self._labels.partitions = all_labels
 
 
 @method(AtLeastOnceOutbox, "collect", "was lost", 74, 129, 220)
