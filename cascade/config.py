@@ -252,7 +252,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       (`queue-full`), so that a flood of one card does not delay other cards.
     - `commit_interval_ms`: time between commits with at-least-once delivery.
     - `transaction_interval_ms`: the same with exactly-once delivery; decisions become visible at the commit.
-    - `transaction_ms_min`: a transaction ends after this time when no other record waits, and not at the interval.
+    - `transaction_ms_min`: where no other record waits, the commit does not wait for the interval, but comes no sooner
+      after the last one.
     - `revoke_timeout_ms`, `drain_timeout_ms`: time to finish what is in flight after a rebalance revokes partitions,
       and after SIGTERM.
     - `message_bytes_max`: the worker dead-letters larger messages.

@@ -62,7 +62,7 @@ class GroupMember:
     """A consumer's membership in its group, for `TransactionalProducerClient.commit`.
 
     The broker refuses offsets from an earlier generation. This fences a worker that has lost its partitions and has not
-    noticed it yet. `vendor`: the client library's object.
+    noticed it yet. `vendor`: the client library's object; None if the consumer is not a member any more.
     """
 
     vendor: object
@@ -145,10 +145,6 @@ class ConsumerClient(Protocol):
 
     def member(self) -> GroupMember:
         """The present membership of this consumer in its group."""
-        ...
-
-    def settled(self) -> bool:
-        """Whether the group is in no rebalance, in which the generation may end at any moment; may ask the broker."""
         ...
 
     def commit(self, offsets: Offsets) -> None:
@@ -242,8 +238,11 @@ class TransactionalProducerClient(ProducerClient, Protocol):
         """Begins a transaction."""
         ...
 
-    def commit(self, offsets: Offsets, member: GroupMember) -> None:
+    def commit(self, offsets: Offsets, member: GroupMember) -> bool:
         """Commits the records, and `offsets` with metadata for the member's group.
+
+        Returns False if the group refuses the offsets, because `member` is of an earlier generation or no member any
+        more. The transaction is then aborted, and the producer can begin another one.
 
         Raises ProducerFencedError, CommitUnknownError (the outcome is unknown), TransactionAbortedError, or another
         BrokerError, before anything was committed.

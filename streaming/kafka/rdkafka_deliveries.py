@@ -75,6 +75,10 @@ class Deliveries:
         """From now on failures are those of records that are dropped on purpose, or not any more."""
         self.state[kernels.DROPPING] = dropping
 
+    def forget_failure(self) -> None:
+        """Forgets the first failure: its transaction is aborted."""
+        self.state[kernels.FAILURE] = 0
+
     def _intercept(self, client: int, configuration: int, opaque: Any, reason: Any, reason_bytes: int) -> int:
         counter, state = c_void_p(self._counter.address), self.state_address
         return int(rdkafka.interceptor_add_on_acknowledgement(client, _NAME, counter, state))

@@ -89,7 +89,6 @@ _QUICK: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "conf_set_rebalance_cb": (None, (c_void_p, REBALANCE_CALLBACK)),
     "consumer_group_metadata": (c_void_p, (c_void_p,)),
     "consumer_group_metadata_destroy": (None, (c_void_p,)),
-    "consumer_group_metadata_write": (c_void_p, (c_void_p, POINTER(c_void_p), POINTER(c_size_t))),
     "error_code": (c_int, (c_void_p,)),
     "error_destroy": (None, (c_void_p,)),
     "error_is_fatal": (c_int, (c_void_p,)),

@@ -24,8 +24,6 @@ from streaming.kafka.rdkafka_settings import Connection, connection_settings, ve
 # requests are under way, as many as an idempotent producer may have: half of its CPU time at 1,000 records a second.
 LINGER_MS = 0.1
 _ROOM_PAUSE_S = 0.005
-# RD_KAFKA_EVENT_DR
-EVENT_DELIVERY_REPORT = 1
 FLUSH_S_MAX = 0.2
 
 
@@ -67,10 +65,6 @@ class RdkafkaProducer(Producer):
                     **connection_settings(kafka, "cascade-producer", self._connection.on_error),
                     "acks": "all",
                     "enable.idempotence": True,
-                    # `flush` then waits for the acknowledgements, and does not look for them every 10 ms; only failures
-                    # become events
-                    "enabled_events": EVENT_DELIVERY_REPORT,
-                    "delivery.report.only.error": True,
                     "linger.ms": LINGER_MS,
                     "message.max.bytes": limits.REQUEST_BYTES_MAX,
                     "delivery.timeout.ms": int(delivery_timeout_s * 1_000),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,10 @@ _FUNCTIONS = [rdkafka.address(name) for name in ("poll", "outq_len", "produceva"
 # The types are in the order of the kernel's arguments: topic, value, key, private, flags, time.
 _TYPES, _HEADER = (2, 4, 5, 6, 7, 8), 9
 _COPY = 2
+# RD_KAFKA_EVENT_DR
+_DELIVERY_REPORTS = 1
+# How long `flush` takes at most to notice that the last records have failed.
+FAILED_S_MAX = 0.02
 _NONE_ABSENT, _NO_TIMES = np.empty(0, np.bool_), np.empty(0, np.int64)
 
 
@@ -39,7 +44,10 @@ class ProducerHandle(Handle):
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.deliveries = Deliveries()
-        super().__init__(PRODUCER, settings, self.deliveries.configure, kept=self.deliveries)
+        # With events `flush` waits for the acknowledgements; without, it looks for them every 10 ms. Those of records
+        # that succeeded are not wanted.
+        events = {"enabled_events": _DELIVERY_REPORTS, "delivery.report.only.error": True}
+        super().__init__(PRODUCER, {**settings, **events}, self.deliveries.configure, kept=self.deliveries)
         self._session = np.array([*_FUNCTIONS, self.address, self.deliveries.state_address])
         self._arguments: dict[str, Int64] = {}
         self._load_kernel()
@@ -92,14 +100,22 @@ class ProducerHandle(Handle):
         return int(queued)
 
     def flush(self, timeout_s: float) -> int:
-        """Waits until all records are acknowledged; returns how many are not after this time."""
-        code = rdkafka.flush(self.address, milliseconds(timeout_s))
-        fatal = self.fatal_error()
-        if fatal is not None:
-            raise fatal
-        if code != KafkaError._TIMED_OUT:
-            check(code)
-        return len(self)
+        """Waits until all records are acknowledged; returns how many are not after this time.
+
+        The events of records that failed count as such until `poll` drops them.
+        """
+        give_up_s = time.monotonic() + timeout_s
+        while True:
+            left_s = max(give_up_s - time.monotonic(), 0.0)
+            code = rdkafka.flush(self.address, milliseconds(min(left_s, FAILED_S_MAX)))
+            fatal = self.fatal_error()
+            if fatal is not None:
+                raise fatal
+            if code != KafkaError._TIMED_OUT:
+                check(code)
+            left = len(self)
+            if not left or left_s <= 0.0:
+                return left
 
     def purge(self) -> None:
         """Drops the records that are not acknowledged."""

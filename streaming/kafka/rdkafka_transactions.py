@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from confluent_kafka import KafkaError, KafkaException
@@ -17,6 +18,10 @@ from streaming.kafka.transactions import TransactionalProducer, aborted_error
 
 # The group refuses the offsets: it is at a later generation, or has expelled the member.
 _REFUSED = (KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS, KafkaError.UNKNOWN_MEMBER_ID)
+# The first pause; each further one is longer.
+RETRY_MS = 5
+# While a call drops records, which it waits for, their events are dropped this often.
+SERVE_S = 0.02
 # A call of librdkafka may exceed its own time limit by this much.
 GRACE_S = 1.0
 
@@ -30,7 +35,8 @@ class RdkafkaTransactionalProducer(TransactionalProducer, RdkafkaProducer):
             "transaction.timeout.ms": limits.TRANSACTION_TIMEOUT_MS,
             # a later delivery would be aborted anyway
             "delivery.timeout.ms": limits.TRANSACTION_TIMEOUT_MS,
-            "retry.backoff.ms": 5,
+            # when a transaction begins while the broker still ends the last one
+            "retry.backoff.ms": RETRY_MS,
         }
         super().__init__(kafka, settings)
         self._take_up(transactional_id, lambda: _within(limits.INIT_TIMEOUT_S, self._producer.init_transactions))
@@ -46,6 +52,8 @@ class RdkafkaTransactionalProducer(TransactionalProducer, RdkafkaProducer):
             cause = error.args[0]
             if cause.code() in _REFUSED and cause.txn_requires_abort():
                 return False
+            # a record that was not delivered is the reason of every later error
+            self.refuse_after_failure()
             raise
         return True
 
@@ -61,12 +69,18 @@ class RdkafkaTransactionalProducer(TransactionalProducer, RdkafkaProducer):
     def _abort_transaction(self, timeout_s: float) -> None:
         # the delivery reports of dropped records are no failures
         self._deliveries.drop(True)
-        _within(timeout_s, self._producer.abort_transaction)
+        _within(timeout_s, self._producer.abort_transaction, serve=self._producer.poll)
         self._deliveries.drop(False)
+        # where the group refuses the offsets, librdkafka drops records before this call
+        self._deliveries.forget_failure()
 
 
-def _within(timeout_s: float, call: Callable[..., object], *arguments: object) -> None:
+def _within(
+    timeout_s: float, call: Callable[..., object], *arguments: object, serve: Callable[[], object] | None = None
+) -> None:
     """Runs a call, whose last argument is its time limit, in a thread; raises after the limit and GRACE_S.
+
+    serve: called every SERVE_S meanwhile.
 
     librdkafka has been seen to send offsets to the coordinator of a killed node for minutes, whatever the limit. The
     thread is then left alone.
@@ -78,7 +92,11 @@ def _within(timeout_s: float, call: Callable[..., object], *arguments: object) -
     # librdkafka ends with the last reference: the traceback of an error must not have one
     del call
     thread.start()
-    thread.join(timeout_s + GRACE_S)
+    give_up_s = time.monotonic() + timeout_s + GRACE_S
+    while serve is not None and thread.is_alive() and time.monotonic() < give_up_s:
+        serve()
+        thread.join(SERVE_S)
+    thread.join(max(give_up_s - time.monotonic(), 0.0))
     if not outcome:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no answer within {timeout_s:.3g} s"))
     if outcome[0] is not None:

@@ -30,12 +30,11 @@ from streaming.kafka import (
     ProducerClient,
     TransactionalProducerClient,
 )
-from streaming.kafka.limits import COMMIT_TIMEOUT_S
 from streaming.pipeline.send import Sender, Sent
 
 log = structlog.get_logger()
-# The group refuses offsets from the moment at which it has a new generation until the member has learned of it, which is
-# an answer under way, or the next poll reports the loss of the partitions. The pause doubles with each refusal.
+# The group refuses offsets from the moment at which it has a new generation until the member knows it: until an answer
+# arrives that is under way, or the next poll reports the loss of the partitions. The pause doubles with each refusal.
 REFUSED_PAUSE_S, REFUSED_S_MAX = 0.01, 5.0
 # The records that an outbox keeps until their commit take about 300 bytes each. More end the transaction early.
 ROWS_KEPT_MAX = 100_000

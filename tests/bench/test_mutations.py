@@ -142,7 +142,7 @@ def restore_a_snapshot_ahead_of_the_commit(
     return candidates(self, dict.fromkeys(committed, 1 << 40), beginnings)
 
 
-@method(ExactlyOnceOutbox, "commit", "was decided 2 times", 65, 155, 290)
+@method(ExactlyOnceOutbox, "commit", "was decided 2 times", 157, 352, 359)
 def continue_after_a_commit_of_unknown_outcome(
     commit: Any, self: Any, progress: Callable[[], Offsets], force: bool = False
 ) -> bool:
@@ -207,20 +207,18 @@ def keep_the_transaction_after_a_partition_is_lost(_: Any, self: Any, partitions
         self.committed.pop(partition, None)
 
 
-@method(_Message, "without", "was decided 2 times", 0)
+@method(_Message, "without", "was decided 2 times", 37, 91, 111)
 def send_the_decisions_of_lost_partitions_again(_: Any, self: Any, partitions: Sequence[Partition]) -> Any:
     return self
 
 
-@method(ExactlyOnceOutbox, "_refused", "was lost", 0)
+@method(ExactlyOnceOutbox, "_refused", "was lost", 23, 80, 94)
 def send_nothing_again_after_a_refusal(_: Any, self: Any) -> None:
     self._messages, self._rows = [], 0
 
 
-@method(ExactlyOnceOutbox, "commit", "decisions in the ledger", 0)
-def count_a_refused_transaction(
-    commit: Any, self: Any, progress: Callable[[], Offsets], force: bool = False
-) -> bool:
+@method(ExactlyOnceOutbox, "commit", "decisions in the ledger", 23, 37, 39)
+def count_a_refused_transaction(commit: Any, self: Any, progress: Callable[[], Offsets], force: bool = False) -> bool:
     committing = self._committing
     commit(self, progress, force)
     return bool(committing)

@@ -195,6 +195,24 @@ def test_a_fenced_producer_learns_it_at_the_commit(case: Case, member: ConsumerC
     assert case.committed() == {}
 
 
+def test_a_producer_goes_on_after_offsets_were_refused_with_records_in_the_queue(
+    case: Case, member: ConsumerClient
+) -> None:
+    producer = case.producer()
+    earlier = member.member()
+    with joined(case.kafka, case.topic) as second:
+        poll_until([member, second], lambda: len(second.assignment()) == 1)
+        for _ in range(3):
+            producer.begin()
+            for _ in range(10):
+                producer.send_many(case.out, [b"k"] * 2_000, [b"undone" * 100] * 2_000)
+            assert not producer.commit(case.offsets(5), earlier)
+        assert producer.undelivered() == 0
+        case.finish(producer, b"of this one", member.member(), 6)
+    assert case.visible() == [b"of this one"]
+    assert case.committed() == case.offsets(6)
+
+
 def test_a_member_of_an_earlier_generation_is_refused(case: Case, member: ConsumerClient) -> None:
     earlier = member.member()
     with joined(case.kafka, case.topic) as second:
