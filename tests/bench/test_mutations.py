@@ -224,15 +224,6 @@ def count_a_refused_transaction(commit: Any, self: Any, progress: Callable[[], O
     return bool(committing)
 
 
-@method(Worker, "_forget", "dead letters", 0)
-def keep_the_dead_letters_of_labels_when_partition_0_goes(forget: Any, self: Any, partitions: list[Partition]) -> None:
-    all_labels, self._labels.partitions = self._labels.partitions, []
-    try:
-        forget(self, partitions)
-    finally:
-        self._labels.partitions = all_labels
-
-
 @method(AtLeastOnceOutbox, "collect", "was lost", 74, 129, 220)
 def commit_after_a_failed_delivery(
     collect: Any, self: Any, force: bool = False, quiet: bool = False
