@@ -28,7 +28,7 @@ from cascade.report.page import make_page
 from cascade.report.plots import PlotsMissingError
 from cascade.report.words import words
 from cascade.simulator import SimulatorSettings, simulate
-from streaming.commands import evaluate_topic
+from streaming.data_commands import evaluate_topic
 from streaming.evaluation import Evaluation
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)

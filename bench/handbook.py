@@ -31,7 +31,7 @@ from cascade.ledger import LedgerSummary
 from cascade.ledger.machine import Machine, describe_machine
 from cascade.progress import Steps
 from stages.training import Report, TrainingSettings, train_bundle
-from streaming.commands import between, evaluate_topic
+from streaming.data_commands import between, evaluate_topic
 from streaming.evaluation import Evaluation
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)

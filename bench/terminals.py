@@ -44,7 +44,7 @@ from stages.assembly import make_deep_stage, make_screener
 from stages.metrics import Quality, quality
 from stages.offline import CHUNK_ROWS, Folded, OfflineScores, fold_rows, labels_of
 from stages.training import train_bundle
-from streaming.commands import between
+from streaming.data_commands import between
 from streaming.pipeline.decisions import message_keys
 
 Progress = Callable[[float], None]

@@ -32,7 +32,7 @@ SECTIONS = {
         "top": Command("streaming.service.top", "Watch a running service in the terminal."),
     },
     "Judge it: what it decided, and what that cost": {
-        "evaluate": Command("streaming.commands", "Compare the decisions with the labels.", shared=True),
+        "evaluate": Command("streaming.data_commands", "Compare the decisions with the labels.", shared=True),
         "ledger": Command("cascade.ledger.commands", "Combine the ledgers that services wrote to disk.", group=True),
         "report": Command("cascade.report.commands", "Write the ledgers as a page for manager and auditor."),
     },
@@ -51,7 +51,7 @@ SECTIONS = {
     "Set it up: data, models and brokers to work with": {
         "compile": Command("streaming.commands", "Compile the kernels ahead of the first start.", shared=True),
         "topics": Command("streaming.commands", "Create the topics of a configuration.", shared=True),
-        "replay": Command("streaming.commands", "Send a data file to Kafka.", shared=True),
+        "replay": Command("streaming.data_commands", "Send a data file to Kafka.", shared=True),
         "bundle": Command("streaming.bundle_commands", "Fetch and verify a bundle.", group=True),
         "repository": Command("stages.commands", "Write a bundle's Triton model repository.", shared=True),
         "local": Command("streaming.local_parts_commands", "Install and run a broker and a Triton.", group=True),

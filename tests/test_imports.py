@@ -125,12 +125,12 @@ def test_torch_is_imported_by_the_training_of_the_deep_model_only() -> None:
     ("modules", "absent"),
     [
         (
-            "streaming.service.serve, streaming.commands, streaming.service.doctor, bench.demo, stages.commands,"
+            "streaming.data_commands, streaming.commands, streaming.service.doctor, bench.demo, stages.commands,"
             " stages.training",
             ("torch", "onnx"),
         ),
-        # a third of a service's start, and needed for forests only that cannot be compiled
-        ("streaming.service.serve", ("lightgbm", "sklearn")),
+        # half of a worker's start: `cascade run` imports no other module than this one
+        ("streaming.commands", ("kafka", "lightgbm", "polars", "scipy", "sklearn")),
     ],
 )
 def test_modules_load_without_what_only_training_needs(modules: str, absent: tuple[str, ...]) -> None:

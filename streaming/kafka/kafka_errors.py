@@ -5,11 +5,29 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from kafka.errors import InvalidProducerEpochError, KafkaError, OffsetOutOfRangeError
+from kafka.errors import (
+    AuthorizationError,
+    IllegalSaslStateError,
+    InvalidProducerEpochError,
+    KafkaConfigurationError,
+    KafkaError,
+    OffsetOutOfRangeError,
+    SaslAuthenticationFailedError,
+    UnsupportedSaslMechanismError,
+)
 from kafka.errors import ProducerFencedError as VendorProducerFencedError
 
-from cascade.errors import BrokerError, ProducerFencedError
+from cascade.errors import BrokerError
 from streaming.kafka.access_errors import is_access_error
+from streaming.kafka.session_errors import deleted_offsets_error, fenced_error
+
+_REFUSALS = (
+    SaslAuthenticationFailedError,
+    UnsupportedSaslMechanismError,
+    IllegalSaslStateError,
+    AuthorizationError,
+    KafkaConfigurationError,
+)
 
 
 @contextlib.contextmanager
@@ -22,7 +40,7 @@ def translated(action: str, servers: str) -> Iterator[None]:
     except (KafkaError, OSError, ValueError, TypeError, AssertionError) as error:
         if is_fenced(error):
             raise fenced_error(servers) from error
-        remedy = "; check kafka.security" if is_access_error(error) else ""
+        remedy = "; check kafka.security" if isinstance(error, _REFUSALS) or is_access_error(error) else ""
         raise BrokerError(f"Kafka at {servers}: {action}: {worded(error)}{remedy}") from error
 
 
@@ -37,19 +55,3 @@ def is_fenced(error: object) -> bool:
     The coordinator also fences a producer whose transaction took longer than its timeout.
     """
     return isinstance(error, (VendorProducerFencedError, InvalidProducerEpochError))
-
-
-def fenced_error(servers: str) -> ProducerFencedError:
-    """The error of a fenced producer."""
-    return ProducerFencedError(
-        f"Kafka at {servers}: another producer with this transactional id has started, or the transaction timed out; "
-        "the open transaction is aborted"
-    )
-
-
-def deleted_offsets_error(servers: str, action: str, reason: str) -> BrokerError:
-    """The error of a consumer whose next records were deleted."""
-    return BrokerError(
-        f"Kafka at {servers}: {action}: the log no longer has the requested offsets ({reason}); records were deleted "
-        "before they were read: to continue without them, commit a newer offset for the group"
-    )

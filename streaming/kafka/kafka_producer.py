@@ -15,9 +15,10 @@ from kafka.errors import KafkaError
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.kafka import limits
-from streaming.kafka.kafka_errors import fenced_error, is_fenced, translated, worded
+from streaming.kafka.kafka_errors import is_fenced, translated, worded
 from streaming.kafka.producer import Producer
 from streaming.kafka.protocol import Delivery
+from streaming.kafka.session_errors import fenced_error
 from streaming.kafka.settings import connection_settings
 
 # The largest batch of a partition. The idempotent producer has one batch in flight for each partition, so that each

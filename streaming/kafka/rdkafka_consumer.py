@@ -133,7 +133,8 @@ class RdkafkaConsumer:
     ) -> None:
         """See ConsumerClient."""
         wanted = [partition for topic in topics for partition in self.partitions_for(topic)]
-        end_unfinished_membership(self._kafka, self._group, wanted)
+        if self._group is not None:
+            end_unfinished_membership(self._kafka, self._connection, self._admin(), self._group, wanted)
         self._on_assigned, self._on_revoked, self._on_lost = on_assigned, on_revoked, on_lost or on_revoked
         with (
             self._connection.translated("subscribing"),

@@ -14,8 +14,8 @@ from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.kafka import limits
 from streaming.kafka.access_errors import is_access_error
-from streaming.kafka.kafka_errors import deleted_offsets_error, fenced_error
 from streaming.kafka.secret import Secret
+from streaming.kafka.session_errors import deleted_offsets_error, fenced_error
 from streaming.kafka.tokens import RENEW_BEFORE_S, UNSTATED_LIFE_S, make_token_provider
 
 _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)

@@ -5,9 +5,23 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from kafka.net.sasl.oauth import AbstractTokenProvider
+
 from cascade.config import KafkaSettings
 from streaming.kafka.secret import Secret
-from streaming.kafka.tokens import make_token_provider
+from streaming.kafka.tokens import ClientCredentialsToken, FileToken, make_token_provider
+
+
+class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # the vendor has no types
+    """A token provider as kafka-python takes it."""
+
+    def __init__(self, provider: FileToken | ClientCredentialsToken) -> None:
+        super().__init__()
+        self._provider = provider
+
+    def token(self) -> str:
+        """The token; raises BrokerError."""
+        return self._provider.token()
 
 
 def connection_settings(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:
@@ -33,7 +47,10 @@ def _security(kafka: KafkaSettings) -> dict[str, Any]:
             "ssl_password": Secret(key_password) if key_password else None,
         }
     if security.uses_tokens:
-        settings |= {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": make_token_provider(security)}
+        settings |= {
+            "sasl_mechanism": "OAUTHBEARER",
+            "sasl_oauth_token_provider": TokenProvider(make_token_provider(security)),
+        }
     elif security.uses_sasl:
         settings |= {
             "sasl_mechanism": security.sasl_mechanism,

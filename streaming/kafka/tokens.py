@@ -16,7 +16,6 @@ import urllib.request
 from pathlib import Path
 
 import msgspec
-from kafka.net.sasl.oauth import AbstractTokenProvider
 
 from cascade.config import SecuritySettings
 from cascade.errors import BrokerError
@@ -38,11 +37,10 @@ class TokenRefusedError(BrokerError):
     """The token endpoint refuses the client; a retry cannot succeed."""
 
 
-class FileToken(AbstractTokenProvider):  # type: ignore[misc]  # the vendor has no types
+class FileToken:
     """The only line of a file, read again at each connection; another process renews it."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
         self._path = path
 
     def token(self) -> str:
@@ -68,11 +66,10 @@ class _Refusal(msgspec.Struct):
     error: str = ""
 
 
-class ClientCredentialsToken(AbstractTokenProvider):  # type: ignore[misc]  # the vendor has no types
+class ClientCredentialsToken:
     """A token from the endpoint for id and secret; cached until shortly before its expiry."""
 
     def __init__(self, security: SecuritySettings) -> None:
-        super().__init__()
         self._endpoint = security.token_endpoint
         self._scope = security.scope
         pair = ":".join(urllib.parse.quote(text, safe="") for text in (security.client_id, security.client_secret()))

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from stages.metrics import Quality
-from streaming.commands import show_evaluation
+from streaming.data_commands import show_evaluation
 from streaming.evaluation import Evaluation, ModelEvaluation
 
 QUALITY = Quality(auc=0.91234, average_precision=0.81234, card_precision_top100=0.71234, recall_at_budget=0.61234)
