@@ -1,9 +1,10 @@
 """`cascade chaos`: kills workers under load, disturbs Kafka and Triton, and counts what was lost or decided twice.
 
-The parts are real: three nodes of Apache Kafka, a Triton, workers as processes. A cycle kills one worker (SIGKILL)
-under a steady load, and waits until every partition has decisions about transactions that came after the kill. At the
-end the check reads both topics from their beginning, and compares each partition's state with an uninterrupted fold of
-its log.
+The parts are real: three nodes of Apache Kafka, a Triton, and one service with several workers, as a machine in
+production runs it. A cycle kills one worker (SIGKILL) under a steady load, and waits until every partition has
+decisions about transactions that came after the kill. Some cycles kill the standby too, and some suspend the
+supervisor, so that the worker is away for seconds or its partitions move. At the end the check reads both topics from
+their beginning, and compares each partition's state with an uninterrupted fold of its log.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from bench.cluster import (
 )
 from bench.embedded import EmbeddedParts, ServiceProcess, fresh_directory
 from bench.states import PartitionState, compare_states
+from bench.supervised import Supervised
 from bench.tables import figure_table, print_table, publish
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.errors import BrokerError, CascadeError, LocalPartError
@@ -54,8 +55,17 @@ SNAPSHOT_INTERVAL_S = 5.0
 # The run fails if a partition has no decision for this long after a kill.
 RECOVERY_S_MAX = 120.0
 SETTLE_S_MAX = 180.0
-# Bounds of the pauses before a restart. The session timeout is 10 s: after it the partitions move to other workers.
-PAUSES_S = ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.5, 4.0), (0.5, 4.0), (11.0, 13.0))
+# Bounds of the pauses before a restart, and whether the standby survives. The session timeout is 10 s: after it the
+# partitions move to other workers.
+RESTARTS = (
+    (0.0, 0.0, True),
+    (0.0, 0.0, True),
+    (0.0, 0.0, False),
+    (0.5, 4.0, True),
+    (0.5, 4.0, False),
+    (11.0, 13.0, True),
+)
+AWAY_S = 10.0
 POLL_S = 0.2
 PULSE_STOPPED_S, PULSE_RUNNING_S = 0.2, 0.05
 
@@ -75,11 +85,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The plan of one cycle. Times in seconds.
 
     `fault` (None: no fault beside the kill) begins, on broker node `node` if it is a broker fault. `worker` is killed
-    `lead_s` later, and restarted `pause_s` after that. The fault ends `fault_s` after it began.
+    `lead_s` later, together with the standby unless `standby`. The supervisor is suspended for the first `pause_s`
+    after that, and then restarts it. The fault ends `fault_s` after it began.
     """
 
     worker: int
     pause_s: float
+    standby: bool
     fault: Fault | None
     node: int
     lead_s: float
@@ -89,8 +101,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class Cycle(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a plan; times in seconds from the kill, None if over RECOVERY_S_MAX.
 
-    `recovery_s`: until every partition had decisions about transactions that came after the kill. `ready_s`: until the
-    worker was ready again, with partitions of its own.
+    `recovery_s`: until every partition had decisions about transactions that came after the kill. `ready_s`: until all
+    workers were ready again.
     """
 
     plan: Plan
@@ -110,9 +122,9 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
 class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
     """The report of `cascade chaos`.
 
-    `faults`: how often each struck. `ended_by_themselves`: parts that ended without a kill and were restarted, workers
-    with the end of their log. `settled`: all transactions were decided and committed within SETTLE_S_MAX after the
-    load. `load_s`: duration of the load, s. `per_second`: transactions a second over that time, kills included.
+    `faults`: how often each struck. `ended_by_themselves`: parts that ended without a kill and were restarted, the
+    service with the end of its log. `settled`: all transactions were decided and committed within SETTLE_S_MAX after
+    the load. `load_s`: duration of the load, s. `per_second`: transactions a second over that time, kills included.
     `recovery`: by kind of cycle. `rate`: transactions a second that the load sent.
     """
 
@@ -147,11 +159,12 @@ def plans(seed: int, cycles: int, workers: int) -> list[Plan]:
         if not deck:
             cards: list[Fault | None] = [*FAULTS, *(None for _ in FAULTS)]
             deck = [cards[position] for position in chance.permutation(len(cards))]
-        shortest, longest = PAUSES_S[chance.integers(len(PAUSES_S))]
+        shortest, longest, standby = RESTARTS[chance.integers(len(RESTARTS))]
         found.append(
             Plan(
                 worker=int(chance.integers(workers)),
                 pause_s=round(float(chance.uniform(shortest, longest)), 2),
+                standby=standby,
                 fault=deck.pop(),
                 node=int(chance.integers(NODES)),
                 lead_s=round(float(chance.uniform(0.0, 1.0)), 2),
@@ -228,27 +241,29 @@ def _triton_fault(parts: EmbeddedParts, plan: Plan) -> tuple[Callable[[], None],
 class Conductor:
     """Executes plans on running parts, in sequence. Restarts parts that end by themselves, and takes note of them."""
 
-    def __init__(self, parts: EmbeddedParts, services: Sequence[ServiceProcess], follower: Follower) -> None:
+    def __init__(
+        self, parts: EmbeddedParts, service: ServiceProcess, processes: Supervised, follower: Follower
+    ) -> None:
         self._parts = parts
-        self._services = services
+        self._service, self._processes = service, processes
         self._follower = follower
         self.ended_by_themselves: list[str] = []
 
     def run(self, plan: Plan) -> Cycle:
         """Execute a plan and wait for the recovery; raises LocalPartError if a part does not start again."""
         self.restart_ended()
-        service = self._services[plan.worker]
-        with active_fault(self._parts, plan):
-            service.kill()
+        if plan.standby and not self._await(self._processes.standby_ready, time.monotonic() + RECOVERY_S_MAX):
+            raise LocalPartError(f"no standby within {RECOVERY_S_MAX:.0f} s")
+        with active_fault(self._parts, plan), self._suspended(plan.pause_s > 0):
+            self._processes.kill(plan.worker, with_standby=not plan.standby)
             killed_s = time.monotonic()
             # transactions from these offsets on came after the kill
             watch = self._follower.watch(self._ends())
-            time.sleep(plan.pause_s)
-            service.start()
+            time.sleep(max(killed_s + plan.pause_s - time.monotonic(), 0.0))
         give_up_s = killed_s + RECOVERY_S_MAX
         recovered = self._await(lambda: watch.done, give_up_s)
         # the next kill must hit a ready worker
-        ready = self._await(lambda: service.waiting_for() is None, give_up_s)
+        ready = self._await(lambda: self._service.waiting_for() is None, give_up_s)
         ready_s = time.monotonic() - killed_s
         return Cycle(
             plan=plan,
@@ -256,12 +271,23 @@ class Conductor:
             ready_s=ready_s if ready else None,
         )
 
+    @contextmanager
+    def _suspended(self, wanted: bool) -> Iterator[None]:
+        """Suspend the supervisor, if that is wanted."""
+        if not wanted:
+            yield
+            return
+        self._processes.freeze()
+        try:
+            yield
+        finally:
+            self._processes.thaw()
+
     def restart_ended(self) -> None:
-        """Restart the parts that ended by themselves, and take note of them."""
-        for service in self._services:
-            if not service.running:
-                self.ended_by_themselves.append(f"worker: {service.log_tail()}")
-                service.start()
+        """Restart the parts that ended by themselves, and take note of them; the supervisor restarts workers."""
+        if not self._service.running:
+            self.ended_by_themselves.append(f"service: {self._service.log_tail()}")
+            self._service.start()
         triton, broker = self._parts.triton, self._parts.broker
         if triton is not None and triton.pid is None:
             self.ended_by_themselves.append("Triton")
@@ -270,6 +296,10 @@ class Conductor:
             self.ended_by_themselves.append("broker node")
             for node in range(broker.nodes):
                 broker.start_node(node)
+
+    def note_restarts(self, unexplained: int) -> None:
+        """Take note of the restarts of workers that were not killed."""
+        self.ended_by_themselves += ["worker"] * unexplained
 
     def _await(self, condition: Callable[[], bool], give_up_s: float) -> bool:
         """Wait for a condition; returns whether it held in time. Restarts parts that end meanwhile."""
@@ -284,11 +314,15 @@ class Conductor:
         give_up_s = time.monotonic() + RECOVERY_S_MAX
         while True:
             try:
-                return end_offsets(self._services[0].config, self._services[0].config.kafka.topics.transactions)
+                return end_offsets(self._service.config, self._service.config.kafka.topics.transactions)
             except BrokerError:
                 if time.monotonic() > give_up_s:
                     raise
                 time.sleep(POLL_S)
+
+
+def _back_at_once(plan: Plan) -> bool:
+    return plan.fault is None and plan.pause_s == 0
 
 
 def _recovered(cycle: Cycle) -> bool:
@@ -300,7 +334,10 @@ def recoveries(cycles: Sequence[Cycle]) -> dict[str, Recovery]:
     kinds: dict[str, Callable[[Plan], bool]] = {
         "all": lambda plan: True,
         "kill alone": lambda plan: plan.fault is None,
-        "kill alone, back at once": lambda plan: plan.fault is None and plan.pause_s == 0,
+        "kill alone, back at once": lambda plan: _back_at_once(plan) and plan.standby,
+        "kill alone, back at once without a standby": lambda plan: _back_at_once(plan) and not plan.standby,
+        "kill alone, back in its session": lambda plan: plan.fault is None and 0 < plan.pause_s < AWAY_S,
+        "kill alone, back after its session": lambda plan: plan.fault is None and plan.pause_s >= AWAY_S,
         "with a broker fault": lambda plan: (plan.fault or "").startswith("broker"),
         "with a Triton fault": lambda plan: (plan.fault or "").startswith("triton"),
     }
@@ -316,7 +353,7 @@ def recoveries(cycles: Sequence[Cycle]) -> dict[str, Recovery]:
 @app.command()
 def chaos(
     cycles: Annotated[int, typer.Option(min=1, max=10_000, help="Number of kills, in sequence.")] = 200,
-    workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes of one group.")] = 3,
+    workers: Annotated[int, typer.Option(min=2, max=16, help="Worker processes of the service.")] = 3,
     partitions: Annotated[int, typer.Option(min=1, max=64, help="Partitions of the transactions topic.")] = 6,
     rate: Annotated[float, typer.Option(min=1.0, help="Transactions a second.")] = 300.0,
     share_terminals: Annotated[bool, typer.Option(help="Workers exchange terminal summaries.")] = False,
@@ -347,15 +384,14 @@ def run_chaos(
         progress("start Kafka and Triton", 0.0)
         parts = stack.enter_context(EmbeddedParts(directory, bundle, nodes=NODES))
         progress("start Kafka and Triton", 1.0)
-        paths = [_worker_config(parts, directory, number, partitions, share_terminals) for number in range(workers)]
-        services = [stack.enter_context(ServiceProcess(path)) for path in paths]
-        config = services[0].config
-        for service in services:
-            service.wait_ready()
+        path = _service_config(parts, directory, workers, partitions, share_terminals)
+        service = stack.enter_context(ServiceProcess(path))
+        config = service.config
+        service.wait_ready()
         load = SteadyLoad(config, bundle.schema, data, rate)
         follower = Follower(config)
         stack.callback(follower.close)
-        conductor = Conductor(parts, services, follower)
+        conductor = Conductor(parts, service, Supervised(service), follower)
         load_began_s = time.monotonic()
         load.start()
         done: list[Cycle] = []
@@ -371,7 +407,7 @@ def run_chaos(
         conductor.restart_ended()
         settled = wait_until_all_committed(config, SETTLE_S_MAX)
         progress("decide the rest", 1.0)
-        _stop_all(services, conductor)
+        conductor.note_restarts(_restarts(service, conductor) - len(done))
         progress("read and compare", 0.0)
         result = check(read_transactions(config, bundle.schema), read_decisions(config), sent)
         states = compare_states(config, bundle)
@@ -403,12 +439,15 @@ def run_chaos(
     )
 
 
-def _worker_config(parts: EmbeddedParts, directory: Path, number: int, partitions: int, share_terminals: bool) -> Path:
+def _service_config(
+    parts: EmbeddedParts, directory: Path, workers: int, partitions: int, share_terminals: bool
+) -> Path:
     return parts.write_config(
-        f"worker-{number}.toml",
+        "service.toml",
         {
             "delivery": "exactly-once",
-            "kafka": {"instance": f"worker-{number}"},
+            "kafka": {"instance": "chaos"},
+            "worker": {"processes": workers},
             "deadline": {"budget_ms": BUDGET_MS},
             # else the state depends on when a worker reads a label, and states could not be compared
             "labels": {"alignment": "exact"},
@@ -419,17 +458,13 @@ def _worker_config(parts: EmbeddedParts, directory: Path, number: int, partition
     )
 
 
-def _stop_all(services: Sequence[ServiceProcess], conductor: Conductor) -> None:
-    """Send SIGTERM to all workers at once, so that none takes over another's partitions."""
-
-    def stop(service: ServiceProcess) -> None:
-        try:
-            service.stop()
-        except LocalPartError as error:
-            conductor.ended_by_themselves.append(str(error))
-
-    with ThreadPoolExecutor(len(services)) as stopping:
-        list(stopping.map(stop, services))
+def _restarts(service: ServiceProcess, conductor: Conductor) -> int:
+    """Stop the service; returns how often its supervisor restarted a worker. All workers get SIGTERM at once."""
+    try:
+        return service.stop().restarts
+    except LocalPartError as error:
+        conductor.ended_by_themselves.append(str(error))
+        return 0
 
 
 def show(report: ChaosReport, console: Console) -> None:

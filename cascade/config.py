@@ -246,6 +246,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     - `processes`: workers that `cascade run` starts in one consumer group. The bounds below, and the limits of the
       feature state, apply to each worker.
+    - `standby`: with several workers, one more process has everything loaded and replaces a worker that ends; it takes
+      memory, but no CPU time while it waits.
     - `batch_rows_max`: rows of a micro-batch.
     - `in_flight_max`: escalated transactions in flight; at more, the worker pauses its partitions.
     - `in_flight_card_max`: escalated transactions of one card in flight; at more, the screener decides them
@@ -262,6 +264,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     processes: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    standby: bool = True
     batch_rows_max: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 1_024
     in_flight_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 4_096
     in_flight_card_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 64

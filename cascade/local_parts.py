@@ -174,6 +174,8 @@ class OwnedProcess:
     - `log`: file for the output; None: the owner's standard error.
     - `environment`: the whole environment of the child.
     - `inherited`: file descriptors that the child has too.
+    - `reads`: the child reads lines from its standard input, which `write_line` writes. It reads the end of the file
+      when its owner has ended.
     """
 
     def __init__(
@@ -183,9 +185,11 @@ class OwnedProcess:
         log: Path | None,
         environment: Mapping[str, str],
         inherited: Sequence[int] = (),
+        reads: bool = False,
     ) -> None:
         self.name = name
         self.log = log
+        self._reads = reads
         self._command = list(command)
         self._environment = dict(environment)
         self._inherited = tuple(inherited)
@@ -248,7 +252,7 @@ class OwnedProcess:
         with nullcontext(_STDERR) if self.log is None else self.log.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *self._command],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if self._reads else subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment,
@@ -256,6 +260,13 @@ class OwnedProcess:
                 # a session of its own: Ctrl-C in the terminal reaches only the owner, and a kill reaches all helpers
                 start_new_session=True,
             )
+
+    def write_line(self, line: str) -> None:
+        """Write a line to the standard input of a process that reads it; raises OSError if the process has ended."""
+        if self._process is None or self._process.stdin is None:
+            raise BrokenPipeError(f"{self.name} reads no input")
+        self._process.stdin.write(f"{line}\n".encode())
+        self._process.stdin.flush()
 
     @property
     def exit_status(self) -> int | None:
@@ -300,6 +311,9 @@ class OwnedProcess:
 
     def _release(self) -> None:
         atexit.unregister(self._stop_at_exit)
+        if self._process is not None and self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
         if self._waiter is not None:
             self._waiter.join()
             self._waiter = None

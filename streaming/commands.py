@@ -21,6 +21,7 @@ from streaming.kafka import describe_topics, ensure_topics
 from streaming.kafka.topics import wait_for_broker
 from streaming.service.kernel_compilation import compile_every_kernel
 from streaming.service.serve import serve
+from streaming.service.standby import stand_by
 from streaming.service.supervisor import supervise
 from streaming.service.topics import differences, topic_specs
 from streaming.service.worker_memory import WorkerMemory
@@ -42,6 +43,7 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print the ledger as a JSON line instead of tables.")] = False,
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
     worker_memory: Annotated[int | None, typer.Option(hidden=True)] = None,
+    standby_memory: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Run the service: read transactions and labels, write decisions and dead letters, until SIGTERM.
 
@@ -49,6 +51,10 @@ def run(
     it at once: no transaction is lost, but some are decided again, with the same decision id. If `worker.processes` is
     above 1, it starts that many workers; health, metrics and ledger cover all of them.
     """
+    if standby_memory:
+        own, *of_workers = map(WorkerMemory, map(int, standby_memory.split(",")))
+        stand_by(own, of_workers)
+        return
     if worker is not None and worker_memory is not None:
         own_settings = settings_in(os.environ, worker)
         serve(own_settings, slot=WorkerSlot(worker, WorkerMemory(worker_memory)))

@@ -55,7 +55,7 @@ def end_unfinished_membership(
                 log.info(
                     "unfinished rebalance: removing this instance before it joins", group=group, instance=kafka.instance
                 )
-                _remove(kafka, group)
+                remove_members(kafka, group, [kafka.instance])
             return
         except BrokerError as error:
             if not _is_retriable(error) or time.monotonic() > give_up_s:
@@ -82,7 +82,13 @@ def _is_unfinished(instance: str, admin: AdminClient, group: str, wanted: set[Pa
     return found.state != ConsumerGroupState.STABLE or not wanted <= assigned
 
 
-def _remove(kafka: KafkaSettings, group: str) -> None:
+def remove_members(
+    kafka: KafkaSettings, group: str, instances: Collection[str], timeout_s: float = limits.BOOTSTRAP_TIMEOUT_S
+) -> None:
+    """Removes static members from a group, which need not be members any more; raises BrokerError.
+
+    `timeout_s`: for a connection, and for each request.
+    """
     # librdkafka cannot remove a member. The import takes longer than all else here, and is seldom needed.
     from kafka import KafkaAdminClient
     from kafka.admin import MemberToRemove
@@ -95,13 +101,13 @@ def _remove(kafka: KafkaSettings, group: str) -> None:
         closing(
             KafkaAdminClient(
                 **connection_settings(kafka, "cascade-members"),
-                bootstrap_timeout_ms=int(limits.BOOTSTRAP_TIMEOUT_S * 1_000),
-                request_timeout_ms=limits.REQUEST_TIMEOUT_MS,
+                bootstrap_timeout_ms=int(timeout_s * 1_000),
+                request_timeout_ms=min(limits.REQUEST_TIMEOUT_MS, int(timeout_s * 1_000)),
             )
         ) as admin,
     ):
         # an instance that is not a member any more is not an error
-        admin.remove_group_members(group, [MemberToRemove(group_instance_id=kafka.instance)])
+        admin.remove_group_members(group, [MemberToRemove(group_instance_id=instance) for instance in instances])
 
 
 def _is_retriable(error: BrokerError) -> bool:

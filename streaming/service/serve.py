@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -58,23 +59,48 @@ from streaming.worker.snapshots import SnapshotStore, fingerprint
 log = structlog.get_logger()
 # The loop and the clients' threads take turns in the interpreter; Python's default of 5 ms is a whole latency limit.
 THREAD_SWITCH_S = 0.0005
+# Of a standby that replaces a worker. The other workers decide without the model too where it is away, and transactions
+# wait for this one.
+MODEL_WAIT_S_MAX = 1.0
 # A collection visits the objects that are alive and not frozen, and a micro-batch leaves none behind: rare collections
 # take no longer than frequent ones. At a thousand transactions a second a full one comes every few seconds.
 GC_THRESHOLDS = (20_000, 5, 5)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None) -> LedgerSummary:
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a worker loads before it needs the broker: the bundle, and the engine with its kernels."""
+
+    bundle: Bundle
+    engine: Engine
+
+
+def load(config: Config) -> Loaded:
+    """Loads the bundle, the client library and all kernels; raises CascadeError."""
+    bundle = load_bundle(Path(config.bundle.path))
+    engine = make_engine(bundle)
+    # for the modules that these import
+    make_deep_stage(bundle, config.deep).close()
+    compile_kernels(engine, config, [config.kafka.codec])
+    _settle_interpreter()
+    return Loaded(bundle, engine)
+
+
+def serve(
+    config: Config, create_topics: int = 0, slot: WorkerSlot | None = None, loaded: Loaded | None = None
+) -> LedgerSummary:
     """Runs a worker until SIGTERM or SIGINT; returns the ledger's summary.
 
     config: the worker's own settings. create_topics: creates missing topics with this many partitions; 0: waits until
-    others have created them. slot: of a supervised worker. Raises CascadeError, a line with the remedy.
+    others have created them. slot: of a supervised worker. loaded: of a standby; not used if the bundle is another one
+    now. Raises CascadeError, a line with the remedy.
     """
     configure_log(config.log, None if slot is None else slot.number)
     if config.worker.lock_memory:
         lock_memory()
     bundle = load_bundle(Path(config.bundle.path))
-    engine = make_engine(bundle)
+    engine = loaded.engine if loaded is not None and loaded.bundle.version == bundle.version else make_engine(bundle)
     health = HealthState(config.health.stall_s_max)
     with ExitStack() as stack, stop_signals() as stopping:
         for part in ("kernels", "state", "broker", "topics", "deep model", "partitions"):
@@ -100,7 +126,7 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
         _compile_kernels(engine, config, health)
         health.ok("state")
         await_broker(config, health, stopping)
-        await_model(deep, health, stopping, config.deep.start_wait_s_max)
+        await_model(deep, health, stopping, _model_wait_s_max(config, loaded))
         await_topics(config, create_topics, health, stopping)
         if stopping.is_set():
             return ledger.summary()
@@ -134,6 +160,10 @@ def serve(config: Config, create_topics: int = 0, slot: WorkerSlot | None = None
         summary = ledger.summary()
     log.info("stopped", transactions=summary.transactions)
     return summary
+
+
+def _model_wait_s_max(config: Config, loaded: Loaded | None) -> float:
+    return config.deep.start_wait_s_max if loaded is None else min(config.deep.start_wait_s_max, MODEL_WAIT_S_MAX)
 
 
 class _PresentWorker:
@@ -206,7 +236,9 @@ def _snapshot_store(config: Config, bundle: Bundle, clock: SystemClock, stack: E
     # a worker without an instance name gets a new name, so that it never overwrites the files of another
     name = config.kafka.instance or uuid.uuid4().hex[:12]
     files = FsspecFiles(config.state.snapshots)
-    return SnapshotStore(files, config.state.keep, fingerprint(bundle), name, clock, writer.submit)
+    store = SnapshotStore(files, config.state.keep, fingerprint(bundle), name, clock, writer.submit)
+    store.read_ahead()
+    return store
 
 
 def _ports(

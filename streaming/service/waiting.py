@@ -22,6 +22,8 @@ from streaming.service.topics import check_topics_once, is_retriable, topic_spec
 log = structlog.get_logger()
 # Length of an attempt; before the next one, health and log name what the service waits for.
 WAIT_ATTEMPT_S = 5.0
+# Of a deep model that is there, connecting takes less.
+MODEL_ATTEMPT_S_MIN = 1.0
 # Health shows every attempt; the log has the first one, and then fewer and fewer.
 LOG_PAUSE_FIRST_S, LOG_PAUSE_MAX_S = 2.0, 30.0
 TOPICS_PAUSE_S = 2.0
@@ -162,7 +164,7 @@ def await_model(deep: DeepStage, health: HealthState, stopping: Stopping, wait_s
     while not stopping.is_set():
         health.progress()
         try:
-            deep.wait_ready(WAIT_ATTEMPT_S)
+            deep.wait_ready(min(WAIT_ATTEMPT_S, max(wait_s_max, MODEL_ATTEMPT_S_MIN)))
         except ModelServerError as error:
             health.waiting("deep model", str(error))
             log.warning("waiting for the deep model", reason=str(error))

@@ -132,12 +132,17 @@ def settings_in(environment: Mapping[str, str], number: int) -> Config:
     except (KeyError, msgspec.MsgspecError) as error:
         problem = f"no settings of a supervisor ({type(error).__name__})"
         raise SettingError("environment", SETTINGS_VARIABLE, None, problem, "set worker.processes instead") from error
-    instance = f"{config.kafka.instance}-{number}" if config.kafka.instance else ""
+    instance = worker_instance(config.kafka.instance, number) if config.kafka.instance else ""
     return msgspec.structs.replace(
         config,
         kafka=msgspec.structs.replace(config.kafka, instance=instance),
         health=msgspec.structs.replace(config.health, enabled=False),
     )
+
+
+def worker_instance(instance: str, number: int) -> str:
+    """The `kafka.instance` of a supervised worker."""
+    return f"{instance}-{number}"
 
 
 def worker_environment(config: Config) -> dict[str, str]:

@@ -91,6 +91,8 @@ class SnapshotStore:
         self._distrusted: set[str] = set()
         self._ignored: set[str] = set()
         self._newest_ms = 0
+        self._reading: Future[None] | None = None
+        self._read: tuple[str, Snapshot | None] = ("", None)
 
     @property
     def busy(self) -> bool:
@@ -135,8 +137,37 @@ class SnapshotStore:
             found[partition] = [name for _, _, name in sorted(fitting, reverse=True)]
         return found
 
+    def read_ahead(self) -> None:
+        """Begins to read the newest snapshot of this worker's name in the background.
+
+        A worker that comes back as the same static member will restore it, if no other worker had its partitions
+        meanwhile, and reads it while it connects.
+        """
+        self._reading = self._submit(self._read_newest)
+
+    def _read_newest(self) -> None:
+        try:
+            own = [name for name in self._files.names() if name.endswith(f"-{self._name}{SUFFIX}")]
+            if own:
+                self._read = (max(own), None)
+                self._read = (max(own), _decoded(self._files.read(max(own)), self._mark))
+        except (StateError, OSError) as error:
+            # `load` warns, if the snapshot is needed
+            log.debug("snapshot not read ahead", reason=str(error))
+
+    def _take_read(self, name: str) -> Snapshot | None:
+        """Returns a snapshot that is being read ahead; forgets any other."""
+        reading, self._reading = self._reading, None
+        if reading is not None and self._read[0] in ("", name):
+            reading.result()
+        found, self._read = self._read, ("", None)
+        return found[1] if found[0] == name else None
+
     def load(self, name: str) -> Snapshot | None:
         """Reads and verifies a snapshot; None, with a warning, if it is damaged or deleted."""
+        read = self._take_read(name)
+        if read is not None:
+            return read
         try:
             return _decoded(self._files.read(name), self._mark)
         except (StateError, OSError) as error:

@@ -25,6 +25,7 @@ def test_two_hundred_cycles_have_every_fault_every_worker_and_every_kind_of_paus
     assert min(Counter(plan.worker for plan in found).values()) > 40
     assert sum(plan.pause_s == 0 for plan in found) > 60
     assert sum(plan.pause_s > 10 for plan in found) > 15
+    assert sum(plan.pause_s == 0 and not plan.standby for plan in found) > 15
     assert {plan.node for plan in found} == {0, 1, 2}
 
 
@@ -34,40 +35,45 @@ def test_recovery_times_are_reported_for_each_kind_of_cycle() -> None:
     assert (found["all"].kills, found["all"].p50_s, found["all"].max_s) == (100, 50.0, 99.0)
     disjoint = ("kill alone", "with a broker fault", "with a Triton fault")
     assert sum(found[name].kills for name in disjoint) == 100
+    alone = [name for name in found if name.startswith("kill alone, ")]
+    assert len(alone) == 4
+    assert sum(found[name].kills for name in alone) == found["kill alone"].kills
     assert "with a broker fault" not in recoveries([cycle for cycle in cycles if cycle.plan.fault is None])
 
 
 class FakeParts:
-    """Parts without processes: two workers and Triton, which note what the conductor does with them."""
+    """Parts without processes: a service and Triton, which note what the conductor does with them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
         monkeypatch.setattr("bench.chaos.end_offsets", lambda config, topic: {0: 7})
         monkeypatch.setattr("bench.chaos.POLL_S", 0.0)
-        self.services: list[Any] = [self._service(number) for number in range(2)]
+        topics = SimpleNamespace(transactions="transactions")
+        self.service: Any = SimpleNamespace(
+            running=True,
+            waiting_for=lambda: None,
+            log_tail=lambda: "out of memory",
+            config=SimpleNamespace(kafka=SimpleNamespace(topics=topics)),
+            **self._noted("service", "start"),
+        )
+        self.processes: Any = SimpleNamespace(
+            standby_ready=lambda: self.calls.append("standby awaited") or True,
+            kill=lambda number, with_standby: self.calls.append(f"kill {number}{' and standby' * with_standby}"),
+            **self._noted("supervisor", "freeze", "thaw"),
+        )
         triton = SimpleNamespace(pid=1, **self._noted("Triton", "stop", "kill", "freeze", "thaw", "start"))
         watch = SimpleNamespace(done=True, seen_s=float("inf"))
         parts: Any = SimpleNamespace(triton=triton, broker=None)
         self.watched: list[dict[int, int]] = []
         follower: Any = SimpleNamespace(watch=lambda ends: self.watched.append(ends) or watch)
-        self.conductor = Conductor(parts, self.services, follower)
-
-    def _service(self, number: int) -> SimpleNamespace:
-        topics = SimpleNamespace(transactions="transactions")
-        return SimpleNamespace(
-            running=True,
-            waiting_for=lambda: None,
-            log_tail=lambda: "out of memory",
-            config=SimpleNamespace(kafka=SimpleNamespace(topics=topics)),
-            **self._noted(f"worker {number}", "kill", "start"),
-        )
+        self.conductor = Conductor(parts, self.service, self.processes, follower)
 
     def _noted(self, name: str, *methods: str) -> dict[str, Any]:
         return {method: lambda method=method: self.calls.append(f"{name} {method}") for method in methods}
 
 
-def plan_of(fault: Any) -> Plan:
-    return Plan(worker=1, pause_s=0.0, fault=fault, node=0, lead_s=0.0, fault_s=0.0)
+def plan_of(fault: Any, pause_s: float = 0.0, standby: bool = False) -> Plan:
+    return Plan(worker=1, pause_s=pause_s, standby=standby, fault=fault, node=0, lead_s=0.0, fault_s=0.0)
 
 
 @pytest.fixture
@@ -77,25 +83,32 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> FakeParts:
 
 def test_a_cycle_kills_one_worker_within_the_fault_and_waits_for_later_transactions(fakes: FakeParts) -> None:
     cycle = fakes.conductor.run(plan_of("triton stopped"))
-    kill = ["worker 1 kill", "worker 1 start"]
-    assert fakes.calls == ["Triton stop", *kill, "Triton thaw", "Triton start"]
+    assert fakes.calls == ["Triton stop", "kill 1 and standby", "Triton thaw", "Triton start"]
     assert fakes.watched == [{0: 7}]
     assert cycle.recovery_s == float("inf")
     assert cycle.ready_s is not None
 
 
-def test_a_worker_that_ends_by_itself_is_restarted_and_reported(fakes: FakeParts) -> None:
-    fakes.services[0].running = False
+def test_the_supervisor_stands_still_while_a_worker_is_away_and_a_standby_that_stays_is_waited_for(
+    fakes: FakeParts,
+) -> None:
+    fakes.conductor.run(plan_of(None, pause_s=0.01, standby=True))
+    assert fakes.calls == ["standby awaited", "supervisor freeze", "kill 1", "supervisor thaw"]
+
+
+def test_parts_that_end_by_themselves_are_restarted_and_reported(fakes: FakeParts) -> None:
+    fakes.service.running = False
     fakes.conductor.restart_ended()
-    assert fakes.calls == ["worker 0 start"]
-    assert fakes.conductor.ended_by_themselves == ["worker: out of memory"]
+    assert fakes.calls == ["service start"]
+    fakes.conductor.note_restarts(2)
+    assert fakes.conductor.ended_by_themselves == ["service: out of memory", "worker", "worker"]
 
 
-def test_a_fault_ends_even_if_the_worker_does_not_start(fakes: FakeParts) -> None:
-    fakes.services[1].start = lambda: 1 / 0
+def test_a_fault_and_a_standstill_end_even_if_the_kill_fails(fakes: FakeParts) -> None:
+    fakes.processes.kill = lambda number, with_standby: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        fakes.conductor.run(plan_of("triton stopped"))
-    assert fakes.calls[-1] == "Triton start"
+        fakes.conductor.run(plan_of("triton stopped", pause_s=0.01))
+    assert fakes.calls == ["Triton stop", "supervisor freeze", "supervisor thaw", "Triton thaw", "Triton start"]
 
 
 @pytest.mark.kafka

@@ -40,6 +40,25 @@ def busy(tmp_path: Path, written: Path) -> Iterator[OwnedProcess]:
         process.kill()
 
 
+def test_a_process_that_reads_gets_lines_and_the_end_of_the_file(tmp_path: Path) -> None:
+    program = "import sys; open(sys.argv[1], 'w').write(repr(sys.stdin.readlines()))"
+    written = tmp_path / "lines"
+    command = [sys.executable, "-c", program, str(written)]
+    process = OwnedProcess("the reader", command, tmp_path / "log", os.environ, reads=True)
+    process.start()
+    process.write_line("one")
+    process.write_line("two")
+    assert process._process is not None
+    assert process._process.stdin is not None
+    process._process.stdin.close()
+    process._process.wait(20)
+    assert written.read_text() == repr(["one\n", "two\n"])
+    process.stop()
+    deaf = OwnedProcess("the deaf process", command, tmp_path / "log", os.environ)
+    with pytest.raises(OSError, match="reads no input"):
+        deaf.write_line("one")
+
+
 def wait_for_more(written: Path) -> None:
     size, give_up_s = written.stat().st_size, time.monotonic() + 20
     while written.stat().st_size < size + 100:

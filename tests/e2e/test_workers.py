@@ -155,9 +155,13 @@ def observed(
         wait_until(lambda: accounted_in(config) >= half, "accounted")
         pids = worker_pids(service)
         os.kill(pids[1], signal.SIGKILL)
-        # that health names it is for half a second, which a loaded machine may not see: another test waits for that
-        wait_until(lambda: worker_pids(service).get(1, pids[1]) != pids[1], "started again")
-        waiting = json.loads(ask(config, "/readyz")[1])["waiting_for"]
+        waiting: list[str] = []
+
+        def noticed() -> bool:
+            waiting[:] = json.loads(ask(config, "/readyz")[1])["waiting_for"]
+            return bool(waiting)
+
+        wait_until(noticed, "noticed")
         wait_until(lambda: ask(config, "/readyz")[0] == 200, "ready again")
         os.killpg(pids[0], signal.SIGSTOP)
         play_file(config, data, slice(half, rows), None, lambda _: None)

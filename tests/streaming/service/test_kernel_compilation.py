@@ -14,10 +14,12 @@ import llvmlite.binding
 import pytest
 
 from cascade import cli
-from cascade.bundle import SHIPPED_BUNDLE
+from cascade.bundle import SHIPPED_BUNDLE, Bundle
 from cascade.compilation import cache_directory, compilations
 from cascade.config import BundleSettings, Config
+from cascade.engine import Engine
 from cascade.errors import SettingError
+from stages.assembly import make_engine
 from stages.screener.compiled import CompiledScreener
 from stages.screener.kernels import quickscore
 from streaming.health_state import HealthState
@@ -127,3 +129,34 @@ def test_kernels_are_compiled_before_the_worker_joins_its_group(monkeypatch: pyt
     assert (codecs, later) == (["json"], ["broker", "join"])
     assert "kernels: compiling, half a minute at the first start" in waiting_for
     assert not any(line.startswith("kernels") for line in health.not_ready())
+
+
+@pytest.mark.parametrize(("version", "made"), [("", 0), ("of-yesterday", 1)], ids=["the same bundle", "another"])
+def test_a_standby_that_becomes_a_worker_loads_nothing_again_unless_the_bundle_was_replaced(
+    version: str, made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("await_broker", "await_topics", "run_sessions", "_settle_interpreter"):
+        monkeypatch.setattr(service, name, lambda *_: None)
+    waits_s: list[float] = []
+    monkeypatch.setattr(service, "await_model", lambda *parts: waits_s.append(parts[-1]))
+    config = Config(bundle=BundleSettings(path=str(SHIPPED_BUNDLE)))
+    loaded = service.load(config)
+    if version:
+        other: Any = SimpleNamespace(version=version)
+        loaded = service.Loaded(other, loaded.engine)
+    engines, warmed = list[object](), list[object]()
+
+    def make(bundle: Bundle) -> Engine:
+        engine = make_engine(bundle)
+        engines.append(engine)
+        return engine
+
+    monkeypatch.setattr(service, "make_engine", make)
+    monkeypatch.setattr(service, "compile_kernels", lambda engine, *_: warmed.append(engine))
+    monkeypatch.setattr(
+        service, "LagWatch", lambda **_: SimpleNamespace(lags=dict, start=lambda: None, close=lambda: None)
+    )
+    service.serve(config, loaded=loaded)
+    assert len(engines) == made
+    assert warmed == (engines or [loaded.engine])
+    assert waits_s == [service.MODEL_WAIT_S_MAX], "transactions wait for it"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +18,10 @@ import psutil
 import pytest
 from prometheus_client import CollectorRegistry
 
-from cascade.config import Config, KafkaSettings
+from cascade.config import Config, KafkaSettings, WorkerSettings
 from cascade.errors import DataError, SettingError, WorkerEndedError
 from cascade.ledger import Ledger
+from cascade.local_parts import OwnedProcess
 from streaming.health_state import HealthState
 from streaming.service import supervisor
 from streaming.service.supervisor import SupervisedWorker, run_workers
@@ -33,6 +36,8 @@ from streaming.service.worker_report import (
 )
 from tests.timing import SetClock, wait_until
 
+# as they are, before `hurry`
+PAUSE_S_FIRST, PAUSE_S_SECOND = supervisor.PAUSE_S_FIRST, supervisor.PAUSE_S_SECOND
 # Writes how many signals it received, and then stops.
 WILLING = """
 import signal, sys, time
@@ -119,6 +124,7 @@ class Run:
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "PAUSE_S_FIRST", 0.02)
+    monkeypatch.setattr(supervisor, "PAUSE_S_SECOND", 0.02)
 
 
 @pytest.fixture
@@ -184,6 +190,133 @@ def test_lives_that_were_long_enough_are_not_counted(
     run = start(BROKEN)
     wait_until(lambda: run.starts(0) > 6)
     assert run.error is None
+
+
+@pytest.mark.parametrize("hangs", ["no answer for 30 s", ""])
+def test_the_end_of_a_ready_worker_that_hung_is_no_kill_from_outside(hangs: str) -> None:
+    command = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+    worker = SupervisedWorker(
+        WorkerSlot(0, WorkerMemory.create()), command, os.environ, 0.0, HealthState(30.0), Stopping()
+    )
+
+    def watch() -> str:
+        worker._was_ready = True
+        return hangs
+
+    worker._watch = watch  # type: ignore[method-assign]
+    worker._live()
+    assert worker._was_ready == (not hangs)
+
+
+def pauses_of(lives: list[tuple[float, bool, int]]) -> list[float]:
+    """The pauses before the restarts; of each life the seconds, whether it was ready, and the exit status."""
+    pauses: list[float] = []
+    left = iter(lives)
+    stopping: Any = SimpleNamespace(is_set=lambda: len(pauses) == len(lives), wait=pauses.append)
+    worker = SupervisedWorker(WorkerSlot(0, WorkerMemory.create()), ["none"], {}, 5.0, HealthState(30.0), stopping)
+
+    def live() -> float:
+        lived_s, worker._was_ready, status = next(left)
+        worker._process = SimpleNamespace(exit_status=status)  # type: ignore[assignment]
+        return lived_s
+
+    worker._live = live  # type: ignore[method-assign]
+    worker.run()
+    return pauses
+
+
+def test_only_the_second_quick_death_in_a_row_is_followed_by_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "PAUSE_S_FIRST", PAUSE_S_FIRST)
+    monkeypatch.setattr(supervisor, "PAUSE_S_SECOND", PAUSE_S_SECOND)
+    quick, long = (1.0, True, 1), (3_600.0, True, 1)
+    assert pauses_of([quick, quick, quick, quick, long, long, quick]) == [0, 0.5, 1, 2, 0, 0, 0.5]
+
+
+def test_a_ready_worker_that_is_killed_again_and_again_is_restarted_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "PAUSE_S_FIRST", PAUSE_S_FIRST)
+    assert pauses_of([(1.0, True, -signal.SIGKILL)] * 10) == [0] * 10
+    with pytest.raises(WorkerEndedError, match="signal 9, for the 5th time"):
+        # out of memory at each start, for example
+        pauses_of([(1.0, False, -signal.SIGKILL)] * 10)
+
+
+def test_the_standby_replaces_a_worker_that_ended_and_a_new_process_where_there_is_none(tmp_path: Path) -> None:
+    taken: list[int] = []
+    standby = OwnedProcess("standby", [sys.executable, "-S", "-c", "input(); input()"], None, os.environ, reads=True)
+    standby.start()
+
+    def take(number: int) -> OwnedProcess | None:
+        taken.append(number)
+        return standby if len(taken) == 1 else None
+
+    (tmp_path / "7").mkdir()
+    command = [sys.executable, "-S", "-c", WILLING, str(tmp_path / "7")]
+    health, stopping = HealthState(30.0), Stopping()
+    worker = SupervisedWorker(WorkerSlot(7, WorkerMemory.create()), command, os.environ, 5.0, health, stopping, take)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    up = tmp_path / "7" / "up"
+    try:
+        wait_until(up.exists)
+        assert taken == []
+        assert worker._process.pid is not None
+        os.kill(worker._process.pid, signal.SIGKILL)
+        wait_until(lambda: worker._process is standby)
+        assert standby.pid is not None
+        os.kill(standby.pid, signal.SIGKILL)
+        wait_until(lambda: len(up.read_text()) == 2)
+        assert (taken, worker.restarts) == ([7, 7], 2)
+    finally:
+        stopping.set()
+        thread.join()
+    assert not worker.running
+
+
+def test_a_standby_is_started_when_all_workers_are_ready_and_not_before(start: Callable[..., Run]) -> None:
+    health, stopping, calls = HealthState(30.0), Stopping(), list[list[str]]()
+
+    class Ready:
+        def run(self) -> None:
+            stopping.wait()
+
+    health.waiting("worker 0", "starting")
+    workers: Any = [Ready()]
+    thread = threading.Thread(
+        target=run_workers, args=(workers, health, stopping, lambda: calls.append(health.not_ready()))
+    )
+    thread.start()
+    assert calls == []
+    health.ok("worker 0")
+    wait_until(lambda: len(calls) > 1)
+    stopping.set()
+    thread.join()
+    assert calls == [[]] * len(calls)
+
+
+@pytest.mark.parametrize(
+    ("kafka", "named"),
+    [
+        (KafkaSettings(), r"supervisor-[0-9a-f]{12}"),
+        (KafkaSettings(instance="pod-7"), "pod-7"),
+        (KafkaSettings(client="kafka-python"), ""),
+    ],
+    ids=["no name", "a name", "kafka-python"],
+)
+def test_workers_are_static_members_and_those_with_the_supervisors_name_leave_at_its_end(
+    kafka: KafkaSettings, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[Any] = []
+    monkeypatch.setattr(supervisor, "remove_members", lambda kafka, group, names, timeout_s: removed.append(names))
+    config = Config(kafka=kafka, worker=WorkerSettings(processes=2))
+    with ExitStack() as stack:
+        instance = supervisor._with_instance(config, stack).kafka.instance
+        assert re.fullmatch(named, instance)
+        assert removed == []
+    assert removed == ([[f"{instance}-0", f"{instance}-1"]] if kafka == KafkaSettings() else [])
 
 
 def test_a_worker_that_will_not_end_is_killed_when_its_time_is_over(start: Callable[..., Run]) -> None:

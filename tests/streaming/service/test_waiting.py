@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -8,9 +10,10 @@ from confluent_kafka import KafkaError, KafkaException
 from structlog.testing import capture_logs
 
 from cascade.config import Config, KafkaSettings
-from cascade.errors import BrokerError, MissingTopicsError
+from cascade.errors import BrokerError, MissingTopicsError, ModelServerError
 from streaming.health_state import HealthState
-from streaming.service.waiting import Stopping, await_broker, await_topics
+from streaming.service.waiting import Stopping, await_broker, await_model, await_topics
+from tests.timing import SetClock
 
 
 def test_health_shows_every_attempt_and_the_log_fewer_and_fewer(
@@ -97,3 +100,26 @@ def test_a_stop_ends_the_wait_for_topics(monkeypatch: pytest.MonkeyPatch) -> Non
     topics.health.waiting = lambda name, text: topics.stopping.set()  # type: ignore[method-assign]
     topics.run()
     assert len(topics.answers) == 49
+
+
+@pytest.mark.parametrize(
+    ("wait_s_max", "attempts_s"), [(0.0, {1.0}), (1.0, {1.0}), (60.0, {5.0})], ids=["none", "a standby", "a start"]
+)
+def test_no_attempt_to_reach_the_model_is_longer_than_the_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch, wait_s_max: float, attempts_s: set[float]
+) -> None:
+    clock, asked_s = SetClock(), list[float]()
+    monkeypatch.setattr("streaming.service.waiting.time", clock)
+    stopping: Any = SimpleNamespace(is_set=lambda: False, wait=clock.sleep)
+
+    def wait_ready(timeout_s: float) -> None:
+        asked_s.append(timeout_s)
+        clock.sleep(timeout_s)
+        raise ModelServerError("no answer")
+
+    deep: Any = SimpleNamespace(wait_ready=wait_ready)
+    health = HealthState(60.0)
+    await_model(deep, health, stopping, wait_s_max)
+    assert set(asked_s) == attempts_s
+    assert wait_s_max <= clock.now_s <= max(3 * wait_s_max, 1.0)
+    assert health.not_ready() == ["deep model: no answer"]

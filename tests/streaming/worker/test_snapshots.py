@@ -77,6 +77,40 @@ def test_a_snapshot_comes_back_as_it_was(store: SnapshotStore) -> None:
         assert np.array_equal(found.arrays[name], array)
 
 
+class CountedFiles(FsspecFiles):
+    """Counts the files that are read as a whole."""
+
+    reads = 0
+
+    def read(self, name: str) -> bytes:
+        self.reads += 1
+        return super().read(name)
+
+
+@pytest.mark.parametrize(("saved_by", "reads_ahead"), [("one", 1), ("two", 0)], ids=["own", "another worker's"])
+def test_a_worker_that_is_back_reads_its_newest_snapshot_once_and_ahead_of_its_use(
+    tmp_path: Path, saved_by: str, reads_ahead: int
+) -> None:
+    url = str(tmp_path / "state")
+    save(open_store(url, name=saved_by), snapshot(7), snapshot(8))
+    counted = CountedFiles(url)
+    back = SnapshotStore(counted, 3, "mark", "one", TickingClock(), at_once)
+    back.read_ahead()
+    assert counted.reads == reads_ahead
+    assert offset_of(newest(back, 9)) == 8
+    assert counted.reads == 1
+    assert offset_of(newest(back, 7)) == 7
+    assert offset_of(newest(back, 9)) == 8
+    assert counted.reads == 3, "what was read ahead is not kept"
+
+
+def test_a_damaged_snapshot_that_was_read_ahead_is_passed_over(store: SnapshotStore, tmp_path: Path) -> None:
+    save(store, snapshot(7), snapshot(8))
+    files(tmp_path)[-1].write_bytes(files(tmp_path)[-1].read_bytes()[:-1])
+    store.read_ahead()
+    assert offset_of(newest(store, 9)) == 7
+
+
 def test_the_newest_that_is_not_ahead_of_the_committed_offset_is_taken(store: SnapshotStore) -> None:
     save(store, snapshot(10), snapshot(20), snapshot(30))
     assert [offset_of(newest(store, committed)) for committed in (9, 10, 25, 30, 99)] == [None, 10, 20, 30, 30]
