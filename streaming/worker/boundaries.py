@@ -30,7 +30,7 @@ def check_commit(owned: OwnedPartition, progress: Decided, committed: int | None
 
     The offset to commit is not below an earlier one, so that nothing is decided twice, and not above the next record to
     take, so that nothing is skipped. The offsets ahead are ascending, and begin above the prefix, which ends at an
-    undecided record.
+    undecided record, or at the next record to take: an earlier owner of the partition may have decided it.
     """
     least = owned.until if committed is None else max(owned.until, committed)
     if progress.until < least:
@@ -40,7 +40,7 @@ def check_commit(owned: OwnedPartition, progress: Decided, committed: int | None
     ahead = progress.ahead
     if not len(ahead):
         return
-    if ahead[0] <= progress.until:
+    if ahead[0] < progress.until or ahead[0] == progress.until < owned.next:
         raise _broken(
             owned.partition, f"decided offset {ahead[0]} is ahead of the decided prefix, which ends at {progress.until}"
         )

@@ -21,7 +21,7 @@ from streaming.service.live import live_routes
 from streaming.service.live.feed import FRAMES_MAX, GAP_S_MAX, INTERVAL_S, MARK_S, MARKS_MAX, LiveFeed
 from streaming.service.live.page import LANGUAGES, live_page, page_policy
 from streaming.service.scrape import Frame, Scrape
-from streaming.service.worker_metrics import parse_metrics, workers_registry
+from streaming.service.worker_metrics import workers_registry
 from tests.streaming.service.test_health import ask
 from tests.streaming.service.test_top import Meter
 
@@ -141,9 +141,7 @@ def test_a_restarted_worker_makes_no_frame() -> None:
     old.record_decisions("screened", np.full(1_000, 2e-3))
     running, now_s = {"0": old, "1": old}, [1_000.0]
     registry = workers_registry(
-        lambda: {
-            name: parse_metrics(generate_latest(ledger_registry(ledger)).decode()) for name, ledger in running.items()
-        }
+        lambda: {name: list(ledger_registry(ledger).collect()) for name, ledger in running.items()}
     )
     feed = LiveFeed(registry, HealthState(60.0), lambda: now_s[0])
 

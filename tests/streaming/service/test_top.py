@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from rich.console import Console
 
 from cascade.cli import main
@@ -19,7 +20,7 @@ from streaming.service.health import HealthServer
 from streaming.service.lag import LagCollector
 from streaming.service.scrape import Frame, Scrape, UnreachableError, quantile_ms, scrape
 from streaming.service.top import render_frame
-from streaming.service.worker_metrics import parse_metrics, workers_registry
+from streaming.service.worker_metrics import workers_registry
 
 
 class Meter:
@@ -103,9 +104,11 @@ def test_a_restarted_service_is_shown_from_its_start(scene: Scene) -> None:
 
 
 def test_workers_count_together(scene: Scene) -> None:
-    text = generate_latest(scene.registry).decode()
-    extra = "# TYPE cascade_worker_up gauge\ncascade_worker_up {}\n"
-    groups = {"0": parse_metrics(text + extra.format(1)), "1": parse_metrics(text + extra.format(0))}
+    metrics = list(scene.registry.collect())
+    groups = {
+        str(number): [*metrics, GaugeMetricFamily("cascade_worker_up", "", value=up)]
+        for number, up in enumerate((1, 0))
+    }
     frame = Frame.between(None, scene.scrape(10.0, workers_registry(lambda: groups)))
     assert frame.per_second == pytest.approx(200.0)
     assert frame.escalated_share == pytest.approx(0.01)

@@ -49,6 +49,10 @@ def test_what_may_be_committed_passes(progress: Decided, committed: int | None) 
     check_commit(owned_at(10, decided(5, 12, 14)), progress, committed)
 
 
+def test_the_prefix_may_end_at_a_record_that_the_previous_owner_decided_and_nobody_has_read_again() -> None:
+    check_commit(owned_at(12, decided(5, 12, 14)), decided(12, 12, 14), 7)
+
+
 @pytest.mark.parametrize(
     ("progress", "committed", "problem"),
     [
