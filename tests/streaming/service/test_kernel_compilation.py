@@ -135,8 +135,9 @@ def test_kernels_are_compiled_before_the_worker_joins_its_group(monkeypatch: pyt
 def test_a_standby_that_becomes_a_worker_loads_nothing_again_unless_the_bundle_was_replaced(
     version: str, made: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("await_broker", "await_topics", "run_sessions", "_settle_interpreter"):
+    for name in ("await_broker", "await_topics", "_settle_interpreter"):
         monkeypatch.setattr(service, name, lambda *_: None)
+    monkeypatch.setattr(service.Sessions, "run", lambda *_: None)
     waits_s: list[float] = []
     monkeypatch.setattr(service, "await_model", lambda *parts: waits_s.append(parts[-1]))
     config = Config(bundle=BundleSettings(path=str(SHIPPED_BUNDLE)))
