@@ -47,7 +47,7 @@ from streaming.kafka.rdkafka_settings import Connection, connection_settings, ve
 from streaming.kafka.static_members import end_unfinished_membership
 
 # Limits what librdkafka fetches ahead of `poll`, over all partitions.
-QUEUED_KBYTES_MAX = 32 * 1024
+QUEUED_KBYTES_MAX = 1024
 # A poll waits at most this long at once: Python runs the handlers of signals between two calls of librdkafka.
 WAIT_S_MAX = 0.2
 # librdkafka applies an assignment in its own thread, and refuses a seek before that.
@@ -67,6 +67,8 @@ COMMIT_S_MAX = 2 * REQUEST_S
 # Unassigning needs no broker, but the event follows the fetched records in the queue; these are dropped.
 UNASSIGN_S_MAX, UNASSIGN_PAUSE_S = 10.0, 0.005
 ROWS_DROPPED_AT_ONCE = 10_000
+# Before it leaves the group librdkafka waits for the answers to all commits, without an end if the broker is gone.
+LEAVE_S_MAX = 10.0
 
 
 class RdkafkaConsumer:
@@ -284,12 +286,16 @@ class RdkafkaConsumer:
             if self._closing:
                 return
             self._closing = True
+        left = True
         try:
             with self._connection.translated("leaving the group"):
                 self._unassign()
-                check(rdkafka.consumer_close(self._client.address))
+                left = _leave(self._client)
+                if not left:
+                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no answer within {LEAVE_S_MAX:g} s"))
         finally:
-            self._client.destroy()
+            if left:
+                self._client.destroy()
             self._admin_client = None
         self._raise_callback_error()
 
@@ -400,6 +406,22 @@ class RdkafkaConsumer:
         for found in partitions:
             if found.error is not None:
                 raise self._connection.error(action, found.error)
+
+
+def _leave(client: Handle) -> bool:
+    """Leaves the group; False if librdkafka does not within LEAVE_S_MAX: its call, and the client, are left behind."""
+    codes: list[int] = []
+    client.destroy_at_exit(False)
+    thread = threading.Thread(
+        target=lambda: codes.append(rdkafka.consumer_close(client.address)), name="cascade-leave", daemon=True
+    )
+    thread.start()
+    thread.join(LEAVE_S_MAX)
+    if not codes:
+        return False
+    client.destroy_at_exit(True)
+    check(codes[0])
+    return True
 
 
 def _commit(client: int, offsets: Offsets) -> list[Listed]:
