@@ -11,19 +11,14 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
-    IsolationLevel,
-    KafkaError,
-    KafkaException,
-    TopicPartition,
-)
+from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.kafka import limits
 from streaming.kafka.protocol import FetchedBatch, GroupMember, Offsets, Partition, PartitionsCallback
+from streaming.kafka.rdkafka_calls import within
 from streaming.kafka.rdkafka_group import GroupMetadata, member_id
 from streaming.kafka.rdkafka_handle import Handle
 from streaming.kafka.rdkafka_library import (
@@ -67,7 +62,6 @@ COMMIT_S_MAX = 2 * REQUEST_S
 # Unassigning needs no broker, but the event follows the fetched records in the queue; these are dropped.
 UNASSIGN_S_MAX, UNASSIGN_PAUSE_S = 10.0, 0.005
 ROWS_DROPPED_AT_ONCE = 10_000
-# Before it leaves the group librdkafka waits for the answers to all commits, without an end if the broker is gone.
 LEAVE_S_MAX = 10.0
 
 
@@ -286,18 +280,20 @@ class RdkafkaConsumer:
             if self._closing:
                 return
             self._closing = True
-        left = True
         try:
             with self._connection.translated("leaving the group"):
                 self._unassign()
-                left = _leave(self._client)
-                if not left:
-                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no answer within {LEAVE_S_MAX:g} s"))
+                within(LEAVE_S_MAX, self._leave)
         finally:
-            if left:
-                self._client.destroy()
+            self._client.destroy()
             self._admin_client = None
         self._raise_callback_error()
+
+    def _leave(self, timeout_s: float) -> None:
+        """Leaves the group; librdkafka has no time limit for it."""
+        del timeout_s
+        with self._client.called():
+            check(rdkafka.consumer_close(self._client.address))
 
     def _unassign(self) -> None:
         """Unassigns the partitions, and then leaves the group.
@@ -406,22 +402,6 @@ class RdkafkaConsumer:
         for found in partitions:
             if found.error is not None:
                 raise self._connection.error(action, found.error)
-
-
-def _leave(client: Handle) -> bool:
-    """Leaves the group; False if librdkafka does not within LEAVE_S_MAX: its call, and the client, are left behind."""
-    codes: list[int] = []
-    client.destroy_at_exit(False)
-    thread = threading.Thread(
-        target=lambda: codes.append(rdkafka.consumer_close(client.address)), name="cascade-leave", daemon=True
-    )
-    thread.start()
-    thread.join(LEAVE_S_MAX)
-    if not codes:
-        return False
-    client.destroy_at_exit(True)
-    check(codes[0])
-    return True
 
 
 def _commit(client: int, offsets: Offsets) -> list[Listed]:

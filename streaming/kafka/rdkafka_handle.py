@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from ctypes import c_void_p
 from typing import Any
 
@@ -67,12 +68,21 @@ class Handle:
             check_error(rdkafka.sasl_background_callbacks_enable(address))
 
     def destroy(self) -> None:
-        """Ends the client, without waiting for records or for the group; the object must not be used any more."""
-        self._end()
+        """Ends the client, without waiting for records or for the group; the object must not be used any more.
 
-    def destroy_at_exit(self, wanted: bool) -> None:
-        """Whether the client is destroyed when the interpreter ends; not while another thread is in a call of it."""
-        self._end.atexit = wanted
+        A client with a call that has not returned ends with the last reference to it, which that call has.
+        """
+        if self._end.atexit:
+            self._end()
+
+    @contextlib.contextmanager
+    def called(self) -> Iterator[None]:
+        """A call of librdkafka, in a thread that may be left behind: the client must not be destroyed under it."""
+        self._end.atexit = False
+        try:
+            yield
+        finally:
+            self._end.atexit = True
 
     def ask_metadata(self, timeout_s: float) -> None:
         """Waits for the answer of a broker."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,7 +122,7 @@ class ProducerHandle(Handle):
 
     def init_transactions(self, timeout_s: float) -> None:
         """Fences earlier producers with the same transactional id."""
-        with self._called():
+        with self.called():
             check_error(rdkafka.init_transactions(self.address, milliseconds(timeout_s)))
 
     def begin_transaction(self) -> None:
@@ -132,27 +131,20 @@ class ProducerHandle(Handle):
 
     def send_offsets_to_transaction(self, offsets: Offsets, member: GroupMetadata, timeout_s: float) -> None:
         """Adds offsets to the transaction."""
-        with self._called(), offset_list(offsets) as wanted:
+        with self.called(), offset_list(offsets) as wanted:
             check_error(
                 rdkafka.send_offsets_to_transaction(self.address, wanted, member.address, milliseconds(timeout_s))
             )
 
     def commit_transaction(self, timeout_s: float) -> None:
         """Commits the transaction."""
-        with self._called():
+        with self.called():
             check_error(rdkafka.commit_transaction(self.address, milliseconds(timeout_s)))
 
     def abort_transaction(self, timeout_s: float) -> None:
         """Aborts the transaction."""
-        with self._called():
+        with self.called():
             check_error(rdkafka.abort_transaction(self.address, milliseconds(timeout_s)))
-
-    @contextlib.contextmanager
-    def _called(self) -> Iterator[None]:
-        """A call of librdkafka, in a thread that may be left behind: the client must not be destroyed under it."""
-        self.destroy_at_exit(False)
-        yield
-        self.destroy_at_exit(True)
 
     def _load_kernel(self) -> None:
         """Calls the kernel without a record: the first call loads it, or compiles it."""

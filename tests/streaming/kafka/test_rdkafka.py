@@ -13,12 +13,14 @@ from collections.abc import Iterator
 import numpy as np
 import psutil
 import pytest
+from confluent_kafka import KafkaException
 
 from cascade.columns import ByteColumn
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError, SettingError
 from streaming.kafka import ConsumerClient, FetchedBatch, ProducerClient, TopicSpec, ensure_topics, make_producer
-from streaming.kafka.rdkafka_library import check_version
+from streaming.kafka.rdkafka_handle import Handle
+from streaming.kafka.rdkafka_library import CONSUMER, check_version
 from streaming.kafka.rdkafka_producer import RdkafkaProducer
 from tests.conftest import Broker
 from tests.streaming.kafka.helpers import fill, gather, gather_joined
@@ -55,6 +57,17 @@ def read(consumer: ConsumerClient, rows: int, rows_max: int) -> list[FetchedBatc
         assert time.monotonic() < deadline_s
         batches += consumer.poll(0.2, rows_max)
     return batches
+
+
+def test_a_client_ends_after_a_call_of_it_that_does_not_return(kafka: KafkaSettings) -> None:
+    client = Handle(CONSUMER, {"bootstrap.servers": kafka.bootstrap, "group.id": kafka.group, "error_cb": print})
+    with client.called():
+        client.destroy()
+        client.ask_metadata(10.0)
+    with pytest.raises(KafkaException, match="the call"), client.called():
+        raise KafkaException("the call")
+    client.destroy()
+    assert not client._end.alive
 
 
 def test_every_wake_of_another_thread_ends_a_poll(reader: ConsumerClient) -> None:
