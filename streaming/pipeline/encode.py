@@ -137,7 +137,9 @@ def _json(table: Table, chosen: Int64, transaction_ids: Int64) -> ByteColumn | N
     rows = table.rows
     repeated = len(chosen) > 0 and is_repeat(rows, chosen.item(0))
     pieces, order = _layout(table.topic, repeated)
-    tokens = msgspec.json.encode(both_scores(rows, chosen).tolist())
+    scores = np.empty(2 * len(chosen))
+    both_scores(rows, chosen, scores)
+    tokens = msgspec.json.encode(scores.tolist())
     return kernels.write_decisions(
         pieces, order, _words(table.bundles), _FIRST_WORDS, rows, chosen, transaction_ids, tokens, repeated
     )

@@ -1,6 +1,7 @@
 """The steps' work on the table that needs no other state, compiled by numba: a call for a whole micro-batch.
 
-They keep Python's lock: a call takes a few microseconds, and to take the lock again could take a thread switch.
+They keep Python's lock: a call takes a few microseconds, and to take the lock again could take a thread switch. They
+write arrays to their arguments: a kernel that returns one costs several times as much.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ def fill(
     """Fills the columns of the steps `fetch` and `decode` for the readable records of a fetch.
 
     rows: of the table, [readable]. records (int64, [readable]): their positions in the fetch. event_times_ms (int64,
-    [readable]). offsets, timestamps_ms (int64): of all records of the fetch. until, ahead: as in Decided. ahead_ms_max:
-    how far an event may be ahead of its record's timestamp. from_append: whether deadlines count from the timestamp.
-    order_keys (int64, [readable]): gets the latest event time up to each row.
+    [readable]). offsets, timestamps_ms (int64): of all records of the fetch. until, ahead: as in Decided. from_append:
+    whether deadlines count from the timestamp. order_keys (int64, [readable]): gets the latest event time up to each
+    row.
     """
     latest = -INT64_MAX - 1
     last_ahead = ahead[-1] if len(ahead) else -1
@@ -109,13 +110,11 @@ def is_repeat(rows: Array, row: int) -> bool:
 
 
 @kernel
-def both_scores(rows: Array, chosen: Int64) -> Float64:
-    """Returns the score and the screener's score of the rows with these positions, in turn, float64 [2 · chosen]."""
-    found = np.empty(2 * len(chosen))
+def both_scores(rows: Array, chosen: Int64, scores: Float64) -> None:
+    """Writes the score and the screener's score of the rows with these positions, in turn, float64 [2 · chosen]."""
     for number in range(len(chosen)):
-        found[2 * number] = rows[chosen[number]].score
-        found[2 * number + 1] = rows[chosen[number]].screener_score
-    return found
+        row = rows[chosen[number]]
+        scores[2 * number], scores[2 * number + 1] = row.score, row.screener_score
 
 
 @kernel
@@ -129,9 +128,6 @@ def latencies(start_ms: Float64, acknowledged_ms: float, latency_s: Float64) -> 
     """Writes the seconds from each start (float64 [rows], ms) to the acknowledgement, at least 0."""
     for row in range(len(start_ms)):
         latency_s[row] = max(acknowledged_ms - start_ms[row], 0.0) / 1e3
-
-
-# A kernel that returns an array costs several times as much as one that writes to an argument.
 
 
 @kernel
@@ -170,7 +166,7 @@ def warm_up_table() -> None:
     mark_screened(rows, np.zeros(0), np.zeros(0, np.bool_), 0.0, 0.0, none)
     any_undecided(rows)
     queued(rows, np.zeros(0))
-    both_scores(rows, none)
+    both_scores(rows, none, np.zeros(0))
     latencies(np.zeros(0), 0.0, np.zeros(0))
     one_row, first = np.zeros(1, ROW), np.zeros(1, np.int64)
     copy_records(one_row, first, first, one.copy(), np.zeros(1))
