@@ -208,7 +208,7 @@ def read(target: Target, values: list[Message]) -> tuple[Table, list[Reject], li
     octets = ByteColumn.of(values)
     fetched = FetchedBatch(TOPIC, 0, np.arange(count), appended_ms, keys, octets, [()] * count)
     decoder = Decoder(target.codec, target.schema.roles.event_time, SETTINGS.ahead_ms_max, True, "fuzz")
-    table, rejected = decoder.decode([fetched], [NOTHING_DECIDED], float(target.appended_ms))
+    table, _, rejected = decoder.decode([fetched], [NOTHING_DECIDED], float(target.appended_ms))
     letters = [
         dead_letter(
             reject,

@@ -13,6 +13,7 @@ from cascade.columns import Array, Bool, ColumnBatch, Float32, Float64, Int64
 from cascade.features import FeatureEngine
 from cascade.features.buffers import FeatureBatch
 from cascade.policy import Policy
+from cascade.policy_kernels import judge, warm_up_policy
 from cascade.protocols import DeepInputs, Screener
 
 
@@ -57,6 +58,7 @@ class Engine:
         self._buffers.make_room(batch_rows_max)
         self.features.warm_up()
         self._screener.warm_up()
+        warm_up_policy(self.policy)
 
     def fold(self, batch: ColumnBatch, partition_ids: Int64 | None = None) -> None:
         """Fold rows that need no decision into the state. `partition_ids`: as for `screen`."""
@@ -76,10 +78,8 @@ class Engine:
     def score(self, computed: FeatureBatch, threshold_raise: float = 0.0) -> Screened:
         """Score rows by their features. `threshold_raise`: log-odds that are added to the escalation threshold."""
         raw = self._screener.score(computed.features)
-        probability = self.policy.screener.probability(raw)
-        return Screened(
-            raw, probability, self.policy.escalate(raw, threshold_raise), computed.features, computed.sequence
-        )
+        probability, escalate = judge(self.policy, raw, threshold_raise)
+        return Screened(raw, probability, escalate, computed.features, computed.sequence)
 
     def screen(self, batch: ColumnBatch, partition_ids: Int64 | None = None, threshold_raise: float = 0.0) -> Screened:
         """Fold rows into the state and score them: `compute` and `score`."""

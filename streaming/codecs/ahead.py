@@ -9,7 +9,8 @@ from cascade.compilation import kernel
 
 
 @kernel
-def _is_ahead(event_time_ms: int, appended_ms: int, tolerance_ms: int) -> bool:
+def is_ahead(event_time_ms: int, appended_ms: int, tolerance_ms: int) -> bool:
+    """Whether `too_far_ahead` holds for a row."""
     return appended_ms >= 0 and event_time_ms > min(appended_ms, INT64_MAX - tolerance_ms) + tolerance_ms
 
 
@@ -25,25 +26,11 @@ def too_far_ahead(event_times_ms: Int64, appended_ms: Int64, tolerance_ms: int) 
     """
     found = np.zeros(len(event_times_ms), np.bool_)
     for row in range(len(event_times_ms)):
-        found[row] = _is_ahead(event_times_ms[row], appended_ms[row], tolerance_ms)
+        found[row] = is_ahead(event_times_ms[row], appended_ms[row], tolerance_ms)
     return found
 
 
-@kernel
-def any_too_far_ahead(event_times_ms: Int64, timestamps_ms: Int64, records: Int64, tolerance_ms: int) -> bool:
-    """Whether `too_far_ahead` holds for any row, in one call and without arrays: hardly ever.
-
-    event_times_ms (int64, [rows]). timestamps_ms (int64): of all records of a fetch. records (int64, [rows]): the
-    positions of the rows among them.
-    """
-    row = 0
-    while row < len(records) and not _is_ahead(event_times_ms[row], timestamps_ms[records[row]], tolerance_ms):
-        row += 1
-    return row < len(records)
-
-
 def warm_up_ahead() -> None:
-    """Compiles the kernels ahead of the first micro-batch."""
+    """Compiles the kernel ahead of the first message with such a time."""
     none = np.zeros(0, np.int64)
     too_far_ahead(none, none, 0)
-    any_too_far_ahead(none, none, none, 0)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cascade.columns import Array, Bool, ColumnBatch, Int64
+from cascade.columns import Array, ColumnBatch, Int64
 from streaming.codecs import Codec, Reject, RejectReason
-from streaming.codecs.ahead import any_too_far_ahead, too_far_ahead
+from streaming.codecs.ahead import too_far_ahead
 from streaming.kafka import FetchedBatch
 from streaming.pipeline import table_kernels as kernels
 from streaming.pipeline.offsets import Decided
@@ -22,7 +22,18 @@ class Rejected:
     """The rejects of a fetched batch, with the batch that has their bytes."""
 
     fetched: FetchedBatch
-    rejects: list[Reject]
+    rejects: Sequence[Reject]
+
+
+@dataclass(slots=True)
+class _Part:
+    """The rows of a fetched batch; `order_keys` (int64, [rows]): the latest event time up to each."""
+
+    rows: Array
+    batch: ColumnBatch
+    order_keys: Int64
+    undecided: int
+    rejects: Sequence[Reject] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,49 +55,50 @@ class Decoder:
 
     def decode(
         self, fetched: Sequence[FetchedBatch], decided: Sequence[Decided], now_ms: float
-    ) -> tuple[Table, list[Rejected]]:
+    ) -> tuple[Table, int, list[Rejected]]:
         """Returns the table of the readable records, with the columns of the steps `fetch` and `decode`.
+
+        Also returns how many of the rows are undecided.
 
         fetched: batches of one topic, at most one a partition. decided: for each of them, the records that have their
         decision; their rejects are dropped. now_ms: when the micro-batch began, ms since the epoch.
         """
-        parts = list(map(self._decoded, fetched, decided))
-        rows = np.zeros(sum(len(records) for _, records, _ in parts), ROW)
-        order_keys = np.empty(len(rows), np.int64)
-        start = 0
-        for part, before, (batch, records, _) in zip(fetched, decided, parts, strict=True):
-            stop = start + len(records)
-            kernels.fill(
-                rows[start:stop], records, batch[self.event_time], part.partition, part.offsets, part.timestamps_ms,
-                before.until, before.ahead, now_ms, self.from_append, order_keys[start:stop],
-            )  # fmt: skip
-            start = stop
-        table = Table(fetched[0].topic, rows, _concatenate([batch for batch, _, _ in parts]), (self.bundle,))
-        if len(parts) > 1:
-            table = table.take(np.argsort(order_keys, kind="stable"))
-        return table, [Rejected(part, rejects) for part, (_, _, rejects) in zip(fetched, parts, strict=True) if rejects]
+        parts = [self._part(part, before, now_ms) for part, before in zip(fetched, decided, strict=True)]
+        rejected = [Rejected(batch, part.rejects) for batch, part in zip(fetched, parts, strict=True) if part.rejects]
+        only = parts[0]
+        if len(parts) == 1:
+            return Table(fetched[0].topic, only.rows, only.batch, (self.bundle,)), only.undecided, rejected
+        rows, batch = np.concatenate([part.rows for part in parts]), _concatenate([part.batch for part in parts])
+        order = np.argsort(np.concatenate([part.order_keys for part in parts]), kind="stable")
+        table = Table(fetched[0].topic, rows, batch, (self.bundle,)).take(order)
+        return table, sum(part.undecided for part in parts), rejected
 
-    def _decoded(self, part: FetchedBatch, before: Decided) -> tuple[ColumnBatch, Int64, list[Reject]]:
-        """The readable records of a fetch, their positions in it, and the rejects that have no decision yet."""
-        decoded = self.codec.decode(part.values)
+    def _part(self, fetched: FetchedBatch, before: Decided, now_ms: float) -> _Part:
+        """The readable records of a fetch, and the rejects that have no decision yet."""
+        decoded = self.codec.decode(fetched.values)
         batch, records, rejects = decoded.batch, decoded.rows, decoded.rejects
-        ahead = self._too_far_ahead(batch, part.timestamps_ms, records)
-        if ahead is not None:
+        part, ahead = self._filled(fetched, batch, records, before, now_ms)
+        if ahead:
+            early = too_far_ahead(batch[self.event_time], fetched.timestamps_ms[records], self.ahead_ms_max)
             detail = f"{self.event_time}: more than {self.ahead_ms_max} ms after the record's own time"
-            early = [Reject(int(record), RejectReason.FUTURE_EVENT, detail) for record in records[ahead]]
-            rejects = sorted([*rejects, *early], key=lambda reject: reject.index)
-            batch, records = batch.take(~ahead), records[~ahead]
+            rejects = [*rejects, *(Reject(int(row), RejectReason.FUTURE_EVENT, detail) for row in records[early])]
+            rejects = sorted(rejects, key=lambda reject: reject.index)
+            part, _ = self._filled(fetched, batch.take(~early), records[~early], before, now_ms)
         if rejects:
-            known = before.mask(part.offsets)
-            rejects = [reject for reject in rejects if not known[reject.index]]
-        return batch, records, rejects
+            known = before.mask(fetched.offsets)
+            part.rejects = [reject for reject in rejects if not known[reject.index]]
+        return part
 
-    def _too_far_ahead(self, batch: ColumnBatch, timestamps_ms: Int64, records: Int64) -> Bool | None:
-        """The rows whose event is too far ahead of its record, bool [rows]; None if there is none."""
-        event_times_ms = batch[self.event_time]
-        if not any_too_far_ahead(event_times_ms, timestamps_ms, records, self.ahead_ms_max):
-            return None
-        return too_far_ahead(event_times_ms, timestamps_ms[records], self.ahead_ms_max)
+    def _filled(
+        self, fetched: FetchedBatch, batch: ColumnBatch, records: Int64, before: Decided, now_ms: float
+    ) -> tuple[_Part, int]:
+        """The rows of the readable `records`, and the number of those that are too far ahead."""
+        rows, order_keys = np.zeros(len(records), ROW), np.empty(len(records), np.int64)
+        undecided, ahead = kernels.fill(
+            rows, records, batch[self.event_time], fetched.partition, fetched.offsets, fetched.timestamps_ms,
+            before.until, before.ahead, now_ms, self.from_append, self.ahead_ms_max, order_keys,
+        )  # fmt: skip
+        return _Part(rows, batch, order_keys, undecided), ahead
 
 
 def _concatenate(batches: list[ColumnBatch]) -> ColumnBatch:

@@ -25,7 +25,7 @@ from streaming.pipeline.decisions import (
 )
 from streaming.pipeline.row import ROW
 from streaming.pipeline.table import Table
-from streaming.pipeline.table_kernels import both_scores, is_repeat
+from streaming.pipeline.table_kernels import both_scores
 
 _Encoder = msgspec.json.Encoder | msgspec.msgpack.Encoder
 _ENCODERS: dict[Format, _Encoder] = {"json": msgspec.json.Encoder(), "msgpack": msgspec.msgpack.Encoder()}
@@ -52,9 +52,11 @@ def encode(codec_name: CodecName, table: Table, chosen: Int64, transaction_id: s
     return [write(decision) for decision in decisions(table, chosen, transaction_id)]
 
 
-def encode_keys(cards: Array) -> Sequence[bytes | None]:
-    """Returns the messages' keys, see `message_keys`; as a column for integers."""
-    return message_keys(cards) if cards.dtype.kind == "S" else kernels.write_numbers(np.ascontiguousarray(cards))
+def encode_keys(cards: Array, chosen: Int64) -> Sequence[bytes | None]:
+    """Returns the keys of the messages of these rows, see `message_keys`; as a column for integers."""
+    if cards.dtype.kind == "S":
+        return message_keys(cards[chosen])
+    return kernels.write_numbers(np.ascontiguousarray(cards), chosen)
 
 
 def decisions(table: Table, chosen: Int64, transaction_id: str) -> list[Decision]:
@@ -99,7 +101,7 @@ def warm_up_encoder() -> None:
     none = np.zeros(0, np.int64)
     table = Table("", np.zeros(0, ROW), {}, ("",))  # type: ignore[arg-type]  # no field is read
     _json(table, none, none)
-    kernels.write_numbers(none)
+    kernels.write_numbers(none, none)
 
 
 @lru_cache(maxsize=16)
@@ -135,10 +137,9 @@ _FIRST_WORDS = np.cumsum([0, len(ACTIONS), len(STAGES), len(CAUSES)])
 
 def _json(table: Table, chosen: Int64, transaction_ids: Int64) -> ByteColumn | None:
     rows = table.rows
-    repeated = len(chosen) > 0 and is_repeat(rows, chosen.item(0))
-    pieces, order = _layout(table.topic, repeated)
     scores = np.empty(2 * len(chosen))
-    both_scores(rows, chosen, scores)
+    repeated = both_scores(rows, chosen, scores)
+    pieces, order = _layout(table.topic, repeated)
     tokens = msgspec.json.encode(scores.tolist())
     return kernels.write_decisions(
         pieces, order, _words(table.bundles), _FIRST_WORDS, rows, chosen, transaction_ids, tokens, repeated

@@ -63,10 +63,10 @@ def write_decisions(
     return None if length < 0 else ByteColumn(text[:length], ends)
 
 
-def write_numbers(numbers: Int64) -> ByteColumn:
-    """Returns the decimal text of each number."""
-    text, ends = np.empty(len(numbers) * NUMBER_BYTES_MAX, np.uint8), np.empty(len(numbers), np.int64)
-    return ByteColumn(text[: _write_numbers(text, ends, numbers)], ends)
+def write_numbers(numbers: Int64, chosen: Int64) -> ByteColumn:
+    """Returns the decimal texts of the numbers (int64) at these positions (int64)."""
+    text, ends = np.empty(len(chosen) * NUMBER_BYTES_MAX, np.uint8), np.empty(len(chosen), np.int64)
+    return ByteColumn(text[: _write_numbers(text, ends, numbers, chosen)], ends)
 
 
 @intrinsic
@@ -125,10 +125,10 @@ def _put_number(text: Array, end: int, value: int, decimals: int) -> int:
 
 
 @kernel(nogil=True)
-def _write_numbers(text: Array, ends: Int64, numbers: Int64) -> int:
+def _write_numbers(text: Array, ends: Int64, numbers: Int64, chosen: Int64) -> int:
     end = 0
-    for row in range(len(numbers)):
-        end = _put_number(text, end, numbers[row], 0)
+    for row in range(len(chosen)):
+        end = _put_number(text, end, numbers[chosen[row]], 0)
         ends[row] = end
     return end
 

@@ -35,7 +35,7 @@ LATE_CAUSES = ("deadline", "queue-full")
 PROBE_EVERY_S = 1.0
 # Between two looks at the replicas of the model's server, for health and log.
 REPLICAS_EVERY_S = 0.5
-# Between two looks at all of it while no row waits: the loop turns a thousand times a second.
+# Between two looks at all of it while no answer and no deadline comes: the loop turns a thousand times a second.
 LOOK_EVERY_S = 0.02
 
 
@@ -113,6 +113,7 @@ class Escalations:
         self._probe: Future[Float64] | None = None
         self._probe_due_s = self._replicas_due_s = self._look_due_s = clock.monotonic()
         self._replicas_text, self._replicas_counted = "", (0, 0)
+        self._answer_came = False
 
     @property
     def open(self) -> int:
@@ -148,8 +149,8 @@ class Escalations:
                 decided.append(by_screener(table, "deadline"))
             elif self._breaker.allows():
                 future = self._deep.submit(inputs, timeout_s)
-                future.add_done_callback(lambda _: self._wake())
                 self._calls.append(DeepCall(table, deadline_ms, future, self._clock.monotonic()))
+                future.add_done_callback(self._note_answer)
                 self._count_cards(table, 1)
             else:
                 decided.append(by_screener(table, "breaker-open"))
@@ -158,7 +159,7 @@ class Escalations:
     def collect(self) -> list[Table]:
         """Returns the rows whose score is known since the last call: by answers, errors, deadlines."""
         now_s = self._clock.monotonic()
-        if not self._calls and not self._ended and now_s < self._look_due_s:
+        if now_s < self._look_due_s and not self._ended and not self._due:
             return []
         self._look_due_s = now_s + LOOK_EVERY_S
         decided = self._collected()
@@ -167,7 +168,18 @@ class Escalations:
         self._observe()
         return decided
 
+    @property
+    def _due(self) -> bool:
+        """Whether an answer or a deadline has come."""
+        return bool(self._calls) and (self._answer_came or self._clock.time() * 1e3 >= self.deadline_ms)
+
+    def _note_answer(self, _: Future[Float64]) -> None:
+        self._answer_came = True
+        self._wake()
+
     def _collected(self) -> list[Table]:
+        # before the look at the calls: an answer that comes meanwhile is found in the next turn
+        self._answer_came = False
         now_ms = self._clock.time() * 1e3
         decided: list[Table] = []
         still_open = []

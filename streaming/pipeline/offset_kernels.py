@@ -1,4 +1,4 @@
-"""Marks decided offsets, compiled by numba."""
+"""Adds offsets, and marks them as decided, compiled by numba."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import numpy as np
 
 from cascade.columns import Bool, Int64
 from cascade.compilation import kernel
+
+
+@kernel
+def append(offsets: Int64, known: Bool, end: int, taken: Int64) -> None:
+    """Writes the records `taken` (int64) behind the first `end` ones, as undecided; for the rest see `mark`."""
+    for offset in taken:
+        offsets[end], known[end] = offset, False
+        end += 1
 
 
 @kernel
@@ -34,5 +42,6 @@ def mark(offsets: Int64, known: Bool, first: int, end: int, ahead: int, decided:
 
 
 def warm_up_offsets() -> None:
-    """Compiles the kernel ahead of the first decision."""
+    """Compiles the kernels ahead of the first record."""
+    append(np.zeros(0, np.int64), np.zeros(0, np.bool_), 0, np.zeros(0, np.int64))
     mark(np.zeros(1, np.int64), np.zeros(1, np.bool_), 0, 0, 0, np.zeros(0, np.int64))

@@ -154,10 +154,9 @@ class OffsetTracker:
             return
         if self._end + count > len(self._offsets):
             self._make_room(count)
-        self._offsets[self._end : self._end + count] = offsets
-        self._known[self._end : self._end + count] = False
+        kernels.append(self._offsets, self._known, self._end, np.ascontiguousarray(offsets))
         self._end += count
-        self._next = int(offsets[-1]) + 1
+        self._next = offsets.item(-1) + 1
 
     def decided(self, offsets: Int64) -> None:
         """Marks records as decided."""

@@ -61,7 +61,7 @@ class Repeats:
     @property
     def open(self) -> int:
         """The number of rows that wait."""
-        return sum(map(len, self._waiting))
+        return sum(map(len, self._waiting)) if self._waiting else 0
 
     def waiting_of(self, partitions: Collection[Partition]) -> int:
         """The number of rows of these partitions that wait."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from cascade.columns import Int64
+from cascade.columns import Float64, Int64
 from cascade.engine import Engine, Screened
 from cascade.ledger import StageLaps
 from streaming.pipeline import table_kernels as kernels
 from streaming.pipeline.table import Table
 
 
-def screen(table: Table, engine: Engine, threshold_raise: float, laps: StageLaps) -> tuple[Screened, Int64, Int64]:
+def screen(
+    table: Table, engine: Engine, threshold_raise: float, laps: StageLaps
+) -> tuple[Screened, Int64, Int64, Float64]:
     """Fills the columns of both steps.
 
-    Returns the engine's result, and the positions (int64) of the undecided rows that the screener decides, and of those
-    to escalate.
+    Returns the engine's result; the positions (int64) of the undecided rows that the screener decides, and of those to
+    escalate; and the seconds (float64) that each undecided row has waited before its micro-batch began.
 
     Records that the previous owner of their partition escalated stay escalated, even if their scores differ now, since
     the records of other partitions came in another order: decided by the screener, they would follow later ones of
@@ -29,8 +31,9 @@ def screen(table: Table, engine: Engine, threshold_raise: float, laps: StageLaps
     laps.end("features", len(table))
     screened = engine.score(computed, threshold_raise)
     laps.end("screener", len(table))
-    found = np.empty(len(table), np.int64)
+    found, queue_s = np.empty(len(table), np.int64), np.empty(len(table))
     clear, end = kernels.mark_screened(
-        table.rows, screened.probability, screened.escalate, laps.wall_ms("features"), laps.wall_ms("screener"), found
-    )
-    return screened, found[:clear], found[clear:end]
+        table.rows, screened.probability, screened.escalate, laps.wall_ms("features"), laps.wall_ms("screener"), found,
+        queue_s,
+    )  # fmt: skip
+    return screened, found[:clear], found[clear:end], queue_s[:end]

@@ -81,7 +81,7 @@ class Pipeline:
         now_ms = self._clock.time() * 1e3
         self._compare_clocks(fetched, now_ms)
         self._laps.begin()
-        table, rejected = self._decoder.decode(fetched, decided, now_ms)
+        table, undecided, rejected = self._decoder.decode(fetched, decided, now_ms)
         if self._hasher is not None:
             table = replace(table, batch=self._hasher.hashed(table.batch, self._roles.card))
         self._laps.end("decode", len(table))
@@ -89,7 +89,7 @@ class Pipeline:
             table = deduplicate(table, self._first_decisions, self._repeats, self._roles)
         if len(table):
             self._note(table)
-            if kernels.any_undecided(table.rows):
+            if undecided:
                 self._screen(table)
             else:
                 self._engine.fold(table.batch, table.column("partition_id"))
@@ -113,34 +113,33 @@ class Pipeline:
 
     def _screen(self, table: Table) -> None:
         """Screens rows, sends the suspicious ones to the deep model, and decides the others."""
-        rows, laps = table.rows, self._laps
-        screened, clear, escalated = screen(table, self._engine, self._escalations.raised, laps)
+        laps = self._laps
+        screened, clear, escalated, queue_s = screen(table, self._engine, self._escalations.raised, laps)
         refused: list[Table] = []
         if len(escalated):
             # sent before the others are decided, so that the model works meanwhile
             refused = self._escalations.send(table.take(escalated), screened.deep_inputs(escalated))
             laps.skip()
         if len(clear):
-            kernels.by_screener(rows, clear, 0, 0.0)
-            self._decide(table, clear)
-        queue_s = np.empty(len(rows))
-        self._ledger.record_batch(laps, queue_s[: kernels.queued(rows, queue_s)])
+            self._decide(table, clear, "screened")
+        self._ledger.record_batch(laps, queue_s)
         for part in refused:
             self._decide_all(part)
 
-    def _decide(self, table: Table, chosen: Int64) -> None:
-        """Decides, encodes and sends the rows with these positions, which all have the same stage and cause."""
+    def _decide(self, table: Table, chosen: Int64, path: Path) -> None:
+        """Decides, encodes and sends the rows with these positions, which are all on the same path."""
         policy = self._engine.policy
         kernels.decide(table.rows, chosen, policy.review_from, policy.decline_from, self._clock.time() * 1e3)
         self._laps.end("decide", len(chosen))
-        self._send(table, chosen, path_of(table, chosen))
+        self._send(table, chosen, path)
         self._first_decisions.settle_rows(table, chosen)
         self._laps.end("produce", len(chosen))
 
     def _decide_all(self, table: Table) -> None:
         """Decides rows that have left their micro-batch."""
+        every = np.arange(len(table))
         self._laps.begin()
-        self._decide(table, np.arange(len(table)))
+        self._decide(table, every, path_of(table, every))
         self._ledger.record_batch(self._laps, _NO_QUEUE)
 
     def _repeat(self, table: Table) -> None:
@@ -152,8 +151,8 @@ class Pipeline:
         self._ledger.record_batch(self._laps, _NO_QUEUE)
 
     def _send(self, table: Table, chosen: Int64, path: Path) -> None:
-        cards = table.batch[self._roles.card][chosen]
-        keys = encode_keys(cards) if self._hasher is None else self._hasher.text(cards)
+        cards, hasher = table.batch[self._roles.card], self._hasher
+        keys = encode_keys(cards, chosen) if hasher is None else hasher.text(cards[chosen])
         values = encode(self._config.kafka.codec, table, chosen, self._roles.transaction_id)
         send(table, chosen, path, keys, values, self._config.kafka.topics.decisions, self._outbox)
 

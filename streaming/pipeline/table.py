@@ -78,8 +78,9 @@ class Table:
         count = len(chosen)
         partition_ids, offsets, start_ms = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count)
         only = kernels.copy_records(self.rows, chosen, partition_ids, offsets, start_ms)
-        numbers = [only] if only >= 0 else np.unique(partition_ids).tolist()
-        by_partition = {
-            (self.topic, number): offsets if only >= 0 else offsets[partition_ids == number] for number in numbers
-        }
+        if only >= 0:
+            by_partition = {(self.topic, only): offsets}
+        else:
+            numbers = np.unique(partition_ids).tolist()
+            by_partition = {(self.topic, number): offsets[partition_ids == number] for number in numbers}
         return Records(self.topic, partition_ids, offsets), by_partition, start_ms

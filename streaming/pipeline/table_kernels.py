@@ -10,32 +10,25 @@ import numpy as np
 
 from cascade.columns import INT64_MAX, Array, Bool, Float64, Int64
 from cascade.compilation import kernel
+from streaming.codecs.ahead import is_ahead
 from streaming.pipeline.row import ROW
-
-
-@kernel
-def newest(timestamps_ms: Int64, now_ms: float) -> tuple[int, int]:
-    """Returns the newest of the timestamps (int64, [records]), and the number of those after `now_ms`."""
-    latest, early = timestamps_ms[0], 0
-    for stamp in timestamps_ms:
-        latest = max(latest, stamp)
-        early += stamp > now_ms
-    return latest, early
 
 
 @kernel
 def fill(
     rows: Array, records: Int64, event_times_ms: Int64, partition_id: int, offsets: Int64, timestamps_ms: Int64,
-    until: int, ahead: Int64, now_ms: float, from_append: bool, order_keys: Int64,
-) -> None:  # fmt: skip
+    until: int, ahead: Int64, now_ms: float, from_append: bool, tolerance_ms: int, order_keys: Int64,
+) -> tuple[int, int]:  # fmt: skip
     """Fills the columns of the steps `fetch` and `decode` for the readable records of a fetch.
 
     rows: of the table, [readable]. records (int64, [readable]): their positions in the fetch. event_times_ms (int64,
     [readable]). offsets, timestamps_ms (int64): of all records of the fetch. until, ahead: as in Decided. from_append:
-    whether deadlines count from the timestamp. order_keys (int64, [readable]): gets the latest event time up to each
-    row.
+    whether deadlines count from the timestamp. tolerance_ms: as for `too_far_ahead`. order_keys (int64, [readable]):
+    gets the latest event time up to each row.
+
+    Returns the number of undecided rows, and of rows whose event is too far ahead.
     """
-    latest = -INT64_MAX - 1
+    latest, undecided, early = -INT64_MAX - 1, 0, 0
     last_ahead = ahead[-1] if len(ahead) else -1
     for row in range(len(rows)):
         record = records[row]
@@ -54,42 +47,53 @@ def fill(
         into.start_ms = min(float(appended_ms), now_ms) if from_append else now_ms
         into.queue_ms = now_ms - into.start_ms
         into.entry = into.first = into.first_offset = -1
+        undecided += not decided
+        early += is_ahead(event_time_ms, appended_ms, tolerance_ms)
+    return undecided, early
+
+
+@kernel
+def newest(timestamps_ms: Int64, now_ms: float) -> tuple[int, int]:
+    """Returns the newest of the timestamps (int64, [records]), and the number of those after `now_ms`."""
+    latest, early = timestamps_ms[0], 0
+    for stamp in timestamps_ms:
+        latest = max(latest, stamp)
+        early += stamp > now_ms
+    return latest, early
 
 
 @kernel
 def mark_screened(
-    rows: Array, probability: Float64, escalate: Bool, features_ms: float, screener_ms: float, found: Int64
-) -> tuple[int, int]:
-    """Fills the columns of the steps `features` and `screen`.
+    rows: Array, probability: Float64, escalate: Bool, features_ms: float, screener_ms: float, found: Int64,
+    queue_s: Float64,
+) -> tuple[int, int]:  # fmt: skip
+    """Fills the columns of the steps `features` and `screen`; the score that decides is the screener's for now.
 
     probability (float64), escalate (bool), [rows]: by the screener and the policy. A row that was escalated before
     stays escalated. found (int64, [rows]): gets the positions of the undecided rows, first of those that the screener
-    decides, then of those to escalate. Returns where the first of these end, and the second.
+    decides, then of those to escalate. queue_s (float64, [rows]): gets the seconds that each undecided row has waited
+    before its micro-batch began. Returns where the positions of the first end, and of the second.
     """
     clear = 0
     for row in range(len(rows)):
         into = rows[row]
-        into.screener_score, into.features_ms, into.screener_ms = probability[row], features_ms, screener_ms
+        into.screener_score = into.score = probability[row]
+        into.features_ms, into.screener_ms = features_ms, screener_ms
         into.escalate = escalate[row] or into.was_escalated
         clear += into.undecided and not into.escalate
-    place, later = 0, clear
+    place, later, waits = 0, clear, 0
     for row in range(len(rows)):
-        if rows[row].undecided and rows[row].escalate:
+        if not rows[row].undecided:
+            continue
+        queue_s[waits] = rows[row].queue_ms / 1e3
+        waits += 1
+        if rows[row].escalate:
             found[later] = row
             later += 1
-        elif rows[row].undecided:
+        else:
             found[place] = row
             place += 1
     return clear, later
-
-
-@kernel
-def any_undecided(rows: Array) -> bool:
-    """Whether any row is to be decided."""
-    row = 0
-    while row < len(rows) and not rows[row].undecided:
-        row += 1
-    return row < len(rows)
 
 
 @kernel
@@ -104,17 +108,15 @@ def copy_records(rows: Array, chosen: Int64, partition_ids: Int64, offsets: Int6
 
 
 @kernel
-def is_repeat(rows: Array, row: int) -> bool:
-    """Whether a row repeats an earlier transaction."""
-    return bool(rows[row].first_offset >= 0)
+def both_scores(rows: Array, chosen: Int64, scores: Float64) -> bool:
+    """Writes the score and the screener's score of the rows with these positions, in turn, float64 [2 · chosen].
 
-
-@kernel
-def both_scores(rows: Array, chosen: Int64, scores: Float64) -> None:
-    """Writes the score and the screener's score of the rows with these positions, in turn, float64 [2 · chosen]."""
+    Returns whether the first of them, if there is one, repeats an earlier transaction.
+    """
     for number in range(len(chosen)):
         row = rows[chosen[number]]
         scores[2 * number], scores[2 * number + 1] = row.score, row.screener_score
+    return len(chosen) > 0 and bool(rows[chosen[0]].first_offset >= 0)
 
 
 @kernel
@@ -128,17 +130,6 @@ def latencies(start_ms: Float64, acknowledged_ms: float, latency_s: Float64) -> 
     """Writes the seconds from each start (float64 [rows], ms) to the acknowledgement, at least 0."""
     for row in range(len(start_ms)):
         latency_s[row] = max(acknowledged_ms - start_ms[row], 0.0) / 1e3
-
-
-@kernel
-def queued(rows: Array, queue_s: Float64) -> int:
-    """Writes the seconds that each undecided row has waited before its micro-batch began; returns their number."""
-    count = 0
-    for row in range(len(rows)):
-        if rows[row].undecided:
-            queue_s[count] = rows[row].queue_ms / 1e3
-            count += 1
-    return count
 
 
 @kernel
@@ -160,17 +151,14 @@ def decide(rows: Array, chosen: Int64, review_from: float, decline_from: float, 
 
 def warm_up_table() -> None:
     """Compiles the kernels ahead of the first micro-batch."""
-    rows, none, one = np.zeros(0, ROW), np.zeros(0, np.int64), np.zeros(1, np.int64)
-    newest(one, 0.0)
-    fill(rows, none, none, 0, none, none, 0, none, 0.0, True, none)
-    mark_screened(rows, np.zeros(0), np.zeros(0, np.bool_), 0.0, 0.0, none)
-    any_undecided(rows)
-    queued(rows, np.zeros(0))
+    rows, none, first = np.zeros(0, ROW), np.zeros(0, np.int64), np.zeros(1, np.int64)
+    fill(rows, none, none, 0, none, none, 0, none, 0.0, True, 0, none)
+    newest(first, 0.0)
+    mark_screened(rows, np.zeros(0), np.zeros(0, np.bool_), 0.0, 0.0, none, np.zeros(0))
     both_scores(rows, none, np.zeros(0))
     latencies(np.zeros(0), 0.0, np.zeros(0))
-    one_row, first = np.zeros(1, ROW), np.zeros(1, np.int64)
-    copy_records(one_row, first, first, one.copy(), np.zeros(1))
-    is_repeat(one_row, 0)
+    one_row = np.zeros(1, ROW)
+    copy_records(one_row, first, first.copy(), first.copy(), np.zeros(1))
     stage_and_cause(one_row, 0)
     by_screener(rows, none, 0, 0.0)
     decide(rows, none, 0.0, 0.0, 0.0)

@@ -50,6 +50,7 @@ from streaming.pipeline.table import Table
 from streaming.worker.boundaries import InvariantError, check_commit, check_snapshot
 from streaming.worker.labels import LabelFollower
 from streaming.worker.outbox import AtLeastOnceOutbox, ExactlyOnceOutbox, Outbox
+from streaming.worker.pace import Pace
 from streaming.worker.partitions import OwnedPartition, Phase
 from streaming.worker.recovery import Recovery
 from streaming.worker.snapshots import Snapshot, SnapshotStore
@@ -119,12 +120,11 @@ class Worker:
         self._paused = self._spare = False
         # whether the last poll took all records that were there
         self._quiet = True
+        self._pace = Pace()
         self._joined_s: float | None = None
         self._copies: dict[str, Array] = {}
         self._snapshot_due_s = clock.monotonic() + config.state.interval_s
         self._in_flight_max = config.worker.in_flight_max
-        # the next offset to take, by partition; replaced as a whole, so other threads may read it
-        self.positions: dict[Partition, int] = {}
         self._outbox = self._make_outbox()
         self._first_decisions = FirstDecisions(config.duplicates)
         self._labels = LabelFollower(
@@ -179,6 +179,11 @@ class Worker:
         """Rows that wait for a decision: at most `worker.in_flight_max`, and 1,000 with exactly-once delivery."""
         return self._pipeline.in_flight
 
+    @property
+    def positions(self) -> dict[Partition, int]:
+        """The next offset to take, by partition; safe from another thread."""
+        return {partition: owned.next for partition, owned in self._recovery.owned.copy().items()}
+
     def stop(self) -> None:
         """Makes the session drain the worker and end; safe from a signal handler or another thread."""
         self._stop.set()
@@ -210,7 +215,8 @@ class Worker:
         in_flight = self.in_flight
         self._make_room(in_flight)
         rows_max = min(self._config.worker.batch_rows_max, max(self._in_flight_max - in_flight, 1))
-        fetched = self._consumer.poll(self._sleep_s(), rows_max)
+        fetched = self._consumer.poll(self._sleep_s(rebuilding), rows_max)
+        began_s = self._clock.monotonic() if fetched else 0.0
         self._health.progress()
         if not self._spare and not self._recovery.owned:
             self._look_for_spare()
@@ -223,15 +229,21 @@ class Worker:
             owned = self._recovery.owned
             self._pipeline.take(accepted, [owned[part.topic, part.partition].decided for part in accepted])
         self._quiet = not fetched or sum(map(len, fetched)) < rows_max
-        if fetched or rebuilding:
-            self.positions = self._next_offsets()
         self._advance()
+        if fetched:
+            self._rest(began_s)
 
-    def _sleep_s(self) -> float:
-        """How long the next poll may wait for records."""
-        if self._recovery.restoring:
+    def _rest(self, began_s: float) -> None:
+        """Rests after a turn that began at `began_s`, unless more records, or an answer of the model, may be there."""
+        rest_s = self._pace.ended(began_s, self._clock.monotonic())
+        if rest_s and self._quiet and not self.in_flight:
+            self._clock.sleep(rest_s)
+
+    def _sleep_s(self, rebuilding: bool) -> float:
+        """How long the next poll may wait for records. rebuilding: not all partitions are live."""
+        if rebuilding and self._recovery.restoring:
             return 0.0
-        longest_s = self._config.worker.poll_timeout_ms / 1e3 if self._recovery.done else PAUSE_S
+        longest_s = PAUSE_S if rebuilding else self._config.worker.poll_timeout_ms / 1e3
         deadline_s = self._pipeline.deadline_s - self._clock.time()
         due_s = self._outbox.due_s(self._quiet)
         if self._terminals is not None and self._recovery.owned:
@@ -330,6 +342,8 @@ class Worker:
         With exactly-once delivery the ledger counts them when they are committed. If the group refuses the commit,
         their offsets stay marked: the next transaction contains both.
         """
+        if not self._outbox.looks(force, self._quiet):
+            return
         events = self._outbox.collect(force, self._quiet)
         for sent, at_s in events:
             for partition, offsets in sent.offsets.items():
@@ -392,11 +406,7 @@ class Worker:
         if self._terminals is not None:
             self._terminals.drop([partition_id for _, partition_id in partitions])
         self._labels.own_dead_letters(_has_partition_0(self._recovery.owned))
-        self.positions = self._next_offsets()
         self._show_partitions()
-
-    def _next_offsets(self) -> dict[Partition, int]:
-        return {partition: owned.next for partition, owned in self._recovery.owned.items()}
 
     def _live_ids(self) -> list[int]:
         return [owned.partition_id for owned in self._recovery.live]
@@ -445,7 +455,7 @@ class Worker:
         first_decisions = self._first_decisions.export()
         snapshot = Snapshot(
             state | first_decisions,
-            self._next_offsets(),
+            self.positions,
             dict(self._labels.positions),
             {partition: committed.get(partition, (part.until, ""))[0] for partition, part in owned.items()},
         )

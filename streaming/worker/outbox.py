@@ -38,6 +38,9 @@ log = structlog.get_logger()
 REFUSED_PAUSE_S, REFUSED_S_MAX = 0.01, 5.0
 # The records that an outbox keeps until their commit take about 300 bytes each. More end the transaction early.
 ROWS_KEPT_MAX = 100_000
+# Between two looks at the acknowledgements, whose own times count: to look after each micro-batch takes as long as a
+# twelfth of its work.
+LOOK_EVERY_S = 0.02
 # After failing for this long, commits of offsets are not expected to succeed for this member.
 COMMIT_FAILURE_S_MAX = 30.0
 Offsets = Mapping[Partition, tuple[int, str]]
@@ -57,7 +60,7 @@ class Acknowledged(NamedTuple):
 class Outbox(Sender, ABC):
     """Sends records and commits offsets; one thread uses it.
 
-    The loop calls `collect`, counts what it returns as decided, and then calls `commit`.
+    Where `looks`, the loop calls `collect`, counts what it returns as decided, and then calls `commit`.
 
     consumer: of the session. health: shows the broker's state. clock: of the worker. interval_s: between two commits.
 
@@ -84,6 +87,10 @@ class Outbox(Sender, ABC):
 
         quiet: no other record waits to be decided.
         """
+
+    @abstractmethod
+    def looks(self, force: bool, quiet: bool) -> bool:
+        """Whether it is time to look at the acknowledgements, or to commit. force, quiet: as for `collect`."""
 
     @abstractmethod
     def collect(self, force: bool = False, quiet: bool = False) -> list[Acknowledged]:
@@ -115,6 +122,7 @@ class AtLeastOnceOutbox(Outbox):
 
     _producer: ProducerClient
     _unacknowledged: deque[tuple[Delivery, Sent]] = field(default_factory=deque, init=False)
+    _look_s: float = field(default=0.0, init=False)
     _failing_since_s: float | None = field(default=None, init=False)
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, sent: Sent) -> None:
@@ -134,6 +142,15 @@ class AtLeastOnceOutbox(Outbox):
         """See Outbox; the interval alone decides."""
         del quiet
         return self._due_s if self._unacknowledged else math.inf
+
+    def looks(self, force: bool, quiet: bool) -> bool:
+        """See Outbox."""
+        del quiet
+        now_s = self._clock.monotonic()
+        if not force and now_s < self._look_s and now_s < self._due_s:
+            return False
+        self._look_s = now_s + LOOK_EVERY_S
+        return True
 
     def collect(self, force: bool = False, quiet: bool = False) -> list[Acknowledged]:
         """See Outbox; returns what the broker has acknowledged."""
@@ -257,9 +274,13 @@ class ExactlyOnceOutbox(Outbox):
             due_s = min(due_s, max(self._began_s, self._committed_s + self._seconds_min))
         return max(due_s, self._again_s)
 
+    def looks(self, force: bool, quiet: bool) -> bool:
+        """See Outbox."""
+        return bool(self._messages) and (force or self._clock.monotonic() >= self.due_s(quiet))
+
     def collect(self, force: bool = False, quiet: bool = False) -> list[Acknowledged]:
         """See Outbox; returns nothing unless a commit is due. The time of the events is that of the commit."""
-        self._committing = bool(self._messages) and (force or self._clock.monotonic() >= self.due_s(quiet))
+        self._committing = self.looks(force, quiet)
         return [Acknowledged(message.sent, None) for message in self._messages] if self._committing else []
 
     def commit(self, progress: Callable[[], Offsets], force: bool = False) -> bool:

@@ -42,7 +42,9 @@ def decode(
 ) -> tuple[Table, list[Rejected]]:
     decoder = Decoder(json_codec(), "time", AHEAD_MS_MAX, from_append, "v1")
     known = [(decided or {}).get((part.topic, part.partition), NOTHING_DECIDED) for part in fetched]
-    return decoder.decode(list(fetched), known, NOW_MS)
+    table, undecided, found = decoder.decode(list(fetched), known, NOW_MS)
+    assert undecided == np.count_nonzero(table.rows["undecided"])
+    return table, found
 
 
 def taken(*fetched: FetchedBatch, decided_until: dict[tuple[str, int], int] | None = None) -> Table:

@@ -92,11 +92,14 @@ def test_screening_fills_scores_and_times_and_keeps_what_was_escalated_before() 
     table.rows["undecided"][3] = False
     laps = StageLaps()
     laps.begin()
-    screened, clear, escalated = screen(table, engine, 0.0, laps)
+    table.rows["queue_ms"] = np.arange(40)
+    screened, clear, escalated, queue_s = screen(table, engine, 0.0, laps)
     expected = reference.screen(table.batch)
     rows = table.rows
     assert rows["screener_score"].tolist() == expected.probability.tolist() == screened.probability.tolist()
     assert rows["escalate"].tolist() == (expected.escalate | (np.arange(40) == 7)).tolist()
+    assert rows["score"].tolist() == rows["screener_score"].tolist()
+    assert queue_s.tolist() == [row / 1e3 for row in range(40) if row != 3]
     assert (rows["features_ms"] == laps.wall_ms("features")).all()
     assert (rows["screener_ms"] == laps.wall_ms("screener")).all()
     assert escalated.tolist() == np.flatnonzero(rows["escalate"] & rows["undecided"]).tolist() != []

@@ -14,6 +14,7 @@ from streaming.pipeline.send import Sent
 from streaming.pipeline.table import Records
 from streaming.worker.outbox import (
     COMMIT_FAILURE_S_MAX,
+    LOOK_EVERY_S,
     REFUSED_PAUSE_S,
     REFUSED_S_MAX,
     ROWS_KEPT_MAX,
@@ -157,6 +158,20 @@ def test_what_was_acknowledged_before_a_failed_delivery_counts() -> None:
     assert (scene.decided, scene.acknowledged) == ([0], [0])
     with pytest.raises(BrokerError, match="not delivered"):
         scene.advance()
+
+
+def test_acknowledgements_are_looked_at_now_and_then_and_before_a_commit() -> None:
+    scene = Scene(AtLeastOnceOutbox)
+    assert scene.outbox.looks(force=False, quiet=False)
+    assert not scene.outbox.looks(force=False, quiet=True), "just looked"
+    assert scene.outbox.looks(force=True, quiet=False)
+    scene.clock.now_s += LOOK_EVERY_S
+    assert scene.outbox.looks(force=False, quiet=False)
+    scene.send(0)
+    scene.clock.now_s = scene.outbox.due_s(quiet=False) - LOOK_EVERY_S / 2
+    assert scene.outbox.looks(force=False, quiet=False)
+    scene.clock.now_s += LOOK_EVERY_S / 2
+    assert scene.outbox.looks(force=False, quiet=False), "a commit is due"
 
 
 def test_a_refused_commit_of_offsets_is_tried_again() -> None:
