@@ -67,15 +67,13 @@ class CompiledScreener:
         features = np.ascontiguousarray(features)
         rows = len(features)
         scores: Float64 = np.empty(rows)
-        masked_rows = 0
-        if self._masked is not None:
-            rest = rows % LANES
-            masked_rows = rows if rest > ROWS_WALKED_MAX else rows - rest
-            if masked_rows:
-                quickscore(features[:masked_rows], *self._columns, *self._masked, scores[:masked_rows])
-        if not masked_rows:
+        if self._masked is None or rows <= ROWS_WALKED_MAX:
             walk(features, *self._columns, *self._walked, scores)
-        elif masked_rows < rows:
+            return scores
+        rest = rows % LANES
+        masked_rows = rows if rest > ROWS_WALKED_MAX else rows - rest
+        quickscore(features[:masked_rows], *self._columns, *self._masked, scores[:masked_rows])
+        if masked_rows < rows:
             walk(features[masked_rows:], *self._columns, *self._walked, scores[masked_rows:])
         return scores
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from operator import itemgetter
 
 import numpy as np
 
-from cascade.columns import Array, Bool, ByteColumn, ColumnBatch
+from cascade.columns import Bool, ByteColumn, ColumnBatch
 from cascade.schema import TIME_UNITS_PER_SECOND, Field
 from streaming.codecs.json_kernels import CATEGORY, FIELD, FIELDS_MAX, NUMBER, TEXT, TIME, WHOLE, read_objects
 
@@ -44,29 +45,28 @@ class PlainReader:
         self._letters = np.frombuffer(b"".join(words), np.uint8)
         self._bounds = np.cumsum([0, *map(len, words)])
         self._order = np.arange(len(fields))
-        # of each field: whether its column is one of `numbers`, and its `column` in FIELD; of a text its dtype
-        self._places = [(name, name in self._numbers, self._column(name), self._texts.get(name)) for name in fields]
+        self._names = list(fields)
+        by_kind = [*self._wholes, *self._numbers, *self._texts]
+        # the columns in the order of the fields; with a first one that is not used, so that the result is a tuple
+        self._in_order = itemgetter(0, *map(by_kind.index, fields))
 
     def read(self, messages: ByteColumn) -> tuple[ColumnBatch, Bool, int]:
         """Returns columns of all messages, which of them are doubtful (bool [messages]), and their number.
 
         The rows of doubtful messages have no meaning.
         """
-        rows = len(messages)
-        wholes = np.empty((len(self._wholes), rows), np.int64)
-        numbers = np.empty((len(self._numbers), rows))
+        rows = len(messages.ends)
+        wholes, numbers = np.empty((len(self._wholes), rows), np.int64), np.empty((len(self._numbers), rows))
         texts = np.empty(rows * self._text_bounds[-1], np.uint8)
         doubtful = np.empty(rows, np.bool_)
         doubts = read_objects(
             messages.octets, messages.ends, self._bytes_max, self._fields, self._letters, self._bounds, self._order,
             wholes, numbers, texts, doubtful,
         )  # fmt: skip
-        parts = (wholes, numbers)
-        columns: dict[str, Array] = {
-            name: parts[part][at] if dtype is None else texts[rows * at : rows * (at + dtype.itemsize)].view(dtype)
-            for name, part, at, dtype in self._places
-        }
-        return ColumnBatch(columns, rows), doubtful, doubts
+        columns = [*wholes, *numbers]
+        for dtype, at in zip(self._texts.values(), self._text_bounds, strict=False):
+            columns.append(texts[rows * at : rows * (at + dtype.itemsize)].view(dtype))
+        return ColumnBatch(dict(zip(self._names, self._in_order(columns)[1:], strict=True)), rows), doubtful, doubts
 
     def _column(self, name: str) -> int:
         """The field's `column` for the kernel, see FIELD."""

@@ -53,6 +53,27 @@ class Sent:
         return replace(self, offsets=offsets, start_ms=start_ms, records=records)
 
 
+def offsets_of(messages: Sequence[Sent]) -> dict[Partition, Int64]:
+    """Returns the offsets of all their records, by partition."""
+    found: dict[Partition, list[Int64]] = {}
+    for sent in messages:
+        for partition, offsets in sent.offsets.items():
+            found.setdefault(partition, []).append(offsets)
+    return {partition: parts[0] if len(parts) == 1 else np.concatenate(parts) for partition, parts in found.items()}
+
+
+def records_of(messages: Sequence[Sent]) -> Records | None:
+    """Returns what the messages, at least one, are about, in their order; None if that is not known of each."""
+    found = [sent.records for sent in messages if sent.records is not None]
+    if len(found) < len(messages):
+        return None
+    return Records(
+        found[0].topic,
+        np.concatenate([records.partition_ids for records in found]),
+        np.concatenate([records.offsets for records in found]),
+    )
+
+
 class Sender(Protocol):
     """What sends records, and remembers what they decide until the broker has acknowledged them."""
 

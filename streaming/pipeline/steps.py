@@ -79,7 +79,6 @@ class Pipeline:
         their decision.
         """
         now_ms = self._clock.time() * 1e3
-        self._compare_clocks(fetched, now_ms)
         self._laps.begin()
         table, undecided, rejected = self._decoder.decode(fetched, decided, now_ms)
         if self._hasher is not None:
@@ -96,6 +95,12 @@ class Pipeline:
         # dead letters last: decisions acknowledged ahead of a record then show that it was escalated
         for part in rejected:
             self.reject(part.fetched, part.rejects)
+
+    def report(self) -> None:
+        """Records in the ledger how long records have waited before any work on them, since the last call."""
+        arrivals = self._decoder.arrivals()
+        if arrivals is not None:
+            self._ledger.record_arrival(*arrivals)
 
     def answer(self) -> None:
         """Decides the escalated rows and repeats whose answer, or whose deadline, has come."""
@@ -155,12 +160,3 @@ class Pipeline:
         keys = encode_keys(cards, chosen) if hasher is None else hasher.text(cards[chosen])
         values = encode(self._config.kafka.codec, table, chosen, self._roles.transaction_id)
         send(table, chosen, path, keys, values, self._config.kafka.topics.decisions, self._outbox)
-
-    def _compare_clocks(self, fetched: Sequence[FetchedBatch], now_ms: float) -> None:
-        """Records in the ledger how long the newest record has waited, before any work on it."""
-        newest_ms, early = -1, 0
-        for batch in fetched:
-            latest_ms, ahead = kernels.newest(batch.timestamps_ms, now_ms)
-            newest_ms, early = max(newest_ms, latest_ms), early + ahead
-        if newest_ms >= 0:  # else records without timestamps
-            self._ledger.record_arrival((now_ms - newest_ms) / 1e3, early)

@@ -18,13 +18,15 @@ from streaming.pipeline.row import ROW
 def fill(
     rows: Array, records: Int64, event_times_ms: Int64, partition_id: int, offsets: Int64, timestamps_ms: Int64,
     until: int, ahead: Int64, now_ms: float, from_append: bool, tolerance_ms: int, order_keys: Int64,
+    arrivals: Float64,
 ) -> tuple[int, int]:  # fmt: skip
     """Fills the columns of the steps `fetch` and `decode` for the readable records of a fetch.
 
     rows: of the table, [readable]. records (int64, [readable]): their positions in the fetch. event_times_ms (int64,
     [readable]). offsets, timestamps_ms (int64): of all records of the fetch. until, ahead: as in Decided. from_append:
     whether deadlines count from the timestamp. tolerance_ms: as for `too_far_ahead`. order_keys (int64, [readable]):
-    gets the latest event time up to each row.
+    gets the latest event time up to each row. arrivals (float64, [2]): the least wait of records so far, ms, and the
+    number of records with a timestamp after `now_ms`; those of the fetch are added.
 
     Returns the number of undecided rows, and of rows whose event is too far ahead.
     """
@@ -49,17 +51,11 @@ def fill(
         into.entry = into.first = into.first_offset = -1
         undecided += not decided
         early += is_ahead(event_time_ms, appended_ms, tolerance_ms)
-    return undecided, early
-
-
-@kernel
-def newest(timestamps_ms: Int64, now_ms: float) -> tuple[int, int]:
-    """Returns the newest of the timestamps (int64, [records]), and the number of those after `now_ms`."""
-    latest, early = timestamps_ms[0], 0
     for stamp in timestamps_ms:
-        latest = max(latest, stamp)
-        early += stamp > now_ms
-    return latest, early
+        if stamp >= 0:  # else a record without a timestamp
+            arrivals[0] = min(arrivals[0], now_ms - stamp)
+            arrivals[1] += stamp > now_ms
+    return undecided, early
 
 
 @kernel
@@ -126,10 +122,16 @@ def stage_and_cause(rows: Array, row: int) -> tuple[int, int]:
 
 
 @kernel
-def latencies(start_ms: Float64, acknowledged_ms: float, latency_s: Float64) -> None:
-    """Writes the seconds from each start (float64 [rows], ms) to the acknowledgement, at least 0."""
-    for row in range(len(start_ms)):
-        latency_s[row] = max(acknowledged_ms - start_ms[row], 0.0) / 1e3
+def latencies(start_ms: Float64, acknowledged_s: Float64, counts: Int64, latency_s: Float64) -> None:
+    """Writes the seconds from each start (float64 [rows], ms) to its acknowledgement, at least 0, float64 [rows].
+
+    acknowledged_s (float64), counts (int64), [acknowledgements]: each is of so many rows.
+    """
+    row = 0
+    for number in range(len(counts)):
+        for _ in range(counts[number]):
+            latency_s[row] = max(1e3 * acknowledged_s[number] - start_ms[row], 0.0) / 1e3
+            row += 1
 
 
 @kernel
@@ -152,11 +154,10 @@ def decide(rows: Array, chosen: Int64, review_from: float, decline_from: float, 
 def warm_up_table() -> None:
     """Compiles the kernels ahead of the first micro-batch."""
     rows, none, first = np.zeros(0, ROW), np.zeros(0, np.int64), np.zeros(1, np.int64)
-    fill(rows, none, none, 0, none, none, 0, none, 0.0, True, 0, none)
-    newest(first, 0.0)
+    fill(rows, none, none, 0, none, none, 0, none, 0.0, True, 0, none, np.zeros(2))
     mark_screened(rows, np.zeros(0), np.zeros(0, np.bool_), 0.0, 0.0, none, np.zeros(0))
     both_scores(rows, none, np.zeros(0))
-    latencies(np.zeros(0), 0.0, np.zeros(0))
+    latencies(np.zeros(0), np.zeros(0), none, np.zeros(0))
     one_row = np.zeros(1, ROW)
     copy_records(one_row, first, first.copy(), first.copy(), np.zeros(1))
     stage_and_cause(one_row, 0)

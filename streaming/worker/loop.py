@@ -26,7 +26,7 @@ from cascade.columns import Array, ColumnBatch
 from cascade.config import Config
 from cascade.engine import Engine
 from cascade.errors import BrokerError, StateError
-from cascade.ledger import Ledger
+from cascade.ledger import Ledger, Path
 from cascade.protocols import Clock, DeepStage
 from cascade.schema import Schema
 from streaming.codecs import Codec, Reject
@@ -44,12 +44,12 @@ from streaming.pipeline.duplicates import FirstDecisions
 from streaming.pipeline.escalate import Escalations
 from streaming.pipeline.privacy import CardHasher
 from streaming.pipeline.repeats import Repeats
-from streaming.pipeline.send import Sent
+from streaming.pipeline.send import offsets_of, records_of
 from streaming.pipeline.steps import Pipeline
 from streaming.pipeline.table import Table
 from streaming.worker.boundaries import InvariantError, check_commit, check_snapshot
 from streaming.worker.labels import LabelFollower
-from streaming.worker.outbox import AtLeastOnceOutbox, ExactlyOnceOutbox, Outbox
+from streaming.worker.outbox import Acknowledged, AtLeastOnceOutbox, ExactlyOnceOutbox, Outbox
 from streaming.worker.pace import Pace
 from streaming.worker.partitions import OwnedPartition, Phase
 from streaming.worker.recovery import Recovery
@@ -344,24 +344,30 @@ class Worker:
         """
         if not self._outbox.looks(force, self._quiet):
             return
+        self._pipeline.report()
         events = self._outbox.collect(force, self._quiet)
-        for sent, at_s in events:
-            for partition, offsets in sent.offsets.items():
-                owned = self._recovery.owned.get(partition)
-                if owned is not None:
-                    owned.tracker.decided(offsets)
-            if at_s is not None:
-                self._record(sent, at_s)
+        for partition, offsets in offsets_of([event.sent for event in events]).items():
+            owned = self._recovery.owned.get(partition)
+            if owned is not None:
+                owned.tracker.decided(offsets)
+        self._record([event for event in events if event.at_s is not None])
         if self._outbox.commit(self._progress, force):
-            for sent, at_s in events:
-                if at_s is None:
-                    self._record(sent, self._clock.time())
+            now_s = self._clock.time()
+            self._record([Acknowledged(event.sent, now_s) for event in events if event.at_s is None])
 
-    def _record(self, sent: Sent, acknowledged_s: float) -> None:
-        if sent.path:
-            latency_s = np.empty(len(sent.start_ms))
-            kernels.latencies(sent.start_ms, 1e3 * acknowledged_s, latency_s)
-            self._ledger.record_decisions(sent.path, latency_s, sent.cause, sent.records)
+    def _record(self, events: Sequence[Acknowledged]) -> None:
+        """Counts acknowledged decisions in the ledger, those of a path together."""
+        by_path: dict[tuple[Path, str | None], list[Acknowledged]] = {}
+        for event in events:
+            if event.sent.path:
+                by_path.setdefault((event.sent.path, event.sent.cause), []).append(event)
+        for (path, cause), found in by_path.items():
+            decisions = [event.sent for event in found]
+            counts = np.array([len(sent.start_ms) for sent in decisions])
+            start_ms = np.concatenate([sent.start_ms for sent in decisions])
+            latency_s = np.empty(len(start_ms))
+            kernels.latencies(start_ms, np.array([event.at_s for event in found]), counts, latency_s)
+            self._ledger.record_decisions(path, latency_s, cause, records_of(decisions))
 
     def _progress(self) -> dict[Partition, tuple[int, str]]:
         """The offset and metadata to commit now, by partition, those of the labels topic included."""
