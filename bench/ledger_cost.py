@@ -19,7 +19,7 @@ import numpy as np
 from prometheus_client import generate_latest
 from rich.console import Console
 
-from bench.cluster import simulated
+from bench.cluster import EndlessData, simulated
 from bench.stages import CARDS, DAYS, TERMINALS, screened_table
 from bench.tables import figure_table, print_table
 from bench.turns import Spread, by_turns, seconds_of
@@ -80,18 +80,24 @@ class LedgerCostReport(msgspec.Struct, frozen=True, kw_only=True):
 def run_ledger_cost(rounds: int, seed: int) -> LedgerCostReport:
     """Measures the ledger at each batch size; `seed`: of the data."""
     bundle = load_bundle(SHIPPED_BUNDLE)
-    data = simulated(bundle.schema, cards=CARDS, terminals=TERMINALS, days=DAYS, seed=seed).batch
-    engine, reader, roles = make_engine(bundle), codec("json", bundle.schema.fields, 65_536), bundle.schema.roles
-    engine.features.warm_up()
-    engine.fold(data.take(np.arange(FOLDED_ROWS)))
-    # as the default client fetches them
-    messages = ByteColumn.of(reader.encode(data.take(np.arange(FOLDED_ROWS, FOLDED_ROWS + 2 * ROWS_A_TURN))))
+    schema, roles = bundle.schema, bundle.schema.roles
+    data = EndlessData(schema, simulated(schema, cards=CARDS, terminals=TERMINALS, days=DAYS, seed=seed))
+    engine, reader = make_engine(bundle), codec("json", schema.fields, 65_536)
+    engine.warm_up(max(BATCHES))
+    engine.fold(data.rows(0, FOLDED_ROWS).batch)
+    # each row comes once: rows that come again would be late, which costs several times as much
+    needed = (rounds + 1) * sum(rows * _calls(rows) for rows in BATCHES)
+    # a column, as the default client fetches them
+    messages = ByteColumn.of(reader.encode(data.rows(FOLDED_ROWS, FOLDED_ROWS + needed).batch))
+    taken = 0
     carbon = make_carbon(CarbonSettings(region="DEU"))
     ledger = Ledger(meters=[CpuModelMeter([os.getpid()], 7.0)], watts_per_core=7.0, carbon=carbon)
     chance = np.random.default_rng(seed)
 
-    def decide(first: int, rows: int) -> None:
-        part = reader.decode(messages[first : first + rows]).batch
+    def decide(rows: int) -> None:
+        nonlocal taken
+        part = reader.decode(messages[taken : taken + rows]).batch
+        taken += rows
         table = screened_table(part, roles, engine.screen(part, None).probability)
         encode("json", table, np.arange(rows), roles.transaction_id)
 
@@ -106,10 +112,15 @@ def run_ledger_cost(rounds: int, seed: int) -> LedgerCostReport:
     )
 
 
+def _calls(rows: int) -> int:
+    """The number of micro-batches of so many rows in a turn."""
+    return min(ROWS_A_TURN // rows, CALLS_A_TURN_MAX)
+
+
 def _batch_cost(
-    rows: int, rounds: int, ledger: Ledger, decide: Callable[[int, int], None], latency_s: Float64
+    rows: int, rounds: int, ledger: Ledger, decide: Callable[[int], None], latency_s: Float64
 ) -> BatchCost:
-    calls = min(ROWS_A_TURN // rows, CALLS_A_TURN_MAX)
+    calls = _calls(rows)
     laps, records = StageLaps(), Records("transactions", np.zeros(rows, np.int64), np.arange(rows))
 
     def record_all() -> None:
@@ -117,8 +128,8 @@ def _batch_cost(
             record_batch(ledger, laps, latency_s, records)
 
     def decide_all() -> None:
-        for call in range(calls):
-            decide(call * rows, rows)
+        for _ in range(calls):
+            decide(rows)
 
     seconds = by_turns({"ledger": partial(_cpu_s, record_all), "work": partial(_cpu_s, decide_all)}, rounds)
     share = Spread.of(seconds["ledger"] / (seconds["ledger"] + seconds["work"]))

@@ -275,7 +275,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     revoke_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)] = 5_000
     # below Kubernetes' grace period of 30 s, with time left to commit and leave the group
     drain_timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=600_000)] = 20_000
-    poll_timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 250
+    poll_timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 500
     message_bytes_max: Annotated[int, msgspec.Meta(ge=64, le=1_048_576)] = 65_536
     ahead_ms_max: Annotated[int, msgspec.Meta(ge=0, le=31_536_000_000)] = 3_600_000
     lock_memory: bool = False

@@ -44,7 +44,7 @@ from streaming.kafka.static_members import end_unfinished_membership
 # Limits what librdkafka fetches ahead of `poll`, over all partitions.
 QUEUED_KBYTES_MAX = 1024
 # A poll waits at most this long at once: Python runs the handlers of signals between two calls of librdkafka.
-WAIT_S_MAX = 0.2
+WAIT_S_MAX = 0.5
 # librdkafka applies an assignment in its own thread, and refuses a seek before that.
 SEEK_TIMEOUT_S, SEEK_PAUSE_S = 5.0, 0.002
 REQUEST_S = limits.REQUEST_TIMEOUT_MS / 1_000
