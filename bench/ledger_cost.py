@@ -117,9 +117,7 @@ def _calls(rows: int) -> int:
     return min(ROWS_A_TURN // rows, CALLS_A_TURN_MAX)
 
 
-def _batch_cost(
-    rows: int, rounds: int, ledger: Ledger, decide: Callable[[int], None], latency_s: Float64
-) -> BatchCost:
+def _batch_cost(rows: int, rounds: int, ledger: Ledger, decide: Callable[[int], None], latency_s: Float64) -> BatchCost:
     calls = _calls(rows)
     laps, records = StageLaps(), Records("transactions", np.zeros(rows, np.int64), np.arange(rows))
 

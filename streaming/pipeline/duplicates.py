@@ -146,7 +146,7 @@ class FirstDecisions:
         First occurrences are registered, and later rows of the table may repeat them. An entry exists until `ids_max`
         further ones are registered, or its partition is forgotten. roles: names of the fields.
         """
-        if not self.enabled or not len(table):
+        if not self.enabled:
             return 0
         columns, rows = table.batch.columns, table.rows
         ids, cards = _codes(columns[roles.transaction_id]), _codes(columns[roles.card])

@@ -104,9 +104,8 @@ def warm_up_encoder() -> None:
     kernels.write_numbers(none, none)
 
 
-@lru_cache(maxsize=16)
-def _layout(topic: str, repeated: bool) -> tuple[kernels.Words, Int64]:
-    """The constant pieces of a message, and what follows each of them."""
+@lru_cache(maxsize=64)
+def _template(topic: str, repeated: bool, bundles: tuple[str, ...]) -> kernels.Template:
     prefix = msgspec.json.encode(f"{topic}-")[1:-1].decode()
     latencies = ",".join(f'"{name}":\0{name}\0' for name in LatencyMs.__struct_fields__)
     first = f'true,"first_decision_id":"{prefix}\0partition\0-\0first\0"'
@@ -119,10 +118,10 @@ def _layout(topic: str, repeated: bool) -> tuple[kernels.Words, Int64]:
     )
     parts = template.split("\0")
     pieces = kernels.Words([piece.encode() for piece in parts[::2]])
-    return pieces, np.array([_FIELDS[name] for name in parts[1::2]], np.int64)
+    order = np.array([_FIELDS[name] for name in parts[1::2]], np.int64)
+    return kernels.Template(pieces, order, _words(bundles), _FIRST_WORDS)
 
 
-@lru_cache(maxsize=64)
 def _words(bundles: tuple[str, ...]) -> kernels.Words:
     """All words: actions, stages, causes with the field `degraded`, bundles as JSON."""
     causes = [
@@ -139,8 +138,5 @@ def _json(table: Table, chosen: Int64, transaction_ids: Int64) -> ByteColumn | N
     rows = table.rows
     scores = np.empty(2 * len(chosen))
     repeated = both_scores(rows, chosen, scores)
-    pieces, order = _layout(table.topic, repeated)
-    tokens = msgspec.json.encode(scores.tolist())
-    return kernels.write_decisions(
-        pieces, order, _words(table.bundles), _FIRST_WORDS, rows, chosen, transaction_ids, tokens, repeated
-    )
+    template, tokens = _template(table.topic, repeated, table.bundles), msgspec.json.encode(scores.tolist())
+    return kernels.write_decisions(template, rows, chosen, transaction_ids, tokens, repeated)

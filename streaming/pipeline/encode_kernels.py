@@ -43,23 +43,29 @@ class Words:
             self.octets[row, : len(text)] = np.frombuffer(text, np.uint8)
 
 
-def write_decisions(
-    pieces: Words, order: Int64, words: Words, firsts: Int64, rows: Array, chosen: Int64, transaction_ids: Int64,
-    tokens: bytes, repeated: bool,
-) -> ByteColumn | None:  # fmt: skip
-    """Returns the text of each chosen row; None if a score or a latency is out of range, or not all are `repeated`.
+class Template:
+    """What the texts of some rows have in common.
 
     pieces: the constant pieces. order (int64, [pieces - 1]): what follows each piece but the last. words: the table of
-    words; firsts (int64, [4]): the position of the first action, stage, cause and bundle in it. rows: of the table.
-    chosen (int64): positions of the rows. transaction_ids (int64, [rows]). tokens: a JSON array without spaces, with
-    score and screener score of each chosen row.
+    words; firsts (int64, [4]): the position of the first action, stage, cause and bundle in it.
     """
-    length_max = pieces.total + len(order) * (max(NUMBER_BYTES_MAX, words.longest) + 2)
-    text, ends = np.empty(len(chosen) * length_max, np.uint8), np.empty(len(chosen), np.int64)
-    length = _write(
-        text, ends, pieces.octets, pieces.lengths, words.octets, words.lengths, firsts, rows, chosen, transaction_ids,
-        np.frombuffer(tokens, np.uint8), order, repeated,
-    )  # fmt: skip
+
+    def __init__(self, pieces: Words, order: Int64, words: Words, firsts: Int64) -> None:
+        self.length_max = pieces.total + len(order) * (max(NUMBER_BYTES_MAX, words.longest) + 2)
+        self.arrays = (pieces.octets, pieces.lengths, words.octets, words.lengths, firsts, order)
+
+
+def write_decisions(
+    template: Template, rows: Array, chosen: Int64, transaction_ids: Int64, tokens: bytes, repeated: bool
+) -> ByteColumn | None:
+    """Returns the text of each chosen row; None if a score or a latency is out of range, or not all are `repeated`.
+
+    rows: of the table. chosen (int64): positions of the rows. transaction_ids (int64, [rows]). tokens: a JSON array
+    without spaces, with score and screener score of each chosen row.
+    """
+    text, ends = np.empty(len(chosen) * template.length_max, np.uint8), np.empty(len(chosen), np.int64)
+    octets = np.frombuffer(tokens, np.uint8)
+    length = _write(text, ends, *template.arrays, rows, chosen, transaction_ids, octets, repeated)
     return None if length < 0 else ByteColumn(text[:length], ends)
 
 
@@ -156,7 +162,7 @@ def _in_range(row: Any) -> Any:
 @kernel(nogil=True)
 def _write(  # noqa: PLR0912  # a branch for each field of a decision
     text: Array, ends: Int64, pieces: Array, piece_lengths: Int64, words: Array, word_lengths: Int64, firsts: Int64,
-    rows: Array, chosen: Int64, transaction_ids: Int64, tokens: Array, order: Int64, repeated: bool,
+    order: Int64, rows: Array, chosen: Int64, transaction_ids: Int64, tokens: Array, repeated: bool,
 ) -> int:  # fmt: skip
     end, token = 0, 1
     for number in range(len(chosen)):

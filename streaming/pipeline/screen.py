@@ -27,11 +27,12 @@ def screen(
     `screener`.
     """
     laps.skip()
+    count = len(table.rows)
     computed = engine.compute(table.batch, table.column("partition_id"))
-    laps.end("features", len(table))
+    laps.end("features", count)
     screened = engine.score(computed, threshold_raise)
-    laps.end("screener", len(table))
-    found, queue_s = np.empty(len(table), np.int64), np.empty(len(table))
+    laps.end("screener", count)
+    found, queue_s = np.empty(count, np.int64), np.empty(count)
     clear, end = kernels.mark_screened(
         table.rows, screened.probability, screened.escalate, laps.wall_ms("features"), laps.wall_ms("screener"), found,
         queue_s,

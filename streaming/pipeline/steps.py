@@ -83,18 +83,24 @@ class Pipeline:
         table, undecided, rejected = self._decoder.decode(fetched, decided, now_ms)
         if self._hasher is not None:
             table = replace(table, batch=self._hasher.hashed(table.batch, self._roles.card))
-        self._laps.end("decode", len(table))
-        if len(table):
+        count = len(table.rows)
+        self._laps.end("decode", count)
+        if count:
             table = deduplicate(table, self._first_decisions, self._repeats, self._roles)
-        if len(table):
-            self._note(table)
-            if undecided:
-                self._screen(table)
-            else:
-                self._engine.fold(table.batch, table.column("partition_id"))
+            self._fold_or_screen(table, undecided)
         # dead letters last: decisions acknowledged ahead of a record then show that it was escalated
         for part in rejected:
             self.reject(part.fetched, part.rejects)
+
+    def _fold_or_screen(self, table: Table, undecided: int) -> None:
+        """Folds the rows of first occurrences, and decides the undecided ones, if there are any."""
+        if not len(table.rows):
+            return
+        self._note(table)
+        if undecided:
+            self._screen(table)
+        else:
+            self._engine.fold(table.batch, table.column("partition_id"))
 
     def report(self) -> None:
         """Records in the ledger how long records have waited before any work on them, since the last call."""

@@ -14,6 +14,7 @@ committed offsets.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -124,7 +125,9 @@ class Worker:
         self._joined_s: float | None = None
         self._copies: dict[str, Array] = {}
         self._snapshot_due_s = clock.monotonic() + config.state.interval_s
-        self._in_flight_max = config.worker.in_flight_max
+        self._in_flight_max, self._rows_max = config.worker.in_flight_max, config.worker.batch_rows_max
+        self._poll_s_max = config.worker.poll_timeout_ms / 1e3
+        self._labels_on_arrival = config.labels.alignment == "arrival"
         self._outbox = self._make_outbox()
         self._first_decisions = FirstDecisions(config.duplicates)
         self._labels = LabelFollower(
@@ -213,42 +216,50 @@ class Worker:
         if rebuilding:
             self._recovery.advance()
         in_flight = self.in_flight
-        self._make_room(in_flight)
-        rows_max = min(self._config.worker.batch_rows_max, max(self._in_flight_max - in_flight, 1))
-        fetched = self._consumer.poll(self._sleep_s(rebuilding), rows_max)
-        began_s = self._clock.monotonic() if fetched else 0.0
+        if in_flight or self._paused:
+            self._make_room(in_flight)
+        rows_max = min(self._rows_max, max(self._in_flight_max - in_flight, 1))
+        fetched = self._consumer.poll(self._sleep_s(rebuilding, in_flight), rows_max)
         self._health.progress()
-        if not self._spare and not self._recovery.owned:
-            self._look_for_spare()
+        if not fetched:
+            self._quiet = True
+            if not self._spare and not self._recovery.owned:
+                self._look_for_spare()
+            self._follow_labels(False)
+            self._advance()
+            return
+        began_s = self._clock.monotonic()
         accepted = [part for part in map(self._accept, fetched) if part is not None]
-        if accepted or self._config.labels.alignment == "arrival":
-            labels = self._labels.catch_up()
-            if labels:
-                self._ledger.count_labels(labels)
+        self._follow_labels(len(accepted) > 0)
         if accepted:
             owned = self._recovery.owned
             self._pipeline.take(accepted, [owned[part.topic, part.partition].decided for part in accepted])
-        self._quiet = not fetched or sum(map(len, fetched)) < rows_max
+        self._quiet = sum(map(len, fetched)) < rows_max
         self._advance()
-        if fetched:
-            self._rest(began_s)
-
-    def _rest(self, began_s: float) -> None:
-        """Rests after a turn that began at `began_s`, unless more records, or an answer of the model, may be there."""
+        # no rest where more records, or an answer of the model, may be there
         rest_s = self._pace.ended(began_s, self._clock.monotonic())
         if rest_s and self._quiet and not self.in_flight:
             self._clock.sleep(rest_s)
 
-    def _sleep_s(self, rebuilding: bool) -> float:
+    def _follow_labels(self, before_records: bool) -> None:
+        if before_records or self._labels_on_arrival:
+            labels = self._labels.catch_up()
+            if labels:
+                self._ledger.count_labels(labels)
+
+    def _sleep_s(self, rebuilding: bool, in_flight: int) -> float:
         """How long the next poll may wait for records. rebuilding: not all partitions are live."""
         if rebuilding and self._recovery.restoring:
             return 0.0
-        longest_s = PAUSE_S if rebuilding else self._config.worker.poll_timeout_ms / 1e3
-        deadline_s = self._pipeline.deadline_s - self._clock.time()
+        longest_s = PAUSE_S if rebuilding else self._poll_s_max
         due_s = self._outbox.due_s(self._quiet)
         if self._terminals is not None and self._recovery.owned:
             due_s = min(due_s, self._terminals.due_s)
-        return max(min(longest_s, deadline_s, due_s - self._clock.monotonic()), 0.0)
+        if due_s < math.inf:
+            longest_s = min(longest_s, due_s - self._clock.monotonic())
+        if in_flight:
+            longest_s = min(longest_s, self._pipeline.deadline_s - self._clock.time())
+        return max(longest_s, 0.0)
 
     def _advance(self) -> None:
         """Processes answers, deadlines, delivery reports, commits and snapshots."""
