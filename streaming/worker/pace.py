@@ -7,8 +7,8 @@ rests for longer, and a load that comes only now and then is not delayed at all.
 from __future__ import annotations
 
 # A rest is so many times as long as the work before it, and at most REST_S_MAX, since it is a part of the latency.
-REST = 3.0
-REST_S_MAX = 0.003
+REST = 4.0
+REST_S_MAX = 0.004
 # Turns that begin closer together are under load.
 LOAD_S = 2 * REST_S_MAX
 
