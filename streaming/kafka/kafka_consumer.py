@@ -146,6 +146,8 @@ class KafkaPythonConsumer:
             if partitions:
                 self._take_up(partitions)
                 on_assigned(partitions)
+                # ends the poll: its caller has work to do for them
+                self._woken.set()
 
         def gone(callback: PartitionsCallback) -> PartitionsCallback:
             def going(partitions: list[Partition]) -> None:

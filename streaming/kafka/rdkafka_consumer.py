@@ -322,6 +322,8 @@ class RdkafkaConsumer:
                 check(rdkafka.assign(self._client.address, None))
         except BaseException as error:  # no exception passes through librdkafka
             self._callback_error = self._callback_error or error
+        # ends the poll: its caller has work to do for partitions that it has gained
+        self._woken = True
 
     def _gain(self, gained: list[Partition]) -> None:
         # librdkafka calls back for an empty assignment too

@@ -5,7 +5,8 @@ One thread runs the loop, a `step` at a time. Screened transactions are decided 
 acknowledged its decision. The decided prefix is committed; the offsets decided ahead of it are in the commit metadata.
 
 Between two steps the loop sleeps. It wakes for records, for answers of the deep model, for deadlines, and for commits
-that are due. It does not wake for acknowledgements: a delivery knows when it was acknowledged.
+that are due. It does not wake for acknowledgements: a delivery knows when it was acknowledged. Under load it rests
+first, so that the next step takes several records (`Pace`).
 
 Clock, broker, model server and files come as arguments (`Parts`). If the broker is lost or refuses a decision, `step`
 raises BrokerError, and the worker is finished: `streaming.worker.sessions` makes a new one, which resumes from the
