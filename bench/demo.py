@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.cluster import write_json
+from bench.cores import Cores, CoreWatch
 from bench.embedded import EmbeddedParts, ServiceProcess, Settings, fresh_directory, play_file, wait_for_decisions
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.config import load_config
@@ -46,13 +47,15 @@ class DemoLedger(msgspec.Struct, frozen=True, kw_only=True):
 
     `backlog`: the service at full speed on records that were already there; deadlines count from the fetch.
     `live`: the service after a restart, on records at a steady rate; deadlines count from the append.
-    `transactions`: decided in both parts. `backlog_per_second`: decisions a second at full speed.
+    `transactions`: decided in both parts. `backlog_per_second`: decisions a second at full speed. `live_cores`: the use
+    of the machine's cores in the live part.
     """
 
     transactions: int
     backlog_per_second: float
     live_per_second: float
     sla_met: bool
+    live_cores: Cores
     backlog: LedgerSummary
     live: LedgerSummary
     evaluation: Evaluation
@@ -119,8 +122,10 @@ def run_demo(directory: Path, rate: float, seconds: float, progress: Steps) -> D
             progress("restart, rebuild state", 0.0)
             service.wait_ready()
             progress("restart, rebuild state", 1.0)
+            watch = CoreWatch.now(_processes(service, parts))
             play_file(live_config, data, slice(backlog_rows, rows), rate, lambda share: progress("decide live", share))
             wait_for_decisions(service, rows, lambda _: None)
+            live_cores = watch.cores()
             live = service.stop()
         evaluation = evaluate_topic(live_config, data_path, (None, None), progress).evaluation
     return DemoLedger(
@@ -128,10 +133,21 @@ def run_demo(directory: Path, rate: float, seconds: float, progress: Steps) -> D
         backlog_per_second=backlog.per_second,
         live_per_second=live.per_second,
         sla_met=all(objective.met for objective in live.objectives),
+        live_cores=live_cores,
         backlog=backlog,
         live=msgspec.structs.replace(live, quality=evaluation.comparison()),
         evaluation=evaluation,
     )
+
+
+def _processes(service: ServiceProcess, parts: EmbeddedParts) -> dict[str, list[int | None]]:
+    """The ids of what runs here; Kafka and Triton may run elsewhere."""
+    found: dict[str, list[int | None]] = {"service": [service.pid]}
+    if parts.broker is not None:
+        found["Kafka"] = list(parts.broker.pids)
+    if parts.triton is not None:
+        found["Triton"] = [parts.triton.pid]
+    return found
 
 
 def write_report(journal: Path, out: Path) -> None:
@@ -143,6 +159,8 @@ def write_report(journal: Path, out: Path) -> None:
 
 def print_result(ledger: DemoLedger, console: Console, elapsed_s: float, directory: Path) -> None:
     """Prints the result in ten lines, so that it is still on the screen after the steps above it.
+
+    Two lines more say who used the cores, where the service level is missed.
 
     ledger: every figure of the demo.
     elapsed_s: duration of the whole demo.
@@ -167,6 +185,13 @@ def print_result(ledger: DemoLedger, console: Console, elapsed_s: float, directo
         p50_ms = number_text(latency.p50_ms if latency else None)
         p99 = _against_limit(objectives[f"p99 of {path}"])
         table.add_row("latency" if path == "screened" else "", f"{path} live: p50 {p50_ms} ms, p99 {p99}")
+    if not ledger.sla_met:
+        cores, waited = ledger.live_cores, ledger.live_cores.waited_share
+        used = ", ".join(f"{name} {share:.{1 if share >= 10 else 2}f}" for name, share in cores.used.items())
+        table.add_row("cores", f"of {cores.cores}: {used}")
+        if waited is not None:
+            share = percent_text(waited)
+            table.add_row("", f"the service waited for a core in {share} of the time that it had work")
     for model in live.quality.models if live.quality else ():
         first = model.name == "cascade"
         table.add_row(

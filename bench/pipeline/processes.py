@@ -20,7 +20,7 @@ class Switches(NamedTuple):
 @contextmanager
 def suspended(pid: int | None) -> Iterator[None]:
     """Suspends a process and its children within the block, for less than a group's session timeout."""
-    processes = _family([pid])
+    processes = family([pid])
     for process in processes:
         process.suspend()
     try:
@@ -34,7 +34,7 @@ def suspended(pid: int | None) -> Iterator[None]:
 def cpu_s_of(pids: Sequence[int | None]) -> float:
     """CPU seconds of the processes so far."""
     total = 0.0
-    for process in _family(pids):
+    for process in family(pids):
         with suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
             total += times.user + times.system
@@ -44,7 +44,7 @@ def cpu_s_of(pids: Sequence[int | None]) -> float:
 def page_faults_of(pids: Sequence[int | None]) -> int:
     """Page faults of the processes so far, minor and major: accesses to memory that the system had to provide first."""
     total = 0
-    for process in _family(pids):
+    for process in family(pids):
         with suppress(OSError):
             # the program's name, in brackets, may contain brackets and spaces: proc_pid_stat(5)
             after_name = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -55,7 +55,7 @@ def page_faults_of(pids: Sequence[int | None]) -> int:
 def switches_of(pids: Sequence[int | None]) -> dict[int, Switches]:
     """Context switches so far of each thread of the processes, by thread id."""
     found = {}
-    for process in _family(pids):
+    for process in family(pids):
         for status in Path(f"/proc/{process.pid}/task").glob("*/status"):
             with suppress(OSError):  # the thread has ended
                 fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
@@ -77,7 +77,8 @@ def switches_between(before: Mapping[int, Switches], after: Mapping[int, Switche
     )
 
 
-def _family(pids: Sequence[int | None]) -> list[psutil.Process]:
+def family(pids: Sequence[int | None]) -> list[psutil.Process]:
+    """The processes that run, and their children."""
     processes = []
     for pid in pids:
         if pid is not None:

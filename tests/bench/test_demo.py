@@ -1,4 +1,4 @@
-"""The demo's result: ten lines of at most eighty columns, with every figure that a newcomer looks for."""
+"""The demo's result: a dozen lines of at most eighty columns, with every figure that a newcomer looks for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bench.cores import Cores
 from bench.demo import DemoLedger, print_result
 from cascade.ledger import CpuModelMeter, Ledger, LedgerSummary
 from stages.metrics import Quality
@@ -44,13 +45,21 @@ def summary(transactions: int, screened_s: float) -> LedgerSummary:
     return ledger.summary(EVALUATION.comparison())
 
 
-def printed(tmp_path: Path, evaluation: Evaluation) -> list[str]:
+CORES = Cores(
+    cores=64,
+    used={"service": 10.417, "Kafka": 0.612, "Triton": 0.123, "load": 0.3, "others": 11.111},
+    waited_share=0.24,
+)
+
+
+def printed(tmp_path: Path, evaluation: Evaluation, sla_met: bool = False) -> list[str]:
     backlog, live = summary(122_298, 1.0), summary(39_700, 0.047)
     ledger = DemoLedger(
         transactions=evaluation.transactions,
         backlog_per_second=1.0,
         live_per_second=1.0,
-        sla_met=False,
+        sla_met=sla_met,
+        live_cores=CORES,
         backlog=backlog,
         live=live,
         evaluation=evaluation,
@@ -60,14 +69,13 @@ def printed(tmp_path: Path, evaluation: Evaluation) -> list[str]:
     return console.export_text().strip().splitlines()
 
 
-def test_the_result_is_ten_lines_with_limits_energy_and_the_models_side_by_side(
+def test_the_result_has_limits_energy_and_the_models_side_by_side_and_who_used_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path.parent)
     for name in ("ledger.json", "report.html"):
         (tmp_path / name).touch()
     lines = printed(tmp_path, EVALUATION)
-    assert len(lines) == 10
     expected = [
         "162,598 transactions, 1,138 frauds, in 67 s",
         "backlog: 122,598 at ",
@@ -75,13 +83,22 @@ def test_the_result_is_ten_lines_with_limits_energy_and_the_models_side_by_side(
         "0.770 % of all; degraded live: 0 % (limit 0.100 %, met)",
         "ms (limit 5.00 ms, missed)",
         "ms (limit 20.0 ms, met)",
+        "of 64: service 10.4, Kafka 0.61, Triton 0.12, load 0.30, others 11.1",
+        "the service waited for a core in 24.0 % of the time that it had work",
         "cascade: AP 0.375 (average precision), caught 629, false alarms 3,566",
         "deep only: AP 0.413, caught 651",
         "screener only: AP 0.324, caught 630",
         "ledger.json, report.html in ",
     ]
-    assert [text in line for line, text in zip(lines, expected, strict=True)] == [True] * 10
+    assert [text in line for line, text in zip(lines, expected, strict=True)] == [True] * 12
+    assert max(map(len, lines)) <= 80
     assert all("mJ each (modelled)" in line for line in lines[1:3])
+
+
+def test_where_the_service_level_is_met_nobody_asks_who_used_the_cores(tmp_path: Path) -> None:
+    lines = printed(tmp_path, EVALUATION, sla_met=True)
+    assert len(lines) == 10
+    assert not any("core" in line for line in lines)
 
 
 def test_a_result_with_missing_or_repeated_decisions_shows_their_counts(tmp_path: Path) -> None:
