@@ -88,32 +88,25 @@ class Decoder:
         """The readable records of a fetch; adds the rejects that have no decision yet."""
         decoded = self._codec.decode(fetched.values)
         batch, records, rejects = decoded.batch, decoded.rows, decoded.rejects
-        part, ahead = self._filled(fetched, batch, records, before, now_ms, self._arrivals)
+        rows, order_keys = np.zeros(len(records), ROW), np.empty(len(records), np.int64)
+        undecided, ahead = kernels.fill(
+            rows, records, batch.columns[self._event_time], fetched.partition, fetched.offsets, fetched.timestamps_ms,
+            before.until, before.ahead, now_ms, self._from_append, self._ahead_ms_max, order_keys, self._arrivals,
+        )  # fmt: skip
         if ahead:
             early = too_far_ahead(batch[self._event_time], fetched.timestamps_ms[records], self._ahead_ms_max)
             detail = f"{self._event_time}: more than {self._ahead_ms_max} ms after the record's own time"
             rejects = [*rejects, *(Reject(int(row), RejectReason.FUTURE_EVENT, detail) for row in records[early])]
             rejects = sorted(rejects, key=lambda reject: reject.index)
-            counted = _no_arrivals()
-            part, _ = self._filled(fetched, batch.take(~early), records[~early], before, now_ms, counted)
+            rows, batch = rows[~early], batch.take(~early)
+            order_keys = np.maximum.accumulate(batch[self._event_time])
+            undecided = int(np.count_nonzero(rows["undecided"]))
         if rejects:
             known = before.mask(fetched.offsets)
             rejects = [reject for reject in rejects if not known[reject.index]]
             if rejects:
                 rejected.append(Rejected(fetched, rejects))
-        return part
-
-    def _filled(
-        self, fetched: FetchedBatch, batch: ColumnBatch, records: Int64, before: Decided, now_ms: float,
-        arrivals: Float64,
-    ) -> tuple[_Part, int]:  # fmt: skip
-        """The rows of the readable `records`, and the number of those that are too far ahead."""
-        rows, order_keys = np.zeros(len(records), ROW), np.empty(len(records), np.int64)
-        undecided, ahead = kernels.fill(
-            rows, records, batch.columns[self._event_time], fetched.partition, fetched.offsets, fetched.timestamps_ms,
-            before.until, before.ahead, now_ms, self._from_append, self._ahead_ms_max, order_keys, arrivals,
-        )  # fmt: skip
-        return _Part(rows, batch, order_keys, undecided), ahead
+        return _Part(rows, batch, order_keys, undecided)
 
 
 def _no_arrivals() -> Float64:

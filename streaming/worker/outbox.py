@@ -38,8 +38,7 @@ log = structlog.get_logger()
 REFUSED_PAUSE_S, REFUSED_S_MAX = 0.01, 5.0
 # The records that an outbox keeps until their commit take about 300 bytes each. More end the transaction early.
 ROWS_KEPT_MAX = 100_000
-# Between two looks at the acknowledgements, whose own times count: after each micro-batch a look would cost a tenth as
-# much as its work.
+# Between two looks at the acknowledgements, whose own times count.
 LOOK_EVERY_S = 0.1
 # After failing for this long, commits of offsets are not expected to succeed for this member.
 COMMIT_FAILURE_S_MAX = 30.0
