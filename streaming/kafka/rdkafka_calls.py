@@ -1,7 +1,6 @@
 """Calls of librdkafka that may not return.
 
-It has been seen to send offsets to the coordinator of a killed node for minutes, whatever the time limit. Before it
-leaves a group it waits for the answers to all commits, without an end if the broker is gone.
+It has been seen to send offsets to the coordinator of a killed node for minutes, whatever the time limit.
 """
 
 from __future__ import annotations

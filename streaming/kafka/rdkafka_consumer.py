@@ -11,14 +11,13 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from cascade.config import KafkaSettings
 from cascade.errors import BrokerError
 from streaming.kafka import limits
 from streaming.kafka.protocol import FetchedBatch, GroupMember, Offsets, Partition, PartitionsCallback
-from streaming.kafka.rdkafka_calls import within
 from streaming.kafka.rdkafka_group import GroupMetadata, member_id
 from streaming.kafka.rdkafka_handle import Handle
 from streaming.kafka.rdkafka_library import (
@@ -228,9 +227,8 @@ class RdkafkaConsumer:
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, str]]:
         """See ConsumerClient."""
         action = "asking for committed offsets"
-        with self._connection.translated(action), partition_list(partitions) as asked:
-            check(rdkafka.committed(self._client.address, asked, milliseconds(limits.COMMITTED_TIMEOUT_S)))
-            found = listed(asked)
+        with self._connection.translated(action):
+            found = _committed(self._client.address, partitions, limits.COMMITTED_TIMEOUT_S)
         self._check(found, action)
         return {stored.partition: (stored.offset, stored.metadata) for stored in found if stored.offset >= 0}
 
@@ -283,17 +281,26 @@ class RdkafkaConsumer:
         try:
             with self._connection.translated("leaving the group"):
                 self._unassign()
-                within(LEAVE_S_MAX, self._leave)
+                self._leave()
         finally:
             self._client.destroy()
             self._admin_client = None
         self._raise_callback_error()
 
-    def _leave(self, timeout_s: float) -> None:
-        """Leaves the group; librdkafka has no time limit for it."""
-        del timeout_s
-        with self._client.called():
-            check(rdkafka.consumer_close(self._client.address))
+    def _leave(self) -> None:
+        """Leaves the group; a client that waits for a broker without an end is left behind.
+
+        librdkafka waits for the answers to all commits, and calls back only while its queue is read: a thread in its
+        call without a queue would call back into an interpreter that has ended.
+        """
+        left = self._client.new_queue()
+        check_error(rdkafka.consumer_close_queue(self._client.address, left))
+        reader, give_up_s = MessageReader(left), time.monotonic() + LEAVE_S_MAX
+        while not rdkafka.consumer_closed(self._client.address):
+            reader.drop(UNASSIGN_PAUSE_S, ROWS_DROPPED_AT_ONCE)
+            if time.monotonic() > give_up_s:
+                self._client.leave_behind()
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no answer within {LEAVE_S_MAX:g} s"))
 
     def _unassign(self) -> None:
         """Unassigns the partitions, and then leaves the group.
@@ -359,14 +366,17 @@ class RdkafkaConsumer:
         if not partitions:
             return {}
         action = "asking for committed offsets"
-        asked = ConsumerGroupTopicPartitions(self._group, _vendor(partitions))
+        # A consumer of its own, which does not join: this one would wait for open transactions. An AdminClient ends the
+        # process where the coordinator has moved (librdkafka 5040).
+        settings = connection_settings(self._kafka, "cascade-offsets", self._connection.on_error)
         with self._connection.translated(action):
-            answer = self._admin().list_consumer_group_offsets([asked], require_stable=False, request_timeout=REQUEST_S)
-            found = answer[self._group].result().topic_partitions
-        for stored in found:
-            if stored.error is not None:
-                raise self._connection.error(action, stored.error)
-        offsets = {(stored.topic, stored.partition): stored.offset for stored in found if stored.offset >= 0}
+            asking = Handle(CONSUMER, {**settings, "group.id": self._group, "isolation.level": "read_uncommitted"})
+            try:
+                found = _committed(asking.address, partitions, REQUEST_S)
+            finally:
+                asking.destroy()
+        self._check(found, action)
+        offsets = {stored.partition: stored.offset for stored in found if stored.offset >= 0}
         return offsets | self.beginning_offsets(partition for partition in partitions if partition not in offsets)
 
     def _offsets_of(self, partitions: Iterable[Partition], spec: OffsetSpec, action: str) -> dict[Partition, int]:
@@ -404,6 +414,13 @@ class RdkafkaConsumer:
         for found in partitions:
             if found.error is not None:
                 raise self._connection.error(action, found.error)
+
+
+def _committed(client: int, partitions: Iterable[Partition], timeout_s: float) -> list[Listed]:
+    """The committed offsets of the client's group; raises KafkaException."""
+    with partition_list(partitions) as asked:
+        check(rdkafka.committed(client, asked, milliseconds(timeout_s)))
+        return listed(asked)
 
 
 def _commit(client: int, offsets: Offsets) -> list[Listed]:

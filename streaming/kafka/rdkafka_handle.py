@@ -24,6 +24,9 @@ from streaming.kafka.rdkafka_library import (
     rdkafka,
 )
 
+# What the callbacks of clients that were left behind use.
+_left_behind: list[object] = []
+
 
 class Handle:
     """The owner of an rd_kafka_t, which ends with `destroy` or with the last reference to this object.
@@ -84,6 +87,10 @@ class Handle:
         finally:
             self._end.atexit = True
 
+    def leave_behind(self) -> None:
+        """Never ends the client, since that would wait without an end."""
+        _left_behind.append(self._end.detach())
+
     def ask_metadata(self, timeout_s: float) -> None:
         """Waits for the answer of a broker."""
         found = c_void_p()
@@ -112,6 +119,11 @@ class Handle:
         """The queue of messages, rebalances and errors (rd_kafka_queue_t), which lives as long as the client."""
         check(rdkafka.poll_set_consumer(self.address))
         self._queues.append(rdkafka.queue_get_consumer(self.address))
+        return self._queues[-1]
+
+    def new_queue(self) -> int:
+        """A queue (rd_kafka_queue_t) for the client's events, which lives as long as the client."""
+        self._queues.append(rdkafka.queue_new(self.address))
         return self._queues[-1]
 
     def fatal_error(self) -> KafkaException | None:
