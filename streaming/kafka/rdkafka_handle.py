@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from ctypes import c_void_p
@@ -65,6 +66,7 @@ class Handle:
         self.address: int = address
         self._topics: dict[str, int] = {}
         self._queues: list[int] = []
+        self._calls, self._counting = 0, threading.Lock()
         self._end = weakref.finalize(self, _destroy, address, self._topics, self._queues, (callbacks, kept))
         if token is not None:
             # in a thread of librdkafka: a client that nobody polls needs new tokens too
@@ -81,11 +83,16 @@ class Handle:
     @contextlib.contextmanager
     def called(self) -> Iterator[None]:
         """A call of librdkafka, in a thread that may be left behind: the client must not be destroyed under it."""
-        self._end.atexit = False
+        with self._counting:
+            self._calls += 1
+            self._end.atexit = False
         try:
             yield
         finally:
-            self._end.atexit = True
+            with self._counting:
+                self._calls -= 1
+                # a later call may return before an earlier one
+                self._end.atexit = not self._calls
 
     def leave_behind(self) -> None:
         """Never ends the client, since that would wait without an end."""

@@ -62,6 +62,9 @@ def read(consumer: ConsumerClient, rows: int, rows_max: int) -> list[FetchedBatc
 def test_a_client_ends_after_a_call_of_it_that_does_not_return(kafka: KafkaSettings) -> None:
     client = Handle(CONSUMER, {"bootstrap.servers": kafka.bootstrap, "group.id": kafka.group, "error_cb": print})
     with client.called():
+        # another call returns before this one
+        with client.called():
+            client.destroy()
         client.destroy()
         client.ask_metadata(10.0)
     with pytest.raises(KafkaException, match="the call"), client.called():
