@@ -94,6 +94,7 @@ bench: $(VENV)/.dev
 	$(BIN)/cascade bench screener --json build/screener.json
 	$(BIN)/cascade bench stages --json build/stages.json
 	$(BIN)/cascade bench features --json build/features.json
+	$(BIN)/cascade bench echo --out build/echo --json build/echo.json
 	$(BIN)/cascade bench pipeline --out build/pipeline --json build/pipeline.json --html build/pipeline.html
 
 soak: $(VENV)/.serve

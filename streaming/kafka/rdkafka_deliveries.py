@@ -58,7 +58,8 @@ class Deliveries:
     def open(self) -> Cell:
         """The cell of a new delivery."""
         if self._used == CELLS_OF_A_BLOCK:
-            self._blocks = [block for block in self._blocks if block[:, kernels.LEFT].any()]
+            # the time of a delivery is written last
+            self._blocks = [block for block in self._blocks if not block[:, kernels.DONE_US].all()]
             self._blocks.append(np.zeros((CELLS_OF_A_BLOCK, kernels.CELL_WORDS), np.int64))
             self._block_address = self._blocks[-1].ctypes.data
             self._used = 0

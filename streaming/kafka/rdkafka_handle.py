@@ -25,9 +25,6 @@ from streaming.kafka.rdkafka_library import (
     rdkafka,
 )
 
-# What the callbacks of clients that were left behind use.
-_left_behind: list[object] = []
-
 
 class Handle:
     """The owner of an rd_kafka_t, which ends with `destroy` or with the last reference to this object.
@@ -67,7 +64,10 @@ class Handle:
         self._topics: dict[str, int] = {}
         self._queues: list[int] = []
         self._calls, self._counting = 0, threading.Lock()
-        self._end = weakref.finalize(self, _destroy, address, self._topics, self._queues, (callbacks, kept))
+        used = ctypes.py_object((callbacks, kept))
+        # a client that is not destroyed calls back until the process ends, when the interpreter drops all else
+        ctypes.pythonapi.Py_IncRef(used)
+        self._end = weakref.finalize(self, _destroy, address, self._topics, self._queues, used)
         if token is not None:
             # in a thread of librdkafka: a client that nobody polls needs new tokens too
             check_error(rdkafka.sasl_background_callbacks_enable(address))
@@ -96,7 +96,7 @@ class Handle:
 
     def leave_behind(self) -> None:
         """Never ends the client, since that would wait without an end."""
-        _left_behind.append(self._end.detach())
+        self._end.detach()
 
     def ask_metadata(self, timeout_s: float) -> None:
         """Waits for the answer of a broker."""
@@ -154,14 +154,14 @@ def _configuration(settings: Mapping[str, Any]) -> int:
     return made
 
 
-def _destroy(address: int, topics: dict[str, int], queues: list[int], kept: object) -> None:
-    """`kept` exists until the client's threads have ended, since they call what is in it."""
-    del kept
+def _destroy(address: int, topics: dict[str, int], queues: list[int], used: ctypes.py_object[Any]) -> None:
+    """`used`: by the client's callbacks, until its threads have ended."""
     for handle in topics.values():
         rdkafka.topic_destroy(handle)
     for queue in queues:
         rdkafka.queue_destroy(queue)
     rdkafka.destroy_flags(address, DESTROY_WITHOUT_LEAVING)
+    ctypes.pythonapi.Py_DecRef(used)
 
 
 def _error_callback(report: Callable[[KafkaError], None]) -> Callable[..., None]:
