@@ -27,12 +27,10 @@ from bench.cluster import (
     Check,
     Follower,
     SteadyLoad,
-    check,
+    check_log,
     end_offsets,
     escalating_bundle,
     origin,
-    read_decisions,
-    read_transactions,
     separate_terminals,
     simulated,
     wait_until_all_committed,
@@ -122,6 +120,7 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
 class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
     """The report of `cascade chaos`.
 
+    `aborted_shown`: decisions that some node served as committed, and others as aborted; `check` is without them.
     `faults`: how often each struck. `ended_by_themselves`: parts that ended without a kill and were restarted, the
     service with the end of its log. `settled`: all transactions were decided and committed within SETTLE_S_MAX after
     the load. `load_s`: duration of the load, s. `per_second`: transactions a second over that time, kills included.
@@ -135,6 +134,7 @@ class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
     ended_by_themselves: list[str]
     settled: bool
     check: Check
+    aborted_shown: int
     states: list[PartitionState]
     states_equal: bool
     recovery: dict[str, Recovery]
@@ -409,7 +409,7 @@ def run_chaos(
         progress("decide the rest", 1.0)
         conductor.note_restarts(_restarts(service, conductor) - len(done))
         progress("read and compare", 0.0)
-        result = check(read_transactions(config, bundle.schema), read_decisions(config), sent)
+        result, shown = check_log(config, bundle.schema, sent, parts.broker)
         states = compare_states(config, bundle)
         progress("read and compare", 1.0)
     faults = Counter(cycle.plan.fault for cycle in done if cycle.plan.fault is not None)
@@ -423,6 +423,7 @@ def run_chaos(
         ended_by_themselves=conductor.ended_by_themselves,
         settled=settled,
         check=result,
+        aborted_shown=shown,
         states=states,
         states_equal=equal,
         recovery=recoveries(done),
@@ -479,6 +480,7 @@ def show(report: ChaosReport, console: Console) -> None:
         ("partitions whose state differs", sum(not state.equal for state in report.states), "0"),
         ("partitions whose state was compared", len(report.states), f"{report.partitions}"),
         ("escalated decisions out of order within a card", found.escalated_behind, "any"),
+        ("aborted decisions that a node serves as committed", report.aborted_shown, "any"),
         ("parts that ended by themselves", len(report.ended_by_themselves), "any"),
     ):
         table.add_row(name, f"{count:,}", expected)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ from stages.deep.local_triton import TRITON_VERSION
 from stages.offline import labels_of
 from streaming.codecs import codec
 from streaming.kafka import FetchedBatch, make_consumer, make_producer
-from streaming.kafka.local_broker import KAFKA_VERSION
+from streaming.kafka.admin import admin_client
+from streaming.kafka.local_broker import KAFKA_VERSION, LocalBroker
 from streaming.kafka.partitioning import partition_of
 from streaming.pipeline.decisions import decode_decision, message_keys
 
@@ -49,6 +50,7 @@ LOAD_ROWS_PER_TICK_MAX = 1_000
 DELIVERY_S_MAX, CLOSE_S_MAX = 600.0, 5.0
 POLL_S, POLL_ROWS_MAX = 0.05, 5_000
 READ_S_MAX = 600.0
+REQUEST_S_MAX = 10.0
 WATCHES_MAX = 1_000
 
 
@@ -368,10 +370,11 @@ class LoggedTransactions:
 class LoggedDecisions:
     """The decisions topic, a row for each record in the order of its partition: int64 and bool [records].
 
-    `partition`, `offset`: of the transaction that the decision is about. `screened`: decided by the screener and not
-    degraded. `duplicate`: it repeats a first decision.
+    `record`: the decision's own partition and offset, as an integer. `partition`, `offset`: of the transaction that the
+    decision is about. `screened`: decided by the screener and not degraded. `duplicate`: it repeats a first decision.
     """
 
+    record: Int64
     partition: Int64
     offset: Int64
     transaction_id: Int64
@@ -484,24 +487,66 @@ def read_transactions(config: Config, schema: Schema) -> LoggedTransactions:
 
 def read_decisions(config: Config) -> LoggedDecisions:
     """Read the whole decisions topic; raises CascadeError if the decisions of a card lie in several partitions."""
-    integers: list[tuple[int, int, int, int]] = []
+    integers: list[tuple[int, int, int, int, int]] = []
     flags: list[tuple[bool, bool, bool]] = []
     partitions: dict[int, int] = {}
 
     def take(fetched: FetchedBatch) -> None:
-        for key, value in zip(fetched.keys, fetched.values, strict=True):
+        records = _codes(np.full(len(fetched), fetched.partition), fetched.offsets).tolist()
+        for record, key, value in zip(records, fetched.keys, fetched.values, strict=True):
             decision, card = decode_decision(value or b"", config.kafka.codec), int(key or b"-1")
             partition = partitions.setdefault(card, fetched.partition)
             if partition != fetched.partition:
                 raise CascadeError(f"decisions of one card lie in partitions {partition} and {fetched.partition}")
-            integers.append((*parse_decision_id(decision.decision_id), int(decision.transaction_id), card))
+            integers.append((record, *parse_decision_id(decision.decision_id), int(decision.transaction_id), card))
             screened = decision.stage == "screener" and not decision.degraded
             flags.append((screened, decision.duplicate, decision.degraded))
 
     read_topic(config, config.kafka.topics.decisions, take)
     return LoggedDecisions(
-        *np.array(integers, np.int64).reshape(-1, 4).T.copy(), *np.array(flags, bool).reshape(-1, 3).T.copy()
+        *np.array(integers, np.int64).reshape(-1, 5).T.copy(), *np.array(flags, bool).reshape(-1, 3).T.copy()
     )
+
+
+def check_log(config: Config, schema: Schema, sent: int, broker: LocalBroker | None) -> tuple[Check, int]:
+    """The check of what is in the log, and how many decisions it leaves out because not every node serves them.
+
+    These are decisions of aborted transactions: `_committed_on_every_node`. Raises CascadeError.
+    """
+    logged, decided = read_transactions(config, schema), read_decisions(config)
+    found = check(logged, decided, sent)
+    if not found.twice or config.delivery != "exactly-once" or broker is None:
+        return found, 0
+    committed = _committed_on_every_node(decided, config, broker)
+    return check(logged, committed, sent), len(decided.record) - len(committed.record)
+
+
+def _committed_on_every_node(decided: LoggedDecisions, config: Config, broker: LocalBroker) -> LoggedDecisions:
+    """The decisions that are read as committed whichever nodes lead; raises CascadeError, LocalPartError.
+
+    A follower that catches up may note too late an offset in its index of aborted transactions. Once it leads, it
+    serves the records of an aborted transaction as committed: docs/decisions/0022. Each node is stopped in turn, so
+    that the others lead.
+    """
+    kept = np.ones(len(decided.record), bool)
+    for node in range(broker.nodes):
+        _wait_until_in_sync(config, config.kafka.topics.decisions, broker.nodes)
+        broker.stop_node(node)
+        kept &= np.isin(decided.record, read_decisions(config).record)
+        broker.start_node(node)
+    return LoggedDecisions(*(getattr(decided, column.name)[kept] for column in fields(LoggedDecisions)))
+
+
+def _wait_until_in_sync(config: Config, topic: str, replicas: int) -> None:
+    give_up_s = time.monotonic() + READ_S_MAX
+    with admin_client(config.kafka, "asking for the replicas") as admin:
+        while any(
+            len(partition.isrs) < replicas
+            for partition in admin.list_topics(topic, timeout=REQUEST_S_MAX).topics[topic].partitions.values()
+        ):
+            if time.monotonic() > give_up_s:
+                raise CascadeError(f"{topic}: not every replica was in sync within {READ_S_MAX:.0f} s")
+            time.sleep(POLL_S)
 
 
 def read_topic(config: Config, topic: str, take: Callable[[FetchedBatch], None]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from bench.cluster import (
     LoggedTransactions,
     Watch,
     check,
+    check_log,
     parse_decision_id,
     simulated,
 )
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import Array
+from cascade.config import Config
 from cascade.features.spec import DAY_MS
 from cascade.frames import LabelledData
 
@@ -39,7 +42,7 @@ def logged() -> LoggedTransactions:
 def decided(index: Sequence[int] = range(8), **changes: Array) -> LoggedDecisions:
     """The decisions at the positions `index` of those that are complete and in order; `changes`: other columns."""
     log, none = logged(), np.zeros(8, bool)
-    columns = (log.partition, log.offset, log.transaction_id, log.card, ~none, none, none)
+    columns = (np.arange(8), log.partition, log.offset, log.transaction_id, log.card, ~none, none, none)
     complete = replace(LoggedDecisions(*columns), **changes)
     return LoggedDecisions(*(getattr(complete, field.name)[list(index)] for field in fields(LoggedDecisions)))
 
@@ -146,3 +149,52 @@ def test_the_label_of_every_fraud_is_sent_once_when_it_is_due(endless: EndlessDa
     due = whole.batch["event_time"] + schema.label.delay_ms <= until_ms
     assert identities == np.flatnonzero(due & (whole.fraud == 1)).tolist()
     assert len(identities) > 10
+
+
+@dataclass
+class ThreeNodes:
+    """In the place of a broker whose node 1, while it leads, serves records of an aborted transaction."""
+
+    nodes: int = 3
+    stopped: int | None = None
+    calls: list[str] = field(default_factory=list)
+
+    def stop_node(self, node: int) -> None:
+        self.stopped = node
+        self.calls.append(f"stop {node}")
+
+    def start_node(self, node: int) -> None:
+        self.stopped = None
+        self.calls.append(f"start {node}")
+
+
+@pytest.mark.parametrize(
+    ("delivery", "committed", "expected"),
+    [
+        ("exactly-once", False, (0, 1)),
+        # committed twice is an error of ours, and every node serves it
+        ("exactly-once", True, (1, 0)),
+        # without transactions nothing is aborted
+        ("at-least-once", False, (1, 0)),
+    ],
+)
+def test_a_repeat_that_not_every_node_serves_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+    delivery: Literal["at-least-once", "exactly-once"],
+    committed: bool,
+    expected: tuple[int, int],
+) -> None:
+    broker, schema = ThreeNodes(), load_bundle(SHIPPED_BUNDLE).schema
+    repeated = replace(decided([0, 1, 2, 3, 4, 5, 6, 7, 5]), record=np.arange(9))
+
+    def read(config: Config) -> LoggedDecisions:
+        return decided() if broker.stopped == 1 and not committed else repeated
+
+    monkeypatch.setattr("bench.cluster.read_decisions", read)
+    monkeypatch.setattr("bench.cluster.read_transactions", lambda config, schema: logged())
+    monkeypatch.setattr("bench.cluster._wait_until_in_sync", lambda config, topic, replicas: None)
+    found, left_out = check_log(Config(delivery=delivery), schema, SENT, broker)  # type: ignore[arg-type]  # a fake
+    assert (found.twice, left_out) == expected
+    assert found.lost == 0
+    if delivery == "exactly-once":
+        assert broker.calls == ["stop 0", "start 0", "stop 1", "start 1", "stop 2", "start 2"]
