@@ -288,14 +288,14 @@ class RdkafkaConsumer:
         self._raise_callback_error()
 
     def _leave(self) -> None:
-        """Leaves the group; a client that waits for a broker without an end is left behind.
+        """Leaves the group; after LEAVE_S_MAX the client is left behind, and KafkaException is raised.
 
-        librdkafka waits for the answers to all commits, and calls back only while its queue is read: a thread in its
-        call without a queue would call back into an interpreter that has ended.
+        librdkafka waits for the answers to all commits, without a time limit if the broker is gone. It calls back only
+        while this queue is read, so that no thread calls back into an interpreter that has ended.
         """
-        left = self._client.new_queue()
-        check_error(rdkafka.consumer_close_queue(self._client.address, left))
-        reader, give_up_s = MessageReader(left), time.monotonic() + LEAVE_S_MAX
+        queue = self._client.new_queue()
+        check_error(rdkafka.consumer_close_queue(self._client.address, queue))
+        reader, give_up_s = MessageReader(queue), time.monotonic() + LEAVE_S_MAX
         while not rdkafka.consumer_closed(self._client.address):
             reader.drop(UNASSIGN_PAUSE_S, ROWS_DROPPED_AT_ONCE)
             if time.monotonic() > give_up_s:

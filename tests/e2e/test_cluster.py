@@ -24,10 +24,12 @@ from bench.cluster import (
     Check,
     Follower,
     SteadyLoad,
-    check_log,
+    check,
     committed_offsets,
     end_offsets,
     escalating_bundle,
+    read_decisions,
+    read_transactions,
     simulated,
     wait_until_all_committed,
 )
@@ -154,7 +156,6 @@ class Stream:
     load: SteadyLoad
     follower: Follower
     bundle: Bundle
-    broker: LocalBroker
     ends: dict[int, int] = field(default_factory=dict)
     checked: Check | None = None
     ledgers: list[LedgerSummary] = field(default_factory=list)
@@ -189,14 +190,12 @@ class Stream:
         sent = self.load.stop()
         assert wait_until_all_committed(self.config, RECOVERY_S_MAX), f"{self.config.delivery}: not all committed"
         self.ledgers += [service.stop() for service in self.services if service.running]
-        self.checked, _ = check_log(self.config, self.bundle.schema, sent, self.broker)
+        self.checked = check(read_transactions(self.config, self.bundle.schema), read_decisions(self.config), sent)
         return self.checked
 
 
 @contextmanager
-def stream(
-    cluster: Cluster, configs: list[Path], bundle: Bundle, data: LabelledData, started: int = 1
-) -> Iterator[Stream]:
+def stream(configs: list[Path], bundle: Bundle, data: LabelledData, started: int = 1) -> Iterator[Stream]:
     services = [ServiceProcess(path) for path in configs]
     with ExitStack() as stack:
         for service in services[:started]:
@@ -207,7 +206,7 @@ def stream(
         load, follower = SteadyLoad(config, bundle.schema, data, RATE), Follower(config)
         stack.callback(follower.close)
         load.start()
-        yield Stream(configs, services, config, load, follower, bundle, cluster.broker)
+        yield Stream(configs, services, config, load, follower, bundle)
 
 
 # --- a battered cluster -----------------------------------------------------------------------------------------------
@@ -265,7 +264,7 @@ def battered(
     """Both kinds of delivery at once, through one trouble after the other; the last takes two nodes of three away."""
     cluster = running_cluster
     with ExitStack() as stack:
-        streams = [stack.enter_context(stream(cluster, new_configs(mode), bundle, data)) for mode in MODES]
+        streams = [stack.enter_context(stream(new_configs(mode), bundle, data)) for mode in MODES]
         named: dict[str, list[str]] = {}
 
         def all_recover(what: str) -> None:
@@ -321,7 +320,7 @@ def test_readiness_names_the_broker_while_it_acknowledges_nothing(battered: dict
 def test_a_worker_that_joins_and_leaves_costs_no_transaction_and_the_others_go_on(
     cluster: Cluster, new_configs: ConfigMaker, bundle: Bundle, data: LabelledData, mode: str
 ) -> None:
-    with stream(cluster, new_configs(mode, count=2), bundle, data) as running:
+    with stream(new_configs(mode, count=2), bundle, data) as running:
         first, second = running.services
         running.recovers("the start")
         with second:

@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import pytest
 
 from cascade.columns import Float64
@@ -80,7 +78,6 @@ class Load:
     stage: TritonDeepStage
     model: TinyDeepModel
     calls: list[tuple[float, Future[Float64]]] = field(default_factory=list)
-    answered_s: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._standstills_s: list[float] = []
@@ -104,17 +101,6 @@ class Load:
             if time.monotonic() - max(due_s, asleep_s) > STANDSTILL_S:
                 self._standstills_s.append(asleep_s)
             self.calls.append((time.monotonic(), self.stage.submit(inputs, DEADLINE_S)))
-            self.calls[-1][1].add_done_callback(partial(self._end, len(self.calls) - 1))
-
-    def _end(self, number: int, future: Future[Float64]) -> None:
-        if future.exception() is None:
-            self.answered_s[number] = time.monotonic()
-
-    def outstanding_max(self, since_s: float, until_s: float) -> int:
-        """The most calls that waited for their answers at once, of those that got one, at a time of the interval."""
-        sent_s, ended_s = np.array([(self.calls[number][0], at_s) for number, at_s in self.answered_s.items()]).T
-        times_s = sent_s[(since_s <= sent_s) & (sent_s <= until_s)]
-        return int(((sent_s <= times_s[:, None]) & (times_s[:, None] < ended_s)).sum(axis=1).max())
 
     def failures(self, since_s: float = 0.0) -> list[str]:
         """The causes of the calls that failed, of those sent after `since_s` and not under way at a standstill."""
@@ -219,7 +205,7 @@ def test_a_frozen_replica_costs_its_calls_and_no_other_and_is_used_again_when_it
     with Load(stage, tiny_deep_model) as load:
         time.sleep(1)
         frozen.freeze()
-        frozen_s, before = time.monotonic(), counts(stage)
+        before = counts(stage)
         wait_until(lambda: not is_ready(stage, frozen), "the frozen replica is noticed", 20)
         noticed_s, noticed = time.monotonic(), counts(stage)
         time.sleep(3)
@@ -232,11 +218,10 @@ def test_a_frozen_replica_costs_its_calls_and_no_other_and_is_used_again_when_it
     failures, later = load.failures(), load.failures(noticed_s)
     print(
         f"{len(load.calls)} calls, {went_on[frozen.grpc_url] - before[frozen.grpc_url]} to the frozen one: {failures};"
-        f" others outstanding {load.outstanding_max(frozen_s, noticed_s)};"
         f" calls of each after the thaw: {[after[address] - thawed[address] for address in after]}"
     )
-    # as many as another one had outstanding at most: few, or what a busy machine left unanswered
-    assert len(failures) < max(0.05 * len(load.calls), load.outstanding_max(frozen_s, noticed_s))
+    # as many as another one had outstanding at most
+    assert len(failures) < 0.05 * len(load.calls)
     assert set(failures) <= {"deadline"}
     assert went_on[frozen.grpc_url] == noticed[frozen.grpc_url]
     assert later == []
