@@ -32,7 +32,17 @@ from cascade.schema import Schema, parse_schema
 BUNDLE_FORMAT = 1
 MANIFEST = "manifest.json"
 SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
-FILES = ("schema.toml", "features.toml", "screener.txt", "deep.onnx", "deep.json", "policy.json", "report.json")
+FILES = (
+    "schema.toml",
+    "features.toml",
+    "screener.txt",
+    "escalation.txt",
+    "deep.onnx",
+    "deep.json",
+    "policy.json",
+    "validation.parquet",
+    "report.json",
+)
 # A screener of 1,000 trees has 5 MB, a deep model of a million weights 4 MB.
 FILE_BYTES_MAX = 256 * 1024 * 1024
 MANIFEST_BYTES_MAX = 64 * 1024
