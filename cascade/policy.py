@@ -61,9 +61,10 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Thresholds and calibrations of a bundle.
 
-    - `escalation_budget`: escalation rate for which the bundle is calibrated.
-    - `escalation_threshold`, `escalation_ceiling`: a transaction is escalated if its raw screener score is at least the
-      threshold and below the ceiling. At or above the ceiling the screener alone is certain enough.
+    - `escalation_budget`: escalation rate for which the bundle is calibrated, and which the service holds.
+    - `escalation_threshold`, `escalation_ceiling`: on the validation data the transactions whose raw screener score is
+      at least the threshold and below the ceiling are the budget's share. The service begins with this threshold. At
+      or above the ceiling the screener alone is certain enough.
     - `screener`, `deep`: calibrations of the two models.
     - `review_from`, `decline_from`: calibrated probabilities from which transactions are reviewed and declined.
     """
@@ -77,13 +78,19 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decline_from: float
     costs: Costs = Costs()
 
-    def escalate(self, raw: Float64, threshold_raise: float = 0.0) -> Bool:
-        """Mask of the rows to escalate, from raw screener scores float64 [rows].
+    def escalate(self, raw: Float64) -> Bool:
+        """Mask of the rows in the band, from raw screener scores float64 [rows]: what training escalates.
 
-        The service adds `threshold_raise` (log-odds, ≥ 0) to the threshold while the deep stage is saturated, which
-        excludes the least suspicious rows first. It has no effect on a threshold of −RAW_MAX (escalate everything).
+        The service begins with this band; then `EscalationBudget` moves the threshold, so that the budget holds.
         """
-        return in_band(raw, self.escalation_threshold + threshold_raise, self.escalation_ceiling)
+        return in_band(raw, self.escalation_threshold, self.escalation_ceiling)
+
+    def escalation_scores(self, raw: Float64) -> Float64:
+        """How much each row is worth escalating, float64 [rows], from raw screener scores float64 [rows].
+
+        The raw score below the ceiling, −∞ from there on: such a row is never escalated.
+        """
+        return np.where(raw < self.escalation_ceiling, raw, -np.inf)
 
     def actions(self, probability: Float64) -> NDArray[np.int64]:
         """Positions in ACTIONS, int64 [rows], for calibrated probabilities float64 [rows]."""

@@ -6,6 +6,8 @@ import math
 import traceback
 from contextlib import ExitStack
 
+import msgspec
+
 from bench.faults.broker import SimBroker
 from bench.faults.clock import SimClock
 from bench.faults.consumer import SimConsumer
@@ -28,7 +30,8 @@ from streaming.worker.sessions import Sessions
 from streaming.worker.snapshots import SnapshotStore
 
 BUNDLE_VERSION = "faults"
-# Escalates about a fifth of the transactions, since the screener's log-odds are uniform over [-4, 4).
+# A fifth of the transactions is in the band, since the screener's log-odds are uniform over [-4, 4). The threshold stays
+# where it is for the first SAMPLE_ROWS_MIN transactions of a process. The budget is the schedule's.
 POLICY = Policy(
     escalation_budget=0.2,
     escalation_threshold=1.0,
@@ -81,7 +84,8 @@ class SimProcess:
         self._sessions = 0
         self._turn_began_s = 0.0
         self.clock = SimClock(self.life)
-        self.engine = Engine(FeatureEngine(feature_spec(options.terminals), SCHEMA), SimScreener(), POLICY)
+        policy = msgspec.structs.replace(POLICY, escalation_budget=options.escalation_budget)
+        self.engine = Engine(FeatureEngine(feature_spec(options.terminals), SCHEMA), SimScreener(), policy)
         self._deep = SimDeepStage(self.life, options.model)
         self.ledger = Ledger(bundle_version=BUNDLE_VERSION, clock=self.clock.monotonic)
         self.health = HealthState(HEALTH_STALL_S, self.clock.monotonic)

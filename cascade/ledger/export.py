@@ -97,9 +97,9 @@ def _delivery(counters: Counters) -> Iterable[Metric]:
     yield CounterMetricFamily("cascade_offset_gaps", "Confirmed gaps in the log.", counters.offset_gaps)
     yield CounterMetricFamily("cascade_hedged_calls", "Deep calls sent a second time.", counters.hedged_calls)
     yield GaugeMetricFamily(
-        "cascade_escalation_raised_log_odds",
-        "How far overload has raised the escalation threshold.",
-        counters.escalation_raised,
+        "cascade_escalation_budget_factor",
+        "The part of the escalation budget that overload leaves.",
+        counters.budget_factor,
     )
 
 

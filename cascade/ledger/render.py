@@ -126,8 +126,8 @@ def _events(summary: LedgerSummary) -> str | None:
         _listing("events", {name: count for name, count in events.items() if count}),
         _clock(summary.clock),
     ]
-    if summary.escalation_raised_max:
-        lines.append(f"overload raised the escalation threshold by up to {summary.escalation_raised_max:.1f} log-odds")
+    if summary.budget_factor_min < 1.0:
+        lines.append(f"overload lowered the escalation budget to as little as {summary.budget_factor_min:.1%} of it")
     if summary.recovery is not None:
         seconds = summary.recovery.max_ms / 1e3
         lines.append(f"partitions whose state was restored: {summary.recovery.count}, each within {seconds:.1f} s")

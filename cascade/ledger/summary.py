@@ -241,7 +241,7 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     recovery: time from the assignment of a partition to its first decision.
     sessions: times that the worker opened its connections, with the first.
     offset_gaps: confirmed gaps in the offsets of the log.
-    escalation_raised_max: how far overload has raised the escalation threshold, log-odds.
+    budget_factor_min: the lowest part of the escalation budget that overload has left.
     energy, energy_totals: joules by meter and by kind. books: joules by use.
     burn: error budgets over time; only from a journal.
     clock: None without a record in the last ten minutes.
@@ -270,7 +270,7 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     recovery: LatencyFigures | None
     sessions: int
     offset_gaps: int
-    escalation_raised_max: float
+    budget_factor_min: float = 1.0
     deep: DeepCallFigures
     stages: dict[str, StageFigures]
     watts_per_core: float | None

@@ -26,7 +26,7 @@ from streaming.pipeline import table_kernels as kernels
 from streaming.pipeline.breaker import CircuitBreaker
 from streaming.pipeline.decisions import CAUSES, STAGES
 from streaming.pipeline.deep_replicas import ready_count, replica_states, replicas_text
-from streaming.pipeline.overload import EscalationControl
+from streaming.pipeline.overload import OverloadControl
 from streaming.pipeline.table import Table
 
 log = structlog.get_logger()
@@ -105,7 +105,7 @@ class Escalations:
     def __post_init__(self) -> None:
         config, clock = self._config, self._clock
         self._breaker = CircuitBreaker(config.breaker, clock.monotonic, self._chance)
-        self._overload = EscalationControl(config.overload, config.worker.in_flight_max, clock)
+        self._overload = OverloadControl(config.overload, config.worker.in_flight_max, clock)
         self._calls: list[DeepCall] = []
         self._open_by_card: dict[int, int] = {}
         self._ended, self._ended_late = 0, 0
@@ -126,9 +126,9 @@ class Escalations:
         return min(call.next_deadline_ms for call in self._calls) if self._calls else math.inf
 
     @property
-    def raised(self) -> float:
-        """Log-odds that are added to the escalation threshold now."""
-        return self._overload.raised
+    def budget_factor(self) -> float:
+        """The part of the escalation budget that may be used now."""
+        return self._overload.factor
 
     def waiting_of(self, partitions: Collection[Partition]) -> int:
         """The number of rows of these partitions that wait."""
@@ -231,7 +231,7 @@ class Escalations:
         change = self._overload.changed()
         if change is not None:
             log.warning(change)
-            self._ledger.set_escalation_raised(self._overload.raised)
+            self._ledger.set_budget_factor(self._overload.factor)
 
     def _has_room(self, cards: Int64) -> Array:
         """Which rows may wait: at most `in_flight_card_max` of a card at the same time; bool [rows]."""
