@@ -101,6 +101,12 @@ def _delivery(counters: Counters) -> Iterable[Metric]:
         "The part of the escalation budget that overload leaves.",
         counters.budget_factor,
     )
+    covered = GaugeMetricFamily(
+        "cascade_state_covered_ratio", "Share of the longest window that the feature state covers; absent at first."
+    )
+    if counters.state_covered is not None:
+        covered.add_metric([], counters.state_covered)
+    yield covered
 
 
 def _clock(counters: Counters) -> Iterable[Metric]:

@@ -235,6 +235,13 @@ class Ledger:
             self._counters.budget_factor = factor
             self._counters.budget_factor_min = min(self._counters.budget_factor_min, factor)
 
+    def set_state_covered(self, share: float) -> None:
+        """Sets the share of the longest window that the feature state covers, 0 to 1."""
+        with self._counting:
+            lowest = self._counters.state_covered_min
+            self._counters.state_covered = share
+            self._counters.state_covered_min = share if lowest is None else min(lowest, share)
+
     def add_deep_call(self, rows: int, wall_s: float) -> None:
         """Adds a call to the deep model for `rows` transactions, of `wall_s` seconds."""
         with self._counting:

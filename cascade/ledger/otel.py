@@ -56,6 +56,7 @@ NAMES: Final[dict[str, tuple[str, str]]] = {
     "cascade_sessions": ("cascade.sessions", "{session}"),
     "cascade_offset_gaps": ("cascade.offset_gaps", "{gap}"),
     "cascade_escalation_budget_factor": ("cascade.escalation.budget_factor", "1"),
+    "cascade_state_covered_ratio": ("cascade.state.covered", "1"),
     "cascade_early_records": ("cascade.clock.early_records", "{record}"),
     "cascade_clock_skew_bound_seconds": ("cascade.clock.skew_bound", "s"),
     "cascade_energy_joules": ("cascade.meter.energy", "J"),
