@@ -30,8 +30,8 @@ from streaming.worker.sessions import Sessions
 from streaming.worker.snapshots import SnapshotStore
 
 BUNDLE_VERSION = "faults"
-# A fifth of the transactions is in the band, since the screener's log-odds are uniform over [-4, 4). The threshold stays
-# where it is for the first SAMPLE_ROWS_MIN transactions of a process. The budget is the schedule's.
+# A fifth of the transactions is in the band, since the screener's log-odds are uniform over [-4, 4). The threshold
+# stays where it is for the first SAMPLE_ROWS_MIN transactions of a process. The budget is the schedule's.
 POLICY = Policy(
     escalation_budget=0.2,
     escalation_threshold=1.0,

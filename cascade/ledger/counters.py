@@ -114,7 +114,8 @@ class Counters:
         """The counts since `earlier`, a copy of these counters from an earlier time.
 
         `budget_factor`, `state_covered` and `least_wait_s` are those at the end. `budget_factor_min` and
-        `state_covered_min` are exact if they are a new minimum, else an upper bound. Raises DataError if a latency count of `earlier` is higher than now.
+        `state_covered_min` are exact if they are a new minimum, else an upper bound. Raises DataError if a latency
+        count of `earlier` is higher than now.
         """
         factor = min(earlier.budget_factor, self.budget_factor)
         lowest = self.budget_factor_min if self.budget_factor_min < earlier.budget_factor_min else factor

@@ -48,7 +48,8 @@ class _Restoring:
 class Recovery:
     """Has the assigned partitions and rebuilds their state; for one thread, the consumer's callbacks included.
 
-    history: what the state covers. shares: whether other workers' summaries count for the partitions that this worker does not own.
+    history: what the state covers. shares: whether other workers' summaries count for the partitions that this worker
+    does not own.
     """
 
     _consumer: ConsumerClient

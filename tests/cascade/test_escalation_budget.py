@@ -1,4 +1,4 @@
-"""The escalated share holds over every window, for any scores; and what is chosen is nearly the best possible choice."""
+"""The escalated share holds over every window, for any scores, and the best of them are chosen."""
 
 from __future__ import annotations
 
