@@ -51,6 +51,7 @@ SECTIONS = {
     "Set it up: data, models and brokers to work with": {
         "compile": Command("streaming.commands", "Compile the kernels ahead of the first start.", shared=True),
         "topics": Command("streaming.commands", "Create the topics of a configuration.", shared=True),
+        "warm-up": Command("streaming.data_commands", "Fill the state from history before a start.", shared=True),
         "replay": Command("streaming.data_commands", "Send a data file to Kafka.", shared=True),
         "bundle": Command("streaming.bundle_commands", "Fetch and verify a bundle.", group=True),
         "repository": Command("stages.commands", "Write a bundle's Triton model repository.", shared=True),

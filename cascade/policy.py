@@ -50,8 +50,12 @@ class Combination(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     intercept: float
 
     def probability(self, screener_raw: Float64, deep_raw: Float64) -> Float64:
-        """Calibrated probabilities float64 [rows] from the raw scores of both models, float64 [rows] each."""
-        log_odds = self.screener * screener_raw + self.deep * deep_raw + self.intercept
+        """Calibrated probabilities float64 [rows] from the raw scores of both models, float64 [rows] each.
+
+        The screener's is used as the deep model gets it, rounded to float32.
+        """
+        log_odds = self.screener * screener_raw.astype(np.float32).astype(np.float64) + self.deep * deep_raw
+        log_odds += self.intercept
         return np.asarray(1.0 / (1.0 + np.exp(-log_odds)), np.float64)
 
 

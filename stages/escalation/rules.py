@@ -32,8 +32,9 @@ GAIN_MODEL = {
 }
 GAIN_TREES = 64
 ROWS_PER_LEAF_MIN = 200
-# Candidates for the rows above the middle of the uncertain band, as multiples of the budget.
-SKIPS = tuple(step / 4 for step in range(13))
+# Candidates for the rows above the middle of the uncertain band, as multiples of the budget. The first is the highest
+# score.
+SKIPS = (-0.5, *(step / 4 for step in range(13)))
 
 
 class ScoredRows(msgspec.Struct, frozen=True):
@@ -53,8 +54,10 @@ class ScoredRows(msgspec.Struct, frozen=True):
 
     def take(self, rows: Array | slice) -> ScoredRows:
         """Some rows (positions, a mask or a slice)."""
-        columns = (getattr(self, name)[rows] for name in self.__struct_fields__[:-1])
-        return ScoredRows(*columns, self.names)
+        return ScoredRows(
+            self.features[rows], self.screener_raw[rows], self.deep_raw[rows], self.fraud[rows], self.weight[rows],
+            self.names,
+        )  # fmt: skip
 
     def average_precision(self, score: Float64) -> float:
         """Average precision of a score float64 [rows]."""

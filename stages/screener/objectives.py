@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -44,10 +43,10 @@ def queries(rows: int) -> Int64:
 
 def parameters(objective: Objective) -> dict[str, Any]:
     """LightGBM's parameters for an objective."""
-    focal: Callable[[Float64, Any], tuple[Float64, Float64]] = lambda raw, data: focal_loss(raw, data.get_label())  # noqa: E731
-    return {
+    by_objective: dict[Objective, dict[str, Any]] = {
         "log-loss": {"objective": "binary"},
-        "focal": {"objective": focal},
+        "focal": {"objective": lambda raw, data: focal_loss(raw, data.get_label())},
         "lambdarank": {"objective": "lambdarank", "lambdarank_truncation_level": QUERY_ROWS // 20},
         "distilled": {"objective": "cross_entropy"},
-    }[objective]
+    }
+    return by_objective[objective]

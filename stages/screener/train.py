@@ -92,7 +92,7 @@ class EarlyStop(msgspec.Struct, frozen=True):
 
 def _parameters(rows: ScreenerRows, settings: ScreenerSettings, seed: int, stop: EarlyStop | None) -> dict[str, Any]:
     least = min(settings.rows_per_leaf_min, max(1, len(rows.fraud) // 100))
-    chosen = {
+    chosen: dict[str, Any] = {
         "num_leaves": settings.leaves,
         "learning_rate": settings.learning_rate,
         "feature_fraction": settings.feature_share,
