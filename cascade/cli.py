@@ -27,6 +27,7 @@ SECTIONS = {
         "demo": Command("bench.demo", "Run the whole service on this machine, on simulated data."),
         "simulate": Command("stages.commands", "Write simulated transactions with known frauds.", shared=True),
         "train": Command("stages.commands", "Train both models; write a bundle.", shared=True),
+        "recalibrate": Command("stages.commands", "Change a bundle's budget and costs without training.", shared=True),
         "doctor": Command("streaming.service.doctor", "Check broker, Triton, bundle, clocks and limits."),
         "run": Command("streaming.commands", "Run the service until SIGTERM.", shared=True),
         "top": Command("streaming.service.top", "Watch a running service in the terminal."),
