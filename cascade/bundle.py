@@ -143,7 +143,7 @@ def _read_manifest(directory: Path) -> Manifest:
 
 
 def parse_manifest(raw: bytes, path: str) -> Manifest:
-    """Parse the content of a manifest, whose files are FILES and optional ones. Raises BundleError, which names `path`."""
+    """Parse the content of a manifest of FILES, and perhaps optional ones. Raises BundleError, which names `path`."""
     try:
         format_only = msgspec.json.decode(raw)["format"]
     except (msgspec.MsgspecError, TypeError, KeyError) as error:

@@ -35,8 +35,8 @@ ASSUMPTIONS = (
     "The judged transactions are a sample of those to come: until the certificate expires, customers, frauds and labels"
     " behave as in the judged days. The service's watch looks for a fall of the recall.",
     "each fraud: the bound holds if whether a fraud is lost says nothing of other frauds.",
-    "each card: the bound holds if cards are independent, however alike the frauds of a card are. It is on the mean over"
-    " cards of the share of a card's caught frauds that is kept, so that a card with many frauds counts once.",
+    "each card: the bound holds if cards are independent, however alike the frauds of a card are. It is on the mean"
+    " over cards of the share of a card's caught frauds that is kept, so that a card with many frauds counts once.",
     "each terminal: likewise for terminals.",
     "The labels of the judged days are complete. A fraud that nobody reported counts as genuine.",
 )
@@ -85,8 +85,8 @@ def rows_to_judge(bundle: Bundle, time_ms: Int64, start: datetime | None, end: d
     known = int((judged & (time_ms <= _ms(seen))).sum())
     if known:
         raise DataError(
-            f"{origin}: {known:,} of the rows are from before {unseen:%Y-%m-%d}, and bundle {bundle.version} was trained"
-            f" and calibrated on data up to {seen:%Y-%m-%d}: use --from {unseen:%Y-%m-%d} or later"
+            f"{origin}: {known:,} of the rows are from before {unseen:%Y-%m-%d}, and bundle {bundle.version} was"
+            f" trained and calibrated on data up to {seen:%Y-%m-%d}: use --from {unseen:%Y-%m-%d} or later"
         )
     if not judged.any():
         raise DataError(

@@ -57,12 +57,12 @@ def _asked(claim: Claim) -> str:
 
 def _figure(claim: Claim, value: float) -> str:
     """The value, rounded to the side that claims less, so that a figure never looks better than it is."""
-    rounded = math.floor if claim.sense == "at least" else math.ceil
-    if claim.asked > 1.0:
-        return f"{rounded(100 * value) / 100:.2f}"
-    # a share below a tenth needs one more place
-    places = 2 if claim.asked < 0.1 else 1
-    return f"{rounded(100 * value * 10**places) / 10**places:.{places}f} %"
+    scale, places, unit = (1.0, 2, "") if claim.asked > 1.0 else (100.0, 1, " %")
+    if claim.asked < 0.1:
+        places = 2
+    steps = round(scale * value * 10**places, 6)
+    whole = math.floor(steps) if claim.sense == "at least" else math.ceil(steps)
+    return f"{whole / 10**places:.{places}f}{unit}"
 
 
 def _notes(certificate: Certificate) -> list[str]:
