@@ -20,14 +20,14 @@ from typing import Final
 STAKES: Final = (0.75, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625)
 
 
-def evidence(caught: int, missed: int, at_least: float) -> float:
-    """The wealth after `caught` outcomes for and `missed` against "the share is at least `at_least`", from 1 on.
+def evidence_nats(caught: int, missed: int, at_least: float) -> float:
+    """The logarithm of the wealth after `caught` outcomes for and `missed` against "the share is at least `at_least`".
 
-    `at_least`: in [0, 1). Without outcomes it is 1; it never exceeds 1e300.
+    `at_least`: in [0, 1). Without outcomes it is 0. Evidence of separate outcomes, of several workers say, adds up.
 
-    >>> evidence(caught=60, missed=40, at_least=0.6) < 1.0
+    >>> evidence_nats(caught=60, missed=40, at_least=0.6) < 0.0
     True
-    >>> evidence(caught=40, missed=60, at_least=0.6) > 100.0
+    >>> evidence_nats(caught=40, missed=60, at_least=0.6) > alarm_nats(level=0.01)
     True
     """
     logs = []
@@ -36,5 +36,9 @@ def evidence(caught: int, missed: int, at_least: float) -> float:
         gain = stake * at_least / (1.0 - at_least)
         logs.append(caught * math.log1p(-stake) + missed * math.log1p(gain))
     highest = max(logs)
-    wealth = highest + math.log(sum(math.exp(log - highest) for log in logs) / len(logs))
-    return math.exp(min(wealth, 690.0))
+    return highest + math.log(sum(math.exp(log - highest) for log in logs) / len(logs))
+
+
+def alarm_nats(level: float) -> float:
+    """The evidence that is reached with at most the probability `level`, as long as the share is at least the limit."""
+    return -math.log(level)

@@ -20,7 +20,10 @@ PATH_NUMBERS: Final = {path: number for number, path in enumerate(PATHS)}
 LABELS_MAX: Final = 32
 OTHER_LABEL: Final = "other"
 # The counts of Counters that add up.
-_SUMS: Final = ("deep_rows", "labels", "late_answers", "sessions", "offset_gaps", "hedged_calls", "early_records")
+_SUMS: Final = (
+    "deep_rows", "labels", "late_answers", "sessions", "offset_gaps", "hedged_calls", "early_records",
+    "first_frauds_caught", "first_frauds_missed",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -37,6 +40,8 @@ class Counters:
     escalation_raised, escalation_raised_max: how far overload raises the escalation threshold now, and its maximum,
         log-odds.
     early_records: records with a stamp ahead of the worker's clock.
+    first_frauds_caught, first_frauds_missed: cards' first frauds in a period, by labels, that had been reviewed or
+        declined, and that had been approved; of the certificate's watch.
     least_wait_s: the lowest and the highest `LeastWait.least_s` of the merged ledgers; None without a record.
     """
 
@@ -56,6 +61,8 @@ class Counters:
     escalation_raised: float = 0.0
     escalation_raised_max: float = 0.0
     early_records: int = 0
+    first_frauds_caught: int = 0
+    first_frauds_missed: int = 0
     least_wait_s: tuple[float, float] | None = None
 
     @classmethod

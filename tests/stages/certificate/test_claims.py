@@ -13,7 +13,7 @@ from scipy.stats import binom
 from sklearn.metrics import average_precision_score
 
 from cascade.certificate import Claim
-from cascade.evidence import evidence
+from cascade.evidence import alarm_nats, evidence_nats
 from cascade.features.spec import DAY_MS
 from stages.certificate import Asked, LabelledDecisions, first_frauds, make_claims, make_power, make_recall
 from stages.certificate.decisions import PERIOD_DAYS, mean_losses
@@ -176,8 +176,8 @@ def alarmed(later: LabelledDecisions, at_least: float) -> bool:
     """Whether the watch, which looks after each label, ever raises its alarm on later decisions."""
     rows = first_frauds(later.fraud, later.card, later.day)
     caught = np.cumsum(later.by_cascade[rows])
-    wealth = [evidence(int(count), number - int(count), at_least) for number, count in enumerate(caught, 1)]
-    return max(wealth) >= 1 / QUICK.alarm_level
+    nats = [evidence_nats(int(count), number - int(count), at_least) for number, count in enumerate(caught, 1)]
+    return max(nats) >= alarm_nats(QUICK.alarm_level)
 
 
 @pytest.mark.parametrize(("drift", "least", "most"), [(0.0, 0.0, 0.06), (0.2, 0.95, 1.0)])
