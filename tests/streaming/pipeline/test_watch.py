@@ -242,11 +242,11 @@ def test_a_worker_in_the_fault_simulator_counts_as_the_rule_says_and_breaks_no_p
     monkeypatch.setattr(SimProcess, "_make_ports", with_watch)
     # periods of 30 ms, since a run has seconds
     monkeypatch.setattr(watch, "DAY_MS", 1)
-    for seed in range(4):
+    for seed in range(40):
         assert simulate(seed).problems == []
     assert all([each.missed, each.caught] == each.model for each in watches)
-    assert sum(each.missed for each in watches) > 20
-    assert sum(each.caught for each in watches) > 20
+    assert sum(each.missed for each in watches) > 10
+    assert sum(each.caught for each in watches) > 10
 
 
 def test_the_shipped_schema_has_what_the_watch_reads(bundle: Bundle) -> None:
