@@ -27,6 +27,7 @@ from cascade.protocols import Clock
 from cascade.schema import Schema
 from streaming.health_state import HealthState
 from streaming.pipeline import watch_kernels as kernels
+from streaming.pipeline.row import ROW
 from streaming.pipeline.table import Table
 
 log = structlog.get_logger()
@@ -62,7 +63,8 @@ class RecallWatch:
         self._ledger, self._health, self._clock = ledger, health, clock
         self._seed = secrets.randbits(62) if seed is None else seed
         self._horizon_ms = schema.label.delay_ms + LATE_MS
-        self._keys, self._facts = np.zeros(SLOTS, np.int64), np.zeros(SLOTS, np.int64)
+        # np.zeros takes address space only; memory is allocated as decisions come
+        self._entries = np.zeros((SLOTS, 2), np.int64)
         self._seen = np.zeros(CARDS, np.int64)
         self._counts = np.zeros(2, np.int64)
         self._depth_min = self._stored = 0
@@ -87,7 +89,7 @@ class RecallWatch:
     def note(self, table: Table, chosen: Int64) -> None:
         """Remembers the decisions of the table's rows with these positions."""
         ids = _octets(table.batch[self._roles.transaction_id])
-        self._stored += kernels.note(table.rows, chosen, ids, self._seed, self._depth_min, self._keys, self._facts)
+        self._stored += kernels.note(table.rows, chosen, ids, self._seed, self._depth_min, self._entries)
         if self._stored >= SLOTS // 4:
             self._make_room()
 
@@ -97,7 +99,7 @@ class RecallWatch:
         kernels.judge(
             _octets(labels[self._roles.transaction_id]), _octets(labels[self._roles.card]),
             labels[self._roles.event_time], labels[self._label], self._seed, self._recall.period_days * DAY_MS,
-            self._keys, self._facts, self._seen, self._counts,
+            self._entries, self._seen, self._counts,
         )  # fmt: skip
         missed, caught = (self._counts - before).tolist()
         if missed or caught:
@@ -129,24 +131,21 @@ class RecallWatch:
 
     def _make_room(self) -> None:
         """Drops the decisions whose labels should have come, and halves the sample while too many are left."""
-        newest_ms = int(self._facts.max()) >> kernels.TIME_SHIFT
-        recent = (self._keys != kernels.EMPTY) & (self._facts >> kernels.TIME_SHIFT >= newest_ms - self._horizon_ms)
-        depth = (self._facts >> kernels.CAUGHT_BITS) & kernels.DEPTH_MAX
-        while np.count_nonzero(recent) > SLOTS // 4 and self._depth_min < kernels.DEPTH_MAX:
+        newest_ms = int(self._entries[:, kernels.FACTS].max()) >> kernels.TIME_SHIFT
+        oldest_ms = newest_ms - self._horizon_ms
+        left = kernels.drop(self._entries, oldest_ms, self._depth_min)
+        while left > SLOTS // 4 and self._depth_min < kernels.DEPTH_MAX:
             self._depth_min += 1
-            recent &= depth >= self._depth_min
-        self._keys[~recent] = kernels.EMPTY
-        self._facts[~recent] = 0
+            left = kernels.drop(self._entries, oldest_ms, self._depth_min)
         self._stored = 0
 
 
 def warm_up_watch() -> None:
     """Compiles the kernels ahead of the first transactions."""
-    from streaming.pipeline.row import ROW
-
-    none, octets, table = np.zeros(0, np.int64), np.zeros((0, 8), np.uint8), np.zeros(8, np.int64)
-    kernels.note(np.zeros(0, ROW), none, octets, 0, 0, table, table.copy())
-    kernels.judge(octets, octets, none, none, 0, 1, table, table.copy(), table.copy(), np.zeros(2, np.int64))
+    none, octets, entries = np.zeros(0, np.int64), np.zeros((0, 8), np.uint8), np.zeros((8, 2), np.int64)
+    kernels.note(np.zeros(0, ROW), none, octets, 0, 0, entries)
+    kernels.drop(entries, 0, 0)
+    kernels.judge(octets, octets, none, none, 0, 1, entries, np.zeros(8, np.int64), np.zeros(2, np.int64))
 
 
 def _octets(column: Array) -> Array:

@@ -12,7 +12,9 @@ from cascade.columns import Array, Int64
 from cascade.compilation import kernel
 from streaming.pipeline.mixing import mixed
 
-# An entry's second number: the event time in ms, the depth of its sample, and whether it was reviewed or declined.
+# Columns of an entry: the hash of the transaction id, and what is known of the decision.
+KEY, FACTS = range(2)
+# The facts: the event time in ms, the depth of its sample, and whether it was reviewed or declined.
 CAUGHT_BITS, DEPTH_BITS = 1, 5
 DEPTH_MAX = (1 << DEPTH_BITS) - 1
 TIME_SHIFT = CAUGHT_BITS + DEPTH_BITS
@@ -44,30 +46,30 @@ def _depth(partition_id: int, offset: int, seed: int) -> int:
 
 
 @kernel
-def note(rows: Array, chosen: Int64, ids: Array, seed: int, depth_min: int, keys: Int64, facts: Int64) -> int:
+def note(rows: Array, chosen: Int64, ids: Array, seed: int, depth_min: int, entries: Int64) -> int:
     """Stores the decisions of the table's rows with these positions, if they are in the sample.
 
-    rows: of the table. ids (uint8, [rows, width]): the bytes of their transaction ids. depth_min: of the sample. keys,
-    facts (int64, [slots]): the table of decisions. Returns the number of rows that were stored.
+    rows: of the table. ids (uint8, [rows, width]): the bytes of their transaction ids. depth_min: of the sample.
+    entries (int64, [slots, 2]): the table of decisions. Returns the number of rows that were stored.
     """
-    stored, mask = 0, len(keys) - 1
+    stored, mask = 0, len(entries) - 1
     for place in range(len(chosen)):
         row = chosen[place]
         depth = _depth(rows[row].partition_id, rows[row].offset, seed)
         if depth < depth_min:
             continue
         key = _hashed(ids, row, seed)
-        keys[key & mask] = key
+        entries[key & mask, KEY] = key
         caught = 1 if rows[row].action > 0 else 0
-        facts[key & mask] = (max(rows[row].event_time_ms, 0) << TIME_SHIFT) | (depth << CAUGHT_BITS) | caught
+        entries[key & mask, FACTS] = (max(rows[row].event_time_ms, 0) << TIME_SHIFT) | (depth << CAUGHT_BITS) | caught
         stored += 1
     return stored
 
 
 @kernel
 def judge(
-    ids: Array, cards: Array, event_times_ms: Int64, frauds: Int64, seed: int, period_ms: int, keys: Int64,
-    facts: Int64, seen: Int64, counts: Int64,
+    ids: Array, cards: Array, event_times_ms: Int64, frauds: Int64, seed: int, period_ms: int, entries: Int64,
+    seen: Int64, counts: Int64,
 ) -> None:  # fmt: skip
     """Counts each card's first fraud of a period by whether it was caught, if its decision is in the table.
 
@@ -75,7 +77,7 @@ def judge(
     fraud. seen (int64, [slots]): the table of cards and periods that have had their first fraud. counts (int64, [2]):
     the missed and the caught, to which these are added.
     """
-    mask, seen_mask = len(keys) - 1, len(seen) - 1
+    mask, seen_mask = len(entries) - 1, len(seen) - 1
     for label in range(len(frauds)):
         if frauds[label] != 1:
             continue
@@ -86,6 +88,20 @@ def judge(
         seen[unit & seen_mask] = unit
         key = _hashed(ids, label, seed)
         slot = key & mask
-        if keys[slot] == key:
-            counts[facts[slot] & 1] += 1
-            keys[slot] = EMPTY
+        if entries[slot, KEY] == key:
+            counts[entries[slot, FACTS] & 1] += 1
+            entries[slot, KEY] = EMPTY
+
+
+@kernel
+def drop(entries: Int64, oldest_ms: int, depth_min: int) -> int:
+    """Drops the entries of transactions before `oldest_ms` and of lower depths; returns the number that is left."""
+    left = 0
+    for slot in range(len(entries)):
+        if entries[slot, KEY] != EMPTY:
+            facts = entries[slot, FACTS]
+            if facts >> TIME_SHIFT < oldest_ms or (facts >> CAUGHT_BITS) & DEPTH_MAX < depth_min:
+                entries[slot, KEY] = EMPTY
+            else:
+                left += 1
+    return left
