@@ -1,28 +1,33 @@
 """The bundle: a directory with one version of everything that a decision depends on.
 
-    manifest.json     format, version, and size and SHA-256 of each file below
-    schema.toml       fields of a transaction
-    features.toml     features
-    screener.txt      the screener, LightGBM's text format
-    deep.onnx         the deep model
-    deep.json         its inputs, outputs and shapes
-    policy.json       calibrations and thresholds
-    report.json       how it was trained, and its figures on the validation data
+    manifest.json       format, version, and size and SHA-256 of each file below
+    schema.toml         fields of a transaction
+    features.toml       features
+    screener.txt        the screener, LightGBM's text format
+    escalation.txt      the model of the escalation rule `gain`, LightGBM's text format
+    deep.onnx           the deep model
+    deep.json           its inputs, outputs and shapes
+    policy.json         calibrations and thresholds
+    validation.parquet  scores of the validation rows, for `cascade recalibrate`
+    report.json         how it was trained, and its figures on the validation data
+    certificate.json    what later data shows of it (`cascade certify`); optional
 
-All files are text or ONNX, so loading a bundle executes nothing. `load_bundle` reads every file once, compares it with
-the manifest, and returns the bytes that it compared.
+The last three decide nothing and are no part of the version. All files are text, ONNX or Parquet, so loading a bundle
+executes nothing. `load_bundle` reads every file once, compares it with the manifest, and returns the bytes that it
+compared.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import msgspec
 
+from cascade.certificate import Certificate, parse_certificate
 from cascade.errors import BundleError
 from cascade.features.spec import FeatureSpec, parse_spec
 from cascade.local_parts import staged_directory
@@ -32,7 +37,8 @@ from cascade.schema import Schema, parse_schema
 BUNDLE_FORMAT = 1
 MANIFEST = "manifest.json"
 SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
-FILES = (
+# A decision depends on these, so they make up the version.
+DECIDING_FILES = (
     "schema.toml",
     "features.toml",
     "screener.txt",
@@ -40,9 +46,11 @@ FILES = (
     "deep.onnx",
     "deep.json",
     "policy.json",
-    "validation.parquet",
-    "report.json",
 )
+FILES = (*DECIDING_FILES, "validation.parquet", "report.json")
+CERTIFICATE = "certificate.json"
+# A bundle is complete without them.
+OPTIONAL_FILES = (CERTIFICATE,)
 # A screener of 1,000 trees has 5 MB, a deep model of a million weights 4 MB.
 FILE_BYTES_MAX = 256 * 1024 * 1024
 MANIFEST_BYTES_MAX = 64 * 1024
@@ -56,7 +64,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Content of `manifest.json`. `version`: the bundle's name and the start of the hash of its files."""
+    """Content of `manifest.json`. `version`: the bundle's name and the start of the hash of DECIDING_FILES."""
 
     format: int
     name: str
@@ -80,29 +88,51 @@ class Bundle:
         """The bundle's version, which decisions and ledger record."""
         return self.manifest.version
 
+    def certificate(self) -> Certificate | None:
+        """The bundle's certificate; None without one. Raises BundleError if it is of another bundle or release."""
+        content = self.content.get(CERTIFICATE)
+        if content is None:
+            return None
+        return parse_certificate(content, self.version, str(self.directory / CERTIFICATE))
+
 
 def write_bundle(directory: Path, name: str, content: Mapping[str, bytes]) -> Manifest:
     """Write a bundle of the given files (`content`: bytes by file name); replace an existing bundle as a whole.
 
     Raises BundleError if a file is missing or unknown.
     """
-    if set(content) != set(FILES):
+    if _odd_files(content):
         raise BundleError(f"{directory}: a bundle consists of {', '.join(FILES)}; got {', '.join(sorted(content))}")
-    entries = {file: FileEntry(len(content[file]), hashlib.sha256(content[file]).hexdigest()) for file in FILES}
-    digest = hashlib.sha256("".join(entry.sha256 for entry in entries.values()).encode()).hexdigest()
+    files = bundle_files(content)
+    entries = {file: FileEntry(len(content[file]), hashlib.sha256(content[file]).hexdigest()) for file in files}
+    digest = hashlib.sha256("".join(entries[file].sha256 for file in DECIDING_FILES).encode()).hexdigest()
     manifest = Manifest(BUNDLE_FORMAT, name, f"{name}-{digest[:12]}", entries)
     with staged_directory(Path(directory)) as staged:
-        for file in FILES:
+        for file in files:
             (staged / file).write_bytes(content[file])
         (staged / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     return manifest
+
+
+def add_certificate(bundle: Bundle, certificate: Certificate) -> Manifest:
+    """Write the bundle again, as a whole, with this certificate in place of an earlier one; its version stays.
+
+    Raises OSError if its directory cannot be replaced.
+    """
+    content = {**bundle.content, CERTIFICATE: certificate.to_json()}
+    return write_bundle(bundle.directory, bundle.manifest.name, content)
+
+
+def bundle_files(found: Collection[str]) -> list[str]:
+    """The names of the bundle's files among those of a manifest: all of FILES, and the optional ones that are there."""
+    return [*FILES, *(file for file in OPTIONAL_FILES if file in found)]
 
 
 def load_bundle(directory: Path) -> Bundle:
     """Read and verify a bundle. Raises BundleError or SettingError, one line with the problem and the remedy."""
     directory = Path(directory)
     manifest = _read_manifest(directory)
-    content = {file: _read_checked(directory, file, manifest.files[file]) for file in FILES}
+    content = {file: _read_checked(directory, file, manifest.files[file]) for file in bundle_files(manifest.files)}
     schema = parse_schema(content["schema.toml"], str(directory / "schema.toml"))
     spec = parse_spec(content["features.toml"], str(directory / "features.toml"))
     policy_path = str(directory / "policy.json")
@@ -126,7 +156,7 @@ def _read_manifest(directory: Path) -> Manifest:
 
 
 def parse_manifest(raw: bytes, path: str) -> Manifest:
-    """Parse the content of a manifest, whose files are exactly FILES. Raises BundleError, which names `path`."""
+    """Parse the content of a manifest of FILES, and perhaps optional ones. Raises BundleError, which names `path`."""
     try:
         format_only = msgspec.json.decode(raw)["format"]
     except (msgspec.MsgspecError, TypeError, KeyError) as error:
@@ -140,14 +170,19 @@ def parse_manifest(raw: bytes, path: str) -> Manifest:
         manifest = msgspec.json.decode(raw, type=Manifest)
     except msgspec.MsgspecError as error:
         raise BundleError(f"{path}: {error}; copy the bundle again from where it was trained") from error
-    if set(manifest.files) != set(FILES):
-        odd = sorted(set(manifest.files) ^ set(FILES))
+    odd = _odd_files(manifest.files)
+    if odd:
         raise BundleError(f"{path}: missing or unknown files {', '.join(odd)}; train the bundle again")
     for file, entry in manifest.files.items():
         if not 0 <= entry.size_bytes <= FILE_BYTES_MAX:
             problem = f"{file} would have {entry.size_bytes} bytes, at most {FILE_BYTES_MAX} are allowed"
             raise BundleError(f"{path}: {problem}; train the bundle again")
     return manifest
+
+
+def _odd_files(found: Collection[str]) -> list[str]:
+    """Files that are missing or unknown, sorted."""
+    return sorted((set(found) ^ set(FILES)) - set(OPTIONAL_FILES))
 
 
 def _read_checked(directory: Path, file: str, entry: FileEntry) -> bytes:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from cascade.bundle import MANIFEST, Bundle, load_bundle
+from cascade.errors import BundleError
+from stages.certificate.render import show_certificate
 from streaming.service.bundle_fetch import fetch_bundle
 
 app = typer.Typer(
@@ -50,6 +54,19 @@ def verify(bundle: Annotated[Path, typer.Argument(help="Directory of the bundle.
     Exit status: 0, or 1 with a line that has the reason.
     """
     typer.echo(f"{bundle}: {_described(load_bundle(bundle))}")
+
+
+@app.command()
+def certificate(bundle: Annotated[Path, typer.Argument(help="Directory of the bundle.")]) -> None:
+    """Print the certificate that `cascade certify` wrote into a bundle.
+
+    Exit status: 0, or 1 with a line that has the reason.
+    """
+    loaded = load_bundle(bundle)
+    found = loaded.certificate()
+    if found is None:
+        raise BundleError(f"{bundle}: has no certificate; run `cascade certify`")
+    show_certificate(found, Console(), datetime.now(UTC))
 
 
 def _described(bundle: Bundle) -> str:

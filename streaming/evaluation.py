@@ -21,6 +21,7 @@ from cascade.ledger import ModelQuality, QualityComparison
 from cascade.protocols import DeepStage
 from cascade.schema import key_codes
 from stages.assembly import make_engine
+from stages.certificate import LabelledDecisions, labelled
 from stages.metrics import Quality, quality
 from stages.offline import score_offline
 from streaming.kafka import ConsumerClient
@@ -155,15 +156,7 @@ def evaluate(
     The `scores` have the columns `transaction_id`, `score`, `stage`, `screener_only`, `deep_only` (probabilities).
     Raises DataError if no decision belongs to the data.
     """
-    roles = bundle.schema.roles
-    identities = data.batch[roles.transaction_id]
-    truth = pl.DataFrame({"transaction_id": plain_ids(identities), "row": np.arange(len(identities))})
-    joined = truth.filter(pl.Series(within)).join(decisions, on="transaction_id", how="inner").sort("row")
-    if not joined.height:
-        raise DataError("no decision belongs to a transaction of the data file; use the file that was replayed")
-    rows: Int64 = joined["row"].to_numpy()
-    wanted = np.zeros(len(identities), bool)
-    wanted[rows] = True
+    joined, rows, wanted = _joined(decisions, data, within, bundle)
     offline = score_offline(
         make_engine(bundle), deep, data, wanted, lambda share: progress("both models offline", share)
     )
@@ -195,6 +188,53 @@ def evaluate(
         screener_only=pl.Series(screener_only), deep_only=pl.Series(deep_only)
     )
     return Judged(evaluation, scores)
+
+
+def labelled_decisions(
+    decisions: pl.DataFrame,
+    data: LabelledData,
+    within: Bool,
+    bundle: Bundle,
+    deep: DeepStage,
+    progress: Progress,
+) -> LabelledDecisions:
+    """The decisions of the topic as they were made, beside what deep-only would have decided; arguments as `evaluate`.
+
+    Raises DataError if no decision belongs to the data, or if another bundle has decided.
+    """
+    joined, rows, wanted = _joined(decisions, data, within, bundle)
+    others = sorted(set(joined["bundle"].unique()) - {bundle.version})
+    if others:
+        raise DataError(
+            f"the decisions topic has decisions of bundle {', '.join(others)}; only those of {bundle.version} can"
+            " certify it: choose the days with --from and --until"
+        )
+    offline = score_offline(
+        make_engine(bundle), deep, data, wanted, lambda share: progress("both models offline", share)
+    )
+    return labelled(
+        bundle,
+        data.take(rows),
+        cascade=joined["score"].to_numpy(),
+        by_cascade=(joined["decision"] != "approve").to_numpy(),
+        escalated=(joined["degraded"] | (joined["stage"] == "deep")).to_numpy(),
+        scores=offline,
+    )
+
+
+def _joined(
+    decisions: pl.DataFrame, data: LabelledData, within: Bool, bundle: Bundle
+) -> tuple[pl.DataFrame, Int64, Bool]:
+    """The decisions of the rows `within`, in the order of the data; positions of these rows, and a mask of them."""
+    identities = data.batch[bundle.schema.roles.transaction_id]
+    truth = pl.DataFrame({"transaction_id": plain_ids(identities), "row": np.arange(len(identities))})
+    joined = truth.filter(pl.Series(within)).join(decisions, on="transaction_id", how="inner").sort("row")
+    if not joined.height:
+        raise DataError("no decision belongs to a transaction of the data file; use the file that was replayed")
+    rows: Int64 = joined["row"].to_numpy()
+    wanted = np.zeros(len(identities), bool)
+    wanted[rows] = True
+    return joined, rows, wanted
 
 
 def _judge(score: Float64, data: LabelledData, bundle: Bundle) -> ModelEvaluation:

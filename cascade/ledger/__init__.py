@@ -1,6 +1,6 @@
 """What each decision cost: latency, energy and carbon, and whether the service level is met."""
 
-from cascade.ledger.account import Account, merge_accounts
+from cascade.ledger.account import Account, CertifiedRecall, merge_accounts
 from cascade.ledger.attribution import Books, MixedEnergyError, attribute
 from cascade.ledger.carbon import Carbon, make_carbon
 from cascade.ledger.energy import CpuIdleMeter, CpuModelMeter, EnergySampler, find_meters, watts_per_core
@@ -19,6 +19,7 @@ __all__ = [
     "Account",
     "Books",
     "Carbon",
+    "CertifiedRecall",
     "CpuIdleMeter",
     "CpuModelMeter",
     "DecidedRecords",

@@ -81,12 +81,21 @@ class MeterState(msgspec.Struct, frozen=True):
         )
 
 
+class CertifiedRecall(msgspec.Struct, frozen=True):
+    """What the bundle's certificate states of the recall: see `cascade.certificate.Recall`."""
+
+    at_least: float
+    alarm_level: float
+    expires: datetime
+
+
 class Account(msgspec.Struct, frozen=True, kw_only=True):
     """All counts and readings of a ledger from `started` to `ended`, or of several merged ledgers.
 
     watts_per_core, gpu_idle_watts: stated in the settings; None if not stated.
     bundle_versions, screeners, deep_backends, machines, carbon_bases: each value that occurs, sorted.
     embodied_g: gCO2e of manufacturing the hardware; None without carbon accounting.
+    certified: by the bundle's certificate; None without one, and where merged accounts have different ones.
     """
 
     format: int = ACCOUNT_FORMAT
@@ -103,6 +112,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     embodied_g: float | None = None
     gpu_idle_watts: float | None = None
     deep_backends: tuple[str, ...] = ()
+    certified: CertifiedRecall | None = None
 
     def to_json(self) -> bytes:
         """One line of JSON without a newline."""
@@ -163,6 +173,7 @@ def _merged(first: Account, second: Account) -> Account:
         carbon_bases=tuple(sorted({*first.carbon_bases, *second.carbon_bases})),
         embodied_g=sum_if_known((first.embodied_g, second.embodied_g)),
         deep_backends=tuple(sorted({*first.deep_backends, *second.deep_backends})),
+        certified=first.certified if first.certified == second.certified else None,
     )
 
 

@@ -20,7 +20,10 @@ PATH_NUMBERS: Final = {path: number for number, path in enumerate(PATHS)}
 LABELS_MAX: Final = 32
 OTHER_LABEL: Final = "other"
 # The counts of Counters that add up.
-_SUMS: Final = ("deep_rows", "labels", "late_answers", "sessions", "offset_gaps", "hedged_calls", "early_records")
+_SUMS: Final = (
+    "deep_rows", "labels", "late_answers", "sessions", "offset_gaps", "hedged_calls", "early_records",
+    "first_frauds_caught", "first_frauds_missed",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -38,6 +41,8 @@ class Counters:
     state_covered, state_covered_min: the share of the longest window that the feature state covers now, and the lowest;
         None before the first decision.
     early_records: records with a stamp ahead of the worker's clock.
+    first_frauds_caught, first_frauds_missed: cards' first frauds in a period, by labels, that had been reviewed or
+        declined, and that had been approved; of the certificate's watch.
     least_wait_s: the lowest and the highest `LeastWait.least_s` of the merged ledgers; None without a record.
     """
 
@@ -59,6 +64,8 @@ class Counters:
     state_covered: float | None = None
     state_covered_min: float | None = None
     early_records: int = 0
+    first_frauds_caught: int = 0
+    first_frauds_missed: int = 0
     least_wait_s: tuple[float, float] | None = None
 
     @classmethod

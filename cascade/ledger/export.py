@@ -12,7 +12,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
 import cascade
-from cascade.ledger.account import MeterState
+from cascade.evidence import alarm_nats, evidence_nats
+from cascade.ledger.account import CertifiedRecall, MeterState
 from cascade.ledger.buckets import BUCKETS_S
 from cascade.ledger.counters import Counters
 from cascade.ledger.exemplars import EXEMPLAR_LABEL, LatencyExemplar
@@ -42,6 +43,8 @@ class LedgerCollector(Collector):
         yield from _deep(counters)
         yield from _delivery(counters)
         yield from _clock(counters)
+        if self._ledger.certified is not None:
+            yield from _watch(counters, self._ledger.certified)
         yield from energy_metrics(self._ledger.sample_energy())
         yield from _objectives(evaluate(self._ledger.service_level, counters.paths))
         yield from _events(count_events(self._ledger.service_level, counters.paths))
@@ -121,6 +124,25 @@ def _clock(counters: Counters) -> Iterable[Metric]:
     if counters.least_wait_s is not None:
         bound.add_metric([], counters.least_wait_s[0])
     yield bound
+
+
+def _watch(counters: Counters, certified: CertifiedRecall) -> Iterable[Metric]:
+    """What labels say of the certificate. Evidence of several workers adds up."""
+    caught, missed = counters.first_frauds_caught, counters.first_frauds_missed
+    help_text = "Cards' first frauds in a period, by labels, by whether they had been reviewed or declined."
+    yield _counter("cascade_first_frauds", help_text, "caught", (("yes", caught), ("no", missed)))
+    gauges = {
+        "cascade_certificate_recall_ratio": ("Least recall of first frauds, certified.", certified.at_least),
+        "cascade_certificate_evidence_nats": (
+            "Evidence that the recall is lower.", evidence_nats(caught, missed, certified.at_least)
+        ),
+        "cascade_certificate_alarm_nats": ("Evidence that is an alarm.", alarm_nats(certified.alarm_level)),
+        "cascade_certificate_expires_seconds": (
+            "End of the certificate, since the epoch.", certified.expires.timestamp()
+        ),
+    }  # fmt: skip
+    for name, (text, value) in gauges.items():
+        yield GaugeMetricFamily(name, text, value)
 
 
 def energy_metrics(states: Iterable[MeterState]) -> Iterable[Metric]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
+from cascade.evidence import alarm_nats, evidence_nats
 from cascade.ledger.account import Account, MeterState, sum_if_known
 from cascade.ledger.attribution import attribute
 from cascade.ledger.counters import Counters
@@ -22,6 +23,7 @@ from cascade.ledger.summary import (
     PathFigures,
     QualityComparison,
     StageFigures,
+    WatchFigures,
 )
 from cascade.protocols import EnergyKind
 
@@ -74,6 +76,7 @@ def summarise(account: Account, quality: QualityComparison | None = None) -> Led
         machine=account.machines[0],
         other_machines=account.machines[1:],
         quality=quality,
+        watch=_watch_figures(account),
     )
 
 
@@ -116,6 +119,23 @@ def _clock_figures(counters: Counters) -> ClockFigures | None:
         return None
     low_ms, high_ms = (1e3 * wait_s for wait_s in counters.least_wait_s)
     return ClockFigures(least_wait_ms=low_ms, least_wait_ms_highest=high_ms, early_records=counters.early_records)
+
+
+def _watch_figures(account: Account) -> WatchFigures | None:
+    if account.certified is None:
+        return None
+    caught, missed = account.counters.first_frauds_caught, account.counters.first_frauds_missed
+    certified = account.certified
+    nats, limit_nats = evidence_nats(caught, missed, certified.at_least), alarm_nats(certified.alarm_level)
+    return WatchFigures(
+        first_frauds=caught + missed,
+        caught=caught,
+        at_least=certified.at_least,
+        evidence_nats=nats,
+        alarm_nats=limit_nats,
+        holds=nats < limit_nats,
+        expires=certified.expires,
+    )
 
 
 def _energy_figure(state: MeterState, decisions: int) -> EnergyFigure:

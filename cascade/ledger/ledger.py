@@ -11,7 +11,7 @@ import numpy as np
 
 from cascade.columns import Float64
 from cascade.errors import CascadeError
-from cascade.ledger.account import Account, MeterState
+from cascade.ledger.account import Account, CertifiedRecall, MeterState
 from cascade.ledger.buckets import HISTOGRAM, NO_TOPIC
 from cascade.ledger.carbon import Carbon
 from cascade.ledger.clock_skew import LeastWait
@@ -84,6 +84,7 @@ class Ledger:
     bundle_version, screener: the version of the bundle, and how its screener scores; a new bundle sets them again.
     deep_backend: the backend of the deep model, as in the setting deep.backend.
     carbon: converts joules to gCO2e; None for no carbon accounting.
+    certified: what the bundle's certificate states of the recall; None without one.
     clock: seconds that never go back.
 
     >>> import numpy as np
@@ -105,6 +106,7 @@ class Ledger:
         screener: str = "",
         deep_backend: str = "",
         carbon: Carbon | None = None,
+        certified: CertifiedRecall | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._meters = tuple(_MeterAccount(meter, carbon) for meter in meters)
@@ -115,6 +117,7 @@ class Ledger:
         self.bundle_version = bundle_version
         self.screener = screener
         self._deep_backend = deep_backend
+        self.certified = certified
         self._clock = clock
         self._machine: Machine = describe_machine()
         # numba takes longer to load than a command takes that only reads ledgers
@@ -204,6 +207,12 @@ class Ledger:
         with self._counting:
             self._counters.labels += count
 
+    def count_first_frauds(self, caught: int, missed: int) -> None:
+        """Adds cards' first frauds, by labels, that had been reviewed or declined, and that had been approved."""
+        with self._counting:
+            self._counters.first_frauds_caught += caught
+            self._counters.first_frauds_missed += missed
+
     def count_late(self, count: int) -> None:
         """Adds deep calls whose answer came too late for some or all of their transactions."""
         with self._counting:
@@ -284,6 +293,7 @@ class Ledger:
             carbon_bases=() if self._carbon is None else self._carbon.bases,
             embodied_g=None if self._carbon is None else self._carbon.embodied_g(elapsed_s),
             gpu_idle_watts=self._gpu_idle_watts,
+            certified=self.certified,
         )
 
     def summary(self, quality: QualityComparison | None = None) -> LedgerSummary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Final
 
 from rich import box
@@ -25,6 +26,7 @@ from cascade.ledger.summary import (
     LatencyFigures,
     LedgerSummary,
     QualityComparison,
+    WatchFigures,
 )
 
 _ABSENT: Final = "–"
@@ -127,6 +129,7 @@ def _events(summary: LedgerSummary) -> str | None:
         _listing("reasons of dead letters", summary.dead_letters),
         _listing("events", {name: count for name, count in events.items() if count}),
         _clock(summary.clock),
+        _watch(summary.watch, summary.ended),
     ]
     if summary.budget_factor_min < 1.0:
         lines.append(f"overload lowered the escalation budget to as little as {summary.budget_factor_min:.1%} of it")
@@ -153,6 +156,15 @@ def _clock(clock: ClockFigures | None) -> str:
     if clock.early_records:
         bounds.append(f"{clock.early_records:,} records with a stamp ahead of it")
     return f"the worker's clock against the stamps of records: {', '.join(bounds)}" if bounds else ""
+
+
+def _watch(watch: WatchFigures | None, ended: datetime) -> str:
+    """What labels say of the certificate; empty without one."""
+    if watch is None:
+        return ""
+    state = "no longer holds" if not watch.holds else "has expired" if ended >= watch.expires else "holds"
+    found = f"{watch.caught:,} of {watch.first_frauds:,} first frauds caught"
+    return f"certificate {state}: {found}, at least {percent_text(watch.at_least)} certified"
 
 
 def _listing(title: str, counts: Mapping[str, int], total: int = 0) -> str:

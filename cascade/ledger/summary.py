@@ -100,6 +100,23 @@ class ClockFigures(msgspec.Struct, frozen=True, kw_only=True):
     early_records: int
 
 
+class WatchFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What labels say of the certificate, on cards' first frauds in a period.
+
+    caught: of the `first_frauds`, those that had been reviewed or declined. at_least: the recall that the certificate
+    states. evidence_nats, alarm_nats: evidence that the recall is lower, and from where on it is an alarm. holds: no
+    alarm. expires: the end of the certificate.
+    """
+
+    first_frauds: int
+    caught: int
+    at_least: float
+    evidence_nats: float
+    alarm_nats: float
+    holds: bool
+    expires: datetime
+
+
 class EnergyFigure(msgspec.Struct, frozen=True, kw_only=True):
     """The joules of one meter. If the meter was lost, `energy_j` is None (never 0) and `problem` is the reason."""
 
@@ -251,6 +268,7 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     processes: workers of the service.
     restarts: times that a worker ended unexpectedly; its last second is missing in all figures.
     counterfactual: the comparison with deep-only; None without a measured DeepCost.
+    watch: of the certificate; None without one.
     """
 
     format: int = SUMMARY_FORMAT
@@ -291,6 +309,7 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     quality: QualityComparison | None = None
     counterfactual: Counterfactual | None = None
+    watch: WatchFigures | None = None
 
     def to_json_line(self) -> bytes:
         """One line of JSON without a newline."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from cascade.columns import Array, Float64, Int64
 from cascade.compilation import kernel
+from streaming.pipeline.mixing import mixed
 
 # Columns of an entry, which fills a cache line. The indexes use the two codes.
 IDENTITY_CODE, RECORD_CODE, ID, CARD, AMOUNT, PARTITION, OFFSET, APPENDED = range(8)
@@ -24,15 +25,6 @@ COUNTERS = 3
 TIME_MS_MAX = 1 << 53
 # A clock without a record; records without a time, or with a time before 1970, count as of 1970.
 NEVER = -1
-
-
-@kernel(inline="always")
-def _mixed(code: int) -> int:
-    """The finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    mixed = np.uint64(code)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.int64(mixed ^ (mixed >> np.uint64(31)))
 
 
 @kernel(inline="always")
@@ -54,7 +46,7 @@ def _slot(bucket: int) -> int:
 @kernel
 def _code(seed: int, first: int, second: int, third: int, fourth: int) -> int:
     """The hash of an entry; the seed is secret, so that nobody can send transactions with the same hash."""
-    return _mixed(_mixed(_mixed(_mixed(first ^ seed) ^ second) ^ third) ^ fourth)
+    return mixed(mixed(mixed(mixed(first ^ seed) ^ second) ^ third) ^ fourth)
 
 
 @kernel
@@ -141,7 +133,7 @@ def _register(
 @kernel(inline="always")
 def _record_code(seed: int, partition: int, offset: int) -> int:
     """The hash of a record: eight consecutive offsets have neighbouring buckets, in a cache line."""
-    return (_mixed(_mixed(partition ^ seed) ^ (offset >> 3)) & ~7) | (offset & 7)
+    return (mixed(mixed(partition ^ seed) ^ (offset >> 3)) & ~7) | (offset & 7)
 
 
 @kernel

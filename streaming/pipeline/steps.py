@@ -27,6 +27,7 @@ from streaming.pipeline.repeats import Repeats
 from streaming.pipeline.screen import screen
 from streaming.pipeline.send import Sender, path_of, send, send_dead_letter
 from streaming.pipeline.table import Table
+from streaming.pipeline.watch import RecallWatch
 
 _NO_QUEUE = np.zeros(0)
 
@@ -35,8 +36,8 @@ _NO_QUEUE = np.zeros(0)
 class Pipeline:
     """Takes transactions through the steps from `decode` to `send`; for one thread.
 
-    note: called with each table whose rows are folded, for the summaries that workers exchange. The other arguments are
-    the collaborators of the steps.
+    note: called with each table whose rows are folded, for the summaries that workers exchange. watch: remembers the
+    decisions, for the certificate; None without one. The other arguments are the collaborators of the steps.
     """
 
     _config: Config
@@ -51,6 +52,7 @@ class Pipeline:
     _ledger: Ledger
     _clock: Clock
     _note: Callable[[Table], None]
+    _watch: RecallWatch | None
     _laps: StageLaps = field(default_factory=StageLaps, init=False)
 
     @property
@@ -144,6 +146,8 @@ class Pipeline:
         self._laps.end("decide", len(chosen))
         self._send(table, chosen, path)
         self._first_decisions.settle_rows(table, chosen)
+        if self._watch is not None:
+            self._watch.note(table, chosen)
         self._laps.end("produce", len(chosen))
 
     def _decide_all(self, table: Table) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import fsspec
 
-from cascade.bundle import FILES, MANIFEST, MANIFEST_BYTES_MAX, Bundle, load_bundle, parse_manifest
+from cascade.bundle import MANIFEST, MANIFEST_BYTES_MAX, Bundle, bundle_files, load_bundle, parse_manifest
 from cascade.errors import BundleError, CascadeError
 from cascade.local_parts import not_replaced, staged_directory
 
@@ -36,7 +36,7 @@ def fetch_bundle(source: str, destination: Path, manifest_sha256: str = "") -> B
     try:
         with staged_directory(destination) as staged:
             (staged / MANIFEST).write_bytes(raw)
-            for file in FILES:
+            for file in bundle_files(manifest.files):
                 (staged / file).write_bytes(place.read(file, manifest.files[file].size_bytes))
             _verify(staged, source)
     except OSError as error:

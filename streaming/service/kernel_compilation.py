@@ -25,6 +25,7 @@ from streaming.pipeline.duplicates import FirstDecisions
 from streaming.pipeline.encode import warm_up_encoder
 from streaming.pipeline.offset_kernels import warm_up_offsets
 from streaming.pipeline.table_kernels import warm_up_table
+from streaming.pipeline.watch import warm_up_watch
 
 # What distinguishes these processors, for which an image may be compiled, from those before (x86-64 psABI, table 3.1).
 FEATURES = {
@@ -61,6 +62,7 @@ def compile_kernels(
     warm_up_ahead()
     warm_up_table()
     warm_up_offsets()
+    warm_up_watch()
     on_progress()
     FirstDecisions(config.duplicates).warm_up()
     on_progress()

@@ -23,6 +23,7 @@ from cascade.compilation import compilations
 from cascade.config import Config, HealthSettings, LogSettings
 from cascade.engine import Engine
 from cascade.ledger import (
+    CertifiedRecall,
     CpuModelMeter,
     EnergySampler,
     LatencyObjective,
@@ -41,6 +42,7 @@ from streaming.health_state import HealthState
 from streaming.kafka import ProducerClient, make_consumer, make_producer
 from streaming.pipeline.deep_replicas import ReplicaCollector
 from streaming.pipeline.privacy import CardHasher
+from streaming.pipeline.watch import RecallWatch
 from streaming.service.health import HealthServer
 from streaming.service.journal import journal_written
 from streaming.service.kernel_compilation import compile_kernels
@@ -134,7 +136,9 @@ def serve(
         stopping.on_set(present.stop)
         stack.enter_context(_lag_watched(config, health, registry, present))
 
-        ports = _ports(config, bundle, engine, deep, ledger, health, snapshots, hasher, clock)
+        certificate = bundle.certificate()
+        watch = None if certificate is None else RecallWatch(certificate, bundle.schema, ledger, health, clock)
+        ports = _ports(config, bundle, engine, deep, ledger, health, snapshots, hasher, clock, watch)
 
         def open_session(session: ExitStack) -> Worker | None:
             # the first connections were waited for above
@@ -251,6 +255,7 @@ def _ports(
     snapshots: SnapshotStore | None,
     hasher: CardHasher | None,
     clock: SystemClock,
+    watch: RecallWatch | None,
 ) -> Ports:
     """What lies outside the worker: this process's parts, and connections to the configured broker."""
 
@@ -273,6 +278,7 @@ def _ports(
         snapshots=snapshots,
         clock=clock,
         hasher=hasher,
+        watch=watch,
         make_producer=producer,
         make_member=lambda: make_consumer(config.kafka, config.kafka.group),
         make_reader=lambda: make_consumer(config.kafka, None),
@@ -347,6 +353,11 @@ def service_ledger(
     devices and has the embodied carbon. screener, deep_backend: the methods, if this process decides.
     """
     own_cpu = CpuModelMeter([os.getpid()], watts_per_core(config.energy))
+    certificate = bundle.certificate()
+    certified = None
+    if certificate is not None:
+        recall = certificate.recall
+        certified = CertifiedRecall(recall.at_least, recall.alarm_level, certificate.expires)
     return Ledger(
         meters=[own_cpu] if worker else service_meters(config),
         service_level=service_level(config),
@@ -356,6 +367,7 @@ def service_ledger(
         carbon=make_carbon(config.carbon, embodied=not worker),
         screener=screener,
         deep_backend=deep_backend,
+        certified=certified,
     )
 
 

@@ -49,6 +49,7 @@ from streaming.pipeline.repeats import Repeats
 from streaming.pipeline.send import offsets_of, records_of
 from streaming.pipeline.steps import Pipeline
 from streaming.pipeline.table import Table
+from streaming.pipeline.watch import RecallWatch
 from streaming.worker.boundaries import InvariantError, check_commit, check_snapshot
 from streaming.worker.history import History
 from streaming.worker.labels import LabelFollower
@@ -75,8 +76,8 @@ SPARE_S_MIN = 5.0
 class Surroundings:
     """What lies outside a worker and outlives its session.
 
-    `snapshots`, `hasher`: None if not configured. `chance`: random numbers in [0, 1), so that the pauses of several
-    workers differ.
+    `snapshots`, `hasher`: None if not configured. `watch`: of the bundle's certificate, None without one. `chance`:
+    random numbers in [0, 1), so that the pauses of several workers differ.
     """
 
     config: Config
@@ -91,6 +92,7 @@ class Surroundings:
     snapshots: SnapshotStore | None
     clock: Clock
     hasher: CardHasher | None = None
+    watch: RecallWatch | None = None
     chance: Callable[[], float] = random.SystemRandom().random
 
 
@@ -164,7 +166,7 @@ class Worker:
         )  # fmt: skip
         return Pipeline(
             config, self._roles, parts.engine, decoder, self._first_decisions, repeats, escalations, self._outbox,
-            parts.hasher, parts.ledger, parts.clock, self._note,
+            parts.hasher, parts.ledger, parts.clock, self._note, parts.watch,
         )  # fmt: skip
 
     def _make_outbox(self) -> Outbox:
@@ -349,8 +351,11 @@ class Worker:
             self._terminals.note(table.batch, table.column("partition_id"))
 
     def _fold_labels(self, labels: ColumnBatch) -> None:
-        hasher = self._parts.hasher
-        self._engine.fold_labels(labels if hasher is None else hasher.hashed(labels, self._roles.card))
+        hasher, watch = self._parts.hasher, self._parts.watch
+        known = labels if hasher is None else hasher.hashed(labels, self._roles.card)
+        self._engine.fold_labels(known)
+        if watch is not None:
+            watch.judge(known)
 
     # --- acknowledgements and commits ---------------------------------------------------------------------------
 

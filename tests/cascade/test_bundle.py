@@ -7,8 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from cascade.bundle import BUNDLE_FORMAT, FILES, MANIFEST, SHIPPED_BUNDLE, load_bundle, write_bundle
+from cascade.bundle import (
+    BUNDLE_FORMAT,
+    CERTIFICATE,
+    FILES,
+    MANIFEST,
+    SHIPPED_BUNDLE,
+    add_certificate,
+    load_bundle,
+    write_bundle,
+)
 from cascade.errors import BundleError, CascadeError
+from tests.bundle_certificate import made_up_certificate
 
 
 @pytest.fixture
@@ -184,3 +194,38 @@ def test_what_was_verified_is_what_is_used(copy: Path) -> None:
     before = bundle.content["screener.txt"]
     (copy / "screener.txt").write_bytes(b"replaced after the check")
     assert bundle.content["screener.txt"] == before
+
+
+def test_a_certificate_becomes_a_part_of_the_bundle_and_not_of_its_version(
+    tmp_path: Path, content: dict[str, bytes]
+) -> None:
+    write_bundle(tmp_path / "bundle", "mine", content)
+    before = load_bundle(tmp_path / "bundle")
+    assert before.certificate() is None
+    certificate = made_up_certificate(before.version)
+    add_certificate(before, certificate)
+    after = load_bundle(tmp_path / "bundle")
+    assert after.certificate() == certificate
+    assert after.version == before.version
+    assert {path.name for path in (tmp_path / "bundle").iterdir()} == {MANIFEST, CERTIFICATE, *FILES}
+    another = made_up_certificate(before.version, caught=51)
+    add_certificate(after, another)
+    assert load_bundle(tmp_path / "bundle").certificate() == another
+
+
+def test_an_altered_certificate_is_found_and_one_of_another_bundle_is_refused(copy: Path) -> None:
+    bundle = load_bundle(copy)
+    add_certificate(bundle, made_up_certificate(bundle.version))
+    octets = bytearray((copy / CERTIFICATE).read_bytes())
+    octets[len(octets) // 2] ^= 1
+    (copy / CERTIFICATE).write_bytes(octets)
+    assert f"{CERTIFICATE}: SHA-256 differs" in refusal(copy)
+    add_certificate(bundle, made_up_certificate("other-0123456789ab"))
+    with pytest.raises(BundleError, match="is of bundle other-0123456789ab, not of") as caught:
+        load_bundle(copy).certificate()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_certificate_that_the_manifest_does_not_name_does_not_count(copy: Path) -> None:
+    (copy / CERTIFICATE).write_bytes(b"not in the manifest")
+    assert load_bundle(copy).certificate() is None

@@ -209,7 +209,7 @@ def test_the_kernels_of_a_chosen_codec_are_compiled_at_the_start(site: Path, mon
         "class Counting(JsonCodec):\n    warm_up = staticmethod(lambda: calls.append(1))\n"
     )
     install(site, "other", {"parts": counting}, {CODECS.group: {"counting": "other.parts:Counting"}})
-    for name in ("warm_up_encoder", "warm_up_ahead", "warm_up_table", "warm_up_offsets"):
+    for name in ("warm_up_encoder", "warm_up_ahead", "warm_up_table", "warm_up_offsets", "warm_up_watch"):
         monkeypatch.setattr(f"streaming.service.kernel_compilation.{name}", lambda: None)
 
     class NoEngine:

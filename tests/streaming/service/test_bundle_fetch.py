@@ -13,9 +13,10 @@ import fsspec
 import pytest
 
 from cascade import cli
-from cascade.bundle import FILES, MANIFEST, MANIFEST_BYTES_MAX, SHIPPED_BUNDLE, load_bundle
+from cascade.bundle import FILES, MANIFEST, MANIFEST_BYTES_MAX, SHIPPED_BUNDLE, add_certificate, load_bundle
 from cascade.errors import BundleError, CascadeError
 from streaming.service.bundle_fetch import fetch_bundle
+from tests.bundle_certificate import made_up_certificate
 
 PINNED = hashlib.sha256((SHIPPED_BUNDLE / MANIFEST).read_bytes()).hexdigest()
 
@@ -173,3 +174,11 @@ def test_an_error_within_a_file_of_the_bundle_is_found_before_it_is_replaced(sou
 def test_a_directory_that_is_no_bundle_is_refused(tmp_path: Path, destination: Path) -> None:
     with pytest.raises(BundleError, match="cannot be read"):
         fetch_bundle(str(tmp_path), destination)
+
+
+def test_a_certificate_is_fetched_with_its_bundle(source: Path, destination: Path) -> None:
+    bundle = load_bundle(source)
+    certificate = made_up_certificate(bundle.version)
+    add_certificate(bundle, certificate)
+    assert fetch_bundle(str(source), destination).certificate() == certificate
+    assert content(destination) == content(source)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ import cascade
 import streaming.service.otel
 from cascade.bundle import SHIPPED_BUNDLE
 from cascade.config import CarbonSettings, Config, OtelSettings
-from cascade.ledger import Ledger, ledger_registry, make_carbon
+from cascade.ledger import CertifiedRecall, Ledger, ledger_registry, make_carbon
 from cascade.ledger.otel import ATTRIBUTES, NAMES, START, metrics_data
 from cascade.protocols import ReplicaState
 from streaming.pipeline.deep_replicas import ReplicaCollector
@@ -53,7 +54,9 @@ def receiver() -> Iterator[OtlpReceiver]:
 
 def full_ledger() -> Ledger:
     meter = Meter("nvml")
-    ledger = Ledger(meters=[meter], carbon=make_carbon(CarbonSettings(region="DEU")), bundle_version="b-1")
+    carbon = make_carbon(CarbonSettings(region="DEU"))
+    certified = CertifiedRecall(0.6, 0.01, datetime(2100, 1, 1, tzinfo=UTC))
+    ledger = Ledger(meters=[meter], carbon=carbon, bundle_version="b-1", certified=certified)
     meter.energy_j = 2.5
     places = Records("t", np.zeros(990, np.int64), np.arange(990))
     ledger.record_decisions("screened", np.full(990, 0.003), None, places)
