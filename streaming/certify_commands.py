@@ -16,6 +16,7 @@ from cascade.bundle import Bundle, add_certificate, load_bundle
 from cascade.certificate import Certificate
 from cascade.columns import Bool
 from cascade.config import Config, DeepSettings, load_config
+from cascade.durations import parse_ms
 from cascade.frames import LabelledData, read_labelled
 from cascade.local_parts import not_replaced
 from cascade.progress import Steps
