@@ -10,9 +10,10 @@
     policy.json         calibrations and thresholds
     validation.parquet  scores of the validation rows, for `cascade recalibrate`
     report.json         how it was trained, and its figures on the validation data
+    report.html         the report as a page; optional
     certificate.json    what later data shows of it (`cascade certify`); optional
 
-The last three decide nothing and are no part of the version. All files are text, ONNX or Parquet, so loading a bundle
+The last four decide nothing and are no part of the version. All files are text, ONNX or Parquet, so loading a bundle
 executes nothing. `load_bundle` reads every file once, compares it with the manifest, and returns the bytes that it
 compared.
 """
@@ -48,9 +49,9 @@ DECIDING_FILES = (
     "policy.json",
 )
 FILES = (*DECIDING_FILES, "validation.parquet", "report.json")
-CERTIFICATE = "certificate.json"
+CERTIFICATE, REPORT_PAGE = "certificate.json", "report.html"
 # A bundle is complete without them.
-OPTIONAL_FILES = (CERTIFICATE,)
+OPTIONAL_FILES = (CERTIFICATE, REPORT_PAGE)
 # A screener of 1,000 trees has 5 MB, a deep model of a million weights 4 MB.
 FILE_BYTES_MAX = 256 * 1024 * 1024
 MANIFEST_BYTES_MAX = 64 * 1024
@@ -105,13 +106,18 @@ def write_bundle(directory: Path, name: str, content: Mapping[str, bytes]) -> Ma
         raise BundleError(f"{directory}: a bundle consists of {', '.join(FILES)}; got {', '.join(sorted(content))}")
     files = bundle_files(content)
     entries = {file: FileEntry(len(content[file]), hashlib.sha256(content[file]).hexdigest()) for file in files}
-    digest = hashlib.sha256("".join(entries[file].sha256 for file in DECIDING_FILES).encode()).hexdigest()
-    manifest = Manifest(BUNDLE_FORMAT, name, f"{name}-{digest[:12]}", entries)
+    manifest = Manifest(BUNDLE_FORMAT, name, version_of(name, content), entries)
     with staged_directory(Path(directory)) as staged:
         for file in files:
             (staged / file).write_bytes(content[file])
         (staged / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     return manifest
+
+
+def version_of(name: str, content: Mapping[str, bytes]) -> str:
+    """The version of a bundle: its name and the start of the hash of its DECIDING_FILES."""
+    hashes = "".join(hashlib.sha256(content[file]).hexdigest() for file in DECIDING_FILES)
+    return f"{name}-{hashlib.sha256(hashes.encode()).hexdigest()[:12]}"
 
 
 def add_certificate(bundle: Bundle, certificate: Certificate) -> Manifest:

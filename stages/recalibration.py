@@ -7,11 +7,12 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from cascade.bundle import Bundle, Manifest, write_bundle
+from cascade.bundle import CERTIFICATE, Bundle, Manifest, write_bundle
 from cascade.costs import Costs
 from cascade.errors import BundleError
 from stages.calibration import calibrate
 from stages.report import Report, figures
+from stages.report_page import add_page
 from stages.validation import ValidationRows
 
 
@@ -58,6 +59,9 @@ def recalibrated(bundle: Bundle, changes: Changes, out: Path) -> tuple[Manifest,
     policy = calibrate(rows, escalation, changes.of_costs(bundle.policy.costs))
     report = figures(rows, policy, report.seed).into(report)
     content = {**bundle.content, "policy.json": readable(policy), "report.json": readable(report)}
+    add_page(content, report, bundle.manifest.name)
+    # a certificate is of one policy
+    content.pop(CERTIFICATE, None)
     return write_bundle(out, bundle.manifest.name, content), report
 
 

@@ -33,6 +33,7 @@ from stages.escalation.rules import Rule, ScoredRows, learn_rule
 from stages.offline import Folded, fold_rows
 from stages.recalibration import readable
 from stages.report import Report, ScreenerReport, Span, figures
+from stages.report_page import add_page
 from stages.screener.cost import CALLS, us_per_row
 from stages.screener.search import Search
 from stages.screener.train import ScreenerRows, ScreenerSettings, out_of_fold_scores, train_screener
@@ -178,6 +179,7 @@ def train_bundle(
         "validation.parquet": judged.to_parquet(),
         "report.json": readable(report),
     }
+    add_page(content, report, settings.name)
     return write_bundle(out, settings.name, content), report
 
 
