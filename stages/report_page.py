@@ -33,8 +33,8 @@ CURVE_NOTE = (
 )
 SEARCH_NOTE = (
     "Each candidate was trained on the first part of the training rows, and judged on the last. Its merit is the mean"
-    " of average precision and of the share of the frauds within the escalation budget. Of those that are nearly as good"
-    " as the best, the smallest is taken. µs a row: with the compiled kernel, on the machine that trained."
+    " of average precision and of the share of the frauds within the escalation budget. Of those that are nearly as"
+    " good as the best, the smallest is taken. µs a row: with the compiled kernel, on the machine that trained."
 )
 FIGURES_NOTE = (
     "On the validation rows, from which calibration and thresholds come; so these figures serve for comparison."
