@@ -22,14 +22,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle, write_bundle
+from cascade.bundle import FILES, SHIPPED_BUNDLE, Bundle, load_bundle, write_bundle
 from cascade.columns import Array, Bool, ColumnBatch, Int64
 from cascade.config import Config
 from cascade.errors import BrokerError, CascadeError
 from cascade.features.spec import DAY_MS
 from cascade.frames import LabelledData, frame_to_batch
 from cascade.ledger.machine import Machine
-from cascade.policy import RAW_MAX
 from cascade.schema import Schema
 from cascade.simulator import SimulatorSettings, simulate
 from stages.assembly import make_engine
@@ -78,37 +77,39 @@ def separate_terminals(data: LabelledData, schema: Schema, partitions: int) -> L
 
 
 def escalating_bundle(directory: Path, share: float, data: LabelledData) -> Bundle:
-    """The shipped bundle with another threshold, so that it escalates about `share` of `data`.
+    """The shipped bundle with another budget and threshold, so that it escalates a `share` of `data`.
 
     It also has a higher limit of events per key, which no key reaches: what remains of the events of a full key depends
     on which partitions the worker owns, so states could not be compared.
     """
     features = (SHIPPED_BUNDLE / "features.toml").read_bytes()
     unlimited = EVENTS_LIMIT.sub(b"\\g<1>%d" % EVENTS_PER_KEY_MAX, features)
-    threshold = threshold_for(share, data)
-    return shipped_bundle_with(directory, "escalating", threshold, {"features.toml": unlimited})
+    return shipped_bundle_with(directory, "escalating", share, threshold_for(share, data), {"features.toml": unlimited})
 
 
 def threshold_for(share: float, data: LabelledData, first: int = 0) -> float:
-    """The screener's log-odds that about `share` of `data` reaches with the shipped bundle.
+    """The escalation score that about `share` of `data` exceeds with the shipped bundle.
 
     Only the rows from `first` on count; the rows before them enter the features.
     """
-    raw = make_engine(load_bundle(SHIPPED_BUNDLE)).screen(data.batch).raw
-    return float(np.quantile(raw[first:], 1 - share))
+    scores = make_engine(load_bundle(SHIPPED_BUNDLE)).screen(data.batch).escalation_score
+    return float(np.quantile(scores[first:], 1 - share))
 
 
-def shipped_bundle_with(directory: Path, name: str, threshold: float, changed: Mapping[str, bytes]) -> Bundle:
-    """Write a copy of the shipped bundle that escalates everything from a threshold.
+def shipped_bundle_with(
+    directory: Path, name: str, share: float, threshold: float, changed: Mapping[str, bytes]
+) -> Bundle:
+    """Write a copy of the shipped bundle with another escalation budget.
 
     name: of the new bundle.
-    threshold: log-odds of the screener.
+    share: the budget.
+    threshold: escalation score above which it escalates at first; ∓RAW_MAX: everything, or nothing.
     changed: new content of files, by file name.
     """
-    content = {path.name: path.read_bytes() for path in SHIPPED_BUNDLE.iterdir() if path.name != "manifest.json"}
-    band = {"escalation_threshold": threshold, "escalation_ceiling": RAW_MAX}
-    policy = json.dumps(json.loads(content["policy.json"]) | band).encode()
-    write_bundle(directory, name, {**content, "policy.json": policy, **changed})
+    content = {file: (SHIPPED_BUNDLE / file).read_bytes() for file in FILES}
+    policy = json.loads(content["policy.json"])
+    policy["escalation"] |= {"budget": share, "threshold": threshold}
+    write_bundle(directory, name, {**content, "policy.json": json.dumps(policy).encode(), **changed})
     return load_bundle(directory)
 
 

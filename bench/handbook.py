@@ -25,12 +25,13 @@ from bench.tables import figure_table, print_table
 from cascade.bundle import load_bundle
 from cascade.config import load_config
 from cascade.errors import CascadeError
-from cascade.features.spec import DAY_MS
 from cascade.frames import read_labelled
 from cascade.ledger import LedgerSummary
 from cascade.ledger.machine import Machine, describe_machine
 from cascade.progress import Steps
-from stages.training import Report, TrainingSettings, train_bundle
+from stages.report import Report
+from stages.settings import DataSettings, EscalationSettings, TrainingFile
+from stages.training import TrainingSettings, train_bundle
 from streaming.data_commands import between, evaluate_topic
 from streaming.evaluation import Evaluation
 
@@ -39,7 +40,10 @@ SCHEMAS = Path(str(files("cascade") / "schemas"))
 TEST_WEEK = (datetime(2018, 8, 8), datetime(2018, 8, 15))
 # At most 1 % of the test week is to be escalated; the budget leaves 0.1 % for the drift since the validation week.
 SETTINGS = TrainingSettings(
-    name="handbook", seed=1, until_ms=1_533_081_600_000, validation_ms=7 * DAY_MS, escalation_budget=0.009
+    name="handbook",
+    seed=1,
+    until_ms=1_533_081_600_000,
+    file=TrainingFile(data=DataSettings(validation="7d"), escalation=EscalationSettings(budget=0.009)),
 )
 # The run replays months, so append times mean nothing and no transaction is urgent.
 SERVICE: dict[str, dict[str, object]] = {

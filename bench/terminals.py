@@ -30,7 +30,7 @@ from cascade.bundle import Bundle, load_bundle
 from cascade.columns import Array, Bool, ColumnBatch, Float32, Int64
 from cascade.config import DeepSettings, TerminalSettings
 from cascade.durations import parse_ms
-from cascade.engine import deep_inputs
+from cascade.engine import Engine, deep_inputs
 from cascade.errors import CascadeError
 from cascade.features import FeatureEngine
 from cascade.features.spec import DAY_MS
@@ -38,9 +38,9 @@ from cascade.features.summaries import decode, encode
 from cascade.frames import LabelledData, read_labelled
 from cascade.ledger.machine import Machine, describe_machine
 from cascade.progress import Steps
-from cascade.protocols import DeepStage, Screener
+from cascade.protocols import DeepStage
 from cascade.schema import key_codes
-from stages.assembly import make_deep_stage, make_screener
+from stages.assembly import make_deep_stage, make_engine
 from stages.metrics import Quality, quality
 from stages.offline import CHUNK_ROWS, Folded, OfflineScores, fold_rows, labels_of
 from stages.training import train_bundle
@@ -344,14 +344,14 @@ def compare(
     progress: gets a way's name and the share that is folded.
     """
     single = FeatureEngine(bundle.spec, bundle.schema)
-    screener = make_screener(bundle, single.width)
+    engine = make_engine(bundle)
     partition_ids = card_partitions(data.batch[bundle.schema.roles.card], workers)
     shared = [feature.name for key in single.shared_keys for feature in single.plan.keyed[key]]
     columns = [single.names.index(name) for name in shared]
     reference = fold_rows(single, data, wanted, wanted, lambda share: progress("one engine", share))
 
     def judge(name: str, folded: Folded, engines: int, staleness_s: float | None, volume: Volume | None) -> Way:
-        raw = score(folded, screener, deep)
+        raw = score(folded, engine, deep)
         counts = judged[folded.rows]
         rows = data.take(folded.rows[counts])
         probability, escalated = raw.cascade(bundle.policy)
@@ -384,15 +384,15 @@ def compare(
     return tuple(ways), equal
 
 
-def score(folded: Folded, screener: Screener, deep: DeepStage) -> OfflineScores:
-    """Log-odds of both models."""
-    screener_raw, deep_raw = [], []
+def score(folded: Folded, engine: Engine, deep: DeepStage) -> OfflineScores:
+    """Scores of both models and of the escalation rule."""
+    parts = []
     for start in range(0, len(folded.rows), CHUNK_ROWS):
         features, sequence = (part[start : start + CHUNK_ROWS] for part in (folded.features, folded.sequence))
-        raw = screener.score(features)
-        screener_raw.append(raw)
-        deep_raw.append(deep.submit(deep_inputs(features, sequence, raw), timeout_s=DEEP_TIMEOUT_S).result())
-    return OfflineScores(folded.rows, np.concatenate(screener_raw), np.concatenate(deep_raw))
+        raw, _, escalation = engine.scores(features)
+        answer = deep.submit(deep_inputs(features, sequence, raw), timeout_s=DEEP_TIMEOUT_S).result()
+        parts.append(np.stack([raw, answer, escalation]))
+    return OfflineScores(folded.rows, *np.concatenate(parts, axis=1))
 
 
 def feature_errors(names: Sequence[str], found: Float32, reference: Float32) -> tuple[FeatureError, ...]:
@@ -414,7 +414,7 @@ def feature_errors(names: Sequence[str], found: Float32, reference: Float32) -> 
 def _quality(bundle: Bundle, rows: LabelledData, probability: Array) -> Quality:
     roles = bundle.schema.roles
     day, card = rows.batch[roles.event_time] // DAY_MS, key_codes(rows.batch[roles.card])
-    return quality(probability, rows.fraud == 1, day, card, bundle.policy.escalation_budget)
+    return quality(probability, rows.fraud == 1, day, card, bundle.policy.escalation.budget)
 
 
 # --- showing ----------------------------------------------------------------------------------------------------------

@@ -34,7 +34,17 @@ from cascade.schema import Schema, parse_schema
 BUNDLE_FORMAT = 1
 MANIFEST = "manifest.json"
 SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
-FILES = ("schema.toml", "features.toml", "screener.txt", "deep.onnx", "deep.json", "policy.json", "report.json")
+FILES = (
+    "schema.toml",
+    "features.toml",
+    "screener.txt",
+    "escalation.txt",
+    "deep.onnx",
+    "deep.json",
+    "policy.json",
+    "validation.parquet",
+    "report.json",
+)
 CERTIFICATE = "certificate.json"
 # These decide nothing: a bundle is complete without them, and they do not change its version.
 OPTIONAL_FILES = (CERTIFICATE,)

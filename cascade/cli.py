@@ -27,6 +27,7 @@ SECTIONS = {
         "demo": Command("bench.demo", "Run the whole service on this machine, on simulated data."),
         "simulate": Command("stages.commands", "Write simulated transactions with known frauds.", shared=True),
         "train": Command("stages.commands", "Train both models; write a bundle.", shared=True),
+        "recalibrate": Command("stages.commands", "Change a bundle's budget and costs without training.", shared=True),
         "doctor": Command("streaming.service.doctor", "Check broker, Triton, bundle, clocks and limits."),
         "run": Command("streaming.commands", "Run the service until SIGTERM.", shared=True),
         "top": Command("streaming.service.top", "Watch a running service in the terminal."),
@@ -52,6 +53,7 @@ SECTIONS = {
     "Set it up: data, models and brokers to work with": {
         "compile": Command("streaming.commands", "Compile the kernels ahead of the first start.", shared=True),
         "topics": Command("streaming.commands", "Create the topics of a configuration.", shared=True),
+        "warm-up": Command("streaming.data_commands", "Fill the state from history before a start.", shared=True),
         "replay": Command("streaming.data_commands", "Send a data file to Kafka.", shared=True),
         "bundle": Command("streaming.bundle_commands", "Fetch and verify a bundle.", group=True),
         "repository": Command("stages.commands", "Write a bundle's Triton model repository.", shared=True),

@@ -324,12 +324,13 @@ class OverloadSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     It is saturated while more than `in_flight_share` of `worker.in_flight_max` are in flight, or more than `late_share`
     of the escalated transactions are degraded with cause `deadline` or `queue-full`. After every `after_s` seconds of
-    saturation the escalation threshold rises by `step` (log-odds of the screener), by at most `raise_max` in all; after
-    every `calm_s` seconds without saturation it falls by `step`. With a `raise_max` of 0 it never rises.
+    saturation the escalation budget is multiplied by `factor_step`, but it stays at least `factor_min` times the
+    bundle's; after every `calm_s` seconds without saturation it is divided by `factor_step`. With a `factor_min` of 1
+    it never changes, and neither does a budget of 1, which escalates everything.
     """
 
-    raise_max: Annotated[float, msgspec.Meta(ge=0, le=50)] = 4.0
-    step: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.5
+    factor_min: Annotated[float, msgspec.Meta(ge=0.001, le=1)] = 0.0625
+    factor_step: Annotated[float, msgspec.Meta(ge=0.1, le=0.95)] = 0.5
     in_flight_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
     late_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.2
     after_s: Annotated[float, msgspec.Meta(ge=0.1, le=3_600)] = 2.0

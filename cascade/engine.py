@@ -1,6 +1,7 @@
-"""The engine computes features and screener scores of a micro-batch, and which rows to escalate. Arrays in, arrays out.
+"""The engine computes features, screener scores and escalation scores of a micro-batch. Arrays in, arrays out.
 
-It also prepares the deep model's inputs. The caller calls the deep model, waits for it and decides.
+It also prepares the deep model's inputs, and has the control that holds the escalation budget. The caller chooses the
+rows to escalate with it, calls the deep model, waits for it and decides.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cascade.columns import Array, Bool, ColumnBatch, Float32, Float64, Int64
+from cascade.columns import Array, ColumnBatch, Float32, Float64, Int64
+from cascade.escalation_budget import EscalationBudget
 from cascade.features import FeatureEngine
 from cascade.features.buffers import FeatureBatch
 from cascade.policy import Policy
@@ -23,14 +25,14 @@ class Screened:
 
     - `raw` float64 [rows]: the screener's log-odds.
     - `probability` float64 [rows]: the screener's calibrated probability of fraud.
-    - `escalate` bool [rows]: the rows for the deep model.
+    - `escalation_score` float64 [rows]: how much each row is worth escalating, by the policy's rule.
     - `features` float32 [rows, width], `sequence` float32 [rows, length, sequence width]: valid until the engine's next
       batch, which overwrites them.
     """
 
     raw: Float64
     probability: Float64
-    escalate: Bool
+    escalation_score: Float64
     features: Float32
     sequence: Float32
 
@@ -40,11 +42,19 @@ class Screened:
 
 
 class Engine:
-    """Feature state, screener and policy of a bundle, for use by one thread."""
+    """Feature state, screener and policy of a bundle, and the control of its escalation; for use by one thread.
 
-    def __init__(self, features: FeatureEngine, screener: Screener, policy: Policy) -> None:
+    `escalation`: outlives a reset of the features, so that a new session goes on with its bucket.
+    """
+
+    def __init__(
+        self, features: FeatureEngine, screener: Screener, policy: Policy, gain_model: Screener | None = None
+    ) -> None:
+        """`gain_model`: the escalation scores by the rule `gain`; its last feature is the screener's raw score."""
         self.features = features
+        self._gain_model = gain_model
         self.policy = policy
+        self.escalation = EscalationBudget.of_policy(policy)
         self._screener = screener
         self._buffers = features.buffers()
 
@@ -58,6 +68,8 @@ class Engine:
         self._buffers.make_room(batch_rows_max)
         self.features.warm_up()
         self._screener.warm_up()
+        if self._gain_model is not None:
+            self._gain_model.warm_up()
         warm_up_policy(self.policy)
 
     def fold(self, batch: ColumnBatch, partition_ids: Int64 | None = None) -> None:
@@ -75,18 +87,34 @@ class Engine:
         """
         return self.features.update(batch, partition_ids, self._buffers)
 
-    def score(self, computed: FeatureBatch, threshold_raise: float = 0.0) -> Screened:
-        """Score rows by their features. `threshold_raise`: log-odds that are added to the escalation threshold."""
-        raw = self._screener.score(computed.features)
-        probability, escalate = judge(self.policy, raw, threshold_raise)
-        return Screened(raw, probability, escalate, computed.features, computed.sequence)
+    def score(self, computed: FeatureBatch) -> Screened:
+        """Score rows by their features."""
+        return Screened(*self.scores(computed.features), computed.features, computed.sequence)
 
-    def screen(self, batch: ColumnBatch, partition_ids: Int64 | None = None, threshold_raise: float = 0.0) -> Screened:
+    def scores(self, features: Float32) -> tuple[Float64, Float64, Float64]:
+        """The screener's log-odds, its probabilities and the escalation scores, float64 [rows] each.
+
+        `features` float32 [rows, width].
+        """
+        raw = self._screener.score(features)
+        probability, escalation_score = judge(self.policy, raw)
+        if self._gain_model is not None:
+            escalation_score = self._gain_model.score(_with_score(features, raw))
+        return raw, probability, escalation_score
+
+    def screen(self, batch: ColumnBatch, partition_ids: Int64 | None = None) -> Screened:
         """Fold rows into the state and score them: `compute` and `score`."""
-        return self.score(self.compute(batch, partition_ids), threshold_raise)
+        return self.score(self.compute(batch, partition_ids))
 
 
 def deep_inputs(features: Float32, sequence: Float32, screener_raw: Float64) -> DeepInputs:
     """Inputs of the deep model from features and sequences. The screener's raw scores become the last feature."""
-    columns = np.column_stack([features, screener_raw.astype(np.float32)])
-    return DeepInputs(np.ascontiguousarray(sequence), np.ascontiguousarray(columns))
+    return DeepInputs(np.ascontiguousarray(sequence), _with_score(features, screener_raw))
+
+
+def _with_score(features: Float32, screener_raw: Float64) -> Float32:
+    """The features with the screener's raw score as the last column, float32 [rows, width + 1]."""
+    columns: Float32 = np.empty((len(features), features.shape[1] + 1), np.float32)
+    columns[:, :-1] = features
+    columns[:, -1] = screener_raw
+    return columns

@@ -1,6 +1,6 @@
 """The policy determines which transactions are escalated, and what is decided.
 
-It converts raw scores (log-odds) of either model to calibrated probabilities of fraud, and compares the probability
+It converts the raw scores (log-odds) of the models to calibrated probabilities of fraud, and compares the probability
 with two thresholds. `stages.calibration` derives all its numbers from validation data.
 """
 
@@ -15,12 +15,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.columns import Array, Bool, Float64
+from cascade.columns import Float64
+from cascade.costs import ACTIONS as ACTIONS  # noqa: PLC0414 (others import them from here)
+from cascade.costs import Action as Action  # noqa: PLC0414
+from cascade.costs import Costs
 from cascade.errors import BundleError
 
-Action = Literal["approve", "review", "decline"]
-ACTIONS: tuple[Action, ...] = ("approve", "review", "decline")
-# Larger than every raw score; finite, since JSON has no infinity.
+# Larger than every score; finite, since JSON has no infinity.
 RAW_MAX = sys.float_info.max
 
 
@@ -38,52 +39,58 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return np.asarray(1.0 / (1.0 + np.exp(-(self.slope * raw + self.intercept))), np.float64)
 
 
-class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Costs of decisions, in the currency of the amounts.
+class Combination(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Probability = 1 / (1 + exp(−(screener · screener_raw + deep · deep_raw + intercept))).
 
-    An approved fraud costs its amount. A declined genuine transaction costs `false_decline`. A review costs `review`
-    and always finds out whether the transaction is a fraud.
+    The logistic regression on both scores: stacking, Wolpert, "Stacked Generalization", 1992.
     """
 
-    review: float = 5.0
-    false_decline: float = 25.0
+    screener: float
+    deep: float
+    intercept: float
 
-    def of_decisions(self, actions: NDArray[np.int64], fraud: Bool, amount: Float64) -> Float64:
-        """Cost of each decision, float64 [rows]. `actions` int64 [rows]: positions in ACTIONS."""
-        approved, reviewed, declined = (actions == position for position in range(3))
-        return (
-            np.where(approved & fraud, amount, 0.0)
-            + np.where(reviewed, self.review, 0.0)
-            + np.where(declined & ~fraud, self.false_decline, 0.0)
-        )
+    def probability(self, screener_raw: Float64, deep_raw: Float64) -> Float64:
+        """Calibrated probabilities float64 [rows] from the raw scores of both models, float64 [rows] each.
+
+        The screener's is used as the deep model gets it, rounded to float32.
+        """
+        log_odds = self.screener * screener_raw.astype(np.float32).astype(np.float64) + self.deep * deep_raw
+        log_odds += self.intercept
+        return np.asarray(1.0 / (1.0 + np.exp(-log_odds)), np.float64)
+
+
+class Escalation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which transactions go to the deep model: those with the highest escalation scores, as many as the budget allows.
+
+    - `budget`: the share of the transactions that is escalated.
+    - `rule`: where the escalation score comes from. `gain`: the bundle's model of what the ranking gains.
+      `uncertainty`: −|raw − centre|, the nearness of the screener's raw score to `centre`.
+    - `threshold`: the budget's share of the validation rows has a higher escalation score. The service begins with it.
+      −RAW_MAX: everything is escalated; RAW_MAX: nothing.
+    """
+
+    budget: float
+    rule: Literal["gain", "uncertainty"]
+    threshold: float
+    centre: float = 0.0
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Thresholds and calibrations of a bundle.
 
-    - `escalation_budget`: escalation rate for which the bundle is calibrated.
-    - `escalation_threshold`, `escalation_ceiling`: a transaction is escalated if its raw screener score is at least the
-      threshold and below the ceiling. At or above the ceiling the screener alone is certain enough.
-    - `screener`, `deep`: calibrations of the two models.
-    - `review_from`, `decline_from`: calibrated probabilities from which transactions are reviewed and declined.
+    - `screener`: probability of a transaction that the screener alone decides.
+    - `combined`: probability of an escalated transaction, by both models.
+    - `deep`: probability by the deep model alone, for comparison with a service that has nothing else.
+    - `review_from`, `decline_from`: probabilities from which transactions are reviewed and declined.
     """
 
-    escalation_budget: float
-    escalation_threshold: float
-    escalation_ceiling: float
+    escalation: Escalation
     screener: Calibration
+    combined: Combination
     deep: Calibration
     review_from: float
     decline_from: float
     costs: Costs = Costs()
-
-    def escalate(self, raw: Float64, threshold_raise: float = 0.0) -> Bool:
-        """Mask of the rows to escalate, from raw screener scores float64 [rows].
-
-        The service adds `threshold_raise` (log-odds, ≥ 0) to the threshold while the deep stage is saturated, which
-        excludes the least suspicious rows first. It has no effect on a threshold of −RAW_MAX (escalate everything).
-        """
-        return in_band(raw, self.escalation_threshold + threshold_raise, self.escalation_ceiling)
 
     def actions(self, probability: Float64) -> NDArray[np.int64]:
         """Positions in ACTIONS, int64 [rows], for calibrated probabilities float64 [rows]."""
@@ -91,11 +98,15 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def check(self, origin: str) -> None:
         """Raise BundleError if the numbers contradict each other. `origin`: the file name in the message."""
+        escalation, combined = self.escalation, self.combined
         sound: Mapping[str, bool] = {
-            "escalation_budget must lie in [0, 1]": 0.0 <= self.escalation_budget <= 1.0,
-            "escalation_threshold and escalation_ceiling must be numbers": math.isfinite(self.escalation_threshold)
-            and math.isfinite(self.escalation_ceiling),
+            "escalation.budget must lie in [0, 1]": 0.0 <= escalation.budget <= 1.0,
+            "escalation.threshold and escalation.centre must be numbers": math.isfinite(escalation.threshold)
+            and math.isfinite(escalation.centre),
             "calibration slopes must be positive": self.screener.slope > 0.0 and self.deep.slope > 0.0,
+            "the combination must be of numbers, and rise with the deep score": math.isfinite(combined.screener)
+            and math.isfinite(combined.intercept)
+            and 0.0 < combined.deep < math.inf,
             "thresholds must satisfy 0 ≤ review_from ≤ decline_from": 0.0 <= self.review_from <= self.decline_from,
         }
         for rule, is_met in sound.items():
@@ -103,66 +114,6 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise BundleError(f"{origin}: {rule}; train the bundle again")
 
 
-def in_band(raw: Float64, threshold: float, ceiling: float) -> Bool:
-    """Mask of the rows with threshold ≤ raw < ceiling."""
-    inside: Bool = (raw >= threshold) & (raw < ceiling)
-    return inside
-
-
-def escalation_band(raw: Float64, budget: float, skip: float = 0.0) -> tuple[float, float]:
-    """(threshold, ceiling) of the raw scores that escalate at most a share of `budget` of the rows.
-
-    The share of `skip` with the highest scores is at or above the ceiling, together with the rows that tie with its
-    last. Rows that tie with the threshold count as escalated, so that ties never exceed the budget. A budget below the
-    share of a single row escalates nothing.
-    """
-    ordered = np.sort(raw)[::-1]
-    skipped, allowed = int(skip * len(raw)), int(budget * len(raw))
-    ceiling = float(ordered[skipped - 1]) if skipped else RAW_MAX
-    below = ordered[ordered < ceiling]
-    if allowed == 0:
-        return RAW_MAX, ceiling
-    if allowed >= len(below):
-        return -RAW_MAX, ceiling
-    threshold = float(below[allowed - 1])
-    if below[allowed] == threshold:
-        above = below[below > threshold]
-        return (float(above[-1]) if len(above) else ceiling), ceiling
-    return threshold, ceiling
-
-
-def decision_thresholds(probability: Float64, fraud: Bool, amount: Float64, costs: Costs) -> tuple[float, float]:
-    """(review_from, decline_from) with the exact minimum of the total cost on the given rows.
-
-    In order of probability, rows below `review_from` are approved, rows from `decline_from` on are declined, and those
-    between are reviewed. Prefix sums of the three costs give the best pair in one pass. Rows of equal probability get
-    the same decision.
-
-    - `probability` float64 [rows], `fraud` bool [rows].
-    - `amount` float64 [rows], `costs`: in the same currency.
-    """
-    order = np.argsort(probability, kind="stable")
-    ranked = probability[order]
-    approve = np.concatenate([[0.0], np.cumsum(np.where(fraud, amount, 0.0)[order])])
-    review = np.arange(len(order) + 1) * costs.review
-    decline = np.concatenate([[0.0], np.cumsum(np.where(fraud, 0.0, costs.false_decline)[order])])
-    # A cut c puts the rows before c below the threshold. No cut divides rows of equal probability.
-    possible = np.concatenate([[True], ranked[1:] != ranked[:-1], [True]])
-    enter_review = np.where(possible, approve - review, np.inf)
-    best_review = np.minimum.accumulate(enter_review)
-    total = np.where(possible, best_review + review + (decline[-1] - decline), np.inf)
-    decline_cut = int(np.argmin(total))
-    review_cut = int(np.argmin(enter_review[: decline_cut + 1]))
-    return _threshold_at(ranked, review_cut), _threshold_at(ranked, decline_cut)
-
-
-def _threshold_at(ranked: Array, cut: int) -> float:
-    """The middle between the rows on both sides of a cut, so that rounding moves no row across it."""
-    if cut == 0:
-        return 0.0
-    if cut == len(ranked):
-        return float(np.nextafter(1.0, 2.0))
-    below, above = float(ranked[cut - 1]), float(ranked[cut])
-    middle = below + (above - below) / 2.0
-    # neighbouring floats have no middle
-    return middle if middle > below else above
+def uncertainty(raw: Float64, centre: float) -> Float64:
+    """The escalation scores float64 [rows] of the rule `uncertainty`, from the screener's raw scores float64 [rows]."""
+    return np.asarray(-np.abs(raw - centre), np.float64)

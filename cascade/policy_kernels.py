@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cascade.columns import Bool, Float64
+from cascade.columns import Float64
 from cascade.compilation import kernel
 from cascade.policy import Policy
 
@@ -20,24 +20,24 @@ def _exponents(raw: Float64, slope: float, intercept: float, exponents: Float64)
 
 
 @kernel
-def _judge(raw: Float64, threshold: float, ceiling: float, powers: Float64, escalate: Bool) -> None:
+def _judge(raw: Float64, centre: float, powers: Float64, scores: Float64) -> None:
     for row in range(len(raw)):
         powers[row] = 1.0 / (1.0 + powers[row])
-        escalate[row] = threshold <= raw[row] < ceiling
+        scores[row] = -abs(raw[row] - centre)
 
 
-def judge(policy: Policy, raw: Float64, threshold_raise: float) -> tuple[Float64, Bool]:
-    """The probabilities float64 [rows] and the rows to escalate, bool [rows], of the screener's raw scores.
+def judge(policy: Policy, raw: Float64) -> tuple[Float64, Float64]:
+    """The probabilities, and the escalation scores of the rule `uncertainty`, float64 [rows], of raw screener scores.
 
-    They equal `policy.screener.probability(raw)` and `policy.escalate(raw, threshold_raise)`.
+    They equal `policy.screener.probability(raw)` and `uncertainty(raw, policy.escalation.centre)`.
     """
-    probability, escalate = np.empty(len(raw)), np.empty(len(raw), np.bool_)
+    probability, scores = np.empty(len(raw)), np.empty(len(raw))
     _exponents(raw, policy.screener.slope, policy.screener.intercept, probability)
     np.exp(probability, probability)
-    _judge(raw, policy.escalation_threshold + threshold_raise, policy.escalation_ceiling, probability, escalate)
-    return probability, escalate
+    _judge(raw, policy.escalation.centre, probability, scores)
+    return probability, scores
 
 
 def warm_up_policy(policy: Policy) -> None:
     """Compiles the kernels ahead of the first micro-batch."""
-    judge(policy, np.zeros(1), 0.0)
+    judge(policy, np.zeros(1))

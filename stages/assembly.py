@@ -27,19 +27,27 @@ log = structlog.get_logger()
 def make_engine(bundle: Bundle) -> Engine:
     """The engine of a bundle. Raises BundleError or SettingError if features and screener do not fit each other."""
     features = FeatureEngine(bundle.spec, bundle.schema, str(bundle.directory / "features.toml"))
-    return Engine(features, make_screener(bundle, features.width), bundle.policy)
+    # the gain model's last feature is the screener's score
+    by_gain = bundle.policy.escalation.rule == "gain"
+    gain_model = make_forest(bundle, "escalation.txt", features.width + 1) if by_gain else None
+    return Engine(features, make_screener(bundle, features.width), bundle.policy, gain_model)
 
 
 def make_screener(bundle: Bundle, width: int) -> Screener:
-    """The bundle's screener: compiled if possible, else LightGBM itself. `width`: features of a row.
+    """The bundle's screener, for rows of `width` features. Raises BundleError as `make_forest`."""
+    return make_forest(bundle, "screener.txt", width)
+
+
+def make_forest(bundle: Bundle, file: str, width: int) -> Screener:
+    """The model in a file of the bundle: compiled if possible, else LightGBM itself. `width`: features of a row.
 
     Raises BundleError if the model expects rows of another width, or if LightGBM cannot read it either.
     """
-    text = bundle.content["screener.txt"]
+    text = bundle.content[file]
     try:
         compiled = CompiledScreener(text)
     except UnsupportedForestError as error:
-        log.warning("the screener's model cannot be compiled, LightGBM scores instead", reason=str(error))
+        log.warning("a model cannot be compiled, LightGBM scores instead", file=file, reason=str(error))
         return LightGbmScreener(text, width)
     if compiled.width != width:
         raise width_mismatch(compiled.width, width)

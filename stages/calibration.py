@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
+from msgspec.structs import replace
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
 
-from cascade.columns import Bool, Float64
+from cascade.columns import Array, Bool, Float64
+from cascade.costs import Costs, decision_thresholds
 from cascade.errors import DataError
-from cascade.policy import Calibration, Costs, Policy, decision_thresholds, escalation_band, in_band
+from cascade.policy import RAW_MAX, Calibration, Combination, Escalation, Policy
+from stages.validation import ValidationRows
 
 # With fewer frauds the fitted slope is meaningless.
 FRAUDS_MIN = 20
-# Candidates for the rows above the escalation band, as multiples of the escalation budget.
-SKIPS = tuple(tenth / 10 for tenth in range(31))
 
 
-def fit_calibration(raw: Float64, fraud: Bool) -> Calibration:
-    """Fit Platt's slope and intercept to raw scores float64 [rows] and labels bool [rows].
+def fit_calibration(raw: Float64, fraud: Bool, weight: Float64 | None = None) -> Calibration:
+    """Fit Platt's slope and intercept to raw scores float64 [rows] and labels bool [rows]. `weight` float64 [rows].
 
     Raises DataError if there are too few frauds, or if higher scores do not mean more frauds.
     """
-    frauds = int(fraud.sum())
-    if min(frauds, len(fraud) - frauds) < FRAUDS_MIN:
-        raise DataError(
-            f"the validation data has {frauds} frauds in {len(fraud)} transactions; at least {FRAUDS_MIN} of each kind"
-            " are needed: use more data or a longer --validation"
-        )
-    fitted = LogisticRegression(C=np.inf, max_iter=1_000).fit(raw.reshape(-1, 1), fraud)
-    slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    (slope,), intercept = _logistic(raw.reshape(-1, 1), fraud, weight)
     if slope <= 0:
         raise DataError(
             f"frauds have lower scores than genuine transactions in the validation data (slope {slope:.3g}): the model"
@@ -37,27 +30,66 @@ def fit_calibration(raw: Float64, fraud: Bool) -> Calibration:
     return Calibration(slope, intercept)
 
 
-def calibrate(
-    screener_raw: Float64, deep_raw: Float64, fraud: Bool, amount: Float64, budget: float, costs: Costs
-) -> Policy:
-    """Derive the policy from validation rows.
+def fit_combination(
+    screener_raw: Float64, deep_raw: Float64, fraud: Bool, weight: Float64 | None = None
+) -> Combination:
+    """Fit the logistic regression on both models' raw scores, float64 [rows] each. Arguments as `fit_calibration`'s."""
+    (screener, deep), intercept = _logistic(np.stack([screener_raw, deep_raw], axis=1), fraud, weight)
+    if deep <= 0:
+        raise DataError(
+            f"beside the screener, the deep model's scores are lower for frauds (weight {deep:.3g}): it learned nothing"
+            " that the screener does not know; check the sequences of the feature file, or use more data"
+        )
+    return Combination(screener, deep, intercept)
 
-    Of the score bands within the budget it chooses the band with the best average precision of the cascade, then the
-    decision thresholds with the least cost for the cascade's probabilities.
 
-    - `screener_raw`, `deep_raw` float64 [rows]: log-odds of both models.
-    - `fraud` bool [rows], `amount` float64 [rows]: labels, and amounts in the currency of the costs.
-    - `budget`: share of the rows that may be escalated.
+def _logistic(columns: Array, fraud: Bool, weight: Float64 | None) -> tuple[list[float], float]:
+    frauds = int(fraud.sum())
+    if min(frauds, len(fraud) - frauds) < FRAUDS_MIN:
+        raise DataError(
+            f"the validation data has {frauds} frauds in {len(fraud)} transactions; at least {FRAUDS_MIN} of each kind"
+            " are needed: use more data or a longer data.validation"
+        )
+    fitted = LogisticRegression(C=np.inf, max_iter=1_000).fit(columns, fraud, sample_weight=weight)
+    return [float(factor) for factor in fitted.coef_[0]], float(fitted.intercept_[0])
+
+
+def calibrate(rows: ValidationRows, escalation: Escalation, costs: Costs) -> Policy:
+    """Derive the policy from validation rows: calibrations, the escalation threshold, and the decision thresholds.
+
+    `escalation`: the rule and its budget; its threshold is replaced. The decision thresholds have the least cost for
+    the cascade's probabilities.
     """
-    screener, deep = fit_calibration(screener_raw, fraud), fit_calibration(deep_raw, fraud)
-    by_screener, by_deep = screener.probability(screener_raw), deep.probability(deep_raw)
+    escalation = replace(
+        escalation, threshold=escalation_threshold(rows.escalation_score(escalation), escalation.budget)
+    )
+    policy = Policy(
+        escalation=escalation,
+        screener=fit_calibration(rows.screener_raw, rows.fraud),
+        combined=fit_combination(rows.screener_raw, rows.deep_raw, rows.fraud),
+        deep=fit_calibration(rows.deep_raw, rows.fraud),
+        review_from=0.0,
+        decline_from=0.0,
+        costs=costs,
+    )
+    review_from, decline_from = decision_thresholds(
+        rows.cascade(policy), costs.of_actions(rows.fraud, rows.amount), reviews_max(costs, rows.days)
+    )
+    return replace(policy, review_from=review_from, decline_from=decline_from)
 
-    def cascade(band: tuple[float, float]) -> Float64:
-        return np.where(in_band(screener_raw, *band), by_deep, by_screener)
 
-    bands = [
-        escalation_band(screener_raw, budget, skip * budget) for skip in SKIPS if (skip + 1) * budget <= 1 or not skip
-    ]
-    best = max(bands, key=lambda band: average_precision_score(fraud, cascade(band)))
-    review_from, decline_from = decision_thresholds(cascade(best), fraud, amount, costs)
-    return Policy(budget, *best, screener, deep, review_from, decline_from, costs)
+def escalation_threshold(score: Float64, budget: float) -> float:
+    """The score that at most a share of `budget` of the rows exceed. `score` float64 [rows].
+
+    Rows that tie with it are not escalated, so that ties never exceed the budget. A budget of 1 gives −RAW_MAX, one
+    below the share of a single row RAW_MAX.
+    """
+    if budget >= 1.0:
+        return -RAW_MAX
+    allowed = int(budget * len(score))
+    return float(np.sort(score)[::-1][allowed]) if allowed else RAW_MAX
+
+
+def reviews_max(costs: Costs, days: float) -> int | None:
+    """How many transactions of so many days may be reviewed; None: any number."""
+    return None if costs.reviews_per_day_max is None else int(costs.reviews_per_day_max * days)

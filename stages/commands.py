@@ -9,31 +9,23 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from cascade.bundle import load_bundle
-from cascade.durations import parse_ms
+from cascade.bundle import Manifest, load_bundle
 from cascade.errors import CascadeError
 from cascade.local_parts import not_replaced
-from cascade.policy import Costs
 from cascade.progress import Steps
 from stages.assembly import deep_signature
 from stages.deep.repository import Target, write_repository
 from stages.deep.signature import MODEL_NAME
-from stages.training import Report, TrainingSettings, train_bundle
+from stages.recalibration import Changes, recalibrated
+from stages.report import Report
+from stages.report_table import show_report
+from stages.settings import TrainingFile, load_training_file
+from stages.training import TrainingSettings, train_bundle
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 SCHEMAS = Path(str(files("cascade") / "schemas"))
-
-
-def duration_ms(text: str) -> int:
-    """The ms of a duration option. Raises BadParameter if it is not a duration."""
-    try:
-        return parse_ms(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 @app.command()
@@ -42,19 +34,17 @@ def train(
     out: Annotated[Path, typer.Option(help="Directory for the bundle; an existing bundle is replaced.")],
     schema: Annotated[Path, typer.Option(help="Schema file.", show_default="shipped")] = SCHEMAS / "simulator.toml",
     features: Annotated[Path, typer.Option(help="Feature file.", show_default="shipped")] = SCHEMAS / "features.toml",
+    training: Annotated[
+        Path | None, typer.Option(help="Training file; docs/training.example.toml shows every key.")
+    ] = None,
     name: Annotated[str, typer.Option(help="First part of the bundle's version.")] = "bundle",
     until: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Ignore data from this day (UTC) on.")
     ] = None,
-    validation: Annotated[str, typer.Option(help="Length of the validation data, the last part.")] = "7d",
-    warm_up: Annotated[str, typer.Option(help="Length of the warm-up, the first part.")] = "37d",
-    budget: Annotated[float, typer.Option(min=0.0, max=1.0, help="Largest escalation rate.")] = 0.01,
-    review_cost: Annotated[float, typer.Option(min=0.0, help="Cost of a review, in the amounts' currency.")] = 5.0,
-    false_decline_cost: Annotated[float, typer.Option(min=0.0, help="Cost of a false decline, likewise.")] = 25.0,
     seed: Annotated[int, typer.Option(help="Random seed: the same seed gives the same bundle.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Train screener and deep model, calibrate the policy, and write a bundle with its validation report.
+    """Train screener, deep model and escalation rule, calibrate the policy, and write a bundle with its report.
 
     The command splits the data by time into a warm-up, which fills the windows of the features, training data, and
     validation data, from which it derives calibration and thresholds.
@@ -63,10 +53,7 @@ def train(
         name=name,
         seed=seed,
         until_ms=None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1e3),
-        validation_ms=duration_ms(validation),
-        warm_up_ms=duration_ms(warm_up),
-        escalation_budget=budget,
-        costs=Costs(review=review_cost, false_decline=false_decline_cost),
+        file=TrainingFile() if training is None else load_training_file(training),
     )
     with Steps() as progress:
         try:
@@ -75,34 +62,43 @@ def train(
             raise CascadeError(
                 f"training needs {error.name}, which is not installed; run pip install 'cascade-fraud[train]'"
             ) from error
+    _print_result(report, manifest, out, json)
+
+
+@app.command()
+def recalibrate(
+    bundle: Annotated[Path, typer.Option(help="Bundle to start from.")],
+    out: Annotated[Path, typer.Option(help="Directory for the new bundle; an existing bundle is replaced.")],
+    budget: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Escalation budget.", show_default="the bundle's")
+    ] = None,
+    review_cost: Annotated[
+        float | None, typer.Option(min=0.0, help="Fixed cost of a review.", show_default="the bundle's")
+    ] = None,
+    false_decline_cost: Annotated[
+        float | None, typer.Option(min=0.0, help="Fixed cost of a false decline.", show_default="the bundle's")
+    ] = None,
+    reviews_per_day: Annotated[
+        float | None, typer.Option(min=0.0, help="Most reviews on a mean day.", show_default="the bundle's")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Derive another policy for a bundle from its own validation rows, without data and without training.
+
+    Models and features stay as they are. The training file's `[costs]` has the other cells of the cost matrix.
+    """
+    changes = Changes(budget, review_cost, false_decline_cost, reviews_per_day)
+    manifest, report = recalibrated(load_bundle(bundle), changes, out)
+    _print_result(report, manifest, out, json)
+
+
+def _print_result(report: Report, manifest: Manifest, out: Path, json: bool) -> None:
     if json:
         print(msgspec.json.encode(report).decode())
         return
     console = Console()
-    _show(report, console)
+    show_report(report, console)
     console.print(f"bundle [bold]{manifest.version}[/bold] written to {out}")
-
-
-def _show(report: Report, console: Console) -> None:
-    part = report.validation
-    title = f"validation, {part.first:%Y-%m-%d} to {part.last:%Y-%m-%d}: {part.transactions:,} transactions, "
-    title += f"{part.frauds:,} frauds"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("", no_wrap=True)
-    for column in ("AUC", "average precision", "CP@100", "recall"):
-        table.add_column(column, justify="right", no_wrap=True)
-    models = {"cascade": report.cascade, "screener only": report.screener_only, "deep only": report.deep_only}
-    for name, model in models.items():
-        measures = (model.auc, model.average_precision, model.card_precision_top100, model.recall_at_budget)
-        table.add_row(name, *("–" if measure is None else f"{measure:.3f}" for measure in measures))
-    console.print(table)
-    console.print(
-        "CP@100: card precision top-100; recall: at the escalation budget\n"
-        f"escalated {report.escalation_share:.2%}\n"
-        f"cost of the decisions: {report.cost_per_thousand:,.0f} per thousand transactions"
-        f" ({report.cost_per_thousand_approve_all:,.0f} if all were approved)\n"
-        f"ONNX differs from PyTorch by at most {report.onnx_difference_max:.1g}"
-    )
 
 
 @app.command()

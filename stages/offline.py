@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cascade.bundle import Bundle
 from cascade.columns import Array, Bool, ColumnBatch, Float32, Float64, Int64
-from cascade.engine import deep_inputs
+from cascade.engine import Engine
+from cascade.escalation_budget import EscalationBudget
 from cascade.features import FeatureBatch, FeatureEngine
 from cascade.frames import LabelledData
 from cascade.policy import Policy
 from cascade.progress import Progress
-from cascade.protocols import DeepStage, Screener
+from cascade.protocols import DeepStage
 
 CHUNK_ROWS = 4_096
 
@@ -74,34 +74,37 @@ def fold_rows(
 
 @dataclass(frozen=True, slots=True)
 class OfflineScores:
-    """Log-odds of both models, float64 [rows], of the rows at the positions `rows` int64 [rows]."""
+    """Scores of the rows at the positions `rows` int64 [rows], in order of time; float64 [rows] each.
+
+    - `screener_raw`, `deep_raw`: log-odds of both models.
+    - `escalation`: escalation scores by the policy's rule.
+    """
 
     rows: Int64
     screener_raw: Float64
     deep_raw: Float64
+    escalation: Float64
 
     def cascade(self, policy: Policy) -> tuple[Float64, Bool]:
-        """The cascade's probabilities float64 [rows], and a mask of the escalated rows."""
-        escalated = policy.escalate(self.screener_raw)
-        deep, screener = policy.deep.probability(self.deep_raw), policy.screener.probability(self.screener_raw)
-        return np.where(escalated, deep, screener), escalated
+        """The cascade's probabilities float64 [rows], and a mask of the rows that the escalation budget chooses."""
+        escalated = EscalationBudget.of_policy(policy).choose(self.escalation, np.zeros(len(self.rows), np.bool_))
+        combined = policy.combined.probability(self.screener_raw, self.deep_raw)
+        return np.where(escalated, combined, policy.screener.probability(self.screener_raw)), escalated
 
 
 def score_offline(
-    bundle: Bundle, screener: Screener, deep: DeepStage, data: LabelledData, wanted: Bool, progress: Progress
+    engine: Engine, deep: DeepStage, data: LabelledData, wanted: Bool, progress: Progress
 ) -> OfflineScores:
-    """Fold all of `data`, and score the rows of the mask `wanted` with both models."""
-    engine = FeatureEngine(bundle.spec, bundle.schema)
-    positions, screener_raw, deep_raw = [], [], []
-    for rows, computed in fold(engine, data, progress):
+    """Fold all of `data`, and score the rows of the mask `wanted` with both models. `engine`: with an empty state."""
+    positions, parts = [], []
+    for rows, computed in fold(engine.features, data, progress):
         chosen: Array = wanted[rows]
         if not chosen.any():
             continue
-        raw = screener.score(computed.features[chosen])
-        inputs = deep_inputs(computed.features[chosen], computed.sequence[chosen], raw)
+        screened = engine.score(computed)
+        answer = deep.submit(screened.deep_inputs(chosen), timeout_s=600.0).result()
         positions.append(rows[chosen])
-        screener_raw.append(raw)
-        deep_raw.append(deep.submit(inputs, timeout_s=600.0).result())
+        parts.append(np.stack([screened.raw[chosen], answer, screened.escalation_score[chosen]]))
     if not positions:
-        return OfflineScores(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
-    return OfflineScores(np.concatenate(positions), np.concatenate(screener_raw), np.concatenate(deep_raw))
+        return OfflineScores(np.zeros(0, np.int64), *np.zeros((3, 0)))
+    return OfflineScores(np.concatenate(positions), *np.concatenate(parts, axis=1))

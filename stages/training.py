@@ -1,39 +1,51 @@
-"""Trains a bundle (screener, deep model, calibration and policy) from a file of labelled transactions.
+"""Trains a bundle (screener, deep model, escalation rule, calibration and policy) from a file of labelled transactions.
 
 It splits the data by time: a warm-up that only fills the feature state, the training rows, then the validation rows.
-Calibration and thresholds come from the validation rows. The report's figures are of the same rows, so they serve for
-comparison and are not those of an independent test.
+The training rows choose the screener and the escalation rule. Calibration and thresholds come from the validation rows.
+The report's figures are of the same rows, so they serve for comparison and are not those of an independent test.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import lightgbm
 import msgspec
 import numpy as np
 
 from cascade.bundle import Manifest, write_bundle
-from cascade.columns import Bool, Int64
+from cascade.columns import Array, Float32, Float64, Int64
 from cascade.engine import deep_inputs
 from cascade.errors import DataError
 from cascade.features import FeatureEngine, parse_spec
-from cascade.features.spec import DAY_MS
 from cascade.frames import LabelledData, read_labelled
-from cascade.policy import Costs, Policy
+from cascade.policy import Policy
 from cascade.progress import StepProgress
+from cascade.protocols import DeepInputs
 from cascade.schema import Schema, key_codes, parse_schema
 from cascade.setting_files import read_setting_file
-from stages.calibration import calibrate
-from stages.metrics import Quality, quality
-from stages.offline import OfflineScores, fold_rows
-from stages.screener.train import ScreenerSettings, out_of_fold_scores, train_screener
+from stages.calibration import calibrate, fit_combination
+from stages.escalation.rules import Rule, ScoredRows, learn_rule
+from stages.offline import Folded, fold_rows
+from stages.recalibration import readable
+from stages.report import Report, ScreenerReport, Span, figures
+from stages.screener.cost import CALLS, us_per_row
+from stages.screener.search import Search
+from stages.screener.train import ScreenerRows, ScreenerSettings, out_of_fold_scores, train_screener
+from stages.settings import TrainingFile
+from stages.split import Split, split
+from stages.validation import ValidationRows
 
-# Blocks of time for the screener's scores from which the deep model learns (see `out_of_fold_scores`).
+# Blocks of time for the screener's scores from which the deep model and the rule learn (see `out_of_fold_scores`).
 SCREENER_FOLDS = 4
 # The exported model may differ from PyTorch only by rounding.
 ONNX_DIFFERENCE_MAX = 1e-4
+# Name of the last feature of the deep model and of the gain model.
+SCREENER_SCORE = "screener_score"
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,54 +53,44 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     - `name`: first part of the bundle's version.
     - `until_ms`: end of the data, ms since the epoch; None: all data is used.
-    - `validation_ms`: length of the validation data, the last part.
-    - `warm_up_ms`: length of the first part, which only fills the feature state.
-    - `escalation_budget`: share of transactions that may be escalated.
+    - `file`: content of the training file.
     """
 
     name: str = "bundle"
     seed: int = 1
     until_ms: int | None = None
-    validation_ms: int = 7 * DAY_MS
-    warm_up_ms: int = 37 * DAY_MS
-    escalation_budget: float = 0.01
-    costs: Costs = Costs()
-    screener: ScreenerSettings = ScreenerSettings()
+    file: TrainingFile = TrainingFile()
 
 
-class Span(msgspec.Struct, frozen=True):
-    """A part of the data: times of its first and last event (UTC), and its numbers of transactions and frauds."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Data, and the features of the training and validation rows.
 
-    first: datetime
-    last: datetime
-    transactions: int
-    frauds: int
-
-
-class Report(msgspec.Struct, frozen=True):
-    """Inputs and results of a training run. The qualities and costs are of the validation rows.
-
-    - `features`: number of features.
-    - `escalation_share`: share of the rows that are escalated.
-    - `cost_per_thousand`: cost of the cascade's decisions per 1,000 transactions, in the currency of the amounts.
-    - `cost_per_thousand_approve_all`: the same if all transactions were approved.
-    - `onnx_difference_max`: largest difference of log-odds between PyTorch and ONNX Runtime.
-    - `versions`: versions of the libraries.
+    - `training` bool [folded rows]: the others are the validation rows.
+    - `drawn` int64: positions within the training rows of those from which the deep model learns; `weight` float32 of
+      them; `sequence` float32 [drawn, length, width]; `later` the same of the validation rows.
     """
 
-    schema: str
-    seed: int
-    train: Span
-    validation: Span
-    features: int
-    escalation_share: float
-    cascade: Quality
-    screener_only: Quality
-    deep_only: Quality
-    cost_per_thousand: float
-    cost_per_thousand_approve_all: float
-    onnx_difference_max: float
-    versions: dict[str, str]
+    schema: Schema
+    engine: FeatureEngine
+    data: LabelledData
+    parts: Split
+    folded: Folded
+    training: Array
+    drawn: Int64
+    weight: Float32
+    sequence: Float32
+    later: Float32
+
+    @property
+    def rows(self) -> ScreenerRows:
+        """The training rows."""
+        chosen = self.folded.rows[self.training]
+        return ScreenerRows(self.folded.features[self.training], self.data.fraud[chosen], self.engine.names)
+
+    def examples(self, features: Float32, raw: Float64) -> DeepInputs:
+        """The deep model's training inputs. features, raw: of the training rows."""
+        return deep_inputs(features[self.drawn], self.sequence, raw[self.drawn])
 
 
 def train_bundle(
@@ -107,128 +109,144 @@ def train_bundle(
     Raises SettingError or DataError if a file cannot be used.
     """
     # PyTorch belongs to the extra `train`; importing it here allows loading this module without it
+    from stages.deep.folds import deep_scores_out_of_fold
     from stages.deep.signature import DeepSignature
-    from stages.deep.train import (
-        OPSET,
-        DeepSettings,
-        export_onnx,
-        max_difference,
-        sample_genuine,
-        score_torch,
-        train_deep,
-    )
+    from stages.deep.train import OPSET, export_onnx, max_difference, sample_genuine, score_torch, train_deep
 
     schema_text, features_text = read_setting_file(schema_path), read_setting_file(features_path)
     schema = parse_schema(schema_text, str(schema_path))
     engine = FeatureEngine(parse_spec(features_text, str(features_path)), schema, str(features_path))
-    data = read_labelled(data_path, schema)
-    in_training, in_validation = split(data, schema, settings, str(data_path))
-    deep_settings = DeepSettings()
-    drawn, weight = sample_genuine(data.fraud[in_training], deep_settings.genuine_share, settings.seed)
-    with_sequence = in_validation.copy()
-    with_sequence[np.flatnonzero(in_training)[drawn]] = True
+    file, seed = settings.file, settings.seed
+    prepared = _prepare(data_path, schema, engine, settings, sample_genuine, progress)
+    rows, drawn, weight = prepared.rows, prepared.drawn, prepared.weight
+    fraud = rows.fraud[drawn]
 
-    folded = fold_rows(engine, data, in_training | in_validation, with_sequence, partial(progress, "features"))
-    training = in_training[folded.rows]
-    sequence_training = in_training[np.flatnonzero(with_sequence)]
-    train_features, train_fraud = folded.features[training], data.fraud[folded.rows[training]]
+    search = Search(file.screener, file.escalation.budget, seed, partial(progress, "screener, search"))
+    search.try_sizes(rows)
+    out_of_fold = _out_of_fold(rows, search.best.settings, seed, progress)
+    examples = prepared.examples(rows.features, out_of_fold)
+    deep_out_of_fold = deep_scores_out_of_fold(
+        examples, fraud, weight, file.deep, seed, partial(progress, "deep model, out of fold")
+    )
+    if "distilled" in file.screener.objectives:
+        taught = _taught(rows, drawn, out_of_fold[drawn], deep_out_of_fold, fraud, weight)
+        search.try_distilled(taught)
+        if search.best.settings.objective == "distilled":
+            rows = taught
+            out_of_fold = _out_of_fold(rows, search.best.settings, seed, progress)
+            examples = prepared.examples(rows.features, out_of_fold)
+    screener = train_screener(rows, search.best.settings, seed, partial(progress, "screener"))
+    model = train_deep(examples, fraud, weight, file.deep, seed, partial(progress, "deep model"))
 
-    booster = train_screener(
-        train_features, train_fraud, engine.names, settings.screener, settings.seed, partial(progress, "screener")
-    )
-    out_of_fold = out_of_fold_scores(
-        train_features,
-        train_fraud,
-        engine.names,
-        settings.screener,
-        settings.seed,
-        SCREENER_FOLDS,
-        partial(progress, "screener, out of fold"),
-    )
-    screener_raw = booster.predict(folded.features[~training], raw_score=True)
+    scored = ScoredRows(
+        examples.features, out_of_fold[drawn], deep_out_of_fold, fraud == 1, weight.astype(np.float64),
+        (*rows.names, SCREENER_SCORE),
+    )  # fmt: skip
+    rule = learn_rule(scored, file.escalation.budget, seed)
+    progress("escalation rule", 1.0)
 
-    examples = deep_inputs(train_features[drawn], folded.sequence[sequence_training], out_of_fold[drawn])
-    model = train_deep(
-        examples, train_fraud[drawn], weight, deep_settings, settings.seed, partial(progress, "deep model")
-    )
-    inputs = deep_inputs(folded.features[~training], folded.sequence[~sequence_training], screener_raw)
+    later = prepared.folded.features[~prepared.training]
+    screener_raw = screener.predict(later, raw_score=True)
+    inputs = deep_inputs(later, prepared.later, screener_raw)
     onnx = export_onnx(model, inputs)
     difference = max_difference(model, onnx, inputs)
     if difference > ONNX_DIFFERENCE_MAX:
         raise DataError(f"the exported model differs from PyTorch by {difference:.2g}; report this with your versions")
-    scores = OfflineScores(folded.rows[~training], screener_raw, score_torch(model, inputs))
-
-    validation = data.take(scores.rows)
-    amount = validation.batch[schema.roles.amount]
-    policy = calibrate(
-        screener_raw, scores.deep_raw, validation.fraud == 1, amount, settings.escalation_budget, settings.costs
+    validation = prepared.data.take(prepared.folded.rows[~prepared.training])
+    judged = ValidationRows.of(
+        validation.batch[schema.roles.event_time],
+        key_codes(validation.batch[schema.roles.card]),
+        validation.fraud == 1,
+        validation.batch[schema.roles.amount],
+        screener_raw,
+        score_torch(model, inputs),
+        rule.gain_model.predict(inputs.features),
     )
+    policy = calibrate(judged, rule.escalation, file.costs)
+    report = _report(prepared, validation, judged, policy, settings, search, rule, screener, difference)
+    progress("report", 1.0)
     (_, length, width), features = inputs.sequence.shape, inputs.features.shape[1]
     signature = DeepSignature(sequence_length=length, sequence_width=width, features=features, opset=OPSET)
-    report = _report(schema, settings, data.take(in_training), validation, scores, policy, engine.width, difference)
     content = {
         "schema.toml": schema_text,
         "features.toml": features_text,
-        "screener.txt": booster.model_to_string().encode(),
+        "screener.txt": screener.model_to_string().encode(),
+        "escalation.txt": rule.gain_model.model_to_string().encode(),
         "deep.onnx": onnx,
-        "deep.json": _readable(signature),
-        "policy.json": _readable(policy),
-        "report.json": _readable(report),
+        "deep.json": readable(signature),
+        "policy.json": readable(policy),
+        "validation.parquet": judged.to_parquet(),
+        "report.json": readable(report),
     }
     return write_bundle(out, settings.name, content), report
 
 
-def split(data: LabelledData, schema: Schema, settings: TrainingSettings, origin: str) -> tuple[Bool, Bool]:
-    """Masks of the training and the validation rows. Raises DataError if either has no frauds."""
-    times = data.batch[schema.roles.event_time]
-    until = settings.until_ms if settings.until_ms is not None else int(times[-1]) + 1 if len(times) else 0
-    start = int(times[0]) + settings.warm_up_ms if len(times) else 0
-    middle = until - settings.validation_ms
-    in_training: Bool = (times >= start) & (times < middle)
-    in_validation: Bool = (times >= max(start, middle)) & (times < until)
-    for name, rows in (("training", in_training), ("validation", in_validation)):
-        if data.fraud[rows].sum() == 0:
-            raise DataError(
-                f"{origin}: no frauds among {int(rows.sum())} {name} transactions; the data spans"
-                f" {(times[-1] - times[0]) / DAY_MS if len(times) else 0:.1f} days: shorten --warm-up or"
-                " --validation, or use more data"
-            )
-    return in_training, in_validation
+def _prepare(
+    data_path: Path,
+    schema: Schema,
+    engine: FeatureEngine,
+    settings: TrainingSettings,
+    sample_genuine: Callable[[Int64, float, int], tuple[Array, Float32]],
+    progress: StepProgress,
+) -> Prepared:
+    data = read_labelled(data_path, schema)
+    parts = split(data, schema, settings.file, settings.until_ms, str(data_path))
+    drawn, weight = sample_genuine(data.fraud[parts.training], settings.file.deep.genuine_share, settings.seed)
+    with_sequence = parts.validation.copy()
+    with_sequence[np.flatnonzero(parts.training)[drawn]] = True
+    folded = fold_rows(engine, data, parts.training | parts.validation, with_sequence, partial(progress, "features"))
+    of_training = parts.training[np.flatnonzero(with_sequence)]
+    return Prepared(
+        schema, engine, data, parts, folded, parts.training[folded.rows], drawn, weight,
+        folded.sequence[of_training], folded.sequence[~of_training],
+    )  # fmt: skip
+
+
+def _out_of_fold(rows: ScreenerRows, chosen: ScreenerSettings, seed: int, progress: StepProgress) -> Float64:
+    return out_of_fold_scores(rows, chosen, seed, SCREENER_FOLDS, partial(progress, "screener, out of fold"))
+
+
+def _taught(
+    rows: ScreenerRows, drawn: Int64, screener_raw: Float64, deep_raw: Float64, fraud: Int64, weight: Float32
+) -> ScreenerRows:
+    """The training rows with the opinion of both models together, where the deep model has seen the row."""
+    both = fit_combination(screener_raw, deep_raw, fraud == 1, weight.astype(np.float64))
+    belief = np.full(len(rows.fraud), np.nan)
+    belief[drawn] = both.probability(screener_raw, deep_raw)
+    return msgspec.structs.replace(rows, belief=belief)
 
 
 def _report(
-    schema: Schema,
-    settings: TrainingSettings,
-    training: LabelledData,
+    prepared: Prepared,
     validation: LabelledData,
-    scores: OfflineScores,
+    judged: ValidationRows,
     policy: Policy,
-    features: int,
+    settings: TrainingSettings,
+    search: Search,
+    rule: Rule,
+    screener: lightgbm.Booster,
     difference: float,
 ) -> Report:
-    import lightgbm
     import onnxruntime
     import torch
 
-    fraud, amount = validation.fraud == 1, validation.batch[schema.roles.amount]
-    day: Int64 = validation.batch[schema.roles.event_time] // DAY_MS
-    card = key_codes(validation.batch[schema.roles.card])
-    cascade, escalated = scores.cascade(policy)
-    screener, deep = policy.screener.probability(scores.screener_raw), policy.deep.probability(scores.deep_raw)
-    approve_all = np.zeros(len(fraud), np.int64)
-    costs = policy.costs
+    limits = settings.file.screener
+    features = prepared.folded.features[: CALLS * limits.batch_rows]
+    us = us_per_row(screener.model_to_string().encode(), features, limits.batch_rows)
+    if rule.escalation.rule == "gain":
+        with_score = np.column_stack([features, np.zeros(len(features), np.float32)])
+        us += us_per_row(rule.gain_model.model_to_string().encode(), with_score, limits.batch_rows)
+    figured = figures(judged, policy, settings.seed)
     return Report(
-        schema=schema.name,
+        schema=prepared.schema.name,
         seed=settings.seed,
-        train=_span(training, schema),
-        validation=_span(validation, schema),
-        features=features,
-        escalation_share=float(escalated.mean()),
-        cascade=quality(cascade, fraud, day, card, policy.escalation_budget),
-        screener_only=quality(screener, fraud, day, card, policy.escalation_budget),
-        deep_only=quality(deep, fraud, day, card, policy.escalation_budget),
-        cost_per_thousand=1e3 * float(costs.of_decisions(policy.actions(cascade), fraud, amount).mean()),
-        cost_per_thousand_approve_all=1e3 * float(costs.of_decisions(approve_all, fraud, amount).mean()),
+        train=_span(prepared.data.take(prepared.parts.training), prepared.schema),
+        validation=_span(validation, prepared.schema),
+        note=prepared.parts.note,
+        features=prepared.engine.width,
+        screener=ScreenerReport(search.best, tuple(search.tried), us, limits.us_per_row_max, limits.batch_rows),
+        rule=rule.escalation.rule,
+        rule_average_precision=rule.average_precision,
         onnx_difference_max=difference,
         versions={
             "lightgbm": lightgbm.__version__,
@@ -236,6 +254,7 @@ def _report(
             "torch": torch.__version__.split("+")[0],
             "numpy": np.__version__,
         },
+        **{name: getattr(figured, name) for name in figured.__struct_fields__},
     )
 
 
@@ -243,7 +262,3 @@ def _span(data: LabelledData, schema: Schema) -> Span:
     times = data.batch[schema.roles.event_time]
     first, last = (datetime.fromtimestamp(int(time) / 1e3, UTC) for time in (times[0], times[-1]))
     return Span(first, last, data.batch.rows, int(data.fraud.sum()))
-
-
-def _readable(value: msgspec.Struct) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

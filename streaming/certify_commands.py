@@ -16,15 +16,14 @@ from cascade.bundle import Bundle, add_certificate, load_bundle
 from cascade.certificate import Certificate
 from cascade.columns import Bool
 from cascade.config import Config, DeepSettings, load_config
-from cascade.features import FeatureEngine
+from cascade.durations import parse_ms
 from cascade.frames import LabelledData, read_labelled
 from cascade.local_parts import not_replaced
 from cascade.progress import Steps
-from stages.assembly import make_deep_stage, make_screener
+from stages.assembly import make_deep_stage, make_engine
 from stages.certificate import Asked, LabelledDecisions, replayed
 from stages.certificate.certify import Source, make_certificate, rows_to_judge
 from stages.certificate.render import show_certificate
-from stages.commands import duration_ms
 from stages.offline import score_offline
 from streaming.commands import BROKER_WAIT_S
 from streaming.evaluation import labelled_decisions, read_decisions
@@ -77,10 +76,10 @@ def certify(
         confidence=confidence,
         keep_frauds=keep,
         keep_precision=keep,
-        escalated=loaded.policy.escalation_budget if escalated is None else escalated,
+        escalated=loaded.policy.escalation.budget if escalated is None else escalated,
         false_alarms=false_alarms,
     )
-    valid_ms = duration_ms(valid)
+    valid_ms = _duration_ms(valid)
     with Steps() as progress:
         decisions = _decisions(loaded, labelled, judged, settings, progress)
         progress("statistics", 0.0)
@@ -106,18 +105,24 @@ def _decisions(
     bundle: Bundle, data: LabelledData, judged: Bool, settings: Config | None, progress: Steps
 ) -> LabelledDecisions:
     """The decisions of the judged rows: replayed, or read from the topic of a service's configuration."""
-    screener = make_screener(bundle, FeatureEngine(bundle.spec, bundle.schema).width)
     with closing(make_deep_stage(bundle, DeepSettings(backend="onnxruntime", threads=2))) as deep:
         if settings is None:
             scores = score_offline(
-                bundle, screener, deep, data, judged, lambda share: progress("both models offline", share)
+                make_engine(bundle), deep, data, judged, lambda share: progress("both models offline", share)
             )
             return replayed(bundle, data, scores)
         wait_for_broker(settings.kafka, BROKER_WAIT_S, lambda text: typer.echo(text, err=True))
         with closing(make_consumer(settings.kafka, None)) as consumer:
             topic = settings.kafka.topics.decisions
             decisions, _ = read_decisions(consumer, topic, settings.kafka.codec, progress)
-        return labelled_decisions(decisions, data, judged, bundle, screener, deep, progress)
+        return labelled_decisions(decisions, data, judged, bundle, deep, progress)
+
+
+def _duration_ms(text: str) -> int:
+    try:
+        return parse_ms(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--valid") from error
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Commands with a labelled data file beside a running service: `replay`, `evaluate`."""
+"""Commands with a labelled data file before or beside a running service: `warm-up`, `replay`, `evaluate`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from rich.table import Table
 
 from cascade.bundle import load_bundle
 from cascade.columns import Bool
-from cascade.config import Config, DeepSettings, load_config
-from cascade.features import FeatureEngine
+from cascade.config import Config, DeepSettings, load_config, with_config_path
 from cascade.frames import LabelledData, read_labelled
 from cascade.progress import Steps
 from cascade.schema import load_schema
-from stages.assembly import make_deep_stage, make_screener
+from stages.assembly import make_deep_stage
 from streaming.commands import BROKER_WAIT_S, ConfigOption, CreateTopicsOption
 from streaming.evaluation import Evaluation, Judged, ModelEvaluation, read_decisions
 from streaming.evaluation import evaluate as judge
@@ -29,6 +28,7 @@ from streaming.kafka import make_consumer, make_producer
 from streaming.kafka.topics import wait_for_broker
 from streaming.player import Player
 from streaming.service.topics import check_topics
+from streaming.warm_up import warm_up
 
 # A larger difference is not rounding: the service's features differed from those of the whole file.
 SCORE_DIFFERENCE_MAX = 1e-6
@@ -80,6 +80,40 @@ def replay(
     )
 
 
+@app.command(name="warm-up")
+def warm_up_command(
+    data: Annotated[Path, typer.Option(help="Labelled transactions, Parquet or CSV, with the schema's columns.")],
+    config: ConfigOption = Path("cascade.toml"),
+    start: FromOption = None,
+    end: ToOption = None,
+    create_topics: CreateTopicsOption = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Fill the state from history before a service's first decision, so that its cards are not all new.
+
+    Writes a snapshot to `state.snapshots`, from which the service starts. The history must end before the topic's first
+    record, and the group must not have decided anything. Each card's history goes to the partition that Kafka's default
+    partitioner chooses for the card as key.
+    """
+    settings = load_config(config)
+    bundle = load_bundle(Path(settings.bundle.path))
+    labelled = read_labelled(data, bundle.schema)
+    labelled = labelled.take(between(labelled, bundle.schema.roles.event_time, start, end))
+    wait_for_broker(settings.kafka, BROKER_WAIT_S, lambda text: typer.echo(text, err=True))
+    check_topics(settings, create_topics)
+    with Steps() as progress, with_config_path(config):
+        done = warm_up(settings, bundle, labelled, progress)
+    if json:
+        print(msgspec.json.encode(done).decode())
+        return
+    typer.echo(
+        f"{done.rows:,} transactions and {done.frauds:,} frauds in {done.partitions} partitions: {done.megabytes:,} MB"
+        f" of state, which cover {done.covered:.0%} of the longest window"
+    )
+    if done.forgotten:
+        typer.echo(f"no room for {done.forgotten:,} keys: raise keys_max of the feature file", err=True)
+
+
 @app.command()
 def evaluate(
     data: Annotated[Path, typer.Option(help="The labelled file that was replayed.")],
@@ -112,9 +146,8 @@ def evaluate_topic(
     wait_for_broker(settings.kafka, BROKER_WAIT_S, lambda text: typer.echo(text, err=True))
     with closing(make_consumer(settings.kafka, None)) as consumer:
         decisions, repeated = read_decisions(consumer, settings.kafka.topics.decisions, settings.kafka.codec, progress)
-    screener = make_screener(bundle, FeatureEngine(bundle.spec, bundle.schema).width)
     with closing(make_deep_stage(bundle, DeepSettings(backend="onnxruntime", threads=2))) as deep:
-        return judge(decisions, repeated, labelled, within, bundle, screener, deep, progress)
+        return judge(decisions, repeated, labelled, within, bundle, deep, progress)
 
 
 def between(data: LabelledData, event_time: str, start: datetime | None, end: datetime | None) -> Bool:

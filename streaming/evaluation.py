@@ -18,8 +18,9 @@ from cascade.errors import BrokerError, DataError
 from cascade.features.spec import DAY_MS
 from cascade.frames import LabelledData
 from cascade.ledger import ModelQuality, QualityComparison
-from cascade.protocols import DeepStage, Screener
+from cascade.protocols import DeepStage
 from cascade.schema import key_codes
+from stages.assembly import make_engine
 from stages.certificate import LabelledDecisions, labelled
 from stages.metrics import Quality, quality
 from stages.offline import score_offline
@@ -144,23 +145,25 @@ def evaluate(
     data: LabelledData,
     within: Bool,
     bundle: Bundle,
-    screener: Screener,
     deep: DeepStage,
     progress: Progress,
 ) -> Judged:
     """Evaluates decisions by the labels of a data file.
 
     decisions, repeated: of `read_decisions`. data: the whole file, from which the features are computed. within: the
-    rows to evaluate, bool [rows]. bundle, screener, deep: for the offline scores. progress: called with step and share.
+    rows to evaluate, bool [rows]. bundle, deep: for the offline scores. progress: called with step and share.
 
     The `scores` have the columns `transaction_id`, `score`, `stage`, `screener_only`, `deep_only` (probabilities).
     Raises DataError if no decision belongs to the data.
     """
     joined, rows, wanted = _joined(decisions, data, within, bundle)
-    offline = score_offline(bundle, screener, deep, data, wanted, lambda share: progress("both models offline", share))
+    offline = score_offline(
+        make_engine(bundle), deep, data, wanted, lambda share: progress("both models offline", share)
+    )
     policy = bundle.policy
     screener_only = policy.screener.probability(offline.screener_raw)
     deep_only = policy.deep.probability(offline.deep_raw)
+    combined = policy.combined.probability(offline.screener_raw, offline.deep_raw)
     score = joined["score"].to_numpy()
     by_deep = (joined["stage"] == "deep").to_numpy()
     degraded = joined["degraded"].to_numpy()
@@ -174,7 +177,7 @@ def evaluate(
         repeated=repeated,
         escalated_share=float((by_deep | degraded).mean()),
         degraded_share=float(degraded.mean()),
-        offline_difference_max=float(np.max(np.abs(score - np.where(by_deep, deep_only, screener_only)))),
+        offline_difference_max=float(np.max(np.abs(score - np.where(by_deep, combined, screener_only)))),
         review_from=policy.review_from,
         decline_from=policy.decline_from,
         cascade=_judge(score, judged, bundle),
@@ -192,7 +195,6 @@ def labelled_decisions(
     data: LabelledData,
     within: Bool,
     bundle: Bundle,
-    screener: Screener,
     deep: DeepStage,
     progress: Progress,
 ) -> LabelledDecisions:
@@ -207,7 +209,9 @@ def labelled_decisions(
             f"the decisions topic has decisions of bundle {', '.join(others)}; only those of {bundle.version} can"
             " certify it: choose the days with --from and --until"
         )
-    offline = score_offline(bundle, screener, deep, data, wanted, lambda share: progress("both models offline", share))
+    offline = score_offline(
+        make_engine(bundle), deep, data, wanted, lambda share: progress("both models offline", share)
+    )
     return labelled(
         bundle,
         data.take(rows),
@@ -240,7 +244,7 @@ def _judge(score: Float64, data: LabelledData, bundle: Bundle) -> ModelEvaluatio
     cost = policy.costs.of_decisions(actions, fraud, data.batch[roles.amount])
     day, card = data.batch[roles.event_time] // DAY_MS, key_codes(data.batch[roles.card])
     return ModelEvaluation(
-        quality=quality(score, fraud, day, card, policy.escalation_budget),
+        quality=quality(score, fraud, day, card, policy.escalation.budget),
         caught=int((fraud & (actions > 0)).sum()),
         missed=int((fraud & (actions == 0)).sum()),
         false_alarms=int((~fraud & (actions > 0)).sum()),

@@ -80,6 +80,7 @@ def _loads(run: EchoRun, directory: Path) -> list[RateLoad]:
         # a turn begins with an empty state, so a score depends on how many transactions came before
         sent = rows.rows(0, len(due_s))
         threshold = threshold_for(run.escalation_share, sent, int(np.searchsorted(due_s, warm_up_s)))
-        bundle = shipped_bundle_with(directory / f"bundle-{number}", f"escalating-{rate:g}", threshold, {})
+        name = f"escalating-{rate:g}"
+        bundle = shipped_bundle_with(directory / f"bundle-{number}", name, run.escalation_share, threshold, {})
         loads.append(RateLoad(rate, warm_up_s, due_s, keys, values, bundle))
     return loads

@@ -25,7 +25,7 @@ LINGER_MS = 0
 # After the last decision: what follows it, the last commit for example, is no part of the idle time.
 IDLE_AFTER_S = 2.0
 # Overload must not lower the escalation rate that is compared; all else is as shipped.
-SETTINGS: dict[str, Any] = {"overload": {"raise_max": 0.0}}
+SETTINGS: dict[str, Any] = {"overload": {"factor_min": 1.0}}
 
 
 class Idle(msgspec.Struct, frozen=True, kw_only=True):

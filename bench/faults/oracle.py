@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from bench.faults.group import Group
 from bench.faults.logs import PartitionLog, Record
 from bench.faults.model import SimScreener, deep_score
 from bench.faults.process import POLICY, SimProcess
-from bench.faults.schedule import Options
+from bench.faults.schedule import AMPLE_BUDGET, Options
 from bench.faults.traffic import SCHEMA, feature_spec, label_codec, transaction_codec
 from cascade.columns import ColumnBatch
 from cascade.engine import Engine
+from cascade.escalation_budget import SAMPLE_ROWS_MIN
 from cascade.features import FeatureEngine
 from streaming.codecs import Codec
 from streaming.kafka import Partition
@@ -34,14 +36,15 @@ class Expected:
     """The expected decision about a readable record.
 
     `first_id`: the decision id of the record that it repeats, None if it is no repeat. The scores are probabilities;
-    they and `escalated` have no meaning for repeats.
+    they and `in_band` have no meaning for repeats. Whether a record in the band is escalated depends
+    on the budget, and so on all that its worker has decided before.
     """
 
     card: int
     first_id: str | None
     screener_score: float
     deep_score: float
-    escalated: bool
+    in_band: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Oracle:
             "repeats": self._repeat_breaches(published),
             "duplicates": self._duplicate_breaches(published),
             "scores": self._score_breaches(published),
+            "budget": self._budget_breaches(published),
             "order": self._order_breaches(published),
             "dead letters": self._dead_letter_breaches(),
             "commits": self._commit_breaches(),
@@ -119,12 +123,13 @@ class Oracle:
         chosen = batch.take(fresh)
         screened = engine.screen(chosen, np.full(chosen.rows, partition[1], np.int64))
         deep = POLICY.deep.probability(deep_score(screened.deep_inputs(np.arange(chosen.rows))))
+        in_band = screened.escalation_score > POLICY.escalation.threshold
         figures = np.zeros((3, batch.rows))
-        figures[:, fresh] = screened.probability, deep, screened.escalate
+        figures[:, fresh] = screened.probability, deep, in_band
         ids = [f"{partition[0]}-{partition[1]}-{offset}" for offset in range(self._broker.logs[partition].end)]
         expected = {
-            ids[record.offset]: Expected(card, ids[first] if first >= 0 else None, screener, deep, bool(escalated))
-            for record, first, card, (screener, deep, escalated) in zip(
+            ids[record.offset]: Expected(card, ids[first] if first >= 0 else None, screener, deep, bool(in_band))
+            for record, first, card, (screener, deep, in_band) in zip(
                 rows, firsts, batch["card_id"].tolist(), figures.T.tolist(), strict=True
             )
         }
@@ -200,11 +205,16 @@ class Oracle:
                         yield f"{decision_id} decides {_content(decision)}, its first decision {first_id} {firsts}"
 
     def _score_breaches(self, published: Published) -> Iterator[str]:
-        raises = self._options.config.overload.raise_max > 0
+        learning = {
+            name
+            for process in self._processes
+            if process.engine.escalation.rows_seen < SAMPLE_ROWS_MIN
+            for name in process.sessions
+        }
         for decision_id, expected in self._expected():
             if expected.first_id is not None:
                 continue
-            for _, decision in published.get(decision_id, []):
+            for record, decision in published.get(decision_id, []):
                 if decision.stage == "screener" and decision.score != decision.screener_score:
                     yield f"{decision_id}: the screener decided by a score that is not its own"
                 if decision.degraded and decision.stage != "screener":
@@ -215,9 +225,37 @@ class Oracle:
                     yield f"{decision_id}: screener score {decision.screener_score}, must be {expected.screener_score}"
                 if decision.stage == "deep" and decision.score != expected.deep_score:
                     yield f"{decision_id}: deep score {decision.score}, must be {expected.deep_score}"
-                escalated = decision.stage == "deep" or decision.degraded
-                if escalated != expected.escalated and not (raises and expected.escalated):
-                    yield f"{decision_id}: escalated {escalated}, must be {expected.escalated}"
+                if not _is_screened(decision) and record.sender in learning and not expected.in_band:
+                    yield f"{decision_id}: escalated, though it is outside the band"
+
+    def _budget_breaches(self, published: Published) -> Iterator[str]:
+        """A process must not escalate what its budget did not count, nor refuse more than its budget does.
+
+        The level of its bucket gives how many rows it has chosen: each row brings a share of a token, each chosen row
+        takes one; the runs are too short for a bucket to overflow. Without overload only, which changes the shares.
+        """
+        if self._options.config.overload.factor_min < 1.0:
+            return
+        budget = self._options.escalation_budget
+        for process in self._processes:
+            control = process.engine.escalation
+            chosen = round(budget * control.rows_seen - control.level)
+            found = [
+                (decision_id, decision)
+                for decision_id, records in published.items()
+                for record, decision in records
+                if record.sender in process.sessions and not decision.duplicate
+            ]
+            escalated = sum(not _is_screened(decision) for _, decision in found)
+            if escalated > chosen:
+                yield f"{process.life.name} escalated {escalated}, and its budget counted {chosen}"
+            if budget < AMPLE_BUDGET or self._options.terminals or control.rows_seen >= SAMPLE_ROWS_MIN:
+                continue
+            expected = dict(self._expected())
+            refused = sum(expected[name].in_band for name, decision in found if _is_screened(decision))
+            # one before there is a token, and one for each hundred that the budget leaves out
+            if refused > 1 + math.ceil((1.0 - budget) * control.rows_seen):
+                yield f"{process.life.name} screened {refused} transactions of the band, with a budget of {budget:g}"
 
     def _order_breaches(self, published: Published) -> Iterator[str]:
         """The screened decisions of a card must come in the order of the log.

@@ -6,6 +6,8 @@ import math
 import traceback
 from contextlib import ExitStack
 
+import msgspec
+
 from bench.faults.broker import SimBroker
 from bench.faults.clock import SimClock
 from bench.faults.consumer import SimConsumer
@@ -19,7 +21,7 @@ from cascade.engine import Engine
 from cascade.errors import StateError
 from cascade.features import FeatureEngine
 from cascade.ledger import Ledger
-from cascade.policy import Calibration, Policy
+from cascade.policy import Calibration, Combination, Escalation, Policy
 from streaming.health_state import HealthState
 from streaming.worker.boundaries import InvariantError
 from streaming.worker.loop import Worker
@@ -28,12 +30,12 @@ from streaming.worker.sessions import Sessions
 from streaming.worker.snapshots import SnapshotStore
 
 BUNDLE_VERSION = "faults"
-# Escalates about a fifth of the transactions, since the screener's log-odds are uniform over [-4, 4).
+# A fifth of the transactions is in the band, since the screener's log-odds are uniform over [-4, 4). The threshold
+# stays where it is for the first SAMPLE_ROWS_MIN transactions of a process. The budget is the schedule's.
 POLICY = Policy(
-    escalation_budget=0.2,
-    escalation_threshold=1.0,
-    escalation_ceiling=2.6,
+    escalation=Escalation(budget=0.2, rule="uncertainty", threshold=-0.8, centre=1.8),
     screener=Calibration(1.0, 0.0),
+    combined=Combination(0.0, 1.0, -1.0),
     deep=Calibration(1.0, -1.0),
     review_from=0.5,
     decline_from=0.9,
@@ -81,7 +83,9 @@ class SimProcess:
         self._sessions = 0
         self._turn_began_s = 0.0
         self.clock = SimClock(self.life)
-        self.engine = Engine(FeatureEngine(feature_spec(options.terminals), SCHEMA), SimScreener(), POLICY)
+        escalation = msgspec.structs.replace(POLICY.escalation, budget=options.escalation_budget)
+        policy = msgspec.structs.replace(POLICY, escalation=escalation)
+        self.engine = Engine(FeatureEngine(feature_spec(options.terminals), SCHEMA), SimScreener(), policy)
         self._deep = SimDeepStage(self.life, options.model)
         self.ledger = Ledger(bundle_version=BUNDLE_VERSION, clock=self.clock.monotonic)
         self.health = HealthState(HEALTH_STALL_S, self.clock.monotonic)

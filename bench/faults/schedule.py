@@ -24,6 +24,7 @@ from cascade.config import (
 )
 
 DECISION_PARTITIONS = 2
+AMPLE_BUDGET = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ class Options:
     """The options of a run. Times in seconds.
 
     `static_members`: workers are static members (`kafka.instance`). `terminals`: there are features by terminal too,
-    which depend on the order in which partitions are read; without them the oracle checks every score. `poll_s`: least
+    which depend on the order in which partitions are read; without them the oracle checks every score.
+    `escalation_budget`: of the policy; AMPLE_BUDGET has tokens for every transaction in the band. `poll_s`: least
     duration of a poll, which stands for the speed of the machine. `settle_s`: the lag must be gone this long after the
     last fault.
     """
@@ -86,6 +88,7 @@ class Options:
     partitions: int
     static_members: bool
     terminals: bool
+    escalation_budget: float
     poll_s: float
     settle_s: float
     config: Config
@@ -151,6 +154,8 @@ def derive(seed: int) -> Options:
         partitions=partitions,
         static_members=chance.random() < 0.5,
         terminals=share_terminals or chance.random() < 0.4,
+        # a generator of its own, so that it does not change the other options of a seed
+        escalation_budget=random.Random(f"budget {seed}").choice([AMPLE_BUDGET, AMPLE_BUDGET, 0.1]),
         poll_s=chance.choice([0.0005, 0.002, 0.005, 0.01]),
         settle_s=30.0,
         config=config,
@@ -223,6 +228,6 @@ def _config(chance: random.Random, share_terminals: bool) -> Config:
             keep=chance.choice([2, 3]),
         ),
         duplicates=DuplicateSettings(window_s=chance.choice([0.0, 0.3, 600.0, 600.0]), ids_max=1_024),
-        overload=OverloadSettings(raise_max=chance.choice([0.0, 0.0, 4.0]), after_s=0.1, calm_s=0.3),
+        overload=OverloadSettings(factor_min=chance.choice([1.0, 1.0, 0.0625]), after_s=0.1, calm_s=0.3),
         terminals=TerminalSettings(share=share_terminals, interval_s=0.1, bucket_s=60),
     )

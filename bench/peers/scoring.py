@@ -143,7 +143,7 @@ class Models:
         self._columns = [names.index(name) for name in computed]
         self._triton = InferenceServerClient(arguments.triton_grpc)
         fixed = arguments.escalate_above
-        start = self._policy["escalation_threshold"] if fixed is None else fixed
+        start = raw_at(self._policy["screener"], self._policy["review_from"]) if fixed is None else fixed
         self._escalation = Escalation(start, arguments.escalate_share if fixed is None else None)
 
     def decide(
@@ -168,7 +168,7 @@ class Models:
         stage, deep_ms = "screener", 0.0
         if self._escalation(raw):
             started_s = time.perf_counter()
-            score = probability(self._policy["deep"], self._ask(raw, steps))
+            score = combined(self._policy["combined"], raw, self._ask(raw, steps))
             stage, deep_ms = "deep", 1e3 * (time.perf_counter() - started_s)
         decision = "approve"
         if score >= self._policy["review_from"]:
@@ -210,6 +210,17 @@ class Models:
 def probability(calibration: dict[str, float], raw: float) -> float:
     """The calibrated probability of a raw score, by the policy's logistic `calibration`."""
     return 1.0 / (1.0 + math.exp(-(calibration["slope"] * raw + calibration["intercept"])))
+
+
+def raw_at(calibration: dict[str, float], chance: float) -> float:
+    """The raw score whose calibrated probability is `chance`, 0 < chance < 1."""
+    return (math.log(chance / (1.0 - chance)) - calibration["intercept"]) / calibration["slope"]
+
+
+def combined(combination: dict[str, float], screener_raw: float, deep_raw: float) -> float:
+    """The probability by both models' raw scores, by the policy's logistic `combination`."""
+    log_odds = combination["screener"] * screener_raw + combination["deep"] * deep_raw + combination["intercept"]
+    return 1.0 / (1.0 + math.exp(-log_odds))
 
 
 def parse_arguments(description: str) -> argparse.Namespace:

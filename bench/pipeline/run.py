@@ -39,7 +39,7 @@ def run_pipeline(scenario: Scenario, out: Path) -> PipelineReport:
         progress("simulate", 0.0)
         size, schema = scenario.data, load_bundle(SHIPPED_BUNDLE).schema
         data = simulated(schema, cards=size.cards, terminals=size.terminals, days=size.days, seed=scenario.seed)
-        bundles = _bundles(directory, threshold_for(scenario.escalation_share, data))
+        bundles = _bundles(directory, scenario.escalation_share, threshold_for(scenario.escalation_share, data))
         progress("simulate", 1.0)
         parts = stack.enter_context(EmbeddedParts(directory, bundles["cascade"]))
         traffic = Traffic(parts.bundle.schema, EndlessData(parts.bundle.schema, data))
@@ -62,11 +62,11 @@ def run_pipeline(scenario: Scenario, out: Path) -> PipelineReport:
     )
 
 
-def _bundles(directory: Path, threshold: float) -> dict[Models, Bundle]:
+def _bundles(directory: Path, share: float, threshold: float) -> dict[Models, Bundle]:
     """The shipped models with three policies, so that nothing else differs."""
     thresholds: dict[Models, float] = {"cascade": threshold, "deep-only": -RAW_MAX, "screener-only": RAW_MAX}
     return {
-        name: shipped_bundle_with(directory / f"bundle-{name}", name, escalate_from, {})
+        name: shipped_bundle_with(directory / f"bundle-{name}", name, share, escalate_from, {})
         for name, escalate_from in thresholds.items()
     }
 

@@ -36,11 +36,11 @@ CASCADE_SETTINGS: dict[str, Any] = {
     # the append times of a backlog are long past
     "deadline": {"start": "fetch", "budget_ms": 1_000},
     # overload must not lower the escalation rate that is compared
-    "overload": {"raise_max": 0.0},
+    "overload": {"factor_min": 1.0},
 }
 DEEP_ONLY_SETTINGS: dict[str, Any] = {
     "deadline": {"start": "fetch", "budget_ms": 60_000},
-    "overload": {"raise_max": 0.0},
+    "overload": {"factor_min": 1.0},
     "worker": {"in_flight_card_max": 4_096},
 }
 

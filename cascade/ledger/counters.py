@@ -37,8 +37,9 @@ class Counters:
     recoveries: seconds from the assignment of a partition to its first decision.
     sessions: times that the worker opened its connections; offset_gaps: confirmed gaps in the log.
     hedged_calls: deep calls that were sent a second time.
-    escalation_raised, escalation_raised_max: how far overload raises the escalation threshold now, and its maximum,
-        log-odds.
+    budget_factor, budget_factor_min: the part of the escalation budget that overload leaves now, and the lowest.
+    state_covered, state_covered_min: the share of the longest window that the feature state covers now, and the lowest;
+        None before the first decision.
     early_records: records with a stamp ahead of the worker's clock.
     first_frauds_caught, first_frauds_missed: cards' first frauds in a period, by labels, that had been reviewed or
         declined, and that had been approved; of the certificate's watch.
@@ -58,8 +59,10 @@ class Counters:
     sessions: int = 0
     offset_gaps: int = 0
     hedged_calls: int = 0
-    escalation_raised: float = 0.0
-    escalation_raised_max: float = 0.0
+    budget_factor: float = 1.0
+    budget_factor_min: float = 1.0
+    state_covered: float | None = None
+    state_covered_min: float | None = None
     early_records: int = 0
     first_frauds_caught: int = 0
     first_frauds_missed: int = 0
@@ -89,7 +92,7 @@ class Counters:
         return twin
 
     def merge(self, other: Counters) -> None:
-        """Adds the counts of `other`; `escalation_raised` becomes the maximum.
+        """Adds the counts of `other`; `budget_factor` and `state_covered` become the lowest.
 
         `least_wait_s` becomes the range over both, because each worker has a clock of its own.
         """
@@ -106,8 +109,10 @@ class Counters:
             add(self.dead_letters, reason, count)
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.escalation_raised = max(self.escalation_raised, other.escalation_raised)
-        self.escalation_raised_max = max(self.escalation_raised_max, other.escalation_raised_max)
+        self.budget_factor = min(self.budget_factor, other.budget_factor)
+        self.budget_factor_min = min(self.budget_factor_min, other.budget_factor_min)
+        self.state_covered = _lowest(self.state_covered, other.state_covered)
+        self.state_covered_min = _lowest(self.state_covered_min, other.state_covered_min)
         waits = [wait_s for wait_s in (self.least_wait_s, other.least_wait_s) if wait_s is not None]
         if waits:
             self.least_wait_s = (min(low for low, _ in waits), max(high for _, high in waits))
@@ -115,11 +120,15 @@ class Counters:
     def since(self, earlier: Counters) -> Counters:
         """The counts since `earlier`, a copy of these counters from an earlier time.
 
-        `escalation_raised` and `least_wait_s` are those at the end. `escalation_raised_max` is exact if it is a new
-        maximum, else a lower bound. Raises DataError if a latency count of `earlier` is higher than now.
+        `budget_factor`, `state_covered` and `least_wait_s` are those at the end. `budget_factor_min` and
+        `state_covered_min` are exact if they are a new minimum, else an upper bound. Raises DataError if a latency
+        count of `earlier` is higher than now.
         """
-        raised = max(earlier.escalation_raised, self.escalation_raised)
-        highest = self.escalation_raised_max if self.escalation_raised_max > earlier.escalation_raised_max else raised
+        factor = min(earlier.budget_factor, self.budget_factor)
+        lowest = self.budget_factor_min if self.budget_factor_min < earlier.budget_factor_min else factor
+        covered = _lowest(earlier.state_covered, self.state_covered)
+        if self.state_covered_min != earlier.state_covered_min:
+            covered = self.state_covered_min
         return Counters(
             paths={path: histogram.since(earlier.paths[path]) for path, histogram in self.paths.items()},
             stages={stage: histogram.since(earlier.stages[stage]) for stage, histogram in self.stages.items()},
@@ -129,8 +138,10 @@ class Counters:
             dead_letters=_grown(self.dead_letters, earlier.dead_letters),
             recoveries=self.recoveries.since(earlier.recoveries),
             **{name: getattr(self, name) - getattr(earlier, name) for name in _SUMS},
-            escalation_raised=self.escalation_raised,
-            escalation_raised_max=highest,
+            budget_factor=self.budget_factor,
+            budget_factor_min=lowest,
+            state_covered=self.state_covered,
+            state_covered_min=covered,
             least_wait_s=self.least_wait_s,
         )
 
@@ -138,6 +149,11 @@ class Counters:
     def decisions(self) -> int:
         """The number of decisions on all paths."""
         return sum(histogram.count for histogram in self.paths.values())
+
+
+def _lowest(first: float | None, second: float | None) -> float | None:
+    """The lower of those that are known."""
+    return min((share for share in (first, second) if share is not None), default=None)
 
 
 def _grown(counts: dict[str, int], earlier: dict[str, int]) -> dict[str, int]:

@@ -100,10 +100,16 @@ def _delivery(counters: Counters) -> Iterable[Metric]:
     yield CounterMetricFamily("cascade_offset_gaps", "Confirmed gaps in the log.", counters.offset_gaps)
     yield CounterMetricFamily("cascade_hedged_calls", "Deep calls sent a second time.", counters.hedged_calls)
     yield GaugeMetricFamily(
-        "cascade_escalation_raised_log_odds",
-        "How far overload has raised the escalation threshold.",
-        counters.escalation_raised,
+        "cascade_escalation_budget_factor",
+        "The part of the escalation budget that overload leaves.",
+        counters.budget_factor,
     )
+    covered = GaugeMetricFamily(
+        "cascade_state_covered_ratio", "Share of the longest window that the feature state covers; absent at first."
+    )
+    if counters.state_covered is not None:
+        covered.add_metric([], counters.state_covered)
+    yield covered
 
 
 def _clock(counters: Counters) -> Iterable[Metric]:

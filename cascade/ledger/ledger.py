@@ -238,11 +238,18 @@ class Ledger:
         with self._counting:
             self._counters.hedged_calls = calls
 
-    def set_escalation_raised(self, log_odds: float) -> None:
-        """Sets how far overload raises the escalation threshold above the policy's, log-odds."""
+    def set_budget_factor(self, factor: float) -> None:
+        """Sets the part of the escalation budget that overload leaves, above 0, at most 1."""
         with self._counting:
-            self._counters.escalation_raised = log_odds
-            self._counters.escalation_raised_max = max(self._counters.escalation_raised_max, log_odds)
+            self._counters.budget_factor = factor
+            self._counters.budget_factor_min = min(self._counters.budget_factor_min, factor)
+
+    def set_state_covered(self, share: float) -> None:
+        """Sets the share of the longest window that the feature state covers, 0 to 1."""
+        with self._counting:
+            lowest = self._counters.state_covered_min
+            self._counters.state_covered = share
+            self._counters.state_covered_min = share if lowest is None else min(lowest, share)
 
     def add_deep_call(self, rows: int, wall_s: float) -> None:
         """Adds a call to the deep model for `rows` transactions, of `wall_s` seconds."""

@@ -41,6 +41,8 @@ _BURN_STYLE: Final[dict[BurnStatus, str]] = {
 }
 # Kafka stamps records in whole milliseconds.
 _SKEW_SHOWN_MS: Final = 1.0
+# As the worker does, which calls a state that covers less of its longest window cold.
+_COVERED_SHOWN: Final = 0.9
 _KIND_STYLE: Final = {"measured": "green", "modelled": "yellow"}
 _NO_METERS: Final = Padding(Text("Energy: unknown, because the ledger has no meter", style="yellow"), (1, 1, 0, 1))
 
@@ -129,8 +131,12 @@ def _events(summary: LedgerSummary) -> str | None:
         _clock(summary.clock),
         _watch(summary.watch, summary.ended),
     ]
-    if summary.escalation_raised_max:
-        lines.append(f"overload raised the escalation threshold by up to {summary.escalation_raised_max:.1f} log-odds")
+    if summary.budget_factor_min < 1.0:
+        lines.append(f"overload lowered the escalation budget to as little as {summary.budget_factor_min:.1%} of it")
+    covered = summary.state_covered_min
+    if covered is not None and covered < _COVERED_SHOWN:
+        now = f"{summary.state_covered or 0.0:.0%}"
+        lines.append(f"cold state: it covered as little as {covered:.0%} of its longest window; {now} at the end")
     if summary.recovery is not None:
         seconds = summary.recovery.max_ms / 1e3
         lines.append(f"partitions whose state was restored: {summary.recovery.count}, each within {seconds:.1f} s")

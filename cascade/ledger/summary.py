@@ -258,7 +258,9 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     recovery: time from the assignment of a partition to its first decision.
     sessions: times that the worker opened its connections, with the first.
     offset_gaps: confirmed gaps in the offsets of the log.
-    escalation_raised_max: how far overload has raised the escalation threshold, log-odds.
+    state_covered, state_covered_min: the share of the longest window that the feature state covers at the end, and the
+        lowest.
+    budget_factor_min: the lowest part of the escalation budget that overload has left.
     energy, energy_totals: joules by meter and by kind. books: joules by use.
     burn: error budgets over time; only from a journal.
     clock: None without a record in the last ten minutes.
@@ -288,7 +290,9 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     recovery: LatencyFigures | None
     sessions: int
     offset_gaps: int
-    escalation_raised_max: float
+    budget_factor_min: float = 1.0
+    state_covered: float | None = None
+    state_covered_min: float | None = None
     deep: DeepCallFigures
     stages: dict[str, StageFigures]
     watts_per_core: float | None

@@ -15,7 +15,7 @@ from cascade.errors import BundleError, DataError
 from cascade.features.spec import DAY_MS
 from stages.certificate.claims import Asked, make_claims, make_power, make_recall
 from stages.certificate.decisions import PERIOD_DAYS, LabelledDecisions
-from stages.certificate.resampling import BLOCK_DAYS
+from stages.resampling import BLOCK_DAYS
 
 # Fewer days give no idea of how much days differ.
 DAYS_MIN = 14

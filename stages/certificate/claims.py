@@ -25,7 +25,7 @@ from stages.certificate.exact import (
     units_needed,
     upper_bound,
 )
-from stages.certificate.resampling import BLOCK_DAYS, Ranking, quantile_t, standard_errors
+from stages.resampling import BLOCK_DAYS, Ranking, quantile_t, standard_errors
 
 POWER: Final = 0.8
 _BINOMIAL: Final = "Clopper-Pearson"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import warnings
 
-import msgspec
 import numpy as np
 import onnxruntime
 import torch
@@ -15,27 +14,12 @@ from cascade.columns import Array, Float32, Float64, Int64
 from cascade.progress import Progress
 from cascade.protocols import DeepInputs
 from stages.deep.model import DeepModel
+from stages.settings import DeepSettings
 
 # An ONNX operator set that every supported server reads (ONNX Runtime 1.14 and newer).
 OPSET = 17
 # Rows of a call outside training; bounds the memory of scoring a month of transactions.
 SCORE_ROWS = 8_192
-
-
-class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Size of the deep model, and how it is trained.
-
-    - `genuine_share`: share of the genuine transactions that the training uses, each with the inverse as its weight, so
-      that the probabilities stay right. It uses all frauds.
-    """
-
-    hidden: int = 64
-    dropout: float = 0.1
-    epochs: int = 8
-    batch_rows: int = 512
-    learning_rate: float = 4e-3
-    weight_decay: float = 1e-2
-    genuine_share: float = 0.25
 
 
 def train_deep(

@@ -26,7 +26,7 @@ from streaming.pipeline import table_kernels as kernels
 from streaming.pipeline.breaker import CircuitBreaker
 from streaming.pipeline.decisions import CAUSES, STAGES
 from streaming.pipeline.deep_replicas import ready_count, replica_states, replicas_text
-from streaming.pipeline.overload import EscalationControl
+from streaming.pipeline.overload import OverloadControl
 from streaming.pipeline.table import Table
 
 log = structlog.get_logger()
@@ -40,10 +40,16 @@ LOOK_EVERY_S = 0.02
 
 
 class DeepCall:
-    """A call to the deep model; `open` (bool, [rows]) marks the rows that have no decision yet."""
+    """A call to the deep model.
 
-    def __init__(self, table: Table, deadline_ms: Float64, future: Future[Float64], sent_s: float) -> None:
+    `open` (bool, [rows]) marks the rows that have no decision yet. `screener_raw` (float64, [rows]): log-odds.
+    """
+
+    def __init__(
+        self, table: Table, screener_raw: Float64, deadline_ms: Float64, future: Future[Float64], sent_s: float
+    ) -> None:
         self.table = table
+        self.screener_raw = screener_raw
         self.deadline_ms = deadline_ms
         self.future = future
         self.sent_s = sent_s
@@ -105,7 +111,7 @@ class Escalations:
     def __post_init__(self) -> None:
         config, clock = self._config, self._clock
         self._breaker = CircuitBreaker(config.breaker, clock.monotonic, self._chance)
-        self._overload = EscalationControl(config.overload, config.worker.in_flight_max, clock)
+        self._overload = OverloadControl(config.overload, config.worker.in_flight_max, clock)
         self._calls: list[DeepCall] = []
         self._open_by_card: dict[int, int] = {}
         self._ended, self._ended_late = 0, 0
@@ -126,9 +132,9 @@ class Escalations:
         return min(call.next_deadline_ms for call in self._calls) if self._calls else math.inf
 
     @property
-    def raised(self) -> float:
-        """Log-odds that are added to the escalation threshold now."""
-        return self._overload.raised
+    def budget_factor(self) -> float:
+        """The part of the escalation budget that may be used now."""
+        return self._overload.factor
 
     def waiting_of(self, partitions: Collection[Partition]) -> int:
         """The number of rows of these partitions that wait."""
@@ -149,7 +155,8 @@ class Escalations:
                 decided.append(by_screener(table, "deadline"))
             elif self._breaker.allows():
                 future = self._deep.submit(inputs, timeout_s)
-                self._calls.append(DeepCall(table, deadline_ms, future, self._clock.monotonic()))
+                screener_raw = inputs.features[:, -1].astype(np.float64)
+                self._calls.append(DeepCall(table, screener_raw, deadline_ms, future, self._clock.monotonic()))
                 future.add_done_callback(self._note_answer)
                 self._count_cards(table, 1)
             else:
@@ -231,7 +238,7 @@ class Escalations:
         change = self._overload.changed()
         if change is not None:
             log.warning(change)
-            self._ledger.set_escalation_raised(self._overload.raised)
+            self._ledger.set_budget_factor(self._overload.factor)
 
     def _has_room(self, cards: Int64) -> Array:
         """Which rows may wait: at most `in_flight_card_max` of a card at the same time; bool [rows]."""
@@ -271,7 +278,7 @@ class Escalations:
         self._ledger.add_deep_call(len(call.table), waited_s)
         self._ledger.record_stage("deep", waited_s, 0.0, len(table))
         rows = table.rows
-        rows["score"] = self._policy.deep.probability(call.future.result()[chosen])
+        rows["score"] = self._policy.combined.probability(call.screener_raw[chosen], call.future.result()[chosen])
         rows["stage"], rows["cause"], rows["deep_ms"] = STAGES.index("deep"), 0, waited_s * 1e3
         return [table] if len(table) else []
 

@@ -1,13 +1,13 @@
-"""Escalates fewer transactions while the deep stage is overloaded: raises the escalation threshold step by step.
+"""Escalates fewer transactions while the deep stage is overloaded: lowers the escalation budget step by step.
 
 Two signs, over the last half of `after_s`: the rows in flight (mean over time, as a share of `in_flight_max`), and the
 share of escalated rows without a deep answer in time. They give three zones:
 
-    pressed   a sign is above its limit; after `after_s` the threshold rises by a step
-    between   the threshold does not change
-    calm      both signs are at most half their limits; after `calm_s` the threshold falls by a step
+    pressed   a sign is above its limit; after `after_s` the budget is multiplied by `factor_step`
+    between   the budget does not change
+    calm      both signs are at most half their limits; after `calm_s` it is divided by `factor_step`
 
-The gap between pressed and calm, and the longer wait before a step down, filter noise: the threshold rises at most once
+The gap between pressed and calm, and the longer wait before a step down, filter noise: the budget falls at most once
 in `after_s` and changes direction at most once in `calm_s`. A burst shorter than half of `after_s` changes nothing.
 """
 
@@ -28,16 +28,18 @@ OUTCOMES_MIN = 5
 # no sign of an overload. By default a turn takes little more than the poll timeout, 100 ms.
 PAUSE_S_MAX = 1.0
 _BUCKETS = 10
+# 0.125 is three steps of 0.5, whatever the last bits of the logarithms.
+_ROUNDING = 1e-9
 
 
-class EscalationControl:
-    """Computes what is added to the escalation threshold; for one thread.
+class OverloadControl:
+    """Computes which part of the escalation budget is used; for one thread.
 
     >>> from cascade.protocols import SystemClock
-    >>> control = EscalationControl(OverloadSettings(), in_flight_max=100, clock=SystemClock())
+    >>> control = OverloadControl(OverloadSettings(), in_flight_max=100, clock=SystemClock())
     >>> control.observe(in_flight=80, escalated=10, late=0)
-    >>> control.raised
-    0.0
+    >>> control.factor
+    1.0
     """
 
     def __init__(self, settings: OverloadSettings, in_flight_max: int, clock: Clock) -> None:
@@ -46,16 +48,16 @@ class EscalationControl:
         self._clock = clock
         self._recent = _Window(settings.after_s / 2)
         self._steps = 0
-        self._steps_max = math.ceil(settings.raise_max / settings.step)
+        self._steps_max = math.ceil(math.log(settings.factor_min) / math.log(settings.factor_step) - _ROUNDING)
         self._observed_s: float | None = None
         self._pressed_s: float | None = None
         self._calm_s: float | None = None
-        self._logged = 0.0
+        self._logged = 1.0
 
     @property
-    def raised(self) -> float:
-        """Log-odds of the screener, 0 to `raise_max`, to add to the escalation threshold."""
-        return min(self._steps * self._settings.step, self._settings.raise_max)
+    def factor(self) -> float:
+        """The part of the escalation budget that is used, `factor_min` to 1."""
+        return max(self._settings.factor_step**self._steps, self._settings.factor_min)
 
     def observe(self, in_flight: int, escalated: int, late: int) -> None:
         """Adds a turn of the loop.
@@ -81,7 +83,7 @@ class EscalationControl:
         return max(self._recent.in_flight / waiting_max, self._recent.late_share / self._settings.late_share)
 
     def _move(self, now_s: float, worst: float) -> None:
-        """Continues the waits, and moves the threshold by a step at the end of a wait."""
+        """Continues the waits, and changes the budget by a step at the end of a wait."""
         self._pressed_s = _since(self._pressed_s, now_s, worst > 1.0)
         self._calm_s = _since(self._calm_s, now_s, worst <= CALM_PART)
         if self._pressed_s is not None and now_s - self._pressed_s >= self._settings.after_s:
@@ -92,19 +94,19 @@ class EscalationControl:
             self._calm_s = now_s
 
     def changed(self) -> str | None:
-        """A line for the log if `raised` has changed since the last call, else None."""
-        raised, before = self.raised, self._logged
-        self._logged = raised
-        if raised == before:
+        """A line for the log if `factor` has changed since the last call, else None."""
+        factor, before = self.factor, self._logged
+        self._logged = factor
+        if factor == before:
             return None
-        if raised > before:
+        if factor < before:
             return (
                 f"deep stage overloaded ({self._recent.in_flight:.0f} of at most {self._in_flight_max} rows in flight, "
-                f"{self._recent.late_share:.0%} of escalated rows too late): escalation threshold raised by {raised:g},"
-                f" at most {self._settings.raise_max:g}"
+                f"{self._recent.late_share:.0%} of escalated rows too late): escalation budget at {factor:.1%} of the"
+                f" bundle's, at least {self._settings.factor_min:.1%}"
             )
-        left = f"still raised by {raised:g}" if raised else "back to the bundle's"
-        return f"deep stage no longer overloaded: escalation threshold {left}"
+        left = f"at {factor:.1%} of the bundle's" if factor < 1.0 else "back to the bundle's"
+        return f"deep stage no longer overloaded: escalation budget {left}"
 
 
 def _since(start_s: float | None, now_s: float, holds: bool) -> float | None:

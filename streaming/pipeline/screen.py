@@ -1,4 +1,4 @@
-"""Steps 4 and 5, features and screen: rows are folded into the state, and scored by the screener."""
+"""Steps 4 and 5, features and screen: rows are folded into the state, scored, and chosen for the deep model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streaming.pipeline.table import Table
 
 
 def screen(
-    table: Table, engine: Engine, threshold_raise: float, laps: StageLaps
+    table: Table, engine: Engine, budget_factor: float, laps: StageLaps
 ) -> tuple[Screened, Int64, Int64, Float64]:
     """Fills the columns of both steps.
 
@@ -21,20 +21,20 @@ def screen(
 
     Records that the previous owner of their partition escalated stay escalated, even if their scores differ now, since
     the records of other partitions came in another order: decided by the screener, they would follow later ones of
-    their card.
+    their card. The budget counts them.
 
-    threshold_raise: log-odds that are added to the escalation threshold. laps: gets the stages `features` and
-    `screener`.
+    budget_factor: the part of the escalation budget that is used. laps: gets the stages `features` and `screener`.
     """
     laps.skip()
     count = len(table.rows)
     computed = engine.compute(table.batch, table.column("partition_id"))
     laps.end("features", count)
-    screened = engine.score(computed, threshold_raise)
+    screened = engine.score(computed)
+    engine.escalation.factor = budget_factor
     laps.end("screener", count)
     found, queue_s = np.empty(count, np.int64), np.empty(count)
     clear, end = kernels.mark_screened(
-        table.rows, screened.probability, screened.escalate, laps.wall_ms("features"), laps.wall_ms("screener"), found,
-        queue_s,
+        table.rows, screened.probability, screened.escalation_score, engine.escalation.control,
+        laps.wall_ms("features"), laps.wall_ms("screener"), found, queue_s,
     )  # fmt: skip
     return screened, found[:clear], found[clear:end], queue_s[:end]

@@ -127,7 +127,7 @@ class Pipeline:
     def _screen(self, table: Table) -> None:
         """Screens rows, sends the suspicious ones to the deep model, and decides the others."""
         laps = self._laps
-        screened, clear, escalated, queue_s = screen(table, self._engine, self._escalations.raised, laps)
+        screened, clear, escalated, queue_s = screen(table, self._engine, self._escalations.budget_factor, laps)
         refused: list[Table] = []
         if len(escalated):
             # sent before the others are decided, so that the model works meanwhile

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cascade.columns import INT64_MAX, Array, Bool, Float64, Int64
+from cascade.columns import INT64_MAX, Array, Float64, Int64
 from cascade.compilation import kernel
+from cascade.escalation_budget import CONTROL, choose_row
 from streaming.codecs.ahead import is_ahead
 from streaming.pipeline.row import ROW
 
@@ -60,22 +61,22 @@ def fill(
 
 @kernel
 def mark_screened(
-    rows: Array, probability: Float64, escalate: Bool, features_ms: float, screener_ms: float, found: Int64,
-    queue_s: Float64,
+    rows: Array, probability: Float64, escalation_scores: Float64, control: Array, features_ms: float,
+    screener_ms: float, found: Int64, queue_s: Float64,
 ) -> tuple[int, int]:  # fmt: skip
     """Fills the columns of the steps `features` and `screen`; the score that decides is the screener's for now.
 
-    probability (float64), escalate (bool), [rows]: by the screener and the policy. A row that was escalated before
-    stays escalated. found (int64, [rows]): gets the positions of the undecided rows, first of those that the screener
-    decides, then of those to escalate. queue_s (float64, [rows]): gets the seconds that each undecided row has waited
-    before its micro-batch began. Returns where the positions of the first end, and of the second.
+    probability, escalation_scores (float64, [rows]): by the policy. control: of the EscalationBudget, which chooses
+    among the undecided rows. found (int64, [rows]): gets the positions of the undecided rows, first of those that the
+    screener decides, then of those to escalate. queue_s (float64, [rows]): gets the seconds that each undecided row has
+    waited before its micro-batch began. Returns where the positions of the first end, and of the second.
     """
     clear = 0
     for row in range(len(rows)):
         into = rows[row]
         into.screener_score = into.score = probability[row]
         into.features_ms, into.screener_ms = features_ms, screener_ms
-        into.escalate = escalate[row] or into.was_escalated
+        into.escalate = into.undecided and choose_row(control, escalation_scores[row], into.was_escalated)
         clear += into.undecided and not into.escalate
     place, later, waits = 0, clear, 0
     for row in range(len(rows)):
@@ -155,7 +156,7 @@ def warm_up_table() -> None:
     """Compiles the kernels ahead of the first micro-batch."""
     rows, none, first = np.zeros(0, ROW), np.zeros(0, np.int64), np.zeros(1, np.int64)
     fill(rows, none, none, 0, none, none, 0, none, 0.0, True, 0, none, np.zeros(2))
-    mark_screened(rows, np.zeros(0), np.zeros(0, np.bool_), 0.0, 0.0, none, np.zeros(0))
+    mark_screened(rows, np.zeros(0), np.zeros(0), np.zeros(1, CONTROL), 0.0, 0.0, none, np.zeros(0))
     both_scores(rows, none, np.zeros(0))
     latencies(np.zeros(0), np.zeros(0), none, np.zeros(0))
     one_row = np.zeros(1, ROW)

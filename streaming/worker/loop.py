@@ -51,6 +51,7 @@ from streaming.pipeline.steps import Pipeline
 from streaming.pipeline.table import Table
 from streaming.pipeline.watch import RecallWatch
 from streaming.worker.boundaries import InvariantError, check_commit, check_snapshot
+from streaming.worker.history import History
 from streaming.worker.labels import LabelFollower
 from streaming.worker.outbox import Acknowledged, AtLeastOnceOutbox, ExactlyOnceOutbox, Outbox
 from streaming.worker.pace import Pace
@@ -142,9 +143,10 @@ class Worker:
         if config.terminals.share:
             for _, number in parts.consumer.partitions_for(config.kafka.topics.transactions):
                 features.hide(number)
+        self._history = History(features.horizon_ms)
         self._recovery = Recovery(
             parts.consumer, self._labels, features, self._first_decisions, parts.snapshots, ledger,
-            parts.health, clock, self._on_live, config.terminals.share,
+            parts.health, clock, self._on_live, self._history, config.terminals.share,
         )  # fmt: skip
         self._terminals: TerminalExchange | None = None
         if parts.summary_consumer is not None:
@@ -269,6 +271,8 @@ class Worker:
         self._pipeline.answer()
         if self._terminals is not None and self._recovery.owned:
             self._terminals.advance(self._live_ids())
+        if self._recovery.owned and self._recovery.done and self._history.moved():
+            self._show_history()
         self._settle()
         snapshots = self._parts.snapshots
         if snapshots is not None and self._clock.monotonic() >= self._snapshot_due_s:
@@ -341,6 +345,8 @@ class Worker:
         self._pipeline.reject(fetched, rejects)
 
     def _note(self, table: Table) -> None:
+        times_ms = table.rows["event_time_ms"]
+        self._history.folded(times_ms.item(0), times_ms.item(-1))
         if self._terminals is not None:
             self._terminals.note(table.batch, table.column("partition_id"))
 
@@ -431,6 +437,15 @@ class Worker:
         self._labels.own_dead_letters(_has_partition_0(self._recovery.owned))
         self._show_partitions()
 
+    def _show_history(self) -> None:
+        """Says how much of the longest window the state covers: in health, in the ledger, and where it turns cold."""
+        history = self._history
+        self._health.ok("history", history.text)
+        self._ledger.set_state_covered(history.covered)
+        change = history.changed()
+        if change is not None:
+            log.warning(change) if history.text else log.info(change)
+
     def _live_ids(self) -> list[int]:
         return [owned.partition_id for owned in self._recovery.live]
 
@@ -477,7 +492,7 @@ class Worker:
         owned, committed = self._recovery.owned, self._outbox.committed
         first_decisions = self._first_decisions.export()
         snapshot = Snapshot(
-            state | first_decisions,
+            state | first_decisions | self._history.export(),
             self.positions,
             dict(self._labels.positions),
             {partition: committed.get(partition, (part.until, ""))[0] for partition, part in owned.items()},

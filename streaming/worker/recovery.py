@@ -24,6 +24,7 @@ from streaming.health_state import HealthState
 from streaming.kafka import ConsumerClient, Partition
 from streaming.pipeline.duplicates import FirstDecisions
 from streaming.pipeline.offsets import NOTHING_DECIDED, Decided
+from streaming.worker.history import History
 from streaming.worker.labels import LabelFollower
 from streaming.worker.partitions import OwnedPartition, Phase
 from streaming.worker.snapshots import Snapshot, SnapshotStore
@@ -47,7 +48,8 @@ class _Restoring:
 class Recovery:
     """Has the assigned partitions and rebuilds their state; for one thread, the consumer's callbacks included.
 
-    shares: whether other workers' summaries count for the partitions that this worker does not own.
+    history: what the state covers. shares: whether other workers' summaries count for the partitions that this worker
+    does not own.
     """
 
     _consumer: ConsumerClient
@@ -59,6 +61,7 @@ class Recovery:
     _health: HealthState
     _clock: Clock
     _on_live: Callable[[OwnedPartition], None]
+    _history: History
     _shares: bool
     owned: dict[Partition, OwnedPartition] = field(default_factory=dict, init=False)
     _candidates: dict[Partition, list[str]] = field(default_factory=dict, init=False)
@@ -175,6 +178,7 @@ class Recovery:
                 }
                 arrays = self._first_decisions.without_later(work.snapshot.arrays, committed)
                 self._first_decisions.absorb(arrays, partition_ids)
+                self._history.absorb(work.snapshot.arrays)
         except StateError as error:
             self._give_up(work, error)
             return
@@ -204,8 +208,10 @@ class Recovery:
         """Looks up the snapshots that fit these partitions; raises StateError as SnapshotStore.candidates does."""
         if self._snapshots is None:
             return
-        until = {owned.partition: owned.until for owned in partitions}
-        beginnings = self._consumer.beginning_offsets(until) | self._labels.beginnings()
+        beginnings = self._consumer.beginning_offsets([owned.partition for owned in partitions])
+        # a group that has committed nothing begins with the log's first record, as the snapshot of a warm-up ends there
+        until = {owned.partition: owned.until or beginnings[owned.partition] for owned in partitions}
+        beginnings = beginnings | self._labels.beginnings()
         self._candidates |= self._snapshots.candidates(until, beginnings)
 
     def _replay(self, owned: OwnedPartition) -> None:

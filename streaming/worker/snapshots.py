@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -137,6 +137,21 @@ class SnapshotStore:
             found[partition] = [name for _, _, name in sorted(fitting, reverse=True)]
         return found
 
+    def newest_of(self, partitions: Collection[Partition]) -> str | None:
+        """Returns the newest snapshot that has one of these partitions, whatever its offset; None if there is none."""
+        wanted = set(partitions)
+        names = [
+            name for name, header in self._known_headers().items() if wanted & _positions(header.transactions).keys()
+        ]
+        return max(names, default=None)
+
+    def write(self, snapshot: Snapshot) -> bytes:
+        """Writes a snapshot in this thread, and returns its content; raises OSError."""
+        created_ms = self._new_time_ms()
+        octets = _encoded(snapshot, self._mark, created_ms)
+        self._files.write(self._file(created_ms), octets)
+        return octets
+
     def read_ahead(self) -> None:
         """Begins to read the newest snapshot of this worker's name in the background.
 
@@ -191,9 +206,7 @@ class SnapshotStore:
     def _write(self, snapshot: Snapshot) -> None:
         started_s = self._clock.monotonic()
         try:
-            created_ms = self._new_time_ms()
-            octets = _encoded(snapshot, self._mark, created_ms)
-            self._files.write(self._file(created_ms), octets)
+            octets = self.write(snapshot)
             for old in self._superfluous():
                 self._files.remove(old)
         except OSError as error:

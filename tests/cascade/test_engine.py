@@ -62,9 +62,9 @@ def test_scores_do_not_depend_on_the_size_of_a_micro_batch(
     sizes = iter(lambda: int(chance.integers(1, rows_max + 1)), None)
     for screened in in_micro_batches(make_engine(bundle), data, sizes):
         raw.append(screened.raw)
-        escalate.append(screened.escalate)
-        if screened.escalate.any():
-            answers.append(deep.submit(screened.deep_inputs(screened.escalate), 60).result())
+        escalate.append(bundle.policy.escalate(screened.raw))
+        if escalate[-1].any():
+            answers.append(deep.submit(screened.deep_inputs(escalate[-1]), 60).result())
     np.testing.assert_array_equal(np.concatenate(raw), offline.screener_raw)
     escalated = np.flatnonzero(np.concatenate(escalate))
     assert 5 < len(escalated) < data.batch.rows
@@ -118,9 +118,9 @@ def test_warming_up_leaves_no_trace(bundle: Bundle, data: LabelledData, offline:
     np.testing.assert_array_equal(raw_of(in_micro_batches(engine, data, iter(lambda: 999, None))), offline.screener_raw)
 
 
-def test_escalation_and_probability_are_the_policys(bundle: Bundle, data: LabelledData) -> None:
+def test_escalation_scores_and_probability_are_the_policys(bundle: Bundle, data: LabelledData) -> None:
     screened = make_engine(bundle).screen(data.batch)
-    np.testing.assert_array_equal(screened.escalate, bundle.policy.escalate(screened.raw))
+    np.testing.assert_array_equal(screened.escalation_score, bundle.policy.escalation_scores(screened.raw))
     np.testing.assert_array_equal(screened.probability, bundle.policy.screener.probability(screened.raw))
 
 
@@ -139,7 +139,7 @@ def test_deep_inputs_of_chosen_rows_belong_together(rows: np.ndarray) -> None:
     features = np.array([[1], [2], [3]], np.float32)
     sequence = np.array([[[10]], [[20]], [[30]]], np.float32)
     raw = np.array([0.1, 0.2, 0.3])
-    inputs = Screened(raw, raw, raw > 0, features, sequence).deep_inputs(rows)
+    inputs = Screened(raw, raw, raw, features, sequence).deep_inputs(rows)
     assert inputs.features[:, 0].tolist() == [1, 3]
     assert inputs.sequence[:, 0, 0].tolist() == [10, 30]
     np.testing.assert_allclose(inputs.features[:, 1], [0.1, 0.3], rtol=1e-6)

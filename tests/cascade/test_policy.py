@@ -166,7 +166,6 @@ def test_numbers_that_are_no_policy_are_refused(changes: dict[str, object], rule
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("raised", "rows"), [(0.0, [1, 2]), (0.5, [2]), (0.75, []), (50.0, [])])
-def test_a_raised_threshold_sends_fewer_from_below_and_none_from_above(raised: float, rows: list[int]) -> None:
-    raw = np.array([1.9, 2.0, 2.5, 3.0, 60.0])
-    assert np.flatnonzero(POLICY.escalate(raw, raised)).tolist() == rows
+def test_a_row_at_the_ceiling_is_never_worth_escalating() -> None:
+    raw = np.array([1.9, 2.0, 2.999, 3.0, 60.0])
+    assert POLICY.escalation_scores(raw).tolist() == [1.9, 2.0, 2.999, -np.inf, -np.inf]

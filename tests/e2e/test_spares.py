@@ -67,7 +67,7 @@ def test_the_spare_is_ready_and_takes_over_when_the_first_service_stops(
         "kafka": new_names() | {"client": client},
         "worker": {"processes": workers, "revoke_timeout_ms": 1_000},
         "deadline": {"start": "fetch", "budget_ms": 60_000},
-        "overload": {"raise_max": 0.0},
+        "overload": {"factor_min": 1.0},
     }
     rows, half = data.batch.rows, data.batch.rows // 2
     paths = [parts.write_config(f"{name}.toml", settings, partitions=workers) for name in ("first", "second")]

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +31,9 @@ from bench.cluster import (
 )
 from bench.embedded import EmbeddedParts, ServiceProcess, new_names, play_file, records_in, wait_for_decisions
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
+from cascade.columns import Bool, Float64
 from cascade.config import Config, DeepSettings, load_config
+from cascade.escalation_budget import EscalationBudget
 from cascade.frames import LabelledData
 from cascade.ledger import LedgerSummary
 from cascade.local_parts import free_ports
@@ -159,8 +161,21 @@ def over_a_backlog(config_path: Path, data: LabelledData, rows: slice = slice(No
     return Run(config_path, config, read_all(config, config.kafka.topics.decisions), ledger)
 
 
-def check_scores(decisions: list[Decision], offline: OfflineScores, bundle: Bundle) -> None:
-    """Each score, repeats included, is the offline one of its stage; transaction ids are row numbers."""
+def chosen(bundle: Bundle, screener_raw: Float64, starts: Sequence[int] = (0,)) -> Bool:
+    """The rows that a service escalates whose processes begin at the rows `starts`, each with an empty bucket."""
+    scores = np.split(bundle.policy.escalation_scores(screener_raw), starts[1:])
+    masks = [EscalationBudget.of_policy(bundle.policy).choose(part, np.zeros(len(part), bool)) for part in scores]
+    return np.concatenate(masks)
+
+
+def check_scores(
+    decisions: list[Decision], offline: OfflineScores, bundle: Bundle, starts: Sequence[int] = (0,)
+) -> None:
+    """Each score, repeats included, is the offline one of its stage; transaction ids are row numbers.
+
+    starts: the first row that each process decides; one that is killed before it commits decides what the next one
+    decides again.
+    """
     rows = np.array([int(decision.transaction_id) for decision in decisions])
     scores = np.array([decision.score for decision in decisions])
     by_deep = np.array([decision.stage == "deep" for decision in decisions])
@@ -170,7 +185,7 @@ def check_scores(decisions: list[Decision], offline: OfflineScores, bundle: Bund
     np.testing.assert_allclose(
         [decision.screener_score for decision in decisions], screener, atol=SCORE_DIFFERENCE_MAX, rtol=0
     )
-    escalated = bundle.policy.escalate(offline.screener_raw[rows])
+    escalated = chosen(bundle, offline.screener_raw, starts)[rows]
     assert (by_deep | np.array([decision.degraded for decision in decisions])).tolist() == escalated.tolist()
 
 
@@ -258,7 +273,7 @@ def test_stopping_commits_all_and_a_new_start_repeats_nothing_and_goes_on_with_t
         int(o.transaction_id) for o in on_triton.decisions
     ]
     assert sorted(int(decision.transaction_id) for decision in decisions) == list(range(data.batch.rows))
-    check_scores(decisions, offline, bundle)
+    check_scores(decisions, offline, bundle, (0, before))
 
 
 def test_in_process_the_stream_gives_the_same_scores(
@@ -431,7 +446,7 @@ def test_a_worker_that_is_killed_loses_no_transaction(
     identities = {(decision.transaction_id, decision.decision_id) for decision in decisions}
     assert len(identities) == rows, "a repeat must carry the same decision id"
     assert len(decisions) > rows, "what was not committed is decided again"
-    check_scores(decisions, offline, bundle)
+    check_scores(decisions, offline, bundle, (0, part))
 
 
 @pytest.mark.triton
@@ -449,7 +464,7 @@ def test_what_a_killed_worker_had_escalated_stays_so_and_what_was_decided_ahead_
     # with a name, an open transaction of the killed worker is ended by the next start, and not by its timeout
     path = new_config(BACKLOG | {"delivery": delivery, "kafka": {"instance": "worker-0"}}, triton_server)
     config = load_config(path)
-    escalated = bundle.policy.escalate(offline.screener_raw[:rows])
+    escalated = chosen(bundle, offline.screener_raw[:rows])
     with ServiceProcess(path) as service:
         service.wait_ready()
         triton_server.freeze()
@@ -465,7 +480,7 @@ def test_what_a_killed_worker_had_escalated_stays_so_and_what_was_decided_ahead_
             triton_server.start()
     assert committed(config) < rows // 2, "nothing was decided ahead of the prefix"
     # every score lies below the threshold now; a rebuilt state moves some of them there
-    certain = shipped_bundle_with(tmp_path / "certain", "certain", RAW_MAX, {})
+    certain = shipped_bundle_with(tmp_path / "certain", "certain", 0.0, RAW_MAX, {})
     settings = msgspec.toml.decode(path.read_bytes()) | {"bundle": {"path": str(certain.directory)}}
     path.write_bytes(msgspec.toml.encode(settings))
     with ServiceProcess(path) as service:
@@ -518,7 +533,7 @@ def test_a_killed_worker_goes_on_from_its_snapshot_and_scores_as_if_nothing_had_
     assert "snapshot ignored" in logged
     decisions = decisions_in(config)
     assert sorted(int(decision.transaction_id) for decision in decisions) == list(range(rows))
-    check_scores(decisions, offline, bundle)
+    check_scores(decisions, offline, bundle, range(0, rows, 1_000))
 
 
 # --- Triton in trouble ----------------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def observed(
         "health": {"stall_s_max": STALL_S_MAX},
         "worker": {"processes": 2, "drain_timeout_ms": DRAIN_MS},
         "deadline": {"start": "fetch", "budget_ms": 60_000},
-        "overload": {"raise_max": 0.0},
+        "overload": {"factor_min": 1.0},
         "terminals": {"share": True, "interval_s": 0.2},
         "carbon": {"region": "DEU", "embodied_kg": 100.0},
         "ledger": {"directory": str(tmp_path_factory.mktemp("ledger")), "interval_s": 1.0},

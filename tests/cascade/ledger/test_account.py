@@ -41,7 +41,7 @@ def some_work(seed: int) -> Work:
         ledger.count_session()
         ledger.count_offset_gap()
         ledger.add_deep_call(7, float(dyadic(rng, 1)[0]))
-        ledger.set_escalation_raised(0.5 * seed)
+        ledger.set_budget_factor(0.5**seed)
 
     return work
 

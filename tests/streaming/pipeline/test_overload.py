@@ -1,4 +1,4 @@
-"""A sustained overload raises the escalation threshold within limits; a burst, a stall or a dead server does not."""
+"""A sustained overload lowers the escalation budget within limits; a burst, a stall or a dead server does not."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.config import OverloadSettings
-from streaming.pipeline.overload import EscalationControl
+from streaming.pipeline.overload import OverloadControl
 
-SETTINGS = OverloadSettings(raise_max=1.2, step=0.5, in_flight_share=0.5, late_share=0.2, after_s=2.0, calm_s=10.0)
+SETTINGS = OverloadSettings(
+    factor_min=0.2, factor_step=0.5, in_flight_share=0.5, late_share=0.2, after_s=2.0, calm_s=10.0
+)
 IN_FLIGHT_MAX = 100
 TURN_S = 0.01
 
@@ -20,8 +22,8 @@ class Timeline:
 
     def __init__(self, chosen: OverloadSettings = SETTINGS) -> None:
         self.now_s = 1_000.0
-        self.control = EscalationControl(chosen, IN_FLIGHT_MAX, self)
-        self.raised: list[tuple[float, float]] = []
+        self.control = OverloadControl(chosen, IN_FLIGHT_MAX, self)
+        self.moves: list[tuple[float, float]] = []
 
     def time(self) -> float:
         raise AssertionError("the time of day may jump")
@@ -33,14 +35,14 @@ class Timeline:
         self.now_s += seconds
 
     def go(self, seconds: float, in_flight: int = 0, escalated: int = 2, late: int = 0) -> float:
-        """Returns what is raised at the end; each move and its moment go to `raised`."""
+        """Returns the factor at the end; each move and its moment go to `moves`."""
         for _ in range(round(seconds / TURN_S)):
-            before = self.control.raised
+            before = self.control.factor
             self.now_s += TURN_S
             self.control.observe(in_flight, escalated, late)
-            if self.control.raised != before:
-                self.raised.append((self.now_s - 1_000.0, self.control.raised))
-        return self.control.raised
+            if self.control.factor != before:
+                self.moves.append((self.now_s - 1_000.0, self.control.factor))
+        return self.control.factor
 
 
 @pytest.fixture
@@ -48,15 +50,15 @@ def timeline() -> Timeline:
     return Timeline()
 
 
-def test_rows_that_wait_raise_it_by_steps_up_to_the_limit(timeline: Timeline) -> None:
-    assert timeline.go(20, in_flight=60) == 1.2
-    moments, values = zip(*timeline.raised, strict=True)
-    assert values == (0.5, 1.0, 1.2)
+def test_rows_that_wait_lower_the_budget_by_steps_down_to_the_limit(timeline: Timeline) -> None:
+    assert timeline.go(20, in_flight=60) == 0.2
+    moments, values = zip(*timeline.moves, strict=True)
+    assert values == (0.5, 0.25, 0.2)
     assert moments == pytest.approx((2.0, 4.0, 6.0), abs=0.1)
 
 
 @pytest.mark.parametrize(
-    ("turn", "raises"),
+    ("turn", "lowers"),
     [
         ({"late": 0}, False),
         ({"late": 2}, False),
@@ -66,30 +68,30 @@ def test_rows_that_wait_raise_it_by_steps_up_to_the_limit(timeline: Timeline) ->
         ({"in_flight": 51}, True),
     ],
 )
-def test_only_a_share_above_its_limit_raises_it(timeline: Timeline, turn: dict[str, int], raises: bool) -> None:
-    assert (timeline.go(4, escalated=10, **turn) > 0) == raises
+def test_only_a_share_above_its_limit_lowers_it(timeline: Timeline, turn: dict[str, int], lowers: bool) -> None:
+    assert (timeline.go(4, escalated=10, **turn) < 1.0) == lowers
 
 
 def test_rows_that_come_and_go_count_by_their_mean(timeline: Timeline) -> None:
     for _ in range(200):
         timeline.go(0.01, in_flight=100)
         timeline.go(0.01, in_flight=10)
-    assert timeline.control.raised > 0
+    assert timeline.control.factor < 1.0
 
 
 def test_a_burst_shorter_than_half_of_after_s_moves_nothing(timeline: Timeline) -> None:
     for _ in range(5):
         timeline.go(0.9, in_flight=100, escalated=50, late=50)
-        assert timeline.go(3) == 0.0
+        assert timeline.go(3) == 1.0
 
 
-def test_it_comes_down_step_by_step_after_calm_s_each(timeline: Timeline) -> None:
+def test_it_comes_back_step_by_step_after_calm_s_each(timeline: Timeline) -> None:
     timeline.go(7, in_flight=100)
-    assert timeline.go(50, in_flight=100) == 1.2
-    timeline.raised.clear()
+    assert timeline.go(50, in_flight=100) == 0.2
+    timeline.moves.clear()
     timeline.go(40)
-    moments, values = zip(*timeline.raised, strict=True)
-    assert values == (1.0, 0.5, 0.0)
+    moments, values = zip(*timeline.moves, strict=True)
+    assert values == (0.25, 0.5, 1.0)
     assert moments == pytest.approx((67.5, 77.5, 87.5), abs=0.6)
 
 
@@ -97,7 +99,7 @@ def test_between_calm_and_pressed_nothing_moves(timeline: Timeline) -> None:
     timeline.go(2.5, in_flight=100)
     assert timeline.go(100, in_flight=40) == 0.5
     assert timeline.go(100, in_flight=0, escalated=10, late=2) == 0.5
-    assert timeline.go(12, in_flight=25, escalated=10, late=1) == 0.0
+    assert timeline.go(12, in_flight=25, escalated=10, late=1) == 1.0
 
 
 def test_an_interrupted_calm_starts_again(timeline: Timeline) -> None:
@@ -109,8 +111,8 @@ def test_an_interrupted_calm_starts_again(timeline: Timeline) -> None:
 
 def test_it_moves_rarely_where_each_step_helps_too_much(timeline: Timeline) -> None:
     while timeline.now_s < 1_600.0:
-        timeline.go(TURN_S, in_flight=0 if timeline.control.raised else 100)
-    assert len(timeline.raised) <= 2 * 600 / (SETTINGS.after_s + SETTINGS.calm_s) + 1
+        timeline.go(TURN_S, in_flight=0 if timeline.control.factor < 1.0 else 100)
+    assert len(timeline.moves) <= 2 * 600 / (SETTINGS.after_s + SETTINGS.calm_s) + 1
 
 
 @pytest.mark.parametrize(("late", "every_s"), [(1, 0.3), (2, 0.6)])
@@ -118,7 +120,7 @@ def test_a_handful_of_outcomes_is_no_share(timeline: Timeline, late: int, every_
     for _ in range(20):
         timeline.go(TURN_S, escalated=late, late=late)
         timeline.go(every_s, escalated=0)
-    assert timeline.control.raised == 0.0
+    assert timeline.control.factor == 1.0
 
 
 def test_a_burst_is_forgotten_where_turns_are_few_too(timeline: Timeline) -> None:
@@ -126,7 +128,7 @@ def test_a_burst_is_forgotten_where_turns_are_few_too(timeline: Timeline) -> Non
     for _ in range(12):
         timeline.now_s += 0.5
         timeline.control.observe(0, 1, 0)
-    assert timeline.control.raised == 0.0
+    assert timeline.control.factor == 1.0
 
 
 def test_a_loop_that_stood_still_is_no_overload(timeline: Timeline) -> None:
@@ -134,7 +136,7 @@ def test_a_loop_that_stood_still_is_no_overload(timeline: Timeline) -> None:
         timeline.go(0.5)
         timeline.now_s += 8.0
         timeline.go(TURN_S, in_flight=100, escalated=100, late=100)
-    assert timeline.control.raised == 0.0
+    assert timeline.control.factor == 1.0
 
 
 def test_a_turn_longer_than_a_short_after_s_is_seen_all_the_same() -> None:
@@ -142,11 +144,11 @@ def test_a_turn_longer_than_a_short_after_s_is_seen_all_the_same() -> None:
     for _ in range(5):
         timeline.now_s += 0.2
         control.observe(100, 0, 0)
-    assert control.raised > 0
+    assert control.factor < 1.0
 
 
-def test_a_limit_of_zero_leaves_the_threshold_alone() -> None:
-    assert Timeline(msgspec.structs.replace(SETTINGS, raise_max=0.0)).go(10, in_flight=100, late=2) == 0.0
+def test_a_limit_of_one_leaves_the_budget_alone() -> None:
+    assert Timeline(msgspec.structs.replace(SETTINGS, factor_min=1.0)).go(10, in_flight=100, late=2) == 1.0
 
 
 def test_each_move_is_logged_once(timeline: Timeline) -> None:
@@ -155,14 +157,14 @@ def test_each_move_is_logged_once(timeline: Timeline) -> None:
     timeline.go(2.5, in_flight=80, escalated=10, late=4)
     assert control.changed() == (
         "deep stage overloaded (80 of at most 100 rows in flight, 40% of escalated rows too late): escalation"
-        " threshold raised by 0.5, at most 1.2"
+        " budget at 50.0% of the bundle's, at least 20.0%"
     )
     assert control.changed() is None
     timeline.go(2, in_flight=80)
     timeline.go(12)
     assert control.changed() is None
     timeline.go(10)
-    assert control.changed() == "deep stage no longer overloaded: escalation threshold back to the bundle's"
+    assert control.changed() == "deep stage no longer overloaded: escalation budget back to the bundle's"
 
 
 def test_memory_does_not_depend_on_the_number_of_calls(timeline: Timeline) -> None:
@@ -185,5 +187,5 @@ def test_it_stays_within_its_limits_and_calm_brings_it_back(
     for passed_s, in_flight, escalated, share in turns:
         timeline.now_s += passed_s
         timeline.control.observe(in_flight, escalated, int(share * escalated))
-        assert 0.0 <= timeline.control.raised <= SETTINGS.raise_max
-    assert timeline.go(3 * SETTINGS.calm_s + SETTINGS.after_s) == 0.0
+        assert SETTINGS.factor_min <= timeline.control.factor <= 1.0
+    assert timeline.go(3 * SETTINGS.calm_s + SETTINGS.after_s) == 1.0

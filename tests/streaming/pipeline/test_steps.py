@@ -93,11 +93,16 @@ def test_screening_fills_scores_and_times_and_keeps_what_was_escalated_before() 
     laps = StageLaps()
     laps.begin()
     table.rows["queue_ms"] = np.arange(40)
-    screened, clear, escalated, queue_s = screen(table, engine, 0.0, laps)
+    screened, clear, escalated, queue_s = screen(table, engine, 1.0, laps)
     expected = reference.screen(table.batch)
+    undecided = np.arange(40) != 3
+    chosen = reference.escalation.choose(expected.escalation_score[undecided], (np.arange(40) == 7)[undecided])
     rows = table.rows
     assert rows["screener_score"].tolist() == expected.probability.tolist() == screened.probability.tolist()
-    assert rows["escalate"].tolist() == (expected.escalate | (np.arange(40) == 7)).tolist()
+    assert rows["escalate"][undecided].tolist() == chosen.tolist()
+    assert not rows["escalate"][3], "it had its decision"
+    assert rows["escalate"][7], "it was escalated before"
+    assert engine.escalation.level == reference.escalation.level < 0.2 * 39 - 1
     assert rows["score"].tolist() == rows["screener_score"].tolist()
     assert queue_s.tolist() == [row / 1e3 for row in range(40) if row != 3]
     assert (rows["features_ms"] == laps.wall_ms("features")).all()

@@ -18,6 +18,7 @@ from streaming.codecs import codec
 from streaming.health_state import HealthState
 from streaming.kafka import FetchedBatch, Partition
 from streaming.pipeline.duplicates import FirstDecisions
+from streaming.worker.history import History
 from streaming.worker.labels import LabelFollower
 from streaming.worker.partitions import Phase
 from streaming.worker.recovery import Recovery
@@ -138,7 +139,7 @@ class Bench:
 
         self.recovery: Recovery = recovery_of(
             self.transactions, self.labels, self.features, self.first_decisions, self.shelf, Ledger(),
-            HealthState(60.0), clock, lambda owned: None, False,
+            HealthState(60.0), clock, lambda owned: None, History(0), False,
         )  # fmt: skip
 
     def gain(self, until: int) -> None:

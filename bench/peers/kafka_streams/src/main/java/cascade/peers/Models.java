@@ -55,7 +55,7 @@ final class Models {
         declineFrom = policy.get("decline_from").asDouble();
         moves = !options.has("escalate-above");
         share = options.number("escalate-share", 0.01);
-        threshold = options.number("escalate-above", policy.get("escalation_threshold").asDouble());
+        threshold = options.number("escalate-above", rawAt(reviewFrom));
     }
 
     /** The index of a feature in `row`. */
@@ -70,13 +70,13 @@ final class Models {
 
     Decision decide(Decider.Transaction transaction, CardState card, String id, long appendedMs) throws IOException {
         double raw = screen();
-        double screened = probability("screener", raw);
+        double screened = probability(raw);
         double score = screened;
         double deepMs = 0.0;
         boolean escalate = escalate(raw);
         if (escalate) {
             long started = System.nanoTime();
-            score = probability("deep", triton.ask(card, row, raw));
+            score = combined(raw, triton.ask(card, row, raw));
             deepMs = (System.nanoTime() - started) / 1e6;
         }
         String decision = score >= declineFrom ? "decline" : score >= reviewFrom ? "review" : "approve";
@@ -104,9 +104,25 @@ final class Models {
         return escalate;
     }
 
-    private double probability(String stage, double raw) {
-        JsonNode calibration = policy.get(stage);
-        double logOdds = calibration.get("slope").asDouble() * raw + calibration.get("intercept").asDouble();
+    private double probability(double raw) {
+        return logistic(number("screener", "slope") * raw + number("screener", "intercept"));
+    }
+
+    /** The screener's raw score whose probability is `chance`. */
+    private double rawAt(double chance) {
+        return (Math.log(chance / (1.0 - chance)) - number("screener", "intercept")) / number("screener", "slope");
+    }
+
+    private double combined(double screenerRaw, double deepRaw) {
+        return logistic(number("combined", "screener") * screenerRaw + number("combined", "deep") * deepRaw
+            + number("combined", "intercept"));
+    }
+
+    private double number(String part, String key) {
+        return policy.get(part).get(key).asDouble();
+    }
+
+    private static double logistic(double logOdds) {
         return 1.0 / (1.0 + Math.exp(-logOdds));
     }
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import t
 from sklearn.metrics import average_precision_score
 
-from stages.certificate.resampling import Ranking, quantile_t, standard_errors
+from stages.resampling import Ranking, quantile_t, standard_errors
 
 
 def test_the_average_precision_is_that_of_scikit_learn_with_ties_and_weights() -> None:

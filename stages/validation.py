@@ -1,0 +1,104 @@
+"""The validation rows with the scores of both models: what calibration, thresholds and the report are made from.
+
+A bundle has them as `validation.parquet`, so that `cascade recalibrate` needs neither the data nor a training. Cards
+are numbered in order of appearance; no identity of a card or a transaction is in it.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, fields
+
+import numpy as np
+import polars as pl
+
+from cascade.columns import Array, Bool, Float64, Int64
+from cascade.errors import BundleError
+from cascade.features.spec import DAY_MS
+from cascade.policy import Escalation, Policy, uncertainty
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationRows:
+    """Rows in order of event time.
+
+    - `day`, `card` int64 [rows]: days since the epoch; a number for each card.
+    - `fraud` bool [rows]; `amount` float64 [rows], in the currency of the costs.
+    - `screener_raw`, `deep_raw` float64 [rows]: log-odds of both models.
+    - `gain` float64 [rows]: the escalation score of the rule `gain`.
+
+    Scores and amounts have the precision of float32, as they are stored.
+    """
+
+    day: Int64
+    card: Int64
+    fraud: Bool
+    amount: Float64
+    screener_raw: Float64
+    deep_raw: Float64
+    gain: Float64
+
+    @classmethod
+    def of(
+        cls,
+        time_ms: Int64,
+        card: Int64,
+        fraud: Bool,
+        amount: Float64,
+        screener_raw: Float64,
+        deep_raw: Float64,
+        gain: Float64,
+    ) -> ValidationRows:
+        """Rows with event times `time_ms` int64 (ms since the epoch) and `card` int64, any number for each card."""
+        _, first, number = np.unique(card, return_index=True, return_inverse=True)
+        order = np.empty(len(first), np.int64)
+        order[np.argsort(first)] = np.arange(len(first))
+        return cls(time_ms // DAY_MS, order[number], fraud, *map(_rounded, (amount, screener_raw, deep_raw, gain)))
+
+    def __len__(self) -> int:
+        return len(self.fraud)
+
+    def escalation_score(self, escalation: Escalation) -> Float64:
+        """The escalation scores float64 [rows] by a rule."""
+        return self.gain if escalation.rule == "gain" else uncertainty(self.screener_raw, escalation.centre)
+
+    def escalated(self, policy: Policy) -> Bool:
+        """Mask of the rows above the policy's escalation threshold, bool [rows]."""
+        chosen: Bool = self.escalation_score(policy.escalation) > policy.escalation.threshold
+        return chosen
+
+    def cascade(self, policy: Policy) -> Float64:
+        """The cascade's probabilities of fraud, float64 [rows]."""
+        return np.where(
+            self.escalated(policy),
+            policy.combined.probability(self.screener_raw, self.deep_raw),
+            policy.screener.probability(self.screener_raw),
+        )
+
+    @property
+    def days(self) -> int:
+        """The number of days from the first to the last row."""
+        return int(self.day[-1] - self.day[0]) + 1
+
+    def to_parquet(self) -> bytes:
+        """The content of `validation.parquet`."""
+        target = io.BytesIO()
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        narrow = pl.DataFrame(columns).cast({pl.Float64: pl.Float32, pl.Int64: pl.Int32})
+        narrow.write_parquet(target, compression="zstd", compression_level=9)
+        return target.getvalue()
+
+    @classmethod
+    def from_parquet(cls, content: bytes, origin: str) -> ValidationRows:
+        """Reads `to_parquet`'s result. Raises BundleError, which names `origin`."""
+        try:
+            frame = pl.read_parquet(io.BytesIO(content), columns=[field.name for field in fields(cls)])
+        except (pl.exceptions.PolarsError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise BundleError(f"{origin}: cannot be read ({reason}); train the bundle again") from error
+        wide = frame.cast({pl.Float32: pl.Float64, pl.Int32: pl.Int64})
+        return cls(*(wide[field.name].to_numpy() for field in fields(cls)))
+
+
+def _rounded(values: Array) -> Float64:
+    return values.astype(np.float32).astype(np.float64)
