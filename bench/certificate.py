@@ -204,5 +204,5 @@ def show_certificate_report(report: CertificateReport, console: Console) -> None
         table.add_row(f"{100 * found.fall:g} points", f"{found.first_frauds:,}", f"{found.alarms:.1%}")
     print_table(
         console, table,
-        f"without a fall at most {QUICK.level + QUICK.alarm_level:.0%}: the certificate's bound fails, or the watch does",
+        f"without a fall at most {QUICK.level + QUICK.alarm_level:.0%}: the certificate fails, or the watch does",
     )  # fmt: skip
