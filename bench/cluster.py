@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle, write_bundle
+from cascade.bundle import FILES, SHIPPED_BUNDLE, Bundle, load_bundle, write_bundle
 from cascade.columns import Array, Bool, ColumnBatch, Int64
 from cascade.config import Config
 from cascade.errors import BrokerError, CascadeError
@@ -106,7 +106,7 @@ def shipped_bundle_with(
     threshold: escalation score above which it escalates at first; ∓RAW_MAX: everything, or nothing.
     changed: new content of files, by file name.
     """
-    content = {path.name: path.read_bytes() for path in SHIPPED_BUNDLE.iterdir() if path.name != "manifest.json"}
+    content = {file: (SHIPPED_BUNDLE / file).read_bytes() for file in FILES}
     policy = json.loads(content["policy.json"])
     policy["escalation"] |= {"budget": share, "threshold": threshold}
     write_bundle(directory, name, {**content, "policy.json": json.dumps(policy).encode(), **changed})

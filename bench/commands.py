@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from bench.attribution import AttributionReport, attribution_errors, show_attribution
+from bench.certificate import run_certificate, show_certificate_report
 from bench.clients import run_clients, show_clients
 from bench.cluster import write_json
 from bench.deep_calls import ROWS, checked_sizes, configured, embedded, run_deep_calls, show_deep_calls
@@ -35,6 +36,7 @@ from cascade.config import DeepSettings, EnergySettings, load_config
 from cascade.errors import CascadeError
 from cascade.ledger.deep_cost import Precision
 from cascade.plugins import CLIENTS, DEEP_STAGES
+from cascade.progress import Steps
 from stages.deep.in_process import Device
 
 app = typer.Typer(
@@ -68,6 +70,18 @@ def escalation(seed: Seed = 1, json: Report = None) -> None:
     On streams with drift, bursts, campaigns and a day's curve, and with the shipped models from a cold state on.
     """
     publish(run_escalation(seed), show_escalation, json)
+
+
+@app.command()
+def certificate(
+    samples: Annotated[int, typer.Option(min=10, help="Samples of each world.")] = 200,
+    seed: Seed = 1,
+    json: Report = None,
+) -> None:
+    """Count how often the bounds of `cascade certify` fail in worlds whose truth is known, and what its watch finds."""
+    with Steps() as progress:
+        report = run_certificate(samples, seed, progress)
+    publish(report, show_certificate_report, json)
 
 
 @app.command()

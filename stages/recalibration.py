@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from cascade.bundle import CERTIFICATE, Bundle, Manifest, write_bundle
+from cascade.bundle import FILES, Bundle, Manifest, write_bundle
 from cascade.costs import Costs
 from cascade.errors import BundleError
 from stages.calibration import calibrate
@@ -58,10 +58,10 @@ def recalibrated(bundle: Bundle, changes: Changes, out: Path) -> tuple[Manifest,
         escalation = replace(escalation, budget=changes.budget)
     policy = calibrate(rows, escalation, changes.of_costs(bundle.policy.costs))
     report = figures(rows, policy, report.seed).into(report)
-    content = {**bundle.content, "policy.json": readable(policy), "report.json": readable(report)}
+    # without a certificate, which is of the earlier policy
+    own = {file: bundle.content[file] for file in FILES}
+    content = {**own, "policy.json": readable(policy), "report.json": readable(report)}
     add_page(content, report, bundle.manifest.name)
-    # a certificate is of one policy
-    content.pop(CERTIFICATE, None)
     return write_bundle(out, bundle.manifest.name, content), report
 
 

@@ -79,10 +79,7 @@ def certify(
         escalated=loaded.policy.escalation.budget if escalated is None else escalated,
         false_alarms=false_alarms,
     )
-    try:
-        valid_ms = parse_ms(valid)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--valid") from error
+    valid_ms = _duration_ms(valid)
     with Steps() as progress:
         decisions = _decisions(loaded, labelled, judged, settings, progress)
         progress("statistics", 0.0)
@@ -119,6 +116,13 @@ def _decisions(
             topic = settings.kafka.topics.decisions
             decisions, _ = read_decisions(consumer, topic, settings.kafka.codec, progress)
         return labelled_decisions(decisions, data, judged, bundle, deep, progress)
+
+
+def _duration_ms(text: str) -> int:
+    try:
+        return parse_ms(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--valid") from error
 
 
 def _sha256(path: Path) -> str:

@@ -16,12 +16,11 @@ import pytest
 from cascade import cli
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.errors import DataError
-from cascade.features import FeatureEngine
 from cascade.frames import LabelledData, read_labelled
 from cascade.policy import ACTIONS
 from cascade.protocols import DeepStage
 from cascade.simulator import SimulatorSettings, simulate
-from stages.assembly import make_screener
+from stages.assembly import make_engine
 from stages.certificate import LabelledDecisions, replayed
 from stages.offline import OfflineScores, score_offline
 from streaming.evaluation import labelled_decisions
@@ -126,8 +125,7 @@ class Scored:
 def scored(data: Path, bundle: Bundle, deep: DeepStage) -> Scored:
     labelled = read_labelled(data, bundle.schema)
     within = np.arange(labelled.batch.rows) >= labelled.batch.rows - 3_000
-    screener = make_screener(bundle, FeatureEngine(bundle.spec, bundle.schema).width)
-    scores = score_offline(bundle, screener, deep, labelled, within, lambda _: None)
+    scores = score_offline(make_engine(bundle), deep, labelled, within, lambda _: None)
     probability, escalated = scores.cascade(bundle.policy)
     actions = bundle.policy.actions(probability)
     topic = pl.DataFrame(
@@ -144,8 +142,7 @@ def scored(data: Path, bundle: Bundle, deep: DeepStage) -> Scored:
 
 
 def read(scored: Scored, topic: pl.DataFrame, bundle: Bundle, deep: DeepStage) -> LabelledDecisions:
-    screener = make_screener(bundle, FeatureEngine(bundle.spec, bundle.schema).width)
-    return labelled_decisions(topic, scored.data, scored.within, bundle, screener, deep, lambda *_: None)
+    return labelled_decisions(topic, scored.data, scored.within, bundle, deep, lambda *_: None)
 
 
 def test_decisions_of_the_topic_are_those_of_the_replay(scored: Scored, bundle: Bundle, deep: DeepStage) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bench.certificate import shops
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.certificate import CERTIFICATE_FORMAT, Certificate, parse_certificate
 from cascade.errors import BundleError, CascadeError, DataError
@@ -18,7 +19,6 @@ from stages.certificate import Asked, LabelledDecisions
 from stages.certificate.certify import Source, make_certificate, rows_to_judge
 from stages.certificate.render import show_certificate
 from tests.bundle_certificate import first_unseen_day, made_up_certificate
-from tests.stages.certificate.test_claims import shops
 
 # the first day after the shipped bundle's validation data
 BEGIN = first_unseen_day(load_bundle(SHIPPED_BUNDLE))

@@ -2,76 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Iterator
 from functools import partial
 
-import msgspec
 import numpy as np
 import pytest
 from scipy.stats import binom
 from sklearn.metrics import average_precision_score
 
+from bench.certificate import ASKED, QUICK, World, alarmed, campaigns, samples_of, shops, single_frauds, truth_of
 from cascade.certificate import Claim
-from cascade.evidence import alarm_nats, evidence_nats
-from cascade.features.spec import DAY_MS
 from stages.certificate import Asked, LabelledDecisions, first_frauds, make_claims, make_power, make_recall
 from stages.certificate.decisions import PERIOD_DAYS, mean_losses
 
 SAMPLES = 200
-ASKED = Asked(keep_frauds=0.95, keep_precision=0.9, escalated=0.05, false_alarms=1.5, replicates=40)
-# where only the exact bounds are looked at
-QUICK = msgspec.structs.replace(ASKED, replicates=2)
 # a correct bound passes with probability 0.999
 FAILURES_MAX = int(binom.ppf(0.999, SAMPLES, ASKED.level))
 ShopClaims = tuple[dict[str, float], list[dict[str, Claim]]]
-
-
-def campaigns(rng: np.random.Generator, cards: int, lost: float, caught: float = 0.8) -> LabelledDecisions:
-    """Frauds in campaigns, one for each card, of 1 to 40; the decisions on a card's frauds are much alike.
-
-    lost: mean over cards of the share of frauds that deep-only catches and the cascade loses. caught: share of cards
-    whose frauds deep-only catches; so the recall of the cascade is caught · (1 − lost).
-    """
-    sizes = np.minimum(rng.geometric(0.25, cards), 40)
-    card = np.repeat(np.arange(cards), sizes)
-    rows = len(card)
-    # one card in `share` loses most of its frauds, the others hardly any
-    share = rng.beta(0.05 * lost, 0.05 * (1 - lost), cards)
-    by_deep = (rng.random(cards) < caught)[card]
-    by_cascade = by_deep & (rng.random(rows) >= share[card])
-    score = rng.random(rows)
-    start = rng.integers(0, 40, cards)[card]
-    order = np.argsort(start, kind="stable")
-    return LabelledDecisions(
-        fraud=np.ones(rows, bool), time_ms=start[order] * DAY_MS, card=card[order],
-        terminal=rng.integers(0, 50 * cards, rows), cascade=score, deep=score, by_cascade=by_cascade[order],
-        by_deep=by_deep[order], escalated=np.zeros(rows, bool),
-    )  # fmt: skip
-
-
-def shops(rng: np.random.Generator, cards: int = 150, days: int = 42) -> LabelledDecisions:
-    """Transactions with scores that depend on card and day; the cascade ranks a little worse than deep-only."""
-    rows = cards * days // 3
-    card, day = rng.integers(0, cards, rows), np.sort(rng.integers(0, days, rows))
-    fraud = rng.random(rows) < 0.08 * rng.gamma(2.0, 0.5, cards)[card]
-    known = rng.normal(size=rows) + 2.0 * fraud
-    on_card, on_day = 0.6 * rng.normal(size=cards)[card], 0.4 * rng.normal(size=days)[day]
-    deep = known + 0.6 * rng.normal(size=rows)
-    cascade = deep + (0.7 * rng.normal(size=rows) + on_card + on_day)
-    pressed = np.exp(0.4 * rng.normal(size=days) - 0.08)[day] * np.exp(0.4 * rng.normal(size=cards) - 0.08)[card]
-    return LabelledDecisions(
-        fraud=fraud, time_ms=day * DAY_MS, card=card, terminal=rng.integers(0, 100, rows), cascade=cascade, deep=deep,
-        by_cascade=cascade > 2.5, by_deep=deep > 2.5, escalated=rng.random(rows) < 0.04 * pressed,
-    )  # fmt: skip
 
 
 def claims_of(decisions: LabelledDecisions, asked: Asked = ASKED) -> dict[str, Claim]:
     return {claim.name: claim for claim in make_claims(decisions, asked)}
 
 
-def samples(world: Callable[[np.random.Generator], LabelledDecisions]) -> Iterator[LabelledDecisions]:
-    return (world(np.random.default_rng(seed)) for seed in range(SAMPLES))
+def samples(world: World, seed: int = 1) -> Iterator[LabelledDecisions]:
+    return samples_of(world, SAMPLES, seed)
+
+
+def test_with_independent_frauds_each_bound_fails_at_most_as_often_as_it_says() -> None:
+    by_unit = dict.fromkeys(("each fraud", "each card", "each terminal"), 0)
+    for decisions in samples(lambda rng: single_frauds(rng, cards=500, lost=0.06)):
+        for bound in claims_of(decisions, QUICK)["frauds"].bounds:
+            by_unit[bound.unit] += bound.value > 1 - 0.06
+    assert max(by_unit.values()) <= FAILURES_MAX
 
 
 def test_with_frauds_in_campaigns_the_bound_on_frauds_fails_at_most_as_often_as_it_says() -> None:
@@ -121,21 +84,8 @@ def test_the_approximate_bounds_fail_about_as_often_as_they_say(name: str, shop_
 
 @pytest.fixture(scope="module")
 def shop_claims() -> ShopClaims:
-    """The truth of the world of shops, from two hundred samples joined, and the claims of each sample."""
-    rngs = [np.random.default_rng(10_000 + seed) for seed in range(SAMPLES)]
-    worlds = [shops(rng) for rng in rngs]
-    columns = {
-        field.name: np.concatenate([getattr(world, field.name) for world in worlds]) for field in fields(worlds[0])
-    }
-    everything = LabelledDecisions(**columns)
-    fraud, genuine = everything.fraud, ~everything.fraud
-    truth = {
-        "average precision": average_precision_score(fraud, everything.cascade)
-        / average_precision_score(fraud, everything.deep),
-        "escalated": float(everything.escalated.mean()),
-        "false alarms": (genuine & everything.by_cascade).sum() / (genuine & everything.by_deep).sum(),
-    }
-    return truth, [claims_of(decisions) for decisions in samples(shops)]
+    """The truth of the world of shops, from two hundred other samples joined, and the claims of each sample."""
+    return truth_of(samples(shops, seed=2)), [claims_of(decisions) for decisions in samples(shops)]
 
 
 def test_the_claims_are_those_of_the_data() -> None:
@@ -172,14 +122,6 @@ def test_the_first_fraud_of_a_card_counts_once_in_a_period() -> None:
     assert first_frauds(fraud, card, day).tolist() == [1, 3, 4]
 
 
-def alarmed(later: LabelledDecisions, at_least: float) -> bool:
-    """Whether the watch, which looks after each label, ever raises its alarm on later decisions."""
-    rows = first_frauds(later.fraud, later.card, later.day)
-    caught = np.cumsum(later.by_cascade[rows])
-    nats = [evidence_nats(int(count), number - int(count), at_least) for number, count in enumerate(caught, 1)]
-    return max(nats) >= alarm_nats(QUICK.alarm_level)
-
-
 @pytest.mark.parametrize(("drift", "least", "most"), [(0.0, 0.0, 0.06), (0.2, 0.95, 1.0)])
 def test_the_watch_finds_drift_between_certification_and_use_and_is_silent_without(
     drift: float, least: float, most: float
@@ -190,5 +132,5 @@ def test_the_watch_finds_drift_between_certification_and_use_and_is_silent_witho
         rng = np.random.default_rng(seed)
         certified = make_recall(campaigns(rng, cards=800, lost=0.025), QUICK)
         later = campaigns(rng, cards=800, lost=0.025, caught=0.8 - drift)
-        alarms += alarmed(later, certified.at_least)
+        alarms += alarmed(later, certified.at_least, QUICK.alarm_level)
     assert least * SAMPLES <= alarms <= binom.ppf(0.999, SAMPLES, most)
