@@ -30,7 +30,8 @@ def pick_columns(rng: np.random.Generator, probabilities: Float64, row: Int64) -
 def zipf_weights(choices: int) -> Float64:
     """Probabilities of positions 0 to `choices` - 1 by Zipf's law with exponent 1."""
     weights = np.reciprocal(np.arange(1, choices + 1, dtype=np.float64))
-    return weights / weights.sum()
+    probabilities: Float64 = weights / weights.sum()
+    return probabilities
 
 
 def zipf(rng: np.random.Generator, choices: int, count: int) -> Int64:
@@ -70,5 +71,3 @@ def times_within(rng: np.random.Generator, duration_ms: Float64, sizes: Int64, s
     kept = np.ones(len(gaps), np.bool_)
     kept[np.cumsum(sizes + 1) - 1] = False
     return (running[kept] / running[last] * np.repeat(duration_ms, sizes)).astype(np.int64)
-
-

@@ -45,7 +45,8 @@ def day_weights(settings: SimulatorSettings) -> Float64:
     pay = np.where((month_day >= 26) | (month_day < 3), _PAY_DAYS, 1.0)
     december = np.where((month.astype(np.int64) % 12 == 11) & (month_day < 24), _DECEMBER, 1.0)
     weights = _WEEKDAY_WEIGHT[weekday] * pay * december
-    return weights / weights.mean()
+    relative: Float64 = weights / weights.mean()
+    return relative
 
 
 def genuine_times(rng: np.random.Generator, world: World, share: float) -> tuple[Int64, Int64]:
@@ -73,9 +74,7 @@ def genuine_times(rng: np.random.Generator, world: World, share: float) -> tuple
     return np.concatenate([card, card[trip[inside]]]), np.concatenate([time_ms, later[inside]])
 
 
-def genuine_purchases(
-    rng: np.random.Generator, world: World, card: Int64, time_ms: Int64, progress: Progress
-) -> Rows:
+def genuine_purchases(rng: np.random.Generator, world: World, card: Int64, time_ms: Int64, progress: Progress) -> Rows:
     """Terminal, device and amount of each purchase, given its card and time, both int64 [rows]."""
     starts = range(0, max(len(card), 1), _CHUNK)
     parts = []
@@ -121,8 +120,14 @@ def online_share(world: World, card: Int64, time_ms: Int64) -> Float64:
 
 def log_level(world: World, card: Int64, terminal: Int64, time_ms: Int64) -> Float64:
     """Mean of the log amount, EUR: the card's spend level + the terminal's price level + inflation."""
+    return log_spend(world, card, time_ms) + world.terminals.log_price[terminal]
+
+
+def log_spend(world: World, card: Int64, time_ms: Int64) -> Float64:
+    """The same at a terminal of a mean price level, which is 0."""
     inflation = np.log1p(world.settings.spend_inflation_per_year) * time_ms / YEAR_MS
-    return world.cards.log_spend[card] + world.terminals.log_price[terminal] + inflation
+    level: Float64 = world.cards.log_spend[card] + inflation
+    return level
 
 
 def _when_open(rng: np.random.Generator, world: World, terminal: Int64, time_ms: Int64) -> Int64:

@@ -1,4 +1,4 @@
-"""Labels as they are reported: some frauds are never noticed, a few genuine purchases are disputed, and all come late."""
+"""Labels as reported: some frauds are never noticed, a few genuine purchases are disputed, and all come late."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from cascade.columns import Bool, Int64
 from cascade.simulator.settings import DAY_MS, SimulatorSettings
 
-UNREPORTED_SHARE: Final = 0.03
+UNREPORTED_SHARE: Final = 0.04
 # Genuine transactions that are reported, per fraud.
-FALSE_REPORTS_PER_FRAUD: Final = 0.015
+FALSE_REPORTS_PER_FRAUD: Final = 0.02
 DELAY_DAYS_MAX: Final = 7.0
 
 

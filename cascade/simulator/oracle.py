@@ -19,6 +19,7 @@ import numpy as np
 
 from cascade.columns import Bool, Float64, Int64
 from cascade.simulator.background import genuine_intensity, normal
+from cascade.simulator.devices import NO_DEVICE
 from cascade.simulator.draws import position_in_group
 from cascade.simulator.labels import UNREPORTED_SHARE, false_report_share
 from cascade.simulator.rows import Campaigns, Rows
@@ -69,7 +70,8 @@ def fraud_probability(simulation: Simulation) -> Float64:
 def label_probability(simulation: Simulation) -> Float64:
     """The oracle's probability that each transaction is reported as a fraud, float64 [rows]."""
     fraud = fraud_probability(simulation)
-    return fraud * (1.0 - UNREPORTED_SHARE) + (1.0 - fraud) * false_report_share(simulation.world.settings)
+    of_genuine = (1.0 - fraud) * false_report_share(simulation.world.settings)
+    return np.asarray(fraud * (1.0 - UNREPORTED_SHARE) + of_genuine, np.float64)
 
 
 def ceiling(simulation: Simulation) -> Ceiling | None:
@@ -116,10 +118,12 @@ def _campaign_intensity(world: World, rows: Rows, campaigns: Campaigns) -> Float
     """Intensity of each campaign at its row: rows a day x probability of terminal, device and log amount, [pairs]."""
     days = np.maximum(campaigns.end_ms - campaigns.start_ms, 1) / DAY_MS
     cards = np.where(campaigns.card >= 0, 1.0, 1.0 / world.settings.cards)
-    return campaigns.rows / days * cards * _terminal(world, rows, campaigns) * _device(world, rows, campaigns) * (
-        (1.0 - campaigns.other_share) * normal(np.log(rows.amount), campaigns.log_amount, campaigns.log_spread)
-        + campaigns.other_share * normal(np.log(rows.amount), campaigns.log_amount_other, campaigns.log_spread_other)
-    )
+    log_amount = np.log(rows.amount)
+    first = normal(log_amount, campaigns.log_amount, campaigns.log_spread)
+    other = normal(log_amount, campaigns.log_amount_other, campaigns.log_spread_other)
+    amount = (1.0 - campaigns.other_share) * first + campaigns.other_share * other
+    intensity: Float64 = campaigns.rows / days * cards * amount
+    return intensity * _terminal(world, rows, campaigns) * _device(world, rows, campaigns)
 
 
 def _terminal(world: World, rows: Rows, campaigns: Campaigns) -> Float64:
@@ -129,6 +133,5 @@ def _terminal(world: World, rows: Rows, campaigns: Campaigns) -> Float64:
 
 
 def _device(world: World, rows: Rows, campaigns: Campaigns) -> Float64:
-    expected = np.where(world.is_online(rows.terminal), campaigns.device, 0)
-    drawn = world.devices.probability(rows.card, rows.time_ms, rows.device)
-    return np.where(expected < 0, drawn, (rows.device == expected).astype(np.float64))
+    expected = np.where(world.is_online(rows.terminal), campaigns.device, NO_DEVICE)
+    return np.asarray(rows.device == expected, np.float64)

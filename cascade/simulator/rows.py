@@ -59,7 +59,7 @@ class Campaigns(_Table):
     - `rows` float64: the number of transactions that the campaign makes.
     - `share` float64: where the campaign turns purchases at `terminal` into frauds, the probability for each; else 0.
     - `pool`, `pool_other`: pools of terminals, each drawn with probability ½; -1 where `terminal` is given.
-    - `device`: number of the device online; -1 where devices are drawn as for genuine purchases; in shops there is none.
+    - `device`: number of the device online; in shops there is none.
     - `log_amount`, `log_spread`: of the first part of the amounts; `log_amount_other`, `log_spread_other`: of the
       second one, which has the probability `other_share`.
     """
@@ -88,7 +88,7 @@ _ABSENT: dict[str, Any] = {
     "share": 0.0,
     "pool": -1,
     "pool_other": -1,
-    "device": -1,
+    "device": 0,
     "log_amount": 0.0,
     "log_spread": 1.0,
     "log_amount_other": 0.0,
@@ -100,7 +100,7 @@ _INTEGERS = {"card", "terminal", "start_ms", "end_ms", "pool", "pool_other", "de
 
 def make_campaigns(kind: int, count: int, **columns: Any) -> Campaigns:
     """`count` campaigns of a kind; a column that is not given has its value for `absent` throughout."""
-    full = {"kind": np.full(count, kind, np.int8)}
+    full: dict[str, Any] = {"kind": np.full(count, kind, np.int8)}
     for name, value in (_ABSENT | columns).items():
         dtype = np.int64 if name in _INTEGERS else np.float64
         full[name] = np.broadcast_to(np.asarray(value, dtype), (count,)).copy()

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from cascade.columns import Float64, Int64
+from cascade.columns import Bool, Float64, Int64
 from cascade.simulator.settings import DAY_MS, SimulatorSettings
 
 _A_YEAR: Final = 5.0
@@ -53,7 +53,8 @@ def make_spells(rng: np.random.Generator, settings: SimulatorSettings, cards: in
     return Spells(span, code[order], (start + length)[order], town[order], log_factor[order])
 
 
-def _in_summer(settings: SimulatorSettings, time_ms: Int64) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _in_summer(settings: SimulatorSettings, time_ms: Int64) -> Bool:
     day = np.datetime64(settings.start, "D") + time_ms // DAY_MS
     month = day.astype("datetime64[M]").astype(np.int64) % 12
-    return (month == 6) | (month == 7)
+    summer: Bool = (month == 6) | (month == 7)
+    return summer

@@ -42,7 +42,7 @@ def make_subscriptions(
         card=card,
         terminal=terminals.draw(rng, terminals.online_category(category)),
         phase_ms=(day * DAY_MS + rng.uniform(2.0, 6.0, len(card)) * HOUR_MS).astype(np.int64),
-        amount=np.round(np.exp(rng.normal(_LOG_EUR, 0.5, len(card)))) - 0.01,
+        amount=np.asarray(np.round(np.exp(rng.normal(_LOG_EUR, 0.5, len(card)))) - 0.01, np.float64),
     )
 
 

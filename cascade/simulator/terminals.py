@@ -73,6 +73,10 @@ class Terminals:
         """The pools of these categories of online merchants. A pool without merchants is the whole internet's."""
         return self.internet + 1 + category
 
+    def online_pool(self, name: str) -> int:
+        """The pool of one category of online merchants, by its name."""
+        return self.internet + 1 + CATEGORIES.index(name)
+
     def draw(self, rng: np.random.Generator, pool: Int64) -> Int64:
         """A random terminal of each given pool, with probabilities in proportion to popularity."""
         low, last = self.first[pool], self.last[pool]
@@ -92,7 +96,10 @@ class Terminals:
         of_category = pool > self.internet
         whole = self.first[pool] == self.first[self.internet]
         in_category = (self.category[terminal] == pool - self.internet - 1) | whole
-        return np.where(of_category, (self.town[terminal] == self.internet) & in_category, self.town[terminal] == pool)
+        inside: Bool = np.where(
+            of_category, (self.town[terminal] == self.internet) & in_category, self.town[terminal] == pool
+        )
+        return inside
 
 
 def make_terminals(rng: np.random.Generator, settings: SimulatorSettings) -> Terminals:
@@ -107,7 +114,8 @@ def make_terminals(rng: np.random.Generator, settings: SimulatorSettings) -> Ter
     town = town[rng.permutation(count)]
     is_online = town == towns
     # Zipf with an offset, so that no single terminal dominates a town
-    popularity = 1.0 / (rng.permutation(count) + 0.002 * count + 1.0) ** 0.9
+    rank = rng.permutation(count).astype(np.float64)
+    popularity: Float64 = (rank + 0.002 * count + 1.0) ** -0.9
     weight = np.where(is_online[:, np.newaxis], _CATEGORY[:, 1], _CATEGORY[:, 0])
     category = (cumulative(weight) < rng.random((count, 1))).sum(1).astype(np.int64)
     country_weight = 1.0 / (np.arange(len(COUNTRIES)) + 1.0)

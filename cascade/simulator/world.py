@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cascade.columns import Int64
+from cascade.columns import Bool, Int64
 from cascade.simulator.cards import Cards, make_cards
 from cascade.simulator.devices import Devices, make_devices
 from cascade.simulator.settings import SimulatorSettings
@@ -26,9 +26,10 @@ class World:
     spells: Spells
     subscriptions: Subscriptions
 
-    def is_online(self, terminal: Int64) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def is_online(self, terminal: Int64) -> Bool:
         """Whether each terminal is an online merchant, bool [rows]."""
-        return self.terminals.town[terminal] == self.terminals.internet
+        online: Bool = self.terminals.town[terminal] == self.terminals.internet
+        return online
 
 
 def make_world(rng: np.random.Generator, settings: SimulatorSettings) -> World:

@@ -12,9 +12,12 @@ from cascade.simulator.rows import Campaigns, Rows
 from cascade.simulator.settings import DAY_MS, YEAR_MS
 from cascade.simulator.world import World
 
-# A family of frauds or twins: makes campaigns that begin at the given genuine rows, and their rows, campaign by campaign.
+# A family of frauds or twins: campaigns that begin at the given genuine rows, and their rows, campaign by campaign.
 Family = Callable[[np.random.Generator, World, Rows], tuple[Campaigns, Rows]]
 _TRIES: Final = 8
+# Careless thieves: this share of the campaigns on a card has log amounts that are higher by GREED.
+GREEDY_SHARE: Final = 0.4
+GREED: Final = 1.5
 
 
 def fill(
@@ -22,7 +25,7 @@ def fill(
 ) -> tuple[list[Campaigns], list[Rows]]:
     """Campaigns of a family that begin at random genuine rows, until they have `wanted` rows.
 
-    Rows after the card's last day are left out. The last campaign may be cut. After some tries, fewer rows are returned.
+    Rows while the card is not valid are left out. The last campaign may be cut. After some tries, fewer rows return.
     """
     campaigns: list[Campaigns] = []
     parts: list[Rows] = []
@@ -46,6 +49,12 @@ def fill(
 def slice_to(count: int) -> Int64:
     """The first `count` positions."""
     return np.arange(count)
+
+
+def greed(rng: np.random.Generator, count: int, fraud: bool) -> Float64:
+    """What careless thieves add to the log amounts of each campaign; 0 for the others and for twins."""
+    greedy = rng.random(count) < GREEDY_SHARE
+    return np.where(greedy & fraud, GREED, 0.0)
 
 
 def years(time_ms: Int64) -> Float64:

@@ -1,4 +1,4 @@
-"""Points of compromise: a merchant leaks the cards of its visitors; in the weeks after, some have a few frauds elsewhere.
+"""Points of compromise: a merchant leaks the cards of its visitors; weeks later some have a few frauds elsewhere.
 
 It shows only across cards: each fraud looks like an ordinary guest purchase online, and the card's own past holds no
 sign but the visit.
@@ -13,7 +13,7 @@ import numpy as np
 from cascade.columns import Int64
 from cascade.simulator.devices import NO_DEVICE
 from cascade.simulator.draws import position_in_group, times_within
-from cascade.simulator.genuine import log_level
+from cascade.simulator.genuine import log_spend
 from cascade.simulator.rows import Campaigns, Rows, make_campaigns
 from cascade.simulator.settings import DAY_MS, Kind
 from cascade.simulator.world import World
@@ -29,7 +29,6 @@ LOG_SPREAD: Final = 0.6
 
 def leak_cards(rng: np.random.Generator, world: World, genuine: Rows, wanted: int) -> tuple[Campaigns, Rows]:
     """Frauds with the cards that visited leaking merchants, campaign by campaign (one a card), about `wanted` rows."""
-    span = world.settings.span_ms
     visit, end_ms = _sold_visits(rng, world, genuine, wanted)
     card = genuine.card[visit]
     count = len(visit)
@@ -37,8 +36,7 @@ def leak_cards(rng: np.random.Generator, world: World, genuine: Rows, wanted: in
     case = np.repeat(np.arange(count), sizes)
     start_ms = end_ms + (rng.uniform(*DELAY_DAYS, count) * DAY_MS).astype(np.int64)
     duration_ms = rng.uniform(*DAYS, count) * DAY_MS
-    level = log_level(world, card, genuine.terminal[visit], np.minimum(start_ms, span))
-    level = level - world.terminals.log_price[genuine.terminal[visit]] + LOG_FACTOR
+    level = log_spend(world, card, start_ms) + LOG_FACTOR
     campaigns = make_campaigns(
         Kind.LEAKED_MERCHANT,
         count,

@@ -22,21 +22,21 @@ from cascade.simulator.world import World
 # Share of each pattern in the frauds.
 PATTERN_MIX: Final = {
     Kind.STOLEN_CARD: 0.16,
-    Kind.COMPROMISED_TERMINAL: 0.28,
+    Kind.COMPROMISED_TERMINAL: 0.24,
     Kind.CARD_TESTING: 0.15,
     Kind.ACCOUNT_TAKEOVER: 0.11,
-    Kind.LARGE_AMOUNT: 0.12,
+    Kind.LARGE_AMOUNT: 0.16,
     Kind.LEAKED_MERCHANT: 0.04,
     Kind.MULE_RING: 0.14,
 }
 # Share of each twin in all transactions; it does not depend on the share of frauds.
 TWIN_MIX: Final = {
-    Kind.TRAVEL_DAY: 0.0050,
-    Kind.BASKET: 0.0030,
-    Kind.TRANSIT_DAY: 0.0015,
-    Kind.NEW_HOBBY: 0.0035,
-    Kind.NEW_PHONE: 0.0025,
-    Kind.CONCERT: 0.0045,
+    Kind.TRAVEL_DAY: 0.0035,
+    Kind.BASKET: 0.0022,
+    Kind.TRANSIT_DAY: 0.0010,
+    Kind.NEW_HOBBY: 0.0022,
+    Kind.NEW_PHONE: 0.0018,
+    Kind.CONCERT: 0.0035,
 }
 _FAMILIES: Final[dict[Kind, Family]] = {
     Kind.STOLEN_CARD: stolen_cards,

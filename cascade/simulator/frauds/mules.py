@@ -20,7 +20,7 @@ from cascade.simulator.rows import Campaigns, Rows, make_campaigns
 from cascade.simulator.settings import DAY_MS, HOUR_MS, Kind
 from cascade.simulator.world import World
 
-SIZES: Final = (12, 30)
+SIZES: Final = (10, 20)
 HOURS: Final = (1.0, 5.0)
 PRICE_LOG_EUR: Final = float(np.log(70.0))
 PRICE_LOG_SPREAD: Final = 0.5

@@ -16,8 +16,9 @@ from cascade.simulator.world import World
 LOG_EUR: Final = float(np.log(420.0))
 LOG_EUR_SPREAD: Final = 0.6
 NIGHT_H: Final = 6
-COMPROMISED_DAYS: Final = (20.0, 45.0)
-COMPROMISED_SHARE: Final = (0.6, 0.95)
+COMPROMISED_DAYS: Final = (35.0, 70.0)
+COMPROMISED_SHARE: Final = (0.7, 0.97)
+COMPROMISED_ROWS_MIN: Final = 8
 
 
 def large_amounts(rng: np.random.Generator, world: World, anchors: Rows) -> tuple[Campaigns, Rows]:
@@ -48,9 +49,7 @@ def large_amounts(rng: np.random.Generator, world: World, anchors: Rows) -> tupl
     return campaigns, rows
 
 
-def compromise_terminals(
-    rng: np.random.Generator, world: World, genuine: Rows, wanted: int
-) -> tuple[Campaigns, Int64]:
+def compromise_terminals(rng: np.random.Generator, world: World, genuine: Rows, wanted: int) -> tuple[Campaigns, Int64]:
     """Turns about `wanted` genuine purchases into frauds: for weeks, a share of those at a terminal.
 
     Returns the campaigns, and the positions of these purchases, int64, at most `wanted`.
@@ -58,15 +57,18 @@ def compromise_terminals(
     span = world.settings.span_ms
     order = np.lexsort((genuine.time_ms, genuine.terminal))
     code = (genuine.terminal * span + genuine.time_ms)[order]
-    tries = 2 * wanted + 64
-    terminal = rng.permutation(world.settings.terminals)[:tries].astype(np.int64)
+    # terminals by their visits: a busy one is worth the work
+    terminal = np.unique(genuine.terminal[rng.integers(0, len(genuine.terminal), 2 * wanted + 64)])
+    terminal = terminal[rng.permutation(len(terminal))]
     tries = len(terminal)
-    start = (rng.random(tries) * span).astype(np.int64)
-    end = np.minimum(start + (rng.uniform(*COMPROMISED_DAYS, tries) * DAY_MS).astype(np.int64), span)
+    # some began before the simulation, so that their number is the same throughout
+    length = rng.uniform(*COMPROMISED_DAYS, tries) * DAY_MS
+    start = (rng.random(tries) * (span + length) - length).astype(np.int64)
+    start, end = np.maximum(start, 0), np.minimum(start + length.astype(np.int64), span)
     low, high = np.searchsorted(code, terminal * span + start), np.searchsorted(code, terminal * span + end)
     sizes = high - low
-    # no single busy terminal makes up the whole pattern
-    sizes[sizes * np.mean(COMPROMISED_SHARE) > max(60.0, 0.1 * wanted)] = 0
+    # a terminal that is hardly used is not worth it, and no single busy one makes up the whole pattern
+    sizes[(sizes < COMPROMISED_ROWS_MIN) | (sizes * np.mean(COMPROMISED_SHARE) > max(60.0, 0.1 * wanted))] = 0
     enough = int(np.searchsorted(np.cumsum(sizes * min(COMPROMISED_SHARE)), wanted)) + 1
     chosen = np.flatnonzero(sizes[:enough] > 0)
     share = rng.uniform(*COMPROMISED_SHARE, len(chosen))

@@ -11,21 +11,23 @@ from typing import Final
 
 import numpy as np
 
-from cascade.columns import Float64, Int64
+from cascade.columns import Bool, Float64, Int64
 from cascade.simulator.devices import NO_DEVICE
-from cascade.simulator.draws import order_within, position_in_group
-from cascade.simulator.frauds.anchors import at_daytime, years
-from cascade.simulator.genuine import log_level
+from cascade.simulator.draws import order_within, position_in_group, running_within
+from cascade.simulator.frauds.anchors import at_daytime, greed, years
+from cascade.simulator.genuine import log_spend
 from cascade.simulator.rows import Campaigns, Rows, make_campaigns
 from cascade.simulator.settings import HOUR_MS, Kind
 from cascade.simulator.world import World
 
-SIZES: Final = (6, 12)
+SIZES: Final = (5, 9)
 HOURS: Final = (4.0, 9.0)
 LOG_FACTOR: Final = 0.5
 LOG_SPREAD: Final = 0.6
 # How much of the order of the amounts is chance: the spread of the rank, in ranks.
-RANK_NOISE: Final = 1.0
+RANK_NOISE: Final = 0.7
+# How often thieves buy twice in the same town.
+STAYS: Final = 0.1
 # Runs become slower over the years, by this factor a year.
 SLOWER_PER_YEAR: Final = 1.2
 
@@ -37,18 +39,17 @@ def _run(rng: np.random.Generator, world: World, anchors: Rows, kind: Kind) -> t
     start_ms = at_daytime(rng, anchors.time_ms, 9.5, 12.0)
     duration_ms = rng.uniform(*HOURS, count) * HOUR_MS * np.minimum(SLOWER_PER_YEAR ** years(start_ms), 1.3)
     home = world.cards.home[anchors.card]
-    far = (home + rng.integers(1, max(world.terminals.internet, 2), count)) % world.terminals.internet
+    far = _abroad(rng, world, home)
     case = np.repeat(np.arange(count), sizes)
     position = position_in_group(sizes)
     pause = (sizes * rng.uniform(0.3, 0.7, count)).astype(np.int64)
     time_ms = start_ms[case] + _times(rng, duration_ms, sizes, pause)
     # which of the two towns: back and forth, or once
     begins = rng.random(count) < 0.5
-    switched = rng.random(len(case)) < 0.5 if stolen else position >= pause[case]
+    switched = _back_and_forth(rng, sizes) if stolen else position >= pause[case]
     pool = np.where(switched ^ begins[case], far[case], home[case])
     terminal = world.terminals.draw(rng, pool)
-    log_amount = log_level(world, anchors.card, anchors.terminal, start_ms) - world.terminals.log_price[anchors.terminal]
-    log_amount = log_amount + LOG_FACTOR
+    log_amount = log_spend(world, anchors.card, start_ms) + LOG_FACTOR + greed(rng, count, stolen)
     amount = np.exp(rng.normal(log_amount[case], LOG_SPREAD))
     if stolen:
         amount = _rising(rng, amount, sizes)
@@ -69,6 +70,16 @@ def _run(rng: np.random.Generator, world: World, anchors: Rows, kind: Kind) -> t
     return campaigns, Rows(anchors.card[case], terminal, time_ms, amount, device, campaigns.kind[case])
 
 
+def _abroad(rng: np.random.Generator, world: World, home: Int64) -> Int64:
+    """A random town of another country for each home town; any town where a few draws find none."""
+    country = world.terminals.town_country
+    far = rng.integers(0, world.terminals.internet, len(home))
+    for _ in range(8):
+        same = np.flatnonzero(country[far] == country[home])
+        far[same] = rng.integers(0, world.terminals.internet, len(same))
+    return far
+
+
 def _times(rng: np.random.Generator, duration_ms: Float64, sizes: Int64, pause: Int64) -> Int64:
     """Times in a run with one pause of about half the duration, before the row at position `pause`."""
     case = np.repeat(np.arange(len(sizes)), sizes)
@@ -78,7 +89,14 @@ def _times(rng: np.random.Generator, duration_ms: Float64, sizes: Int64, pause: 
     running = np.cumsum(gaps)
     before = np.append(0.0, running)[np.cumsum(sizes) - sizes]
     whole = running[np.cumsum(sizes) - 1] - before if len(sizes) else before[:0]
-    return (0.999 * (running - before[case]) / whole[case] * duration_ms[case]).astype(np.int64)
+    return np.asarray(0.999 * (running - before[case]) / whole[case] * duration_ms[case], np.int64)
+
+
+def _back_and_forth(rng: np.random.Generator, sizes: Int64) -> Bool:
+    """Which of two towns each row is in: it changes at almost every row."""
+    changes = rng.random(int(sizes.sum())) >= STAYS
+    switched: Bool = running_within(changes.astype(np.float64), sizes) % 2 == 1
+    return switched
 
 
 def _rising(rng: np.random.Generator, amount: Float64, sizes: Int64) -> Float64:

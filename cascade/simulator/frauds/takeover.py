@@ -14,13 +14,13 @@ import numpy as np
 from cascade.columns import Int64
 from cascade.simulator.cards import ONLINE_SLOTS
 from cascade.simulator.draws import times_within, zipf
-from cascade.simulator.frauds.anchors import years
-from cascade.simulator.genuine import log_level
+from cascade.simulator.frauds.anchors import greed, years
+from cascade.simulator.genuine import log_spend
 from cascade.simulator.rows import Campaigns, Rows, make_campaigns
 from cascade.simulator.settings import CATEGORIES, DAY_MS, Kind
 from cascade.simulator.world import World
 
-SIZES: Final = (5, 9)
+SIZES: Final = (4, 7)
 DAYS: Final = (2.0, 8.0)
 LOG_FACTOR: Final = 0.6
 LOG_SPREAD: Final = 0.6
@@ -44,8 +44,7 @@ def _spree(rng: np.random.Generator, world: World, anchors: Rows, kind: Kind) ->
     # numbers beyond the devices of the world are new ones; `make_transactions` makes them unique
     new = world.devices.count + 1 + np.arange(count)
     device = world.devices.main(anchors.card, start_ms) if kind is Kind.NEW_HOBBY else new
-    level = log_level(world, anchors.card, anchors.terminal, start_ms) - world.terminals.log_price[anchors.terminal]
-    level = level + LOG_FACTOR
+    level = log_spend(world, anchors.card, start_ms) + LOG_FACTOR + greed(rng, count, kind is Kind.ACCOUNT_TAKEOVER)
     campaigns = make_campaigns(
         kind,
         count,

@@ -14,14 +14,14 @@ import numpy as np
 from cascade.columns import Int64
 from cascade.simulator.devices import NO_DEVICE
 from cascade.simulator.draws import order_within, position_in_group, times_within
-from cascade.simulator.frauds.anchors import years
-from cascade.simulator.genuine import log_level
+from cascade.simulator.frauds.anchors import greed, years
+from cascade.simulator.genuine import log_spend
 from cascade.simulator.rows import Campaigns, Rows, make_campaigns
 from cascade.simulator.settings import CATEGORIES, HOUR_MS, Kind
 from cascade.simulator.world import World
 
 TINY: Final = (2, 3)
-LARGE: Final = (4, 6)
+LARGE: Final = (3, 4)
 HOURS: Final = (0.3, 0.9)
 TINY_LOG_EUR: Final = float(np.log(1.8))
 TINY_LOG_SPREAD: Final = 0.5
@@ -46,7 +46,7 @@ def _burst(rng: np.random.Generator, world: World, anchors: Rows, kind: Kind) ->
     if kind is Kind.BASKET:
         is_tiny = is_tiny[order_within(rng.random(len(case)), sizes)]
     shops = _shops(rng, world, count)
-    pool = np.where(is_tiny, terminals.online_category(np.int64(CATEGORIES.index("digital"))), shops[case])
+    pool = np.where(is_tiny, terminals.online_pool("digital"), shops[case])
     terminal = terminals.draw(rng, pool)
     device = np.where(rng.random(count) < OWN_DEVICE, world.devices.main(anchors.card, start_ms), NO_DEVICE)
     row_device = device[case]
@@ -54,14 +54,10 @@ def _burst(rng: np.random.Generator, world: World, anchors: Rows, kind: Kind) ->
         taps = _transit(world)
         terminal = np.where(is_tiny, taps[rng.integers(0, len(taps), len(case))], terminal)
         row_device = np.where(world.is_online(terminal), row_device, NO_DEVICE)
-    level = log_level(world, anchors.card, anchors.terminal, start_ms) - terminals.log_price[anchors.terminal]
-    level = level + LARGE_LOG_FACTOR
+    level = log_spend(world, anchors.card, start_ms) + LARGE_LOG_FACTOR + greed(rng, count, kind is Kind.CARD_TESTING)
     small = TINY_LOG_EUR + TINY_GROWTH_PER_YEAR * years(start_ms)
-    log_mean, spread = (
-        np.where(is_tiny, small[case], level[case]),
-        np.where(is_tiny, TINY_LOG_SPREAD, LARGE_LOG_SPREAD),
-    )
-    amount = np.exp(rng.normal(log_mean, spread))
+    spread = np.where(is_tiny, TINY_LOG_SPREAD, LARGE_LOG_SPREAD)
+    amount = np.exp(rng.normal(np.where(is_tiny, small[case], level[case]), spread))
     campaigns = make_campaigns(
         kind,
         count,
@@ -70,7 +66,7 @@ def _burst(rng: np.random.Generator, world: World, anchors: Rows, kind: Kind) ->
         end_ms=start_ms + duration_ms.astype(np.int64),
         rows=sizes,
         pool=shops,
-        pool_other=terminals.online_category(np.int64(CATEGORIES.index("digital"))),
+        pool_other=terminals.online_pool("digital"),
         device=device,
         log_amount=level,
         log_spread=LARGE_LOG_SPREAD,
