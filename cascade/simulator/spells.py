@@ -13,7 +13,7 @@ from cascade.simulator.settings import DAY_MS, SimulatorSettings
 _A_YEAR: Final = 5.0
 _TRAVEL_SHARE: Final = 0.6
 # A journey that would begin outside July and August is drawn anew with this probability.
-_SUMMER_PULL: Final = 0.35
+_SUMMER_PULL: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True)

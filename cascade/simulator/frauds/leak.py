@@ -19,6 +19,7 @@ from cascade.simulator.settings import DAY_MS, Kind
 from cascade.simulator.world import World
 
 LEAK_DAYS: Final = (4.0, 12.0)
+VISITS_MIN: Final = 8
 SOLD_SHARE: Final = 0.5
 SIZES: Final = (2, 4)
 DELAY_DAYS: Final = (1.0, 10.0)
@@ -68,7 +69,6 @@ def _sold_visits(rng: np.random.Generator, world: World, genuine: Rows, wanted: 
     order = np.lexsort((genuine.time_ms, genuine.terminal))
     code = (genuine.terminal * span + genuine.time_ms)[order]
     tries = min(world.settings.terminals, wanted + 16)
-    # merchants by their visits: a leak of a busy merchant is worth the work
     terminal = np.unique(genuine.terminal[rng.integers(0, len(genuine.terminal), tries)])
     terminal = terminal[rng.permutation(len(terminal))]
     start = (rng.random(len(terminal)) * span).astype(np.int64)
@@ -77,8 +77,11 @@ def _sold_visits(rng: np.random.Generator, world: World, genuine: Rows, wanted: 
     high = np.searchsorted(code, terminal * span + np.minimum(end, span))
     sizes = high - low
     sizes[sizes * SOLD_SHARE * np.mean(SIZES) > max(40.0, 0.2 * wanted)] = 0
+    # merchants with few visits leak only where there are not enough others
+    turn = np.argsort(sizes < VISITS_MIN, kind="stable")
+    low, sizes = low[turn], sizes[turn]
     visit = order[np.repeat(low, sizes) + position_in_group(sizes)]
-    end_of = np.repeat(end, sizes)
+    end_of = np.repeat(end[turn], sizes)
     sold = np.flatnonzero(rng.random(len(visit)) < SOLD_SHARE)
     _, first = np.unique(genuine.card[visit[sold]], return_index=True)
     sold = sold[np.sort(first)][: wanted // 2 + 8]
