@@ -14,6 +14,7 @@ times as uniform within a campaign, and does not use the order of rows. A label 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -26,6 +27,10 @@ from cascade.simulator.rows import Campaigns, Rows
 from cascade.simulator.settings import DAY_MS, Kind
 from cascade.simulator.simulation import Simulation, is_fraud
 from cascade.simulator.world import World
+
+
+# Purchases a day and unit of log amount.
+_INTENSITY_MIN: Final = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +65,10 @@ def fraud_probability(simulation: Simulation) -> Float64:
     probability = np.zeros(len(rows.card))
     possible = np.flatnonzero((frauds > 0) | (converted > 0))
     possible = possible[rows.kind[possible] != Kind.SUBSCRIPTION]
-    genuine = genuine_intensity(world, rows.take(possible))
+    # a purchase that is moved into opening hours may leave the journey or the device by which it was drawn
+    genuine = np.maximum(genuine_intensity(world, rows.take(possible)), _INTENSITY_MIN)
     found = frauds[possible] + converted[possible] * genuine
-    total = frauds[possible] + others[possible] + genuine
-    probability[possible] = np.divide(found, total, out=np.zeros(len(possible)), where=total > 0)
+    probability[possible] = found / (frauds[possible] + others[possible] + genuine)
     return probability
 
 

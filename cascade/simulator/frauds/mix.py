@@ -21,12 +21,12 @@ from cascade.simulator.world import World
 
 # Share of each pattern in the frauds.
 PATTERN_MIX: Final = {
-    Kind.STOLEN_CARD: 0.16,
+    Kind.STOLEN_CARD: 0.14,
     Kind.COMPROMISED_TERMINAL: 0.24,
     Kind.CARD_TESTING: 0.15,
-    Kind.ACCOUNT_TAKEOVER: 0.11,
-    Kind.LARGE_AMOUNT: 0.16,
-    Kind.LEAKED_MERCHANT: 0.04,
+    Kind.ACCOUNT_TAKEOVER: 0.12,
+    Kind.LARGE_AMOUNT: 0.18,
+    Kind.LEAKED_MERCHANT: 0.03,
     Kind.MULE_RING: 0.14,
 }
 # Share of each twin in all transactions; it does not depend on the share of frauds.

@@ -16,8 +16,8 @@ from cascade.simulator.world import World
 LOG_EUR: Final = float(np.log(420.0))
 LOG_EUR_SPREAD: Final = 0.6
 NIGHT_H: Final = 6
-COMPROMISED_DAYS: Final = (35.0, 70.0)
-COMPROMISED_SHARE: Final = (0.7, 0.97)
+COMPROMISED_DAYS: Final = (45.0, 90.0)
+COMPROMISED_SHARE: Final = (0.75, 0.98)
 COMPROMISED_ROWS_MIN: Final = 8
 
 
