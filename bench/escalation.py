@@ -27,7 +27,7 @@ from cascade.compilation import kernel
 from cascade.config import DeepSettings
 from cascade.escalation_budget import WINDOW_ROWS, EscalationBudget
 from cascade.ledger.machine import Machine, describe_machine
-from stages.assembly import make_deep_stage, make_engine, make_screener
+from stages.assembly import make_deep_stage, make_engine
 from stages.offline import score_offline
 
 ROWS = 300_000
@@ -175,20 +175,18 @@ def best_value(scores: Float64, budget: float, capacity: float) -> float:
 
 
 def _model_results(seed: int) -> list[ModelResult]:
-    """The bundle's band beside the budget held, in the order of the stream, from an empty state on."""
+    """The bundle's threshold beside the budget held, in the order of the stream, from an empty state on."""
     bundle = load_bundle(SHIPPED_BUNDLE)
     data = simulated(bundle.schema, **SIMULATION, seed=seed + 1)
     every = np.ones(data.batch.rows, bool)
-    screener = make_screener(bundle, make_engine(bundle).features.width)
     with closing(make_deep_stage(bundle, DeepSettings(backend="onnxruntime"))) as deep:
-        offline = score_offline(bundle, screener, deep, data, every, lambda _: None)
-    policy = bundle.policy
+        offline = score_offline(make_engine(bundle), deep, data, every, lambda _: None)
+    policy, scores = bundle.policy, offline.escalation
     by_screener = policy.screener.probability(offline.screener_raw)
-    by_deep = policy.deep.probability(offline.deep_raw)
-    scores = policy.escalation_scores(offline.screener_raw)
-    held = EscalationBudget.of_policy(policy).choose(scores, ~every)
+    by_both = policy.combined.probability(offline.screener_raw, offline.deep_raw)
+    held = offline.cascade(policy)[1]
     masks = {
-        "the bundle's band": policy.escalate(offline.screener_raw),
+        "the bundle's threshold": scores > policy.escalation.threshold,
         "the budget held": held,
         "the highest scores, as many": scores > np.sort(scores)[len(scores) - int(held.sum()) - 1],
         "nothing": ~every,
@@ -197,9 +195,9 @@ def _model_results(seed: int) -> list[ModelResult]:
     return [
         ModelResult(
             name=name,
-            average_precision=float(average_precision_score(data.fraud, np.where(mask, by_deep, by_screener))),
+            average_precision=float(average_precision_score(data.fraud, np.where(mask, by_both, by_screener))),
             share=float(mask.mean()),
-            most=extremes(mask, policy.escalation_budget)[1],
+            most=extremes(mask, policy.escalation.budget)[1],
         )
         for name, mask in masks.items()
     ]
