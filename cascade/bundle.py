@@ -29,7 +29,7 @@ from cascade.local_parts import staged_directory
 from cascade.policy import Policy
 from cascade.schema import Schema, parse_schema
 
-BUNDLE_FORMAT = 1
+BUNDLE_FORMAT = 2
 MANIFEST = "manifest.json"
 SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
 FILES = ("schema.toml", "features.toml", "screener.txt", "deep.onnx", "deep.json", "policy.json", "report.json")

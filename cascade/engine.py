@@ -5,13 +5,13 @@ It also prepares the deep model's inputs. The caller calls the deep model, waits
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from cascade.columns import Array, Bool, ColumnBatch, Float32, Float64, Int64
-from cascade.features import FeatureEngine
-from cascade.features.buffers import FeatureBatch
+from cascade.features import FeatureBatch, FeatureEngine
 from cascade.policy import Policy
 from cascade.policy_kernels import judge, warm_up_policy
 from cascade.protocols import DeepInputs, Screener
@@ -24,19 +24,20 @@ class Screened:
     - `raw` float64 [rows]: the screener's log-odds.
     - `probability` float64 [rows]: the screener's calibrated probability of fraud.
     - `escalate` bool [rows]: the rows for the deep model.
-    - `features` float32 [rows, width], `sequence` float32 [rows, length, sequence width]: valid until the engine's next
-      batch, which overwrites them.
+    - `computed`: features and sequences; valid until the engine's next batch, which overwrites them.
     """
 
     raw: Float64
     probability: Float64
     escalate: Bool
-    features: Float32
-    sequence: Float32
+    computed: FeatureBatch
 
     def deep_inputs(self, rows: Array) -> DeepInputs:
-        """The deep model's inputs for some rows (positions, or a mask bool [rows]), as copies."""
-        return deep_inputs(self.features[rows], self.sequence[rows], self.raw[rows])
+        """The deep model's inputs for some rows (positions, or a mask bool [rows]), as copies.
+
+        Ask before the engine's next call that changes its state; raises RuntimeError after that.
+        """
+        return deep_inputs(self.computed.features[rows], self.computed.sequences(rows), self.raw[rows])
 
 
 class Engine:
@@ -47,6 +48,7 @@ class Engine:
         self.policy = policy
         self._screener = screener
         self._buffers = features.buffers()
+        self._none: Bool = np.zeros(0, np.bool_)
 
     @property
     def screener_method(self) -> str:
@@ -56,13 +58,16 @@ class Engine:
     def warm_up(self, batch_rows_max: int = 0) -> None:
         """Compile the kernels and allocate memory for `batch_rows_max` rows, so that the first batch is not slow."""
         self._buffers.make_room(batch_rows_max)
+        self.features.make_room(batch_rows_max)
         self.features.warm_up()
         self._screener.warm_up()
         warm_up_policy(self.policy)
 
     def fold(self, batch: ColumnBatch, partition_ids: Int64 | None = None) -> None:
         """Fold rows that need no decision into the state. `partition_ids`: as for `screen`."""
-        self.compute(batch, partition_ids)
+        if batch.rows > len(self._none):
+            self._none = np.zeros(batch.rows, np.bool_)
+        self.features.update(batch, partition_ids, self._buffers, self._none[: batch.rows])
 
     def fold_labels(self, labels: ColumnBatch) -> None:
         """Fold labels into the state."""
@@ -79,14 +84,15 @@ class Engine:
         """Score rows by their features. `threshold_raise`: log-odds that are added to the escalation threshold."""
         raw = self._screener.score(computed.features)
         probability, escalate = judge(self.policy, raw, threshold_raise)
-        return Screened(raw, probability, escalate, computed.features, computed.sequence)
+        return Screened(raw, probability, escalate, computed)
 
     def screen(self, batch: ColumnBatch, partition_ids: Int64 | None = None, threshold_raise: float = 0.0) -> Screened:
         """Fold rows into the state and score them: `compute` and `score`."""
         return self.score(self.compute(batch, partition_ids), threshold_raise)
 
 
-def deep_inputs(features: Float32, sequence: Float32, screener_raw: Float64) -> DeepInputs:
+def deep_inputs(features: Float32, sequences: Mapping[str, Float32], screener_raw: Float64) -> DeepInputs:
     """Inputs of the deep model from features and sequences. The screener's raw scores become the last feature."""
     columns = np.column_stack([features, screener_raw.astype(np.float32)])
-    return DeepInputs(np.ascontiguousarray(sequence), np.ascontiguousarray(columns))
+    contiguous = {name: np.ascontiguousarray(sequence) for name, sequence in sequences.items()}
+    return DeepInputs(contiguous, np.ascontiguousarray(columns))

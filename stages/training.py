@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from cascade.bundle import Manifest, write_bundle
-from cascade.columns import Bool, Int64
+from cascade.columns import Bool, Float32, Int64
 from cascade.engine import deep_inputs
 from cascade.errors import DataError
 from cascade.features import FeatureEngine, parse_spec
@@ -107,14 +107,13 @@ def train_bundle(
     Raises SettingError or DataError if a file cannot be used.
     """
     # PyTorch belongs to the extra `train`; importing it here allows loading this module without it
-    from stages.deep.signature import DeepSignature
     from stages.deep.train import (
-        OPSET,
         DeepSettings,
         export_onnx,
         max_difference,
         sample_genuine,
         score_torch,
+        signature_of,
         train_deep,
     )
 
@@ -125,12 +124,16 @@ def train_bundle(
     in_training, in_validation = split(data, schema, settings, str(data_path))
     deep_settings = DeepSettings()
     drawn, weight = sample_genuine(data.fraud[in_training], deep_settings.genuine_share, settings.seed)
-    with_sequence = in_validation.copy()
-    with_sequence[np.flatnonzero(in_training)[drawn]] = True
+    with_sequences = in_validation.copy()
+    with_sequences[np.flatnonzero(in_training)[drawn]] = True
 
-    folded = fold_rows(engine, data, in_training | in_validation, with_sequence, partial(progress, "features"))
+    folded = fold_rows(engine, data, in_training | in_validation, with_sequences, partial(progress, "features"))
     training = in_training[folded.rows]
-    sequence_training = in_training[np.flatnonzero(with_sequence)]
+    sequence_training = in_training[np.flatnonzero(with_sequences)]
+
+    def sequences_of(rows: Bool) -> dict[str, Float32]:
+        return {name: sequence[rows] for name, sequence in folded.sequences.items()}
+
     train_features, train_fraud = folded.features[training], data.fraud[folded.rows[training]]
 
     booster = train_screener(
@@ -147,11 +150,11 @@ def train_bundle(
     )
     screener_raw = booster.predict(folded.features[~training], raw_score=True)
 
-    examples = deep_inputs(train_features[drawn], folded.sequence[sequence_training], out_of_fold[drawn])
+    examples = deep_inputs(train_features[drawn], sequences_of(sequence_training), out_of_fold[drawn])
     model = train_deep(
         examples, train_fraud[drawn], weight, deep_settings, settings.seed, partial(progress, "deep model")
     )
-    inputs = deep_inputs(folded.features[~training], folded.sequence[~sequence_training], screener_raw)
+    inputs = deep_inputs(folded.features[~training], sequences_of(~sequence_training), screener_raw)
     onnx = export_onnx(model, inputs)
     difference = max_difference(model, onnx, inputs)
     if difference > ONNX_DIFFERENCE_MAX:
@@ -163,15 +166,13 @@ def train_bundle(
     policy = calibrate(
         screener_raw, scores.deep_raw, validation.fraud == 1, amount, settings.escalation_budget, settings.costs
     )
-    (_, length, width), features = inputs.sequence.shape, inputs.features.shape[1]
-    signature = DeepSignature(sequence_length=length, sequence_width=width, features=features, opset=OPSET)
     report = _report(schema, settings, data.take(in_training), validation, scores, policy, engine.width, difference)
     content = {
         "schema.toml": schema_text,
         "features.toml": features_text,
         "screener.txt": booster.model_to_string().encode(),
         "deep.onnx": onnx,
-        "deep.json": _readable(signature),
+        "deep.json": _readable(signature_of(inputs)),
         "policy.json": _readable(policy),
         "report.json": _readable(report),
     }

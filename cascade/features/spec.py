@@ -2,7 +2,7 @@
 
 A feature file is TOML. Keys and fields are named by role (`card`, `terminal`, `amount`) or by field name:
 
-    version = 1
+    version = 2
     lateness = "1h"
 
     [limits]
@@ -24,7 +24,7 @@ A feature file is TOML. Keys and fields are named by role (`card`, `terminal`, `
     windows = ["7d"]
     functions = ["fraud_rate"]
 
-    [sequence]                           # the card's last transactions, for the deep model
+    [[sequence]]                         # the card's last transactions, for the deep model
     key = "card"
     length = 16
     fields = ["amount", "terminal_fraud_rate_7d"]
@@ -46,15 +46,23 @@ from cascade.features.layout import DAY_MS as DAY_MS  # noqa: PLC0414 (others im
 from cascade.schema import Schema
 from cascade.setting_files import read_setting_file
 
-TransactionFunction = Literal["value", "hour", "weekday", "night", "weekend", "one_hot"]
-WindowFunction = Literal["count", "sum", "mean", "max", "std", "ratio_to_mean", "distinct", "seconds_since_last"]
+TransactionFunction = Literal["value", "hour", "weekday", "night", "weekend", "one_hot", "category", "bucket"]
+WindowFunction = Literal[
+    "count", "sum", "mean", "max", "std", "ratio_to_mean", "distinct", "seen", "same_as_last", "seconds_since_last"
+]
 LabelFunction = Literal["count", "fraud_count", "fraud_rate"]
 FieldLookup = Callable[[str, str, tuple[str, ...]], str]
-SPEC_VERSION = 1
+SPEC_VERSION = 2
+# Functions of `[[window]]` that have no window, and those that read `distinct_field`
+_WITHOUT_WINDOW = frozenset(("seconds_since_last", "same_as_last"))
+_OF_TAGS = frozenset(("distinct", "seen", "same_as_last"))
 # Ten years: sums of durations stay far from the end of int64.
 DURATION_MS_MAX = 3_650 * DAY_MS
 # A late row reads each event of its key, so this limit also bounds the time of a row.
 EVENTS_PER_KEY_LIMIT = 65_536
+SEQUENCE_LENGTH_MAX = 256
+# float32 has each whole number up to here.
+BUCKETS_MAX = 1 << 24
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,17 +79,23 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TransactionFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Features of the transaction alone: `value` and `one_hot` read `field`, the others the event time (UTC)."""
+    """Features of the transaction alone: `hour`, `weekday`, `night` and `weekend` read the event time (UTC).
+
+    The others read `field`. `bucket` is one of `buckets` numbers, by a hash of the field.
+    """
 
     functions: tuple[TransactionFunction, ...]
     field: str = "amount"
+    buckets: int = 0
 
 
 class WindowFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Aggregates of `field` over sliding windows (t − window, t] of a key, the current transaction included.
 
     `ratio_to_mean` divides the current value by the mean of the earlier ones in the window (1 where there are none).
-    `distinct` counts the values of `distinct_field`. `seconds_since_last` has no window; it is −1 for a first row.
+    `distinct` counts the values of `distinct_field`; `seen` is whether an earlier row in the window has the row's own,
+    `same_as_last` whether the row before has it. `same_as_last` and `seconds_since_last` have no window; they are −1
+    for a first row.
     """
 
     key: str
@@ -100,7 +114,10 @@ class LabelFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The last `length` transactions of a key, the current one last, with the features named in `fields`."""
+    """The last `length` transactions of a key, the current one last, with the features named in `fields`.
+
+    The deep model's input is named after the key as it is written here: `card_sequence`.
+    """
 
     key: str
     length: int
@@ -108,10 +125,10 @@ class Sequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FeatureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A feature file. Windows are exact for events that are up to `lateness` late."""
+    """A feature file. Windows are exact for events that are up to `lateness` late. There is at least one sequence."""
 
     version: int
-    sequence: Sequence
+    sequence: tuple[Sequence, ...]
     lateness: str = "1h"
     limits: Limits = Limits()
     transaction: tuple[TransactionFeatures, ...] = ()
@@ -125,12 +142,38 @@ class FeatureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class StatelessColumn:
-    """A column computed from the transaction alone. `code`: position of the category, for `one_hot`."""
+    """A column computed from the transaction alone.
+
+    `argument`: position of the category for `one_hot`, the number of buckets for `bucket`.
+    """
 
     name: str
     function: TransactionFunction
     field: str
-    code: int = 0
+    argument: int = 0
+
+    @property
+    def reads_field(self) -> bool:
+        """Whether it reads `field`, not the event time alone."""
+        return self.function in ("value", "one_hot", "category", "bucket")
+
+
+@dataclass(frozen=True, slots=True)
+class SequencePlan:
+    """A sequence: the name of its tensor, its key field, the steps that it has, and the features of each step.
+
+    `columns`: positions in the feature vector.
+    """
+
+    name: str
+    key: str
+    length: int
+    columns: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Steps, and columns of a step: 1 for present, age in seconds, then the fields."""
+        return self.length, 2 + len(self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +195,8 @@ class KeyColumn:
 class Plan:
     """A feature file resolved against a schema: the columns of the feature vector, by key field.
 
-    `names`: the columns in the order of the feature vector. `keys`: the key fields in the order of computation. The
-    sequence's key comes last, since its sequences contain features of the others.
+    `names`: the columns in the order of the feature vector. `keys`: the key fields in that order, the card last.
+    `partition_key`: the card's field, by which transactions are partitioned. `sequences`: in the order of the file.
     """
 
     names: tuple[str, ...]
@@ -164,13 +207,17 @@ class Plan:
     label_delay_ms: int
     lateness_ms: int
     limits: Limits
-    sequence: Sequence
-    sequence_key: str
+    partition_key: str
+    sequences: tuple[SequencePlan, ...]
+
+    def sequence_of(self, key: str) -> SequencePlan | None:
+        """The sequence of a key field; None where it has none."""
+        return next((sequence for sequence in self.sequences if sequence.key == key), None)
 
     @property
-    def sequence_width(self) -> int:
-        """Columns of a step: 1 for present, age in seconds, then the fields."""
-        return 2 + len(self.sequence.fields)
+    def categorical_names(self) -> tuple[str, ...]:
+        """The columns that are codes of a category."""
+        return tuple(column.name for column in self.stateless if column.function == "category")
 
 
 def load_spec(path: Path) -> FeatureSpec:
@@ -181,11 +228,10 @@ def load_spec(path: Path) -> FeatureSpec:
 def parse_spec(content: bytes, origin: str) -> FeatureSpec:
     """Read a feature file's TOML; `origin` is its name in messages. Raises SettingError."""
     try:
+        _check_version(msgspec.toml.decode(content), origin)
         spec = msgspec.toml.decode(content, type=FeatureSpec)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise SettingError(origin, "features", None, str(error), "see docs/features.md for the form") from error
-    if spec.version != SPEC_VERSION:
-        raise SettingError(origin, "version", spec.version, "is not known to this release", f"use {SPEC_VERSION}")
     limits = spec.limits
     bounds = {
         "keys_max": (limits.keys_max, 1, 100_000_000),
@@ -195,9 +241,26 @@ def parse_spec(content: bytes, origin: str) -> FeatureSpec:
     for key, (value, low, high) in bounds.items():
         if not low <= value <= high:
             raise SettingError(origin, f"limits.{key}", value, "out of range", f"use {low} to {high}")
-    if not 1 <= spec.sequence.length <= 256:
-        raise SettingError(origin, "sequence.length", spec.sequence.length, "out of range", "use 1 to 256")
+    if not spec.sequence:
+        raise SettingError(origin, "sequence", None, "is empty", "declare at least one [[sequence]]")
+    longest = min(SEQUENCE_LENGTH_MAX, limits.events_per_key_max)
+    for position, sequence in enumerate(spec.sequence):
+        if not 1 <= sequence.length <= longest:
+            remedy = f"use 1 to {longest} (at most {SEQUENCE_LENGTH_MAX}, and limits.events_per_key_max)"
+            raise SettingError(origin, f"sequence[{position}].length", sequence.length, "out of range", remedy)
     return spec
+
+
+def _check_version(content: dict[str, object], origin: str) -> None:
+    """Raise SettingError, with what to write, unless a feature file's TOML is of this release's version."""
+    version = content.get("version")
+    if version == 1:
+        remedy = f"set version = {SPEC_VERSION}, and write [[sequence]] in place of [sequence]"
+        raise SettingError(origin, "version", version, "is of an earlier release", remedy)
+    if version != SPEC_VERSION:
+        raise SettingError(origin, "version", version, "is not known to this release", f"use {SPEC_VERSION}")
+    if isinstance(content.get("sequence"), dict):
+        raise SettingError(origin, "sequence", None, "is a single table", "write [[sequence]] in place of [sequence]")
 
 
 def resolve(spec: FeatureSpec, schema: Schema, origin: str = "features.toml") -> Plan:
@@ -236,23 +299,19 @@ def resolve(spec: FeatureSpec, schema: Schema, origin: str = "features.toml") ->
         place = f"window[{position}]"
         key_field = field(group.key, f"{place}.key", key_types)
         value = field(group.field, f"{place}.field", ("float64", "int64"))
-        tag = field(group.distinct_field, f"{place}.distinct_field", key_types) if "distinct" in group.functions else ""
-        if not group.windows and set(group.functions) != {"seconds_since_last"}:
+        reads_tag = bool(_OF_TAGS & set(group.functions))
+        tag = field(group.distinct_field, f"{place}.distinct_field", key_types) if reads_tag else ""
+        if not group.windows and not _WITHOUT_WINDOW.issuperset(group.functions):
             raise SettingError(origin, f"{place}.windows", None, "is empty", 'give windows such as ["1d", "7d"]')
-        stem = f"{group.key}_{group.field}"
         for function in group.functions:
-            if function == "seconds_since_last":
-                keyed.setdefault(key_field, []).append(
-                    KeyColumn(f"{group.key}_seconds_since_last", function, 0, 0, value, "")
-                )
+            columns = keyed.setdefault(key_field, [])
+            name = _stem_of(group, function)
+            if function in _WITHOUT_WINDOW:
+                columns.append(KeyColumn(name, function, 0, 0, value, tag))
                 continue
             for window in group.windows:
-                name = {
-                    "count": f"{group.key}_count_{window}",
-                    "distinct": f"{group.key}_distinct_{group.distinct_field}_{window}",
-                }.get(function, f"{stem}_{function}_{window}")
                 far_ms = duration(window, f"{place}.windows")
-                keyed.setdefault(key_field, []).append(KeyColumn(name, function, 0, far_ms, value, tag))
+                columns.append(KeyColumn(f"{name}_{window}", function, 0, far_ms, value, tag))
     delay_ms = schema.label.delay_ms
     label_keys: list[str] = []
     for position, labels in enumerate(spec.label_window):
@@ -269,18 +328,27 @@ def resolve(spec: FeatureSpec, schema: Schema, origin: str = "features.toml") ->
                 name = f"{labels.key}_{kernel_name}_{window}"
                 keyed.setdefault(key_field, []).append(KeyColumn(name, kernel_name, delay_ms, far_ms, "", ""))
 
-    sequence_key = field(spec.sequence.key, "sequence.key", key_types)
-    keyed.setdefault(sequence_key, [])
-    keys = tuple(sorted(keyed, key=lambda name: name == sequence_key))
+    sequence_keys = [
+        field(sequence.key, f"sequence[{position}].key", key_types) for position, sequence in enumerate(spec.sequence)
+    ]
+    for key_field in sequence_keys:
+        if sequence_keys.count(key_field) > 1:
+            raise SettingError(origin, "sequence", key_field, "has two sequences", "declare one for each key")
+        keyed.setdefault(key_field, [])
+    keys = tuple(sorted(keyed, key=lambda name: name == schema.roles.card))
     names = tuple(column.name for column in stateless) + tuple(column.name for name in keys for column in keyed[name])
     for name in names:
         if names.count(name) > 1:
             raise SettingError(origin, "features", name, "is declared twice", "remove one")
-    for name in spec.sequence.fields:
-        if name not in names:
-            raise SettingError(
-                origin, "sequence.fields", name, "is no feature of this file", f"use some of {', '.join(names)}"
-            )
+    for position, sequence in enumerate(spec.sequence):
+        for name in sequence.fields:
+            if name not in names:
+                remedy = f"use some of {', '.join(names)}"
+                raise SettingError(origin, f"sequence[{position}].fields", name, "is no feature of this file", remedy)
+    sequences = tuple(
+        SequencePlan(f"{sequence.key}_sequence", key_field, sequence.length, tuple(map(names.index, sequence.fields)))
+        for sequence, key_field in zip(spec.sequence, sequence_keys, strict=True)
+    )
     return Plan(
         names,
         stateless,
@@ -290,9 +358,18 @@ def resolve(spec: FeatureSpec, schema: Schema, origin: str = "features.toml") ->
         delay_ms,
         duration(spec.lateness, "lateness", 0),
         spec.limits,
-        spec.sequence,
-        sequence_key,
+        schema.roles.card,
+        sequences,
     )
+
+
+def _stem_of(group: WindowFeatures, function: WindowFunction) -> str:
+    """The name of a feature of a key, without its window."""
+    if function in ("count", "seconds_since_last"):
+        return f"{group.key}_{function}"
+    if function in _OF_TAGS:
+        return f"{group.key}_{function}_{group.distinct_field}"
+    return f"{group.key}_{group.field}_{function}"
 
 
 def _stateless(spec: FeatureSpec, schema: Schema, field: FieldLookup) -> Iterator[StatelessColumn]:
@@ -303,6 +380,14 @@ def _stateless(spec: FeatureSpec, schema: Schema, field: FieldLookup) -> Iterato
                 name = field(group.field, place, ("category",))
                 for code, value in enumerate(schema.fields[name].values):
                     yield StatelessColumn(f"{group.field}_{value}", function, name, code)
+            elif function == "category":
+                yield StatelessColumn(f"{group.field}_category", function, field(group.field, place, ("category",)))
+            elif function == "bucket":
+                if not 2 <= group.buckets <= BUCKETS_MAX:
+                    key = f"transaction[{position}].buckets"
+                    raise SettingError(origin, key, group.buckets, "out of range", f"use 2 to {BUCKETS_MAX}")
+                name = field(group.field, place, ("int64", "string"))
+                yield StatelessColumn(f"{group.field}_bucket", function, name, group.buckets)
             elif function == "value":
                 yield StatelessColumn(group.field, function, field(group.field, place, ("float64", "int64")))
             else:
