@@ -27,8 +27,8 @@ HOUR_MS = 3_600_000
 PARTITION: Partition = ("transactions", 0)
 LABELS: Partition = ("labels", 0)
 SPEC = FeatureSpec(
-    version=1,
-    sequence=Sequence(key="card", length=8, fields=("amount", "card_fraud_count_1h")),
+    version=SPEC_VERSION,
+    sequence=(Sequence(key="card", length=8, fields=("amount", "card_fraud_count_1h")),),
     lateness="1s",
     limits=Limits(keys_max=16, events_per_key_max=64, events_per_key_mean=8),
     transaction=(TransactionFeatures(functions=("value",), field="amount"),),
