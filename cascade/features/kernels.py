@@ -494,9 +494,7 @@ def _fold_row(
     trim(state, state.events, slot, floor_ms, program.kept)
     seconds_since_last = NO_PRECEDING_SECONDS
     if at == 0:
-        seconds_since_last, sees_all = scan(
-            state, program, slot, time_ms, floor_ms, hidden, any_hidden, partition_id
-        )
+        seconds_since_last, sees_all = scan(state, program, slot, time_ms, floor_ms, hidden, any_hidden, partition_id)
         if sees_all and not is_late:
             keep(state, program, slot, partition_id if any_hidden and hidden[partition_id] else EVERYONE)
     elif state.slots[slot, EVENTS + COUNT] and last_ms > floor_ms:

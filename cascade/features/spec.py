@@ -293,7 +293,7 @@ def resolve(spec: FeatureSpec, schema: Schema, origin: str = "features.toml") ->
         return length_ms
 
     key_types = ("int64", "string", "category")
-    stateless = tuple(_stateless(spec, schema, field))
+    stateless = tuple(_stateless(spec, schema, field, origin))
     keyed: dict[str, list[KeyColumn]] = {}
     for position, group in enumerate(spec.window):
         place = f"window[{position}]"
@@ -372,7 +372,7 @@ def _stem_of(group: WindowFeatures, function: WindowFunction) -> str:
     return f"{group.key}_{group.field}_{function}"
 
 
-def _stateless(spec: FeatureSpec, schema: Schema, field: FieldLookup) -> Iterator[StatelessColumn]:
+def _stateless(spec: FeatureSpec, schema: Schema, field: FieldLookup, origin: str) -> Iterator[StatelessColumn]:
     for position, group in enumerate(spec.transaction):
         for function in group.functions:
             place = f"transaction[{position}].field"

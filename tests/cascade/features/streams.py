@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -324,8 +325,12 @@ def play(
 
 def flat(found: FeatureBatch) -> Float32:
     """All sequences of a batch, those of a row one after the other: float32 [rows, sum of length × width]."""
-    rows = len(found.features)
-    return np.concatenate([part.reshape(rows, -1) for part in found.sequences(np.arange(rows)).values()], axis=1)
+    return joined(found.sequences(np.arange(len(found.features))))
+
+
+def joined(sequences: dict[str, Float32]) -> Float32:
+    """Sequences of rows, those of a row one after the other."""
+    return np.concatenate([part.reshape(len(part), math.prod(part.shape[1:])) for part in sequences.values()], axis=1)
 
 
 def assert_same_results(

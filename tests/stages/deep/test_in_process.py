@@ -114,7 +114,9 @@ def test_scores_that_are_not_finite_are_an_error(stage: OnnxDeepStage, tiny_deep
 
 
 def test_a_file_that_is_not_the_bundles_model_is_refused(tiny_deep_model: TinyDeepModel, tmp_path: Path) -> None:
-    other = msgspec.structs.replace(tiny_deep_model.signature, sequences={"card_sequence": (6, 3), "terminal_sequence": (2, 6)})
+    other = msgspec.structs.replace(
+        tiny_deep_model.signature, sequences={"card_sequence": (6, 3), "terminal_sequence": (2, 6)}
+    )
     with pytest.raises(BundleError, match=r"export it again"):
         OnnxDeepStage(tiny_deep_model.path, other)
     broken = tmp_path / "broken.onnx"

@@ -12,7 +12,15 @@ from bench.faults.traffic import SCHEMA
 from cascade.columns import ColumnBatch
 from cascade.config import DuplicateSettings
 from cascade.features import FeatureEngine
-from cascade.features.spec import FeatureSpec, LabelFeatures, Limits, Sequence, TransactionFeatures, WindowFeatures
+from cascade.features.spec import (
+    SPEC_VERSION,
+    FeatureSpec,
+    LabelFeatures,
+    Limits,
+    Sequence,
+    TransactionFeatures,
+    WindowFeatures,
+)
 from cascade.protocols import SystemClock
 from streaming.codecs import codec
 from streaming.health_state import HealthState
