@@ -17,7 +17,8 @@ from cascade.features.handles import VISIBILITY
 from cascade.features.inputs import InputTable
 from cascade.features.key_part import KeyPart
 from cascade.features.layout import EVICTIONS, INPUT_PARTITIONS, INPUT_TIMES, KEYS, LATE, PARTITIONS_MAX, TOO_LATE
-from cascade.features.spec import FeatureSpec, Plan, StatelessColumn, resolve
+from cascade.features.plan import Plan, StatelessColumn, resolve
+from cascade.features.spec import FeatureSpec
 from cascade.features.state import is_shared
 from cascade.features.summaries import Summaries
 from cascade.schema import Schema, key_codes
@@ -41,7 +42,7 @@ class KeyStatistics:
 
 
 class FeatureBatch:
-    """Features of the rows of a micro-batch: `features` float32 [rows, width], in the order of `FeatureEngine.names`."""
+    """A micro-batch: `features` float32 [rows, width], in the order of `FeatureEngine.names`, and its sequences."""
 
     __slots__ = ("_engine", "_number", "features")
 

@@ -7,8 +7,8 @@ has no owner, so numba counts no references to it; these atomic instructions too
 The functions that a row calls are inlined (`forceinline`). Otherwise numba would pass a tuple as its hundred numbers,
 and look for the owner of each array again: a row took ten times as long.
 
-A handle is int64 [fields, 4]: for each field of `KeyState`, `Program` and `Waiting` address and shape, or the number itself. It is
-valid as long as the arrays exist and stay where they are; whoever has the handle has the arrays too.
+A handle is int64 [fields, 4]: for each field of `KeyState`, `Program` and `Waiting` address and shape, or the number
+itself. It is valid as long as the arrays exist and stay where they are; whoever has the handle has the arrays too.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def handle_of(state: KeyState, program: Program, waiting: Waiting) -> Int64:
 
 def set_waiting(handle: Int64, waiting: Waiting) -> None:
     """Replace the arrays of `Waiting` in a handle."""
-    handle[_HIDDEN : _HIDDEN + len(waiting)] = [_words(field) for field in waiting]
+    handle[_HIDDEN : _HIDDEN + len(waiting)] = np.array([_words(field) for field in waiting], np.int64)
 
 
 def _words(field: Array | int) -> Iterable[int]:

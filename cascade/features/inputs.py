@@ -6,7 +6,7 @@ import numpy as np
 
 from cascade.columns import ColumnBatch, Int64
 from cascade.features.layout import INPUT_FIELDS, INPUT_PARTITIONS, INPUT_TIMES
-from cascade.features.spec import Plan
+from cascade.features.plan import Plan
 from cascade.schema import Schema, key_codes
 
 

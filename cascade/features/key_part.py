@@ -21,7 +21,7 @@ from cascade.features.layout import (
     SLOTS_USED,
     KeyState,
 )
-from cascade.features.spec import Plan
+from cascade.features.plan import Plan
 from cascade.features.state import make_key_state, make_program, make_waiting
 from cascade.features.summaries import Summaries
 from cascade.schema import Schema

@@ -39,8 +39,8 @@ FREE_BLOCK, BLOCKS_USED = range(2)
 COUNTERS = 15
 
 # Columns of a block: its neighbours in time, the places in use (LOW ≤ place < HIGH), BLOCK partition ids of 16 bits,
-# BLOCK times, then BLOCK values for each value field (bits of float64), BLOCK tags for each tag field, and BLOCK times two
-# step fields (float32) for each two fields of the key's sequence.
+# BLOCK times, then BLOCK values for each value field (bits of float64), BLOCK tags for each tag field, and BLOCK pairs
+# of float32 for each two fields of the steps of the key's sequence.
 OLDER, NEWER, LOW, HIGH = range(4)
 TIMES = 6
 VALUES = TIMES + BLOCK
@@ -111,7 +111,8 @@ EXPORTED = tuple(name for name in KeyState._fields if name != "totals")
 class Pool(NamedTuple):
     """The blocks of a chain, as kernels see them.
 
-    `blocks` int64 [blocks, block width]; `values`, `steps`, `partitions`: the same memory as float64, float32 and uint16.
+    `blocks` int64 [blocks, block width]. `values`, `steps`, `partitions`: the same memory as float64, float32 and
+    uint16.
     `chain`: where the chain's columns of `slots` start. `counters`: where the pool's counters start.
     """
 
@@ -130,8 +131,8 @@ class Waiting(NamedTuple):
     when it is asked for, or else right before the key changes.
 
     `hidden` bool [PARTITIONS_MAX]: the partitions that are hidden.
-    `places` int64 [1 + rows]: the number (counter GENERATION) of the first row; then for each row the place of its event
-    (BLOCK × block + place), 0: its sequence is in `written`, −1: nobody may ask for it.
+    `places` int64 [1 + rows]: the number (counter GENERATION) of the first row; then for each row the place of its
+    event (BLOCK × block + place), 0: its sequence is in `written`, −1: nobody may ask for it.
     `written` float32 [rows, length, 2 + fields].
     """
 

@@ -150,11 +150,12 @@ def read_sequences(handle: Int64, rows: Int64, out: Float32) -> int:
     """
     state = open_state(handle)
     for number in range(len(rows)):
-        event_place = state.waiting.places[WAITING_ROWS + rows[number]]
+        row = int(rows[number])
+        event_place = state.waiting.places[WAITING_ROWS + row]
         if event_place == NOT_WANTED:
-            return rows[number]
+            return row
         if event_place == WRITTEN:
-            out[number] = state.waiting.written[rows[number]]
+            out[number] = state.waiting.written[row]
         else:
             _write_stored(state, event_place, number, out)
     return -1

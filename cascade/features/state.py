@@ -27,7 +27,7 @@ from cascade.features.layout import (
     Program,
     Waiting,
 )
-from cascade.features.spec import KeyColumn, Plan
+from cascade.features.plan import KeyColumn, Plan
 from cascade.schema import Field, Schema
 
 # Sums have at most this many bits, so that no sum leaves int64.

@@ -277,8 +277,8 @@ def scan(
 ) -> tuple[float, bool]:
     """Add up the windows that end at a time from the events that a partition's rows see, in row 0 of the totals.
 
-    Returns the age in seconds of the last event before the time that is later than `floor_ms`, and whether the rows see all events of the chain that
-    are not later.
+    Returns the age in seconds of the last event before the time that is later than `floor_ms`, and whether the rows see
+    all events of the chain that are not later.
     """
     sums, largest, width = program.sums, program.sums.view(np.float64), program.totals_width
     for field in range(len(program.ticks)):

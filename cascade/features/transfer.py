@@ -186,7 +186,7 @@ def _keys_fit(state: State, in_use: Bool) -> bool:  # noqa: PLR0911
 
 
 @kernel(nogil=True)
-def state_fits(handle: Int64) -> bool:  # noqa: PLR0911
+def state_fits(handle: Int64) -> bool:
     """Whether all indices in the used parts of a state are in range and agree, so that kernels may follow them."""
     state = open_state(handle)
     slots, counters = state.slots, state.counters

@@ -12,7 +12,8 @@ import pytest
 import cascade
 from cascade.errors import SettingError
 from cascade.features import FeatureEngine, load_spec, parse_spec
-from cascade.features.spec import LabelFunction, TransactionFunction, WindowFunction, resolve
+from cascade.features.plan import resolve
+from cascade.features.spec import LabelFunction, TransactionFunction, WindowFunction
 from cascade.schema import load_schema
 
 from .streams import START_MS, Item, play, row_of, schema_of, spec_of
@@ -75,7 +76,7 @@ def test_the_example_file_is_accepted() -> None:
     ("version = 2", 'version = "1"', "version", "1", "use 2"),
     ("version = 2", "", "version", None, "use 2"),
     ("[[sequence]]", "[sequence]", "sequence", None, "write [[sequence]] in place of [sequence]"),
-    ('[[sequence]]', '[[sequence]]\nkey = "pan"\nlength = 1\nfields = []\n[[sequence]]', "sequence", "pan", "one for each"),
+    ('[[sequence]]', '[[sequence]]\nkey = "pan"\nlength = 1\nfields = []\n[[sequence]]', "sequence", "pan", "one for"),
     ("keys_max = 100", "keys_max = 0", "limits.keys_max", 0, "use 1 to 100000000"),
     ("keys_max = 100", "keys_max = 100000001", "limits.keys_max", 100_000_001, "use 1 to 100000000"),
     ("events_per_key_max = 20", "events_per_key_max = 0", "limits.events_per_key_max", 0, "use 1 to 65536"),
@@ -103,7 +104,7 @@ def test_the_example_file_is_accepted() -> None:
     ('"value", "hour"]', '"bucket"]', "transaction[0].buckets", 0, "use 2 to 16777216"),
     ('"value", "hour"]', '"bucket"]\nbuckets = 16_777_217', "transaction[0].buckets", 16_777_217, "use 2 to 16777216"),
     ('"value", "hour"]', '"bucket"]\nbuckets = 9', "transaction[0].field", "amount", "it takes int64 or string"),
-    ('"count", "distinct"', '"count", "seen"]\ndistinct_field = "shops"\n#', "window[0].distinct_field", "shops", "use one"),
+    ('"count", "distinct"', '"seen"]\ndistinct_field = "shops"\n#', "window[0].distinct_field", "shops", "use one"),
     ('"value", "hour"', '"value", "hour", "hour"', "features", "hour", "remove one"),
     ('"1d", "7d"', '"1d", "1d"', "features", "card_count_1d", "remove one"),
     ('"amount", "terminal_fraud_rate_7d"', '"amount", "card_mean"', "sequence[0].fields", "card_mean", "use some of"),
