@@ -4,8 +4,8 @@ For each stream: the least and the most escalated of any 10,000 rows, and the va
 scores) as a share of the best possible choice, by one who knows all scores in advance and keeps within the same
 bucket. Beside it the fixed threshold that the budget gives on the stream's first rows, as training measures it.
 
-For the shipped models: average precision of the cascade with the bundle's threshold and with the budget held, from a cold
-state on, on simulated transactions that the bundle was not trained on.
+For the shipped models: average precision of the cascade with the bundle's threshold and with the budget held, from a
+cold state on, on simulated transactions that the bundle was not trained on.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from cascade.local_parts import staged_directory
 from cascade.policy import Policy
 from cascade.schema import Schema, parse_schema
 
-BUNDLE_FORMAT = 1
+BUNDLE_FORMAT = 2
 MANIFEST = "manifest.json"
 SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
 # A decision depends on these, so they make up the version.
