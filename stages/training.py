@@ -116,7 +116,15 @@ def train_bundle(
     """
     # PyTorch belongs to the extra `train`; importing it here allows loading this module without it
     from stages.deep.folds import deep_scores_out_of_fold
-    from stages.deep.train import export_onnx, max_difference, sample_genuine, score_torch, signature_of, train_deep
+    from stages.deep.train import (
+        code_columns,
+        export_onnx,
+        max_difference,
+        sample_genuine,
+        score_torch,
+        signature_of,
+        train_deep,
+    )
 
     schema_text, features_text = read_setting_file(schema_path), read_setting_file(features_path)
     schema = parse_schema(schema_text, str(schema_path))
@@ -124,14 +132,14 @@ def train_bundle(
     file, seed = settings.file, settings.seed
     prepared = _prepare(data_path, schema, engine, settings, sample_genuine, progress)
     rows, drawn, weight = prepared.rows, prepared.drawn, prepared.weight
-    fraud = rows.fraud[drawn]
+    fraud, codes = rows.fraud[drawn], code_columns(engine)
 
     search = Search(file.screener, file.escalation.budget, seed, partial(progress, "screener, search"))
     search.try_sizes(rows)
     out_of_fold = _out_of_fold(rows, search.best.settings, seed, progress)
     examples = prepared.examples(rows.features, out_of_fold)
     deep_out_of_fold = deep_scores_out_of_fold(
-        examples, fraud, weight, file.deep, seed, partial(progress, "deep model, out of fold")
+        examples, fraud, weight, codes, file.deep, seed, partial(progress, "deep model, out of fold")
     )
     if "distilled" in file.screener.objectives:
         taught = _taught(rows, drawn, out_of_fold[drawn], deep_out_of_fold, fraud, weight)
@@ -141,7 +149,7 @@ def train_bundle(
             out_of_fold = _out_of_fold(rows, search.best.settings, seed, progress)
             examples = prepared.examples(rows.features, out_of_fold)
     screener = train_screener(rows, search.best.settings, seed, partial(progress, "screener"))
-    model = train_deep(examples, fraud, weight, file.deep, seed, partial(progress, "deep model"))
+    model = train_deep(examples, fraud, weight, codes, file.deep, seed, partial(progress, "deep model"))
 
     scored = ScoredRows(
         examples.features, out_of_fold[drawn], deep_out_of_fold, fraud == 1, weight.astype(np.float64),
