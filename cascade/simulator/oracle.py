@@ -28,7 +28,6 @@ from cascade.simulator.settings import DAY_MS, Kind
 from cascade.simulator.simulation import Simulation, is_fraud
 from cascade.simulator.world import World
 
-
 # Purchases a day and unit of log amount.
 _INTENSITY_MIN: Final = 1e-12
 
