@@ -1,16 +1,18 @@
 """The bundle: a directory with one version of everything that a decision depends on.
 
-    manifest.json     format, version, and size and SHA-256 of each file below
-    schema.toml       fields of a transaction
-    features.toml     features
-    screener.txt      the screener, LightGBM's text format
-    deep.onnx         the deep model
-    deep.json         its inputs, outputs and shapes
-    policy.json       calibrations and thresholds
-    report.json       how it was trained, and its figures on the validation data
+    manifest.json         format, version, and size and SHA-256 of each file below
+    schema.toml           fields of a transaction
+    features.toml         features
+    screener.txt          the screener, LightGBM's text format
+    escalation.txt        the model of the escalation rule `gain`, the same format
+    deep.onnx             the deep model
+    deep.json             its inputs, outputs and shapes
+    policy.json           calibrations, escalation rule, thresholds and costs
+    validation.parquet    the validation rows with both models' scores, from which another policy can be derived
+    report.json           how it was trained, and its figures on the validation rows
 
-All files are text or ONNX, so loading a bundle executes nothing. `load_bundle` reads every file once, compares it with
-the manifest, and returns the bytes that it compared.
+All files are text, ONNX or Parquet, so loading a bundle executes nothing. `load_bundle` reads every file once, compares
+it with the manifest, and returns the bytes that it compared.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from cascade.schema import Schema, parse_schema
 
 BUNDLE_FORMAT = 1
 MANIFEST = "manifest.json"
+REPORT = "report.json"
 SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
 FILES = (
     "schema.toml",
@@ -41,7 +44,7 @@ FILES = (
     "deep.json",
     "policy.json",
     "validation.parquet",
-    "report.json",
+    REPORT,
 )
 # A screener of 1,000 trees has 5 MB, a deep model of a million weights 4 MB.
 FILE_BYTES_MAX = 256 * 1024 * 1024
@@ -56,7 +59,11 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Content of `manifest.json`. `version`: the bundle's name and the start of the hash of its files."""
+    """Content of `manifest.json`.
+
+    - `version`: the bundle's name and the start of the hash of its files. The report has no part in the hash: it holds
+      times that training measured, and the same seed must give the same version.
+    """
 
     format: int
     name: str
@@ -89,7 +96,8 @@ def write_bundle(directory: Path, name: str, content: Mapping[str, bytes]) -> Ma
     if set(content) != set(FILES):
         raise BundleError(f"{directory}: a bundle consists of {', '.join(FILES)}; got {', '.join(sorted(content))}")
     entries = {file: FileEntry(len(content[file]), hashlib.sha256(content[file]).hexdigest()) for file in FILES}
-    digest = hashlib.sha256("".join(entry.sha256 for entry in entries.values()).encode()).hexdigest()
+    hashed = "".join(entries[file].sha256 for file in FILES if file != REPORT)
+    digest = hashlib.sha256(hashed.encode()).hexdigest()
     manifest = Manifest(BUNDLE_FORMAT, name, f"{name}-{digest[:12]}", entries)
     with staged_directory(Path(directory)) as staged:
         for file in FILES:

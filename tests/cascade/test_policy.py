@@ -1,4 +1,4 @@
-"""The policy: calibrations keep the order of the scores, thresholds belong to the stricter side, nonsense is refused."""
+"""The policy: calibrations keep the order of scores, thresholds belong to the stricter side, nonsense is refused."""
 
 from __future__ import annotations
 
