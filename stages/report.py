@@ -40,6 +40,11 @@ class Figure(msgspec.Struct, frozen=True):
     low: float
     high: float
 
+    @property
+    def reach(self) -> float:
+        """From the figure to either end."""
+        return (self.high - self.low) / 2.0
+
 
 class ModelReport(msgspec.Struct, frozen=True):
     """How well a way to decide ranks frauds, and what its decisions are worth.
