@@ -242,7 +242,7 @@ def test_on_a_real_triton_a_row_costs_less_cpu_time_in_fuller_calls(triton_parts
 
 def test_in_process_all_cpu_time_is_the_clients(tmp_path: Path) -> None:
     with embedded(SHIPPED_BUNDLE, DeepSettings(backend="onnxruntime"), ["fp32"], 7.0, tmp_path) as served:
-        report = run_deep_calls(served, [64, 8, 1, 8], 5, 0.1, 1)
+        report = run_deep_calls(served, [64, 8, 1, 8], 5, 0.1, 1, lambda step, share: None)
     (cost,) = report.costs
     check(cost, (1, 8, 64))
     assert cost.scores_apart == 0.0
