@@ -20,6 +20,7 @@ from bench.echo.report import show as show_echo
 from bench.echo.run import run_echo
 from bench.echo.variants import RATES, Delivery, EchoRun, variants_of
 from bench.embedded import fresh_directory
+from bench.escalation import run_escalation, show_escalation
 from bench.features import run_features, show_features
 from bench.ledger_cost import run_ledger_cost, show_ledger_cost
 from bench.pipeline.page import check_plots, make_page
@@ -60,6 +61,15 @@ def screener(
     Also with LightGBM's single-row call, ONNX Runtime, and tl2cgen and lleaves where they are installed.
     """
     publish(run_screener(rounds, seed), show, json)
+
+
+@app.command()
+def escalation(seed: Seed = 1, json: Report = None) -> None:
+    """Show that the escalation budget holds, and what is lost against the best possible choice.
+
+    On streams with drift, bursts, campaigns and a day's curve, and with the shipped models from a cold state on.
+    """
+    publish(run_escalation(seed), show_escalation, json)
 
 
 @app.command()

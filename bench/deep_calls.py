@@ -219,9 +219,10 @@ def checked_sizes(rows: Sequence[int], rounds: int) -> tuple[int, ...]:
 
 def _inputs(signature: DeepSignature, rows: int, seed: int) -> DeepInputs:
     chance = np.random.default_rng(seed)
-    shape = (rows, signature.sequence_length, signature.sequence_width)
-    sequence = chance.standard_normal(shape, dtype=np.float32)
-    return DeepInputs(sequence, chance.standard_normal((rows, signature.features), dtype=np.float32))
+    sequences = {
+        name: chance.standard_normal((rows, *shape), dtype=np.float32) for name, shape in signature.sequences.items()
+    }
+    return DeepInputs(sequences, chance.standard_normal((rows, signature.features), dtype=np.float32))
 
 
 def _score_difference(stage: DeepStage, bundle: Bundle, inputs: DeepInputs, precision: Precision) -> float:

@@ -196,10 +196,10 @@ def _note(found: list[float], sent_s: float, _: Future[Any]) -> None:
 
 def _rows(signature: DeepSignature) -> list[DeepInputs]:
     chance = np.random.default_rng(1)
-    sequence = (1, signature.sequence_length, signature.sequence_width)
+    shapes = signature.sequences
     return [
         DeepInputs(
-            chance.standard_normal(sequence, dtype=np.float32),
+            {name: chance.standard_normal((1, *shape), dtype=np.float32) for name, shape in shapes.items()},
             chance.standard_normal((1, signature.features), dtype=np.float32),
         )
         for _ in range(_INPUTS)
@@ -337,7 +337,7 @@ def _tensors(signature: DeepSignature, inputs: DeepInputs) -> tuple[list[Any], l
     from tritonclient.grpc import InferInput, InferRequestedOutput
 
     tensors = []
-    for name, values in ((signature.sequence_input, inputs.sequence), (signature.features_input, inputs.features)):
+    for name, values in signature.tensors(inputs).items():
         tensors.append(InferInput(name, list(values.shape), "FP32"))
         tensors[-1].set_data_from_numpy(values)
     return tensors, [InferRequestedOutput(signature.output)]

@@ -2,12 +2,14 @@
 
 Cards and terminals are random and as many of each, so that every row touches other memory. The features are those of
 the shipped bundle. Each size is filled with its events first and then measured in micro-batches, of many rows and of
-one, as the service has them at ordinary load; the sizes take turns.
+one, as the service has them at ordinary load; the sizes take turns. So do feature files with longer sequences, and with
+two. The sequences of one row in a hundred are read, as for an escalated row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -19,11 +21,16 @@ from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
 from cascade.columns import ColumnBatch, Int64
 from cascade.features import FeatureEngine
 from cascade.features.spec import DAY_MS, FeatureSpec
+from cascade.features.spec import Sequence as DeclaredSequence
 from cascade.ledger.machine import Machine, describe_machine
 from cascade.schema import Schema
 
 FILL_ROWS, BATCH_ROWS, BATCHES_A_ROUND, SINGLE_ROWS_A_ROUND = 100_000, 1_000, 40, 4_000
 DAYS, START_MS = 20, 1_735_689_600_000
+# The sequences of one row in so many are read.
+READ_EVERY = 100
+# Lengths of sequences by key, each with the fields of the shipped bundle's.
+SEQUENCES: tuple[Mapping[str, int], ...] = ({"card": 16}, {"card": 64}, {"card": 64, "terminal": 64})
 
 
 class FeatureTiming(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,10 +49,26 @@ class FeatureTiming(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_card: float
 
 
+class SequenceTiming(msgspec.Struct, frozen=True, kw_only=True):
+    """Wall time with sequences of these lengths, by key; `ratio_to_first`: the median over the rounds."""
+
+    lengths: dict[str, int]
+    us_per_transaction: float
+    spread: tuple[float, float]
+    ratio_to_first: float
+    us_per_single_row: float
+    bytes_per_card: float
+
+
 class FeaturesReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of `cascade bench features`; `events_per_card`: the events of each card before the measurement."""
+    """The result of `cascade bench features`; `events_per_card`: the events of each card before the measurement.
+
+    `sequences`: at `sequence_cards` cards.
+    """
 
     timings: list[FeatureTiming]
+    sequences: list[SequenceTiming]
+    sequence_cards: int
     events_per_card: int
     batch: int
     rounds: int
@@ -115,8 +138,15 @@ class FilledEngine:
     def _us_per_row(self, rows: int, count: int) -> float:
         batches, partition_ids = [self.batch(rows) for _ in range(count)], self._partition_ids[:rows]
         update, buffers = self.engine.update, self._buffers
-        seconds = seconds_of(lambda: [update(batch, partition_ids, buffers) for batch in batches])
-        return 1e6 * seconds / (count * rows)
+        read = [np.arange(-number * rows % READ_EVERY, rows, READ_EVERY) for number in range(count)]
+
+        def work() -> None:
+            for batch, chosen in zip(batches, read, strict=True):
+                found = update(batch, partition_ids, buffers)
+                if len(chosen):
+                    found.sequences(chosen)
+
+        return 1e6 * seconds_of(work) / (count * rows)
 
     def bytes_per_card(self) -> float:
         """The state in use of cards and terminals, bytes a card."""
@@ -145,6 +175,7 @@ def run_features(cards: Sequence[int], events_per_card: int, rounds: int, seed: 
     engines = [FilledEngine(bundle, count, events_per_card, seed) for count in cards]
     measures = {(engine.cards, rows): measure for engine in engines for rows, measure in engine.measures().items()}
     cost_us = by_turns(measures, rounds)
+    sequence_cards = sorted(cards)[len(cards) // 2]
     timings = []
     for engine in engines:
         spread, single = (Spread.of(cost_us[engine.cards, rows]) for rows in (BATCH_ROWS, 1))
@@ -161,12 +192,46 @@ def run_features(cards: Sequence[int], events_per_card: int, rounds: int, seed: 
         )
     return FeaturesReport(
         timings=timings,
+        sequences=run_sequences(bundle, sequence_cards, events_per_card, rounds, seed),
+        sequence_cards=sequence_cards,
         events_per_card=events_per_card,
         batch=BATCH_ROWS,
         rounds=rounds,
         seed=seed,
         machine=describe_machine(),
     )
+
+
+def run_sequences(bundle: Bundle, cards: int, events_per_card: int, rounds: int, seed: int) -> list[SequenceTiming]:
+    """Measures each of SEQUENCES; the arguments are those of `run_features`, for one number of cards."""
+    engines = [
+        FilledEngine(replace(bundle, spec=_with_sequences(bundle.spec, lengths)), cards, events_per_card, seed)
+        for lengths in SEQUENCES
+    ]
+    cost_us = by_turns(
+        {(place, rows): measure for place, engine in enumerate(engines) for rows, measure in engine.measures().items()},
+        rounds,
+    )
+    found = []
+    for place, (lengths, engine) in enumerate(zip(SEQUENCES, engines, strict=True)):
+        spread, single = (Spread.of(cost_us[place, rows]) for rows in (BATCH_ROWS, 1))
+        found.append(
+            SequenceTiming(
+                lengths=dict(lengths),
+                us_per_transaction=spread.median,
+                spread=(spread.least, spread.largest),
+                ratio_to_first=float(np.median(cost_us[place, BATCH_ROWS] / cost_us[0, BATCH_ROWS])),
+                us_per_single_row=single.median,
+                bytes_per_card=engine.bytes_per_card(),
+            )
+        )
+    return found
+
+
+def _with_sequences(spec: FeatureSpec, lengths: Mapping[str, int]) -> FeatureSpec:
+    fields = spec.sequence[0].fields
+    sequences = tuple(DeclaredSequence(key=key, length=length, fields=fields) for key, length in lengths.items())
+    return msgspec.structs.replace(spec, sequence=sequences)
 
 
 def show_features(report: FeaturesReport, console: Console) -> None:
@@ -181,12 +246,27 @@ def show_features(report: FeaturesReport, console: Console) -> None:
             f"{timing.us_per_single_row:.1f}",
             f"{timing.bytes_per_card:,.0f}",
         )
+    lines = [
+        f"{report.events_per_card} events for each card and each terminal; as many terminals as cards",
+        f"batches of {report.batch:,}, and of one row; medians of {report.rounds} rounds that take turns",
+        "one row: a micro-batch of one row, from its columns to its features",
+        "bytes/card: state in use of a card and a terminal",
+        f"sequences of one row in {READ_EVERY} are read",
+    ]
+    print_table(console, table, *lines)
+    table = figure_table(None, "sequences", "µs/transaction", "least–largest", "× first", "one row, µs", "bytes/card")
+    for sequence in report.sequences:
+        table.add_row(
+            ", ".join(f"{key} {length}" for key, length in sequence.lengths.items()),
+            f"{sequence.us_per_transaction:.2f}",
+            f"{sequence.spread[0]:.2f}–{sequence.spread[1]:.2f}",
+            f"{sequence.ratio_to_first:.2f}",
+            f"{sequence.us_per_single_row:.1f}",
+            f"{sequence.bytes_per_card:,.0f}",
+        )
     print_table(
         console,
         table,
-        f"{report.events_per_card} events for each card and each terminal; as many terminals as cards",
-        f"batches of {report.batch:,}, and of one row; medians of {report.rounds} rounds in which the sizes take turns",
-        "one row: a micro-batch of one row, from its columns to its features",
-        "bytes/card: state in use of a card and a terminal",
+        f"{report.sequence_cards:,} cards; steps by key, with the fields of the shipped bundle's sequence",
         f"{report.machine.text}; seed {report.seed}",
     )

@@ -263,7 +263,8 @@ def fold_partitioned(
     position = np.full(data.batch.rows, -1, np.int64)
     position[rows] = np.arange(len(rows))
     features = np.zeros((len(rows), engines[0].width), np.float32)
-    sequence = np.zeros((len(rows), *engines[0].sequence_shape), np.float32)
+    shapes = engines[0].sequence_shapes
+    sequences = {name: np.zeros((len(rows), *shape), np.float32) for name, shape in shapes.items()}
     record_count = octets = label_count = 0
     frauds = np.flatnonzero(data.fraud)
     due = times[frauds] + schema.label.delay_ms
@@ -285,7 +286,8 @@ def fold_partitioned(
             computed = engine.update(batch, partition_ids[own])
             chosen = wanted[own]
             features[position[own[chosen]]] = computed.features[chosen]
-            sequence[position[own[chosen]]] = computed.sequence[chosen]
+            for name, sequence in computed.sequences(chosen).items():
+                sequences[name][position[own[chosen]]] = sequence
             if bucket_ms is not None:
                 sent = summary_records(engine, batch, partition_ids[own], bucket_ms)
                 keys += sent[0]
@@ -299,7 +301,7 @@ def fold_partitioned(
     volume = Volume(
         records=record_count, octets=octets, transactions=data.batch.rows, rounds=len(edges) - 1, lasting=lasting
     )
-    return Folded(rows, features, sequence), volume
+    return Folded(rows, features, sequences), volume
 
 
 def _worker(bundle: Bundle, partition_id: int, workers: int) -> FeatureEngine:
@@ -380,7 +382,9 @@ def compare(
         folded, volume = fold(name, partition_ids, round_ms, bucket_ms)
         ways.append(judge(name, folded, workers, round_ms / 1_000, volume))
     alone, _ = fold("1 engine that shares", np.zeros_like(partition_ids), rounds_ms[0], bucket_ms)
-    equal = np.array_equal(alone.features, reference.features) and np.array_equal(alone.sequence, reference.sequence)
+    equal = np.array_equal(alone.features, reference.features) and all(
+        np.array_equal(sequence, reference.sequences[name]) for name, sequence in alone.sequences.items()
+    )
     return tuple(ways), equal
 
 
@@ -388,9 +392,10 @@ def score(folded: Folded, engine: Engine, deep: DeepStage) -> OfflineScores:
     """Scores of both models and of the escalation rule."""
     parts = []
     for start in range(0, len(folded.rows), CHUNK_ROWS):
-        features, sequence = (part[start : start + CHUNK_ROWS] for part in (folded.features, folded.sequence))
+        rows = slice(start, start + CHUNK_ROWS)
+        features, sequences = folded.features[rows], {name: part[rows] for name, part in folded.sequences.items()}
         raw, _, escalation = engine.scores(features)
-        answer = deep.submit(deep_inputs(features, sequence, raw), timeout_s=DEEP_TIMEOUT_S).result()
+        answer = deep.submit(deep_inputs(features, sequences, raw), timeout_s=DEEP_TIMEOUT_S).result()
         parts.append(np.stack([raw, answer, escalation]))
     return OfflineScores(folded.rows, *np.concatenate(parts, axis=1))
 

@@ -1,17 +1,21 @@
 """The bundle: a directory with one version of everything that a decision depends on.
 
-    manifest.json     format, version, and size and SHA-256 of each file below
-    schema.toml       fields of a transaction
-    features.toml     features
-    screener.txt      the screener, LightGBM's text format
-    deep.onnx         the deep model
-    deep.json         its inputs, outputs and shapes
-    policy.json       calibrations and thresholds
-    report.json       how it was trained, and its figures on the validation data
-    certificate.json  what later data shows of it (`cascade certify`); optional, and no part of the version
+    manifest.json       format, version, and size and SHA-256 of each file below
+    schema.toml         fields of a transaction
+    features.toml       features
+    screener.txt        the screener, LightGBM's text format
+    escalation.txt      the model of the escalation rule `gain`, LightGBM's text format
+    deep.onnx           the deep model
+    deep.json           its inputs, outputs and shapes
+    policy.json         calibrations and thresholds
+    validation.parquet  scores of the validation rows, for `cascade recalibrate`
+    report.json         how it was trained, and its figures on the validation data
+    report.html         the report as a page; optional
+    certificate.json    what later data shows of it (`cascade certify`); optional
 
-All files are text or ONNX, so loading a bundle executes nothing. `load_bundle` reads every file once, compares it with
-the manifest, and returns the bytes that it compared.
+The last four decide nothing and are no part of the version. All files are text, ONNX or Parquet, so loading a bundle
+executes nothing. `load_bundle` reads every file once, compares it with the manifest, and returns the bytes that it
+compared.
 """
 
 from __future__ import annotations
@@ -31,10 +35,11 @@ from cascade.local_parts import staged_directory
 from cascade.policy import Policy
 from cascade.schema import Schema, parse_schema
 
-BUNDLE_FORMAT = 1
+BUNDLE_FORMAT = 2
 MANIFEST = "manifest.json"
 SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
-FILES = (
+# A decision depends on these, so they make up the version.
+DECIDING_FILES = (
     "schema.toml",
     "features.toml",
     "screener.txt",
@@ -42,12 +47,11 @@ FILES = (
     "deep.onnx",
     "deep.json",
     "policy.json",
-    "validation.parquet",
-    "report.json",
 )
-CERTIFICATE = "certificate.json"
-# These decide nothing: a bundle is complete without them, and they do not change its version.
-OPTIONAL_FILES = (CERTIFICATE,)
+FILES = (*DECIDING_FILES, "validation.parquet", "report.json")
+CERTIFICATE, REPORT_PAGE = "certificate.json", "report.html"
+# A bundle is complete without them.
+OPTIONAL_FILES = (CERTIFICATE, REPORT_PAGE)
 # A screener of 1,000 trees has 5 MB, a deep model of a million weights 4 MB.
 FILE_BYTES_MAX = 256 * 1024 * 1024
 MANIFEST_BYTES_MAX = 64 * 1024
@@ -61,7 +65,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Content of `manifest.json`. `version`: the bundle's name and the start of the hash of its files."""
+    """Content of `manifest.json`. `version`: the bundle's name and the start of the hash of DECIDING_FILES."""
 
     format: int
     name: str
@@ -102,13 +106,18 @@ def write_bundle(directory: Path, name: str, content: Mapping[str, bytes]) -> Ma
         raise BundleError(f"{directory}: a bundle consists of {', '.join(FILES)}; got {', '.join(sorted(content))}")
     files = bundle_files(content)
     entries = {file: FileEntry(len(content[file]), hashlib.sha256(content[file]).hexdigest()) for file in files}
-    digest = hashlib.sha256("".join(entries[file].sha256 for file in FILES).encode()).hexdigest()
-    manifest = Manifest(BUNDLE_FORMAT, name, f"{name}-{digest[:12]}", entries)
+    manifest = Manifest(BUNDLE_FORMAT, name, version_of(name, content), entries)
     with staged_directory(Path(directory)) as staged:
         for file in files:
             (staged / file).write_bytes(content[file])
         (staged / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     return manifest
+
+
+def version_of(name: str, content: Mapping[str, bytes]) -> str:
+    """The version of a bundle: its name and the start of the hash of its DECIDING_FILES."""
+    hashes = "".join(hashlib.sha256(content[file]).hexdigest() for file in DECIDING_FILES)
+    return f"{name}-{hashlib.sha256(hashes.encode()).hexdigest()[:12]}"
 
 
 def add_certificate(bundle: Bundle, certificate: Certificate) -> Manifest:

@@ -6,14 +6,14 @@ rows to escalate with it, calls the deep model, waits for it and decides.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from cascade.columns import Array, ColumnBatch, Float32, Float64, Int64
+from cascade.columns import Array, Bool, ColumnBatch, Float32, Float64, Int64
 from cascade.escalation_budget import EscalationBudget
-from cascade.features import FeatureEngine
-from cascade.features.buffers import FeatureBatch
+from cascade.features import FeatureBatch, FeatureEngine
 from cascade.policy import Policy
 from cascade.policy_kernels import judge, warm_up_policy
 from cascade.protocols import DeepInputs, Screener
@@ -26,19 +26,20 @@ class Screened:
     - `raw` float64 [rows]: the screener's log-odds.
     - `probability` float64 [rows]: the screener's calibrated probability of fraud.
     - `escalation_score` float64 [rows]: how much each row is worth escalating, by the policy's rule.
-    - `features` float32 [rows, width], `sequence` float32 [rows, length, sequence width]: valid until the engine's next
-      batch, which overwrites them.
+    - `computed`: features and sequences; valid until the engine's next batch, which overwrites them.
     """
 
     raw: Float64
     probability: Float64
     escalation_score: Float64
-    features: Float32
-    sequence: Float32
+    computed: FeatureBatch
 
     def deep_inputs(self, rows: Array) -> DeepInputs:
-        """The deep model's inputs for some rows (positions, or a mask bool [rows]), as copies."""
-        return deep_inputs(self.features[rows], self.sequence[rows], self.raw[rows])
+        """The deep model's inputs for some rows (positions, or a mask bool [rows]), as copies.
+
+        Ask before the engine's next call that changes its state; raises RuntimeError after that.
+        """
+        return deep_inputs(self.computed.features[rows], self.computed.sequences(rows), self.raw[rows])
 
 
 class Engine:
@@ -57,6 +58,7 @@ class Engine:
         self.escalation = EscalationBudget.of_policy(policy)
         self._screener = screener
         self._buffers = features.buffers()
+        self._none: Bool = np.zeros(0, np.bool_)
 
     @property
     def screener_method(self) -> str:
@@ -66,6 +68,7 @@ class Engine:
     def warm_up(self, batch_rows_max: int = 0) -> None:
         """Compile the kernels and allocate memory for `batch_rows_max` rows, so that the first batch is not slow."""
         self._buffers.make_room(batch_rows_max)
+        self.features.make_room(batch_rows_max)
         self.features.warm_up()
         self._screener.warm_up()
         if self._gain_model is not None:
@@ -74,7 +77,9 @@ class Engine:
 
     def fold(self, batch: ColumnBatch, partition_ids: Int64 | None = None) -> None:
         """Fold rows that need no decision into the state. `partition_ids`: as for `screen`."""
-        self.compute(batch, partition_ids)
+        if batch.rows > len(self._none):
+            self._none = np.zeros(batch.rows, np.bool_)
+        self.features.update(batch, partition_ids, self._buffers, self._none[: batch.rows])
 
     def fold_labels(self, labels: ColumnBatch) -> None:
         """Fold labels into the state."""
@@ -89,7 +94,7 @@ class Engine:
 
     def score(self, computed: FeatureBatch) -> Screened:
         """Score rows by their features."""
-        return Screened(*self.scores(computed.features), computed.features, computed.sequence)
+        return Screened(*self.scores(computed.features), computed)
 
     def scores(self, features: Float32) -> tuple[Float64, Float64, Float64]:
         """The screener's log-odds, its probabilities and the escalation scores, float64 [rows] each.
@@ -107,9 +112,10 @@ class Engine:
         return self.score(self.compute(batch, partition_ids))
 
 
-def deep_inputs(features: Float32, sequence: Float32, screener_raw: Float64) -> DeepInputs:
+def deep_inputs(features: Float32, sequences: Mapping[str, Float32], screener_raw: Float64) -> DeepInputs:
     """Inputs of the deep model from features and sequences. The screener's raw scores become the last feature."""
-    return DeepInputs(np.ascontiguousarray(sequence), _with_score(features, screener_raw))
+    contiguous = {name: np.ascontiguousarray(sequence) for name, sequence in sequences.items()}
+    return DeepInputs(contiguous, _with_score(features, screener_raw))
 
 
 def _with_score(features: Float32, screener_raw: Float64) -> Float32:

@@ -7,11 +7,12 @@ attributes of a protocol is one.
 from __future__ import annotations
 
 import time as machine_time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-from cascade.columns import Float32, Float64
+from cascade.columns import Array, Float32, Float64
 
 
 class Clock(Protocol):
@@ -42,16 +43,20 @@ class SystemClock:
 class DeepInputs:
     """Inputs of the deep model, a row per escalated transaction.
 
-    - `sequence` float32 [rows, length, width]: the card's last transactions, oldest first, the current one last. A card
-      with fewer transactions has rows of zeros in front.
+    - `sequences` float32 [rows, length, width], by name: the last transactions of a key (`card_sequence`: of the card),
+      oldest first, the current one last. A key with fewer transactions has rows of zeros in front.
     - `features` float32 [rows, features + 1]: the features of the current transaction. The last column is the
       screener's raw score (log-odds).
 
     `len()` is the number of rows.
     """
 
-    sequence: Float32
+    sequences: Mapping[str, Float32]
     features: Float32
+
+    def take(self, rows: Array | slice) -> DeepInputs:
+        """Some rows: positions, a mask bool [rows], or a slice."""
+        return DeepInputs({name: sequence[rows] for name, sequence in self.sequences.items()}, self.features[rows])
 
     def __len__(self) -> int:
         return len(self.features)
@@ -98,7 +103,7 @@ class DeepStage(Protocol):
     ...         future.set_result(np.zeros(len(inputs)))
     ...         return future
     ...     def probe(self, timeout_s):
-    ...         row = DeepInputs(np.zeros((1, 16, 6), np.float32), np.zeros((1, 22), np.float32))
+    ...         row = DeepInputs({"card_sequence": np.zeros((1, 16, 6), np.float32)}, np.zeros((1, 22), np.float32))
     ...         return self.submit(row, timeout_s)
     ...     def wait_ready(self, timeout_s): ...
     ...     def close(self): ...

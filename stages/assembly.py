@@ -14,6 +14,7 @@ from cascade.config import DeepSettings
 from cascade.engine import Engine
 from cascade.errors import BundleError
 from cascade.features import FeatureEngine
+from cascade.features.plan import resolve
 from cascade.plugins import DEEP_STAGES
 from cascade.protocols import DeepStage, Screener
 from stages.deep.signature import DeepSignature
@@ -55,11 +56,23 @@ def make_forest(bundle: Bundle, file: str, width: int) -> Screener:
 
 
 def deep_signature(bundle: Bundle) -> DeepSignature:
-    """Inputs and outputs of the bundle's deep model. Raises BundleError if they cannot be read."""
+    """Inputs and outputs of the bundle's deep model.
+
+    Raises BundleError if they cannot be read, or differ from the sequences and features that the bundle declares.
+    """
+    path = bundle.directory / "deep.json"
     try:
-        return msgspec.json.decode(bundle.content["deep.json"], type=DeepSignature)
+        signature = msgspec.json.decode(bundle.content["deep.json"], type=DeepSignature)
     except msgspec.MsgspecError as error:
-        raise BundleError(f"{bundle.directory / 'deep.json'}: {error}; train the bundle again") from error
+        raise BundleError(f"{path}: {error}; train the bundle again") from error
+    plan = resolve(bundle.spec, bundle.schema, str(bundle.directory / "features.toml"))
+    computed = {sequence.name: sequence.shape for sequence in plan.sequences}, len(plan.names) + 1
+    if (signature.sequences, signature.features) != computed:
+        raise BundleError(
+            f"{path}: the model reads sequences {signature.sequences} and {signature.features} features, features.toml"
+            f" gives {computed[0]} and {computed[1]}; train the bundle again"
+        )
+    return signature
 
 
 def make_deep_stage(bundle: Bundle, settings: DeepSettings) -> DeepStage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -23,6 +23,9 @@ from stages.report import Report
 from stages.report_table import show_report
 from stages.settings import TrainingFile, load_training_file
 from stages.training import TrainingSettings, train_bundle
+
+if TYPE_CHECKING:
+    from cascade.simulator import Ceiling
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 SCHEMAS = Path(str(files("cascade") / "schemas"))
@@ -132,28 +135,48 @@ def simulate(
     ] = datetime(2025, 1, 1),
     fraud_share: Annotated[float, typer.Option(help="Share of transactions that are frauds.")] = 0.007,
     seed: Annotated[int, typer.Option(help="Random seed: the same seed gives the same file.")] = 1,
+    with_ceiling: Annotated[
+        bool, typer.Option("--ceiling", help="Also print what an oracle reaches that knows the hidden states.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Write simulated card transactions with frauds of five patterns.
+    """Write simulated card transactions with frauds of seven patterns, and genuine twins of most of them.
 
-    Cards and terminals have profiles, and behaviour drifts over time. The column `fraud_pattern` names the pattern of a
-    fraud; it is part of the answer, never a feature.
+    Cards, merchants and devices have profiles, and behaviour drifts over time. The column `fraud` is the label as
+    reported. The column `fraud_pattern` names the true pattern; it is part of the answer, never a feature.
     """
-    from cascade.simulator import SimulatorSettings
-    from cascade.simulator import simulate as run
+    import polars as pl
+
+    from cascade.simulator import SimulatorSettings, ceiling, simulate_with_states
 
     settings = SimulatorSettings(
         cards=cards, terminals=terminals, days=days, start=start.date(), fraud_share=fraud_share, seed=seed
     )
     with Steps() as progress:
-        frame = run(settings, lambda share: progress("simulate", share))
+        simulation = simulate_with_states(settings, lambda share: progress("simulate", share))
+    frame = simulation.frame
     out.parent.mkdir(parents=True, exist_ok=True)
     frame.write_parquet(out, compression="zstd")
-    frauds = frame.filter(frame["fraud"] == 1)["fraud_pattern"].value_counts(sort=True)
-    patterns = dict(frauds.iter_rows())
+    patterns: dict[str, int] = dict(
+        frame.filter(pl.col("fraud_pattern") != "none")["fraud_pattern"].value_counts(sort=True).iter_rows()
+    )
+    frauds, reported = sum(patterns.values()), int(frame["fraud"].sum())
+    best = ceiling(simulation) if with_ceiling else None
     if json:
-        counts = {"transactions": frame.height, "frauds": sum(patterns.values()), "patterns": patterns}
-        print(msgspec.json.encode({"file": str(out), **counts}).decode())
+        counts = {"transactions": frame.height, "frauds": frauds, "reported": reported, "patterns": patterns}
+        print(msgspec.json.encode({"file": str(out), **counts, "ceiling": best}).decode())
         return
+    console = Console()
     listed = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in patterns.items())
-    Console().print(f"{out}: {frame.height:,} transactions, {sum(patterns.values()):,} frauds ({listed})")
+    console.print(f"{out}: {frame.height:,} transactions, {frauds:,} frauds ({listed}), {reported:,} reported")
+    if with_ceiling:
+        console.print("no ceiling: there are no reported frauds" if best is None else _ceiling_text(best))
+
+
+def _ceiling_text(best: Ceiling) -> str:
+    return (
+        f"ceiling: average precision {best.average_precision:.3f} of an oracle that knows the hidden states"
+        f" ({best.average_precision_truth:.3f} if every fraud and nothing else were reported)\n"
+        f"of {best.frauds:,} reported frauds it gives {best.unlikely_share:.1%} at most 1/2, and"
+        f" {best.indistinguishable_share:.1%} at most 0.1: nobody can tell these from genuine transactions"
+    )

@@ -19,8 +19,13 @@ from cascade.protocols import DeepStage
 CHUNK_ROWS = 4_096
 
 
-def fold(engine: FeatureEngine, data: LabelledData, progress: Progress) -> Iterator[tuple[Int64, FeatureBatch]]:
-    """Yield positions int64 and features of the rows of `data`, chunk by chunk; labels act when they are due."""
+def fold(
+    engine: FeatureEngine, data: LabelledData, with_sequences: Bool, progress: Progress
+) -> Iterator[tuple[Int64, FeatureBatch]]:
+    """Yield positions int64 and features of the rows of `data`, chunk by chunk; labels act when they are due.
+
+    - `with_sequences` bool [rows]: the rows whose sequences may be asked for.
+    """
     schema = engine.schema
     times = data.batch[schema.roles.event_time]
     frauds = np.flatnonzero(data.fraud)
@@ -32,7 +37,7 @@ def fold(engine: FeatureEngine, data: LabelledData, progress: Progress) -> Itera
         if until > folded:
             engine.update_labels(labels_of(data.take(frauds[folded:until]), schema.label.field))
             folded = until
-        yield rows, engine.update(data.batch.take(rows))
+        yield rows, engine.update(data.batch.take(rows), wanted=with_sequences[rows])
         progress(float(rows[-1] + 1) / data.batch.rows)
 
 
@@ -47,29 +52,30 @@ class Folded:
 
     - `rows` int64 [rows]: positions in the data.
     - `features` float32 [rows, width].
-    - `sequence` float32 [rows of `with_sequence`, length, sequence width].
+    - `sequences` float32 [rows of `with_sequences`, length, width], by name.
     """
 
     rows: Int64
     features: Float32
-    sequence: Float32
+    sequences: dict[str, Float32]
 
 
 def fold_rows(
-    engine: FeatureEngine, data: LabelledData, wanted: Bool, with_sequence: Bool, progress: Progress
+    engine: FeatureEngine, data: LabelledData, wanted: Bool, with_sequences: Bool, progress: Progress
 ) -> Folded:
     """Fold all of `data`, and return the features of the `wanted` rows.
 
     - `wanted` bool [rows]: rows whose features are returned.
-    - `with_sequence` bool [rows]: a subset of `wanted`, whose sequences are returned.
+    - `with_sequences` bool [rows]: a subset of `wanted`, whose sequences are returned.
     """
-    positions, features, sequences = [], [], []
-    for rows, computed in fold(engine, data, progress):
+    positions, features, parts = [], [], []
+    for rows, computed in fold(engine, data, with_sequences, progress):
         chosen = wanted[rows]
         positions.append(rows[chosen])
         features.append(computed.features[chosen])
-        sequences.append(computed.sequence[with_sequence[rows]])
-    return Folded(np.concatenate(positions), np.concatenate(features), np.concatenate(sequences))
+        parts.append(computed.sequences(with_sequences[rows]))
+    sequences = {name: np.concatenate([part[name] for part in parts]) for name in engine.sequence_shapes}
+    return Folded(np.concatenate(positions), np.concatenate(features), sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ def score_offline(
 ) -> OfflineScores:
     """Fold all of `data`, and score the rows of the mask `wanted` with both models. `engine`: with an empty state."""
     positions, parts = [], []
-    for rows, computed in fold(engine.features, data, progress):
+    for rows, computed in fold(engine.features, data, wanted, progress):
         chosen: Array = wanted[rows]
         if not chosen.any():
             continue

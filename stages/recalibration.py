@@ -12,6 +12,7 @@ from cascade.costs import Costs
 from cascade.errors import BundleError
 from stages.calibration import calibrate
 from stages.report import Report, figures
+from stages.report_page import add_page
 from stages.validation import ValidationRows
 
 
@@ -60,6 +61,7 @@ def recalibrated(bundle: Bundle, changes: Changes, out: Path) -> tuple[Manifest,
     # without a certificate, which is of the earlier policy
     own = {file: bundle.content[file] for file in FILES}
     content = {**own, "policy.json": readable(policy), "report.json": readable(report)}
+    add_page(content, report, bundle.manifest.name)
     return write_bundle(out, bundle.manifest.name, content), report
 
 

@@ -33,6 +33,7 @@ from stages.escalation.rules import Rule, ScoredRows, learn_rule
 from stages.offline import Folded, fold_rows
 from stages.recalibration import readable
 from stages.report import Report, ScreenerReport, Span, figures
+from stages.report_page import add_page
 from stages.screener.cost import CALLS, us_per_row
 from stages.screener.search import Search
 from stages.screener.train import ScreenerRows, ScreenerSettings, out_of_fold_scores, train_screener
@@ -68,7 +69,7 @@ class Prepared:
 
     - `training` bool [folded rows]: the others are the validation rows.
     - `drawn` int64: positions within the training rows of those from which the deep model learns; `weight` float32 of
-      them; `sequence` float32 [drawn, length, width]; `later` the same of the validation rows.
+      them; `sequences` float32 [drawn, length, width], by name; `later` the same of the validation rows.
     """
 
     schema: Schema
@@ -79,18 +80,23 @@ class Prepared:
     training: Array
     drawn: Int64
     weight: Float32
-    sequence: Float32
-    later: Float32
+    sequences: dict[str, Float32]
+    later: dict[str, Float32]
 
     @property
     def rows(self) -> ScreenerRows:
         """The training rows."""
         chosen = self.folded.rows[self.training]
-        return ScreenerRows(self.folded.features[self.training], self.data.fraud[chosen], self.engine.names)
+        return ScreenerRows(
+            self.folded.features[self.training],
+            self.data.fraud[chosen],
+            self.engine.names,
+            self.engine.categorical_names,
+        )
 
     def examples(self, features: Float32, raw: Float64) -> DeepInputs:
         """The deep model's training inputs. features, raw: of the training rows."""
-        return deep_inputs(features[self.drawn], self.sequence, raw[self.drawn])
+        return deep_inputs(features[self.drawn], self.sequences, raw[self.drawn])
 
 
 def train_bundle(
@@ -110,8 +116,7 @@ def train_bundle(
     """
     # PyTorch belongs to the extra `train`; importing it here allows loading this module without it
     from stages.deep.folds import deep_scores_out_of_fold
-    from stages.deep.signature import DeepSignature
-    from stages.deep.train import OPSET, export_onnx, max_difference, sample_genuine, score_torch, train_deep
+    from stages.deep.train import export_onnx, max_difference, sample_genuine, score_torch, signature_of, train_deep
 
     schema_text, features_text = read_setting_file(schema_path), read_setting_file(features_path)
     schema = parse_schema(schema_text, str(schema_path))
@@ -165,19 +170,18 @@ def train_bundle(
     policy = calibrate(judged, rule.escalation, file.costs)
     report = _report(prepared, validation, judged, policy, settings, search, rule, screener, difference)
     progress("report", 1.0)
-    (_, length, width), features = inputs.sequence.shape, inputs.features.shape[1]
-    signature = DeepSignature(sequence_length=length, sequence_width=width, features=features, opset=OPSET)
     content = {
         "schema.toml": schema_text,
         "features.toml": features_text,
         "screener.txt": screener.model_to_string().encode(),
         "escalation.txt": rule.gain_model.model_to_string().encode(),
         "deep.onnx": onnx,
-        "deep.json": readable(signature),
+        "deep.json": readable(signature_of(inputs)),
         "policy.json": readable(policy),
         "validation.parquet": judged.to_parquet(),
         "report.json": readable(report),
     }
+    add_page(content, report, settings.name)
     return write_bundle(out, settings.name, content), report
 
 
@@ -192,13 +196,14 @@ def _prepare(
     data = read_labelled(data_path, schema)
     parts = split(data, schema, settings.file, settings.until_ms, str(data_path))
     drawn, weight = sample_genuine(data.fraud[parts.training], settings.file.deep.genuine_share, settings.seed)
-    with_sequence = parts.validation.copy()
-    with_sequence[np.flatnonzero(parts.training)[drawn]] = True
-    folded = fold_rows(engine, data, parts.training | parts.validation, with_sequence, partial(progress, "features"))
-    of_training = parts.training[np.flatnonzero(with_sequence)]
+    with_sequences = parts.validation.copy()
+    with_sequences[np.flatnonzero(parts.training)[drawn]] = True
+    folded = fold_rows(engine, data, parts.training | parts.validation, with_sequences, partial(progress, "features"))
+    of_training = parts.training[np.flatnonzero(with_sequences)]
     return Prepared(
         schema, engine, data, parts, folded, parts.training[folded.rows], drawn, weight,
-        folded.sequence[of_training], folded.sequence[~of_training],
+        {name: sequence[of_training] for name, sequence in folded.sequences.items()},
+        {name: sequence[~of_training] for name, sequence in folded.sequences.items()},
     )  # fmt: skip
 
 

@@ -92,11 +92,11 @@ class TinyDeepModel:
 
     def inputs(self, rows: int, seed: int = 0) -> DeepInputs:
         chance = np.random.default_rng(seed)
-        sequence = (rows, self.signature.sequence_length, self.signature.sequence_width)
-        return DeepInputs(
-            sequence=chance.normal(size=sequence).astype(np.float32),
-            features=chance.normal(size=(rows, self.signature.features)).astype(np.float32),
-        )
+        sequences = {
+            name: chance.normal(size=(rows, *shape)).astype(np.float32)
+            for name, shape in self.signature.sequences.items()
+        }
+        return DeepInputs(sequences, chance.normal(size=(rows, self.signature.features)).astype(np.float32))
 
 
 @pytest.fixture(scope="session")
@@ -134,24 +134,27 @@ def new_topic(broker: Broker) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def tiny_deep_model(tmp_path_factory: pytest.TempPathFactory) -> TinyDeepModel:
-    """logit = tanh(mean of the sequence) · v + features · w, in ONNX, with the names of the real model."""
+    """logit = tanh(mean of the card's sequence) · v + mean of the terminal's · u + features · w, in ONNX."""
     from onnx import TensorProto, checker, helper, numpy_helper, save
 
-    signature = DeepSignature(sequence_length=5, sequence_width=3, features=4)
+    signature = DeepSignature(sequences={"card_sequence": (5, 3), "terminal_sequence": (2, 6)}, features=4)
     chance = np.random.default_rng(7)
-    weights = {"v": chance.normal(size=(3, 1)), "w": chance.normal(size=(4, 1))}
-    shapes = {"sequence": ["rows", 5, 3], "features": ["rows", 4], "logit": ["rows", 1]}
+    weights = {"v": chance.normal(size=(3, 1)), "w": chance.normal(size=(4, 1)), "u": chance.normal(size=(6, 1))}
+    shapes = {name: ["rows", *shape] for name, shape in (signature.input_shapes | signature.output_shapes).items()}
     tensors = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()}
     graph = helper.make_graph(
         [
-            helper.make_node("ReduceMean", ["sequence"], ["mean"], axes=[1], keepdims=0),
+            helper.make_node("ReduceMean", ["card_sequence"], ["mean"], axes=[1], keepdims=0),
+            helper.make_node("ReduceMean", ["terminal_sequence"], ["terminal_mean"], axes=[1], keepdims=0),
+            helper.make_node("MatMul", ["terminal_mean", "u"], ["from_terminal"]),
             helper.make_node("Tanh", ["mean"], ["squashed"]),
-            helper.make_node("MatMul", ["squashed", "v"], ["from_sequence"]),
+            helper.make_node("MatMul", ["squashed", "v"], ["from_card"]),
             helper.make_node("MatMul", ["features", "w"], ["from_features"]),
-            helper.make_node("Add", ["from_sequence", "from_features"], ["logit"]),
+            helper.make_node("Add", ["from_card", "from_terminal"], ["from_sequences"]),
+            helper.make_node("Add", ["from_sequences", "from_features"], ["logit"]),
         ],
         "tiny",
-        [tensors["sequence"], tensors["features"]],
+        [tensors[name] for name in signature.input_shapes],
         [tensors["logit"]],
         [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
     )

@@ -149,10 +149,33 @@ def test_simulated_data_are_written_and_counted_in_json(capsys: pytest.CaptureFi
     frame = pl.read_parquet(file)
     assert counts["file"] == str(file)
     assert counts["transactions"] == frame.height
-    assert counts["frauds"] == frame["fraud"].sum() == sum(counts["patterns"].values()) > 0
+    assert counts["frauds"] == (frame["fraud_pattern"] != "none").sum() == sum(counts["patterns"].values()) > 0
+    assert counts["reported"] == frame["fraud"].sum()
+    assert counts["ceiling"] is None
     again = tmp_path / "again.parquet"
     assert called(capsys, "simulate", "--out", str(again), *arguments[2:])[0] == 0
     assert again.read_bytes() == file.read_bytes(), "the same seed must give the same file"
+
+
+def test_the_ceiling_of_simulated_data_is_printed_on_request(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = (
+        "--out",
+        str(tmp_path / "x.parquet"),
+        "--cards",
+        "200",
+        "--days",
+        "60",
+        "--terminals",
+        "300",
+        "--ceiling",
+    )
+    status, out, err = called(capsys, "simulate", *arguments, "--json")
+    assert status == 0, err
+    best = json.loads(out)["ceiling"]
+    assert 0.7 < best["average_precision"] <= best["average_precision_truth"] + 0.05 <= 1.05
+    assert f"average precision {best['average_precision']:.3f}" in called(capsys, "simulate", *arguments)[1]
 
 
 def test_a_simulation_out_of_range_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class SimDeepStage:
 
     def probe(self, timeout_s: float) -> Future[Float64]:
         """See DeepStage."""
-        return self.submit(DeepInputs(np.zeros((1, 1, 1), np.float32), np.zeros((1, 2), np.float32)), timeout_s)
+        return self.submit(DeepInputs({}, np.zeros((1, 2), np.float32)), timeout_s)
 
     def wait_ready(self, timeout_s: float) -> None:
         """See DeepStage."""

@@ -13,7 +13,15 @@ from bench.faults.clock import EPOCH_S
 from bench.faults.schedule import Options, Traffic
 from bench.faults.world import Kind, World
 from cascade.columns import ColumnBatch
-from cascade.features.spec import FeatureSpec, LabelFeatures, Limits, Sequence, TransactionFeatures, WindowFeatures
+from cascade.features.spec import (
+    SPEC_VERSION,
+    FeatureSpec,
+    LabelFeatures,
+    Limits,
+    Sequence,
+    TransactionFeatures,
+    WindowFeatures,
+)
 from cascade.schema import Field, Label, Roles, Schema
 from streaming.codecs import Codec, codec
 
@@ -53,8 +61,8 @@ def feature_spec(terminals: bool) -> FeatureSpec:
     by_terminal = WindowFeatures(key="terminal", functions=("count", "max"), windows=("1h",))
     frauds = LabelFeatures(key="terminal", windows=("1h",), functions=("fraud_count",))
     return FeatureSpec(
-        version=1,
-        sequence=Sequence(key="card", length=2, fields=("amount",)),
+        version=SPEC_VERSION,
+        sequence=(Sequence(key="card", length=2, fields=("amount",)),),
         lateness="1m",
         limits=Limits(keys_max=128, events_per_key_max=512, events_per_key_mean=8),
         transaction=(TransactionFeatures(functions=("value",)),),

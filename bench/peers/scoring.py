@@ -26,7 +26,7 @@ import numpy as np
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
-SEQUENCE_LENGTH = 16
+SEQUENCE_LENGTH, SEQUENCE_INPUT = 16, "card_sequence"
 TRANSACTION_FEATURES = ("amount", "hour", "night", "weekend")
 WINDOWS = ("1d", "7d", "30d")
 TERMINAL_FEATURES = tuple(f"terminal_{name}_{window}" for name in ("count", "amount_mean") for window in WINDOWS)
@@ -195,12 +195,12 @@ class Models:
     def _ask(self, raw: float, steps: list[list[Any]]) -> float:
         from tritonclient.grpc import InferInput
 
-        sequence = np.zeros((1, SEQUENCE_LENGTH, self._deep["sequence_width"]), np.float32)
+        sequence = np.zeros((1, SEQUENCE_LENGTH, self._deep["sequences"][SEQUENCE_INPUT][1]), np.float32)
         now_ms = steps[-1][0]
         for position, (time_ms, amount, hour, ratio) in enumerate(steps, SEQUENCE_LENGTH - len(steps)):
             sequence[0, position, :5] = 1.0, (now_ms - time_ms) / 1e3, amount, hour, ratio
         features = np.append(self._row, [[raw]], axis=1).astype(np.float32)
-        tensors = {self._deep["sequence_input"]: sequence, self._deep["features_input"]: features}
+        tensors = {SEQUENCE_INPUT: sequence, self._deep["features_input"]: features}
         inputs = [InferInput(name, tensor.shape, "FP32") for name, tensor in tensors.items()]
         for model_input, tensor in zip(inputs, tensors.values(), strict=True):
             model_input.set_data_from_numpy(tensor)

@@ -1,7 +1,7 @@
 """Exact sliding-window features, point in time, over bounded state."""
 
-from cascade.features.buffers import FeatureBatch, FeatureBuffers
-from cascade.features.engine import FeatureEngine, KeyStatistics
+from cascade.features.buffers import FeatureBuffers
+from cascade.features.engine import FeatureBatch, FeatureEngine, KeyStatistics
 from cascade.features.layout import PARTITIONS_MAX, STATE_LAYOUT
 from cascade.features.spec import FeatureSpec, load_spec, parse_spec
 from cascade.features.summaries import Summaries

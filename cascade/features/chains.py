@@ -35,23 +35,28 @@ from cascade.features.layout import (
     OLDEST,
     PARTITIONS,
     SLOTS_USED,
-    STEP_PARTITION,
-    STEPS,
     TIMES,
     TOTALS_VISIBILITY,
     VALUES,
     Pool,
     State,
 )
+from cascade.features.sequences import write_waiting
+
+
+@kernel(inline="always")
+def mix(key: int) -> int:
+    """Return a hash of a number as uint64: the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    mixed = np.uint64(key)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 @kernel(inline="always")
 def home(key: int, mask: int) -> int:
-    """Return the home position of a key in the index: the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    mixed = np.uint64(key)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.int64((mixed ^ (mixed >> np.uint64(31))) & np.uint64(mask))
+    """Return the home position of a key in the index."""
+    return np.int64(mix(key) & np.uint64(mask))
 
 
 # --- order of last use ------------------------------------------------------------------------------------------
@@ -108,13 +113,13 @@ def remove_key(state: State, key: int) -> None:
 
 @kernel
 def release(state: State, slot: int) -> None:
-    """Forget the key of a slot with its chains and steps, and free the slot."""
+    """Forget the key of a slot with its chains, and free the slot."""
+    write_waiting(state, slot)
     remove_key(state, state.slots[slot, KEY])
     unlink(state, slot)
     free_chain(state, state.events, slot)
     free_chain(state, state.frauds, slot)
     free_chain(state, state.remotes, slot)
-    state.slots[slot, STEPS] = state.slots[slot, STEP_PARTITION] = 0
     state.totals[slot, TOTALS_VISIBILITY] = 0
     state.slots[slot, LESS_RECENT] = state.counters[FREE_SLOT]
     state.counters[FREE_SLOT] = slot
@@ -227,9 +232,9 @@ def drop_newest(state: State, pool: Pool, slot: int) -> None:
 
 
 @kernel(forceinline=True)
-def trim(state: State, pool: Pool, slot: int, time_ms: int) -> None:
-    """Drop the events with time ≤ `time_ms`."""
-    while state.slots[slot, pool.chain + COUNT]:
+def trim(state: State, pool: Pool, slot: int, time_ms: int, kept: int) -> None:
+    """Drop the events with time ≤ `time_ms`, as long as the chain has more than `kept` events."""
+    while state.slots[slot, pool.chain + COUNT] > kept:
         block = state.slots[slot, pool.chain + OLDEST]
         if pool.blocks[block, TIMES + pool.blocks[block, LOW]] > time_ms:
             break
@@ -268,10 +273,12 @@ def make_room(state: State, pool: Pool, slot: int) -> None:
 
 
 @kernel(forceinline=True)
-def insert(state: State, pool: Pool, slot: int, time_ms: int, partition_id: int, event: Int64) -> None:
+def insert(state: State, pool: Pool, slot: int, time_ms: int, partition_id: int, event: Int64) -> int:
     """Insert an event by its time, after all that are not later. There must be room (`make_room`).
 
     `event` int64 [columns]: the numbers of the event besides its time.
+
+    Returns the event's place, as BLOCK × block + place.
     """
     block = state.slots[slot, pool.chain + NEWEST]
     place = pool.blocks[block, HIGH]
@@ -294,6 +301,7 @@ def insert(state: State, pool: Pool, slot: int, time_ms: int, partition_id: int,
     pool.partitions[block, PARTITIONS + place] = partition_id
     for column in range(len(event)):
         pool.blocks[block, VALUES + BLOCK * column + place] = event[column]
+    return block * BLOCK + place
 
 
 @kernel

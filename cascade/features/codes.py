@@ -14,6 +14,8 @@ class TransactionCode(IntEnum):
     WEEKDAY = 3
     NIGHT = 4
     WEEKEND = 5
+    CATEGORY = 6
+    BUCKET = 7
 
 
 class WindowCode(IntEnum):
@@ -24,9 +26,11 @@ class WindowCode(IntEnum):
     LABELLED_COUNT = 2
     FRAUD_COUNT = 3
     FRAUD_RATE = 4
-    COUNT = 5
-    SUM = 6
-    MEAN = 7
-    MAX = 8
-    STD = 9
-    RATIO_TO_MEAN = 10
+    SAME_AS_LAST = 5
+    SEEN = 6
+    COUNT = 7
+    SUM = 8
+    MEAN = 9
+    MAX = 10
+    STD = 11
+    RATIO_TO_MEAN = 12

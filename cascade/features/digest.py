@@ -26,8 +26,6 @@ from cascade.features.layout import (
     OLDEST,
     PARTITIONS,
     SLOTS_USED,
-    STEP_PARTITION,
-    STEPS,
     TIMES,
     VALUES,
     KeyState,
@@ -44,7 +42,7 @@ class Sink(Protocol):
 
 
 def feed_partition(digest: Sink, state: KeyState, partition_id: int, horizon_ms: int, after_ms: int | None) -> None:
-    """Add a partition's events and steps to the hash: by key in ascending order, events in order of time.
+    """Add a partition's events to the hash: by key in ascending order, events in order of time.
 
     Events count that are later than `after_ms` and, measured from their key's newest there, younger than `horizon_ms`.
     """
@@ -57,13 +55,6 @@ def feed_partition(digest: Sink, state: KeyState, partition_id: int, horizon_ms:
     rows = np.zeros((int(counts.sum()), 1 + (state.events.shape[1] - VALUES) // BLOCK), np.int64)
     _gather_events(state.slots, state.events, EVENTS, partition_id, order, floors, rows)
     _feed(digest, state.slots[order, KEY], counts[order], rows)
-
-    steps = state.slots[:used, STEPS]
-    order = _by_key(state, np.flatnonzero((steps > 0) & (state.slots[:used, STEP_PARTITION] == partition_id)))
-    taken = np.arange(state.step_times.shape[1]) < steps[order, None]
-    _feed(
-        digest, state.slots[order, KEY], steps[order], state.step_times[order][taken], state.step_values[order][taken]
-    )
 
 
 def feed_frauds(digest: Sink, state: KeyState, after_ms: int | None) -> None:

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cascade.columns import Array, ColumnBatch, Int64
+from cascade.columns import Array, Bool, ColumnBatch, Float32, Int64
 from cascade.errors import StateError
 from cascade.features import kernels
-from cascade.features.buffers import FeatureBatch, FeatureBuffers
+from cascade.features.buffers import FeatureBuffers
 from cascade.features.codes import TransactionCode
 from cascade.features.handles import VISIBILITY
 from cascade.features.inputs import InputTable
 from cascade.features.key_part import KeyPart
 from cascade.features.layout import EVICTIONS, INPUT_PARTITIONS, INPUT_TIMES, KEYS, LATE, PARTITIONS_MAX, TOO_LATE
-from cascade.features.spec import FeatureSpec, Plan, StatelessColumn, resolve
+from cascade.features.plan import Plan, StatelessColumn, resolve
+from cascade.features.spec import FeatureSpec
 from cascade.features.state import is_shared
 from cascade.features.summaries import Summaries
 from cascade.schema import Schema, key_codes
@@ -38,6 +39,25 @@ class KeyStatistics:
     evictions: int
     late: int
     too_late: int
+
+
+class FeatureBatch:
+    """A micro-batch: `features` float32 [rows, width], in the order of `FeatureEngine.names`, and its sequences."""
+
+    __slots__ = ("_engine", "_number", "features")
+
+    def __init__(self, features: Float32, engine: FeatureEngine, number: int) -> None:
+        self.features = features
+        self._engine, self._number = engine, number
+
+    def sequences(self, rows: Array) -> dict[str, Float32]:
+        """Return the sequences of some rows (positions, or a mask bool [rows]) by name, as copies.
+
+        Each is float32 [n, length, width]: the steps from the oldest to the row itself, with zeros in front where there
+        are fewer. Ask before the engine's next call that changes its state. Raises RuntimeError after that, ValueError
+        for rows that were not `wanted`.
+        """
+        return self._engine.read_sequences(self._number, np.arange(len(self.features))[rows])
 
 
 class FeatureEngine:
@@ -62,59 +82,86 @@ class FeatureEngine:
         self.plan: Plan = resolve(spec, schema, origin)
         self.names = self.plan.names
         self.width = len(self.names)
-        self.sequence_shape = (self.plan.sequence.length, self.plan.sequence_width)
+        self.categorical_names = self.plan.categorical_names
+        self.sequence_shapes = {sequence.name: sequence.shape for sequence in self.plan.sequences}
         self.inputs = InputTable(self.plan, schema)
         self._stateless = _stateless(self.plan, self.inputs)
         self._hidden = np.zeros(PARTITIONS_MAX, np.bool_)
         self._any_hidden = False
+        self._every: Bool = np.ones(0, np.bool_)
+        self._changes = 0
         self._parts: list[KeyPart] = []
         self._handles: Int64 = np.zeros((0, 0, 0), np.int64)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything except which partitions are hidden."""
-        self._parts = [KeyPart(self.plan, self.schema, key, self.inputs) for key in self.plan.keys]
+        self._changes += 1
+        self._parts = [KeyPart(self.plan, self.schema, key, self.inputs, self._hidden) for key in self.plan.keys]
         self._handles = np.stack([part.handle for part in self._parts])
         for part, handle in zip(self._parts, self._handles, strict=True):
             part.handle = handle
+            part.make_room(len(self._every))
 
     def buffers(self) -> FeatureBuffers:
-        """Return memory that `update` can write one batch after another to."""
-        return FeatureBuffers(self.width, self.sequence_shape)
+        """Return memory that `update` can write the features of one batch after another to."""
+        return FeatureBuffers(self.width)
+
+    def make_room(self, rows: int) -> None:
+        """Allocate memory for batches of up to `rows` rows. It grows to the largest batch, and does not shrink."""
+        if rows > len(self._every):
+            self._every = np.ones(rows, np.bool_)
+            for part in self._parts:
+                part.make_room(rows)
 
     def update(
-        self, batch: ColumnBatch, partition_ids: Int64 | None = None, buffers: FeatureBuffers | None = None
+        self,
+        batch: ColumnBatch,
+        partition_ids: Int64 | None = None,
+        buffers: FeatureBuffers | None = None,
+        wanted: Bool | None = None,
     ) -> FeatureBatch:
-        """Fold the rows, in their order, and return their features and sequences.
+        """Fold the rows, in their order, and return their features, with which one can ask for their sequences.
 
         `partition_ids` int64 [rows]: the partition of each row, 0 ≤ id < PARTITIONS_MAX; None: all are of partition 0.
-        `buffers`: memory for the result, valid until the next call with them; None: new memory. Raises ValueError,
-        before it folds anything, where an id is out of range.
+        `buffers`: memory for the result, valid until the next call with them; None: new memory. `wanted` bool [rows]:
+        the rows whose sequences may be asked for; None: all. Raises ValueError, before it folds anything, where an id
+        is out of range.
         """
         if partition_ids is not None and len(partition_ids) != batch.rows:
             raise ValueError(f"{len(partition_ids)} partition ids for {batch.rows} rows: give each row its own")
+        if wanted is not None and len(wanted) != batch.rows:
+            raise ValueError(f"{len(wanted)} wanted for {batch.rows} rows: give each row its own")
         self.inputs.fill(batch, partition_ids)
-        return self.update_inputs(batch.rows, self.buffers() if buffers is None else buffers)
-
-    def update_inputs(self, rows: int, buffers: FeatureBuffers) -> FeatureBatch:
-        """Fold rows that are in `inputs` already, as `update` does; see there."""
-        found = buffers.of(rows)
+        features = (self.buffers() if buffers is None else buffers).of(batch.rows)
+        self.make_room(batch.rows)
+        self._changes += 1
         wrong = kernels.update(
             self._handles,
             self._stateless,
             self.inputs.cells,
-            rows,
-            self._hidden,
+            batch.rows,
+            self._every if wanted is None else np.ascontiguousarray(wanted, np.bool_),
             self._any_hidden,
-            found.features,
-            found.sequence,
+            features,
         )
         if wrong >= 0:
             _checked_partition_id(int(self.inputs.cells[INPUT_PARTITIONS, wrong]))
-        return found
+        return FeatureBatch(features, self, self._changes)
+
+    def read_sequences(self, number: int, rows: Int64) -> dict[str, Float32]:
+        """Return the sequences of rows of the last micro-batch; see `FeatureBatch.sequences`.
+
+        number: that of the state after the micro-batch; another one raises RuntimeError.
+        """
+        if number != self._changes:
+            raise RuntimeError("the state has changed since the micro-batch: ask for its sequences first")
+        parts = {part.sequence.name: part for part in self._parts if part.sequence}
+        return {name: parts[name].read_sequences(rows) for name in self.sequence_shapes}
 
     def update_labels(self, labels: ColumnBatch) -> None:
         """Fold labels (the schema's `label_fields`). They count from `label.delay` after their transaction on."""
+        self._changes += 1
         roles = self.schema.roles
         identities = key_codes(labels[roles.transaction_id])
         for part in self._parts:
@@ -137,12 +184,14 @@ class FeatureEngine:
     def _hide(self, partition_id: int, hidden: bool) -> None:
         if self._hidden[_checked_partition_id(partition_id)] == hidden:
             return
+        self._changes += 1
         self._hidden[partition_id] = hidden
         self._handles[:, VISIBILITY, 0] += 1
         self._any_hidden = bool(self._hidden.any())
 
     def forget(self, partition_id: int) -> None:
-        """Drop the events and sequences of a partition, and keys with nothing left; labels and summaries stay."""
+        """Drop the events of a partition, and keys with nothing left; labels and summaries stay."""
+        self._changes += 1
         for part in self._parts:
             part.forget(_checked_partition_id(partition_id))
 
@@ -155,13 +204,13 @@ class FeatureEngine:
         first: int = 0,
         count: int = ABSORB_KEYS,
     ) -> int | None:
-        """Take events and steps from exported arrays into the state, some keys of each field in a call.
+        """Take events from exported arrays into the state, some keys of each field in a call.
 
-        Each event and step is inserted by its time, within the limits, and its key becomes the latest used. Events that
-        are absorbed twice count twice: `forget` their partition first.
+        Each event is inserted by its time, within the limits, and its key becomes the latest used. Events that are
+        absorbed twice count twice: `forget` their partition first.
 
         arrays: what `export_state` of an engine with an equal spec returned
-        partition_ids: the partitions whose events and steps are taken
+        partition_ids: the partitions whose events are taken
         labels: whether the frauds of all keys are taken too
         first: the position of the first key; 0, then what the previous call returned
         count: how many keys of each field are taken
@@ -169,6 +218,7 @@ class FeatureEngine:
         Returns the next `first`, None after the last key. Raises StateError where the arrays do not fit or are not in
         order. What came before is then in the state: `forget` the partitions.
         """
+        self._changes += 1
         wanted = np.zeros(PARTITIONS_MAX, np.bool_)
         for partition_id in partition_ids:
             wanted[_checked_partition_id(partition_id)] = True
@@ -179,7 +229,7 @@ class FeatureEngine:
 
     @property
     def shared_keys(self) -> tuple[str, ...]:
-        """Key fields that workers share summaries of: those with windows, except the sequence's key."""
+        """Key fields that workers share summaries of: those with windows, except the card."""
         return tuple(part.key for part in self._parts if is_shared(self.plan, part.key))
 
     @property
@@ -211,6 +261,7 @@ class FeatureEngine:
         time of the newest. Raises ValueError where the field is none of `shared_keys` or a partition is out of range.
         """
         _checked_partition_ids(summaries.partition_ids, len(summaries))
+        self._changes += 1
         self._shared(key_field).fold_summaries(summaries)
 
     def _shared(self, key_field: str) -> KeyPart:
@@ -220,7 +271,7 @@ class FeatureEngine:
         raise ValueError(f"{key_field!r} is not shared: use one of {', '.join(self.shared_keys) or 'none'}")
 
     def digest(self, partition_id: int, after_ms: int | None = None) -> str:
-        """Return the SHA-256 (hex) of the events and sequences of a partition; where they lie in memory has no effect.
+        """Return the SHA-256 (hex) of the events of a partition; where they lie in memory has no effect.
 
         The digest covers the events of each key that are later than `after_ms` and younger than the horizon, measured
         from the key's newest event of the partition. Events of other partitions push older ones out of a key's horizon.
@@ -345,7 +396,7 @@ def _stateless(plan: Plan, inputs: InputTable) -> Int64:
     def row(column: StatelessColumn) -> int:
         if column.function == "value":
             return inputs.number(column.field)
-        return inputs.code(column.field) if column.function == "one_hot" else INPUT_TIMES
+        return inputs.code(column.field) if column.reads_field else INPUT_TIMES
 
-    rows = [[TransactionCode[column.function.upper()], row(column), column.code] for column in plan.stateless]
+    rows = [[TransactionCode[column.function.upper()], row(column), column.argument] for column in plan.stateless]
     return np.array(rows, np.int64).reshape(-1, 3)

@@ -7,8 +7,8 @@ has no owner, so numba counts no references to it; these atomic instructions too
 The functions that a row calls are inlined (`forceinline`). Otherwise numba would pass a tuple as its hundred numbers,
 and look for the owner of each array again: a row took ten times as long.
 
-A handle is int64 [fields, 4]: for each field of `KeyState` and `Program` address and shape, or the number itself. It is
-valid as long as the arrays exist and stay where they are; whoever has the handle has the arrays too.
+A handle is int64 [fields, 4]: for each field of `KeyState`, `Program` and `Waiting` address and shape, or the number
+itself. It is valid as long as the arrays exist and stay where they are; whoever has the handle has the arrays too.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from cascade.features.layout import (
     Pool,
     Program,
     State,
+    Waiting,
 )
 
 _WORDS = 4
@@ -43,8 +44,6 @@ _WORDS = 4
     _EVENT_BLOCKS,
     _FRAUD_BLOCKS,
     _REMOTE_BLOCKS,
-    _STEP_TIMES,
-    _STEP_VALUES,
     _TOTALS,
     _EDGES,
     _COLUMNS,
@@ -53,6 +52,7 @@ _WORDS = 4
     _TICKS_PER_UNIT,
     _FIRST_COLUMN,
     _HORIZON_MS,
+    _KEPT,
     _EVENTS_PER_KEY_MAX,
     _HAS_LABELS,
     _HAS_SEQUENCE,
@@ -60,18 +60,29 @@ _WORDS = 4
     _TICKS_MAX,
     VISIBILITY,
     _EVENT,
+    _STORED,
     _TICKS,
     _SUMS,
     _FRAUD_ROWS,
     _DISTINCT,
+    _TAG_USES,
+    _MATCHES,
     _SEEN,
     _REMOTE,
-) = range(len(KeyState._fields) + len(Program._fields))
+    _HIDDEN,
+    _PLACES,
+    _WRITTEN,
+) = range(len(KeyState._fields) + len(Program._fields) + len(Waiting._fields))
 
 
-def handle_of(state: KeyState, program: Program) -> Int64:
+def handle_of(state: KeyState, program: Program, waiting: Waiting) -> Int64:
     """Return the handle of a key field, int64 [fields, 4]. The arrays must be aligned and in C order."""
-    return np.array([_words(field) for field in (*state, *program)], np.int64)
+    return np.array([_words(field) for field in (*state, *program, *waiting)], np.int64)
+
+
+def set_waiting(handle: Int64, waiting: Waiting) -> None:
+    """Replace the arrays of `Waiting` in a handle."""
+    handle[_HIDDEN : _HIDDEN + len(waiting)] = np.array([_words(field) for field in waiting], np.int64)
 
 
 def _words(field: Array | int) -> Iterable[int]:
@@ -106,10 +117,11 @@ def _float_matrix(handle: Int64, field: int) -> Float64:
 
 @kernel(forceinline=True)
 def _pool(handle: Int64, field: int, chain: int, counters: int) -> Pool:
-    shorts = (handle[field, 1], 4 * handle[field, 2])
+    singles, shorts = (handle[field, 1], 2 * handle[field, 2]), (handle[field, 1], 4 * handle[field, 2])
     return Pool(
         _matrix(handle, field),
         _float_matrix(handle, field),
+        carray(_pointer(handle[field, 0]), singles, np.float32),
         carray(_pointer(handle[field, 0]), shorts, np.uint16),
         chain,
         counters,
@@ -119,7 +131,7 @@ def _pool(handle: Int64, field: int, chain: int, counters: int) -> Pool:
 @kernel(forceinline=True)
 def open_state(handle: Int64) -> State:
     """Return the state of a handle."""
-    step_shape = (handle[_STEP_VALUES, 1], handle[_STEP_VALUES, 2], handle[_STEP_VALUES, 3])
+    sequence_shape = (handle[_WRITTEN, 1], handle[_WRITTEN, 2], handle[_WRITTEN, 3])
     return State(
         carray(_pointer(handle[_TABLE, 0]), (handle[_TABLE, 1],), np.int32),
         _matrix(handle, _SLOTS),
@@ -127,10 +139,13 @@ def open_state(handle: Int64) -> State:
         _pool(handle, _EVENT_BLOCKS, EVENTS, EVENT_POOL),
         _pool(handle, _FRAUD_BLOCKS, FRAUDS, FRAUD_POOL),
         _pool(handle, _REMOTE_BLOCKS, REMOTES, REMOTE_POOL),
-        _matrix(handle, _STEP_TIMES),
-        carray(_pointer(handle[_STEP_VALUES, 0]), step_shape, np.float32),
         _matrix(handle, _TOTALS),
         _float_matrix(handle, _TOTALS),
+        Waiting(
+            carray(_pointer(handle[_HIDDEN, 0]), (handle[_HIDDEN, 1],), np.bool_),
+            _vector(handle, _PLACES),
+            carray(_pointer(handle[_WRITTEN, 0]), sequence_shape, np.float32),
+        ),
     )
 
 
@@ -146,6 +161,7 @@ def open_program(handle: Int64) -> Program:
         carray(_pointer(handle[_TICKS_PER_UNIT, 0]), (handle[_TICKS_PER_UNIT, 1],), np.float64),
         handle[_FIRST_COLUMN, 0],
         handle[_HORIZON_MS, 0],
+        handle[_KEPT, 0],
         handle[_EVENTS_PER_KEY_MAX, 0],
         handle[_HAS_LABELS, 0] != 0,
         handle[_HAS_SEQUENCE, 0] != 0,
@@ -153,10 +169,13 @@ def open_program(handle: Int64) -> Program:
         handle[_TICKS_MAX, 0],
         handle[VISIBILITY, 0],
         _vector(handle, _EVENT),
+        _vector(handle, _STORED),
         _vector(handle, _TICKS),
         _matrix(handle, _SUMS),
         _vector(handle, _FRAUD_ROWS),
         _matrix(handle, _DISTINCT),
+        _matrix(handle, _TAG_USES),
+        _matrix(handle, _MATCHES),
         carray(_pointer(handle[_SEEN, 0]), seen_shape, np.int64),
         _float_matrix(handle, _REMOTE),
     )

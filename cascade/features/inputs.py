@@ -6,7 +6,7 @@ import numpy as np
 
 from cascade.columns import ColumnBatch, Int64
 from cascade.features.layout import INPUT_FIELDS, INPUT_PARTITIONS, INPUT_TIMES
-from cascade.features.spec import Plan
+from cascade.features.plan import Plan
 from cascade.schema import Schema, key_codes
 
 
@@ -21,9 +21,9 @@ class InputTable:
 
     def __init__(self, plan: Plan, schema: Schema) -> None:
         columns = [column for key in plan.keys for column in plan.keyed[key]]
-        stateless = [column for column in plan.stateless if column.function in ("value", "one_hot")]
+        stateless = [column for column in plan.stateless if column.reads_field]
         codes = [*plan.keys, *(column.tag for column in columns if column.tag)]
-        codes += [column.field for column in stateless if column.function == "one_hot"]
+        codes += [column.field for column in stateless if column.function != "value"]
         numbers = [column.value for column in columns if column.value]
         numbers += [column.field for column in stateless if column.function == "value"]
         self.codes, self.numbers = tuple(dict.fromkeys(codes)), tuple(dict.fromkeys(numbers))

@@ -1,8 +1,9 @@
-"""The kernels that fold rows and labels: features, sequences, and the state after them.
+"""The kernels that fold rows and labels: features, and the state after them.
 
-The kernel completes a row before it starts the next, so results do not depend on where a batch ends. For each row it
-finds the key's slot, moves the running totals of its windows on (`totals`), drops events that are too old, writes the
-features, reads and extends the sequence, and inserts the event.
+The kernel completes a row before it starts the next, so results do not depend on where a batch ends. For each row and
+key field it finds the key's slot, moves the running totals of its windows on (`totals`), drops events that are too old,
+writes the features, and inserts the event. Then all features of the row are known, and the events get the fields of the
+steps of the sequences (`sequences`).
 
 A row sees the events of its own partition and of all partitions that are not hidden. Of hidden partitions it sees the
 remotes, which are summaries of other workers' events. So events and remotes of a partition never count together.
@@ -23,7 +24,7 @@ import numpy as np
 
 from cascade.columns import Bool, Float32, Int64
 from cascade.compilation import kernel
-from cascade.features.chains import drop_oldest, home, insert, make_room, newest_ms, put, remove, touch, trim
+from cascade.features.chains import drop_oldest, home, insert, make_room, mix, newest_ms, put, remove, touch, trim
 from cascade.features.codes import TransactionCode, WindowCode
 from cascade.features.handles import open_program, open_state
 from cascade.features.layout import (
@@ -52,6 +53,8 @@ from cascade.features.layout import (
     LARGEST,
     LATE,
     LOW,
+    MATCH_AGE_MS,
+    MATCH_LAST,
     NEWER,
     NEWEST,
     NIGHT_ENDS_HOUR,
@@ -63,21 +66,24 @@ from cascade.features.layout import (
     REMOTE_START,
     REMOTE_VALUES,
     REMOTES,
-    STATELESS_CATEGORY,
+    STATELESS_ARGUMENT,
     STATELESS_FUNCTION,
     STATELESS_INPUT,
-    STEP_PARTITION,
-    STEPS,
+    STORED_PLACE,
+    STORED_SLOT,
     SUM,
     TIMES,
     TOO_LATE,
     TOTALS_AUDIENCE,
     TOTALS_VISIBILITY,
+    USED_BY_DISTINCT,
+    USED_BY_MATCHES,
     VALUES,
     Program,
     State,
 )
 from cascade.features.prefetch import prefetch_next_rows
+from cascade.features.sequences import add_step, begin_batch, write_waiting
 from cascade.features.totals import (
     NO_PRECEDING_SECONDS,
     advance,
@@ -98,11 +104,13 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Columns of `Program.remote`: the rows, then for each value field
 REMOTE_ROWS, REMOTE_FIELDS = range(2)
 REMOTE_SUM, REMOTE_DIFFERENCES, REMOTE_SQUARES, REMOTE_LARGEST, REMOTE_WIDTH = range(5)
+# An age beyond every window, for a tag that no event has
+NO_MATCH_AGE_MS = 2**62
 
 
 @kernel(forceinline=True)
 def _as_float32(number: float) -> float:
-    """Return a number within float32's range: an infinity would remain in the card's sequence."""
+    """Return a number within float32's range: an infinity would remain in the key's sequence."""
     return min(max(number, -FLOAT32_MAX), FLOAT32_MAX)
 
 
@@ -115,13 +123,18 @@ def _write_stateless(stateless: Int64, inputs: Int64, rows: int, features: Float
     numbers = inputs.view(np.float64)
     for column in range(len(stateless)):
         function, field = stateless[column, STATELESS_FUNCTION], stateless[column, STATELESS_INPUT]
+        argument = stateless[column, STATELESS_ARGUMENT]
         for row in range(rows):
             time_ms = inputs[INPUT_TIMES, row]
             result = 0.0
             if function == TransactionCode.VALUE:
                 result = numbers[field, row]
             elif function == TransactionCode.ONE_HOT:
-                result = np.float64(inputs[field, row] == stateless[column, STATELESS_CATEGORY])
+                result = np.float64(inputs[field, row] == argument)
+            elif function == TransactionCode.CATEGORY:
+                result = np.float64(inputs[field, row])
+            elif function == TransactionCode.BUCKET:
+                result = np.float64(mix(inputs[field, row]) % np.uint64(argument))
             elif function == TransactionCode.HOUR:
                 result = time_ms % DAY_MS / HOUR_MS
             elif function == TransactionCode.NIGHT:
@@ -158,6 +171,8 @@ def _count_tags(
     """Count the different tags up to each edge, the row's own included, from the row back to the oldest event."""
     values, generation = len(program.ticks), state.counters[GENERATION]
     for tag in range(program.distinct.shape[1]):
+        if not program.tag_uses[tag, USED_BY_DISTINCT]:
+            continue
         _is_new_tag(program.seen, tag, program.event[values + tag], generation)
         different, edge = 1, 0
         block = state.slots[slot, EVENTS + NEWEST]
@@ -177,6 +192,43 @@ def _count_tags(
         while edge < len(program.edges):
             program.distinct[edge, tag] = different
             edge += 1
+
+
+@kernel
+def _match_tags(
+    state: State,
+    program: Program,
+    slot: int,
+    time_ms: int,
+    floor_ms: int,
+    hidden: Bool,
+    any_hidden: bool,
+    own_partition_id: int,
+) -> None:
+    """Look for the row's tags among the events before it that are later than `floor_ms`, from the newest back."""
+    values = len(program.ticks)
+    for tag in range(program.distinct.shape[1]):
+        if not program.tag_uses[tag, USED_BY_MATCHES]:
+            continue
+        column = VALUES + BLOCK * (values + tag)
+        program.matches[tag, MATCH_LAST], program.matches[tag, MATCH_AGE_MS] = -1, NO_MATCH_AGE_MS
+        block, is_done = state.slots[slot, EVENTS + NEWEST], False
+        while block and not is_done:
+            for place in range(state.events.blocks[block, HIGH] - 1, state.events.blocks[block, LOW] - 1, -1):
+                event_ms = state.events.blocks[block, TIMES + place]
+                if event_ms > time_ms or (any_hidden and not is_seen(state, block, place, hidden, own_partition_id)):
+                    continue
+                if event_ms <= floor_ms:
+                    is_done = True
+                    break
+                is_same = state.events.blocks[block, column + place] == program.event[values + tag]
+                if program.matches[tag, MATCH_LAST] < 0:
+                    program.matches[tag, MATCH_LAST] = is_same
+                if is_same:
+                    program.matches[tag, MATCH_AGE_MS] = time_ms - event_ms
+                    is_done = True
+                    break
+            block = state.events.blocks[block, OLDER]
 
 
 @kernel
@@ -234,14 +286,17 @@ def _scan_remotes(
 
 @kernel(forceinline=True)
 def _oldest_seen_ms(
-    state: State, slot: int, hidden: Bool, any_hidden: bool, own_partition_id: int, time_ms: int
+    state: State, slot: int, floor_ms: int, hidden: Bool, any_hidden: bool, own_partition_id: int, time_ms: int
 ) -> int:
-    """Return the time of the oldest event that the row sees, `time_ms` where there is none."""
+    """Return the time of the oldest event later than `floor_ms` that the row sees, `time_ms` where there is none."""
     block = state.slots[slot, EVENTS + OLDEST]
     while block:
         for place in range(state.events.blocks[block, LOW], state.events.blocks[block, HIGH]):
+            event_ms = state.events.blocks[block, TIMES + place]
+            if event_ms <= floor_ms:
+                continue
             if not any_hidden or is_seen(state, block, place, hidden, own_partition_id):
-                return state.events.blocks[block, TIMES + place]
+                return event_ms
         block = state.events.blocks[block, NEWER]
     return time_ms
 
@@ -347,6 +402,11 @@ def _write_columns(
                 result += program.remote[far, REMOTE_ROWS]
         elif function == WindowCode.DISTINCT:
             result = np.float64(program.distinct[far, program.columns[column, COLUMN_TAG]])
+        elif function == WindowCode.SAME_AS_LAST:
+            result = np.float64(program.matches[program.columns[column, COLUMN_TAG], MATCH_LAST])
+        elif function == WindowCode.SEEN:
+            age_ms = program.matches[program.columns[column, COLUMN_TAG], MATCH_AGE_MS]
+            result = np.float64(age_ms < program.edges[far, EDGE_AGE_MS])
         else:
             fraud_rows = program.fraud_rows[far] - program.fraud_rows[near]
             if function == WindowCode.FRAUD_COUNT:
@@ -365,90 +425,28 @@ def _write_columns(
         features[row, program.first_column + column] = _as_float32(result)
 
 
-# --- sequences --------------------------------------------------------------------------------------------------
-
-
-@kernel(forceinline=True)
-def step(
-    state: State,
-    columns: Int64,
-    slot: int,
-    time_ms: int,
-    partition_id: int,
-    row: int,
-    features: Float32,
-    out: Float32,
-) -> None:
-    """Write the row's sequence (oldest first, the row last), and insert the row into the key's last transactions.
-
-    columns: int64 [fields], the features stored with each step
-    features: float32 [rows, width], where this row's features are
-    out: float32 [rows, length, 2 + fields], zero in front where there are fewer steps
-    """
-    slots, step_times, step_values = state.slots, state.step_times, state.step_values
-    length = step_times.shape[1]
-    count = slots[slot, STEPS]
-    place = count
-    while place > 0 and step_times[slot, place - 1] > time_ms:
-        place -= 1
-    first = max(0, place - (length - 1))
-    target = length - 1 - (place - first)
-    for empty in range(target):
-        for field in range(2 + len(columns)):
-            out[row, empty, field] = 0.0
-    for step in range(first, place):
-        out[row, target, 0] = 1.0
-        out[row, target, 1] = (time_ms - step_times[slot, step]) / 1000.0
-        for field in range(len(columns)):
-            out[row, target, 2 + field] = step_values[slot, step, field]
-        target += 1
-    out[row, target, 0] = 1.0
-    out[row, target, 1] = 0.0
-    for field in range(len(columns)):
-        out[row, target, 2 + field] = features[row, columns[field]]
-
-    if count == length:
-        if place == 0:
-            return
-        for step in range(1, place):
-            step_times[slot, step - 1] = step_times[slot, step]
-            for field in range(len(columns)):
-                step_values[slot, step - 1, field] = step_values[slot, step, field]
-        place -= 1
-    else:
-        for step in range(count, place, -1):
-            step_times[slot, step] = step_times[slot, step - 1]
-            for field in range(len(columns)):
-                step_values[slot, step, field] = step_values[slot, step - 1, field]
-        slots[slot, STEPS] = count + 1
-    slots[slot, STEP_PARTITION] = partition_id
-    step_times[slot, place] = time_ms
-    for field in range(len(columns)):
-        step_values[slot, place, field] = features[row, columns[field]]
-
-
 # --- entry points -----------------------------------------------------------------------------------------------
 
 
 @kernel(forceinline=True)
-def _store(state: State, program: Program, slot: int, time_ms: int, latest_ms: int, partition_id: int) -> bool:
-    """Insert the row's event within the limits; whether it was stored."""
+def _store(state: State, program: Program, slot: int, time_ms: int, latest_ms: int, partition_id: int) -> int:
+    """Insert the row's event within the limits; return its place (BLOCK × block + place), 0 if it was not stored."""
     if time_ms <= latest_ms - program.horizon_ms:
-        return False
+        return 0
     valid = state.totals[slot, TOTALS_VISIBILITY] == program.visibility
     if state.slots[slot, EVENTS + COUNT] == program.events_per_key_max:
         oldest = state.slots[slot, EVENTS + OLDEST]
         if state.events.blocks[oldest, TIMES + state.events.blocks[oldest, LOW]] > time_ms:
-            return False
+            return 0
         if valid:
             drop_oldest_event(state, program, slot)
         drop_oldest(state, state.events, slot)
     make_room(state, state.events, slot)
-    insert(state, state.events, slot, time_ms, partition_id, program.event)
+    event_place = insert(state, state.events, slot, time_ms, partition_id, program.event)
     # to make room may have taken events of the same key
     if state.totals[slot, TOTALS_VISIBILITY] == program.visibility:
         enter(state, program, slot, time_ms, latest_ms)
-    return True
+    return event_place
 
 
 @kernel(forceinline=True)
@@ -469,18 +467,20 @@ def _fold_row(
     hidden: Bool,
     any_hidden: bool,
     features: Float32,
-    sequence: Float32,
 ) -> None:
     """Fold one row into the state of a key field, and write its columns; arguments as for `update`."""
     time_ms, partition_id = inputs[INPUT_TIMES, row], inputs[INPUT_PARTITIONS, row]
     slot = touch(state, inputs[program.inputs[0], row])
-    for field in range(len(program.event)):
+    if program.has_sequence:
+        write_waiting(state, slot)
+    for field in range(len(program.inputs) - 1):
         program.event[field] = inputs[program.inputs[1 + field], row]
     for field in range(len(program.ticks)):
         value = program.event.view(np.float64)[field]
         program.ticks[field] = in_ticks(value, program.ticks_per_unit[field], program.ticks_max)
     last_ms = newest_ms(state, state.events, slot, time_ms)
     latest_ms = max(last_ms, time_ms)
+    floor_ms = latest_ms - program.horizon_ms
     is_late = latest_ms > time_ms
     state.counters[LATE] += is_late
     state.counters[GENERATION] += 1
@@ -491,28 +491,29 @@ def _fold_row(
         advance(state, program, slot, time_ms)
         if state.totals[slot, TOTALS_AUDIENCE] != EVERYONE and state.totals[slot, TOTALS_AUDIENCE] != partition_id:
             at = 0
-    trim(state, state.events, slot, latest_ms - program.horizon_ms)
+    trim(state, state.events, slot, floor_ms, program.kept)
     seconds_since_last = NO_PRECEDING_SECONDS
     if at == 0:
-        seconds_since_last, sees_all = scan(state, program, slot, time_ms, hidden, any_hidden, partition_id)
+        seconds_since_last, sees_all = scan(state, program, slot, time_ms, floor_ms, hidden, any_hidden, partition_id)
         if sees_all and not is_late:
             keep(state, program, slot, partition_id if any_hidden and hidden[partition_id] else EVERYONE)
-    elif state.slots[slot, EVENTS + COUNT]:
+    elif state.slots[slot, EVENTS + COUNT] and last_ms > floor_ms:
         seconds_since_last = (time_ms - last_ms) / 1000.0
-    if len(program.event) > len(program.ticks):
+    if program.distinct.shape[1]:
         _count_tags(state, program, slot, time_ms, hidden, any_hidden, partition_id)
+        _match_tags(state, program, slot, time_ms, floor_ms, hidden, any_hidden, partition_id)
     oldest_seen_ms = time_ms
     if program.has_labels and state.slots[slot, FRAUDS + COUNT]:
-        oldest_seen_ms = _oldest_seen_ms(state, slot, hidden, any_hidden, partition_id, time_ms)
+        oldest_seen_ms = _oldest_seen_ms(state, slot, floor_ms, hidden, any_hidden, partition_id, time_ms)
     has_remotes = any_hidden and state.slots[slot, REMOTES + COUNT] > 0
     if has_remotes:
-        trim(state, state.remotes, slot, latest_ms - program.horizon_ms)
+        trim(state, state.remotes, slot, floor_ms, 0)
         seconds_since_last, earliest_ms = _scan_remotes(
             state, program, slot, time_ms, hidden, partition_id, seconds_since_last
         )
         oldest_seen_ms = min(oldest_seen_ms, earliest_ms)
     if program.has_labels:
-        trim(state, state.frauds, slot, latest_ms - program.horizon_ms)
+        trim(state, state.frauds, slot, floor_ms, 0)
         _scan_frauds(state, program, slot, time_ms, oldest_seen_ms)
     _write_columns(
         state,
@@ -528,12 +529,11 @@ def _fold_row(
         has_remotes,
         features,
     )
-    if program.has_sequence:
-        step(state, program.sequence_columns, slot, time_ms, partition_id, row, features, sequence)
     if any_hidden and hidden[partition_id]:
         _restrict(state, slot, partition_id)
-    if not _store(state, program, slot, time_ms, latest_ms, partition_id):
-        state.counters[TOO_LATE] += 1
+    event_place = _store(state, program, slot, time_ms, latest_ms, partition_id)
+    state.counters[TOO_LATE] += event_place == 0
+    program.stored[STORED_SLOT], program.stored[STORED_PLACE] = slot, event_place
 
 
 @kernel(nogil=True)
@@ -542,20 +542,19 @@ def update(
     stateless: Int64,
     inputs: Int64,
     rows: int,
-    hidden: Bool,
+    wanted: Bool,
     any_hidden: bool,
     features: Float32,
-    sequence: Float32,
 ) -> int:
-    """Fold rows into the state of all key fields, and write their features and sequences.
+    """Fold rows into the state of all key fields, and write their features.
 
-    handles: int64 [key fields, fields, 4], the key fields in the order of computation
+    handles: int64 [key fields, fields, 4]
     stateless: int64 [columns, 3], the columns computed from the transaction alone
     inputs: int64 [fields, ≥ rows], the input table
     rows: how many rows there are
-    hidden: bool [PARTITIONS_MAX], and `any_hidden` whether any partition is
-    features: float32 [≥ rows, width]
-    sequence: float32 [≥ rows, length, 2 + fields]
+    wanted: bool [≥ rows], the rows whose sequences may be asked for
+    any_hidden: whether any partition is hidden
+    features: float32 [≥ rows, width], written
 
     Returns −1, or the first row whose partition id is out of range; then nothing is folded.
     """
@@ -564,10 +563,17 @@ def update(
             return row
     _write_stateless(stateless, inputs, rows, features)
     for key_field in range(len(handles)):
-        state, program = open_state(handles[key_field]), open_program(handles[key_field])
-        for row in range(rows):
+        begin_batch(handles[key_field])
+    for row in range(rows):
+        for key_field in range(len(handles)):
+            state, program = open_state(handles[key_field]), open_program(handles[key_field])
             prefetch_next_rows(state, program, inputs, row, rows)
-            _fold_row(state, program, inputs, row, hidden, any_hidden, features, sequence)
+            _fold_row(state, program, inputs, row, state.waiting.hidden, any_hidden, features)
+        time_ms, partition_id = inputs[INPUT_TIMES, row], inputs[INPUT_PARTITIONS, row]
+        for key_field in range(len(handles)):
+            state, program = open_state(handles[key_field]), open_program(handles[key_field])
+            if program.has_sequence:
+                add_step(state, program, row, time_ms, partition_id, wanted[row], features)
     return -1
 
 

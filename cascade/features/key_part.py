@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cascade.columns import Array, Bool, Int64
+from cascade.columns import Array, Bool, Float32, Int64
 from cascade.errors import StateError
-from cascade.features import digest, kernels, sharing, transfer
-from cascade.features.handles import handle_of
+from cascade.features import digest, kernels, sequences, sharing, transfer
+from cascade.features.handles import handle_of, set_waiting
 from cascade.features.inputs import InputTable
 from cascade.features.layout import (
     BLOCKS_USED,
@@ -21,8 +21,8 @@ from cascade.features.layout import (
     SLOTS_USED,
     KeyState,
 )
-from cascade.features.spec import Plan
-from cascade.features.state import make_key_state, make_program
+from cascade.features.plan import Plan
+from cascade.features.state import make_key_state, make_program, make_waiting
 from cascade.features.summaries import Summaries
 from cascade.schema import Schema
 
@@ -30,15 +30,34 @@ from cascade.schema import Schema
 class KeyPart:
     """State, program and working memory of one key field. Arguments are those of `FeatureEngine`, checked by it."""
 
-    def __init__(self, plan: Plan, schema: Schema, key: str, inputs: InputTable) -> None:
+    def __init__(self, plan: Plan, schema: Schema, key: str, inputs: InputTable, hidden: Bool) -> None:
         columns = plan.keyed[key]
         self.key = key
+        self.sequence = plan.sequence_of(key)
         self.values = sorted({column.value for column in columns if column.value})
         self.tags = sorted({column.tag for column in columns if column.tag})
         fields = [inputs.code(key), *map(inputs.number, self.values), *map(inputs.code, self.tags)]
         self.program = make_program(plan, schema, key, self.values, self.tags, np.array(fields, np.int64))
         self.state = make_key_state(plan, key, len(self.values), len(self.tags))
-        self.handle = handle_of(self.state, self.program)
+        self._plan, self._hidden = plan, hidden
+        self._waiting = make_waiting(plan, key, hidden, 0)
+        self.handle = handle_of(self.state, self.program, self._waiting)
+
+    def make_room(self, rows: int) -> None:
+        """Allocate memory for the sequences of micro-batches of up to `rows` rows."""
+        self._waiting = make_waiting(self._plan, self.key, self._hidden, rows)
+        set_waiting(self.handle, self._waiting)
+
+    def read_sequences(self, rows: Int64) -> Float32:
+        """Return the sequences float32 [n, length, width] of rows int64 [n] of the last micro-batch.
+
+        Raises ValueError for a row that was not wanted.
+        """
+        out: Float32 = np.empty((len(rows), *self._waiting.written.shape[1:]), np.float32)
+        refused = sequences.read_sequences(self.handle, rows, out)
+        if refused >= 0:
+            raise ValueError(f"the sequences of row {refused} were not wanted at the update")
+        return out
 
     def update_labels(self, keys: Int64, times: Int64, identities: Int64, labels: Int64) -> None:
         """Fold labels."""
@@ -50,7 +69,7 @@ class KeyPart:
         slots = int(counters[SLOTS_USED]) + 1
         pools = (("events", EVENT_POOL), ("frauds", FRAUD_POOL), ("remotes", REMOTE_POOL))
         rows = {name: int(counters[pool + BLOCKS_USED]) + 1 for name, pool in pools}
-        rows |= {"slots": slots, "step_times": slots, "step_values": slots}
+        rows["slots"] = slots
         return {name: getattr(self.state, name)[: rows.get(name)] for name in EXPORTED}
 
     def used_bytes(self) -> int:
@@ -69,7 +88,7 @@ class KeyPart:
                 raise self._refusal(name, array)
             if name in ("table", "counters") and len(array) != len(target):
                 raise self._refusal(name, array)
-        if not transfer.state_fits(handle_of(found, self.program)):
+        if not transfer.state_fits(handle_of(found, self.program, self._waiting)):
             raise StateError(f"arrays of {self.key} are not in order: take another snapshot")
         for target, array in pairs.values():
             target[: len(array)] = array
@@ -77,17 +96,19 @@ class KeyPart:
     def warm_up(self) -> None:
         """Compile the kernels that rebalances and restarts call; the state does not change."""
         used = self.used()
-        transfer.state_fits(handle_of(self.state._replace(**used), self.program))
+        transfer.state_fits(handle_of(self.state._replace(**used), self.program, self._waiting))
+        if self.sequence:
+            self.read_sequences(np.zeros(0, np.int64))
         self.forget(-1)  # no event has this partition id
         arrays = {f"{self.key}.{name}": array for name, array in used.items()}
         self.absorb(arrays, np.zeros(PARTITIONS_MAX, np.bool_), labels=False, first=0, count=1)
 
     def forget(self, partition_id: int) -> None:
-        """Drop the events and steps of a partition."""
+        """Drop the events of a partition."""
         transfer.forget(self.handle, partition_id)
 
     def absorb(self, arrays: Mapping[str, Array], wanted: Bool, labels: bool, first: int, count: int) -> bool:
-        """Take events and steps of the wanted partitions from exported arrays; returns whether there are more slots.
+        """Take events of the wanted partitions from exported arrays; returns whether there are more slots.
 
         `wanted` bool [PARTITIONS_MAX]. Raises StateError where the arrays do not fit or are not in order.
         """
@@ -96,7 +117,8 @@ class KeyPart:
         # slot 0 means none
         begin, end = first + 1, min(first + 1 + count, slots)
         labels = labels and self.program.has_labels
-        broken = transfer.absorb(self.handle, handle_of(found, self.program), wanted, labels, begin, end)
+        exported = handle_of(found, self.program, self._waiting)
+        broken = transfer.absorb(self.handle, exported, wanted, labels, begin, end)
         if broken:
             raise StateError(f"slot {broken} of {self.key} is not in order: take another snapshot")
         return end < slots
@@ -114,10 +136,6 @@ class KeyPart:
             if array is None or array.dtype != target.dtype or array.shape[1:] != target.shape[1:] or not len(array):
                 raise self._refusal(name, array)
             found[name] = np.require(array, requirements=["C", "A"])
-        if self.program.has_sequence:
-            for name in ("step_times", "step_values"):
-                if len(found[name]) != len(found["slots"]):
-                    raise self._refusal(name, found[name])
         return self.state._replace(**found)
 
     def _refusal(self, name: str, array: Array | None) -> StateError:
@@ -137,7 +155,7 @@ class KeyPart:
         sharing.fold_summaries(self.handle, *summaries.arrays)
 
     def feed_partition(self, sink: digest.Sink, partition_id: int, after_ms: int | None) -> None:
-        """Feed the events and steps of a partition to a digest."""
+        """Feed the events of a partition to a digest."""
         sink.update(self.key.encode())
         digest.feed_partition(sink, self.state, partition_id, self.program.horizon_ms, after_ms)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cascade.columns import Array, Float32, Float64, Int64
+from cascade.columns import Array, Bool, Float32, Float64, Int64
 
 # Version of the exported arrays, raised whenever their meaning or shape changes; other versions are refused.
-STATE_LAYOUT = 2
+STATE_LAYOUT = 3
 
 # Each event stores the id of its partition in 16 bits.
 PARTITIONS_MAX = 65_536
@@ -24,13 +24,12 @@ EPOCH_WEEKDAY = 3
 # Events in a block. Eight times fill one cache line; a key with one event wastes seven places (112 bytes).
 BLOCK = 8
 
-# Columns of `slots`: the key, its neighbours by last use, the number of its steps, the partition of its last step, and
-# three columns for each chain. What every row reads comes first, within one cache line.
-KEY, LESS_RECENT, MORE_RECENT, STEPS = range(4)
-EVENTS, FRAUDS, REMOTES = 4, 8, 11  # where the columns of a chain start
-STEP_PARTITION = 7
+# Columns of `slots`: the key, its neighbours by last use, and three columns for each chain. What every row reads comes
+# first.
+KEY, LESS_RECENT, MORE_RECENT = range(3)
+EVENTS, FRAUDS, REMOTES = 3, 6, 9  # where the columns of a chain start
 NEWEST, OLDEST, COUNT = range(3)  # within a chain
-SLOT_WIDTH = 14
+SLOT_WIDTH = 12
 
 # Positions in `counters`
 SLOTS_USED, FREE_SLOT, MOST_RECENT, LEAST_RECENT, EVICTIONS, LATE, TOO_LATE, GENERATION, KEYS = range(9)
@@ -40,7 +39,8 @@ FREE_BLOCK, BLOCKS_USED = range(2)
 COUNTERS = 15
 
 # Columns of a block: its neighbours in time, the places in use (LOW ≤ place < HIGH), BLOCK partition ids of 16 bits,
-# BLOCK times, then BLOCK values for each value field (bits of float64), then BLOCK tags for each tag field.
+# BLOCK times, then BLOCK values for each value field (bits of float64), BLOCK tags for each tag field, and BLOCK pairs
+# of float32 for each two fields of the steps of the key's sequence.
 OLDER, NEWER, LOW, HIGH = range(4)
 TIMES = 6
 VALUES = TIMES + BLOCK
@@ -53,10 +53,11 @@ PARTITIONS = 16
 REMOTE_COUNT, REMOTE_START, REMOTE_VALUES = range(3)
 
 
-# Columns of `totals`: the `Program.visibility` for which the slot's totals are valid (0: for none), and the partition
-# whose rows they are for (EVERYONE: for all rows). Then for each edge: the number of events with a smaller age, place
-# (BLOCK × block + place) and time of the oldest of them, and the totals of each value field.
-TOTALS_VISIBILITY, TOTALS_AUDIENCE, TOTALS_EDGES = range(3)
+# Columns of `totals`: the `Program.visibility` for which the slot's totals are valid (0: for none), the partition whose
+# rows they are for (EVERYONE: for all rows), and the number (counter GENERATION) of the slot's last row whose sequence
+# may be asked for. Then for each edge: the number of events with a smaller age, place (BLOCK × block + place) and time
+# of the oldest of them, and the totals of each value field.
+TOTALS_VISIBILITY, TOTALS_AUDIENCE, TOTALS_ROW, TOTALS_EDGES = range(4)
 EVERYONE = -1
 EDGE_ROWS, EDGE_OLDEST, EDGE_OLDEST_MS, EDGE_VALUES = range(4)
 # The totals of a value field: the sum in ticks, the largest value (bits of float64), and the sum of squares of ticks in
@@ -68,8 +69,17 @@ SUM, LARGEST, SQUARES_HIGH, SQUARES_LOW = range(4)
 EDGE_AGE_MS, EDGE_PLACE, EDGE_WIDTH = range(3)
 # Columns of `Program.columns`: function, near and far edge, value field, tag field
 COLUMN_FUNCTION, COLUMN_NEAR, COLUMN_FAR, COLUMN_VALUE, COLUMN_TAG = range(5)
-# Columns of the stateless columns: function, row of the input table, category
-STATELESS_FUNCTION, STATELESS_INPUT, STATELESS_CATEGORY = range(3)
+# Columns of the stateless columns: function, row of the input table, and the category or the number of buckets
+STATELESS_FUNCTION, STATELESS_INPUT, STATELESS_ARGUMENT = range(3)
+# Places of `Program.stored`: the slot of the last row, and the place of its event (0: it was not stored)
+STORED_SLOT, STORED_PLACE = range(2)
+# Columns of `Program.matches`: whether the tag of the last event equals the row's (−1: there is no event), and the age
+# in ms of the last event with the row's tag
+MATCH_LAST, MATCH_AGE_MS = range(2)
+# Columns of `Program.tag_uses`: whether a column counts the different tags, and whether one looks for the row's tag
+USED_BY_DISTINCT, USED_BY_MATCHES = range(2)
+# Places of `Waiting.places`: the number of the micro-batch's first row, then an entry for each row
+FIRST_GENERATION, WAITING_ROWS = range(2)
 # Rows of the input table before those of the fields
 INPUT_PARTITIONS, INPUT_TIMES, INPUT_FIELDS = range(3)
 
@@ -82,8 +92,6 @@ class KeyState(NamedTuple):
     `counters` int64 [COUNTERS].
     `events`, `frauds`, `remotes` int64 [blocks, block width]: the pools of blocks. A fraud has one tag, the
     transaction's id, and no partition.
-    `step_times` int64 [slots, length] in ms, `step_values` float32 [slots, length, fields]: the last transactions of
-    each slot, in order of time.
     `totals` int64 [keys_max + 1, totals width]: running totals of each slot's windows, which end at its newest event.
     They follow from the events, so they are not exported. Row 0 is for rows that need totals of their own.
     """
@@ -94,8 +102,6 @@ class KeyState(NamedTuple):
     events: Int64
     frauds: Int64
     remotes: Int64
-    step_times: Int64
-    step_values: Float32
     totals: Int64
 
 
@@ -105,15 +111,34 @@ EXPORTED = tuple(name for name in KeyState._fields if name != "totals")
 class Pool(NamedTuple):
     """The blocks of a chain, as kernels see them.
 
-    `blocks` int64 [blocks, block width]; `values`, `partitions`: the same memory as float64 and as uint16.
+    `blocks` int64 [blocks, block width]. `values`, `steps`, `partitions`: the same memory as float64, float32 and
+    uint16.
     `chain`: where the chain's columns of `slots` start. `counters`: where the pool's counters start.
     """
 
     blocks: Int64
     values: Float64
+    steps: Float32
     partitions: Array
     chain: int
     counters: int
+
+
+class Waiting(NamedTuple):
+    """The rows of a micro-batch whose sequences may be asked for, as kernels see them.
+
+    A row's sequence follows from the events of its key, as long as these are as the row left them. So it is written
+    when it is asked for, or else right before the key changes.
+
+    `hidden` bool [PARTITIONS_MAX]: the partitions that are hidden.
+    `places` int64 [1 + rows]: the number (counter GENERATION) of the first row; then for each row the place of its
+    event (BLOCK × block + place), 0: its sequence is in `written`, −1: nobody may ask for it.
+    `written` float32 [rows, length, 2 + fields].
+    """
+
+    hidden: Bool
+    places: Int64
+    written: Float32
 
 
 class State(NamedTuple):
@@ -125,10 +150,9 @@ class State(NamedTuple):
     events: Pool
     frauds: Pool
     remotes: Pool
-    step_times: Int64
-    step_values: Float32
     totals: Int64
     largest: Float64
+    waiting: Waiting
 
 
 class Program(NamedTuple):
@@ -136,16 +160,19 @@ class Program(NamedTuple):
 
     `edges` int64 [edges, 3]: the ages up to which events count, ascending.
     `columns` int64 [columns, 5]: the key's columns of the feature vector.
-    `sequence_columns` int64 [fields]: the features stored with each step.
+    `sequence_columns` int64 [fields]: the features that the steps of the key's sequence have.
     `inputs` int64 [1 + values + tags]: rows of the input table with key, value fields and tag fields.
     `ticks_per_unit` float64 [values]: how many ticks a unit of each value field has.
     `first_column`: position of the key's first column in the feature vector.
-    `horizon_ms`: age at which the kernel drops events.
+    `horizon_ms`: age at which events do not count for windows any more.
+    `kept`: how many events of a key stay in the state beyond the horizon: those of a sequence before its last step.
     `totals_width`: numbers in the totals of a value field at the edge that has most.
     `ticks_max`: the largest number of ticks of a value.
     `visibility`: changes whenever a partition is hidden or shown; starts at 1.
-    `event` int64 [values + tags]: the row's event. `ticks` int64 [values]: its values in ticks.
+    `event` int64 [values + tags + two step fields each]: the row's event. `ticks` int64 [values]: its values in ticks.
+    `stored` int64 [2]: slot and place of the last row.
     `sums` int64 [1, values × totals width]. `fraud_rows` int64 [edges]. `distinct` int64 [edges, tags].
+    `tag_uses` int64 [tags, 2], `matches` int64 [tags, 2]: for `seen` and `same_as_last`.
     `seen` int64 [tags, 2^k, 2]: a small hash set (tag, generation) for each tag field, for `distinct`.
     `remote` float64 [edges, 1 + 4 × values]: rows of remotes, then for each value field their sums, differences and
     squared differences to the row's value, and maxima.
@@ -158,6 +185,7 @@ class Program(NamedTuple):
     ticks_per_unit: Float64
     first_column: int
     horizon_ms: int
+    kept: int
     events_per_key_max: int
     has_labels: bool
     has_sequence: bool
@@ -165,9 +193,12 @@ class Program(NamedTuple):
     ticks_max: int
     visibility: int
     event: Int64
+    stored: Int64
     ticks: Int64
     sums: Int64
     fraud_rows: Int64
     distinct: Int64
+    tag_uses: Int64
+    matches: Int64
     seen: Int64
     remote: Float64

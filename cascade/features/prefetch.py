@@ -32,13 +32,14 @@ from cascade.features.layout import (
     MORE_RECENT,
     NEWEST,
     OLDEST,
+    SLOT_WIDTH,
     TIMES,
     VALUES,
     Program,
     State,
 )
 
-# How many rows ahead the kernel prefetches the place in the index, the slot with its totals, and the blocks and steps.
+# How many rows ahead the kernel prefetches the place in the index, the slot with its totals, and the blocks.
 INDEX_AHEAD, SLOT_AHEAD, BLOCK_AHEAD = 14, 11, 8
 _LINE_BYTES = 64
 _BYTE, _INT32 = ir.IntType(8), ir.IntType(32)
@@ -79,7 +80,7 @@ def prefetch_next_rows(state: State, program: Program, inputs: Int64, row: int, 
     if ahead < rows:
         slot = table[home(inputs[field, ahead], mask)]
         _prefetch(slots, slot, 0)
-        _prefetch(slots, slot, 13)
+        _prefetch(slots, slot, SLOT_WIDTH - 1)
         for column in range(0, totals.shape[1], _LINE_BYTES // 8):
             _prefetch(totals, slot, column)
     ahead = row + BLOCK_AHEAD
@@ -106,8 +107,6 @@ def prefetch_next_rows(state: State, program: Program, inputs: Int64, row: int, 
                 _prefetch(events, block, VALUES + 2)
         if program.has_labels:
             _prefetch(state.frauds.blocks, slots[slot, FRAUDS + NEWEST], 0)
-        if program.has_sequence:
-            for line in range(0, state.step_times.shape[1] * 8, _LINE_BYTES):
-                _prefetch(state.step_times, slot, line // 8)
-            for line in range(0, state.step_values.shape[1] * state.step_values.shape[2] * 4, _LINE_BYTES):
-                _prefetch(state.step_values, slot, line // 4)
+        # the step fields, which the row writes
+        for column in range(VALUES + BLOCK * (len(program.inputs) - 1), events.shape[1], BLOCK):
+            _prefetch(events, newest, column + 2)

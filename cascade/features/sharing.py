@@ -113,7 +113,7 @@ def fold_summaries(
         slot = touch(state, codes[row])
         latest_ms = newest_ms(state, state.remotes, slot, newest[row])
         latest_ms = max(latest_ms, newest_ms(state, state.events, slot, latest_ms), newest[row])
-        trim(state, state.remotes, slot, latest_ms - program.horizon_ms)
+        trim(state, state.remotes, slot, latest_ms - program.horizon_ms, 0)
         if newest[row] <= latest_ms - program.horizon_ms:
             continue
         remote[REMOTE_COUNT], remote[REMOTE_START] = counts[row], starts[row]

@@ -1,7 +1,7 @@
 """The bounded state behind the features: a hash index and flat arrays, for each key field.
 
-A key has a slot (a row of `slots`), a chain of blocks of events, one of frauds, one of remotes (summaries of other
-workers' events), and a short sequence of steps. `numpy.zeros` reserves address space for the large arrays; the system
+A key has a slot (a row of `slots`), a chain of blocks of events, one of frauds, and one of remotes (summaries of other
+workers' events). `numpy.zeros` reserves address space for the large arrays; the system
 assigns pages when keys and events arrive, so a high limit costs nothing until it is reached.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cascade.columns import Int64
+from cascade.columns import Bool, Int64
 from cascade.features.codes import WindowCode
 from cascade.features.layout import (
     BLOCK,
@@ -22,10 +22,12 @@ from cascade.features.layout import (
     SUM,
     TOTALS_EDGES,
     VALUES,
+    WAITING_ROWS,
     KeyState,
     Program,
+    Waiting,
 )
-from cascade.features.spec import KeyColumn, Plan
+from cascade.features.plan import KeyColumn, Plan
 from cascade.schema import Field, Schema
 
 # Sums have at most this many bits, so that no sum leaves int64.
@@ -40,7 +42,13 @@ LIMIT_MIN = 1e-6
 
 def is_shared(plan: Plan, key: str) -> bool:
     """Whether workers share summaries of the key field, since its windows need rows of other partitions."""
-    return key != plan.sequence_key and bool(plan.keyed[key])
+    return key != plan.partition_key and bool(plan.keyed[key])
+
+
+def step_columns(plan: Plan, key: str) -> int:
+    """Columns of the key's events for the fields of its sequence's steps, two fields each."""
+    sequence = plan.sequence_of(key)
+    return 0 if sequence is None else (len(sequence.columns) + 1) // 2
 
 
 def make_key_state(plan: Plan, key: str, values: int, tags: int) -> KeyState:
@@ -53,18 +61,15 @@ def make_key_state(plan: Plan, key: str, values: int, tags: int) -> KeyState:
         blocks = entries_max // BLOCK + keys_max if is_used else 0
         return np.zeros((blocks + 2, VALUES + BLOCK * columns), np.int64)
 
-    step_slots = keys_max + 1 if key == plan.sequence_key else 1
     return KeyState(
         table=np.zeros(1 << max(4, (2 * keys_max - 1).bit_length()), np.int32),
         slots=np.zeros((keys_max + 1, SLOT_WIDTH), np.int64),
         counters=np.zeros(COUNTERS, np.int64),
-        events=pool(True, events_max, values + tags),
+        events=pool(True, events_max, values + tags + step_columns(plan, key)),
         # frauds are rare: there is room for one in eight events
         frauds=pool(key in plan.label_keys, events_max // 8, 1),
         # a remote replaces an event or more, so the pool needs no more of them than of events
         remotes=pool(is_shared(plan, key), events_max, REMOTE_VALUES + 3 * values),
-        step_times=np.zeros((step_slots, plan.sequence.length), np.int64),
-        step_values=np.zeros((step_slots, plan.sequence.length, len(plan.sequence.fields)), np.float32),
         totals=np.zeros((keys_max + 1, _totals_places(plan.keyed[key], values)[1]), np.int64),
     )
 
@@ -75,7 +80,7 @@ def make_program(plan: Plan, schema: Schema, key: str, values: list[str], tags: 
     values, tags: the fields that its events have
     inputs: int64 [1 + values + tags], rows of the input table with key, value fields and tag fields
     """
-    columns, limits = plan.keyed[key], plan.limits
+    columns, limits, sequence = plan.keyed[key], plan.limits, plan.sequence_of(key)
     edges = _edges(columns)
     places, _ = _totals_places(columns, len(values))
     totals_width = max((_totals_width(columns, edge) for edge in edges), default=0)
@@ -96,25 +101,48 @@ def make_program(plan: Plan, schema: Schema, key: str, values: list[str], tags: 
     return Program(
         edges=np.column_stack([edges, places, [_totals_width(columns, edge) for edge in edges]]).astype(np.int64),
         columns=np.array([column_of(column) for column in columns], np.int64).reshape(-1, 5),
-        sequence_columns=np.array([plan.names.index(name) for name in plan.sequence.fields], np.int64),
+        sequence_columns=np.array(sequence.columns if sequence else (), np.int64),
         inputs=inputs,
         ticks_per_unit=np.array([ticks_per_unit(schema.fields[name], 1 << bits) for name in values], np.float64),
         first_column=plan.names.index(columns[0].name) if columns else 0,
         horizon_ms=(edges[-1] if edges else 0) + plan.lateness_ms,
+        kept=sequence.length - 1 if sequence else 0,
         events_per_key_max=limits.events_per_key_max,
         has_labels=key in plan.label_keys,
-        has_sequence=key == plan.sequence_key,
+        has_sequence=sequence is not None,
         totals_width=totals_width,
         ticks_max=1 << bits,
         visibility=1,
-        event=np.zeros(len(values) + len(tags), np.int64),
+        event=np.zeros(len(values) + len(tags) + step_columns(plan, key), np.int64),
+        stored=np.zeros(2, np.int64),
         ticks=np.zeros(len(values), np.int64),
         sums=np.zeros((1, len(values) * totals_width), np.int64),
         fraud_rows=np.zeros(len(edges), np.int64),
         distinct=np.zeros((len(edges), len(tags)), np.int64),
+        tag_uses=np.array([_tag_uses(columns, tag) for tag in tags], np.int64).reshape(-1, 2),
+        matches=np.zeros((len(tags), 2), np.int64),
         seen=np.zeros((len(tags), 1 << (2 * limits.events_per_key_max + 1).bit_length(), 2), np.int64),
         remote=np.zeros((len(edges), 1 + 4 * len(values))),
     )
+
+
+def _tag_uses(columns: tuple[KeyColumn, ...], tag: str) -> tuple[bool, bool]:
+    """Whether a column counts the different tags, and whether one looks for the row's tag (`Program.tag_uses`)."""
+    functions = {column.function for column in columns if column.tag == tag}
+    return "distinct" in functions, not functions.isdisjoint({"seen", "same_as_last"})
+
+
+def make_waiting(plan: Plan, key: str, hidden: Bool, rows: int) -> Waiting:
+    """Return the memory for the sequences of a micro-batch of up to `rows` rows; `hidden` as in `Waiting`.
+
+    It is written to, so that the system assigns its pages.
+    """
+    sequence = plan.sequence_of(key)
+    shape = (0, 0, 0) if sequence is None else (rows, *sequence.shape)
+    written = np.empty(shape, np.float32)
+    written.fill(0.0)
+    # at least one row, which the mark of a key without rows means
+    return Waiting(hidden, np.zeros(WAITING_ROWS + max(rows, 1), np.int64), written)
 
 
 def ticks_per_unit(field: Field, ticks_max: int) -> float:

@@ -266,12 +266,19 @@ def is_seen(state: State, block: int, place: int, hidden: Bool, own_partition_id
 
 @kernel
 def scan(
-    state: State, program: Program, slot: int, time_ms: int, hidden: Bool, any_hidden: bool, partition_id: int
+    state: State,
+    program: Program,
+    slot: int,
+    time_ms: int,
+    floor_ms: int,
+    hidden: Bool,
+    any_hidden: bool,
+    partition_id: int,
 ) -> tuple[float, bool]:
     """Add up the windows that end at a time from the events that a partition's rows see, in row 0 of the totals.
 
-    Returns the age in seconds of the last event before the time, and whether the rows see all events of the chain that
-    are not later.
+    Returns the age in seconds of the last event before the time that is later than `floor_ms`, and whether the rows see
+    all events of the chain that are not later.
     """
     sums, largest, width = program.sums, program.sums.view(np.float64), program.totals_width
     for field in range(len(program.ticks)):
@@ -288,7 +295,7 @@ def scan(
             if any_hidden and not is_seen(state, block, place, hidden, partition_id):
                 sees_all = False
                 continue
-            if seconds_since_last < 0.0:
+            if seconds_since_last < 0.0 and time_ms - age_ms > floor_ms:
                 seconds_since_last = age_ms / 1000.0
             while edge < len(program.edges) and age_ms >= program.edges[edge, EDGE_AGE_MS]:
                 _write_window(state, program, edge, rows, oldest, oldest_ms)

@@ -12,7 +12,7 @@ from cascade.columns import Bool, Int64
 from cascade.compilation import kernel
 from cascade.features.chains import find, free_block, free_chain, newest_ms, put, release, touch, trim
 from cascade.features.handles import open_program, open_state
-from cascade.features.kernels import find_fraud, step
+from cascade.features.kernels import find_fraud
 from cascade.features.layout import (
     BLOCK,
     BLOCKS_USED,
@@ -36,8 +36,6 @@ from cascade.features.layout import (
     PARTITIONS,
     REMOTES,
     SLOTS_USED,
-    STEP_PARTITION,
-    STEPS,
     TIMES,
     TOTALS_VISIBILITY,
     VALUES,
@@ -50,16 +48,13 @@ from cascade.features.layout import (
 
 @kernel(nogil=True)
 def forget(handle: Int64, partition_id: int) -> None:
-    """Drop the events and steps of a partition, and forget the keys that have lost their last event or step by it."""
+    """Drop the events of a partition, and forget the keys that have lost their last event by it."""
     state = open_state(handle)
     slots = state.slots
     for slot in range(1, state.counters[SLOTS_USED] + 1):
         dropped = _drop_partition(state, slot, partition_id)
-        if slots[slot, STEPS] and slots[slot, STEP_PARTITION] == partition_id:
-            slots[slot, STEPS] = slots[slot, STEP_PARTITION] = 0
-            dropped = True
-        left = slots[slot, STEPS] + slots[slot, EVENTS + COUNT] + slots[slot, FRAUDS + COUNT]
-        if dropped and left + slots[slot, REMOTES + COUNT] == 0:
+        left = slots[slot, EVENTS + COUNT] + slots[slot, FRAUDS + COUNT] + slots[slot, REMOTES + COUNT]
+        if dropped and left == 0:
             release(state, slot)
 
 
@@ -191,10 +186,10 @@ def _keys_fit(state: State, in_use: Bool) -> bool:  # noqa: PLR0911
 
 
 @kernel(nogil=True)
-def state_fits(handle: Int64) -> bool:  # noqa: PLR0911
+def state_fits(handle: Int64) -> bool:
     """Whether all indices in the used parts of a state are in range and agree, so that kernels may follow them."""
-    state, has_sequence = open_state(handle), open_program(handle).has_sequence
-    slots, counters, step_times = state.slots, state.counters, state.step_times
+    state = open_state(handle)
+    slots, counters = state.slots, state.counters
     in_use = np.zeros(len(slots), np.bool_)
     # a negative generation would reach 0, which is that of unused scratch memory
     if counters.min() < 0 or counters.max() >= 1 << 62:
@@ -205,12 +200,7 @@ def state_fits(handle: Int64) -> bool:  # noqa: PLR0911
     fraud_marks = np.zeros(len(state.frauds.blocks), np.bool_)
     remote_marks = np.zeros(len(state.remotes.blocks), np.bool_)
     chains = ((state.events, event_marks), (state.frauds, fraud_marks), (state.remotes, remote_marks))
-    if has_sequence and len(step_times) < len(slots):
-        return False
     for slot in range(1, len(slots)):
-        steps = slots[slot, STEPS]
-        if not 0 <= steps <= (step_times.shape[1] if has_sequence and in_use[slot] else 0):
-            return False
         for pool, marks in chains:
             if slots[slot, pool.chain + COUNT] and not in_use[slot]:
                 return False
@@ -230,7 +220,9 @@ def state_fits(handle: Int64) -> bool:  # noqa: PLR0911
 def absorb(  # noqa: PLR0912
     handle: Int64, exported_handle: Int64, wanted: Bool, labels: bool, first: int, end: int
 ) -> int:
-    """Take events and steps of the wanted partitions from other arrays, each as if its row came now.
+    """Take events of the wanted partitions from other arrays, each as if its row came now.
+
+    An event past the key's horizon is taken where the key has fewer events than its sequence has steps.
 
     handle, exported_handle: of the key field, and of the other arrays
     wanted: bool [PARTITIONS_MAX]
@@ -245,41 +237,33 @@ def absorb(  # noqa: PLR0912
     from_frauds = exported.frauds.blocks
     event = np.zeros((from_events.shape[1] - VALUES) // BLOCK, np.int64)
     fraud = np.zeros(1, np.int64)
-    step_columns = np.arange(state.step_values.shape[2])
-    length = state.step_times.shape[1]
-    unread = np.zeros((length, length, 2 + state.step_values.shape[2]), np.float32)
     for slot in range(first, end):
-        steps = from_slots[slot, STEPS] if program.has_sequence else 0
-        fits = _chain_fits(exported, exported.events, slot) and 0 <= steps <= exported.step_times.shape[1]
+        fits = _chain_fits(exported, exported.events, slot)
         if not fits or (labels and not _chain_fits(exported, exported.frauds, slot)):
             return slot
-        if not 0 <= from_slots[slot, STEP_PARTITION] < len(wanted):
-            return slot
-        if steps and not wanted[from_slots[slot, STEP_PARTITION]]:
-            steps = 0
         found, latest_ms = _newest_of(exported, slot, wanted)
         fraud_count = from_slots[slot, FRAUDS + COUNT] if labels else 0
-        if not found and not fraud_count and not steps:
+        if not found and not fraud_count:
             continue
         target = touch(state, from_slots[slot, KEY])
         if found:
             state.totals[target, TOTALS_VISIBILITY] = 0
             latest_ms = max(latest_ms, newest_ms(state, state.events, target, latest_ms))
-            trim(state, state.events, target, latest_ms - horizon_ms)
+            trim(state, state.events, target, latest_ms - horizon_ms, program.kept)
             block = from_slots[slot, EVENTS + OLDEST]
             while block:
                 for place in range(from_events[block, LOW], from_events[block, HIGH]):
                     partition_id = np.int64(from_partitions[block, PARTITIONS + place])
                     time_ms = from_events[block, TIMES + place]
-                    if not wanted[partition_id] or time_ms <= latest_ms - horizon_ms:
+                    if not wanted[partition_id]:
+                        continue
+                    has_steps = state.slots[target, EVENTS + COUNT] > program.kept or not program.has_sequence
+                    if time_ms <= latest_ms - horizon_ms and has_steps:
                         continue
                     for column in range(len(event)):
                         event[column] = from_events[block, VALUES + BLOCK * column + place]
                     put(state, state.events, target, entries_max, time_ms, partition_id, event)
                 block = from_events[block, NEWER]
-        for number in range(steps):
-            time_ms, partition_id = exported.step_times[slot, number], from_slots[slot, STEP_PARTITION]
-            step(state, step_columns, target, time_ms, partition_id, number, exported.step_values[slot], unread)
         if fraud_count:
             block = from_slots[slot, FRAUDS + OLDEST]
             while block:

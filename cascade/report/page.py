@@ -103,7 +103,7 @@ def _latency(figures: Figures, words: Words) -> Iterable[str]:
         for name, path in figures.summary.paths.items()
         if path.decisions or name == "all"
     ]
-    yield _table([*map(words, ("col_path", "col_decisions", "col_share")), *LATENCY_COLUMNS], rows)
+    yield table([*map(words, ("col_path", "col_decisions", "col_share")), *LATENCY_COLUMNS], rows)
     yield plots.latency(figures, words)
     yield _objectives(figures, words)
 
@@ -114,7 +114,7 @@ def _objectives(figures: Figures, words: Words) -> str:
     for result in figures.summary.objectives:
         name, (value, limit) = escape(plots.objective_text(result.name, words)), objective_cells(result)
         rows.append([name, value, limit, _status(result, words), percent_text(left[result.name])])
-    return _table(map(words, ("col_objective", "col_value", "col_limit", "col_status", "col_budget")), rows)
+    return table(map(words, ("col_objective", "col_value", "col_limit", "col_status", "col_budget")), rows)
 
 
 def _status(result: ObjectiveResult, words: Words) -> str:
@@ -140,7 +140,7 @@ def _energy(figures: Figures, words: Words) -> Iterable[str]:
             mj = 1e3 * joules / summary.transactions if summary.transactions else None
             name = escape(plots.line_text(line, words))
             rows.append([name, _kind(kind, words), number_text(joules), number_text(mj)])
-    yield _table(map(words, ("col_line", "col_kind", "col_joules", "col_mj")), rows)
+    yield table(map(words, ("col_line", "col_kind", "col_joules", "col_mj")), rows)
     costs = words("list_separator").join(
         words(
             "cost",
@@ -170,7 +170,7 @@ def _meters(figures: Figures, books: Books, words: Words) -> str:
         source = f"<td class=text>{escape(state.problem or state.source)}"
         rows.append([escape(state.meter), kind, number_text(state.energy_j), residual, check, uncertainty, source])
     keys = ("col_meter", "col_kind", "col_joules", "col_residual", "col_check", "col_uncertainty", "col_source")
-    return _table(map(words, keys), rows)
+    return table(map(words, keys), rows)
 
 
 def _time(figures: Figures, words: Words) -> Iterable[str]:
@@ -210,7 +210,7 @@ def _business(
         cells = (energy_text(found.kwh), number_text(found.money), mass_text(found.t_co2e))
         rows.append([escape(words(name)), _kind(found.kind, words), *cells])
     money_text = words("col_money", currency=assumptions.currency)
-    yield _table([*map(words, ("col_service", "col_kind", "col_kwh")), money_text, words("col_tonnes")], rows)
+    yield table([*map(words, ("col_service", "col_kind", "col_kwh")), money_text, words("col_tonnes")], rows)
     yield _counterfactual(counterfactual, words)
     yield f"<h3>{escape(words('h_sensitivity'))}</h3>"
     yield _note("sensitivity_note", words)
@@ -304,7 +304,7 @@ def _kind(kind: EnergyKind, words: Words) -> str:
     return f'<span class="kind {kind}">{escape(words(f"kind_{kind}"))}</span>'
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A table whose cells are HTML; a cell that begins with its own `td` tag keeps it."""
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(

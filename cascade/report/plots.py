@@ -77,9 +77,9 @@ def latency(figures: Figures, words: Words) -> str:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel(words("plot_latency_x"))
         axes.set_ylabel(words("plot_latency_y"))
-        _legend(axes)
+        legend(axes)
 
-    return _svg(draw, 3.4, words)
+    return svg(draw, 3.4, words)
 
 
 def energy(books: Books, decisions: int, words: Words) -> str:
@@ -101,9 +101,9 @@ def energy(books: Books, decisions: int, words: Words) -> str:
         axes.margins(x=0.12)
         for kind in dict.fromkeys(kind for _, kind, _ in rows):
             axes.barh([0], [0], color=KIND_COLOURS[kind], label=words(f"kind_{kind}"))
-        _legend(axes, "lower right")
+        legend(axes, "lower right")
 
-    return _svg(draw, 0.9 + 0.28 * max(len(books.entries), 3), words)
+    return svg(draw, 0.9 + 0.28 * max(len(books.entries), 3), words)
 
 
 def energy_over_time(figures: Figures, words: Words) -> str:
@@ -118,9 +118,9 @@ def energy_over_time(figures: Figures, words: Words) -> str:
             _over_time(axes, figures, values, colour, words(f"kind_{kind}"))
         axes.set_ylabel(words("plot_energy"))
         axes.set_ylim(bottom=0)
-        _legend(axes)
+        legend(axes)
 
-    return _svg(draw, 2.4, words)
+    return svg(draw, 2.4, words)
 
 
 def escalated_over_time(figures: Figures, words: Words) -> str:
@@ -133,7 +133,7 @@ def escalated_over_time(figures: Figures, words: Words) -> str:
         axes.set_ylabel(words("plot_escalated"))
         axes.set_ylim(bottom=0)
 
-    return _svg(draw, 2.4, words)
+    return svg(draw, 2.4, words)
 
 
 def budget_over_time(figures: Figures, words: Words) -> str:
@@ -146,9 +146,9 @@ def budget_over_time(figures: Figures, words: Words) -> str:
         axes.axhline(0, color=INK, linewidth=1)
         axes.set_ylabel(words("plot_budget"))
         axes.set_ylim(-105, 105)
-        _legend(axes, "lower left")
+        legend(axes, "lower left")
 
-    return _svg(draw, 2.8, words)
+    return svg(draw, 2.8, words)
 
 
 def sensitivity(swings: Sequence[Swing], value: float, unit: str, words: Words) -> str:
@@ -170,7 +170,7 @@ def sensitivity(swings: Sequence[Swing], value: float, unit: str, words: Words) 
         low, high = min(bar.low for bar in shown), max(bar.high for bar in shown)
         axes.set_xlim(low - 0.14 * (high - low), high + 0.14 * (high - low))
 
-    return _svg(draw, 0.9 + 0.34 * len(swings), words)
+    return svg(draw, 0.9 + 0.34 * len(swings), words)
 
 
 def line_text(line: str, words: Words) -> str:
@@ -190,7 +190,8 @@ def _log_rest(share: float) -> float:
     return math.log10(1.0 - share)
 
 
-def _legend(axes: Any, place: str = "best") -> None:
+def legend(axes: Any, place: str = "best") -> None:
+    """Adds a legend where there is something to name."""
     # matplotlib warns of a legend without entries
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, loc=place)
@@ -215,8 +216,11 @@ def _over_time(
     axes.xaxis.set_major_formatter(library.ConciseDateFormatter(locator, show_offset=False))
 
 
-def _svg(draw: Callable[[Any], None], height_in: float, words: Words) -> str:
-    """The SVG of what `draw` draws into matplotlib's axes."""
+def svg(draw: Callable[[Any], None], height_in: float, words: Words) -> str:
+    """The SVG of what `draw` draws into matplotlib's axes. Raises PlotsMissingError without matplotlib.
+
+    height_in: inches. words: of the page's language.
+    """
     # matplotlib's log warns of its font cache and its configuration directory, which the report does not need
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:

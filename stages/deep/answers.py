@@ -30,7 +30,5 @@ def checked_scores(output: Array | None, rows: int) -> Float64:
 
 def probe_inputs(signature: DeepSignature) -> DeepInputs:
     """One row of zeros, which every model with this signature can score."""
-    return DeepInputs(
-        sequence=np.zeros((1, signature.sequence_length, signature.sequence_width), np.float32),
-        features=np.zeros((1, signature.features), np.float32),
-    )
+    sequences = {name: np.zeros((1, *shape), np.float32) for name, shape in signature.sequences.items()}
+    return DeepInputs(sequences, np.zeros((1, signature.features), np.float32))

@@ -29,7 +29,6 @@ def deep_scores_out_of_fold(
         def report(share: float, done: int = fold) -> None:
             progress((done + share) / FOLDS)
 
-        rest, own = (DeepInputs(inputs.sequence[rows], inputs.features[rows]) for rows in (~left_out, left_out))
-        model = train_deep(rest, fraud[~left_out], weight[~left_out], settings, seed, report)
-        scores[left_out] = score_torch(model, own)
+        model = train_deep(inputs.take(~left_out), fraud[~left_out], weight[~left_out], settings, seed, report)
+        scores[left_out] = score_torch(model, inputs.take(left_out))
     return scores

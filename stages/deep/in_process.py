@@ -115,10 +115,7 @@ class OnnxDeepStage:
                 raise DeepStageError("deadline", "the deadline had passed before the deep model could begin")
             stop = min(start + BATCH_ROWS_MAX, len(inputs))
             try:
-                feeds = {
-                    self._signature.sequence_input: np.ascontiguousarray(inputs.sequence[start:stop], np.float32),
-                    self._signature.features_input: np.ascontiguousarray(inputs.features[start:stop], np.float32),
-                }
+                feeds = self._signature.tensors(inputs.take(slice(start, stop)))
                 output = self._session.run([self._signature.output], feeds)[0]
             except Exception as error:  # ONNX Runtime's exceptions have no other common base
                 raise DeepStageError("error", f"ONNX Runtime failed: {' '.join(str(error).split())}") from error

@@ -93,18 +93,27 @@ def write_repository(
 
 
 def _values(signature: DeepSignature, digest: str, limits: ServingLimits) -> dict[str, object]:
+    shapes = signature.input_shapes
     return {
         "digest_parameter": DIGEST_PARAMETER,
         "digest": digest,
         "model_name": MODEL_NAME,
         "batch_rows_max": BATCH_ROWS_MAX,
-        "sequence_input": signature.sequence_input,
-        "sequence_length": signature.sequence_length,
-        "sequence_width": signature.sequence_width,
-        "features_input": signature.features_input,
-        "features": signature.features,
+        "inputs": ",\n".join(
+            f'  {{ name: "{name}" data_type: TYPE_FP32 dims: [ {_dims(shape)} ] }}' for name, shape in shapes.items()
+        ),
+        "warm_up_inputs": ",\n".join(_warm_up_input(name, shape) for name, shape in shapes.items()),
         "output": signature.output,
         "batching": limits.batching(),
         "instances": limits.instances,
         "threads": limits.threads,
     }
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def _warm_up_input(name: str, shape: tuple[int, ...]) -> str:
+    value = f"{{ data_type: TYPE_FP32 dims: [ {_dims(shape)} ] random_data: true }}"
+    return f'      {{\n        key: "{name}"\n        value: {value}\n      }}'

@@ -13,7 +13,8 @@ from torch import nn
 from cascade.columns import Array, Float32, Float64, Int64
 from cascade.progress import Progress
 from cascade.protocols import DeepInputs
-from stages.deep.model import DeepModel
+from stages.deep.model import DeepModel, tensors
+from stages.deep.signature import DeepSignature
 from stages.settings import DeepSettings
 
 # An ONNX operator set that every supported server reads (ONNX Runtime 1.14 and newer).
@@ -29,7 +30,7 @@ def train_deep(
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     model = DeepModel(inputs, settings.hidden, settings.dropout)
-    sequence, features = torch.from_numpy(inputs.sequence), torch.from_numpy(inputs.features)
+    examples = tensors(inputs)
     target, weights = torch.from_numpy(fraud.astype(np.float32)), torch.from_numpy(weight)
     rows = len(target)
     batch_rows = min(settings.batch_rows, rows)
@@ -43,7 +44,7 @@ def train_deep(
         order = torch.randperm(rows)
         for start in range(0, rows - batch_rows + 1, batch_rows):
             chosen = order[start : start + batch_rows]
-            logit = model(sequence[chosen], features[chosen])[:, 0]
+            logit = model(*(example[chosen] for example in examples))[:, 0]
             loss = (loss_of(logit, target[chosen]) * weights[chosen]).mean()
             optimiser.zero_grad()
             loss.backward()
@@ -68,17 +69,22 @@ def score_torch(model: DeepModel, inputs: DeepInputs) -> Float64:
     parts = []
     with torch.inference_mode():
         for start in range(0, len(inputs), SCORE_ROWS):
-            rows = slice(start, start + SCORE_ROWS)
-            logit = model(torch.from_numpy(inputs.sequence[rows]), torch.from_numpy(inputs.features[rows]))
+            logit = model(*tensors(inputs.take(slice(start, start + SCORE_ROWS))))
             parts.append(logit[:, 0].numpy().astype(np.float64))
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
+def signature_of(inputs: DeepInputs) -> DeepSignature:
+    """The signature of a model that is trained on these inputs."""
+    shapes = {name: (sequence.shape[1], sequence.shape[2]) for name, sequence in inputs.sequences.items()}
+    return DeepSignature(sequences=shapes, features=inputs.features.shape[1], opset=OPSET)
+
+
 def export_onnx(model: DeepModel, example: DeepInputs) -> bytes:
-    """The model as ONNX: inputs `sequence` and `features`, output `logit` [rows, 1], with a dynamic number of rows."""
-    target = io.BytesIO()
-    arguments = (torch.from_numpy(example.sequence[:1]), torch.from_numpy(example.features[:1]))
-    inputs, outputs = ["sequence", "features"], ["logit"]
+    """The model as ONNX, with the tensors of `signature_of` and a dynamic number of rows."""
+    target, signature = io.BytesIO(), signature_of(example)
+    arguments = tuple(tensors(example.take(slice(1))))
+    inputs, outputs = list(signature.input_shapes), list(signature.output_shapes)
     names = {"input_names": inputs, "output_names": outputs}
     axes = {name: {0: "rows"} for name in (*inputs, *outputs)}
     with warnings.catch_warnings():
@@ -91,5 +97,6 @@ def export_onnx(model: DeepModel, example: DeepInputs) -> bytes:
 def max_difference(model: DeepModel, onnx: bytes, inputs: DeepInputs) -> float:
     """Largest absolute difference between the log-odds of PyTorch and of ONNX Runtime."""
     session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
-    (logit,) = session.run(["logit"], {"sequence": inputs.sequence, "features": inputs.features})
+    signature = signature_of(inputs)
+    (logit,) = session.run([signature.output], signature.tensors(inputs))
     return float(np.max(np.abs(logit[:, 0] - score_torch(model, inputs)), initial=0.0))

@@ -175,7 +175,8 @@ class _Call:
     def start(self, requests: Requests, inputs: DeepInputs, deadline_s: float) -> None:
         """Start all batches."""
         for number, start in enumerate(range(0, len(inputs), BATCH_ROWS_MAX)):
-            self._batches.append(BatchCall(requests, _rows(inputs, start), deadline_s, partial(self._ended, number)))
+            rows = inputs.take(slice(start, start + BATCH_ROWS_MAX))
+            self._batches.append(BatchCall(requests, rows, deadline_s, partial(self._ended, number)))
         if not self._batches:
             self._future.set_result(np.zeros(0, np.float64))
         for batch in self._batches:
@@ -197,8 +198,3 @@ class _Call:
         if len(self._scores) == len(self._batches) and not self._future.done():
             parts = [self._scores[place] for place in range(len(self._batches))]
             self._future.set_result(parts[0] if len(parts) == 1 else np.concatenate(parts))
-
-
-def _rows(inputs: DeepInputs, start: int) -> DeepInputs:
-    stop = start + BATCH_ROWS_MAX
-    return DeepInputs(inputs.sequence[start:stop], inputs.features[start:stop])

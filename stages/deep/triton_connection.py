@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from cascade.columns import Array, Float64
+from cascade.columns import Array, Float32, Float64
 from cascade.errors import DeepStageError, ModelServerError
 from cascade.protocols import DeepInputs
 from stages.deep.answers import checked_scores, probe_inputs
@@ -153,20 +153,19 @@ class TritonConnection:
         request = self._messages.ModelInferRequest()
         # for the server's queue, in microseconds: it refuses requests for which nobody waits any more
         request.parameters["timeout"].int64_param = max(int(queue_s * 1e6), 1)
-        for values in (inputs.sequence, inputs.features):
-            request.raw_input_contents.append(np.ascontiguousarray(values, np.float32).tobytes())
+        tensors = self._signature.tensors(inputs)
+        for values in tensors.values():
+            request.raw_input_contents.append(values.tobytes())
         # the encodings of two messages, one after the other, are that of both together
-        encoded: bytes = self._description(inputs) + request.SerializeToString()
+        encoded: bytes = self._description(tensors) + request.SerializeToString()
         return encoded
 
-    def _description(self, inputs: DeepInputs) -> bytes:
+    def _description(self, tensors: dict[str, Float32]) -> bytes:
         """The part of a request that depends on nothing but the shapes of its tensors, encoded."""
-        shapes = inputs.sequence.shape, inputs.features.shape
+        shapes = tuple(values.shape for values in tensors.values())
         if shapes not in self._descriptions:
             request = self._messages.ModelInferRequest(model_name=self._model)
-            for name, shape in zip(
-                (self._signature.sequence_input, self._signature.features_input), shapes, strict=True
-            ):
+            for name, shape in zip(tensors, shapes, strict=True):
                 request.inputs.add(name=name, datatype="FP32", shape=shape)
             request.outputs.add(name=self._signature.output)
             if len(self._descriptions) == BATCH_ROWS_MAX:

@@ -148,7 +148,7 @@ class Escalations:
         decided = [by_screener(table.take(refused), "queue-full")] if len(refused) else []
         if len(refused):
             table, deadline_ms = table.take(room), deadline_ms[room]
-            inputs = DeepInputs(inputs.sequence[room], inputs.features[room])
+            inputs = inputs.take(room)
         if len(table):
             timeout_s = (float(deadline_ms.max()) - self._clock.time() * 1e3) / 1e3
             if timeout_s <= 0:

@@ -17,7 +17,7 @@ from bench.deep_latency import DeepLatencyReport, Turns, measure_turn, show_deep
 from cascade.cli import main
 from cascade.protocols import DeepInputs
 
-ROW = DeepInputs(np.zeros((1, 1, 1), np.float32), np.zeros((1, 1), np.float32))
+ROW = DeepInputs({"card_sequence": np.zeros((1, 1, 1), np.float32)}, np.zeros((1, 1), np.float32))
 METRICS = """\
 # TYPE nv_inference_request_success counter
 nv_inference_request_success{model="fraud_deep",version="1"} 4
@@ -45,7 +45,7 @@ class Delayed:
 def test_a_turn_counts_each_call_from_its_start_to_its_answer_and_the_servers_share() -> None:
     found, peer = Turns(), Delayed()
     counts = iter([(10, 1.0), (20, 1.5), (20, 1.5), (20, 1.5)])
-    inputs = [ROW, DeepInputs(ROW.sequence, ROW.features)]
+    inputs = [ROW, DeepInputs(ROW.sequences, ROW.features)]
     for _ in range(2):
         measure_turn(peer, inputs, 20, 0.5, found, lambda: next(counts))
     assert len(found.result_s) == len(found.callback_s) == len(peer.inputs) == 20

@@ -23,8 +23,10 @@ def test_the_network_is_fp16_and_scores_hardly_differ_even_for_amounts_beyond_it
     weights = {weight.data_type for weight in onnx.load(str(half)).graph.initializer if len(weight.dims) > 1}
     assert onnx.TensorProto.FLOAT16 in weights
     chance = np.random.default_rng(1)
-    shapes = (256, signature.sequence_length, signature.sequence_width), (256, signature.features)
-    inputs = DeepInputs(*(chance.normal(0, 1e5, shape).astype(np.float32) for shape in shapes))
+    sequences = {
+        name: chance.normal(0, 1e5, (256, *shape)).astype(np.float32) for name, shape in signature.sequences.items()
+    }
+    inputs = DeepInputs(sequences, chance.normal(0, 1e5, (256, signature.features)).astype(np.float32))
 
     def scores(path: Path) -> Float64:
         with closing(OnnxDeepStage(path, signature)) as stage:

@@ -490,7 +490,7 @@ def test_slow_work_ends_later_and_never_in_a_dead_process() -> None:
 
 
 def model_inputs(rows: int = 2) -> DeepInputs:
-    return DeepInputs(np.zeros((rows, 2, 3), np.float32), np.ones((rows, 4), np.float32))
+    return DeepInputs({"card_sequence": np.zeros((rows, 2, 3), np.float32)}, np.ones((rows, 4), np.float32))
 
 
 def test_a_slow_model_gives_up_at_the_deadline() -> None:

@@ -67,7 +67,7 @@ def test_one_worker_that_shares_equals_one_engine_to_the_bit(
     folded, volume = fold_partitioned(bundle, data, alone, late, HOUR_MS, HOUR_MS, lambda _: None)
     np.testing.assert_array_equal(folded.rows, whole.rows)
     np.testing.assert_array_equal(folded.features, whole.features)
-    np.testing.assert_array_equal(folded.sequence, whole.sequence)
+    np.testing.assert_equal(folded.sequences, whole.sequences)
     assert volume.records > 1_000
 
 

@@ -96,7 +96,7 @@ def test_a_missing_file_or_a_directory_in_its_place_is_named(copy: Path, file: s
     assert file in refusal(copy)
 
 
-@pytest.mark.parametrize("number", [0, BUNDLE_FORMAT + 1, "1", None, [1]])
+@pytest.mark.parametrize("number", [0, 1, BUNDLE_FORMAT + 1, "1", None, [1]])
 def test_an_unknown_format_is_refused_before_the_rest_is_read(copy: Path, number: object) -> None:
     change_manifest(copy, lambda manifest: manifest.update(format=number, news="from a later release"))
     assert "is unknown to this release" in refusal(copy)

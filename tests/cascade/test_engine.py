@@ -126,22 +126,30 @@ def test_escalation_scores_and_probability_are_the_policys(bundle: Bundle, data:
 
 def test_the_screeners_raw_score_is_the_last_column_of_the_deep_inputs() -> None:
     features = np.arange(6, dtype=np.float32).reshape(3, 2)
-    sequence = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
-    inputs = deep_inputs(features, sequence, np.array([-1.5, 0.25, 9.0]))
+    sequences = {"card_sequence": np.arange(24, dtype=np.float32).reshape(3, 4, 2)}
+    inputs = deep_inputs(features, sequences, np.array([-1.5, 0.25, 9.0]))
     assert inputs.features.tolist() == [[0, 1, -1.5], [2, 3, 0.25], [4, 5, 9]]
-    np.testing.assert_array_equal(inputs.sequence, sequence)
-    assert inputs.features.dtype == inputs.sequence.dtype == np.float32
+    np.testing.assert_equal(inputs.sequences, sequences)
+    assert inputs.features.dtype == inputs.sequences["card_sequence"].dtype == np.float32
     assert len(inputs) == 3
 
 
 @pytest.mark.parametrize("rows", [np.array([True, False, True]), np.array([0, 2])])
-def test_deep_inputs_of_chosen_rows_belong_together(rows: np.ndarray) -> None:
-    features = np.array([[1], [2], [3]], np.float32)
-    sequence = np.array([[[10]], [[20]], [[30]]], np.float32)
-    raw = np.array([0.1, 0.2, 0.3])
-    inputs = Screened(raw, raw, raw, features, sequence).deep_inputs(rows)
-    assert inputs.features[:, 0].tolist() == [1, 3]
-    assert inputs.sequence[:, 0, 0].tolist() == [10, 30]
-    np.testing.assert_allclose(inputs.features[:, 1], [0.1, 0.3], rtol=1e-6)
+def test_deep_inputs_of_chosen_rows_belong_together(bundle: Bundle, data: LabelledData, rows: np.ndarray) -> None:
+    screened = make_engine(bundle).screen(data.batch.take(np.arange(3)))
+    inputs = screened.deep_inputs(rows)
+    (sequence,) = inputs.sequences.values()
+    amount = data.batch[bundle.schema.roles.amount][[0, 2]].astype(np.float32)
+    np.testing.assert_array_equal(inputs.features[:, :-1], screened.computed.features[[0, 2]])
+    np.testing.assert_array_equal(inputs.features[:, -1], screened.raw[[0, 2]].astype(np.float32))
+    np.testing.assert_array_equal(sequence[:, -1, :3], np.column_stack([np.ones(2), np.zeros(2), amount]))
     assert inputs.features.flags.c_contiguous
-    assert inputs.sequence.flags.c_contiguous
+    assert sequence.flags.c_contiguous
+
+
+def test_rows_that_were_folded_only_have_no_sequences(bundle: Bundle, data: LabelledData) -> None:
+    engine = make_engine(bundle)
+    screened = engine.screen(data.batch.take(np.arange(3)))
+    engine.fold(data.batch.take(np.arange(3, 6)))
+    with pytest.raises(RuntimeError, match="ask for its sequences first"):
+        screened.deep_inputs(np.array([0]))

@@ -250,6 +250,8 @@ def test_the_meter_to_copy_counts_from_its_start_and_is_lost_with_its_file(tmp_p
 
 def test_the_stage_to_copy_returns_the_score_of_the_screener() -> None:
     stage = defined("SameScoreDeepStage")()
-    inputs = DeepInputs(np.zeros((2, 16, 7), np.float32), np.array([[1, -3.5], [2, 0.5]], np.float32))
+    inputs = DeepInputs(
+        {"card_sequence": np.zeros((2, 16, 7), np.float32)}, np.array([[1, -3.5], [2, 0.5]], np.float32)
+    )
     assert stage.submit(inputs, 1.0).result().tolist() == [-3.5, 0.5]
     assert len(stage.probe(1.0).result()) == 1

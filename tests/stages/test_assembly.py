@@ -10,7 +10,8 @@ import pytest
 
 from cascade.bundle import Bundle
 from cascade.errors import BundleError
-from stages.assembly import make_engine, make_screener
+from cascade.features import parse_spec
+from stages.assembly import deep_signature, make_engine, make_screener
 
 
 def test_the_shipped_screener_is_compiled_and_scores_as_lightgbm_does(bundle: Bundle) -> None:
@@ -38,3 +39,18 @@ def test_a_model_that_cannot_be_compiled_is_scored_by_lightgbm(bundle: Bundle) -
 def test_rows_of_another_width_are_refused(bundle: Bundle, width: int) -> None:
     with pytest.raises(BundleError, match=rf"expects \d+ features, features.toml has {width}"):
         make_screener(bundle, width)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("length = 16", "length = 15"),
+    ('"amount", "hour", ', '"amount", '),
+    ('key = "card"\nlength', 'key = "terminal"\nlength'),
+])  # fmt: skip
+def test_a_deep_model_with_other_sequences_than_the_feature_file_is_refused(bundle: Bundle, old: str, new: str) -> None:
+    assert deep_signature(bundle).sequences == {"card_sequence": (16, 7)}
+    text = bundle.content["features.toml"].decode()
+    start = text.index("[[sequence]]")
+    assert old in text[start:]
+    spec = parse_spec((text[:start] + text[start:].replace(old, new)).encode(), "features.toml")
+    with pytest.raises(BundleError, match=r"deep\.json: the model reads sequences .* train the bundle again"):
+        deep_signature(replace(bundle, spec=spec))

@@ -45,19 +45,21 @@ def test_features_do_not_depend_on_the_chunks(
     chunked = folded(bundle, data)
     np.testing.assert_array_equal(chunked.rows, whole.rows)
     np.testing.assert_array_equal(chunked.features, whole.features)
-    np.testing.assert_array_equal(chunked.sequence, whole.sequence)
+    assert list(chunked.sequences) == ["card_sequence"]
+    np.testing.assert_equal(chunked.sequences, whole.sequences)
 
 
 def test_chosen_rows_have_the_features_of_the_whole_past(bundle: Bundle, data: LabelledData) -> None:
     wanted = np.zeros(data.batch.rows, bool)
     wanted[-200::2] = True
-    with_sequence = wanted.copy()
-    with_sequence[-100:] = False
+    with_sequences = wanted.copy()
+    with_sequences[-100:] = False
     whole = folded(bundle, data)
-    part = fold_rows(engine_of(bundle), data, wanted, with_sequence, lambda _: None)
+    part = fold_rows(engine_of(bundle), data, wanted, with_sequences, lambda _: None)
     assert part.rows.tolist() == np.flatnonzero(wanted).tolist()
     np.testing.assert_array_equal(part.features, whole.features[wanted])
-    np.testing.assert_array_equal(part.sequence, whole.sequence[with_sequence])
+    for name, sequence in part.sequences.items():
+        np.testing.assert_array_equal(sequence, whole.sequences[name][with_sequences])
 
 
 def test_a_label_acts_from_its_delay_on_and_not_before(bundle: Bundle, data: LabelledData) -> None:

@@ -109,7 +109,7 @@ def test_a_trained_bundle_loads_and_serves(trained: Trained, served: OfflineScor
     assert bundle.content["features.toml"] == FEATURES.read_bytes()
     signature, engine = deep_signature(bundle), make_engine(bundle)
     assert signature.features == engine.features.width + 1 == trained.report.features + 1
-    assert (signature.sequence_length, signature.sequence_width) == engine.features.sequence_shape
+    assert signature.sequences == engine.features.sequence_shapes
     assert np.isfinite(served.screener_raw).all()
     assert np.isfinite(served.deep_raw).all()
 

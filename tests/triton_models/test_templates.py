@@ -30,7 +30,10 @@ def test_both_targets_have_the_same_contract_on_their_backend_and_device(
         assert getattr(cpu, part) == getattr(gpu, part)
     assert cpu.name == MODEL_NAME
     assert cpu.max_batch_size == BATCH_ROWS_MAX
-    assert {tensor.name: list(tensor.dims) for tensor in cpu.input} == {"sequence": [5, 3], "features": [4]}
+    shapes = {"card_sequence": [5, 3], "terminal_sequence": [2, 6], "features": [4]}
+    assert {tensor.name: list(tensor.dims) for tensor in cpu.input} == shapes
+    for warmup in cpu.model_warmup:
+        assert {name: list(value.dims) for name, value in warmup.inputs.items()} == shapes
     assert {tensor.name: list(tensor.dims) for tensor in cpu.output} == {"logit": [1]}
     assert sorted(warmup.batch_size for warmup in cpu.model_warmup) == [1, BATCH_ROWS_MAX]
     group = model_config_pb2.ModelInstanceGroup

@@ -6,7 +6,9 @@ It follows the rules of docs/features.md:
 - a label window contains stored events and frauds with t − delay − window < time ≤ t − delay, without frauds that are
   older than the oldest stored event;
 - before the engine reads a row, the row's key drops events with time ≤ its newest event (or the row) − the horizon,
-  which is the longest reach of a window plus `lateness`;
+  which is the longest reach of a window plus `lateness`; but it keeps as many events as its sequence has steps before
+  the row. These count for windows, which do not reach so far unless the row is too late, and not for the others;
+- after all features of a row are known and the row is stored, its sequence has it and the stored events before it;
 - a key stores `events_per_key_max` events, the newest by time; all keys of a field share a pool of blocks of eight
   events, and the least recently used keys are evicted when it is full;
 - a row, a label and a summary are uses of their keys; beyond `keys_max` the least recently used key is evicted;
@@ -42,7 +44,7 @@ Row = dict[str, Any]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BLOCK = 8
 # Keys of a row that are no fields of the schema
-PARTITION_ID, FROM_SUMMARY = "(partition id)", "(from summary)"
+PARTITION_ID, FROM_SUMMARY, STEP = "(partition id)", "(from summary)", "(step)"
 
 
 @dataclass
@@ -70,8 +72,8 @@ class Chain:
         self.entries.pop(0)
         self.gap = (self.gap + 1) % BLOCK if self.entries else 0
 
-    def forget_up_to(self, time_ms: int) -> None:
-        while self.entries and self.entries[0][0] <= time_ms:
+    def forget_up_to(self, time_ms: int, kept: int = 0) -> None:
+        while len(self.entries) > kept and self.entries[0][0] <= time_ms:
             self.forget_oldest()
 
     def remove_if(self, is_removed: Callable[[Any], bool]) -> bool:
@@ -89,8 +91,6 @@ class Memory:
     events: Chain = field(default_factory=Chain)
     frauds: Chain = field(default_factory=Chain)
     remotes: Chain = field(default_factory=Chain)
-    step_partition_id: int = 0
-    steps: list[tuple[int, list[np.float32]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,20 @@ class SummarisedRows:
 class View:
     """What a row sees: itself, the stored events not after it (oldest first), and the times of frauds that count.
 
-    Rows of summaries are among the events, and have the key FROM_SUMMARY.
+    Rows of summaries are among the events, and have the key FROM_SUMMARY. Events up to `forgotten_ms` are past the
+    horizon.
     """
 
     row: Row
     time_ms: int
     earlier: list[tuple[int, Row]]
     fraud_times: list[int]
+    forgotten_ms: int
+
+    @property
+    def recent(self) -> list[tuple[int, Row]]:
+        """Earlier events within the horizon, oldest first."""
+        return [event for event in self.earlier if event[0] > self.forgotten_ms]
 
     def window(self, window_ms: int) -> list[Row]:
         """Earlier rows in (t − window, t], oldest first, without the row itself."""
@@ -134,7 +141,7 @@ class KeyReference:
     def __init__(self, spec: FeatureSpec, key: str, labelled: bool) -> None:
         self.key, self.labelled, self.limits = key, labelled, spec.limits
         self.columns: list[tuple[str, Compute]] = []
-        self.reach_ms = 0
+        self.reach_ms = self.kept = 0
         self.lateness_ms = parse_ms(spec.lateness)
         self.keys: OrderedDict[Any, Memory] = OrderedDict()
         self.evictions = self.late = self.too_late = 0
@@ -177,7 +184,7 @@ class KeyReference:
         newest_ms = max([time_ms, *(event_ms for event_ms, _ in memory.events.entries[-1:])])
         self.late += newest_ms > time_ms
         forgotten_ms = newest_ms - self.reach_ms - self.lateness_ms
-        memory.events.forget_up_to(forgotten_ms)
+        memory.events.forget_up_to(forgotten_ms, self.kept)
         memory.frauds.forget_up_to(forgotten_ms)
         unseen = self.hidden - {row[PARTITION_ID]}
         if self.hidden:
@@ -188,9 +195,10 @@ class KeyReference:
         earlier = [event for event in seen if event[0] <= time_ms]
         earlier += [(newest, row | {FROM_SUMMARY: True}) for newest, summary in remotes for row in summary.rows]
         earlier.sort(key=itemgetter(0))
-        oldest_ms = min([summary.start_ms for _, summary in remotes] + [seen[0][0] if seen else time_ms])
+        oldest_events = [event_ms for event_ms, _ in seen if event_ms > forgotten_ms] or [time_ms]
+        oldest_ms = min([summary.start_ms for _, summary in remotes] + oldest_events)
         frauds = [fraud_ms for fraud_ms, _ in memory.frauds.entries if fraud_ms >= oldest_ms]
-        return memory, View(row, time_ms, earlier, frauds), forgotten_ms
+        return memory, View(row, time_ms, earlier, frauds, forgotten_ms), forgotten_ms
 
     def store(self, memory: Memory, row: Row, time_ms: int, forgotten_ms: int) -> None:
         if time_ms <= forgotten_ms or not self.insert("events", memory, time_ms, row):
@@ -199,11 +207,8 @@ class KeyReference:
     def forget(self, partition_id: int) -> None:
         for key, memory in list(self.keys.items()):
             gone = memory.events.remove_if(lambda row: row[PARTITION_ID] == partition_id)
-            if memory.steps and memory.step_partition_id == partition_id:
-                memory.steps.clear()
-                gone = True
             chains = memory.events, memory.frauds, memory.remotes
-            if gone and not memory.steps and not any(chain.entries for chain in chains):
+            if gone and not any(chain.entries for chain in chains):
                 del self.keys[key]
 
     def fold_summary(self, key: Any, newest_ms: int, summary: SummarisedRows) -> None:
@@ -240,9 +245,9 @@ class Reference:
             self._add_windows(self._part(group.key), group)
         for labels in spec.label_window:
             self._add_label_windows(self._part(labels.key), labels)
-        self.sequence_key = self.field_of(spec.sequence.key)
-        last = self._part(spec.sequence.key)
-        self.parts = {key: part for key, part in self.parts.items() if part is not last} | {self.sequence_key: last}
+        for sequence in spec.sequence:
+            self._part(sequence.key).kept = sequence.length - 1
+        self.parts = dict(sorted(self.parts.items(), key=lambda item: item[0] == self.roles["card"]))
         self.stateless = [column for group in spec.transaction for column in self._stateless(group)]
         self.names = tuple(
             name for columns in (self.stateless, *(part.columns for part in self.parts.values())) for name, _ in columns
@@ -277,10 +282,12 @@ class Reference:
             if function == "seconds_since_last":
                 part.columns.append((f"{group.key}_seconds_since_last", _seconds_since_last))
                 continue
+            if function == "same_as_last":
+                part.columns.append((f"{group.key}_same_as_last_{group.distinct_field}", _same_as_last(tag)))
+                continue
             for text in group.windows:
-                middle = {"count": "count", "distinct": f"distinct_{group.distinct_field}"}.get(
-                    function, f"{group.field}_{function}"
-                )
+                of_tags = {name: f"{name}_{group.distinct_field}" for name in ("distinct", "seen")}
+                middle = {"count": "count", **of_tags}.get(function, f"{group.field}_{function}")
                 compute = _windowed(function, parse_ms(text), amount, tag, self.ticks_per_unit(amount))
                 part.columns.append((f"{group.key}_{middle}_{text}", compute))
                 part.reach_ms = max(part.reach_ms, parse_ms(text))
@@ -304,6 +311,10 @@ class Reference:
                 ]
             elif function == "value":
                 found.append((group.field, lambda view: view.row[name]))
+            elif function == "category":
+                found.append((f"{group.field}_category", lambda view: view.row[name]))
+            elif function == "bucket":
+                found.append((f"{group.field}_bucket", lambda view: _hash(view.row[name]) % group.buckets))
             else:
                 found.append((function, _CLOCK[function]))
         return found
@@ -314,39 +325,42 @@ class Reference:
             part.hidden = part.hidden - {partition_id} if shown else part.hidden | {partition_id}
 
     def forget(self, partition_id: int) -> None:
-        """Drop the events and steps of a partition."""
+        """Drop the events of a partition."""
         for part in self.parts.values():
             part.forget(partition_id)
 
     def update(self, row: Row, partition_id: int = 0) -> tuple[Float32, Float32]:
-        """Fold the next row; return its features float32 [width] and sequence float32 [length, 2 + fields]."""
+        """Fold the next row; return its features float32 [width], and its sequences, one after the other in one row.
+
+        A sequence is float32 [length, 2 + fields].
+        """
         time_ms = row[self.schema.roles.event_time]
         row = row | {PARTITION_ID: partition_id}
-        alone = View(row, time_ms, [], [])
+        alone = View(row, time_ms, [], [], time_ms)
         found: dict[str, np.float32] = {name: np.float32(compute(alone)) for name, compute in self.stateless}
-        sequence = np.zeros((self.spec.sequence.length, 2 + len(self.spec.sequence.fields)), np.float32)
+        memories = {}
         for key, part in self.parts.items():
             memory, view, forgotten_ms = part.view(row, time_ms)
             found |= {name: np.float32(compute(view)) for name, compute in part.columns}
-            if key == self.sequence_key:
-                self._sequence(
-                    memory, time_ms, partition_id, [found[name] for name in self.spec.sequence.fields], sequence
-                )
-            part.store(memory, row, time_ms, forgotten_ms)
-        return np.array([found[name] for name in self.names], np.float32), sequence
+            stored = dict(row)
+            part.store(memory, stored, time_ms, forgotten_ms)
+            memories[key] = memory, stored
+        sequences = [np.zeros(0, np.float32)]
+        for sequence in self.spec.sequence:
+            key = self.field_of(sequence.key)
+            memory, stored = memories[key]
+            stored[STEP] = [found[name] for name in sequence.fields]
+            sequences.append(self._sequence(self.parts[key], memory, stored, time_ms, sequence.length).ravel())
+        return np.array([found[name] for name in self.names], np.float32), np.concatenate(sequences)
 
-    def _sequence(
-        self, memory: Memory, time_ms: int, partition_id: int, values: list[np.float32], out: Float32
-    ) -> None:
-        length = len(out)
-        before = [step for step in memory.steps if step[0] <= time_ms]
-        shown = [*before, (time_ms, values)][-length:]
-        for place, (step_ms, step_values) in enumerate(shown, length - len(shown)):
-            out[place] = np.array([1.0, (time_ms - step_ms) / 1000, *step_values], np.float32)
-        if len(memory.steps) < length or time_ms >= memory.steps[0][0]:
-            memory.step_partition_id = partition_id
-        insort_right(memory.steps, (time_ms, values), key=itemgetter(0))
-        del memory.steps[:-length]
+    def _sequence(self, part: KeyReference, memory: Memory, row: Row, time_ms: int, length: int) -> Float32:
+        unseen = part.hidden - {row[PARTITION_ID]}
+        before = [event for event in memory.events.entries if event[0] <= time_ms and event[1] is not row]
+        steps = [event for event in before if event[1][PARTITION_ID] not in unseen] + [(time_ms, row)]
+        out = np.zeros((length, 2 + len(row[STEP])), np.float32)
+        for place, (step_ms, event) in enumerate(steps[-length:], length - len(steps[-length:])):
+            out[place] = np.array([1.0, (time_ms - step_ms) / 1000, *event[STEP]], np.float32)
+        return out
 
     def update_label(self, label: Row) -> None:
         """Fold one label."""
@@ -369,7 +383,26 @@ def _is_category(name: str, code: int) -> Compute:
 
 
 def _seconds_since_last(view: View) -> float:
-    return (view.time_ms - view.earlier[-1][0]) / 1000 if view.earlier else -1.0
+    return (view.time_ms - view.recent[-1][0]) / 1000 if view.recent else -1.0
+
+
+def _same_as_last(tag: str) -> Compute:
+    def compute(view: View) -> float:
+        rows = [row for _, row in view.recent if FROM_SUMMARY not in row]
+        return rows[-1][tag] == view.row[tag] if rows else -1.0
+
+    return compute
+
+
+def _hash(value: int | str) -> int:
+    """Splitmix64's finaliser, of FNV-1a for a text."""
+    code = value if isinstance(value, int) else 0xCBF29CE484222325
+    for octet in value.encode() if isinstance(value, str) else b"":
+        code = (code ^ octet) * 0x100000001B3 % 2**64
+    code %= 2**64
+    code = (code ^ code >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    code = (code ^ code >> 27) * 0x94D049BB133111EB % 2**64
+    return code ^ code >> 31
 
 
 def _windowed(function: str, window_ms: int, amount: str, tag: str, ticks_per_unit: float) -> Compute:
@@ -382,6 +415,9 @@ def _windowed(function: str, window_ms: int, amount: str, tag: str, ticks_per_un
             return max(float(row[amount]) for row in rows)
         if function == "distinct":
             return len({row[tag] for row in rows if FROM_SUMMARY not in row})
+        if function == "seen":
+            earlier = [row for time_ms, row in view.recent if time_ms > view.time_ms - window_ms]
+            return any(row[tag] == view.row[tag] for row in earlier if FROM_SUMMARY not in row)
         ticks = [round(float(row[amount]) * ticks_per_unit) for row in rows]
         unit = Fraction(ticks_per_unit)
         if function == "sum":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -11,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from cascade.columns import ColumnBatch, Float32
-from cascade.features import FeatureEngine, FeatureSpec, parse_spec
+from cascade.features import FeatureBatch, FeatureEngine, FeatureSpec, parse_spec
 from cascade.schema import Field, Schema, parse_schema
 
 from .reference import Reference, Row
@@ -61,12 +63,21 @@ EVERYTHING = """
 [[transaction]]
 functions = ["value", "hour", "weekday", "night", "weekend"]
 [[transaction]]
-functions = ["one_hot"]
+functions = ["one_hot", "category"]
 field = "mode"
+[[transaction]]
+functions = ["bucket"]
+field = "shop"
+buckets = 3
 [[window]]
 key = "terminal"
 functions = ["seconds_since_last", "count", "mean"]
 windows = ["10s"]
+[[window]]
+key = "terminal"
+functions = ["seen", "same_as_last"]
+windows = ["1s", "10s"]
+distinct_field = "card"
 [[window]]
 key = "card"
 functions = ["seconds_since_last", "count", "sum", "mean", "max", "std", "ratio_to_mean", "distinct"]
@@ -74,7 +85,7 @@ windows = ["1s", "10s"]
 [[window]]
 key = "card"
 field = "items"
-functions = ["max", "sum", "distinct"]
+functions = ["max", "sum", "distinct", "seen"]
 windows = ["10s"]
 distinct_field = "mode"
 [[label_window]]
@@ -85,17 +96,21 @@ windows = ["1s", "10s"]
 key = "card"
 functions = ["fraud_rate"]
 windows = ["10s"]
-[sequence]
+[[sequence]]
 key = "card"
 length = 3
 fields = ["amount", "card_count_10s", "terminal_fraud_rate_10s"]
+[[sequence]]
+key = "terminal"
+length = 4
+fields = ["card_seconds_since_last", "amount", "terminal_count_10s", "mode_category"]
 """
 CARD_COUNTS = """
 [[window]]
 key = "card"
 functions = ["count", "sum"]
 windows = ["10s"]
-[sequence]
+[[sequence]]
 key = "card"
 length = 2
 fields = []
@@ -109,9 +124,10 @@ def spec_of(
     events_per_key_mean: int = 32,
     lateness: str = "2s",
 ) -> FeatureSpec:
-    """A feature file with these limits."""
+    """A feature file with these limits; its sequences have at most `events_per_key_max` steps."""
+    body = re.sub(r"length = (\d+)", lambda found: f"length = {min(int(found[1]), events_per_key_max)}", body)
     text = f"""
-        version = 1
+        version = 2
         lateness = "{lateness}"
         [limits]
         keys_max = {keys_max}
@@ -290,11 +306,12 @@ def play(
     cuts: Iterable[int] = (),
     partition: Callable[[Row], int] | None = None,
 ) -> tuple[Float32, Float32]:
-    """Fold a stream, cut into batches; features float32 [rows, width], sequences float32 [rows, length, width].
+    """Fold a stream, cut into batches; features float32 [rows, width], and sequences as `flat` returns them.
 
     `partition`: returns the partition of a row; None: the engine gets no partitions.
     """
-    features, sequences = [np.zeros((0, engine.width), np.float32)], [np.zeros((0, *engine.sequence_shape), np.float32)]
+    size = sum(length * width for length, width in engine.sequence_shapes.values())
+    features, sequences = [np.zeros((0, engine.width), np.float32)], [np.zeros((0, size), np.float32)]
     for kind, rows in pieces(items, cuts):
         if kind == "label":
             engine.update_labels(batch_of(engine.schema.label_fields(), rows))
@@ -302,8 +319,18 @@ def play(
         partition_ids = None if partition is None else np.array([partition(row) for row in rows])
         found = engine.update(batch_of(engine.schema.fields, rows), partition_ids)
         features.append(found.features)
-        sequences.append(found.sequence)
+        sequences.append(flat(found))
     return np.concatenate(features), np.concatenate(sequences)
+
+
+def flat(found: FeatureBatch) -> Float32:
+    """All sequences of a batch, those of a row one after the other: float32 [rows, sum of length × width]."""
+    return joined(found.sequences(np.arange(len(found.features))))
+
+
+def joined(sequences: dict[str, Float32]) -> Float32:
+    """Sequences of rows, those of a row one after the other."""
+    return np.concatenate([part.reshape(len(part), math.prod(part.shape[1:])) for part in sequences.values()], axis=1)
 
 
 def assert_same_results(

@@ -46,7 +46,8 @@ def assert_equal(spec: FeatureSpec, kind: KeyKind, items: Sequence[Item]) -> Fea
             f"row {row} {rows[row]}: {engine.names[column]} is {features[row, column]}, "
             f"the reference has {expected[row, column]}"
         )
-    assert np.array_equal(sequences, expected_sequences.reshape(sequences.shape))
+    for row in np.flatnonzero((sequences != expected_sequences.reshape(sequences.shape)).any(axis=1)):
+        pytest.fail(f"row {row} {rows[row]}: sequences {sequences[row]}, the reference has {expected_sequences[row]}")
     assert engine.statistics() == reference.statistics()
     return engine
 

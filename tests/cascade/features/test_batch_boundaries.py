@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,9 +70,11 @@ def test_empty_batches_change_nothing() -> None:
     play(engine, items)
     play(other, items)
     nothing = engine.update(batch_of(engine.schema.fields, []))
-    engine.update_labels(batch_of(engine.schema.label_fields(), []))
     assert nothing.features.shape == (0, engine.width)
-    assert nothing.sequence.shape == (0, *engine.sequence_shape)
+    assert {name: part.shape for name, part in nothing.sequences(np.arange(0)).items()} == {
+        name: (0, *shape) for name, shape in engine.sequence_shapes.items()
+    }
+    engine.update_labels(batch_of(engine.schema.label_fields(), []))
     assert_same_results(engine, other, probe("int64"))
 
 

@@ -17,7 +17,7 @@ from stages.offline import fold_rows
 
 DATA = Path(cascade.__file__).parents[2] / "shared" / "data" / "handbook.parquet"
 SPEC = b"""
-version = 1
+version = 2
 [limits]
 keys_max = 20_000
 [[window]]
@@ -32,7 +32,7 @@ windows = ["30d"]
 key = "terminal"
 functions = ["fraud_count", "fraud_rate"]
 windows = ["7d"]
-[sequence]
+[[sequence]]
 key = "card"
 length = 4
 fields = ["card_count_7d"]

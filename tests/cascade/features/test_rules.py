@@ -9,13 +9,16 @@ import pytest
 
 from cascade.features import FeatureEngine
 
-from .streams import CARD_COUNTS, START_MS, Item, label_of, play, row_of, schema_of, spec_of
+from .streams import CARD_COUNTS, START_MS, Item, batch_of, label_of, play, row_of, schema_of, spec_of
 
 SCHEMA = schema_of("int64")
 
 
 class Played:
-    """An engine that folds rows one by one and returns their features by name."""
+    """An engine that folds rows one by one and returns their features by name.
+
+    `sequence` float32 [1, length, width]: the card's, of the last row.
+    """
 
     def __init__(self, **limits: Any) -> None:
         self.engine = FeatureEngine(spec_of(**limits), SCHEMA)
@@ -24,7 +27,9 @@ class Played:
     def row(self, time_ms: int, amount: float = 10.0, **keys: Any) -> dict[str, float]:
         self.number += 1
         fields = row_of("int64", self.number, START_MS + time_ms, amount=amount, **keys)
-        features, self.sequence = play(self.engine, [Item("row", fields)])
+        features, sequences = play(self.engine, [Item("row", fields)])
+        length, width = self.engine.sequence_shapes["card_sequence"]
+        self.sequence = sequences[:, : length * width].reshape(1, length, width)
         return dict(zip(self.engine.names, features[0].tolist(), strict=True))
 
     def label(self, number: int, time_ms: int, fraud: int, **keys: Any) -> None:
@@ -175,9 +180,15 @@ def test_names_and_shapes_fit_the_results() -> None:
     names = "amount hour weekday night weekend mode_chip mode_contactless mode_online"
     assert engine.names[:8] == tuple(names.split())
     assert len(set(engine.names)) == engine.width
-    assert engine.sequence_shape == (3, 5)
-    features, sequence = play(engine, [Item("row", row_of("int64", 1, START_MS))])
-    assert (features.dtype, sequence.dtype) == (np.float32, np.float32)
+    assert engine.sequence_shapes == {"card_sequence": (3, 5), "terminal_sequence": (4, 6)}
+    assert engine.categorical_names == ("mode_category",)
+    found = engine.update(batch_of(SCHEMA.fields, [row_of("int64", 1, START_MS)]))
+    features, sequences = found.features, found.sequences(np.array([0]))
+    assert {name: part.shape for name, part in sequences.items()} == {
+        "card_sequence": (1, 3, 5),
+        "terminal_sequence": (1, 4, 6),
+    }
+    assert {part.dtype for part in (features, *sequences.values())} == {np.dtype(np.float32)}
     assert features.shape == (1, engine.width)
 
 

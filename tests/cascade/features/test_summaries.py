@@ -40,7 +40,7 @@ windows = ["1d"]
 key = "terminal"
 functions = ["count", "fraud_count", "fraud_rate"]
 windows = ["1d"]
-[sequence]
+[[sequence]]
 key = "card"
 length = 2
 fields = ["amount"]

@@ -42,6 +42,7 @@ def some_work(seed: int) -> Work:
         ledger.count_offset_gap()
         ledger.add_deep_call(7, float(dyadic(rng, 1)[0]))
         ledger.set_budget_factor(0.5**seed)
+        ledger.set_state_covered(1.0 - seed / 8)
 
     return work
 

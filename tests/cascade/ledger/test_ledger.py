@@ -293,6 +293,34 @@ def test_exposition_parses_and_agrees_with_the_counters() -> None:
     assert samples["cascade_build_info", "b-1", "walk", cascade.__version__] == 1.0
 
 
+def test_a_cold_state_and_a_lowered_budget_are_exported_and_printed() -> None:
+    ledger = _ledger()
+    assert ("cascade_state_covered_ratio",) not in _samples(ledger), "it is not known yet"
+    assert _samples(ledger)["cascade_escalation_budget_factor",] == 1.0
+    assert "cold state" not in rendered(ledger.summary())
+    assert "overload" not in rendered(ledger.summary())
+    for share, factor in ((0.02, 1.0), (0.02, 0.25), (0.95, 0.5)):
+        ledger.set_state_covered(share)
+        ledger.set_budget_factor(factor)
+    assert _samples(ledger)["cascade_state_covered_ratio",] == 0.95
+    assert _samples(ledger)["cascade_escalation_budget_factor",] == 0.5
+    text = " ".join(rendered(ledger.summary(), width=200).split())
+    assert "cold state: it covered as little as 2% of its longest window; 95% at the end" in text
+    assert "overload lowered the escalation budget to as little as 25.0% of it" in text
+
+
+def test_the_lowest_share_of_an_interval_is_at_most_that_of_its_ends() -> None:
+    ledger = _ledger()
+    ledger.set_state_covered(0.5)
+    earlier = ledger.counters()
+    ledger.set_state_covered(0.75)
+    assert ledger.counters().since(earlier).state_covered_min == 0.5
+    ledger.set_state_covered(0.25)
+    ledger.set_state_covered(0.75)
+    assert ledger.counters().since(earlier).state_covered_min == 0.25
+    assert ledger.counters().since(earlier).state_covered == 0.75
+
+
 def test_exported_histogram_is_cumulative_and_sums_up() -> None:
     samples = _samples(_ledger())
     name = "cascade_decision_latency_seconds"

@@ -76,7 +76,8 @@ def slow_deep_model(tiny_deep_model: TinyDeepModel, tmp_path_factory: pytest.Tem
             helper.make_tensor_value_info("next_state", TensorProto.FLOAT, [256, 256]),
         ],
     )
-    shapes = {"sequence": ["rows", 5, 3], "features": ["rows", 4], "logit": ["rows", 1]}
+    signature = tiny_deep_model.signature
+    shapes = {name: ["rows", *shape] for name, shape in (signature.input_shapes | signature.output_shapes).items()}
     tensors = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()}
     graph = helper.make_graph(
         [
@@ -85,17 +86,18 @@ def slow_deep_model(tiny_deep_model: TinyDeepModel, tmp_path_factory: pytest.Tem
             helper.make_node("Loop", ["steps", "", "start"], ["end"], body=body),
             helper.make_node("ReduceSum", ["end"], ["number"], keepdims=0),
             helper.make_node("ReduceMean", ["features"], ["mean"], axes=[1], keepdims=1),
-            helper.make_node("ReduceMean", ["sequence"], ["other"], axes=[1, 2], keepdims=0),
-            helper.make_node("ReduceSum", ["other"], ["rest"], keepdims=0),
+            helper.make_node("ReduceMean", ["card_sequence"], ["other"], axes=[1, 2], keepdims=0),
+            helper.make_node("ReduceMean", ["terminal_sequence"], ["another"], axes=[1, 2], keepdims=0),
+            helper.make_node("Add", ["other", "another"], ["all"]),
+            helper.make_node("ReduceSum", ["all"], ["rest"], keepdims=0),
             helper.make_node("Add", ["number", "rest"], ["both"]),
             helper.make_node("Add", ["mean", "both"], ["logit"]),
         ],
         "slow",
-        [tensors["sequence"], tensors["features"]],
+        [tensors[name] for name in signature.input_shapes],
         [tensors["logit"]],
         [numpy_helper.from_array(square, "square"), numpy_helper.from_array(np.int64(400), "steps")],
     )
-    signature = tiny_deep_model.signature
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", signature.opset)], ir_version=9)
     checker.check_model(model)
     path = tmp_path_factory.mktemp("slow_deep_model") / "model.onnx"

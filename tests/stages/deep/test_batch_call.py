@@ -17,7 +17,7 @@ from stages.deep.grpc_channel import GrpcCall
 from stages.deep.replicas import Address, Replica, Replicas
 from stages.deep.triton_connection import ReplicaUnavailableError
 
-ROW = DeepInputs(np.zeros((1, 1, 1), np.float32), np.zeros((1, 1), np.float32))
+ROW = DeepInputs({"card_sequence": np.zeros((1, 1, 1), np.float32)}, np.zeros((1, 1), np.float32))
 FULL = DeepStageError("queue-full", "full")
 GONE = ReplicaUnavailableError("error", "gone")
 

@@ -31,7 +31,7 @@ def stage(tiny_deep_model: TinyDeepModel) -> Iterator[OnnxDeepStage]:
 def test_answers_equal_a_plain_session(stage: OnnxDeepStage, tiny_deep_model: TinyDeepModel, rows: int) -> None:
     inputs = tiny_deep_model.inputs(rows, seed=rows)
     session = onnxruntime.InferenceSession(str(tiny_deep_model.path))
-    (logit,) = session.run(["logit"], {"sequence": inputs.sequence, "features": inputs.features})
+    (logit,) = session.run(["logit"], {**inputs.sequences, "features": inputs.features})
     np.testing.assert_allclose(stage.submit(inputs, 5).result(), logit[:, 0], atol=1e-6, rtol=0)
 
 
@@ -102,7 +102,7 @@ def test_rows_of_another_shape_are_an_error_of_that_call_only(
     stage: OnnxDeepStage, tiny_deep_model: TinyDeepModel
 ) -> None:
     good = tiny_deep_model.inputs(2)
-    bad = type(good)(good.sequence, np.zeros((2, 99), np.float32))
+    bad = type(good)(good.sequences, np.zeros((2, 99), np.float32))
     assert failure(stage.submit(bad, 5)).cause == "error"
     assert len(stage.submit(good, 5).result()) == 2
 
@@ -114,7 +114,9 @@ def test_scores_that_are_not_finite_are_an_error(stage: OnnxDeepStage, tiny_deep
 
 
 def test_a_file_that_is_not_the_bundles_model_is_refused(tiny_deep_model: TinyDeepModel, tmp_path: Path) -> None:
-    other = msgspec.structs.replace(tiny_deep_model.signature, sequence_length=6)
+    other = msgspec.structs.replace(
+        tiny_deep_model.signature, sequences={"card_sequence": (6, 3), "terminal_sequence": (2, 6)}
+    )
     with pytest.raises(BundleError, match=r"export it again"):
         OnnxDeepStage(tiny_deep_model.path, other)
     broken = tmp_path / "broken.onnx"

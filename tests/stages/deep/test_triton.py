@@ -32,7 +32,7 @@ pytestmark = pytest.mark.triton
 
 def reference(model: TinyDeepModel, inputs: DeepInputs) -> Float64:
     session = onnxruntime.InferenceSession(str(model.path), providers=["CPUExecutionProvider"])
-    (logit,) = session.run(["logit"], {"sequence": inputs.sequence, "features": inputs.features})
+    (logit,) = session.run(["logit"], {**inputs.sequences, "features": inputs.features})
     scores: Float64 = logit[:, 0].astype(np.float64)
     return scores
 

@@ -450,7 +450,7 @@ def counts_of_a_card(ahead_ms: int) -> list[float]:
     """Its transactions in 30 days, seen by one an hour for two days after one that is ahead by so much."""
     window = {"key": "card", "functions": ["count"], "windows": ["30d"]}
     limits = {"keys_max": 16, "events_per_key_max": 4_096, "events_per_key_mean": 256}
-    declared = {"version": 1, "lateness": "1h", "limits": limits, "window": [window], "sequence": SEQUENCE}
+    declared = {"version": 2, "lateness": "1h", "limits": limits, "window": [window], "sequence": [SEQUENCE]}
     engine = FeatureEngine(msgspec.convert(declared, FeatureSpec), load_schema(SIMULATOR))
     days_ms = 24 * HOUR_MS
     history = TIME_MS - 30 * days_ms + np.arange(0, 30 * days_ms, HOUR_MS)

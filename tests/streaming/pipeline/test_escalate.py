@@ -68,7 +68,7 @@ class Rig:
         table = Table.of(
             "t", ColumnBatch(numbers, count), ("v1",), offset=np.arange(count), start_ms=start_ms, screener_score=0.25
         )
-        inputs = DeepInputs(np.zeros((count, 1, 1), np.float32), np.zeros((count, 2), np.float32))
+        inputs = DeepInputs({"card_sequence": np.zeros((count, 1, 1), np.float32)}, np.zeros((count, 2), np.float32))
         return self.escalations.send(table, inputs)
 
     def decided_at(self, now_ms: float) -> dict[int, tuple[str, str | None]]:

@@ -12,7 +12,15 @@ from bench.faults.traffic import SCHEMA
 from cascade.columns import ColumnBatch
 from cascade.config import DuplicateSettings
 from cascade.features import FeatureEngine
-from cascade.features.spec import FeatureSpec, LabelFeatures, Limits, Sequence, TransactionFeatures, WindowFeatures
+from cascade.features.spec import (
+    SPEC_VERSION,
+    FeatureSpec,
+    LabelFeatures,
+    Limits,
+    Sequence,
+    TransactionFeatures,
+    WindowFeatures,
+)
 from cascade.protocols import SystemClock
 from streaming.codecs import codec
 from streaming.health_state import HealthState
@@ -28,8 +36,8 @@ HOUR_MS = 3_600_000
 PARTITION: Partition = ("transactions", 0)
 LABELS: Partition = ("labels", 0)
 SPEC = FeatureSpec(
-    version=1,
-    sequence=Sequence(key="card", length=8, fields=("amount", "card_fraud_count_1h")),
+    version=SPEC_VERSION,
+    sequence=(Sequence(key="card", length=8, fields=("amount", "card_fraud_count_1h")),),
     lateness="1s",
     limits=Limits(keys_max=16, events_per_key_max=64, events_per_key_mean=8),
     transaction=(TransactionFeatures(functions=("value",), field="amount"),),

@@ -13,6 +13,7 @@ import java.net.http.HttpResponse;
 /** The deep model over Triton's HTTP interface (KServe's inference protocol, version 2). */
 final class Triton {
     private static final ObjectMapper JSON = new ObjectMapper();
+    private static final String SEQUENCE_INPUT = "card_sequence";
     private final HttpClient client = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build();
     private final URI model;
     private final JsonNode signature;
@@ -23,14 +24,14 @@ final class Triton {
         model = URI.create(base + "/v2/models/fraud_deep/infer");
         this.signature = signature;
         this.features = features;
-        width = signature.get("sequence_width").asInt();
+        width = signature.get("sequences").get(SEQUENCE_INPUT).get(1).asInt();
     }
 
     /** The log-odds of the deep model; blocks until they arrive. */
     double ask(CardState card, double[] row, double raw) throws IOException {
         ObjectNode request = JSON.createObjectNode();
         ArrayNode inputs = request.putArray("inputs");
-        ArrayNode sequence = input(inputs, "sequence_input", 1, CardState.STEPS_MAX, width);
+        ArrayNode sequence = input(inputs, SEQUENCE_INPUT, 1, CardState.STEPS_MAX, width);
         for (int filler = 0; filler < (CardState.STEPS_MAX - card.steps) * width; filler++) {
             sequence.add(0);
         }
@@ -43,7 +44,7 @@ final class Triton {
                 sequence.add(0);
             }
         }
-        ArrayNode current = input(inputs, "features_input", 1, features + 1);
+        ArrayNode current = input(inputs, signature.get("features_input").asText(), 1, features + 1);
         for (double value : row) {
             current.add(value);
         }
@@ -51,8 +52,8 @@ final class Triton {
         return JSON.readTree(post(JSON.writeValueAsBytes(request))).at("/outputs/0/data/0").asDouble();
     }
 
-    private ArrayNode input(ArrayNode inputs, String role, int... shape) {
-        ObjectNode tensor = inputs.addObject().put("name", signature.get(role).asText()).put("datatype", "FP32");
+    private ArrayNode input(ArrayNode inputs, String name, int... shape) {
+        ObjectNode tensor = inputs.addObject().put("name", name).put("datatype", "FP32");
         ArrayNode sizes = tensor.putArray("shape");
         for (int size : shape) {
             sizes.add(size);

@@ -1,7 +1,7 @@
-"""The simulator: reproducible, inside its schema, with drift, daily cycles and every pattern of fraud."""
+"""The frame: reproducible, inside its schema, with drift, daily cycles and every pattern of fraud."""
 
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,17 @@ import pytest
 
 import cascade
 from cascade.columns import ColumnBatch
-from cascade.errors import SettingError
 from cascade.schema import Schema, load_schema, out_of_limits
-from cascade.simulator import ENTRY_MODES, PATTERNS, SimulatorSettings, simulate
+from cascade.simulator import (
+    CATEGORIES,
+    COUNTRIES,
+    ENTRY_MODES,
+    PATTERNS,
+    Simulation,
+    SimulatorSettings,
+    simulate,
+    simulate_with_states,
+)
 
 SCHEMAS = Path(cascade.__file__).parent / "schemas"
 SETTINGS = SimulatorSettings(cards=800, terminals=1_500, days=150, seed=7)
@@ -35,8 +43,9 @@ def test_equal_seeds_give_equal_frames_and_other_seeds_others(frame: pl.DataFram
 
 def test_every_row_is_inside_the_limits_of_the_schema(frame: pl.DataFrame, schema: Schema) -> None:
     assert set(schema.fields) | {schema.label.field, "fraud_pattern"} == set(frame.columns)
-    assert schema.fields["entry_mode"].values == ENTRY_MODES
-    assert frame["entry_mode"].is_in(ENTRY_MODES).all()
+    for name, values in (("entry_mode", ENTRY_MODES), ("category", CATEGORIES), ("country", COUNTRIES)):
+        assert schema.fields[name].values == values
+        assert set(frame[name].unique()) == set(values)
     columns = {
         name: (frame[name].to_physical() if field.type == "timestamp" else frame[name]).to_numpy()
         for name, field in schema.fields.items()
@@ -67,9 +76,48 @@ def test_fraud_share_is_the_asked_one(share: float) -> None:
     assert frame["fraud"].mean() == pytest.approx(share, rel=0.1)
 
 
-def test_every_pattern_is_present_and_only_frauds_have_one(frame: pl.DataFrame) -> None:
+def test_every_pattern_is_present_and_most_frauds_are_reported(frame: pl.DataFrame) -> None:
     assert set(frame["fraud_pattern"].unique()) == set(PATTERNS)
-    assert ((frame["fraud_pattern"] != "none") == (frame["fraud"] == 1)).all()
+    truth, label = frame["fraud_pattern"] != "none", frame["fraud"] == 1
+    assert 0.92 < label.filter(truth).mean() < 0.99  # type: ignore[operator]
+    assert 0 < label.filter(~truth).sum() < 0.05 * label.sum()
+
+
+def test_the_hidden_states_leave_the_frame_as_it_is(frame: pl.DataFrame) -> None:
+    simulation = simulate_with_states(SETTINGS)
+    assert simulation.frame.equals(frame)
+    assert len(simulation.rows.card) == len(simulation.report_delay_ms) == frame.height
+    assert np.array_equal(simulation.rows.card, frame["card_id"].to_numpy())
+    assert np.array_equal(simulation.report_delay_ms >= 0, frame["fraud"].to_numpy() == 1)
+
+
+def test_country_and_category_are_the_merchants(frame: pl.DataFrame) -> None:
+    per_terminal = frame.group_by("terminal_id").agg(pl.n_unique("country", "category"))
+    assert per_terminal["country"].max() == per_terminal["category"].max() == 1
+
+
+def test_only_online_purchases_have_a_device_and_some_have_none(frame: pl.DataFrame) -> None:
+    shop = frame.filter(pl.col("entry_mode") != "online")
+    online = frame.filter(pl.col("entry_mode") == "online")
+    assert (shop["device_id"] == 0).all()
+    assert 0.6 < (online["device_id"] > 0).mean() < 0.9  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("column", ["amount", "hour", "weekday", "category", "country", "entry_mode", "has_device"])
+def test_no_single_column_gives_a_pattern_away(simulation: Simulation, column: str) -> None:
+    columns = simulation.frame.select(
+        "fraud_pattern",
+        "category",
+        "country",
+        "entry_mode",
+        amount=pl.col("amount").qcut(200, allow_duplicates=True).to_physical(),
+        hour=pl.col("event_time").dt.hour(),
+        weekday=pl.col("event_time").dt.weekday(),
+        has_device=pl.col("device_id") > 0,
+    )
+    for pattern in PATTERNS[1:]:
+        share = columns.group_by(column).agg((pl.col("fraud_pattern") == pattern).mean())["fraud_pattern"].max()
+        assert share < 0.25, f"{column} shows {pattern}"  # type: ignore[operator]
 
 
 def test_volume_is_near_the_asked_rate_and_days_are_busier_than_nights(frame: pl.DataFrame) -> None:
@@ -77,29 +125,6 @@ def test_volume_is_near_the_asked_rate_and_days_are_busier_than_nights(frame: pl
     assert frame.height == pytest.approx(expected, rel=0.15)
     hour = frame["event_time"].dt.hour()
     assert (hour.is_between(11, 20)).mean() > 5 * (hour.is_between(1, 5)).mean()  # type: ignore[operator]
-
-
-def test_card_testing_is_small_amounts_and_then_a_large_one(frame: pl.DataFrame) -> None:
-    tests = frame.filter(pl.col("fraud_pattern") == "card_testing")
-    assert (tests["entry_mode"] == "online").all()
-    assert tests["amount"].quantile(0.6) < 5.0  # type: ignore[operator]
-    assert tests["amount"].quantile(0.95) > 50.0  # type: ignore[operator]
-
-
-def test_stolen_cards_are_used_in_runs_of_rising_amounts(frame: pl.DataFrame) -> None:
-    stolen = frame.filter(pl.col("fraud_pattern") == "stolen_card").with_columns(
-        gap=pl.col("event_time").diff().over("card_id"),
-        growth=pl.col("amount").log().diff().over("card_id"),
-    )
-    run = stolen.filter(pl.col("gap") < pl.duration(days=1))
-    assert run.height > 0.6 * stolen.height
-    assert run["growth"].mean() > 0.1  # type: ignore[operator]
-
-
-def test_compromised_terminals_keep_ordinary_amounts(frame: pl.DataFrame) -> None:
-    median = frame.group_by("fraud_pattern").agg(pl.col("amount").median()).rows_by_key("fraud_pattern", unique=True)
-    assert median["compromised_terminal"] == pytest.approx(median["none"], rel=0.5)
-    assert median["account_takeover"] > 2 * median["none"]
 
 
 def test_the_amount_alone_does_not_reveal_a_fraud(frame: pl.DataFrame) -> None:
@@ -137,18 +162,20 @@ def test_progress_rises_to_the_end() -> None:
     assert shares[-1] == 1.0
 
 
-OUT_OF_RANGE: list[dict[str, object]] = [
-    *({"cards": 0}, {"terminals": 3}, {"days": 0}, {"seed": -1}, {"fraud_share": 1.0}),
-    *({"start": date(1999, 1, 1)}, {"transactions_per_card_day": float("nan")}),
-]
+def test_a_new_year_has_a_busier_december_and_more_journeys_in_summer() -> None:
+    frame = simulate(SimulatorSettings(cards=600, terminals=900, days=365, seed=9, fraud_share=0.0))
+    month = frame["event_time"].dt.month()
+    days = frame["event_time"].dt.date()
+    daily = {number: int((month == number).sum()) / days.filter(month == number).n_unique() for number in (11, 12)}
+    assert daily[12] > 1.08 * daily[11]
+    abroad = frame.filter(pl.col("entry_mode") != "online").with_columns(
+        home=pl.col("country").mode().first().over("card_id"), month=pl.col("event_time").dt.month()
+    )
+    share = dict(abroad.group_by("month").agg((pl.col("country") != pl.col("home")).mean()).iter_rows())
+    assert share[7] + share[8] > 1.3 * (share[3] + share[11])
 
 
-@pytest.mark.parametrize("setting", OUT_OF_RANGE, ids=str)
-def test_a_setting_out_of_range_is_named(setting: dict[str, object]) -> None:
-    with pytest.raises(SettingError, match=next(iter(setting))):
-        SimulatorSettings(**setting)  # type: ignore[arg-type]
-
-
-def test_a_run_that_cannot_fit_in_memory_is_refused() -> None:
-    with pytest.raises(SettingError, match="memory"):
-        SimulatorSettings(cards=10_000_000, days=3_650)
+def test_the_smallest_simulation_works() -> None:
+    for seed in range(5):
+        frame = simulate(SimulatorSettings(cards=10, terminals=20, days=1, seed=seed, transactions_per_card_day=0.05))
+        assert frame["event_time"].is_sorted()

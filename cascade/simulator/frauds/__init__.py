@@ -1,0 +1,1 @@
+"""The families of frauds and their genuine twins, one a file."""
