@@ -109,7 +109,7 @@ def test_no_single_column_gives_a_pattern_away(frame: pl.DataFrame, column: str)
         "category",
         "country",
         "entry_mode",
-        amount=(pl.col("amount").rank() * 200 / pl.len()).floor(),
+        amount=((pl.col("amount").rank("ordinal") - 1) * 200 / pl.len()).floor(),
         hour=pl.col("event_time").dt.hour(),
         weekday=pl.col("event_time").dt.weekday(),
         has_device=pl.col("device_id") > 0,
