@@ -16,14 +16,16 @@ import pytest
 
 from bench.faults.run import simulate
 from cascade.columns import Float64, Int64
-from cascade.engine import Engine
+from cascade.engine import Engine, Screened
 from cascade.errors import BrokerError, CommitUnknownError
 from cascade.features import FeatureEngine
 from cascade.ledger import Path
+from cascade.policy import Policy
 from streaming.kafka import FetchedBatch, Partition
 from streaming.pipeline.duplicates import FirstDecisions
 from streaming.pipeline.escalate import DeepCall, Escalations
 from streaming.pipeline.offsets import Decided
+from streaming.pipeline.screen import screen
 from streaming.pipeline.steps import Pipeline
 from streaming.pipeline.table import Table
 from streaming.worker.labels import LabelFollower
@@ -234,6 +236,32 @@ def commit_after_a_failed_delivery(
         _, sent = self._unacknowledged.popleft()
         return [Acknowledged(sent, 0.0)]
     return found
+
+
+@caught("and its budget counted", 2, 3, 4)
+def escalate_more_than_the_budget_chose(patch: pytest.MonkeyPatch) -> None:
+    def mutated(*arguments: Any) -> tuple[Screened, Int64, Int64, Float64]:
+        screened, clear, escalated, queue_s = screen(*arguments)
+        return screened, clear[1:], np.concatenate([escalated, clear[:1]]), queue_s
+
+    patch.setattr("streaming.pipeline.steps.screen", mutated)
+
+
+@caught("transactions of the band, with a budget", 8, 9, 12)
+def escalate_less_than_the_budget_chose(patch: pytest.MonkeyPatch) -> None:
+    def mutated(*arguments: Any) -> tuple[Screened, Int64, Int64, Float64]:
+        screened, clear, escalated, queue_s = screen(*arguments)
+        return screened, np.sort(np.concatenate([clear, escalated])), escalated[:0], queue_s
+
+    patch.setattr("streaming.pipeline.steps.screen", mutated)
+
+
+@caught("escalated, though it is outside the band", 5, 6, 8)
+def forget_the_ceiling(patch: pytest.MonkeyPatch) -> None:
+    def mutated(policy: Policy, raw: Float64) -> tuple[Float64, Float64]:
+        return policy.screener.probability(raw), raw
+
+    patch.setattr("cascade.engine.judge", mutated)
 
 
 def find(case: Case, seeds: Iterable[int]) -> int | None:
