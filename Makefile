@@ -102,8 +102,8 @@ soak: $(VENV)/.serve
 
 bundle: $(VENV)/.dev
 	$(BIN)/cascade simulate --out build/bundle/transactions.parquet --cards 4000 --terminals 8000 --days 120 --seed 1
-	$(BIN)/cascade train --data build/bundle/transactions.parquet --name simulator --validation 14d --budget 0.01 \
-		--out cascade/bundles/simulator
+	$(BIN)/cascade train --data build/bundle/transactions.parquet --features cascade/schemas/simulator-features.toml \
+		--name simulator --out cascade/bundles/simulator
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)

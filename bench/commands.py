@@ -254,14 +254,16 @@ def deep_calls(
         given = [f"--{name}" for name, value in {**excluded, "watts-per-core": watts}.items() if value is not None]
         if given:
             raise CascadeError(f"{', '.join(given)} beside --config: the configuration has it; leave one of them out")
-        report = run_deep_calls(configured(load_config(config)), sizes, rounds, seconds, seed)
+        with Steps() as progress:
+            report = run_deep_calls(configured(load_config(config)), sizes, rounds, seconds, seed, progress)
     else:
         busy_w = EnergySettings().watts_per_core if watts is None else watts
         name = _choice("backend", backend, list(DEEP_STAGES.own))
         deep = DeepSettings(backend=name, device=_choice("device", device, Device))
         precisions = [_choice("precision", text, Precision) for text in precision or ["fp32"]]
-        with embedded(bundle or SHIPPED_BUNDLE, deep, precisions, busy_w, fresh_directory(out)) as served:
-            report = run_deep_calls(served, sizes, rounds, seconds, seed)
+        served_model = embedded(bundle or SHIPPED_BUNDLE, deep, precisions, busy_w, fresh_directory(out))
+        with served_model as served, Steps() as progress:
+            report = run_deep_calls(served, sizes, rounds, seconds, seed, progress)
     show_deep_calls(report, Console())
     if json is None:
         return

@@ -14,7 +14,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,7 +44,7 @@ from cascade.ledger.deep_cost import (
 )
 from cascade.ledger.energy import DEEP_METER, IDLE_METER, WORKER_METER, nvml_library
 from cascade.ledger.machine import describe_machine
-from cascade.progress import Steps
+from cascade.progress import StepProgress
 from cascade.protocols import DeepInputs, DeepStage, EnergyMeter, EnergyReading
 from stages.assembly import deep_signature, make_deep_stage
 from stages.deep.in_process import OnnxDeepStage
@@ -58,6 +58,7 @@ ROUNDS_MIN: Final = 5
 ROUND_S: Final = 2.0
 # NVML's counter steps about every 0.1 s; a longer turn makes the step a small share of its joules.
 ROUND_S_GPU: Final = 5.0
+STEP: Final = "cost of a deep call"
 # Different inputs of each size, so that no cache of the server can answer.
 _INPUTS: Final = 8
 _WARM_UP_CALLS: Final = 20
@@ -166,7 +167,12 @@ def _stage(served: Served, precision: Precision) -> DeepStage:
 
 
 def run_deep_calls(
-    served: Served, rows: Sequence[int], rounds: int, round_s: float | None, seed: int
+    served: Served,
+    rows: Sequence[int],
+    rounds: int,
+    round_s: float | None,
+    seed: int,
+    progress: StepProgress,
 ) -> DeepCallsReport:
     """Measures the cost of a call for each number of rows.
 
@@ -177,6 +183,7 @@ def run_deep_calls(
     rounds: at least ROUNDS_MIN.
     round_s: seconds of a turn; None: 2, with a GPU 5.
     seed: of the inputs.
+    progress: gets the step and its share.
     """
     sizes = checked_sizes(rows, rounds)
     signature = deep_signature(served.bundle)
@@ -194,8 +201,7 @@ def run_deep_calls(
             raise CascadeError(
                 f"--seconds {turn_s:g}: a GPU's energy counter steps every 0.1 s; use {ROUND_S_GPU:g} or more"
             )
-        with Steps() as progress:
-            turns = _Bench(stages, meters, inputs, turn_s, trace).run(rounds, progress)
+        turns = _Bench(stages, meters, inputs, turn_s, trace).run(rounds, progress)
         readings = {meter.name: meter.read() for meter in meters}
     costs = tuple(
         _cost(served, precision, turns, readings, rounds, turn_s, difference)
@@ -254,22 +260,29 @@ class _Bench:
         self._counters = [meter for meter in meters if meter.read().kind == "measured"]
         self._metering = threading.Lock()
 
-    def run(self, rounds: int, progress: Callable[[str, float], None]) -> list[Turn]:
+    def run(self, rounds: int, progress: StepProgress) -> list[Turn]:
         """In each round, a turn of every load and an idle turn."""
         loads = [Load(precision, rows) for precision in self._stages for rows in self._inputs]
-        for number in range(_WARM_UP_CALLS):
-            for busy in loads:
-                self._call(busy, number)
+        for busy in loads:
+            self._warm_up(busy)
         order: list[Load | None] = [None, *loads]
         turns: list[Turn] = []
         with EnergySampler(self._sample, _SAMPLE_S) if self._counters else nullcontext():
             for number in range(rounds):
                 first = number % len(order)
                 for position, load in enumerate([*order[first:], *order[:first]]):
-                    progress("measure, by turns", (number + position / len(order)) / rounds)
+                    progress(STEP, (number + position / len(order)) / rounds)
                     turns.append(self._turn(load))
-        progress("measure, by turns", 1.0)
+        progress(STEP, 1.0)
         return turns
+
+    def _warm_up(self, load: Load) -> None:
+        """Some calls that do not count, for at most the time of a turn: a call of a large model takes long."""
+        end_s = time.monotonic() + self._turn_s
+        for number in range(_WARM_UP_CALLS):
+            self._call(load, number)
+            if time.monotonic() > end_s:
+                return
 
     def _call(self, load: Load, number: int) -> None:
         self._stages[load.precision].submit(self._inputs[load.rows][number % _INPUTS], _TIMEOUT_S).result()

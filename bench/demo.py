@@ -15,14 +15,20 @@ from rich.table import Table
 
 from bench.cluster import write_json
 from bench.cores import Cores, CoreWatch
+from bench.demo_cost import measured_cost, with_deep_only
+from bench.demo_kept import Kept, kept
+from bench.demo_verdict import energy_lines, light_line, quality_line, service_line
 from bench.embedded import EmbeddedParts, ServiceProcess, Settings, fresh_directory, play_file, wait_for_decisions
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
-from cascade.config import load_config
+from cascade.config import Config, load_config
+from cascade.errors import CascadeError
 from cascade.frames import read_labelled
 from cascade.ledger import LedgerSummary, read_journal
+from cascade.ledger.counterfactual import deep_only
+from cascade.ledger.deep_cost import DeepCost
 from cascade.ledger.render import number_text, percent_text
 from cascade.ledger.sla import DEGRADED_SHARE, ObjectiveResult
-from cascade.progress import Steps
+from cascade.progress import StepProgress, Steps
 from cascade.report.business import Assumptions
 from cascade.report.figures import gather
 from cascade.report.page import make_page
@@ -37,7 +43,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 SIMULATION = SimulatorSettings(cards=3_000, terminals=6_000, days=46, start=date(2025, 6, 1), seed=2)
 # With a single partition the transactions of a terminal keep their order, as they do in the offline scores.
 PARTITIONS = 1
-LEDGER, JOURNAL, REPORT = "ledger.json", "journal", "report.html"
+LEDGER, JOURNAL, REPORT, DEEP_COST = "ledger.json", "journal", "report.html", "deep-cost.json"
 # The electric grid whose carbon intensity the ledger uses.
 REGION = "DEU"
 
@@ -48,7 +54,9 @@ class DemoLedger(msgspec.Struct, frozen=True, kw_only=True):
     `backlog`: the service at full speed on records that were already there; deadlines count from the fetch.
     `live`: the service after a restart, on records at a steady rate; deadlines count from the append.
     `transactions`: decided in both parts. `backlog_per_second`: decisions a second at full speed. `live_cores`: the use
-    of the machine's cores in the live part.
+    of the machine's cores in the live part. `kept`: of deep-only's quality; None where it catches no fraud.
+    `deep_cost`: of calls to this Triton, from which both parts' `counterfactual` follows; None where they could not be
+    compared, for the reason `deep_only_problem`.
     """
 
     transactions: int
@@ -59,6 +67,18 @@ class DemoLedger(msgspec.Struct, frozen=True, kw_only=True):
     backlog: LedgerSummary
     live: LedgerSummary
     evaluation: Evaluation
+    kept: Kept | None
+    deep_cost: DeepCost | None
+    deep_only_problem: str | None = None
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """The ledgers of both parts, and the measured cost of a deep call or the problem; see DemoLedger."""
+
+    backlog: LedgerSummary
+    live: LedgerSummary
+    deep_cost: DeepCost | None = None
+    problem: str | None = None
 
 
 @app.command()
@@ -71,7 +91,8 @@ def demo(
     """Stream simulated transactions through a real Kafka and a real Triton on this machine; print the result.
 
     First the service works off a backlog as fast as it can. Then it stops, starts again, rebuilds its state from the
-    log, and decides transactions as they arrive. Last, the decisions are judged by the truth.
+    log, and decides transactions as they arrive. Then deep calls are measured, for the energy of deep-only. Last, the
+    decisions are judged by the truth.
 
     `cascade ledger merge build/demo/journal` prints the live part's ledger as tables.
     """
@@ -80,8 +101,12 @@ def demo(
     with Steps() as progress:
         ledger = run_demo(directory, rate, seconds, progress)
     write_json(directory / LEDGER, ledger)
+    if ledger.deep_cost is not None:
+        write_json(directory / DEEP_COST, ledger.deep_cost)
+    if ledger.deep_only_problem is not None:
+        print(f"cascade demo: deep-only is not measured: {ledger.deep_only_problem}", file=sys.stderr)
     try:
-        write_report(directory / JOURNAL, directory / REPORT)
+        write_report(directory, ledger.deep_cost)
     except PlotsMissingError as error:
         print(f"cascade demo: no page: {error}", file=sys.stderr)
     if json:
@@ -127,17 +152,31 @@ def run_demo(directory: Path, rate: float, seconds: float, progress: Steps) -> D
             wait_for_decisions(service, rows, lambda _: None)
             live_cores = watch.cores()
             live = service.stop()
-        evaluation = evaluate_topic(live_config, data_path, (None, None), progress).evaluation
+        found = compared(live_config, backlog, live, progress)
+        judged = evaluate_topic(live_config, data_path, (None, None), progress)
+    evaluation = judged.evaluation
     return DemoLedger(
         transactions=evaluation.transactions,
         backlog_per_second=backlog.per_second,
         live_per_second=live.per_second,
         sla_met=all(objective.met for objective in live.objectives),
         live_cores=live_cores,
-        backlog=backlog,
-        live=msgspec.structs.replace(live, quality=evaluation.comparison()),
+        backlog=found.backlog,
+        live=msgspec.structs.replace(found.live, quality=evaluation.comparison()),
         evaluation=evaluation,
+        kept=kept(judged, data, bundle),
+        deep_cost=found.deep_cost,
+        deep_only_problem=found.problem,
     )
+
+
+def compared(config: Config, backlog: LedgerSummary, live: LedgerSummary, progress: StepProgress) -> Parts:
+    """Both ledgers with their comparison with deep-only, or the problem where there is none."""
+    try:
+        cost = measured_cost(config, (backlog, live), progress)
+        return Parts(with_deep_only(backlog, cost), with_deep_only(live, cost), cost)
+    except CascadeError as error:
+        return Parts(backlog, live, problem=str(error))
 
 
 def _processes(service: ServiceProcess, parts: EmbeddedParts) -> dict[str, list[int | None]]:
@@ -150,17 +189,21 @@ def _processes(service: ServiceProcess, parts: EmbeddedParts) -> dict[str, list[
     return found
 
 
-def write_report(journal: Path, out: Path) -> None:
-    """Writes the live part's journal as a page."""
-    figures = gather(read_journal([journal]), None, None)
-    command = f"cascade report {journal.name}"
-    out.write_text(make_page(figures, Assumptions(region=REGION), words("en"), command), encoding="utf-8")
+def write_report(directory: Path, cost: DeepCost | None) -> None:
+    """Writes the live part's journal as a page, with deep-only at the measured cost of a deep call."""
+    figures = gather(read_journal([directory / JOURNAL]), None, None)
+    command, counterfactual = f"cascade report {JOURNAL}", None
+    if cost is not None:
+        command, counterfactual = f"{command} --deep-cost {DEEP_COST}", deep_only(figures.summary, cost)
+    page = make_page(figures, Assumptions(region=REGION), words("en"), command, counterfactual)
+    (directory / REPORT).write_text(page, encoding="utf-8")
 
 
 def print_result(ledger: DemoLedger, console: Console, elapsed_s: float, directory: Path) -> None:
-    """Prints the result in ten lines, so that it is still on the screen after the steps above it.
+    """Prints the result in fourteen lines, so that it is still on the screen after the steps above it.
 
-    Two lines more say who used the cores, where the service level is missed.
+    Two lines more say who used the cores, where the service level is missed. The last four are for those who read only
+    four lines.
 
     ledger: every figure of the demo.
     elapsed_s: duration of the whole demo.
@@ -195,12 +238,17 @@ def print_result(ledger: DemoLedger, console: Console, elapsed_s: float, directo
     for model in live.quality.models if live.quality else ():
         first = model.name == "cascade"
         table.add_row(
-            "quality" if first else "",
+            "judged" if first else "",
             f"{model.name}: AP {number_text(model.average_precision)}{' (average precision)' if first else ''}, caught"
             f" {model.frauds_caught:,}, false alarms {model.false_alarms:,}",
         )
     files = ", ".join(name for name in (LEDGER, REPORT, JOURNAL) if (directory / name).exists())
     table.add_row("figures", f"{files} in {directory}")
+    table.add_row("kept light", light_line(judged.escalated_share, ledger.transactions))
+    table.add_row("quality", quality_line(ledger.kept))
+    for line in energy_lines(backlog, live):
+        table.add_row("energy", line)
+    table.add_row("service", service_line(live.objectives, ledger.live_cores))
     console.print()
     console.print(table, highlight=False)
 

@@ -101,9 +101,12 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         escalation, combined = self.escalation, self.combined
         sound: Mapping[str, bool] = {
             "escalation.budget must lie in [0, 1]": 0.0 <= escalation.budget <= 1.0,
-            "escalation.threshold and escalation.centre must be numbers": math.isfinite(escalation.threshold)
+            "escalation.threshold and escalation.centre must be finite": math.isfinite(escalation.threshold)
             and math.isfinite(escalation.centre),
-            "calibration slopes must be positive": self.screener.slope > 0.0 and self.deep.slope > 0.0,
+            "calibration slopes must be positive, and calibrations of finite numbers": all(
+                0.0 < calibration.slope < math.inf and math.isfinite(calibration.intercept)
+                for calibration in (self.screener, self.deep)
+            ),
             "the combination must be of numbers, and rise with the deep score": math.isfinite(combined.screener)
             and math.isfinite(combined.intercept)
             and 0.0 < combined.deep < math.inf,

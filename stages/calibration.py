@@ -12,19 +12,19 @@ from cascade.errors import DataError
 from cascade.policy import RAW_MAX, Calibration, Combination, Escalation, Policy
 from stages.validation import ValidationRows
 
-# With fewer frauds the fitted slope is meaningless.
+# With fewer frauds neither calibration nor thresholds mean anything.
 FRAUDS_MIN = 20
 
 
 def fit_calibration(raw: Float64, fraud: Bool, weight: Float64 | None = None) -> Calibration:
     """Fit Platt's slope and intercept to raw scores float64 [rows] and labels bool [rows]. `weight` float64 [rows].
 
-    Raises DataError if there are too few frauds, or if higher scores do not mean more frauds.
+    Raises DataError if there are fewer than FRAUDS_MIN of a kind, or if higher scores do not mean more frauds.
     """
     (slope,), intercept = _logistic(raw.reshape(-1, 1), fraud, weight)
     if slope <= 0:
         raise DataError(
-            f"frauds have lower scores than genuine transactions in the validation data (slope {slope:.3g}): the model"
+            f"frauds have lower scores than genuine transactions (slope {slope:.3g}): the model"
             " learned nothing useful; check the labels and the features"
         )
     return Calibration(slope, intercept)
@@ -33,7 +33,11 @@ def fit_calibration(raw: Float64, fraud: Bool, weight: Float64 | None = None) ->
 def fit_combination(
     screener_raw: Float64, deep_raw: Float64, fraud: Bool, weight: Float64 | None = None
 ) -> Combination:
-    """Fit the logistic regression on both models' raw scores, float64 [rows] each. Arguments as `fit_calibration`'s."""
+    """Fit the logistic regression on both models' raw scores, float64 [rows] each.
+
+    `fraud` bool [rows], `weight` float64 [rows]. Raises DataError if there are fewer than FRAUDS_MIN of a kind, or if a
+    higher deep score does not mean more frauds.
+    """
     (screener, deep), intercept = _logistic(np.stack([screener_raw, deep_raw], axis=1), fraud, weight)
     if deep <= 0:
         raise DataError(
@@ -47,8 +51,8 @@ def _logistic(columns: Array, fraud: Bool, weight: Float64 | None) -> tuple[list
     frauds = int(fraud.sum())
     if min(frauds, len(fraud) - frauds) < FRAUDS_MIN:
         raise DataError(
-            f"the validation data has {frauds} frauds in {len(fraud)} transactions; at least {FRAUDS_MIN} of each kind"
-            " are needed: use more data or a longer data.validation"
+            f"the data to calibrate scores with has {frauds} frauds in {len(fraud)} transactions; at least {FRAUDS_MIN}"
+            " of each kind are needed: use more data, or divide it otherwise in [data] of the training file"
         )
     fitted = LogisticRegression(C=np.inf, max_iter=1_000).fit(columns, fraud, sample_weight=weight)
     return [float(factor) for factor in fitted.coef_[0]], float(fitted.intercept_[0])

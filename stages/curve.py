@@ -11,11 +11,11 @@ from sklearn.metrics import average_precision_score
 from cascade.columns import Bool, Float64
 from cascade.policy import Policy, uncertainty
 from stages.calibration import escalation_threshold
-from stages.escalation.gains import Ranking, gains
+from stages.escalation.gains import GainTable, gains
 from stages.validation import ValidationRows
 
 SHARES: Final = (0.0025, 0.005, 0.01, 0.02, 0.05)
-# Ways that the service could use, then two that know what no service can.
+# Four ways that a service could use, then two that know what no service can.
 GAIN, UNCERTAINTY, HIGHEST, RANDOM = "gain", "uncertainty", "highest score", "random"
 DISTANCE, ORACLE = "|deep − screener|", "labels known"
 
@@ -39,14 +39,14 @@ def curve(rows: ValidationRows, policy: Policy, seed: int) -> Curve:
     """Compares the ways at SHARES."""
     screened = policy.screener.probability(rows.screener_raw)
     combined = policy.combined.probability(rows.screener_raw, rows.deep_raw)
-    ranking = Ranking.of(screened, rows.fraud, np.ones(len(rows)))
+    table = GainTable.of(screened, rows.fraud, np.ones(len(rows)))
     ways = {
         GAIN: rows.gain,
         UNCERTAINTY: uncertainty(rows.screener_raw, policy.escalation.centre),
         HIGHEST: rows.screener_raw,
         RANDOM: np.random.default_rng(seed).random(len(rows)),
         DISTANCE: np.abs(combined - screened),
-        ORACLE: gains(ranking, screened, combined, rows.fraud),
+        ORACLE: gains(table, screened, combined, rows.fraud),
     }
 
     def at(score: Float64, share: float) -> float:

@@ -40,6 +40,11 @@ class Figure(msgspec.Struct, frozen=True):
     low: float
     high: float
 
+    @property
+    def reach(self) -> float:
+        """From the figure to either end."""
+        return (self.high - self.low) / 2.0
+
 
 class ModelReport(msgspec.Struct, frozen=True):
     """How well a way to decide ranks frauds, and what its decisions are worth.
@@ -173,9 +178,14 @@ def figures(rows: ValidationRows, policy: Policy, seed: int) -> Figures:
 
 
 def _honest_cost(rows: ValidationRows, probability: Float64, policy: Policy) -> Float64:
-    """The cost of each row's decision, float64 [rows], by thresholds that do not come from the row's own days."""
+    """The cost of each row's decision, float64 [rows], by thresholds that do not come from the row's own days.
+
+    `probability` float64 [rows]: by the way to decide.
+    """
     by_action = policy.costs.of_actions(rows.fraud, rows.amount)
-    part = (rows.day - rows.day[0]) * COST_PARTS // rows.days
+    # the rows of a single day are divided by their order
+    place, places = (rows.day - rows.day[0], rows.days) if rows.days > 1 else (np.arange(len(rows)), len(rows))
+    part = place * COST_PARTS // places
     cost = np.empty(len(rows))
     for number in range(COST_PARTS):
         own = part == number

@@ -18,15 +18,18 @@ def show_report(report: Report, console: Console) -> None:
     if report.note:
         console.print(f"[yellow]{report.note}[/yellow]", highlight=False)
     console.print(_models(report))
+    console.print()
     console.print(_curve(report))
-    chosen = report.screener.chosen
-    settings = chosen.settings
+    console.print()
+    screener, settings = report.screener, report.screener.chosen.settings
     console.print(
-        f"escalated {report.escalation_share:.2%} by {report.rule}; of deep-only the cascade keeps"
-        f" {_share(report.precision_kept)} of average precision and {_share(report.caught_kept)} of the caught frauds\n"
+        f"escalated: {report.escalation_share:.2%}, by {report.rule}\n"
+        f"kept of deep-only's average precision: {_share(report.precision_kept)}\n"
+        f"kept of deep-only's caught frauds: {_share(report.caught_kept)}\n"
         f"screener: {settings.trees} trees of {settings.leaves} leaves for {settings.objective}, the best of"
-        f" {len(report.screener.tried)}; {report.screener.us_per_row:.2f} µs a row with the escalation rule (limit"
-        f" {report.screener.us_per_row_max:g} in batches of {report.screener.batch_rows})\n"
+        f" {len(screener.tried)} candidates\n"
+        f"time of a row: {screener.us_per_row:.2f} µs with the escalation rule (limit {screener.us_per_row_max:g} in"
+        f" batches of {screener.batch_rows})\n"
         f"cost if all were approved: {report.cost_per_thousand_approve_all:,.0f} per thousand transactions\n"
         f"ONNX differs from PyTorch by at most {report.onnx_difference_max:.1g}",
         highlight=False,
@@ -34,15 +37,16 @@ def show_report(report: Report, console: Console) -> None:
 
 
 def _models(report: Report) -> Table:
-    table = _table("", "average precision", "frauds caught", "reviews/day", "cost/1,000")
+    # two lines leave room for costs of seven digits
+    table = _table("", "average\nprecision", "frauds\ncaught", "reviews\na day", "cost per\n1,000")
     for name, model in (
         ("cascade", report.cascade), ("screener only", report.screener_only), ("deep only", report.deep_only),
     ):  # fmt: skip
         table.add_row(
-            name, _interval(model.average_precision, 3), _interval(model.caught, 3),
-            f"{model.reviews_per_day.value:,.0f}", _interval(model.cost_per_thousand, 0),
+            name, _with_reach(model.average_precision, 3), _with_reach(model.caught, 3),
+            f"{model.reviews_per_day.value:,.0f}", _with_reach(model.cost_per_thousand, 0),
         )  # fmt: skip
-    table.caption = "in brackets: 95 % by a bootstrap over days and cards, approximate"
+    table.caption = "±: 95 % by a bootstrap over days and cards, approximate"
     table.caption_justify = "left"
     return table
 
@@ -58,16 +62,16 @@ def _curve(report: Report) -> Table:
 
 
 def _table(first: str, *columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(first, no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def _interval(figure: Figure, digits: int) -> str:
-    return f"{figure.value:,.{digits}f} ({figure.low:,.{digits}f} to {figure.high:,.{digits}f})"
+def _with_reach(figure: Figure, digits: int) -> str:
+    return f"{figure.value:,.{digits}f} ± {figure.reach:,.{digits}f}"
 
 
 def _share(figure: Figure) -> str:
-    return f"{figure.value:.1%} ({figure.low:.1%} to {figure.high:.1%})"
+    return f"{figure.value:.1%} ± {figure.reach:.1%}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +12,12 @@ from cascade.errors import DataError
 from cascade.features.spec import DAY_MS
 from cascade.frames import LabelledData
 from cascade.schema import Schema
+from stages.calibration import FRAUDS_MIN
 from stages.settings import TrainingFile
 
 # A shorter validation would miss the rhythm of the week.
 VALIDATION_DAYS_MIN = 7
 VALIDATION_SHARE_MAX = 1 / 3
-# With fewer frauds neither calibration nor thresholds mean anything.
-FRAUDS_MIN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Split:
 
 
 def split(data: LabelledData, schema: Schema, settings: TrainingFile, until_ms: int | None, origin: str) -> Split:
-    """Divides the rows before `until_ms` (ms since the epoch; None: all).
+    """Divides the rows before `until_ms` (ms since the epoch; None: all), which are in order of time.
 
-    Raises DataError if a part has too few frauds. `origin`: the data's name in messages.
+    Raises DataError if a part has fewer than FRAUDS_MIN frauds or genuine rows. `origin`: the data's name in messages.
     """
     times = data.batch[schema.roles.event_time]
     until = until_ms if until_ms is not None else int(times[-1]) + 1 if len(times) else 0
@@ -61,8 +61,11 @@ def split(data: LabelledData, schema: Schema, settings: TrainingFile, until_ms: 
 
 
 def _length_ms(fraud_times: Int64, start: int, until: int, frauds_min: int) -> int:
-    """The whole days before `until` that have `frauds_min` frauds, within the bounds above; ms."""
+    """The length of the fewest whole days before `until` with `frauds_min` frauds, within the bounds above; ms.
+
+    `fraud_times` int64 [frauds], `start` (of the training rows) and `until`: ms since the epoch.
+    """
     days_max = max(VALIDATION_DAYS_MIN, int(VALIDATION_SHARE_MAX * (until - start) / DAY_MS))
     before = np.sort(until - fraud_times[fraud_times < until])
-    enough = int(before[frauds_min - 1]) // DAY_MS + 1 if len(before) >= frauds_min else days_max
+    enough = math.ceil(before[frauds_min - 1] / DAY_MS) if len(before) >= frauds_min else days_max
     return min(max(enough, VALIDATION_DAYS_MIN), days_max) * DAY_MS

@@ -7,6 +7,7 @@ The report's figures are of the same rows, so they serve for comparison and are 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ import numpy as np
 from cascade.bundle import Manifest, write_bundle
 from cascade.columns import Array, Float32, Float64, Int64
 from cascade.engine import deep_inputs
-from cascade.errors import DataError
+from cascade.errors import DataError, SettingError
 from cascade.features import FeatureEngine, parse_spec
 from cascade.frames import LabelledData, read_labelled
 from cascade.policy import Policy
@@ -36,7 +37,7 @@ from stages.report import Report, ScreenerReport, Span, figures
 from stages.report_page import add_page
 from stages.screener.cost import CALLS, us_per_row
 from stages.screener.search import Search
-from stages.screener.train import ScreenerRows, ScreenerSettings, out_of_fold_scores, train_screener
+from stages.screener.train import ScreenerRows, out_of_fold_scores, train_screener
 from stages.settings import TrainingFile
 from stages.split import Split, split
 from stages.validation import ValidationRows
@@ -116,32 +117,45 @@ def train_bundle(
     """
     # PyTorch belongs to the extra `train`; importing it here allows loading this module without it
     from stages.deep.folds import deep_scores_out_of_fold
-    from stages.deep.train import export_onnx, max_difference, sample_genuine, score_torch, signature_of, train_deep
+    from stages.deep.train import (
+        code_columns,
+        export_onnx,
+        max_difference,
+        sample_genuine,
+        score_torch,
+        signature_of,
+        train_deep,
+    )
 
     schema_text, features_text = read_setting_file(schema_path), read_setting_file(features_path)
     schema = parse_schema(schema_text, str(schema_path))
     engine = FeatureEngine(parse_spec(features_text, str(features_path)), schema, str(features_path))
     file, seed = settings.file, settings.seed
+    _check_monotone(file.screener.monotone, engine.names, features_path)
     prepared = _prepare(data_path, schema, engine, settings, sample_genuine, progress)
     rows, drawn, weight = prepared.rows, prepared.drawn, prepared.weight
-    fraud = rows.fraud[drawn]
+    fraud, codes = rows.fraud[drawn], code_columns(engine)
 
     search = Search(file.screener, file.escalation.budget, seed, partial(progress, "screener, search"))
     search.try_sizes(rows)
-    out_of_fold = _out_of_fold(rows, search.best.settings, seed, progress)
+    out_of_fold = out_of_fold_scores(
+        rows, search.best.settings, seed, SCREENER_FOLDS, partial(progress, "screener, out of fold")
+    )
     examples = prepared.examples(rows.features, out_of_fold)
     deep_out_of_fold = deep_scores_out_of_fold(
-        examples, fraud, weight, file.deep, seed, partial(progress, "deep model, out of fold")
+        examples, fraud, weight, codes, file.deep, seed, partial(progress, "deep model, out of fold")
     )
     if "distilled" in file.screener.objectives:
         taught = _taught(rows, drawn, out_of_fold[drawn], deep_out_of_fold, fraud, weight)
         search.try_distilled(taught)
         if search.best.settings.objective == "distilled":
             rows = taught
-            out_of_fold = _out_of_fold(rows, search.best.settings, seed, progress)
+            out_of_fold = out_of_fold_scores(
+                rows, search.best.settings, seed, SCREENER_FOLDS, partial(progress, "distilled, out of fold")
+            )
             examples = prepared.examples(rows.features, out_of_fold)
     screener = train_screener(rows, search.best.settings, seed, partial(progress, "screener"))
-    model = train_deep(examples, fraud, weight, file.deep, seed, partial(progress, "deep model"))
+    model = train_deep(examples, fraud, weight, codes, file.deep, seed, partial(progress, "deep model"))
 
     scored = ScoredRows(
         examples.features, out_of_fold[drawn], deep_out_of_fold, fraud == 1, weight.astype(np.float64),
@@ -185,6 +199,15 @@ def train_bundle(
     return write_bundle(out, settings.name, content), report
 
 
+def _check_monotone(monotone: dict[str, str], names: tuple[str, ...], features_path: Path) -> None:
+    """Raise SettingError if a name of `[screener.monotone]` is not that of a feature, since it would have no effect."""
+    for name, direction in monotone.items():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"use a name of {features_path}"
+            raise SettingError("training file", f"screener.monotone.{name}", direction, "no such feature", remedy)
+
+
 def _prepare(
     data_path: Path,
     schema: Schema,
@@ -205,10 +228,6 @@ def _prepare(
         {name: sequence[of_training] for name, sequence in folded.sequences.items()},
         {name: sequence[~of_training] for name, sequence in folded.sequences.items()},
     )  # fmt: skip
-
-
-def _out_of_fold(rows: ScreenerRows, chosen: ScreenerSettings, seed: int, progress: StepProgress) -> Float64:
-    return out_of_fold_scores(rows, chosen, seed, SCREENER_FOLDS, partial(progress, "screener, out of fold"))
 
 
 def _taught(

@@ -7,7 +7,7 @@ are numbered in order of appearance; no identity of a card or a transaction is i
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -16,6 +16,14 @@ from cascade.columns import Array, Bool, Float64, Int64
 from cascade.errors import BundleError
 from cascade.features.spec import DAY_MS
 from cascade.policy import Escalation, Policy, uncertainty
+
+# The columns of `validation.parquet`.
+_STORED = pl.Schema(
+    {
+        "day": pl.Int32, "card": pl.Int32, "fraud": pl.Boolean, "amount": pl.Float32, "screener_raw": pl.Float32,
+        "deep_raw": pl.Float32, "gain": pl.Float32,
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +91,22 @@ class ValidationRows:
     def to_parquet(self) -> bytes:
         """The content of `validation.parquet`."""
         target = io.BytesIO()
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        narrow = pl.DataFrame(columns).cast({pl.Float64: pl.Float32, pl.Int64: pl.Int32})
-        narrow.write_parquet(target, compression="zstd", compression_level=9)
+        columns = {name: getattr(self, name) for name in _STORED}
+        pl.DataFrame(columns).cast(_STORED).write_parquet(target, compression="zstd", compression_level=9)
         return target.getvalue()
 
     @classmethod
     def from_parquet(cls, content: bytes, origin: str) -> ValidationRows:
         """Reads `to_parquet`'s result. Raises BundleError, which names `origin`."""
         try:
-            frame = pl.read_parquet(io.BytesIO(content), columns=[field.name for field in fields(cls)])
+            frame = pl.read_parquet(io.BytesIO(content), columns=list(_STORED))
+            if frame.schema != _STORED or any(column.has_nulls() for column in frame):
+                raise pl.exceptions.SchemaError("columns of other types, or with nulls")
         except (pl.exceptions.PolarsError, OSError) as error:
             reason = " ".join(str(error).split())
             raise BundleError(f"{origin}: cannot be read ({reason}); train the bundle again") from error
         wide = frame.cast({pl.Float32: pl.Float64, pl.Int32: pl.Int64})
-        return cls(*(wide[field.name].to_numpy() for field in fields(cls)))
+        return cls(*(wide[name].to_numpy() for name in _STORED))
 
 
 def _rounded(values: Array) -> Float64:

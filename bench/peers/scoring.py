@@ -26,7 +26,7 @@ import numpy as np
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
-SEQUENCE_LENGTH, SEQUENCE_INPUT = 16, "card_sequence"
+STEPS_MAX, SEQUENCE_INPUT = 16, "card_sequence"
 TRANSACTION_FEATURES = ("amount", "hour", "night", "weekend")
 WINDOWS = ("1d", "7d", "30d")
 TERMINAL_FEATURES = tuple(f"terminal_{name}_{window}" for name in ("count", "amount_mean") for window in WINDOWS)
@@ -55,7 +55,7 @@ class Card:
         counts, sums = add(self.days, time_ms, amount)
         ratios = [ratio_to_mean(amount, count, total) for count, total in zip(counts, sums, strict=True)]
         self.steps.append([time_ms, amount, time_ms % DAY_MS / HOUR_MS, ratios[-1]])
-        del self.steps[:-SEQUENCE_LENGTH]
+        del self.steps[:-STEPS_MAX]
         return [*counts, *means(counts, sums), *ratios, since_last]
 
 
@@ -195,12 +195,12 @@ class Models:
     def _ask(self, raw: float, steps: list[list[Any]]) -> float:
         from tritonclient.grpc import InferInput
 
-        sequence = np.zeros((1, SEQUENCE_LENGTH, self._deep["sequences"][SEQUENCE_INPUT][1]), np.float32)
-        now_ms = steps[-1][0]
-        for position, (time_ms, amount, hour, ratio) in enumerate(steps, SEQUENCE_LENGTH - len(steps)):
-            sequence[0, position, :5] = 1.0, (now_ms - time_ms) / 1e3, amount, hour, ratio
-        features = np.append(self._row, [[raw]], axis=1).astype(np.float32)
-        tensors = {SEQUENCE_INPUT: sequence, self._deep["features_input"]: features}
+        # zeros for what a peer does not know: other sequences, and the terminal's part of a step
+        tensors = {name: np.zeros((1, *shape), np.float32) for name, shape in self._deep["sequences"].items()}
+        sequence, now_ms = tensors[SEQUENCE_INPUT][0], steps[-1][0]
+        for position, (time_ms, amount, hour, ratio) in enumerate(steps, len(sequence) - len(steps)):
+            sequence[position, :5] = 1.0, (now_ms - time_ms) / 1e3, amount, hour, ratio
+        tensors[self._deep["features_input"]] = np.append(self._row, [[raw]], axis=1).astype(np.float32)
         inputs = [InferInput(name, tensor.shape, "FP32") for name, tensor in tensors.items()]
         for model_input, tensor in zip(inputs, tensors.values(), strict=True):
             model_input.set_data_from_numpy(tensor)

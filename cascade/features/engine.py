@@ -83,6 +83,12 @@ class FeatureEngine:
         self.names = self.plan.names
         self.width = len(self.names)
         self.categorical_names = self.plan.categorical_names
+        # how many codes a column has that is a category or a bucket
+        self.codes = {
+            column.name: len(schema.fields[column.field].values) if column.function == "category" else column.argument
+            for column in self.plan.stateless
+            if column.function in ("category", "bucket")
+        }
         self.sequence_shapes = {sequence.name: sequence.shape for sequence in self.plan.sequences}
         self.inputs = InputTable(self.plan, schema)
         self._stateless = _stateless(self.plan, self.inputs)

@@ -17,10 +17,9 @@ the mean rate of the stream fills early enough for its first transaction to meet
 of the cascade's own calls. Two more assumptions favour deep-only: collecting the model's inputs for all transactions
 costs nothing, and the screener is left out although a model may read its score.
 
-Both services use the same energy at the break-even escalation rate, if each escalated transaction costs what it costs
-here:
-
-    (joules of a call of b rows ÷ b − screener ÷ transactions) ÷ (own deep ÷ transactions sent to the deep model)
+Divided by the transactions these are c0 = shared, s = screener, D = joules of a call of b rows ÷ b for deep-only, and
+D = own deep ÷ transactions sent to the deep model for the cascade: `UnitCosts` has the formula of the saving, and the
+break-even escalation rate, at which both services use the same energy.
 
 An interval combines the measured intervals, each at its less favourable end, so that it is wider than any interval
 that assumes independent errors. The ledger's own joules count as exact, because their error is the same on both sides.
@@ -37,6 +36,7 @@ from cascade.ledger.deep_cost import DeepCost, Estimate
 from cascade.ledger.energy import IDLE_METER, WORKER_METER
 from cascade.ledger.errors import CounterfactualError
 from cascade.ledger.summary import Counterfactual, DeepOnly, EnergyComparison, EnergyFigure, LedgerSummary
+from cascade.ledger.unit_costs import UnitCosts
 from cascade.protocols import EnergyKind
 
 # A sum of measured calls: (meter, index in DeepCost.calls) to the number of calls.
@@ -54,8 +54,7 @@ def deep_only(summary: LedgerSummary, cost: DeepCost) -> Counterfactual:
         raise CounterfactualError("deep-only: no transaction went through the models; choose a ledger with decisions")
     check_service(summary, cost)
     figures = compared_figures(summary, cost)
-    limits_ms = [result.limit for result in summary.objectives if result.name.endswith(" of escalated")]
-    limit_ms = min(limits_ms, default=None)
+    limit_ms = escalated_limit_ms(summary)
     return Counterfactual(
         transactions=transactions,
         asked=_escalated(summary),
@@ -70,6 +69,14 @@ def deep_only(summary: LedgerSummary, cost: DeepCost) -> Counterfactual:
         server=cost.server,
         rounds=cost.rounds,
         method=cost.method,
+    )
+
+
+def escalated_limit_ms(summary: LedgerSummary) -> float | None:
+    """The strictest latency limit of the escalated path, ms; None without one."""
+    return min(
+        (result.limit for result in summary.objectives if result.name.endswith(" of escalated")),
+        default=None,
     )
 
 
@@ -101,12 +108,22 @@ def _comparison(
     # shared joules, before the client's part of the cascade's own calls is taken off
     base_j, less_client = cascade_j - screener_j - serving_j, {key: -weight for key, weight in client.items()}
 
+    shared = _sum(cost, less_client, base_j, idle_j)
+    idle = _sum(cost, {}, metered_j.get(IDLE_METER, 0.0), idle_j)
+    asked = _escalated(summary)
+
     def at(rows: float) -> DeepOnly:
         weights = _call_weights(cost, rows, transactions / rows, calling)
         added = {key: weights.get(key, 0.0) + less_client.get(key, 0.0) for key in weights | less_client}
         energy, calls_j = _sum(cost, added, base_j, idle_j), _sum(cost, weights)
-        break_even = _break_even(calls_j, screener_j, own, _escalated(summary) / transactions)
-        return _deep_only(rows, energy, calls_j, cascade_j, break_even)
+        unit = UnitCosts(
+            shared_mj=_mj_each(shared, transactions),
+            idle_mj=_mj_each(idle, transactions),
+            screener_mj=1e3 * screener_j / transactions,
+            deep_only_mj=_mj_each(calls_j, transactions),
+            own_deep_mj=_mj_each(own, asked) if asked else None,
+        )
+        return _deep_only(rows, energy, calls_j, cascade_j, unit, asked / transactions)
 
     return EnergyComparison(
         kind=kind,
@@ -115,16 +132,17 @@ def _comparison(
         screener_j=screener_j,
         own_deep_j=own,
         own_deep_priced_j=None if rows is None else _sum(cost, _call_weights(cost, rows, calls, calling)),
-        shared_j=_sum(cost, less_client, base_j, idle_j),
+        shared_j=shared,
+        idle_j=idle,
         filled=at(filled_rows(cost, summary.per_second, limit_ms)),
         as_called=None if rows is None else at(rows),
     )
 
 
 def _deep_only(
-    rows: float, energy: Estimate, calls: Estimate, cascade_j: float, break_even_share: Estimate | None
+    rows: float, energy: Estimate, calls: Estimate, cascade_j: float, unit: UnitCosts, share: float
 ) -> DeepOnly:
-    """The figures of deep-only. `energy`: its J. `calls`: J of its calls alone."""
+    """The figures of deep-only. `energy`: its J. `calls`: J of its calls alone. `share`: escalated by the cascade."""
     if calls.low <= 0 or energy.low <= 0 or cascade_j <= 0:
         raise CounterfactualError(
             "deep-only: the meters do not show that a deep call needs more than idle; measure on the device that runs "
@@ -134,20 +152,16 @@ def _deep_only(
         rows_per_call=rows,
         energy_j=energy,
         ratio=energy.map(lambda energy_j: energy_j / cascade_j),
+        ratio_without_idle=unit.saving_without_idle(share),
         saving_j=energy.map(lambda energy_j: energy_j - cascade_j),
         saving_share=energy.map(lambda energy_j: 1 - cascade_j / energy_j),
-        break_even_share=break_even_share,
+        break_even_share=unit.even_share(),
+        unit_costs=unit,
     )
 
 
-def _break_even(calls: Estimate, screener_j: float, own: Estimate, escalated_share: float) -> Estimate | None:
-    """The escalation rate at which both cost the same; see the module. `calls`: of deep-only. `own`: of the cascade."""
-    if own.low <= 0 or not escalated_share:
-        return None
-    corners = [
-        (end - screener_j) / own_j * escalated_share for end in (calls.low, calls.high) for own_j in (own.low, own.high)
-    ]
-    return Estimate((calls.value - screener_j) / own.value * escalated_share, min(corners), max(corners))
+def _mj_each(joules: Estimate, transactions: int) -> Estimate:
+    return joules.map(lambda energy_j: 1e3 * energy_j / transactions)
 
 
 def filled_rows(cost: DeepCost, per_second: float, limit_ms: float | None) -> int:

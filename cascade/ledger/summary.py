@@ -14,6 +14,7 @@ from cascade.ledger.deep_cost import Estimate
 from cascade.ledger.latency import LatencyHistogram
 from cascade.ledger.machine import Machine
 from cascade.ledger.sla import ObjectiveResult
+from cascade.ledger.unit_costs import UnitCosts
 from cascade.protocols import EnergyKind
 
 SUMMARY_FORMAT: Final = 2
@@ -188,18 +189,22 @@ class QualityComparison(msgspec.Struct, frozen=True, kw_only=True):
 class DeepOnly(msgspec.Struct, frozen=True, kw_only=True):
     """The energy of deep-only in calls of `rows_per_call` transactions.
 
-    energy_j: its joules. ratio: its joules over those of the cascade.
+    energy_j: its joules. ratio: its joules over those of the cascade. ratio_without_idle: the same, if the idle joules
+        that are known count on neither side; None if nothing is left on the cascade's.
     saving_j, saving_share: joules that the cascade saves, and their share of `energy_j`; negative if deep-only uses
         less.
     break_even_share: escalation rate at which both use the same; None if the cascade made no deep call.
+    unit_costs: c0, s and D behind these figures.
     """
 
     rows_per_call: float
     energy_j: Estimate
     ratio: Estimate
+    ratio_without_idle: Estimate | None
     saving_j: Estimate
     saving_share: Estimate
     break_even_share: Estimate | None
+    unit_costs: UnitCosts
 
 
 class EnergyComparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,7 +214,7 @@ class EnergyComparison(msgspec.Struct, frozen=True, kw_only=True):
     screener_j: the part of its screener.
     own_deep_j: the part of its deep calls: the model server's joules by its meter, the client's at the cost of a call.
     own_deep_priced_j: the same, with both at the cost of a call, as a check; None without a deep call.
-    shared_j: the rest, which deep-only needs too.
+    shared_j: the rest, which deep-only needs too. idle_j: the part of it that is idle power, as far as it is known.
     filled: deep-only in calls as large as the stream fills them within the limit.
     as_called: deep-only in calls as large as the cascade's own; None without a deep call.
     """
@@ -221,6 +226,7 @@ class EnergyComparison(msgspec.Struct, frozen=True, kw_only=True):
     own_deep_j: Estimate
     own_deep_priced_j: Estimate | None
     shared_j: Estimate
+    idle_j: Estimate
     filled: DeepOnly
     as_called: DeepOnly | None
 

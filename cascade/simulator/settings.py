@@ -71,9 +71,6 @@ class Kind(IntEnum):
     CONCERT = 14
 
 
-FRAUDS: Final = tuple(kind for kind in Kind if kind.name.lower() in PATTERNS)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatorSettings:
     """What to simulate. Raises SettingError if a value is out of range.

@@ -5,6 +5,9 @@ Only training imports this module; the service runs the exported ONNX file.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +16,12 @@ from cascade.protocols import DeepInputs
 
 # Avoids a division by zero for a column that never varies.
 SCALE_MIN = 1e-3
+# The longest vector that stands for a code.
+EMBEDDING_MAX = 16
+# The name of the features in Codes; the sequences have their own.
+FEATURES = "features"
+# Columns that are codes, and how many codes there are: by input, by column.
+Codes = Mapping[str, Mapping[int, int]]
 
 
 def compress(values: Tensor) -> Tensor:
@@ -23,19 +32,20 @@ def compress(values: Tensor) -> Tensor:
 class DeepModel(nn.Module):
     """A gated recurrent unit over each sequence, then a perceptron over their last states and the current features.
 
-    The inputs are those of `cascade.protocols.DeepInputs`. The model itself compresses and standardises them, so that
-    every server of the ONNX file does the same.
+    The inputs are those of `cascade.protocols.DeepInputs`. The model itself compresses and standardises numbers, and
+    embeds codes, so that every server of the ONNX file does the same.
 
     Source: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", EMNLP 2014.
     """
 
-    def __init__(self, example: DeepInputs, hidden: int, dropout: float) -> None:
+    def __init__(self, example: DeepInputs, codes: Codes, hidden: int, dropout: float) -> None:
         """`example`: training rows, which determine the means and scales for the standardisation."""
         super().__init__()
-        current = compress(torch.from_numpy(example.features))
-        self.streams = nn.ModuleList(_Stream(sequence, hidden) for sequence in example.sequences.values())
-        self.feature_mean, self.feature_scale = _constants(current)
-        joined = hidden * len(self.streams) + current.shape[1]
+        self.streams = nn.ModuleList(
+            _Stream(sequence, codes.get(name, {}), hidden) for name, sequence in example.sequences.items()
+        )
+        self.current = _Columns(torch.from_numpy(example.features), codes.get(FEATURES, {}))
+        joined = hidden * len(self.streams) + self.current.width
         first = [nn.Linear(joined, hidden), nn.ReLU(), nn.Dropout(dropout)]
         self.head = nn.Sequential(*first, nn.Linear(hidden, hidden // 2), nn.ReLU(), nn.Linear(hidden // 2, 1))
 
@@ -43,24 +53,45 @@ class DeepModel(nn.Module):
         """Log-odds float32 [rows, 1] of float32 inputs: the sequences in the order of the example's, then features."""
         *sequences, features = inputs
         states = [stream(sequence) for stream, sequence in zip(self.streams, sequences, strict=True)]
-        current = (compress(features) - self.feature_mean) / self.feature_scale
-        logit: Tensor = self.head(torch.cat([*states, current], dim=1))
+        logit: Tensor = self.head(torch.cat([*states, self.current(features)], dim=1))
         return logit
+
+
+class _Columns(nn.Module):
+    """Columns of a tensor [..., columns] as inputs of a network [..., width].
+
+    Numbers are compressed and standardised; a code below `codes[column]` becomes a vector that is learned.
+    """
+
+    def __init__(self, rows: Tensor, codes: Mapping[int, int]) -> None:
+        super().__init__()
+        self.numbers = [column for column in range(rows.shape[1]) if column not in codes]
+        self.coded = list(codes)
+        numbers = compress(rows[:, self.numbers])
+        mean, scale = numbers.mean(dim=0), numbers.std(dim=0).clamp_min(SCALE_MIN)
+        self.mean, self.scale = (nn.Parameter(constant, requires_grad=False) for constant in (mean, scale))
+        sizes = [min(EMBEDDING_MAX, math.ceil(math.sqrt(count)) + 1) for count in codes.values()]
+        self.embeddings = nn.ModuleList(map(nn.Embedding, codes.values(), sizes))
+        self.width = len(self.numbers) + sum(sizes)
+
+    def forward(self, values: Tensor) -> Tensor:
+        parts = [(compress(values[..., self.numbers]) - self.mean) / self.scale]
+        for column, embedding in zip(self.coded, self.embeddings, strict=True):
+            parts.append(embedding(values[..., column].clamp(0, embedding.num_embeddings - 1).long()))
+        return torch.cat(parts, dim=-1)
 
 
 class _Stream(nn.Module):
     """A gated recurrent unit over one sequence; returns its last state [rows, hidden]."""
 
-    def __init__(self, example: Float32, hidden: int) -> None:
+    def __init__(self, example: Float32, codes: Mapping[int, int], hidden: int) -> None:
         super().__init__()
-        steps = compress(torch.from_numpy(example)).reshape(-1, example.shape[2])
-        self.step_mean, self.step_scale = _constants(steps[steps[:, 0] > 0])
-        self.recurrent = nn.GRU(steps.shape[1], hidden, batch_first=True)
+        steps = torch.from_numpy(example).reshape(-1, example.shape[2])
+        self.steps = _Columns(steps[steps[:, 0] > 0], codes)
+        self.recurrent = nn.GRU(self.steps.width, hidden, batch_first=True)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        present = sequence[:, :, :1]
-        steps = (compress(sequence) - self.step_mean) / self.step_scale * present
-        states, _ = self.recurrent(steps)
+        states, _ = self.recurrent(self.steps(sequence) * sequence[:, :, :1])
         last: Tensor = states[:, -1]
         return last
 
@@ -68,8 +99,3 @@ class _Stream(nn.Module):
 def tensors(inputs: DeepInputs) -> list[Tensor]:
     """The inputs in the order of `DeepModel.forward`."""
     return [torch.from_numpy(array) for array in (*inputs.sequences.values(), inputs.features)]
-
-
-def _constants(rows: Tensor) -> tuple[nn.Parameter, nn.Parameter]:
-    mean, scale = rows.mean(dim=0), rows.std(dim=0).clamp_min(SCALE_MIN)
-    return nn.Parameter(mean, requires_grad=False), nn.Parameter(scale, requires_grad=False)

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from cascade.columns import Array, Float32, Float64, Int64
+from cascade.features import FeatureEngine
 from cascade.progress import Progress
 from cascade.protocols import DeepInputs
-from stages.deep.model import DeepModel, tensors
+from stages.deep.model import FEATURES, Codes, DeepModel, tensors
 from stages.deep.signature import DeepSignature
 from stages.settings import DeepSettings
 
@@ -24,12 +25,18 @@ SCORE_ROWS = 8_192
 
 
 def train_deep(
-    inputs: DeepInputs, fraud: Int64, weight: Float32, settings: DeepSettings, seed: int, progress: Progress
+    inputs: DeepInputs,
+    fraud: Int64,
+    weight: Float32,
+    codes: Codes,
+    settings: DeepSettings,
+    seed: int,
+    progress: Progress,
 ) -> DeepModel:
-    """Fit a model to rows with fraud int64 [rows] and weight float32 [rows]."""
+    """Fit a model to rows with fraud int64 [rows] and weight float32 [rows]. `codes`: see `code_columns`."""
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
-    model = DeepModel(inputs, settings.hidden, settings.dropout)
+    model = DeepModel(inputs, codes, settings.hidden, settings.dropout)
     examples = tensors(inputs)
     target, weights = torch.from_numpy(fraud.astype(np.float32)), torch.from_numpy(weight)
     rows = len(target)
@@ -55,6 +62,17 @@ def train_deep(
         progress(done / steps)
     model.eval()
     return model
+
+
+def code_columns(engine: FeatureEngine) -> Codes:
+    """The columns of the deep model's inputs that are codes of a category or of a bucket, and their numbers."""
+    codes = engine.codes
+    found = {FEATURES: {column: codes[name] for column, name in enumerate(engine.names) if name in codes}}
+    for sequence in engine.plan.sequences:
+        # a step begins with two columns of its own: present, and age
+        fields = enumerate((engine.names[column] for column in sequence.columns), 2)
+        found[sequence.name] = {column: codes[name] for column, name in fields if name in codes}
+    return found
 
 
 def sample_genuine(fraud: Int64, share: float, seed: int) -> tuple[Array, Float32]:

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 from cascade.columns import Array, Bool, Float32, Float64
 from cascade.policy import RAW_MAX, Calibration, Combination, Escalation, uncertainty
 from stages.calibration import fit_calibration, fit_combination
-from stages.escalation.gains import Ranking, gains
+from stages.escalation.gains import GainTable, gains
 
 # The first model learns against the screener's ranking, the second against the cascade's that results.
 ROUNDS = 2
@@ -138,7 +138,7 @@ def _fit_gain_model(
     factor = rows.weight.sum() / rows.weight[rows.fraud].sum()
     ranked = screened
     for _ in range(ROUNDS):
-        gain = gains(Ranking.of(ranked, rows.fraud, rows.weight), screened, combined, rows.fraud)
+        gain = gains(GainTable.of(ranked, rows.fraud, rows.weight), screened, combined, rows.fraud)
         data = lightgbm.Dataset(rows.features, factor * gain, weight=rows.weight, feature_name=list(rows.names))
         model = lightgbm.train({**GAIN_MODEL, "min_data_in_leaf": least, "seed": seed}, data, GAIN_TREES)
         ranked = _cascade(rows, screener, combination, model.predict(rows.features), budget)

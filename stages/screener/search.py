@@ -6,8 +6,8 @@ from which calibration and thresholds come, have no part in the choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import lightgbm
 import msgspec
@@ -75,6 +75,9 @@ class Search:
     def __init__(self, settings: SearchSettings, budget: float, seed: int, progress: Progress) -> None:
         """`budget`: escalation budget. `progress`: called with the share of the candidates that are tried."""
         self._settings, self._budget, self._seed, self._progress = settings, budget, seed, progress
+        self._variants = list(_variants(settings))
+        sizes = len(settings.leaves) * len(settings.learning_rates)
+        self._planned = sizes + len(self._variants) + ("distilled" in settings.objectives)
         self.tried: list[Candidate] = []
 
     @property
@@ -89,19 +92,16 @@ class Search:
     def try_sizes(self, rows: ScreenerRows) -> None:
         """Tries all sizes and learning rates with log-loss, then the best with the other objectives and weights."""
         settings = self._settings
-        count = len(settings.leaves) * len(settings.learning_rates)
-        others = [*self._variants()]
-        total = count + len(others)
         for leaves in settings.leaves:
             for learning_rate in settings.learning_rates:
-                self._try(rows, replace(self._plain, leaves=leaves, learning_rate=learning_rate), total)
-        for variant in others:
-            self._try(rows, variant(self.best.settings), total)
+                self._try(rows, replace(self._plain, leaves=leaves, learning_rate=learning_rate))
+        for changes in self._variants:
+            self._try(rows, replace(self.best.settings, **changes))
 
     def try_distilled(self, rows: ScreenerRows) -> None:
         """Tries the best candidate with the deep model's opinion, `rows.belief`, as its label."""
         if "distilled" in self._settings.objectives:
-            self._try(rows, replace(self.best.settings, objective="distilled"), 1)
+            self._try(rows, replace(self.best.settings, objective="distilled"))
 
     @property
     def _plain(self) -> ScreenerSettings:
@@ -113,26 +113,16 @@ class Search:
             l2=settings.l2,
         )
 
-    def _variants(self) -> Iterator[Callable[[ScreenerSettings], ScreenerSettings]]:
-        settings = self._settings
-        for weight in settings.fraud_weights:
-            yield lambda best, weight=weight: replace(best, fraud_weight=weight)  # type: ignore[misc]
-        for objective in settings.objectives:
-            if objective in ("focal", "lambdarank"):
-                yield lambda best, objective=objective: replace(best, objective=objective)  # type: ignore[misc]
-        if settings.monotone:
-            yield lambda best: replace(best, monotone=settings.monotone)
-
-    def _try(self, rows: ScreenerRows, settings: ScreenerSettings, total: int) -> None:
+    def _try(self, rows: ScreenerRows, settings: ScreenerSettings) -> None:
         settings = replace(settings, trees=self._settings.trees_max)
         tuning = rows.take(tuning_part(rows.fraud, self._settings.tuning_share))
         fitted = rows.take(slice(0, len(rows.fraud) - len(tuning.fraud)))
-        done = len(self.tried) % total
+        done = len(self.tried)
         booster = train_screener(
             fitted,
             settings,
             self._seed,
-            lambda share: self._progress((done + share) / total),
+            lambda share: self._progress((done + share) / self._planned),
             EarlyStop(tuning, self._settings.patience),
         )
         trees, us = self._within_time(booster, tuning)
@@ -158,3 +148,14 @@ class Search:
                 return trees, us
             # the time grows with the trees; a little less, so that this ends
             trees = max(1, min(trees - 1, int(0.98 * trees * limit / us)))
+
+
+def _variants(settings: SearchSettings) -> Iterator[dict[str, Any]]:
+    """What is changed in the best candidate so far, for each of the candidates that follow the sizes."""
+    for weight in settings.fraud_weights:
+        yield {"fraud_weight": weight}
+    for objective in settings.objectives:
+        if objective in ("focal", "lambdarank"):
+            yield {"objective": objective}
+    if settings.monotone:
+        yield {"monotone": settings.monotone}

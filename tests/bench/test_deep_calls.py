@@ -25,7 +25,7 @@ from bench.deep_calls import (
     show_deep_calls,
 )
 from bench.gpu_trace import GpuTrace, RecordedGpu
-from cascade.bundle import SHIPPED_BUNDLE
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.cli import main
 from cascade.config import BundleSettings, Config, DeepSettings
 from cascade.errors import CascadeError, ModelServerError
@@ -235,14 +235,14 @@ def test_on_a_real_triton_a_row_costs_less_cpu_time_in_fuller_calls(triton_parts
     assert main(["bench", "deep-calls", *arguments, "--out", str(tmp_path / "out"), "--json", str(path)]) == 0
     cost = DeepCost.read(path)
     check(cost, (1, 8, 64))
-    assert (cost.backend, cost.bundle_version) == ("triton", "simulator-850594a868f3")
+    assert (cost.backend, cost.bundle_version) == ("triton", load_bundle(SHIPPED_BUNDLE).version)
     assert {meter.meter for meter in cost.meters} >= {"cpu-worker", "cpu-deep"}
     assert "the embedded Triton" in shown(DeepCallsReport(costs=(cost,), turns=(), trace=()))
 
 
 def test_in_process_all_cpu_time_is_the_clients(tmp_path: Path) -> None:
     with embedded(SHIPPED_BUNDLE, DeepSettings(backend="onnxruntime"), ["fp32"], 7.0, tmp_path) as served:
-        report = run_deep_calls(served, [64, 8, 1, 8], 5, 0.1, 1)
+        report = run_deep_calls(served, [64, 8, 1, 8], 5, 0.1, 1, lambda step, share: None)
     (cost,) = report.costs
     check(cost, (1, 8, 64))
     assert cost.scores_apart == 0.0

@@ -54,7 +54,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, content: dict[str, byte
     assert dict(bundle.content) == content
     assert bundle.version == manifest.version
     assert bundle.version.startswith("mine-")
-    assert (bundle.schema.name, bundle.policy.escalation_budget) == ("simulator", 0.01)
+    assert (bundle.schema.name, bundle.policy.escalation.budget) == ("simulator", 0.01)
     assert {path.name for path in (tmp_path / "deeper" / "bundle").iterdir()} == {MANIFEST, *FILES}
 
 
@@ -62,12 +62,22 @@ def test_the_version_is_a_function_of_the_content(tmp_path: Path, content: dict[
     first = write_bundle(tmp_path / "one", "mine", content).version
     again = write_bundle(tmp_path / "two", "mine", dict(reversed(list(content.items())))).version
     assert first == again
+    deciding = [file for file in FILES if file != "report.json"]
     others = {
-        write_bundle(tmp_path / "three", "mine", content | {file: content[file] + b"\n"}).version for file in FILES
+        write_bundle(tmp_path / "three", "mine", content | {file: content[file] + b"\n"}).version for file in deciding
     }
-    assert len(others | {first}) == len(FILES) + 1
+    assert len(others | {first}) == len(deciding) + 1
     swapped = content | {"schema.toml": content["features.toml"], "features.toml": content["schema.toml"]}
     assert write_bundle(tmp_path / "four", "mine", swapped).version != first
+
+
+def test_times_that_the_report_measured_do_not_change_the_version(tmp_path: Path, content: dict[str, bytes]) -> None:
+    versions, hashes = set(), set()
+    for us in (b"1.25", b"1.26"):
+        manifest = write_bundle(tmp_path / "bundle", "mine", content | {"report.json": b'{"us_per_row": %s}' % us})
+        versions.add(manifest.version)
+        hashes.add(manifest.files["report.json"].sha256)
+    assert (len(versions), len(hashes)) == (1, 2)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -132,7 +142,18 @@ def test_a_manifest_without_a_file_or_with_another_file_is_refused(copy: Path) -
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("escalation_budget", 1.5), ("review_from", "0.1"), ("review_from", None), ("unknown", 1)]
+    ("key", "value"),
+    [
+        ("escalation", {"budget": 1.5, "rule": "gain", "threshold": 0.0}),
+        ("escalation", {"budget": 0.01, "rule": "band", "threshold": 0.0}),
+        ("escalation", {"rule": "gain", "threshold": 0.0}),
+        ("escalation_budget", 0.01),  # of the format before
+        ("combined", {"screener": 1.0, "deep": -1.0, "intercept": 0.0}),
+        ("costs", {"review": 5.0}),
+        ("review_from", "0.1"),
+        ("review_from", None),
+        ("unknown", 1),
+    ],
 )
 def test_values_that_are_no_policy_are_refused(
     tmp_path: Path, content: dict[str, bytes], key: str, value: object

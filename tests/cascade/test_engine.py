@@ -1,7 +1,12 @@
+"""The engine: scores do not depend on how a stream is cut, and each rule's escalation scores are what it says."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
+import lightgbm
+import msgspec
 import numpy as np
 import pytest
 
@@ -10,24 +15,34 @@ from cascade.bundle import Bundle
 from cascade.columns import Float64
 from cascade.engine import Engine, Screened, deep_inputs
 from cascade.frames import LabelledData
+from cascade.policy import uncertainty
 from cascade.protocols import DeepStage
-from stages.assembly import make_engine, make_screener
+from stages.assembly import make_engine
 from stages.offline import OfflineScores, labels_of, score_offline
+from stages.screener.compiled import CompiledScreener
 
 # ONNX Runtime may add in another order in a batch of another size; measured on log-odds
 DEEP_DIFFERENCE_MAX = 1e-5
 
 
 @pytest.fixture(scope="module")
-def data(bundle: Bundle) -> LabelledData:
+def data(ruled: Bundle) -> LabelledData:
     # long enough for labels (seven days late) to act on windows of thirty days
-    return simulated(bundle.schema, cards=120, terminals=60, days=20, seed=11, fraud_share=0.03)
+    return simulated(ruled.schema, cards=120, terminals=60, days=20, seed=11, fraud_share=0.03)
+
+
+# Every bundle has the models of both rules: here one uses each, whichever the shipped one has chosen.
+@pytest.fixture(scope="module", params=["gain", "uncertainty"])
+def ruled(request: pytest.FixtureRequest, bundle: Bundle) -> Bundle:
+    changed = msgspec.structs.replace(
+        bundle.policy.escalation, rule=request.param, budget=0.05, threshold=0.0, centre=-2.0
+    )
+    return replace(bundle, policy=msgspec.structs.replace(bundle.policy, escalation=changed))
 
 
 @pytest.fixture(scope="module")
-def offline(bundle: Bundle, data: LabelledData, deep: DeepStage) -> OfflineScores:
-    screener = make_screener(bundle, make_engine(bundle).features.width)
-    return score_offline(bundle, screener, deep, data, np.ones(data.batch.rows, bool), lambda _: None)
+def offline(ruled: Bundle, data: LabelledData, deep: DeepStage) -> OfflineScores:
+    return score_offline(make_engine(ruled), deep, data, np.ones(data.batch.rows, bool), lambda _: None)
 
 
 def fold_labels_between(engine: Engine, data: LabelledData, start_ms: float, until_ms: float) -> None:
@@ -55,27 +70,31 @@ def raw_of(screened: Iterable[Screened]) -> Float64:
 
 @pytest.mark.parametrize("rows_max", [1, 3, 64, 1_000, 100_000])
 def test_scores_do_not_depend_on_the_size_of_a_micro_batch(
-    bundle: Bundle, data: LabelledData, deep: DeepStage, offline: OfflineScores, rows_max: int
+    ruled: Bundle, data: LabelledData, deep: DeepStage, offline: OfflineScores, rows_max: int
 ) -> None:
     chance = np.random.default_rng(rows_max)
-    raw, escalate, answers = [], [], []
+    raw, worth, escalate, answers = [], [], [], []
     sizes = iter(lambda: int(chance.integers(1, rows_max + 1)), None)
-    for screened in in_micro_batches(make_engine(bundle), data, sizes):
+    engine = make_engine(ruled)
+    for screened in in_micro_batches(engine, data, sizes):
         raw.append(screened.raw)
-        escalate.append(bundle.policy.escalate(screened.raw))
+        worth.append(screened.escalation_score)
+        escalate.append(engine.escalation.choose(screened.escalation_score, np.zeros(len(screened.raw), bool)))
         if escalate[-1].any():
             answers.append(deep.submit(screened.deep_inputs(escalate[-1]), 60).result())
     np.testing.assert_array_equal(np.concatenate(raw), offline.screener_raw)
+    np.testing.assert_array_equal(np.concatenate(worth), offline.escalation)
     escalated = np.flatnonzero(np.concatenate(escalate))
     assert 5 < len(escalated) < data.batch.rows
+    assert escalated.tolist() == np.flatnonzero(offline.cascade(ruled.policy)[1]).tolist()
     np.testing.assert_allclose(np.concatenate(answers), offline.deep_raw[escalated], atol=DEEP_DIFFERENCE_MAX, rtol=0)
 
 
 def test_labels_that_come_before_their_transactions_change_no_score(
-    bundle: Bundle, data: LabelledData, offline: OfflineScores
+    ruled: Bundle, data: LabelledData, offline: OfflineScores
 ) -> None:
     # as after a replay of the log: all labels are there before the first transaction
-    engine = make_engine(bundle)
+    engine = make_engine(ruled)
     fold_labels_between(engine, data, -np.inf, np.inf)
     screened = [
         engine.screen(data.batch.take(np.arange(n, min(n + 500, data.batch.rows))))
@@ -84,8 +103,8 @@ def test_labels_that_come_before_their_transactions_change_no_score(
     np.testing.assert_array_equal(raw_of(screened), offline.screener_raw)
 
 
-def test_labels_that_arrive_twice_change_no_score(bundle: Bundle, data: LabelledData, offline: OfflineScores) -> None:
-    engine = make_engine(bundle)
+def test_labels_that_arrive_twice_change_no_score(ruled: Bundle, data: LabelledData, offline: OfflineScores) -> None:
+    engine = make_engine(ruled)
     half = data.batch.rows // 2
     raw_of(in_micro_batches(engine, data.take(np.arange(half)), iter(lambda: 500, None)))
     middle_ms = float(data.batch["event_time"][half - 1])
@@ -96,15 +115,13 @@ def test_labels_that_arrive_twice_change_no_score(bundle: Bundle, data: Labelled
     )
 
 
-def test_labels_act_on_the_scores_at_all(bundle: Bundle, data: LabelledData, offline: OfflineScores) -> None:
-    unlabelled = make_engine(bundle).screen(data.batch).raw
+def test_labels_act_on_the_scores_at_all(ruled: Bundle, data: LabelledData, offline: OfflineScores) -> None:
+    unlabelled = make_engine(ruled).screen(data.batch).raw
     assert np.abs(unlabelled - offline.screener_raw).max() > 0.1, "the other tests would show nothing"
 
 
-def test_folded_rows_are_remembered_like_scored_ones(
-    bundle: Bundle, data: LabelledData, offline: OfflineScores
-) -> None:
-    engine = make_engine(bundle)
+def test_folded_rows_are_remembered_like_scored_ones(ruled: Bundle, data: LabelledData, offline: OfflineScores) -> None:
+    engine = make_engine(ruled)
     half = data.batch.rows // 2
     fold_labels_between(engine, data, -np.inf, np.inf)
     engine.fold(data.batch.take(np.arange(half)))
@@ -112,16 +129,27 @@ def test_folded_rows_are_remembered_like_scored_ones(
     np.testing.assert_array_equal(rest.raw, offline.screener_raw[half:])
 
 
-def test_warming_up_leaves_no_trace(bundle: Bundle, data: LabelledData, offline: OfflineScores) -> None:
-    engine = make_engine(bundle)
+def test_warming_up_leaves_no_trace(ruled: Bundle, data: LabelledData, offline: OfflineScores) -> None:
+    engine = make_engine(ruled)
     engine.warm_up()
     np.testing.assert_array_equal(raw_of(in_micro_batches(engine, data, iter(lambda: 999, None))), offline.screener_raw)
 
 
-def test_escalation_scores_and_probability_are_the_policys(bundle: Bundle, data: LabelledData) -> None:
-    screened = make_engine(bundle).screen(data.batch)
-    np.testing.assert_array_equal(screened.escalation_score, bundle.policy.escalation_scores(screened.raw))
-    np.testing.assert_array_equal(screened.probability, bundle.policy.screener.probability(screened.raw))
+def test_escalation_scores_are_those_of_the_rule(ruled: Bundle, data: LabelledData) -> None:
+    screened = make_engine(ruled).screen(data.batch)
+    with_score = np.column_stack([screened.features, screened.raw.astype(np.float32)])
+    by_gain = CompiledScreener(ruled.content["escalation.txt"]).score(with_score)
+    by_uncertainty = uncertainty(screened.raw, ruled.policy.escalation.centre)
+    expected, other = (by_gain, by_uncertainty) if ruled.policy.escalation.rule == "gain" else (by_uncertainty, by_gain)
+    np.testing.assert_array_equal(screened.escalation_score, expected)
+    assert (screened.escalation_score != other).mean() > 0.9, "the rules are told apart"
+    by_lightgbm = lightgbm.Booster(model_str=ruled.content["escalation.txt"].decode()).predict(with_score)
+    np.testing.assert_allclose(by_gain, by_lightgbm, atol=1e-9, rtol=0)
+
+
+def test_probabilities_are_the_screeners_calibrated(ruled: Bundle, data: LabelledData) -> None:
+    screened = make_engine(ruled).screen(data.batch)
+    np.testing.assert_array_equal(screened.probability, ruled.policy.screener.probability(screened.raw))
 
 
 def test_the_screeners_raw_score_is_the_last_column_of_the_deep_inputs() -> None:

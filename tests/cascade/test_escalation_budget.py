@@ -19,7 +19,7 @@ from cascade.escalation_budget import (
     EscalationBudget,
     shares_by_level,
 )
-from cascade.policy import RAW_MAX, Calibration, Policy
+from cascade.policy import RAW_MAX, Calibration, Combination, Escalation, Policy
 
 ROWS = 60_000
 BUDGETS = (0.0005, 0.0025, 0.01, 0.05, 0.3, 0.9)
@@ -172,7 +172,7 @@ def test_a_policy_that_escalates_everything_or_nothing_does_so_whatever_its_budg
     threshold: float, share: float
 ) -> None:
     same = Calibration(1.0, 0.0)
-    policy = Policy(0.01, threshold, RAW_MAX, same, same, 0.5, 0.9)
+    policy = Policy(Escalation(0.01, "gain", threshold), same, Combination(0.5, 0.5, 0.0), same, 0.5, 0.9)
     escalate = chosen(EscalationBudget.of_policy(policy), stream("stationary"))
     assert escalate[-WINDOW_ROWS:].mean() == pytest.approx(share, rel=0.1)
 

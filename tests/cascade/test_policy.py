@@ -1,123 +1,32 @@
-"""The policy: no band exceeds its budget, thresholds cost the least, probabilities keep the order of the scores."""
+"""The policy: calibrations keep the order of scores, thresholds belong to the stricter side, nonsense is refused."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.errors import BundleError
-from cascade.policy import ACTIONS, RAW_MAX, Calibration, Costs, Policy, decision_thresholds, escalation_band
+from cascade.policy import ACTIONS, RAW_MAX, Calibration, Combination, Escalation, Policy, uncertainty
+from cascade.policy_kernels import judge
 
-finite = st.floats(-1e6, 1e6)
-# few different scores, so that ties are the rule
-scores = st.lists(st.one_of(st.integers(-3, 3).map(float), finite), min_size=1, max_size=60).map(np.array)
-POLICY = Policy(0.01, 2.0, 3.0, Calibration(1.0, 0.0), Calibration(1.5, -1.0), 0.2, 0.8)
-
-
-def escalated(raw: np.ndarray, budget: float, skip: float = 0.0) -> np.ndarray:
-    threshold, ceiling = escalation_band(raw, budget, skip)
-    return (raw >= threshold) & (raw < ceiling)
-
-
-shares = st.floats(0.0, 1.0)
-
-
-@given(raw=scores, budget=shares, skip=shares)
-def test_escalations_never_exceed_the_budget(raw: np.ndarray, budget: float, skip: float) -> None:
-    assert escalated(raw, budget, skip).sum() <= budget * len(raw) * (1 + 1e-12)
-
-
-@given(raw=scores, budget=shares, skip=shares)
-def test_no_lower_threshold_stays_in_the_budget(raw: np.ndarray, budget: float, skip: float) -> None:
-    threshold, ceiling = escalation_band(raw, budget, skip)
-    lower = raw[(raw < threshold) & (raw < ceiling)]
-    if len(lower):
-        assert ((raw >= lower.max()) & (raw < ceiling)).sum() > int(budget * len(raw))
-
-
-@given(raw=scores, budget=shares, skip=shares)
-def test_the_highest_scores_are_skipped_and_ties_with_them(raw: np.ndarray, budget: float, skip: float) -> None:
-    _, ceiling = escalation_band(raw, budget, skip)
-    skipped = int(skip * len(raw))
-    assert (raw >= ceiling).sum() >= skipped
-    assert (raw > ceiling).sum() < max(skipped, 1)
-
-
-@pytest.mark.parametrize(
-    ("raw", "budget", "skip", "rows"),
-    [
-        ([1.0, 2.0, 3.0, 4.0], 0.5, 0.0, [2, 3]),
-        ([1.0, 2.0, 3.0, 4.0], 0.5, 0.25, [1, 2]),
-        ([1.0, 2.0, 3.0, 4.0], 0.5, 0.75, [0]),
-        ([1.0, 2.0, 3.0, 4.0], 0.5, 1.0, []),
-        ([1.0, 2.0, 2.0, 2.0], 0.5, 0.0, []),
-        ([1.0, 2.0, 2.0, 2.0], 0.5, 0.25, [0]),
-        ([1.0, 2.0, 2.0, 3.0], 0.5, 0.0, [3]),
-        ([1.0, 1.0, 1.0, 1.0], 1.0, 0.0, [0, 1, 2, 3]),
-        ([1.0, 2.0, 3.0, 4.0], 0.2, 0.0, []),
-        ([1.0, 2.0, 3.0, 4.0], 0.0, 0.5, []),
-    ],
+POLICY = Policy(
+    escalation=Escalation(budget=0.01, rule="uncertainty", threshold=-0.5, centre=-1.25),
+    screener=Calibration(1.0, 0.0),
+    combined=Combination(0.25, 0.75, -0.5),
+    deep=Calibration(1.5, -1.0),
+    review_from=0.2,
+    decline_from=0.8,
 )
-def test_bands_by_hand(raw: list[float], budget: float, skip: float, rows: list[int]) -> None:
-    assert np.flatnonzero(escalated(np.array(raw), budget, skip)).tolist() == rows
+logits = st.floats(-30, 30)
 
 
-def test_without_rows_nothing_is_escalated() -> None:
-    assert escalation_band(np.array([]), 0.01) == (RAW_MAX, RAW_MAX)
-
-
-def cost_of(
-    pair: tuple[float, float], probability: np.ndarray, fraud: np.ndarray, amount: np.ndarray, costs: Costs
-) -> float:
-    policy = Policy(0.01, 0.0, 1.0, Calibration(1.0, 0.0), Calibration(1.0, 0.0), *pair, costs)
-    return math.fsum(costs.of_decisions(policy.actions(probability), fraud, amount))
-
-
-twentieths = st.integers(0, 20).map(lambda number: number / 20)
-quarters = st.integers(0, 8_000).map(lambda number: number / 4)
-
-
-@settings(deadline=None, max_examples=200)
-@given(
-    rows=st.lists(st.tuples(twentieths, st.booleans(), quarters), max_size=12),
-    review=st.sampled_from((0.0, 0.25, 5.0, 1e6)),
-    false_decline=st.sampled_from((0.0, 1.0, 25.0, 1e6)),
-)
-def test_decision_thresholds_cost_as_little_as_any_pair(
-    rows: list[tuple[float, bool, float]], review: float, false_decline: float
-) -> None:
-    probability, fraud, amount = (np.array([row[column] for row in rows]) for column in range(3))
-    fraud, costs = fraud.astype(bool), Costs(review, false_decline)
-    found = decision_thresholds(probability, fraud, amount, costs)
-    cuts = [0.0, *np.unique(probability).tolist(), 2.0]
-    least = min(cost_of((low, high), probability, fraud, amount, costs) for low in cuts for high in cuts if low <= high)
-    assert 0.0 <= found[0] <= found[1]
-    assert cost_of(found, probability, fraud, amount, costs) == least
-
-
-def test_thresholds_lie_midway_between_rows() -> None:
-    probability = np.array([0.1, 0.5, 0.9])
-    fraud, amount = np.array([False, True, True]), np.array([50.0, 6.0, 500.0])
-    assert decision_thresholds(probability, fraud, amount, Costs(7.0, 25.0)) == (pytest.approx(0.3),) * 2
-    fraud = np.array([False, False, True])
-    assert decision_thresholds(probability, fraud, amount, Costs(7.0, 25.0)) == (pytest.approx(0.7),) * 2
-
-
-def test_a_threshold_separates_neighbouring_probabilities() -> None:
-    genuine = np.nextafter(1.0, 0.0) - 2**-53
-    found = [genuine - 2**-53 * shift for shift in range(2)]
-    for low in found:
-        probability = np.array([low, np.nextafter(low, 1.0)])
-        thresholds = decision_thresholds(probability, np.array([False, True]), np.array([10.0, 1e5]), Costs())
-        assert (probability >= thresholds[1]).tolist() == [False, True]
-
-
-@given(slope=st.floats(1e-3, 10.0), intercept=st.floats(-20.0, 20.0), raw=st.lists(st.floats(-30, 30), min_size=2))
+@given(slope=st.floats(1e-3, 10.0), intercept=st.floats(-20.0, 20.0), raw=st.lists(logits, min_size=2))
 def test_calibration_keeps_the_order_and_stays_in_the_unit_interval(
     slope: float, intercept: float, raw: list[float]
 ) -> None:
@@ -131,28 +40,79 @@ def test_calibration_is_the_logistic_function() -> None:
     assert probability.tolist() == [0.5, 1 / (1 + math.exp(-1.0))]
 
 
-def test_costs_of_the_three_decisions() -> None:
-    actions = np.array([0, 0, 1, 1, 2, 2])
-    fraud = np.array([True, False] * 3)
-    cost = Costs(review=5.0, false_decline=25.0).of_decisions(actions, fraud, np.full(6, 80.0))
-    assert cost.tolist() == [80.0, 0.0, 5.0, 5.0, 0.0, 25.0]
+def test_combination_is_the_logistic_function_of_both_scores() -> None:
+    probability = Combination(0.25, 2.0, -1.0).probability(np.array([2.0, -4.0]), np.array([0.25, 1.5]))
+    assert probability.tolist() == [0.5, 1 / (1 + math.exp(-1.0))]
+
+
+@given(raw=logits, deep=logits)
+def test_combination_uses_the_screeners_score_as_the_deep_model_gets_it(raw: float, deep: float) -> None:
+    # the service keeps the score of a waiting transaction as the deep model's input, in float32
+    combination = Combination(0.7, 0.4, -0.3)
+    narrow = np.array([raw]).astype(np.float32)
+    found = combination.probability(np.array([raw]), np.array([deep]))
+    assert found == combination.probability(narrow, np.array([deep]))
+    assert found == combination.probability(narrow.astype(np.float64), np.array([deep]))
+    log_odds = 0.7 * float(narrow[0]) + 0.4 * deep - 0.3
+    assert found[0] == pytest.approx(1 / (1 + math.exp(-log_odds)), rel=1e-12)
+    assert found.dtype == np.float64
+
+
+def test_a_score_that_float32_cannot_hold_is_rounded() -> None:
+    raw = np.array([1.0 + 2**-30])
+    assert Combination(1.0, 1e-9, 0.0).probability(raw, np.zeros(1)) == Calibration(1.0, 0.0).probability(np.ones(1))
+
+
+def test_the_nearer_to_the_centre_the_higher_is_the_uncertainty() -> None:
+    assert uncertainty(np.array([-3.0, -1.0, 0.0, 4.0]), centre=1.0).tolist() == [-4.0, -2.0, -1.0, -3.0]
+
+
+@given(raw=st.lists(logits, max_size=40).map(np.array), centre=logits)
+def test_compiled_judgement_equals_the_formulas_to_the_bit(raw: np.ndarray, centre: float) -> None:
+    raw = raw.astype(np.float64)
+    policy = msgspec.structs.replace(
+        POLICY,
+        screener=Calibration(1.2, -0.1),
+        escalation=msgspec.structs.replace(POLICY.escalation, centre=centre),
+    )
+    probability, scores = judge(policy, raw)
+    np.testing.assert_array_equal(probability, policy.screener.probability(raw))
+    np.testing.assert_array_equal(scores, uncertainty(raw, centre))
 
 
 def test_thresholds_belong_to_the_stricter_side() -> None:
     actions = POLICY.actions(np.array([0.0, 0.1999, 0.2, 0.7999, 0.8, 1.0]))
     assert [ACTIONS[action] for action in actions] == ["approve", "approve", "review", "review", "decline", "decline"]
-    assert POLICY.escalate(np.array([1.999, 2.0, 2.999, 3.0])).tolist() == [False, True, True, False]
+
+
+def test_with_equal_thresholds_nothing_is_reviewed() -> None:
+    policy = msgspec.structs.replace(POLICY, review_from=0.5, decline_from=0.5)
+    assert policy.actions(np.array([0.49, 0.5, 0.51])).tolist() == [0, 2, 2]
+
+
+def escalation(**changes: Any) -> dict[str, Escalation]:
+    return {"escalation": msgspec.structs.replace(POLICY.escalation, **changes)}
 
 
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
-        ({"escalation_budget": 1.5}, "escalation_budget"),
-        ({"escalation_budget": -0.1}, "escalation_budget"),
-        ({"escalation_threshold": math.nan}, "escalation_threshold"),
-        ({"escalation_ceiling": math.inf}, "escalation_ceiling"),
+        (escalation(budget=1.5), r"escalation\.budget"),
+        (escalation(budget=-0.1), r"escalation\.budget"),
+        (escalation(budget=math.nan), r"escalation\.budget"),
+        (escalation(threshold=math.nan), r"escalation\.threshold"),
+        (escalation(threshold=math.inf), r"escalation\.threshold"),
+        (escalation(centre=-math.inf), r"escalation\.centre"),
         ({"screener": Calibration(0.0, 1.0)}, "slopes"),
+        ({"screener": Calibration(1.0, math.nan)}, "calibration"),
+        ({"screener": Calibration(math.inf, 0.0)}, "calibration"),
         ({"deep": Calibration(-1.0, 1.0)}, "slopes"),
+        ({"deep": Calibration(1.0, -math.inf)}, "calibration"),
+        ({"combined": Combination(1.0, 0.0, 0.0)}, "rise with the deep score"),
+        ({"combined": Combination(1.0, -0.5, 0.0)}, "rise with the deep score"),
+        ({"combined": Combination(1.0, math.inf, 0.0)}, "combination"),
+        ({"combined": Combination(math.nan, 1.0, 0.0)}, "combination"),
+        ({"combined": Combination(1.0, 1.0, math.inf)}, "combination"),
         ({"review_from": 0.9}, "review_from ≤ decline_from"),
         ({"review_from": -0.1}, "review_from ≤ decline_from"),
         ({"decline_from": math.nan}, "review_from ≤ decline_from"),
@@ -163,9 +123,20 @@ def test_numbers_that_are_no_policy_are_refused(changes: dict[str, object], rule
     with pytest.raises(BundleError, match=rule) as caught:
         msgspec.structs.replace(POLICY, **changes).check("policy.json")
     assert str(caught.value).startswith("policy.json: ")
+    assert str(caught.value).endswith("; train the bundle again")
     assert "\n" not in str(caught.value)
 
 
-def test_a_row_at_the_ceiling_is_never_worth_escalating() -> None:
-    raw = np.array([1.9, 2.0, 2.999, 3.0, 60.0])
-    assert POLICY.escalation_scores(raw).tolist() == [1.9, 2.0, 2.999, -np.inf, -np.inf]
+def test_a_policy_may_escalate_everything_or_nothing_and_weigh_the_screener_against_the_deep_model() -> None:
+    for threshold in (-RAW_MAX, RAW_MAX):
+        msgspec.structs.replace(POLICY, **escalation(threshold=threshold)).check("policy.json")
+    msgspec.structs.replace(POLICY, combined=Combination(-0.2, 1.2, 0.0)).check("policy.json")
+
+
+@pytest.mark.parametrize("rule", ["band", "", None])
+def test_a_policy_with_an_unknown_rule_cannot_be_read(rule: str | None) -> None:
+    content = msgspec.json.decode(msgspec.json.encode(POLICY))
+    assert msgspec.convert(content, Policy) == POLICY
+    content["escalation"]["rule"] = rule
+    with pytest.raises(msgspec.ValidationError, match="rule"):
+        msgspec.convert(content, Policy)

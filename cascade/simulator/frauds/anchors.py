@@ -40,15 +40,10 @@ def fill(
         if not len(valid):
             continue
         ends = np.cumsum(made.rows).astype(np.int64)
-        campaigns.append(made.take(slice_to(int(np.searchsorted(ends, valid[-1], side="right")) + 1)))
+        campaigns.append(made.take(np.arange(int(np.searchsorted(ends, valid[-1], side="right")) + 1)))
         parts.append(rows.take(valid))
         missing -= len(valid)
     return campaigns, parts
-
-
-def slice_to(count: int) -> Int64:
-    """The first `count` positions."""
-    return np.arange(count)
 
 
 def greed(rng: np.random.Generator, count: int, fraud: bool) -> Float64:

@@ -13,9 +13,9 @@ from .streams import CARD_COUNTS, START_MS, schema_of, spec_of
 KEYS_MAX = 1_000_000
 MORE_KEYS = 200_000
 BATCH = 50_000
-# A key takes 112 bytes for its slot, up to 16 in the index, 48 for its running totals, 176 for its first block of
-# events, and 16 for its steps. The rest is for partly used pages and for the arrays of a batch.
-GROWTH_BYTES_MAX = KEYS_MAX * (112 + 16 + 48 + 176 + 16) + 64 * 2**20
+# A key takes 96 bytes for its slot, up to 16 in the index, 56 for its running totals, and 176 for its first block of
+# events. The rest is for partly used pages and for the arrays of a batch.
+GROWTH_BYTES_MAX = KEYS_MAX * (96 + 16 + 56 + 176) + 64 * 2**20
 
 
 def fold(engine: FeatureEngine, cards: Int64, time_ms: int) -> Float32:

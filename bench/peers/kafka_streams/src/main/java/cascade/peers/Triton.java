@@ -18,23 +18,39 @@ final class Triton {
     private final URI model;
     private final JsonNode signature;
     private final int features;
-    private final int width;
 
     Triton(String base, JsonNode signature, int features) {
         model = URI.create(base + "/v2/models/fraud_deep/infer");
         this.signature = signature;
         this.features = features;
-        width = signature.get("sequences").get(SEQUENCE_INPUT).get(1).asInt();
     }
 
     /** The log-odds of the deep model; blocks until they arrive. */
     double ask(CardState card, double[] row, double raw) throws IOException {
         ObjectNode request = JSON.createObjectNode();
         ArrayNode inputs = request.putArray("inputs");
-        ArrayNode sequence = input(inputs, SEQUENCE_INPUT, 1, CardState.STEPS_MAX, width);
-        for (int filler = 0; filler < (CardState.STEPS_MAX - card.steps) * width; filler++) {
-            sequence.add(0);
+        signature.get("sequences").fields().forEachRemaining(sequence -> {
+            int length = sequence.getValue().get(0).asInt();
+            int width = sequence.getValue().get(1).asInt();
+            ArrayNode data = input(inputs, sequence.getKey(), 1, length, width);
+            int known = sequence.getKey().equals(SEQUENCE_INPUT) ? card.steps : 0;
+            // zeros for what a peer does not know: other sequences, and the terminal's part of a step
+            for (int filler = 0; filler < (length - known) * width; filler++) {
+                data.add(0);
+            }
+            if (known > 0) {
+                steps(data, card, width);
+            }
+        });
+        ArrayNode current = input(inputs, signature.get("features_input").asText(), 1, features + 1);
+        for (double value : row) {
+            current.add(value);
         }
+        current.add(raw);
+        return JSON.readTree(post(JSON.writeValueAsBytes(request))).at("/outputs/0/data/0").asDouble();
+    }
+
+    private static void steps(ArrayNode sequence, CardState card, int width) {
         long nowMs = card.times[card.steps - 1];
         for (int step = 0; step < card.steps; step++) {
             long timeMs = card.times[step];
@@ -44,12 +60,6 @@ final class Triton {
                 sequence.add(0);
             }
         }
-        ArrayNode current = input(inputs, signature.get("features_input").asText(), 1, features + 1);
-        for (double value : row) {
-            current.add(value);
-        }
-        current.add(raw);
-        return JSON.readTree(post(JSON.writeValueAsBytes(request))).at("/outputs/0/data/0").asDouble();
     }
 
     private ArrayNode input(ArrayNode inputs, String name, int... shape) {
