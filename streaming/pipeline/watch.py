@@ -6,7 +6,7 @@ partition and offset, of which an older half is dropped where too many are young
 of the cards that have had their first fraud. Which decisions are in the sample does not depend on what was decided.
 
 It lives as long as the process: after a restart the decisions before it are forgotten, their labels count for nothing,
-and the test begins anew. A fraud whose label is read before its transaction is decided does not count either.
+and the test begins anew.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = structlog.get_logger()
 COMPONENT: Final = "certificate"
 # 8 MB. At most half of the slots are in use, so that few decisions replace one whose label may still come.
 SLOTS: Final = 1 << 19
-# 1 MB: the first frauds of 100,000 cards in a period.
+# 1 MB each: the first frauds of 100,000 cards in a period, and those whose label was read before their decision.
 CARDS: Final = 1 << 17
 # Labels come this much later than `label.delay` at most; a later one finds its decision only by luck.
 LATE_MS: Final = 14 * DAY_MS
@@ -66,7 +66,8 @@ class RecallWatch:
         # np.zeros takes address space only; memory is allocated as decisions come
         self._entries = np.zeros((SLOTS, 2), np.int64)
         self._seen = np.zeros(CARDS, np.int64)
-        self._counts = np.zeros(2, np.int64)
+        self._awaited = np.zeros(CARDS, np.int64)
+        self._counts, self._reported = np.zeros(2, np.int64), np.zeros(2, np.int64)
         self._depth_min = self._stored = 0
         self.alarmed = self.expired = False
         self._show()
@@ -89,7 +90,12 @@ class RecallWatch:
     def note(self, table: Table, chosen: Int64) -> None:
         """Remembers the decisions of the table's rows with these positions."""
         ids = _octets(table.batch[self._roles.transaction_id])
-        self._stored += kernels.note(table.rows, chosen, ids, self._seed, self._depth_min, self._entries)
+        stored, counted = kernels.note(
+            table.rows, chosen, ids, self._seed, self._depth_min, self._entries, self._awaited, self._counts
+        )
+        self._stored += stored
+        if counted:
+            self._test()
         if self._stored >= SLOTS // 4:
             self._make_room()
 
@@ -99,14 +105,16 @@ class RecallWatch:
         kernels.judge(
             _octets(labels[self._roles.transaction_id]), _octets(labels[self._roles.card]),
             labels[self._roles.event_time], labels[self._label], self._seed, self._recall.period_days * DAY_MS,
-            self._entries, self._seen, self._counts,
+            self._entries, self._awaited, self._seen, self._counts,
         )  # fmt: skip
-        missed, caught = (self._counts - before).tolist()
-        if missed or caught:
-            self._ledger.count_first_frauds(caught, missed)
+        if not np.array_equal(before, self._counts):
             self._test()
 
     def _test(self) -> None:
+        """Reports the counts that are new, and looks whether they are too much."""
+        missed, caught = (self._counts - self._reported).tolist()
+        self._reported = self._counts.copy()
+        self._ledger.count_first_frauds(caught, missed)
         nats = evidence_nats(self.caught, self.missed, self._recall.at_least)
         if nats >= alarm_nats(self._recall.alarm_level) and not self.alarmed:
             self.alarmed = True
@@ -143,9 +151,10 @@ class RecallWatch:
 def warm_up_watch() -> None:
     """Compiles the kernels ahead of the first transactions."""
     none, octets, entries = np.zeros(0, np.int64), np.zeros((0, 8), np.uint8), np.zeros((8, 2), np.int64)
-    kernels.note(np.zeros(0, ROW), none, octets, 0, 0, entries)
+    keys, counts = np.zeros(8, np.int64), np.zeros(2, np.int64)
+    kernels.note(np.zeros(0, ROW), none, octets, 0, 0, entries, keys, counts)
     kernels.drop(entries, 0, 0)
-    kernels.judge(octets, octets, none, none, 0, 1, entries, np.zeros(8, np.int64), np.zeros(2, np.int64))
+    kernels.judge(octets, octets, none, none, 0, 1, entries, keys, keys.copy(), counts)
 
 
 def _octets(column: Array) -> Array:

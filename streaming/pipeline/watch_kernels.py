@@ -46,36 +46,48 @@ def _depth(partition_id: int, offset: int, seed: int) -> int:
 
 
 @kernel
-def note(rows: Array, chosen: Int64, ids: Array, seed: int, depth_min: int, entries: Int64) -> int:
+def note(
+    rows: Array, chosen: Int64, ids: Array, seed: int, depth_min: int, entries: Int64, awaited: Int64, counts: Int64
+) -> tuple[int, int]:
     """Stores the decisions of the table's rows with these positions, if they are in the sample.
 
     rows: of the table. ids (uint8, [rows, width]): the bytes of their transaction ids. depth_min: of the sample.
-    entries (int64, [slots, 2]): the table of decisions. Returns the number of rows that were stored.
+    entries (int64, [slots, 2]): the table of decisions. awaited, counts: as for `judge`.
+
+    Returns the numbers of rows that were stored, and that were counted because their label had come before.
     """
-    stored, mask = 0, len(entries) - 1
+    stored, counted, mask, awaited_mask = 0, 0, len(entries) - 1, len(awaited) - 1
     for place in range(len(chosen)):
         row = chosen[place]
         depth = _depth(rows[row].partition_id, rows[row].offset, seed)
         if depth < depth_min:
             continue
         key = _hashed(ids, row, seed)
-        entries[key & mask, KEY] = key
         caught = 1 if rows[row].action > 0 else 0
+        if awaited[key & awaited_mask] == key:
+            awaited[key & awaited_mask] = EMPTY
+            counts[caught] += 1
+            counted += 1
+            continue
+        entries[key & mask, KEY] = key
         entries[key & mask, FACTS] = (max(rows[row].event_time_ms, 0) << TIME_SHIFT) | (depth << CAUGHT_BITS) | caught
         stored += 1
-    return stored
+    return stored, counted
 
 
 @kernel
 def judge(
     ids: Array, cards: Array, event_times_ms: Int64, frauds: Int64, seed: int, period_ms: int, entries: Int64,
-    seen: Int64, counts: Int64,
+    awaited: Int64, seen: Int64, counts: Int64,
 ) -> None:  # fmt: skip
     """Counts each card's first fraud of a period by whether it was caught, if its decision is in the table.
 
+    If it is not, the transaction may be decided later: its key is awaited.
+
     ids, cards (uint8, [labels, width]): the bytes of transaction ids and cards. frauds (int64, [labels]): 1 for a
-    fraud. seen (int64, [slots]): the table of cards and periods that have had their first fraud. counts (int64, [2]):
-    the missed and the caught, to which these are added.
+    fraud. awaited (int64, [slots]): the table of labels that came before their decision. seen (int64, [slots]): the
+    table of cards and periods that have had their first fraud. counts (int64, [2]): the missed and the caught, to which
+    these are added.
     """
     mask, seen_mask = len(entries) - 1, len(seen) - 1
     for label in range(len(frauds)):
@@ -91,6 +103,8 @@ def judge(
         if entries[slot, KEY] == key:
             counts[entries[slot, FACTS] & 1] += 1
             entries[slot, KEY] = EMPTY
+        else:
+            awaited[key & (len(awaited) - 1)] = key
 
 
 @kernel
