@@ -101,8 +101,9 @@ soak: $(VENV)/.serve
 	$(BIN)/cascade soak --minutes $(or $(MINUTES),10) --out build/soak --json build/soak.json
 
 bundle: $(VENV)/.dev
-	$(BIN)/cascade simulate --out build/bundle/transactions.parquet --cards 4000 --terminals 8000 --days 120 --seed 1
+	$(BIN)/cascade simulate --out build/bundle/transactions.parquet --cards 8000 --terminals 16000 --days 120 --seed 1
 	$(BIN)/cascade train --data build/bundle/transactions.parquet --features cascade/schemas/simulator-features.toml \
+		--training cascade/schemas/simulator-training.toml \
 		--name simulator --out cascade/bundles/simulator
 
 $(BIN)/uv:

@@ -122,7 +122,8 @@ class Oracle:
         engine = Engine(features, SimScreener(), POLICY)
         chosen = batch.take(fresh)
         screened = engine.screen(chosen, np.full(chosen.rows, partition[1], np.int64))
-        deep = POLICY.deep.probability(deep_score(screened.deep_inputs(np.arange(chosen.rows))))
+        deep_raw = deep_score(screened.deep_inputs(np.arange(chosen.rows)))
+        deep = POLICY.combined.probability(screened.raw, deep_raw)
         in_band = screened.escalation_score > POLICY.escalation.threshold
         figures = np.zeros((3, batch.rows))
         figures[:, fresh] = screened.probability, deep, in_band

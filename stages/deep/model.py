@@ -86,14 +86,24 @@ class _Stream(nn.Module):
 
     def __init__(self, example: Float32, codes: Mapping[int, int], hidden: int) -> None:
         super().__init__()
-        steps = torch.from_numpy(example).reshape(-1, example.shape[2])
+        steps = with_gaps(torch.from_numpy(example)).reshape(-1, example.shape[2] + 1)
         self.steps = _Columns(steps[steps[:, 0] > 0], codes)
         self.recurrent = nn.GRU(self.steps.width, hidden, batch_first=True)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        states, _ = self.recurrent(self.steps(sequence) * sequence[:, :, :1])
+        states, _ = self.recurrent(self.steps(with_gaps(sequence)) * sequence[:, :, :1])
         last: Tensor = states[:, -1]
         return last
+
+
+def with_gaps(sequence: Tensor) -> Tensor:
+    """Steps [rows, length, width + 1]: the last column is the time to the next step, in seconds; 0 for the last one.
+
+    A step itself has its age, from which a network cannot tell a gap of minutes that lies days back.
+    """
+    age = sequence[:, :, 1:2]
+    gap = torch.cat([age[:, :-1] - age[:, 1:], age[:, -1:]], dim=1)
+    return torch.cat([sequence, gap * sequence[:, :, :1]], dim=2)
 
 
 def tensors(inputs: DeepInputs) -> list[Tensor]:

@@ -26,7 +26,7 @@ class GainTable:
 
     @classmethod
     def of(cls, score: Float64, fraud: Bool, weight: Float64) -> GainTable:
-        """Prepares the ranking of rows with `score` float64, `fraud` bool and `weight` float64, each [rows]."""
+        """The table of rows with `score` float64, `fraud` bool and `weight` float64 (above 0), each [rows]."""
         order = np.argsort(-score, kind="stable")
         count = np.cumsum(weight[order])
         hits = np.cumsum(np.where(fraud, weight, 0.0)[order])

@@ -118,7 +118,7 @@ def publish_a_late_answer(patch: pytest.MonkeyPatch) -> None:
     def count_when_late(self: Escalations, call: DeepCall) -> None:
         def publish(answer: Future[Float64]) -> None:
             if answer.exception() is None:
-                call.table.rows["score"] = self._policy.deep.probability(answer.result())
+                call.table.rows["score"] = self._policy.combined.probability(call.screener_raw, answer.result())
                 late.append((self, call.table))
 
         call.future.add_done_callback(publish)

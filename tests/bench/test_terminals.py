@@ -16,7 +16,7 @@ from cascade.features import FeatureEngine
 from cascade.frames import LabelledData
 from cascade.protocols import DeepStage
 from cascade.schema import key_codes
-from stages.assembly import make_screener
+from stages.assembly import make_engine
 from stages.metrics import quality
 from stages.offline import Folded, fold_rows, score_offline
 
@@ -99,7 +99,7 @@ def test_every_changed_key_and_bucket_is_sent_once_a_round(
 
 
 def test_the_comparison_shows_what_is_lost_apart_and_what_sharing_brings_back(
-    bundle: Bundle, data: LabelledData, late: np.ndarray, whole: Folded, deep: DeepStage
+    bundle: Bundle, data: LabelledData, late: np.ndarray, deep: DeepStage
 ) -> None:
     judged = late.copy()
     judged[::2] = False
@@ -117,11 +117,11 @@ def test_the_comparison_shows_what_is_lost_apart_and_what_sharing_brings_back(
     # of other workers' rows, only those of the last hour and of the bucket at the window's end are missing
     count = shared_errors["terminal_count_30d"]
     assert count.difference_max < 0.1 * count.reference_mean
-    raw = score_offline(bundle, make_screener(bundle, whole.features.shape[1]), deep, data, judged, lambda _: None)
+    raw = score_offline(make_engine(bundle), deep, data, judged, lambda _: None)
     rows = data.take(raw.rows)
     day, card = rows.batch["event_time"] // DAY_MS, key_codes(rows.batch["card_id"])
     probability, _ = raw.cascade(bundle.policy)
-    expected = quality(probability, rows.fraud == 1, day, card, bundle.policy.escalation_budget)
+    expected = quality(probability, rows.fraud == 1, day, card, bundle.policy.escalation.budget)
     assert expected.average_precision is not None
     assert single.cascade.average_precision == pytest.approx(expected.average_precision)
     assert single.cascade.auc == pytest.approx(expected.auc)

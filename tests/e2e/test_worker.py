@@ -31,14 +31,14 @@ from bench.cluster import (
 )
 from bench.embedded import EmbeddedParts, ServiceProcess, new_names, play_file, records_in, wait_for_decisions
 from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
-from cascade.columns import Bool, Float64
+from cascade.columns import Bool
 from cascade.config import Config, DeepSettings, load_config
 from cascade.escalation_budget import EscalationBudget
 from cascade.frames import LabelledData
 from cascade.ledger import LedgerSummary
 from cascade.local_parts import free_ports
 from cascade.policy import RAW_MAX
-from stages.assembly import deep_signature, make_deep_stage, make_engine, make_screener
+from stages.assembly import deep_signature, make_deep_stage, make_engine
 from stages.deep.local_triton import LocalTriton
 from stages.deep.repository import write_repository
 from stages.offline import OfflineScores, score_offline
@@ -97,9 +97,8 @@ def bundle(data: LabelledData, tmp_path_factory: pytest.TempPathFactory) -> Bund
 
 @pytest.fixture(scope="module")
 def offline(bundle: Bundle, data: LabelledData) -> OfflineScores:
-    screener = make_screener(bundle, make_engine(bundle).features.width)
     with closing(make_deep_stage(bundle, DeepSettings(backend="onnxruntime"))) as deep:
-        return score_offline(bundle, screener, deep, data, np.ones(data.batch.rows, bool), lambda _: None)
+        return score_offline(make_engine(bundle), deep, data, np.ones(data.batch.rows, bool), lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +160,9 @@ def over_a_backlog(config_path: Path, data: LabelledData, rows: slice = slice(No
     return Run(config_path, config, read_all(config, config.kafka.topics.decisions), ledger)
 
 
-def chosen(bundle: Bundle, screener_raw: Float64, starts: Sequence[int] = (0,)) -> Bool:
+def chosen(bundle: Bundle, offline: OfflineScores, starts: Sequence[int] = (0,)) -> Bool:
     """The rows that a service escalates whose processes begin at the rows `starts`, each with an empty bucket."""
-    scores = np.split(bundle.policy.escalation_scores(screener_raw), starts[1:])
+    scores = np.split(offline.escalation, starts[1:])
     masks = [EscalationBudget.of_policy(bundle.policy).choose(part, np.zeros(len(part), bool)) for part in scores]
     return np.concatenate(masks)
 
@@ -180,12 +179,13 @@ def check_scores(
     scores = np.array([decision.score for decision in decisions])
     by_deep = np.array([decision.stage == "deep" for decision in decisions])
     screener = bundle.policy.screener.probability(offline.screener_raw[rows])
-    expected = np.where(by_deep, bundle.policy.deep.probability(offline.deep_raw[rows]), screener)
+    combined = bundle.policy.combined.probability(offline.screener_raw[rows], offline.deep_raw[rows])
+    expected = np.where(by_deep, combined, screener)
     np.testing.assert_allclose(scores, expected, atol=SCORE_DIFFERENCE_MAX, rtol=0)
     np.testing.assert_allclose(
         [decision.screener_score for decision in decisions], screener, atol=SCORE_DIFFERENCE_MAX, rtol=0
     )
-    escalated = chosen(bundle, offline.screener_raw, starts)[rows]
+    escalated = chosen(bundle, offline, starts)[rows]
     assert (by_deep | np.array([decision.degraded for decision in decisions])).tolist() == escalated.tolist()
 
 
@@ -464,7 +464,7 @@ def test_what_a_killed_worker_had_escalated_stays_so_and_what_was_decided_ahead_
     # with a name, an open transaction of the killed worker is ended by the next start, and not by its timeout
     path = new_config(BACKLOG | {"delivery": delivery, "kafka": {"instance": "worker-0"}}, triton_server)
     config = load_config(path)
-    escalated = chosen(bundle, offline.screener_raw[:rows])
+    escalated = chosen(bundle, offline)[:rows]
     with ServiceProcess(path) as service:
         service.wait_ready()
         triton_server.freeze()

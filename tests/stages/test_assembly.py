@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import lightgbm
+import msgspec
 import numpy as np
 import pytest
 
 from cascade.bundle import Bundle
 from cascade.errors import BundleError
 from cascade.features import parse_spec
-from stages.assembly import deep_signature, make_engine, make_screener
+from stages.assembly import deep_signature, make_engine, make_forest, make_screener
 
 
 def test_the_shipped_screener_is_compiled_and_scores_as_lightgbm_does(bundle: Bundle) -> None:
@@ -35,19 +36,35 @@ def test_a_model_that_cannot_be_compiled_is_scored_by_lightgbm(bundle: Bundle) -
     assert np.array_equal(screener.score(features), booster.predict(features, raw_score=True))
 
 
+@pytest.mark.parametrize("file", ["screener.txt", "escalation.txt"])
 @pytest.mark.parametrize("width", [3, 300])
-def test_rows_of_another_width_are_refused(bundle: Bundle, width: int) -> None:
+def test_rows_of_another_width_are_refused(bundle: Bundle, width: int, file: str) -> None:
     with pytest.raises(BundleError, match=rf"expects \d+ features, features.toml has {width}"):
-        make_screener(bundle, width)
+        make_forest(bundle, file, width)
+
+
+@pytest.mark.parametrize("rule", ["gain", "uncertainty"])
+def test_only_the_rule_that_needs_the_gain_model_loads_it(bundle: Bundle, rule: str) -> None:
+    escalation = msgspec.structs.replace(bundle.policy.escalation, rule=rule)
+    broken = replace(
+        bundle,
+        content={**bundle.content, "escalation.txt": bundle.content["screener.txt"]},
+        policy=msgspec.structs.replace(bundle.policy, escalation=escalation),
+    )
+    if rule == "uncertainty":
+        make_engine(broken)
+    else:
+        with pytest.raises(BundleError, match=r"expects \d+ features"):
+            make_engine(broken)
 
 
 @pytest.mark.parametrize(("old", "new"), [
     ("length = 16", "length = 15"),
     ('"amount", "hour", ', '"amount", '),
-    ('key = "card"\nlength', 'key = "terminal"\nlength'),
+    ('key = "card"\nlength', 'key = "device_id"\nlength'),
 ])  # fmt: skip
 def test_a_deep_model_with_other_sequences_than_the_feature_file_is_refused(bundle: Bundle, old: str, new: str) -> None:
-    assert deep_signature(bundle).sequences == {"card_sequence": (16, 7)}
+    assert deep_signature(bundle).sequences == make_engine(bundle).features.sequence_shapes
     text = bundle.content["features.toml"].decode()
     start = text.index("[[sequence]]")
     assert old in text[start:]

@@ -5,22 +5,19 @@ import pytest
 
 from bench.cluster import simulated
 from cascade.bundle import Bundle
+from cascade.escalation_budget import EscalationBudget
 from cascade.features import FeatureEngine
 from cascade.frames import LabelledData
-from cascade.protocols import DeepStage, Screener
+from cascade.policy import Calibration, Combination, Escalation, Policy
+from cascade.protocols import DeepStage
 from stages import offline
-from stages.assembly import make_screener
+from stages.assembly import make_engine
 from stages.offline import Folded, OfflineScores, fold_rows, labels_of, score_offline
 
 
 @pytest.fixture(scope="module")
 def data(bundle: Bundle) -> LabelledData:
     return simulated(bundle.schema, cards=120, terminals=60, days=20, seed=12, fraud_share=0.03)
-
-
-@pytest.fixture(scope="module")
-def screener(bundle: Bundle) -> Screener:
-    return make_screener(bundle, FeatureEngine(bundle.spec, bundle.schema).width)
 
 
 def engine_of(bundle: Bundle) -> FeatureEngine:
@@ -71,32 +68,32 @@ def test_a_label_acts_from_its_delay_on_and_not_before(bundle: Bundle, data: Lab
     assert times[touched].min() >= first_fraud_ms + bundle.schema.label.delay_ms
 
 
-def test_scores_of_chosen_rows_equal_those_of_all(
-    bundle: Bundle, data: LabelledData, screener: Screener, deep: DeepStage
-) -> None:
+def test_scores_of_chosen_rows_equal_those_of_all(bundle: Bundle, data: LabelledData, deep: DeepStage) -> None:
     wanted = np.zeros(data.batch.rows, bool)
     wanted[1::3] = True
-    whole = score_offline(bundle, screener, deep, data, everything(data), lambda _: None)
-    part = score_offline(bundle, screener, deep, data, wanted, lambda _: None)
+    whole = score_offline(make_engine(bundle), deep, data, everything(data), lambda _: None)
+    part = score_offline(make_engine(bundle), deep, data, wanted, lambda _: None)
     assert part.rows.tolist() == np.flatnonzero(wanted).tolist()
     np.testing.assert_array_equal(part.screener_raw, whole.screener_raw[wanted])
+    np.testing.assert_array_equal(part.escalation, whole.escalation[wanted])
     np.testing.assert_allclose(part.deep_raw, whole.deep_raw[wanted], atol=1e-5, rtol=0)
 
 
 def test_the_deep_model_scores_single_rows_and_batches_alike(
-    bundle: Bundle, data: LabelledData, screener: Screener, deep: DeepStage, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, data: LabelledData, deep: DeepStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = data.take(np.arange(300))
-    batches = score_offline(bundle, screener, deep, some, everything(some), lambda _: None)
+    batches = score_offline(make_engine(bundle), deep, some, everything(some), lambda _: None)
     monkeypatch.setattr(offline, "CHUNK_ROWS", 1)
-    singles = score_offline(bundle, screener, deep, some, everything(some), lambda _: None)
+    singles = score_offline(make_engine(bundle), deep, some, everything(some), lambda _: None)
     np.testing.assert_array_equal(singles.screener_raw, batches.screener_raw)
+    np.testing.assert_array_equal(singles.escalation, batches.escalation)
     np.testing.assert_allclose(singles.deep_raw, batches.deep_raw, atol=1e-5, rtol=0)
 
 
-def test_nothing_wanted_is_no_score(bundle: Bundle, data: LabelledData, screener: Screener, deep: DeepStage) -> None:
-    scores = score_offline(bundle, screener, deep, data, ~everything(data), lambda _: None)
-    assert len(scores.rows) == len(scores.screener_raw) == len(scores.deep_raw) == 0
+def test_nothing_wanted_is_no_score(bundle: Bundle, data: LabelledData, deep: DeepStage) -> None:
+    scores = score_offline(make_engine(bundle), deep, data, ~everything(data), lambda _: None)
+    assert len(scores.rows) == len(scores.screener_raw) == len(scores.deep_raw) == len(scores.escalation) == 0
 
 
 def test_progress_ends_at_one(bundle: Bundle, data: LabelledData) -> None:
@@ -106,14 +103,27 @@ def test_progress_ends_at_one(bundle: Bundle, data: LabelledData) -> None:
     assert shares[-1] == 1.0
 
 
-def test_the_cascade_takes_the_deep_score_of_escalated_rows_only(bundle: Bundle) -> None:
-    threshold, ceiling = bundle.policy.escalation_threshold, bundle.policy.escalation_ceiling
-    raw = np.array([threshold - 1e-9, threshold, np.nextafter(ceiling, threshold), ceiling])
-    scores = OfflineScores(np.arange(4), raw, np.array([3.0, 4.0, 5.0, 6.0]))
-    probability, escalated = scores.cascade(bundle.policy)
-    assert escalated.tolist() == [False, True, True, False]
-    np.testing.assert_array_equal(probability[[0, 3]], bundle.policy.screener.probability(raw)[[0, 3]])
-    np.testing.assert_array_equal(probability[1:3], bundle.policy.deep.probability(np.array([4.0, 5.0])))
+def test_the_cascade_takes_both_scores_of_escalated_rows_only() -> None:
+    policy = Policy(
+        Escalation(0.01, "gain", 2.0),
+        Calibration(1.1, -0.2),
+        Combination(0.3, 0.8, 0.1),
+        Calibration(0.9, 0.0),
+        0.2,
+        0.8,
+    )
+    chance = np.random.default_rng(4)
+    scores = OfflineScores(np.arange(30_000), *chance.standard_normal((3, 30_000)))
+    probability, escalated = scores.cascade(policy)
+    np.testing.assert_array_equal(
+        escalated, EscalationBudget.of_policy(policy).choose(scores.escalation, np.zeros(30_000, bool))
+    )
+    assert 280 <= escalated.sum() <= 300
+    assert scores.escalation[escalated].mean() > 2.0
+    combined = policy.combined.probability(scores.screener_raw, scores.deep_raw)
+    np.testing.assert_array_equal(probability[escalated], combined[escalated])
+    screened = policy.screener.probability(scores.screener_raw)
+    np.testing.assert_array_equal(probability[~escalated], screened[~escalated])
 
 
 def test_label_messages_have_all_fields_of_the_schema(bundle: Bundle, data: LabelledData) -> None:
