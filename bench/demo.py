@@ -211,7 +211,7 @@ def print_result(ledger: DemoLedger, console: Console, elapsed_s: float, directo
     """
     backlog, live, judged = ledger.backlog, ledger.live, ledger.evaluation
     objectives = {objective.name: objective for objective in live.objectives}
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(padding=(0, 1))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("streamed", f"{ledger.transactions:,} transactions, {judged.frauds:,} frauds, in {elapsed_s:.0f} s")

@@ -1,6 +1,6 @@
 """The last four lines of the demo: what the cascade keeps light, its quality, its energy, and whether it is on time.
 
-Each is at most 68 characters, so that it fits 80 columns with its name before it.
+Each is at most 69 characters, so that it fits 80 columns with its name before it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def quality_line(found: Kept | None) -> str:
 def energy_lines(backlog: LedgerSummary, live: LedgerSummary) -> list[str]:
     """Deep-only's energy as a multiple of the cascade's, a line for each kind of energy that both parts have."""
     if backlog.counterfactual is None or live.counterfactual is None:
-        return ["deep-only not measured here; deep_only_problem in ledger.json says why"]
+        return ["deep-only is not measured; ledger.json says why: deep_only_problem"]
     later = {comparison.kind: comparison.filled.ratio for comparison in live.counterfactual.comparisons}
     return [
         _energy_line(comparison.filled.ratio, later[comparison.kind], comparison.kind)
@@ -48,7 +48,7 @@ def energy_lines(backlog: LedgerSummary, live: LedgerSummary) -> list[str]:
 def _energy_line(backlog: Estimate, live: Estimate, kind: str) -> str:
     verdicts = {_verdict(backlog), _verdict(live)}
     verdict = f"deep-only needs {verdicts.pop()}" if len(verdicts) == 1 else "mixed: deep-only"
-    factors = f"{number_text(backlog.value)} × on the backlog, {number_text(live.value)} × live"
+    factors = f"{number_text(backlog.value)} × on a backlog, {number_text(live.value)} × live"
     return f"{verdict}{':' if verdict[0] == 'd' else ''} {factors} ({kind})"
 
 
@@ -62,14 +62,14 @@ def service_line(objectives: Sequence[ObjectiveResult], cores: Cores) -> str:
     """Whether the live part kept the service level, and if not, by whom it was missed."""
     missed = [objective for objective in objectives if not objective.met]
     if not missed:
-        return f"all {len(objectives)} limits met"
+        return f"met: all {len(objectives)} limits"
     text = f"missed {len(missed)} of {len(objectives)} limits"
     if cores.waited_share is None:
-        return f"{text}; this system does not say who had the cores"
+        return f"{text}; who had the cores is not known here"
     if cores.waited_share < WAITED_SHARE_MIN:
-        return f"{text}; a core was free: the service itself was too slow"
+        return f"{text}; a core was free: the service is too slow"
     service = next(iter(cores.used))
     others = sorted(((share, name) for name, share in cores.used.items() if name != service), reverse=True)
     names = ", ".join(name for _, name in others[:_NAMED_MAX])
     took = sum(share for share, _ in others[:_NAMED_MAX])
-    return f"{text}; no free core: {names} took {number_text(took)} of {cores.cores}"
+    return f"{text}; no free core: {names} took {took:.2g} of {cores.cores}"

@@ -35,6 +35,7 @@ SECTIONS = {
     "Judge it: what it decided, and what that cost": {
         "evaluate": Command("streaming.data_commands", "Compare the decisions with the labels.", shared=True),
         "certify": Command("streaming.certify_commands", "State with confidence what the cascade keeps of deep-only."),
+        "worth": Command("bench.worth.commands", "Say at which escalated share the deep stage pays, if at all."),
         "ledger": Command("cascade.ledger.commands", "Combine the ledgers that services wrote to disk.", group=True),
         "report": Command("cascade.report.commands", "Write the ledgers as a page for manager and auditor."),
     },

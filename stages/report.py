@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from cascade.columns import Float64
+from cascade.columns import Float64, Int64
 from cascade.costs import decision_thresholds
 from cascade.policy import Policy
 from stages.calibration import reviews_max
@@ -182,11 +182,19 @@ def _honest_cost(rows: ValidationRows, probability: Float64, policy: Policy) -> 
 
     `probability` float64 [rows]: by the way to decide.
     """
+    return policy.costs.of_decisions(held_out_actions(rows, probability, policy), rows.fraud, rows.amount)
+
+
+def held_out_actions(rows: ValidationRows, probability: Float64, policy: Policy) -> Int64:
+    """Positions in ACTIONS, int64 [rows], by the cheapest thresholds of the other parts of the days.
+
+    probability: float64 [rows]. policy: its costs count, its thresholds do not.
+    """
     by_action = policy.costs.of_actions(rows.fraud, rows.amount)
     # the rows of a single day are divided by their order
     place, places = (rows.day - rows.day[0], rows.days) if rows.days > 1 else (np.arange(len(rows)), len(rows))
     part = place * COST_PARTS // places
-    cost = np.empty(len(rows))
+    action = np.empty(len(rows), np.int64)
     for number in range(COST_PARTS):
         own = part == number
         if not own.any():
@@ -194,6 +202,5 @@ def _honest_cost(rows: ValidationRows, probability: Float64, policy: Policy) -> 
         days = rows.days * int((~own).sum()) / len(rows)
         limit = reviews_max(policy.costs, days)
         review_from, decline_from = decision_thresholds(probability[~own], by_action[~own], limit)
-        action = (probability[own] >= review_from).astype(np.int64) + (probability[own] >= decline_from)
-        cost[own] = np.take_along_axis(by_action[own], action[:, np.newaxis], axis=1)[:, 0]
-    return cost
+        action[own] = (probability[own] >= review_from).astype(np.int64) + (probability[own] >= decline_from)
+    return action

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from cascade.ledger.deep_cost import DeepCost
+from cascade.ledger.deep_cost import UNDIVIDED, DeepCost
 from cascade.ledger.energy import IDLE_METER, WORKER_METER
 from cascade.ledger.errors import CounterfactualError
 from cascade.ledger.machine import Machine
-from cascade.ledger.rapl import RaplMeter
 from cascade.ledger.summary import EnergyFigure, LedgerSummary
 
-# Meters of the whole machine, in which other processes are included.
-UNDIVIDED: Final = (RaplMeter.name,)
 MEASURE_AGAIN: Final = "run `cascade bench deep-calls` for this service"
 # Packages that run a deep call: another version may have another cost.
 _PACKAGES: Final = ("numpy", "onnxruntime", "tritonclient")

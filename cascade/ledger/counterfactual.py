@@ -31,8 +31,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cascade.ledger.comparable import MEASURE_AGAIN, UNDIVIDED, check_service, compared_figures
-from cascade.ledger.deep_cost import DeepCost, Estimate
+from cascade.ledger.comparable import MEASURE_AGAIN, check_service, compared_figures
+from cascade.ledger.deep_cost import UNDIVIDED, DeepCost, Estimate
 from cascade.ledger.energy import IDLE_METER, WORKER_METER
 from cascade.ledger.errors import CounterfactualError
 from cascade.ledger.summary import Counterfactual, DeepOnly, EnergyComparison, EnergyFigure, LedgerSummary

@@ -19,10 +19,13 @@ import numpy as np
 from cascade.config import Backend
 from cascade.errors import DataError
 from cascade.ledger.machine import Machine
+from cascade.ledger.rapl import RaplMeter
 from cascade.protocols import EnergyKind
 
 DEEP_COST_FORMAT: Final = 1
 CONFIDENCE: Final = 0.95
+# Meters of the whole machine, in which other processes are included.
+UNDIVIDED: Final = (RaplMeter.name,)
 RESAMPLES: Final = 10_000
 # Fixed, so that the same rounds always give the same interval.
 _SEED: Final = 1
@@ -137,6 +140,31 @@ class DeepCost(msgspec.Struct, frozen=True, kw_only=True):
             return {index: 1.0}
         share = (rows - measured[index - 1]) / (measured[index] - measured[index - 1])
         return {index - 1: 1.0 - share, index: share}
+
+    @property
+    def kinds(self) -> tuple[EnergyKind, ...]:
+        """The kinds of the meters' joules, without counters of the whole machine."""
+        return tuple(dict.fromkeys(meter.kind for meter in self.meters if meter.meter not in UNDIVIDED))
+
+    def idle_w(self, kind: EnergyKind) -> Estimate:
+        """Watts of the meters of a kind without calls, without counters of the whole machine."""
+        idle = [meter.idle_w for meter in self.meters if meter.kind == kind and meter.meter not in UNDIVIDED]
+        return Estimate(*(sum(getattr(watts, end) for watts in idle) for end in Estimate.__struct_fields__))
+
+    def row_mj(self, rows: float, kind: EnergyKind) -> Estimate:
+        """mJ of one row in a call of `rows`, by the meters of a kind; beyond the measured sizes, of the nearest one.
+
+        Counters of the whole machine do not count.
+        """
+        within = min(max(rows, self.rows[0]), self.rows[-1])
+        names = [meter.meter for meter in self.meters if meter.kind == kind and meter.meter not in UNDIVIDED]
+        parts = [
+            (weight / within, self.calls[index].energy_mj[name])
+            for index, weight in (self.weights(within) or {}).items()
+            for name in names
+        ]
+        ends = Estimate.__struct_fields__
+        return Estimate(*(sum(weight * getattr(estimate, end) for weight, estimate in parts) for end in ends))
 
     @classmethod
     def read(cls, path: Path) -> Self:
