@@ -107,9 +107,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 0.0 < calibration.slope < math.inf and math.isfinite(calibration.intercept)
                 for calibration in (self.screener, self.deep)
             ),
-            "the combination must be of numbers, and rise with the deep score": math.isfinite(combined.screener)
+            "the combination must be of numbers, and not fall with the deep score": math.isfinite(combined.screener)
             and math.isfinite(combined.intercept)
-            and 0.0 < combined.deep < math.inf,
+            and 0.0 <= combined.deep < math.inf,
             "thresholds must satisfy 0 ≤ review_from ≤ decline_from": 0.0 <= self.review_from <= self.decline_from,
         }
         for rule, is_met in sound.items():

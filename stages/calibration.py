@@ -35,16 +35,14 @@ def fit_combination(
 ) -> Combination:
     """Fit the logistic regression on both models' raw scores, float64 [rows] each.
 
-    `fraud` bool [rows], `weight` float64 [rows]. Raises DataError if there are fewer than FRAUDS_MIN of a kind, or if a
-    higher deep score does not mean more frauds.
+    `fraud` bool [rows], `weight` float64 [rows]. Where the deep model knows nothing that the screener does not know, as
+    after training on few frauds, its weight is 0. Raises DataError if there are fewer than FRAUDS_MIN of a kind.
     """
     (screener, deep), intercept = _logistic(np.stack([screener_raw, deep_raw], axis=1), fraud, weight)
-    if deep <= 0:
-        raise DataError(
-            f"beside the screener, the deep model's scores are lower for frauds (weight {deep:.3g}): it learned nothing"
-            " that the screener does not know; check the sequences of the feature file, or use more data"
-        )
-    return Combination(screener, deep, intercept)
+    if deep > 0:
+        return Combination(screener, deep, intercept)
+    alone = fit_calibration(screener_raw, fraud, weight)
+    return Combination(alone.slope, 0.0, alone.intercept)
 
 
 def _logistic(columns: Array, fraud: Bool, weight: Float64 | None) -> tuple[list[float], float]:

@@ -48,6 +48,7 @@ SCREENER_FOLDS = 4
 ONNX_DIFFERENCE_MAX = 1e-4
 # Name of the last feature of the deep model and of the gain model.
 SCREENER_SCORE = "screener_score"
+NO_GAIN = "beside the screener the deep model has no weight: escalation changes nothing; use more data"
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -266,7 +267,7 @@ def _report(
         seed=settings.seed,
         train=_span(prepared.data.take(prepared.parts.training), prepared.schema),
         validation=_span(validation, prepared.schema),
-        note=prepared.parts.note,
+        note="; ".join(filter(None, (prepared.parts.note, "" if policy.combined.deep else NO_GAIN))),
         features=prepared.engine.width,
         screener=ScreenerReport(search.best, tuple(search.tried), us, limits.us_per_row_max, limits.batch_rows),
         rule=rule.escalation.rule,

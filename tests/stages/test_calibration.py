@@ -119,8 +119,12 @@ def test_a_model_that_learned_nothing_is_refused() -> None:
     raw, fraud = drawn(1.0, 0.0)
     with pytest.raises(DataError, match="learned nothing"):
         fit_calibration(-raw, fraud)
-    with pytest.raises(DataError, match="learned nothing that the screener does not know"):
-        fit_combination(raw, -raw + np.where(fraud, -1.0, 1.0), fraud)
+
+
+def test_a_deep_model_that_knows_nothing_more_has_no_weight() -> None:
+    raw, fraud = drawn(1.0, 0.0)
+    combined, alone = fit_combination(raw, -raw + np.where(fraud, -1.0, 1.0), fraud), fit_calibration(raw, fraud)
+    assert combined == Combination(alone.slope, 0.0, alone.intercept)
 
 
 # few different scores, so that ties are the rule
