@@ -201,7 +201,8 @@ def features(
 ) -> None:
     """Measure the feature kernel by number of cards.
 
-    Time for a transaction and memory for a card; by default 1,000, 100,000 and 1,000,000 cards.
+    Time for a transaction and memory for a card; by default 1,000, 100,000 and 1,000,000 cards. Then the same with
+    longer sequences and with two, at the middle number of cards.
     """
     publish(run_features(cards or [1_000, 100_000, 1_000_000], events, rounds, seed), show_features, json)
 

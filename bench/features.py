@@ -8,8 +8,10 @@ two. The sequences of one row in a hundred are read, as for an escalated row.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -50,7 +52,7 @@ class FeatureTiming(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SequenceTiming(msgspec.Struct, frozen=True, kw_only=True):
-    """Wall time with sequences of these lengths, by key; `ratio_to_first`: the median over the rounds."""
+    """CPU time with sequences of these lengths, by key; `ratio_to_first`: the median over the rounds."""
 
     lengths: dict[str, int]
     us_per_transaction: float
@@ -123,19 +125,12 @@ class FilledEngine:
         self._next_id += rows
         return random_transactions(self._schema, self._chance, self._next_id - rows, times_ms, self.cards, self.cards)
 
-    def us_per_transaction(self) -> float:
-        """Wall time of the next micro-batches, µs a transaction."""
-        return self._us_per_row(BATCH_ROWS, BATCHES_A_ROUND)
+    def measures(self, clock: Callable[[], float] = time.perf_counter) -> dict[int, Callable[[], float]]:
+        """What takes turns, by the rows of a micro-batch: the time of the next micro-batches, µs a transaction."""
+        counts = {BATCH_ROWS: BATCHES_A_ROUND, 1: SINGLE_ROWS_A_ROUND}
+        return {rows: partial(self._us_per_row, rows, count, clock) for rows, count in counts.items()}
 
-    def us_per_single_row(self) -> float:
-        """Wall time of the next micro-batches of one row, µs each."""
-        return self._us_per_row(1, SINGLE_ROWS_A_ROUND)
-
-    def measures(self) -> dict[int, Callable[[], float]]:
-        """What takes turns, by the rows of a micro-batch."""
-        return {BATCH_ROWS: self.us_per_transaction, 1: self.us_per_single_row}
-
-    def _us_per_row(self, rows: int, count: int) -> float:
+    def _us_per_row(self, rows: int, count: int, clock: Callable[[], float]) -> float:
         batches, partition_ids = [self.batch(rows) for _ in range(count)], self._partition_ids[:rows]
         update, buffers = self.engine.update, self._buffers
         read = [np.arange(-number * rows % READ_EVERY, rows, READ_EVERY) for number in range(count)]
@@ -146,7 +141,7 @@ class FilledEngine:
                 if len(chosen):
                     found.sequences(chosen)
 
-        return 1e6 * seconds_of(work) / (count * rows)
+        return 1e6 * seconds_of(work, clock) / (count * rows)
 
     def bytes_per_card(self) -> float:
         """The state in use of cards and terminals, bytes a card."""
@@ -208,10 +203,12 @@ def run_sequences(bundle: Bundle, cards: int, events_per_card: int, rounds: int,
         FilledEngine(replace(bundle, spec=_with_sequences(bundle.spec, lengths)), cards, events_per_card, seed)
         for lengths in SEQUENCES
     ]
-    cost_us = by_turns(
-        {(place, rows): measure for place, engine in enumerate(engines) for rows, measure in engine.measures().items()},
-        rounds,
-    )
+    measures = {
+        (place, rows): measure
+        for place, engine in enumerate(engines)
+        for rows, measure in engine.measures(time.thread_time).items()
+    }
+    cost_us = by_turns(measures, rounds)
     found = []
     for place, (lengths, engine) in enumerate(zip(SEQUENCES, engines, strict=True)):
         spread, single = (Spread.of(cost_us[place, rows]) for rows in (BATCH_ROWS, 1))
@@ -254,7 +251,7 @@ def show_features(report: FeaturesReport, console: Console) -> None:
         f"sequences of one row in {READ_EVERY} are read",
     ]
     print_table(console, table, *lines)
-    table = figure_table(None, "sequences", "µs/transaction", "least–largest", "× first", "one row, µs", "bytes/card")
+    table = figure_table("steps", "CPU µs", "least–largest", "× first", "one row, CPU µs", "bytes/card")
     for sequence in report.sequences:
         table.add_row(
             ", ".join(f"{key} {length}" for key, length in sequence.lengths.items()),
