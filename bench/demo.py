@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.cluster import write_json
-from bench.cores import Cores, CoreWatch
+from bench.cores import OTHERS, Cores, CoreWatch
 from bench.demo_cost import measured_cost, with_deep_only
 from bench.demo_kept import Kept, kept
 from bench.demo_verdict import energy_lines, light_line, quality_line, service_line
@@ -44,6 +44,8 @@ SIMULATION = SimulatorSettings(cards=3_000, terminals=6_000, days=46, start=date
 # With a single partition the transactions of a terminal keep their order, as they do in the offline scores.
 PARTITIONS = 1
 LEDGER, JOURNAL, REPORT, DEEP_COST = "ledger.json", "journal", "report.html", "deep-cost.json"
+# Cores that other processes may use while deep calls are measured; with more, the figures are those of a busy machine.
+OTHERS_MAX = 0.2
 # The electric grid whose carbon intensity the ledger uses.
 REGION = "DEU"
 
@@ -56,7 +58,8 @@ class DemoLedger(msgspec.Struct, frozen=True, kw_only=True):
     `transactions`: decided in both parts. `backlog_per_second`: decisions a second at full speed. `live_cores`: the use
     of the machine's cores in the live part. `kept`: of deep-only's quality; None where it catches no fraud.
     `deep_cost`: of calls to this Triton, from which both parts' `counterfactual` follows; None where they could not be
-    compared, for the reason `deep_only_problem`.
+    compared, for the reason `deep_only_problem`. `cost_cores`: the use of the cores meanwhile; only Triton and `load`,
+    which calls it, should have any.
     """
 
     transactions: int
@@ -69,6 +72,7 @@ class DemoLedger(msgspec.Struct, frozen=True, kw_only=True):
     evaluation: Evaluation
     kept: Kept | None
     deep_cost: DeepCost | None
+    cost_cores: Cores
     deep_only_problem: str | None = None
 
 
@@ -103,6 +107,9 @@ def demo(
     write_json(directory / LEDGER, ledger)
     if ledger.deep_cost is not None:
         write_json(directory / DEEP_COST, ledger.deep_cost)
+    if (others := ledger.cost_cores.used[OTHERS]) > OTHERS_MAX:
+        note = f"other processes used {others:.2g} cores while deep calls were measured: repeat it on a quiet machine"
+        print(f"cascade demo: {note}", file=sys.stderr)
     if ledger.deep_only_problem is not None:
         print(f"cascade demo: deep-only is not measured: {ledger.deep_only_problem}", file=sys.stderr)
     try:
@@ -152,7 +159,9 @@ def run_demo(directory: Path, rate: float, seconds: float, progress: Steps) -> D
             wait_for_decisions(service, rows, lambda _: None)
             live_cores = watch.cores()
             live = service.stop()
+        watch = CoreWatch.now(_processes(service, parts))
         found = compared(live_config, backlog, live, progress)
+        cost_cores = watch.cores()
         judged = evaluate_topic(live_config, data_path, (None, None), progress)
     evaluation = judged.evaluation
     return DemoLedger(
@@ -166,6 +175,7 @@ def run_demo(directory: Path, rate: float, seconds: float, progress: Steps) -> D
         evaluation=evaluation,
         kept=kept(judged, data, bundle),
         deep_cost=found.deep_cost,
+        cost_cores=cost_cores,
         deep_only_problem=found.problem,
     )
 

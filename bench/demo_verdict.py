@@ -18,6 +18,8 @@ from cascade.ledger.sla import ObjectiveResult
 # A service that waits for a core in a tenth of its working time has not enough of them; below it, its own work is slow.
 WAITED_SHARE_MIN: Final = 0.1
 _NAMED_MAX: Final = 2
+# An interval whose ends are further apart than this factor replaces the figure.
+WIDE: Final = 1.25
 
 
 def light_line(escalated_share: float, transactions: int) -> str:
@@ -47,9 +49,15 @@ def energy_lines(backlog: LedgerSummary, live: LedgerSummary) -> list[str]:
 
 def _energy_line(backlog: Estimate, live: Estimate, kind: str) -> str:
     verdicts = {_verdict(backlog), _verdict(live)}
-    verdict = f"deep-only needs {verdicts.pop()}" if len(verdicts) == 1 else "mixed: deep-only"
-    factors = f"{number_text(backlog.value)} × on a backlog, {number_text(live.value)} × live"
-    return f"{verdict}{':' if verdict[0] == 'd' else ''} {factors} ({kind})"
+    verdict = f"deep-only needs {verdicts.pop()}:" if len(verdicts) == 1 else "mixed: deep-only"
+    return f"{verdict} backlog {_factor(backlog)} ×, live {_factor(live)} × ({kind})"
+
+
+def _factor(ratio: Estimate) -> str:
+    """A factor, or its interval if that is so wide that the factor alone would say too much."""
+    if ratio.high <= WIDE * ratio.low:
+        return number_text(ratio.value)
+    return "–".join(f"{end:.2g}" if end < 100.0 else f"{end:.0f}" for end in (ratio.low, ratio.high))
 
 
 def _verdict(ratio: Estimate) -> str:

@@ -13,9 +13,11 @@ measured cost, give the joules of the cascade's own deep calls.
 
 The result depends most on b, the rows of a deep call. `filled` favours deep-only: b is the largest measured call that
 the mean rate of the stream fills early enough for its first transaction to meet the limit of the escalated path,
-(b − 1) ÷ rate + wall time of the call ≤ limit; without a limit, the largest measured call. `as_called`: b is the mean
-of the cascade's own calls. Two more assumptions favour deep-only: collecting the model's inputs for all transactions
-costs nothing, and the screener is left out although a model may read its score.
+(b − 1) ÷ rate + time of the call ≤ limit; without a limit, the largest measured call. The time of the call is its wall
+time, but at most its CPU time, because on a busy machine a call waits for a core, and single calls would look like the
+best that deep-only can do. `as_called`: b is the mean of the cascade's own calls. Two more assumptions favour
+deep-only: collecting the model's inputs for all transactions costs nothing, and the screener is left out although a
+model may read its score.
 
 Divided by the transactions these are c0 = shared, s = screener, D = joules of a call of b rows ÷ b for deep-only, and
 D = own deep ÷ transactions sent to the deep model for the cascade: `UnitCosts` has the formula of the saving, and the
@@ -165,16 +167,18 @@ def _mj_each(joules: Estimate, transactions: int) -> Estimate:
 
 
 def filled_rows(cost: DeepCost, per_second: float, limit_ms: float | None) -> int:
-    """The rows of the largest measured call that fills and answers within the limit, or of the smallest call.
+    """The rows of the largest measured call that fills and answers within the limit.
+
+    If none does, deep-only misses its limit with calls of any size, so the largest that fills within the limit counts.
 
     per_second: transactions per second. limit_ms: latency limit of the escalated path; None without one.
     """
-    fitting = [
-        call.rows
-        for call in cost.calls
-        if limit_ms is None or 1e3 * (call.rows - 1) / per_second + call.wall_ms.value <= limit_ms
-    ]
-    return max(fitting, default=cost.rows[0])
+    if limit_ms is None:
+        return cost.rows[-1]
+    filled_ms = {call.rows: 1e3 * (call.rows - 1) / per_second for call in cost.calls}
+    answered = [call.rows for call in cost.calls if filled_ms[call.rows] + call.unhindered_ms <= limit_ms]
+    filled = [rows for rows, fill_ms in filled_ms.items() if fill_ms <= limit_ms]
+    return max(answered or filled, default=cost.rows[0])
 
 
 def _call_weights(cost: DeepCost, rows: float | None, calls: float, meters: Iterable[str]) -> _Weights:

@@ -67,6 +67,7 @@ def printed(tmp_path: Path, evaluation: Evaluation, sla_met: bool = False) -> li
         evaluation=evaluation,
         kept=Kept(Figure(0.908, 0.85, 0.97), Figure(0.966, 0.93, 1.0)),
         deep_cost=None,
+        cost_cores=CORES,
     )
     console = Console(width=80, record=True)
     print_result(ledger, console, 67.2, tmp_path.relative_to(tmp_path.parent))

@@ -44,17 +44,23 @@ def cores(waited_share: float | None) -> Cores:
     return Cores(cores=2, used=used, waited_share=waited_share)
 
 
-MORE, LESS, SAME = (21.0, 22.0, 23.0), (0.7, 0.8, 0.9), (0.9, 1.02, 1.1)
+MORE, LESS, SAME = (21.0, 22.0, 23.0), (0.75, 0.8, 0.9), (0.95, 1.02, 1.1)
 
 
 @pytest.mark.parametrize(
     ("backlog", "live", "text"),
     [
-        (MORE, (10.5, 11.0, 11.5), "deep-only needs more: 22.0 × on a backlog, 11.0 × live (modelled)"),
-        (LESS, LESS, "deep-only needs less: 0.800 × on a backlog, 0.800 × live (modelled)"),
-        (SAME, SAME, "deep-only needs as much: 1.02 × on a backlog, 1.02 × live (modelled)"),
-        (MORE, SAME, "mixed: deep-only 22.0 × on a backlog, 1.02 × live (modelled)"),
-        (SAME, LESS, "mixed: deep-only 1.02 × on a backlog, 0.800 × live (modelled)"),
+        (MORE, (10.5, 11.0, 11.5), "deep-only needs more: backlog 22.0 ×, live 11.0 × (modelled)"),
+        (LESS, LESS, "deep-only needs less: backlog 0.800 ×, live 0.800 × (modelled)"),
+        (SAME, SAME, "deep-only needs as much: backlog 1.02 ×, live 1.02 × (modelled)"),
+        (MORE, SAME, "mixed: deep-only backlog 22.0 ×, live 1.02 × (modelled)"),
+        ((2.5, 4.1, 6.0), (11.0, 19.0, 21.0), "deep-only needs more: backlog 2.5–6 ×, live 11–21 × (modelled)"),
+        (
+            (130.0, 170.0, 240.0),
+            (99.0, 100.0, 140.0),
+            "deep-only needs more: backlog 130–240 ×, live 99–140 × (modelled)",
+        ),
+        (SAME, LESS, "mixed: deep-only backlog 1.02 ×, live 0.800 × (modelled)"),
     ],
 )
 def test_the_energy_line_says_who_needs_more(backlog: tuple[float, ...], live: tuple[float, ...], text: str) -> None:

@@ -69,7 +69,7 @@ def estimate(value: float, off: float = 0.0) -> Estimate:
 
 def call(rows: int, off: float = 0.0, **energy_mj: float) -> CallCost:
     by_meter = {name.replace("_", "-"): estimate(value, off) for name, value in energy_mj.items()}
-    wall_ms, cpu_ms = estimate(1.0 + 0.01 * rows), estimate(0.5)
+    wall_ms, cpu_ms = estimate(1.0 + 0.01 * rows), estimate(1.0 + 0.01 * rows)
     return CallCost(
         rows=rows, calls=1_000, wall_ms=wall_ms, client_cpu_ms=cpu_ms, server_cpu_ms=cpu_ms, energy_mj=by_meter
     )
@@ -154,7 +154,19 @@ def test_a_fast_stream_is_compared_with_large_calls() -> None:
     assert filled_rows(cost(), 63 / 18.36e-3 * 1.001, 20.0) == 64
     assert filled_rows(cost(), 63 / 18.36e-3 * 0.999, 20.0) == 4
     assert filled_rows(cost(), 1.0, None) == 64
-    assert filled_rows(cost(), 1e6, 0.5) == 1
+    # no call answers within the limit, so that the size is chosen in deep-only's favour
+    assert filled_rows(cost(), 1e6, 0.5) == 64
+    assert filled_rows(cost(), 3.5 / 0.5e-3, 0.5) == 4
+
+
+def test_a_busy_machine_does_not_make_deep_only_call_single_rows() -> None:
+    """A call that waits 30 ms for a core would miss the limit of 20 ms at every size."""
+    waiting = tuple(msgspec.structs.replace(call, wall_ms=estimate(30.0 + call.rows)) for call in cost().calls)
+    busy = cost(calls=waiting)
+    # fills in 15.8 ms, and takes 3.28 ms of CPU
+    assert filled_rows(busy, 4_000.0, 20.0) == 64
+    # fills in 18 ms: 3.28 ms of CPU are too much, those of 4 rows are not
+    assert filled_rows(busy, 3_500.0, 20.0) == 4
 
 
 def test_idle_power_of_server_and_reserved_cores_is_on_both_sides() -> None:
