@@ -53,7 +53,7 @@ def paying() -> WorthReport:
 
 @pytest.fixture(scope="module")
 def useless() -> WorthReport:
-    return report(deep_knows=0.05)
+    return report(deep_knows=0.3)
 
 
 def only(found: WorthReport) -> KindWorth:
