@@ -55,7 +55,7 @@ def test_help_lists_every_command_with_a_line() -> None:
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
 
     listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
-    assert listed[:6] == ["demo", "simulate", "train", "doctor", "run", "top"]
+    assert listed[:6] == ["demo", "simulate", "train", "recalibrate", "doctor", "run"]
 
 
 @pytest.mark.parametrize(("arguments", "wanted"), [((), 2), (("--help",), 0), (("-h",), 0), (("help",), 0)], ids=str)

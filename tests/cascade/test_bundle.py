@@ -10,6 +10,7 @@ import pytest
 from cascade.bundle import (
     BUNDLE_FORMAT,
     CERTIFICATE,
+    DECIDING_FILES,
     FILES,
     MANIFEST,
     SHIPPED_BUNDLE,
@@ -62,11 +63,11 @@ def test_the_version_is_a_function_of_the_content(tmp_path: Path, content: dict[
     first = write_bundle(tmp_path / "one", "mine", content).version
     again = write_bundle(tmp_path / "two", "mine", dict(reversed(list(content.items())))).version
     assert first == again
-    deciding = [file for file in FILES if file != "report.json"]
     others = {
-        write_bundle(tmp_path / "three", "mine", content | {file: content[file] + b"\n"}).version for file in deciding
+        write_bundle(tmp_path / "three", "mine", content | {file: content[file] + b"\n"}).version
+        for file in DECIDING_FILES
     }
-    assert len(others | {first}) == len(deciding) + 1
+    assert len(others | {first}) == len(DECIDING_FILES) + 1
     swapped = content | {"schema.toml": content["features.toml"], "features.toml": content["schema.toml"]}
     assert write_bundle(tmp_path / "four", "mine", swapped).version != first
 

@@ -137,7 +137,7 @@ def test_warming_up_leaves_no_trace(ruled: Bundle, data: LabelledData, offline: 
 
 def test_escalation_scores_are_those_of_the_rule(ruled: Bundle, data: LabelledData) -> None:
     screened = make_engine(ruled).screen(data.batch)
-    with_score = np.column_stack([screened.features, screened.raw.astype(np.float32)])
+    with_score = np.column_stack([screened.computed.features, screened.raw.astype(np.float32)])
     by_gain = CompiledScreener(ruled.content["escalation.txt"]).score(with_score)
     by_uncertainty = uncertainty(screened.raw, ruled.policy.escalation.centre)
     expected, other = (by_gain, by_uncertainty) if ruled.policy.escalation.rule == "gain" else (by_uncertainty, by_gain)
@@ -166,7 +166,7 @@ def test_the_screeners_raw_score_is_the_last_column_of_the_deep_inputs() -> None
 def test_deep_inputs_of_chosen_rows_belong_together(bundle: Bundle, data: LabelledData, rows: np.ndarray) -> None:
     screened = make_engine(bundle).screen(data.batch.take(np.arange(3)))
     inputs = screened.deep_inputs(rows)
-    (sequence,) = inputs.sequences.values()
+    sequence = inputs.sequences["card_sequence"]
     amount = data.batch[bundle.schema.roles.amount][[0, 2]].astype(np.float32)
     np.testing.assert_array_equal(inputs.features[:, :-1], screened.computed.features[[0, 2]])
     np.testing.assert_array_equal(inputs.features[:, -1], screened.raw[[0, 2]].astype(np.float32))
