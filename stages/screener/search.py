@@ -21,6 +21,8 @@ from stages.screener.cost import us_per_row
 from stages.screener.objectives import Objective
 from stages.screener.train import EarlyStop, ScreenerRows, ScreenerSettings, train_screener
 
+# Of the time of a row; the rest is for the escalation rule's model, whose size is fixed.
+SCREENER_PART = 0.8
 _Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Leaves = Annotated[int, msgspec.Meta(ge=2, le=255)]
@@ -139,7 +141,7 @@ class Search:
 
     def _within_time(self, booster: lightgbm.Booster, tuning: ScreenerRows) -> tuple[int, float]:
         """The number of trees that early stopping left, or fewer if they take longer than allowed; and their µs."""
-        limit = self._settings.us_per_row_max
+        limit = SCREENER_PART * self._settings.us_per_row_max
         trees = max(1, booster.best_iteration)
         while True:
             text = booster.model_to_string(num_iteration=trees).encode()
