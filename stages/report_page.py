@@ -9,7 +9,7 @@ from typing import Any
 
 from cascade.bundle import REPORT_PAGE, version_of
 from cascade.report.page import table
-from cascade.report.plots import DOTS, MUTED, PlotsMissingError, legend, svg
+from cascade.report.plots import DOTS, INK, MUTED, PlotsMissingError, svg
 from cascade.report.words import words
 from stages.curve import DISTANCE, GAIN, HIGHEST, ORACLE, RANDOM, UNCERTAINTY, Curve
 from stages.report import Figure, Report
@@ -108,16 +108,18 @@ def _plot(found: Curve) -> str:
         percent = [100 * share for share in found.shares]
         for name, values in found.average_precision.items():
             style = "--" if name in HINDSIGHT else "-"
-            axes.plot(percent, values, color=COLOURS[name], linestyle=style, label=name, **DOTS)
-        for name, value in (("screener only", found.screener), ("deep only", found.deep)):
-            axes.axhline(value, color=MUTED, linestyle=":", linewidth=1)
-            axes.text(percent[-1], value, f"{name} ", fontsize=8, color=MUTED, va="bottom", ha="right")
+            # the rule may be the highest score: the wider line shows beside the other
+            width = 4.0 if name == UNCERTAINTY else 1.5
+            axes.plot(percent, values, color=COLOURS[name], linestyle=style, linewidth=width, label=name, **DOTS)
+        for name, value, style in (("deep only", found.deep, "-."), ("screener only", found.screener, ":")):
+            axes.axhline(value, color=INK, linestyle=style, linewidth=1, label=name)
         axes.set_xscale("log")
         axes.set_xticks(percent, [f"{share:g} %" for share in percent])
         axes.set_xticks([], minor=True)
         axes.set_xlabel("escalated")
         axes.set_ylabel("average precision")
-        legend(axes)
+        # beside the plot: the lines fill it
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     return svg(draw, 3.6, words("en"))
 

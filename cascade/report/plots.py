@@ -77,7 +77,7 @@ def latency(figures: Figures, words: Words) -> str:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel(words("plot_latency_x"))
         axes.set_ylabel(words("plot_latency_y"))
-        legend(axes)
+        _legend(axes)
 
     return svg(draw, 3.4, words)
 
@@ -101,7 +101,7 @@ def energy(books: Books, decisions: int, words: Words) -> str:
         axes.margins(x=0.12)
         for kind in dict.fromkeys(kind for _, kind, _ in rows):
             axes.barh([0], [0], color=KIND_COLOURS[kind], label=words(f"kind_{kind}"))
-        legend(axes, "lower right")
+        _legend(axes, "lower right")
 
     return svg(draw, 0.9 + 0.28 * max(len(books.entries), 3), words)
 
@@ -118,7 +118,7 @@ def energy_over_time(figures: Figures, words: Words) -> str:
             _over_time(axes, figures, values, colour, words(f"kind_{kind}"))
         axes.set_ylabel(words("plot_energy"))
         axes.set_ylim(bottom=0)
-        legend(axes)
+        _legend(axes)
 
     return svg(draw, 2.4, words)
 
@@ -146,7 +146,7 @@ def budget_over_time(figures: Figures, words: Words) -> str:
         axes.axhline(0, color=INK, linewidth=1)
         axes.set_ylabel(words("plot_budget"))
         axes.set_ylim(-105, 105)
-        legend(axes, "lower left")
+        _legend(axes, "lower left")
 
     return svg(draw, 2.8, words)
 
@@ -190,7 +190,7 @@ def _log_rest(share: float) -> float:
     return math.log10(1.0 - share)
 
 
-def legend(axes: Any, place: str = "best") -> None:
+def _legend(axes: Any, place: str = "best") -> None:
     """Adds a legend where there is something to name."""
     # matplotlib warns of a legend without entries
     if axes.get_legend_handles_labels()[1]:
