@@ -106,7 +106,7 @@ def test_auto_has_no_length_before_the_frauds_are_known() -> None:
         ("[data]\nvalidation = 'a week'", "data.validation = 'a week': not a duration"),
         ("[data]\nvalidation = 7", "data.validation = 7: "),
         ("[data]\nvalidation_frauds_min = 19", "data.validation_frauds_min = 19: "),
-        ("[escalation]\nbudget = 1.5", "escalation.budget = 1.5: expected `float` <= 1.0; use 0.0 to 1.0"),
+        ("[escalation]\nbudget = 1.5", "escalation.budget = 1.5: expected `float` <= 1.0; use 0"),
         ("[escalation]\nbudget = nan", "escalation.budget = nan: "),
         ("[escalation]\nbudget = '1%'", "escalation.budget = '1%': "),
         ("[screener]\nus_per_row_max = 0", "screener.us_per_row_max = 0: "),

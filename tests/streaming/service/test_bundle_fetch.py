@@ -39,8 +39,8 @@ def destination(tmp_path: Path) -> Path:
 def stored() -> Iterator[str]:
     """The URL of the bundle in an object store."""
     store, url = fsspec.filesystem("memory"), "memory://bucket-of-bundles/simulator"
-    for file in (MANIFEST, *FILES):
-        store.pipe_file(f"bucket-of-bundles/simulator/{file}", (SHIPPED_BUNDLE / file).read_bytes())
+    for file in SHIPPED_BUNDLE.iterdir():
+        store.pipe_file(f"bucket-of-bundles/simulator/{file.name}", file.read_bytes())
     yield url
     store.rm("bucket-of-bundles", recursive=True)
 
