@@ -19,11 +19,11 @@ import numpy as np
 from rich.console import Console
 from sklearn.metrics import average_precision_score
 
+from bench.best_choice import best_value
 from bench.cluster import simulated
 from bench.tables import figure_table, print_table
 from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.columns import Bool, Float64
-from cascade.compilation import kernel
 from cascade.config import DeepSettings
 from cascade.escalation_budget import WINDOW_ROWS, EscalationBudget
 from cascade.ledger.machine import Machine, describe_machine
@@ -36,7 +36,6 @@ MEASURED_ROWS = 20_000
 BUDGETS = (0.0025, 0.01, 0.05)
 # Later and of other cards than the data that the shipped bundle was trained on.
 SIMULATION = {"cards": 1_500, "terminals": 3_000, "days": 46, "start": date(2025, 6, 1)}
-_IMPOSSIBLE = -1e300
 
 
 class StreamResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,33 +144,6 @@ def extremes(escalate: Bool, budget: float) -> tuple[float, float]:
     counts = np.concatenate([[0], np.cumsum(escalate)])
     window = (counts[WINDOW_ROWS:] - counts[:-WINDOW_ROWS]) / (budget * WINDOW_ROWS)
     return float(window.min()), float(window.max())
-
-
-@kernel
-def best_value(scores: Float64, budget: float, capacity: float) -> float:
-    """The greatest sum of chosen scores such that 0 ≤ budget · rows − chosen ≤ capacity after each row.
-
-    These are the bounds of an EscalationBudget. Dynamic programming over the number of chosen rows, of which at most
-    capacity + 2 are possible at a time.
-    """
-    places = int(capacity) + 3
-    values = np.full(places, _IMPOSSIBLE)
-    values[0] = 0.0
-    first = 0
-    for row in range(len(scores)):
-        tokens = budget * (row + 1)
-        least, most = max(int(np.ceil(tokens - capacity - 1e-9)), 0), int(np.floor(tokens + 1e-9))
-        following = np.full(places, _IMPOSSIBLE)
-        for chosen in range(least, most + 1):
-            place = chosen - first
-            value = _IMPOSSIBLE
-            if 0 <= place < places:
-                value = values[place]
-            if 0 <= place - 1 < places:
-                value = max(value, values[place - 1] + scores[row])
-            following[chosen - least] = value
-        values, first = following, least
-    return float(values.max())
 
 
 def _model_results(seed: int) -> list[ModelResult]:

@@ -29,7 +29,7 @@ from cascade.columns import Float32, Float64, Int64
 from cascade.errors import CascadeError
 from cascade.ledger.machine import Machine, describe_machine
 from stages.screener.compiled import CompiledScreener
-from stages.screener.forest import read_forest
+from stages.screener.forest import ColumnKind, UnsupportedForestError, read_forest
 from stages.screener.layouts import walk_tables
 
 Score = Callable[[Float32], Any]
@@ -136,6 +136,8 @@ def _methods(text: str, compiled: CompiledScreener) -> Iterator[tuple[dict[str, 
                 methods[name] = make()
             except ImportError:
                 missing.add(name)
+            except UnsupportedForestError as error:
+                missing.add(f"{name} ({error})")
             except AttributeError as error:
                 # lleaves calls functions that the llvmlite releases which numba needs no longer have
                 missing.add(f"{name} ({error})")
@@ -176,6 +178,8 @@ def _onnxruntime(text: str) -> Score:
     from onnx import TensorProto, helper
 
     forest = read_forest(text.encode())
+    if (forest.columns.table[:, 1] == ColumnKind.CATEGORY).any():
+        raise UnsupportedForestError("an ensemble has no splits by category")
     nodes = walk_tables(forest, group=1)
     node: Int64 = np.arange(len(nodes.column), dtype=np.int64)
     tree = np.searchsorted(nodes.root, node, side="right") - 1

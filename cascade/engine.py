@@ -59,6 +59,8 @@ class Engine:
         self._screener = screener
         self._buffers = features.buffers()
         self._none: Bool = np.zeros(0, np.bool_)
+        # what the gain model reads, in the same memory for each batch
+        self._scored: Float32 = np.zeros((0, features.width + 1), np.float32)
 
     @property
     def screener_method(self) -> str:
@@ -69,6 +71,7 @@ class Engine:
         """Compile the kernels and allocate memory for `batch_rows_max` rows, so that the first batch is not slow."""
         self._buffers.make_room(batch_rows_max)
         self.features.make_room(batch_rows_max)
+        self._scored = _room(self._scored, batch_rows_max)
         self.features.warm_up()
         self._screener.warm_up()
         if self._gain_model is not None:
@@ -104,7 +107,8 @@ class Engine:
         raw = self._screener.score(features)
         probability, escalation_score = judge(self.policy, raw)
         if self._gain_model is not None:
-            escalation_score = self._gain_model.score(_with_score(features, raw))
+            self._scored = _room(self._scored, len(features))
+            escalation_score = self._gain_model.score(_with_score(features, raw, self._scored[: len(features)]))
         return raw, probability, escalation_score
 
     def screen(self, batch: ColumnBatch, partition_ids: Int64 | None = None) -> Screened:
@@ -115,12 +119,17 @@ class Engine:
 def deep_inputs(features: Float32, sequences: Mapping[str, Float32], screener_raw: Float64) -> DeepInputs:
     """Inputs of the deep model from features and sequences. The screener's raw scores become the last feature."""
     contiguous = {name: np.ascontiguousarray(sequence) for name, sequence in sequences.items()}
-    return DeepInputs(contiguous, _with_score(features, screener_raw))
-
-
-def _with_score(features: Float32, screener_raw: Float64) -> Float32:
-    """The features with the screener's raw score as the last column, float32 [rows, width + 1]."""
     columns: Float32 = np.empty((len(features), features.shape[1] + 1), np.float32)
+    return DeepInputs(contiguous, _with_score(features, screener_raw, columns))
+
+
+def _room(columns: Float32, rows: int) -> Float32:
+    """An array of the same width for at least so many rows: this one, or a larger one."""
+    return columns if rows <= len(columns) else np.zeros((rows, columns.shape[1]), np.float32)
+
+
+def _with_score(features: Float32, screener_raw: Float64, columns: Float32) -> Float32:
+    """Fills `columns` float32 [rows, width + 1]: the features, and the screener's raw score last. Returns it."""
     columns[:, :-1] = features
     columns[:, -1] = screener_raw
     return columns

@@ -21,6 +21,7 @@ from cascade.columns import ColumnBatch
 from cascade.engine import Engine
 from cascade.escalation_budget import SAMPLE_ROWS_MIN
 from cascade.features import FeatureEngine
+from cascade.policy import uncertainty
 from streaming.codecs import Codec
 from streaming.kafka import Partition
 from streaming.pipeline.dead_letters import HEADER_PREFIX
@@ -124,7 +125,7 @@ class Oracle:
         screened = engine.screen(chosen, np.full(chosen.rows, partition[1], np.int64))
         deep_raw = deep_score(screened.deep_inputs(np.arange(chosen.rows)))
         deep = POLICY.combined.probability(screened.raw, deep_raw)
-        in_band = screened.escalation_score > POLICY.escalation.threshold
+        in_band = uncertainty(screened.raw, POLICY.escalation.centre) > POLICY.escalation.threshold
         figures = np.zeros((3, batch.rows))
         figures[:, fresh] = screened.probability, deep, in_band
         ids = [f"{partition[0]}-{partition[1]}-{offset}" for offset in range(self._broker.logs[partition].end)]

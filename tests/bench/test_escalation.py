@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from bench.escalation import best_value, extremes, score_streams, stream_result
+from bench.best_choice import best_value
+from bench.escalation import extremes, score_streams, stream_result
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -137,7 +137,7 @@ def fold_nothing_in_a_replay(*_: Any) -> None:
     """Nothing."""
 
 
-@method(SnapshotStore, "candidates", "was lost", 4, 6, 63)
+@method(SnapshotStore, "candidates", "was lost", 56, 60, 80)
 def restore_a_snapshot_ahead_of_the_commit(
     candidates: Any, self: Any, committed: Positions, beginnings: Positions
 ) -> Any:
@@ -214,7 +214,7 @@ def send_the_decisions_of_lost_partitions_again(_: Any, self: Any, partitions: S
     return self
 
 
-@method(ExactlyOnceOutbox, "_refused", "was lost", 23, 80, 94)
+@method(ExactlyOnceOutbox, "_refused", "was lost", 115, 121, 164)
 def send_nothing_again_after_a_refusal(_: Any, self: Any) -> None:
     self._messages, self._rows = [], 0
 
@@ -257,7 +257,7 @@ def escalate_less_than_the_budget_chose(patch: pytest.MonkeyPatch) -> None:
 
 
 @caught("escalated, though it is outside the band", 5, 6, 8)
-def forget_the_ceiling(patch: pytest.MonkeyPatch) -> None:
+def forget_the_centre_of_the_band(patch: pytest.MonkeyPatch) -> None:
     def mutated(policy: Policy, raw: Float64) -> tuple[Float64, Float64]:
         return policy.screener.probability(raw), raw
 

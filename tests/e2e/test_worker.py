@@ -295,6 +295,9 @@ GOOD = {
     "terminal_id": 8,
     "amount": 9.5,
     "entry_mode": "chip",
+    "category": "grocery",
+    "country": "DE",
+    "device_id": 0,
 }
 
 

@@ -40,7 +40,8 @@ def original(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 def test_without_changes_the_bundle_stays_as_it_is(original: Bundle, tmp_path: Path) -> None:
     manifest, report = recalibrated(original, Changes(), tmp_path / "bundle")
-    assert manifest == original.manifest
+    assert manifest.version == original.version
+    assert [manifest.files[file] for file in FILES] == [original.manifest.files[file] for file in FILES]
     assert report == read_report(original)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cascade.protocols import DeepInputs
-from stages.deep.train import DeepSettings, export_onnx, max_difference, score_torch, signature_of, train_deep
+from stages.deep.train import export_onnx, max_difference, score_torch, signature_of, train_deep
+from stages.settings import DeepSettings
 
 pytestmark = pytest.mark.training
 ROWS = 800
@@ -31,7 +32,7 @@ def test_a_model_learns_from_its_second_sequence_and_its_onnx_file_gives_the_sam
 
     fraud = (inputs.sequences["card_sequence"][:, 1, 3] > 0).astype(np.int64)
     settings = DeepSettings(hidden=16, epochs=12, batch_rows=64)
-    model = train_deep(inputs, fraud, np.ones(ROWS, np.float32), settings, 1, lambda _: None)
+    model = train_deep(inputs, fraud, np.ones(ROWS, np.float32), {}, settings, 1, lambda _: None)
     scores = score_torch(model, inputs)
     assert ((scores > 0) == fraud).mean() > 0.9
     onnx = export_onnx(model, inputs)
@@ -47,7 +48,7 @@ def test_a_model_learns_from_its_second_sequence_and_its_onnx_file_gives_the_sam
 
 def test_steps_that_are_absent_change_nothing(inputs: DeepInputs) -> None:
     model = train_deep(
-        inputs, np.zeros(ROWS, np.int64), np.ones(ROWS, np.float32), DeepSettings(epochs=1), 1, lambda _: None
+        inputs, np.zeros(ROWS, np.int64), np.ones(ROWS, np.float32), {}, DeepSettings(epochs=1), 1, lambda _: None
     )
     other = {name: sequence.copy() for name, sequence in inputs.sequences.items()}
     for sequence in other.values():

@@ -14,7 +14,7 @@ from stages.metrics import recall_at
 from stages.screener import search as search_module
 from stages.screener.compiled import CompiledScreener
 from stages.screener.cost import us_per_row
-from stages.screener.search import Candidate, Search, SearchSettings, tuning_part
+from stages.screener.search import SCREENER_PART, Candidate, Search, SearchSettings, tuning_part
 from stages.screener.train import EarlyStop, ScreenerRows, ScreenerSettings, out_of_fold_scores, train_screener
 
 ROWS = 8_000
@@ -132,7 +132,7 @@ def test_a_candidate_slower_than_allowed_gets_fewer_trees(rows: ScreenerRows, mo
         return 0.1 * text.count(b"\nTree=")
 
     monkeypatch.setattr(search_module, "us_per_row", clock)
-    unbound, bound = (searched(rows, us_per_row_max=limit, objectives=()) for limit in (1e6, 0.75))
+    unbound, bound = (searched(rows, us_per_row_max=limit / SCREENER_PART, objectives=()) for limit in (1e6, 0.75))
     for free, short in zip(unbound.tried, bound.tried, strict=True):
         assert free.settings.trees > 7
         assert 6 <= short.settings.trees <= 7

@@ -118,7 +118,7 @@ def call(deadlines_ms: list[float]) -> DeepCall:
     """A call for rows of the partitions 0 and 1 in turn."""
     count = len(deadlines_ms)
     table = Table.of("t", ColumnBatch({}, count), ("v1",), partition_id=np.arange(count) % 2)
-    return DeepCall(table, np.array(deadlines_ms), Future(), sent_s=0.0)
+    return DeepCall(table, np.zeros(len(table)), np.array(deadlines_ms), Future(), sent_s=0.0)
 
 
 def test_each_row_expires_once_and_at_its_own_deadline() -> None:
