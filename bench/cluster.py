@@ -29,6 +29,7 @@ from cascade.errors import BrokerError, CascadeError
 from cascade.features.spec import DAY_MS
 from cascade.frames import LabelledData, frame_to_batch
 from cascade.ledger.machine import Machine
+from cascade.readable import readable
 from cascade.schema import Schema
 from cascade.simulator import SimulatorSettings, simulate
 from stages.assembly import make_engine
@@ -574,4 +575,4 @@ def origin(machine: Machine, seed: int) -> str:
 def write_json(path: Path, report: msgspec.Struct) -> None:
     """Write a report as indented JSON, and make its directory if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    path.write_bytes(readable(report))

@@ -12,8 +12,8 @@ from cascade.features.spec import DAY_MS
 from cascade.frames import LabelledData
 from cascade.policy import Policy
 from cascade.schema import key_codes
-from stages.report import CONFIDENCE, REPLICATES, Figure
-from stages.resampling import Ranking, quantile_t, standard_errors
+from stages.intervals import Figure, with_intervals
+from stages.resampling import Ranking
 from streaming.evaluation import Judged
 from streaming.pipeline.decisions import plain_ids
 
@@ -66,8 +66,4 @@ def kept_of(cascade: Float64, deep: Float64, fraud: Bool, day: Int64, card: Int6
         # a resample without any of deep-only's frauds has no share; it is one in which nothing was lost
         return np.array([own / base if base > 0.0 else 1.0 for own, base in (precision, frauds)])
 
-    value = shares(np.ones(len(fraud)))
-    errors, freedom = standard_errors(shares, day, card, REPLICATES, _SEED)
-    reach = quantile_t((1.0 + CONFIDENCE) / 2.0, freedom) * errors
-    ends = zip(value, value - reach, value + reach, strict=True)
-    return Kept(*(Figure(*map(float, figure)) for figure in ends))
+    return Kept(*with_intervals(shares, day, card, _SEED))

@@ -154,8 +154,7 @@ def _model_results(seed: int) -> list[ModelResult]:
     with closing(make_deep_stage(bundle, DeepSettings(backend="onnxruntime"))) as deep:
         offline = score_offline(make_engine(bundle), deep, data, every, lambda _: None)
     policy, scores = bundle.policy, offline.escalation
-    by_screener = policy.screener.probability(offline.screener_raw)
-    by_both = policy.combined.probability(offline.screener_raw, offline.deep_raw)
+    raw = offline.screener_raw, offline.deep_raw
     held = offline.cascade(policy)[1]
     masks = {
         "the bundle's threshold": scores > policy.escalation.threshold,
@@ -167,7 +166,7 @@ def _model_results(seed: int) -> list[ModelResult]:
     return [
         ModelResult(
             name=name,
-            average_precision=float(average_precision_score(data.fraud, np.where(mask, by_both, by_screener))),
+            average_precision=float(average_precision_score(data.fraud, policy.probability(*raw, mask))),
             share=float(mask.mean()),
             most=extremes(mask, policy.escalation.budget)[1],
         )

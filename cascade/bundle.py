@@ -33,6 +33,7 @@ from cascade.errors import BundleError
 from cascade.features.spec import FeatureSpec, parse_spec
 from cascade.local_parts import staged_directory
 from cascade.policy import Policy
+from cascade.readable import readable
 from cascade.schema import Schema, parse_schema
 
 BUNDLE_FORMAT = 2
@@ -110,7 +111,7 @@ def write_bundle(directory: Path, name: str, content: Mapping[str, bytes]) -> Ma
     with staged_directory(Path(directory)) as staged:
         for file in files:
             (staged / file).write_bytes(content[file])
-        (staged / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        (staged / MANIFEST).write_bytes(readable(manifest))
     return manifest
 
 

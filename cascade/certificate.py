@@ -12,6 +12,7 @@ from typing import Final, Literal
 import msgspec
 
 from cascade.errors import BundleError
+from cascade.readable import readable
 
 CERTIFICATE_FORMAT: Final = 1
 Sense = Literal["at least", "at most"]
@@ -138,7 +139,7 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     def to_json(self) -> bytes:
         """The file's content."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+        return readable(self)
 
 
 def parse_certificate(content: bytes, bundle_version: str, origin: str) -> Certificate:

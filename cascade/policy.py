@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.columns import Float64
+from cascade.columns import Bool, Float64
 from cascade.costs import ACTIONS as ACTIONS  # noqa: PLC0414 (others import them from here)
 from cascade.costs import Action as Action  # noqa: PLC0414
 from cascade.costs import Costs
@@ -91,6 +91,14 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     review_from: float
     decline_from: float
     costs: Costs = Costs()
+
+    def probability(self, screener_raw: Float64, deep_raw: Float64, escalated: Bool) -> Float64:
+        """The cascade's probabilities of fraud, float64 [rows]: by both models where a row is escalated, bool [rows].
+
+        `screener_raw`, `deep_raw` float64 [rows]: log-odds of both models.
+        """
+        both = self.combined.probability(screener_raw, deep_raw)
+        return np.where(escalated, both, self.screener.probability(screener_raw))
 
     def actions(self, probability: Float64) -> NDArray[np.int64]:
         """Positions in ACTIONS, int64 [rows], for calibrated probabilities float64 [rows]."""

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from cascade.columns import Array, Bool, Float64
 from cascade.costs import Costs, decision_thresholds
 from cascade.errors import DataError
-from cascade.policy import RAW_MAX, Calibration, Combination, Escalation, Policy
+from cascade.policy import Calibration, Combination, Escalation, Policy
 from stages.validation import ValidationRows
 
 # With fewer frauds neither calibration nor thresholds mean anything.
@@ -62,11 +62,8 @@ def calibrate(rows: ValidationRows, escalation: Escalation, costs: Costs) -> Pol
     `escalation`: the rule and its budget; its threshold is replaced. The decision thresholds have the least cost for
     the cascade's probabilities.
     """
-    escalation = replace(
-        escalation, threshold=escalation_threshold(rows.escalation_score(escalation), escalation.budget)
-    )
     policy = Policy(
-        escalation=escalation,
+        escalation=rows.at_budget(escalation, escalation.budget),
         screener=fit_calibration(rows.screener_raw, rows.fraud),
         combined=fit_combination(rows.screener_raw, rows.deep_raw, rows.fraud),
         deep=fit_calibration(rows.deep_raw, rows.fraud),
@@ -78,18 +75,6 @@ def calibrate(rows: ValidationRows, escalation: Escalation, costs: Costs) -> Pol
         rows.cascade(policy), costs.of_actions(rows.fraud, rows.amount), reviews_max(costs, rows.days)
     )
     return replace(policy, review_from=review_from, decline_from=decline_from)
-
-
-def escalation_threshold(score: Float64, budget: float) -> float:
-    """The score that at most a share of `budget` of the rows exceed. `score` float64 [rows].
-
-    Rows that tie with it are not escalated, so that ties never exceed the budget. A budget of 1 gives −RAW_MAX, one
-    below the share of a single row RAW_MAX.
-    """
-    if budget >= 1.0:
-        return -RAW_MAX
-    allowed = int(budget * len(score))
-    return float(np.sort(score)[::-1][allowed]) if allowed else RAW_MAX
 
 
 def reviews_max(costs: Costs, days: float) -> int | None:

@@ -10,9 +10,8 @@ from sklearn.metrics import average_precision_score
 
 from cascade.columns import Bool, Float64
 from cascade.policy import Policy, uncertainty
-from stages.calibration import escalation_threshold
 from stages.escalation.gains import GainTable, gains
-from stages.validation import ValidationRows
+from stages.validation import ValidationRows, escalation_threshold
 
 SHARES: Final = (0.0025, 0.005, 0.01, 0.02, 0.05)
 # Four ways that a service could use, then two that know what no service can.

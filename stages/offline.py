@@ -20,11 +20,16 @@ CHUNK_ROWS = 4_096
 
 
 def fold(
-    engine: FeatureEngine, data: LabelledData, with_sequences: Bool, progress: Progress
+    engine: FeatureEngine,
+    data: LabelledData,
+    with_sequences: Bool,
+    progress: Progress,
+    partition_ids: Int64 | None = None,
 ) -> Iterator[tuple[Int64, FeatureBatch]]:
     """Yield positions int64 and features of the rows of `data`, chunk by chunk; labels act when they are due.
 
     - `with_sequences` bool [rows]: the rows whose sequences may be asked for.
+    - `partition_ids` int64 [rows]: the partition of each row; None: all are of partition 0.
     """
     schema = engine.schema
     times = data.batch[schema.roles.event_time]
@@ -37,7 +42,8 @@ def fold(
         if until > folded:
             engine.update_labels(labels_of(data.take(frauds[folded:until]), schema.label.field))
             folded = until
-        yield rows, engine.update(data.batch.take(rows), wanted=with_sequences[rows])
+        of_rows = None if partition_ids is None else partition_ids[rows]
+        yield rows, engine.update(data.batch.take(rows), of_rows, wanted=with_sequences[rows])
         progress(float(rows[-1] + 1) / data.batch.rows)
 
 
@@ -94,8 +100,7 @@ class OfflineScores:
     def cascade(self, policy: Policy) -> tuple[Float64, Bool]:
         """The cascade's probabilities float64 [rows], and a mask of the rows that the escalation budget chooses."""
         escalated = EscalationBudget.of_policy(policy).choose(self.escalation, np.zeros(len(self.rows), np.bool_))
-        combined = policy.combined.probability(self.screener_raw, self.deep_raw)
-        return np.where(escalated, combined, policy.screener.probability(self.screener_raw)), escalated
+        return policy.probability(self.screener_raw, self.deep_raw, escalated), escalated
 
 
 def score_offline(

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from cascade.bundle import FILES, Bundle, Manifest, write_bundle
 from cascade.costs import Costs
 from cascade.errors import BundleError
+from cascade.readable import readable
 from stages.calibration import calibrate
 from stages.report import Report, figures
 from stages.report_page import add_page
@@ -71,8 +72,3 @@ def read_report(bundle: Bundle) -> Report:
         return msgspec.json.decode(bundle.content["report.json"], type=Report)
     except msgspec.MsgspecError as error:
         raise BundleError(f"{bundle.directory / 'report.json'}: {error}; train the bundle again") from error
-
-
-def readable(value: msgspec.Struct) -> bytes:
-    """A struct as JSON that people can read, as the bundle's files have it."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

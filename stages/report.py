@@ -13,13 +13,12 @@ from cascade.costs import decision_thresholds
 from cascade.policy import Policy
 from stages.calibration import reviews_max
 from stages.curve import Curve, curve
+from stages.intervals import Figure, with_intervals
 from stages.metrics import Quality, quality
-from stages.resampling import Ranking, quantile_t, standard_errors
+from stages.resampling import Ranking
 from stages.screener.search import Candidate
 from stages.validation import ValidationRows
 
-CONFIDENCE = 0.95
-REPLICATES = 60
 # Parts of the days for costs: each part is decided by thresholds from the others.
 COST_PARTS = 5
 
@@ -31,19 +30,6 @@ class Span(msgspec.Struct, frozen=True):
     last: datetime
     transactions: int
     frauds: int
-
-
-class Figure(msgspec.Struct, frozen=True):
-    """A figure, and its 95 % interval by a bootstrap over days and cards: approximate."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def reach(self) -> float:
-        """From the figure to either end."""
-        return (self.high - self.low) / 2.0
 
 
 class ModelReport(msgspec.Struct, frozen=True):
@@ -79,42 +65,13 @@ class ScreenerReport(msgspec.Struct, frozen=True):
     batch_rows: int
 
 
-class Report(msgspec.Struct, frozen=True):
-    """Inputs and results of a training run. All figures but those of the search are of the validation rows.
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a report that follows from validation rows and a policy.
 
-    - `note`: what makes the figures uncertain; empty if nothing does.
-    - `features`: number of features.
-    - `rule_average_precision`: of the cascade by each escalation rule, on training rows from which it did not learn.
     - `escalation_share`: share of the rows that are escalated.
     - `precision_kept`, `caught_kept`: the cascade's average precision and caught frauds ÷ deep-only's.
     - `cost_per_thousand_approve_all`: the cost if all transactions were approved.
-    - `onnx_difference_max`: largest difference of log-odds between PyTorch and ONNX Runtime.
-    - `versions`: versions of the libraries.
     """
-
-    schema: str
-    seed: int
-    train: Span
-    validation: Span
-    note: str
-    features: int
-    screener: ScreenerReport
-    rule: str
-    rule_average_precision: dict[str, float]
-    curve: Curve
-    escalation_share: float
-    cascade: ModelReport
-    screener_only: ModelReport
-    deep_only: ModelReport
-    precision_kept: Figure
-    caught_kept: Figure
-    cost_per_thousand_approve_all: float
-    onnx_difference_max: float
-    versions: dict[str, str]
-
-
-class Figures(msgspec.Struct, frozen=True):
-    """The part of a report that follows from validation rows and a policy; the fields are those of `Report`."""
 
     curve: Curve
     escalation_share: float
@@ -130,6 +87,29 @@ class Figures(msgspec.Struct, frozen=True):
         return replace(report, **{name: getattr(self, name) for name in self.__struct_fields__})
 
 
+class Report(Figures, frozen=True, kw_only=True):
+    """Inputs and results of a training run. All figures but those of the search are of the validation rows.
+
+    - `note`: what makes the figures uncertain; empty if nothing does.
+    - `features`: number of features.
+    - `rule_average_precision`: of the cascade by each escalation rule, on training rows from which it did not learn.
+    - `onnx_difference_max`: largest difference of log-odds between PyTorch and ONNX Runtime.
+    - `versions`: versions of the libraries.
+    """
+
+    schema: str
+    seed: int
+    train: Span
+    validation: Span
+    note: str
+    features: int
+    screener: ScreenerReport
+    rule: str
+    rule_average_precision: dict[str, float]
+    onnx_difference_max: float
+    versions: dict[str, str]
+
+
 def figures(rows: ValidationRows, policy: Policy, seed: int) -> Figures:
     """Computes the figures of a policy on validation rows."""
     ways = {
@@ -142,37 +122,37 @@ def figures(rows: ValidationRows, policy: Policy, seed: int) -> Figures:
     costs = [_honest_cost(rows, probability, policy) for probability in ways.values()]
 
     def of(weight: Float64) -> Float64:
-        """Five figures of each way, then the two ratios."""
+        """The figures of each way in the order of ModelReport, then the first two of the cascade ÷ deep-only's."""
         frauds, total = weight[rows.fraud].sum(), weight.sum()
-        values = []
-        for ranking, chosen, cost in zip(rankings, actions, costs, strict=True):
-            alarms = chosen > 0
-            values += [
+        values = np.array([
+            (
                 ranking.average_precision(weight),
-                weight[alarms & rows.fraud].sum() / max(frauds, 1e-9),
-                1e3 * weight[alarms & ~rows.fraud].sum() / total,
+                weight[(chosen > 0) & rows.fraud].sum() / max(frauds, 1e-9),
+                1e3 * weight[(chosen > 0) & ~rows.fraud].sum() / total,
                 weight[chosen == 1].sum() / total * len(rows) / rows.days,
                 1e3 * (weight * cost).sum() / total,
-            ]
-        return np.array([*values, *(values[place] / max(values[10 + place], 1e-9) for place in (0, 1))])
+            )
+            for ranking, chosen, cost in zip(rankings, actions, costs, strict=True)
+        ])  # fmt: skip
+        kept = values[0, :2] / np.maximum(values[2, :2], 1e-9)
+        return np.append(values, kept)
 
-    value = of(np.ones(len(rows)))
-    errors, freedom = standard_errors(of, rows.day, rows.card, REPLICATES, seed)
-    reach = quantile_t((1.0 + CONFIDENCE) / 2.0, freedom) * errors
-    shown = [Figure(*map(float, ends)) for ends in zip(value, value - reach, value + reach, strict=True)]
+    *shown, precision_kept, caught_kept = with_intervals(of, rows.day, rows.card, seed)
+    each = len(shown) // len(ways)
     models = {
         name: ModelReport(
-            quality(probability, rows.fraud, rows.day, rows.card, policy.escalation.budget), *shown[at : at + 5]
+            quality(probability, rows.fraud, rows.day, rows.card, policy.escalation.budget),
+            *shown[way * each : (way + 1) * each],
         )
-        for at, (name, probability) in zip((0, 5, 10), ways.items(), strict=True)
+        for way, (name, probability) in enumerate(ways.items())
     }
     approved = policy.costs.of_actions(rows.fraud, rows.amount)[:, 0]
     return Figures(
         curve=curve(rows, policy, seed),
         escalation_share=float(rows.escalated(policy).mean()),
         **models,
-        precision_kept=shown[15],
-        caught_kept=shown[16],
+        precision_kept=precision_kept,
+        caught_kept=caught_kept,
         cost_per_thousand_approve_all=1e3 * float(approved.mean()),
     )
 
@@ -202,5 +182,5 @@ def held_out_actions(rows: ValidationRows, probability: Float64, policy: Policy)
         days = rows.days * int((~own).sum()) / len(rows)
         limit = reviews_max(policy.costs, days)
         review_from, decline_from = decision_thresholds(probability[~own], by_action[~own], limit)
-        action[own] = (probability[own] >= review_from).astype(np.int64) + (probability[own] >= decline_from)
+        action[own] = replace(policy, review_from=review_from, decline_from=decline_from).actions(probability[own])
     return action

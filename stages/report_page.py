@@ -12,7 +12,8 @@ from cascade.report.page import table
 from cascade.report.plots import DOTS, INK, MUTED, PlotsMissingError, svg
 from cascade.report.words import words
 from stages.curve import DISTANCE, GAIN, HIGHEST, ORACLE, RANDOM, UNCERTAINTY, Curve
-from stages.report import Figure, Report
+from stages.intervals import Figure
+from stages.report import Report
 from stages.screener.search import Candidate
 
 # Okabe and Ito, 2008: distinct for the colour-blind too.

@@ -6,7 +6,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from stages.report import Figure, Report
+from stages.intervals import Figure
+from stages.report import Report
 
 
 def show_report(report: Report, console: Console) -> None:

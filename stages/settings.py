@@ -15,10 +15,10 @@ from cascade.durations import parse_ms
 from cascade.errors import SettingError
 from cascade.setting_files import parse_settings, read_setting_file
 from stages.screener.search import SearchSettings
+from stages.screener.train import DIRECTIONS
 
 EXAMPLE = "docs/training.example.toml"
 AUTO = "auto"
-_DIRECTIONS = ("increasing", "decreasing")
 
 
 class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,7 +89,7 @@ def load_training_file(path: Path) -> TrainingFile:
         except ValueError as error:
             raise SettingError(path, f"data.{key}", text, str(error), 'write "14d", "36h" or the like') from error
     for name, direction in settings.screener.monotone.items():
-        if direction not in _DIRECTIONS:
-            remedy = f'use "{_DIRECTIONS[0]}" or "{_DIRECTIONS[1]}"'
+        if direction not in DIRECTIONS:
+            remedy = "use " + " or ".join(f'"{choice}"' for choice in DIRECTIONS)
             raise SettingError(path, f"screener.monotone.{name}", direction, "not one of the choices", remedy)
     return settings

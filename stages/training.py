@@ -27,12 +27,12 @@ from cascade.frames import LabelledData, read_labelled
 from cascade.policy import Policy
 from cascade.progress import StepProgress
 from cascade.protocols import DeepInputs
+from cascade.readable import readable
 from cascade.schema import Schema, key_codes, parse_schema
 from cascade.setting_files import read_setting_file
 from stages.calibration import calibrate, fit_combination
 from stages.escalation.rules import Rule, ScoredRows, learn_rule
 from stages.offline import Folded, fold_rows
-from stages.recalibration import readable
 from stages.report import Report, ScreenerReport, Span, figures
 from stages.report_page import add_page
 from stages.screener.cost import CALLS, us_per_row

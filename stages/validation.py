@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from msgspec.structs import replace
 
 from cascade.columns import Array, Bool, Float64, Int64
 from cascade.errors import BundleError
 from cascade.features.spec import DAY_MS
-from cascade.policy import Escalation, Policy, uncertainty
+from cascade.policy import RAW_MAX, Escalation, Policy, uncertainty
 
 # The columns of `validation.parquet`.
 _STORED = pl.Schema(
@@ -70,6 +71,11 @@ class ValidationRows:
         """The escalation scores float64 [rows] by a rule."""
         return self.gain if escalation.rule == "gain" else uncertainty(self.screener_raw, escalation.centre)
 
+    def at_budget(self, escalation: Escalation, budget: float) -> Escalation:
+        """The rule with another budget, and with the threshold that escalates so many of these rows."""
+        threshold = escalation_threshold(self.escalation_score(escalation), budget)
+        return replace(escalation, budget=budget, threshold=threshold)
+
     def escalated(self, policy: Policy) -> Bool:
         """Mask of the rows above the policy's escalation threshold, bool [rows]."""
         chosen: Bool = self.escalation_score(policy.escalation) > policy.escalation.threshold
@@ -77,11 +83,7 @@ class ValidationRows:
 
     def cascade(self, policy: Policy) -> Float64:
         """The cascade's probabilities of fraud, float64 [rows]."""
-        return np.where(
-            self.escalated(policy),
-            policy.combined.probability(self.screener_raw, self.deep_raw),
-            policy.screener.probability(self.screener_raw),
-        )
+        return policy.probability(self.screener_raw, self.deep_raw, self.escalated(policy))
 
     @property
     def days(self) -> int:
@@ -107,6 +109,18 @@ class ValidationRows:
             raise BundleError(f"{origin}: cannot be read ({reason}); train the bundle again") from error
         wide = frame.cast({pl.Float32: pl.Float64, pl.Int32: pl.Int64})
         return cls(*(wide[name].to_numpy() for name in _STORED))
+
+
+def escalation_threshold(score: Float64, budget: float) -> float:
+    """The score that at most a share of `budget` of the rows exceed. `score` float64 [rows].
+
+    Rows that tie with it are not escalated, so that ties never exceed the budget. A budget of 1 gives −RAW_MAX, one
+    below the share of a single row RAW_MAX.
+    """
+    if budget >= 1.0:
+        return -RAW_MAX
+    allowed = int(budget * len(score))
+    return float(np.sort(score)[::-1][allowed]) if allowed else RAW_MAX
 
 
 def _rounded(values: Array) -> Float64:

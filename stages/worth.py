@@ -6,18 +6,17 @@ from typing import Final
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from cascade.columns import Float64
 from cascade.policy import Policy
-from stages.calibration import escalation_threshold
-from stages.report import CONFIDENCE, REPLICATES, Figure, held_out_actions
-from stages.resampling import Ranking, quantile_t, standard_errors
+from stages.intervals import CONFIDENCE, Figure, with_intervals
+from stages.report import held_out_actions
+from stages.resampling import Ranking
 from stages.validation import ValidationRows
 
 # 0: the screener alone. 1: both models for every transaction.
 SHARES: Final = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.05, 1.0)
-# Average precision, frauds caught, cost, and two gains.
-_FIGURES: Final = 5
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -57,29 +56,15 @@ def ways_to_decide(rows: ValidationRows, policy: Policy, seed: int) -> tuple[Way
         precision = np.array([ranking.average_precision(weight) for ranking in rankings])
         return np.stack([precision, found, cost, cost[0] - cost, cost[-1] - cost], axis=1).ravel()
 
-    value = figures(np.ones(len(rows)))
-    errors, freedom = standard_errors(figures, rows.day, rows.card, REPLICATES, seed)
-    alone, together = (1.0 - CONFIDENCE) / 2.0, (1.0 - CONFIDENCE) / 2.0 / (len(SHARES) - 1)
-    reach = np.array([quantile_t(1.0 - tail, freedom) for tail in (alone, alone, alone, together, together)])
-    off = errors.reshape(-1, _FIGURES) * reach
-    return tuple(
-        Way(
-            share,
-            *(
-                Figure(float(middle), float(middle - half), float(middle + half))
-                for middle, half in zip(*of_way, strict=True)
-            ),
-        )
-        for share, *of_way in zip(shares, value.reshape(-1, _FIGURES), off, strict=True)
-    )
+    # the best of the shares is chosen by the same rows
+    together = 1.0 - (1.0 - CONFIDENCE) / (len(SHARES) - 1)
+    confidences = (CONFIDENCE, CONFIDENCE, CONFIDENCE, together, together)
+    shown = with_intervals(figures, rows.day, rows.card, seed, confidences * len(shares))
+    each = len(confidences)
+    return tuple(Way(share, *shown[way * each : (way + 1) * each]) for way, share in enumerate(shares))
 
 
 def _probability(rows: ValidationRows, policy: Policy, share: float | None) -> Float64:
     if share is None:
         return policy.deep.probability(rows.deep_raw)
-    score = rows.escalation_score(policy.escalation)
-    return np.where(
-        score > escalation_threshold(score, share),
-        policy.combined.probability(rows.screener_raw, rows.deep_raw),
-        policy.screener.probability(rows.screener_raw),
-    )
+    return rows.cascade(replace(policy, escalation=rows.at_budget(policy.escalation, share)))

@@ -19,6 +19,7 @@ from cascade.columns import Bool
 from cascade.config import Config, DeepSettings, load_config, with_config_path
 from cascade.frames import LabelledData, read_labelled
 from cascade.progress import Steps
+from cascade.readable import readable
 from cascade.schema import load_schema
 from stages.assembly import make_deep_stage
 from streaming.commands import BROKER_WAIT_S, ConfigOption, CreateTopicsOption
@@ -132,7 +133,7 @@ def evaluate(
         judged = evaluate_topic(settings, data, (start, end), progress)
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(judged.evaluation), indent=2) + b"\n")
+        json.write_bytes(readable(judged.evaluation))
     show_evaluation(judged.evaluation, Console())
 
 

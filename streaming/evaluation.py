@@ -163,10 +163,10 @@ def evaluate(
     policy = bundle.policy
     screener_only = policy.screener.probability(offline.screener_raw)
     deep_only = policy.deep.probability(offline.deep_raw)
-    combined = policy.combined.probability(offline.screener_raw, offline.deep_raw)
     score = joined["score"].to_numpy()
     by_deep = (joined["stage"] == "deep").to_numpy()
     degraded = joined["degraded"].to_numpy()
+    expected = policy.probability(offline.screener_raw, offline.deep_raw, by_deep)
     judged = data.take(rows)
     fraud = judged.fraud == 1
     evaluation = Evaluation(
@@ -177,7 +177,7 @@ def evaluate(
         repeated=repeated,
         escalated_share=float((by_deep | degraded).mean()),
         degraded_share=float(degraded.mean()),
-        offline_difference_max=float(np.max(np.abs(score - np.where(by_deep, combined, screener_only)))),
+        offline_difference_max=float(np.max(np.abs(score - expected))),
         review_from=policy.review_from,
         decline_from=policy.decline_from,
         cascade=_judge(score, judged, bundle),

@@ -25,7 +25,7 @@ from cascade.features import FeatureEngine
 from cascade.frames import LabelledData
 from cascade.progress import Progress, StepProgress
 from cascade.protocols import SystemClock
-from stages.offline import CHUNK_ROWS, labels_of
+from stages.offline import CHUNK_ROWS, fold, labels_of
 from streaming.codecs import topic_codec
 from streaming.kafka import ConsumerClient, FetchedBatch, Partition, make_consumer
 from streaming.kafka.partitioning import partition_of
@@ -113,17 +113,11 @@ def fold_history(
     hasher = CardHasher.from_settings(config.privacy, os.environ)
     if hasher is not None:
         data = LabelledData(hasher.hashed(data.batch, roles.card), data.fraud)
-    times_ms, frauds, folded = data.batch[roles.event_time], np.flatnonzero(data.fraud), 0
-    due_ms = times_ms[frauds] + label.delay_ms
-    for start in range(0, data.batch.rows, CHUNK_ROWS):
-        rows = np.arange(start, min(start + CHUNK_ROWS, data.batch.rows))
-        until = int(np.searchsorted(due_ms, times_ms[rows[-1]], side="right"))
-        engine.update_labels(labels_of(data.take(frauds[folded:until]), label.field))
-        engine.update(data.batch.take(rows), partition_ids[rows])
+    times_ms = data.batch[roles.event_time]
+    for rows, _ in fold(engine, data, np.zeros(data.batch.rows, np.bool_), progress, partition_ids):
         history.folded(int(times_ms[rows[0]]), int(times_ms[rows[-1]]))
-        folded = until
-        progress(float(rows[-1] + 1) / data.batch.rows)
-    engine.update_labels(labels_of(data.take(frauds[folded:]), label.field))
+    later = np.flatnonzero((data.fraud == 1) & (times_ms + label.delay_ms > times_ms[-1]))
+    engine.update_labels(labels_of(data.take(later), label.field))
 
 
 def partitions_of(cards: Array, partitions: int) -> Int64:

@@ -14,7 +14,7 @@ from cascade.ledger.deep_cost import DeepCost, Estimate
 from cascade.ledger.errors import CounterfactualError
 from cascade.ledger.unit_costs import UnitCosts
 from cascade.protocols import EnergyKind
-from stages.report import Figure
+from stages.intervals import Figure
 from stages.worth import Way
 
 _ONE: Final = Estimate(1.0, 1.0, 1.0)

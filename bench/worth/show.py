@@ -14,7 +14,7 @@ from bench.worth.report import KindWorth, WayEnergy, WorthReport
 from bench.worth.verdict import verdict
 from cascade.ledger.deep_cost import Estimate
 from cascade.ledger.render import number_text, percent_text
-from stages.report import Figure
+from stages.intervals import Figure
 from stages.worth import Way
 
 _ALL = 1.0

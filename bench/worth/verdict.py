@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.worth.report import KindWorth, WorthReport
 from cascade.ledger.render import number_text, percent_text
-from stages.report import Figure
+from stages.intervals import Figure
 
 
 def verdict(report: WorthReport, found: KindWorth) -> str:

@@ -13,7 +13,7 @@ from cascade.columns import Array, Bool, Float32, Float64, Int64
 from cascade.progress import Progress
 from stages.screener.objectives import Objective, parameters, queries
 
-_DIRECTIONS = {"increasing": 1, "decreasing": -1}
+DIRECTIONS = {"increasing": 1, "decreasing": -1}
 
 
 class ScreenerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,7 +105,7 @@ def _parameters(rows: ScreenerRows, settings: ScreenerSettings, seed: int, stop:
         "verbose": -1,
     }
     if settings.monotone:
-        chosen["monotone_constraints"] = [_DIRECTIONS.get(settings.monotone.get(name, ""), 0) for name in rows.names]
+        chosen["monotone_constraints"] = [DIRECTIONS.get(settings.monotone.get(name, ""), 0) for name in rows.names]
     return chosen | parameters(settings.objective)
 
 

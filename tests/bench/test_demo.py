@@ -13,8 +13,8 @@ from bench.cores import Cores
 from bench.demo import DemoLedger, print_result
 from bench.demo_kept import Kept
 from cascade.ledger import CpuModelMeter, Ledger, LedgerSummary
+from stages.intervals import Figure
 from stages.metrics import Quality
-from stages.report import Figure
 from streaming.evaluation import Evaluation, ModelEvaluation
 
 

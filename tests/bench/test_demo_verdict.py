@@ -17,7 +17,7 @@ from cascade.ledger.counterfactual import deep_only
 from cascade.ledger.deep_cost import Estimate
 from cascade.ledger.sla import ObjectiveResult
 from cascade.ledger.summary import Counterfactual
-from stages.report import Figure
+from stages.intervals import Figure
 from tests.cascade.ledger.test_counterfactual import cost, ledger
 
 # 80 columns less the longest name and the padding

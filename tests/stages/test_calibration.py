@@ -11,12 +11,11 @@ from cascade.policy import RAW_MAX, Combination, Escalation
 from stages.calibration import (
     FRAUDS_MIN,
     calibrate,
-    escalation_threshold,
     fit_calibration,
     fit_combination,
     reviews_max,
 )
-from stages.validation import ValidationRows
+from stages.validation import ValidationRows, escalation_threshold
 from tests.stages.scored_rows import drawn_rows
 
 ROWS = 40_000

@@ -11,7 +11,8 @@ import pytest
 
 from cascade.costs import Cell, Costs
 from cascade.policy import Policy
-from stages.report import COST_PARTS, Figure, Figures, _honest_cost, figures
+from stages.intervals import Figure
+from stages.report import COST_PARTS, Figures, _honest_cost, figures
 from stages.validation import ValidationRows
 from tests.stages.scored_rows import drawn_rows, policy_of
 

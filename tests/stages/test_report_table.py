@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from stages.report import Figure, Report, ScreenerReport, Span, figures
+from stages.intervals import Figure
+from stages.report import Report, ScreenerReport, Span, figures
 from stages.report_table import show_report
 from stages.screener.search import Candidate
 from stages.screener.train import ScreenerSettings

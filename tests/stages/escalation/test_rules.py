@@ -10,8 +10,9 @@ from sklearn.metrics import average_precision_score
 
 from cascade.errors import DataError
 from cascade.policy import RAW_MAX, uncertainty
-from stages.calibration import escalation_threshold, fit_calibration, fit_combination
+from stages.calibration import fit_calibration, fit_combination
 from stages.escalation.rules import Rule, ScoredRows, learn_rule, top_share
+from stages.validation import escalation_threshold
 
 ROWS = 60_000
 BUDGET = 0.05
