@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from cascade.bundle import Manifest, load_bundle
+from cascade.config import with_config_path
 from cascade.errors import CascadeError
 from cascade.local_parts import not_replaced
 from cascade.progress import Steps
@@ -58,7 +59,7 @@ def train(
         until_ms=None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1e3),
         file=TrainingFile() if training is None else load_training_file(training),
     )
-    with Steps() as progress:
+    with Steps() as progress, with_config_path(training):
         try:
             manifest, report = train_bundle(data, schema, features, out, settings, progress)
         except ModuleNotFoundError as error:

@@ -206,7 +206,7 @@ def _check_monotone(monotone: dict[str, str], names: tuple[str, ...], features_p
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             remedy = f"did you mean {near[0]}?" if near else f"use a name of {features_path}"
-            raise SettingError("training file", f"screener.monotone.{name}", direction, "no such feature", remedy)
+            raise SettingError("configuration", f"screener.monotone.{name}", direction, "no such feature", remedy)
 
 
 def _prepare(
