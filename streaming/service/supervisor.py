@@ -200,9 +200,9 @@ class SupervisedWorker:
                     f"{ended}, for the {short_lives}th time in a row within {SHORT_LIFE_S:.0f} s of its start; see its"
                     " log lines above"
                 )
-            self.restarts += 1
             log.error("worker ended: restarting it", worker=self.slot.number, ended=ended, pause_s=pause_s)
             self._health.failed(self._name, f"{ended}; restarting it")
+            self.restarts += 1
             self._stopping.wait(pause_s)
             pause_s = min(max(2 * pause_s, PAUSE_S_SECOND), PAUSE_S_MAX)
 

@@ -583,7 +583,8 @@ def test_a_node_that_is_killed_in_a_transaction_loses_and_doubles_nothing(cluste
     topic, out = f"in-{name}", f"out-{name}"
     kafka = KafkaSettings(bootstrap=cluster.broker.bootstrap, group=f"group-{name}")
     ensure_topics(kafka, [TopicSpec(topic, 1), TopicSpec(out, 3)])
-    fill(kafka, topic, 1)
+    # as many records as offsets are committed: a consumer that joins again reads on from there
+    fill(kafka, topic, 16)
     killed: list[int] = []
 
     def kill_the_coordinator() -> None:
