@@ -31,8 +31,8 @@ from cascade.ledger.machine import Machine, describe_machine
 from cascade.progress import Steps
 from stages.report import Report
 from stages.screener.search import SearchSettings
-from stages.settings import DataSettings, DeepSettings, EscalationSettings, TrainingFile
-from stages.training import TrainingSettings, train_bundle
+from stages.settings import DataSettings, DeepSettings, DeepSizes, EscalationSettings, TrainingFile
+from stages.training import TrainingSettings, train_bundles
 from streaming.data_commands import between, evaluate_topic
 from streaming.evaluation import Evaluation
 
@@ -49,7 +49,7 @@ SETTINGS = TrainingSettings(
         escalation=EscalationSettings(budget=0.009),
         # this data is a control, not a goal: a short training is enough, and the run stays short
         screener=SearchSettings(leaves=(31,), learning_rates=(0.1,), fraud_weights=(), objectives=()),
-        deep=DeepSettings(genuine_share=0.15),
+        deep=DeepSizes(("small",), genuine_share=0.15, small=DeepSettings(hidden=64)),
     ),
 )
 # The run replays months, so append times mean nothing and no transaction is urgent.
@@ -107,7 +107,7 @@ def handbook(
         raise CascadeError(f"{data}: not found; give the Handbook's transactions with --data")
     directory = fresh_directory(out)
     with Steps() as progress:
-        manifest, report = train_bundle(
+        (trained,) = train_bundles(
             data, SCHEMAS / "handbook.toml", SCHEMAS / "features.toml", directory / "bundle", SETTINGS, progress
         )
         bundle = load_bundle(directory / "bundle")
@@ -135,10 +135,10 @@ def handbook(
     if script.exists():
         under_protocol = {name: _protocol(script, directory / file, data) for name, (file, _) in tables.items()}
     summary = Summary(
-        bundle=manifest.version,
+        bundle=trained.manifest.version,
         protocol=under_protocol,
         evaluation=judged.evaluation,
-        training=report,
+        training=trained.report,
         ledger=ledger,
         machine=describe_machine(),
         elapsed_s=time.monotonic() - started_s,

@@ -43,7 +43,7 @@ from cascade.schema import key_codes
 from stages.assembly import make_deep_stage, make_engine
 from stages.metrics import Quality, quality
 from stages.offline import CHUNK_ROWS, Folded, OfflineScores, fold_rows, labels_of
-from stages.training import train_bundle
+from stages.training import train_bundles
 from streaming.data_commands import between
 from streaming.pipeline.decisions import message_keys
 
@@ -139,7 +139,7 @@ def measure(
     with tempfile.TemporaryDirectory() as directory, Steps() as progress:
         if bundle is None:
             bundle = Path(directory) / "bundle"
-            train_bundle(data, SCHEMAS / "handbook.toml", SCHEMAS / "features.toml", bundle, SETTINGS, progress)
+            train_bundles(data, SCHEMAS / "handbook.toml", SCHEMAS / "features.toml", bundle, SETTINGS, progress)
         loaded = load_bundle(bundle)
         event_time = loaded.schema.roles.event_time
         labelled = read_labelled(data, loaded.schema)

@@ -21,9 +21,9 @@ from stages.deep.repository import Target, write_repository
 from stages.deep.signature import MODEL_NAME
 from stages.recalibration import Changes, recalibrated
 from stages.report import Report
-from stages.report_table import show_report
+from stages.report_table import show_report, show_sizes
 from stages.settings import TrainingFile, load_training_file
-from stages.training import TrainingSettings, train_bundle
+from stages.training import TrainingSettings, train_bundles
 
 if TYPE_CHECKING:
     from cascade.simulator import Ceiling
@@ -35,7 +35,7 @@ SCHEMAS = Path(str(files("cascade") / "schemas"))
 @app.command()
 def train(
     data: Annotated[Path, typer.Option(help="Labelled transactions, Parquet or CSV, with the schema's columns.")],
-    out: Annotated[Path, typer.Option(help="Directory for the bundle; an existing bundle is replaced.")],
+    out: Annotated[Path, typer.Option(help="Directory for the bundle, or one of each size; replaced if it exists.")],
     schema: Annotated[Path, typer.Option(help="Schema file.", show_default="shipped")] = SCHEMAS / "simulator.toml",
     features: Annotated[Path, typer.Option(help="Feature file.", show_default="shipped")] = SCHEMAS / "features.toml",
     training: Annotated[
@@ -48,7 +48,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Random seed: the same seed gives the same bundle.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Train screener, deep model and escalation rule, calibrate the policy, and write a bundle with its report.
+    """Train screener, deep models and escalation rules, and write a bundle with its report for each size.
 
     The command splits the data by time into a warm-up, which fills the windows of the features, training data, and
     validation data, from which it derives calibration and thresholds.
@@ -61,12 +61,17 @@ def train(
     )
     with Steps() as progress, with_config_path(training):
         try:
-            manifest, report = train_bundle(data, schema, features, out, settings, progress)
+            written = train_bundles(data, schema, features, out, settings, progress)
         except ModuleNotFoundError as error:
             raise CascadeError(
                 f"training needs {error.name}, which is not installed; run pip install 'cascade-fraud[train]'"
             ) from error
-    _print_result(report, manifest, out, json)
+    if json:
+        print(msgspec.json.encode({trained.size: trained.report for trained in written}).decode())
+        return
+    for trained in written:
+        _print_result(trained.report, trained.manifest, trained.directory)
+    show_sizes([trained.report for trained in written], Console())
 
 
 @app.command()
@@ -93,13 +98,13 @@ def recalibrate(
     """
     changes = Changes(budget, review_cost, false_decline_cost, reviews_per_day)
     manifest, report = recalibrated(load_bundle(bundle), changes, out)
-    _print_result(report, manifest, out, json)
-
-
-def _print_result(report: Report, manifest: Manifest, out: Path, json: bool) -> None:
     if json:
         print(msgspec.json.encode(report).decode())
         return
+    _print_result(report, manifest, out)
+
+
+def _print_result(report: Report, manifest: Manifest, out: Path) -> None:
     console = Console()
     show_report(report, console)
     console.print(f"bundle [bold]{manifest.version}[/bold] written to {out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -67,21 +68,37 @@ class Folded:
 
 
 def fold_rows(
-    engine: FeatureEngine, data: LabelledData, wanted: Bool, with_sequences: Bool, progress: Progress
+    engine: FeatureEngine,
+    data: LabelledData,
+    wanted: Bool,
+    with_sequences: Bool,
+    progress: Progress,
+    directory: Path | None = None,
 ) -> Folded:
     """Fold all of `data`, and return the features of the `wanted` rows.
 
     - `wanted` bool [rows]: rows whose features are returned.
     - `with_sequences` bool [rows]: a subset of `wanted`, whose sequences are returned.
+    - `directory`: there the sequences are files, mapped into memory; None: they are in memory.
     """
-    positions, features, parts = [], [], []
+    positions, features, written = [], [], 0
+    sequences = {
+        name: _zeros((int(with_sequences.sum()), *shape), directory and directory / f"{name}.npy")
+        for name, shape in engine.sequence_shapes.items()
+    }
     for rows, computed in fold(engine, data, with_sequences, progress):
         chosen = wanted[rows]
         positions.append(rows[chosen])
         features.append(computed.features[chosen])
-        parts.append(computed.sequences(with_sequences[rows]))
-    sequences = {name: np.concatenate([part[name] for part in parts]) for name in engine.sequence_shapes}
+        count = int(with_sequences[rows].sum())
+        for name, part in computed.sequences(with_sequences[rows]).items():
+            sequences[name][written : written + count] = part
+        written += count
     return Folded(np.concatenate(positions), np.concatenate(features), sequences)
+
+
+def _zeros(shape: tuple[int, ...], path: Path | None) -> Float32:
+    return np.zeros(shape, np.float32) if path is None else np.lib.format.open_memmap(path, "w+", np.float32, shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,20 @@ class ScreenerReport(msgspec.Struct, frozen=True):
     batch_rows: int
 
 
+class DeepReport(msgspec.Struct, frozen=True):
+    """The deep model.
+
+    - `parameters`: how many numbers were learned, or fixed by the data.
+    - `us_per_row`: CPU time of a row in ONNX Runtime, one thread, by the rows of a call; here, without the network.
+    - `onnx_difference_max`: largest difference of log-odds between PyTorch and ONNX Runtime, on a part of the rows.
+    """
+
+    size: str
+    parameters: int
+    us_per_row: dict[int, float]
+    onnx_difference_max: float
+
+
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a report that follows from validation rows and a policy.
 
@@ -93,7 +107,6 @@ class Report(Figures, frozen=True, kw_only=True):
     - `note`: what makes the figures uncertain; empty if nothing does.
     - `features`: number of features.
     - `rule_average_precision`: of the cascade by each escalation rule, on training rows from which it did not learn.
-    - `onnx_difference_max`: largest difference of log-odds between PyTorch and ONNX Runtime.
     - `versions`: versions of the libraries.
     """
 
@@ -106,7 +119,7 @@ class Report(Figures, frozen=True, kw_only=True):
     screener: ScreenerReport
     rule: str
     rule_average_precision: dict[str, float]
-    onnx_difference_max: float
+    deep: DeepReport
     versions: dict[str, str]
 
 

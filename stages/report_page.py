@@ -14,6 +14,7 @@ from cascade.report.words import words
 from stages.curve import DISTANCE, GAIN, HIGHEST, ORACLE, RANDOM, UNCERTAINTY, Curve
 from stages.intervals import Figure
 from stages.report import Report
+from stages.report_table import costs_text
 from stages.screener.search import Candidate
 
 # Okabe and Ito, 2008: distinct for the colour-blind too.
@@ -91,6 +92,9 @@ def _models(report: Report) -> str:
         ])  # fmt: skip
     kept = f"<p>Of deep-only the cascade keeps {_kept(report.precision_kept)} of average precision and"
     kept += f" {_kept(report.caught_kept)} of the caught frauds, at {report.escalation_share:.2%} escalated.</p>"
+    deep = report.deep
+    kept += f"<p>The deep model, {escape(deep.size)}, has {deep.parameters / 1e6:.2f} million parameters. CPU of a row,"
+    kept += f" by rows of a call: {escape(costs_text(deep))}.</p>"
     head = ("", "average precision", "frauds caught", "false alarms/1,000", "reviews/day", "cost/1,000")
     return table(head, rows) + kept
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from stages.intervals import Figure
-from stages.report import Report
+from stages.report import DeepReport, Report
 
 
 def show_report(report: Report, console: Console) -> None:
@@ -22,7 +24,7 @@ def show_report(report: Report, console: Console) -> None:
     console.print()
     console.print(_curve(report))
     console.print()
-    screener, settings = report.screener, report.screener.chosen.settings
+    screener, settings, deep = report.screener, report.screener.chosen.settings, report.deep
     console.print(
         f"escalated: {report.escalation_share:.2%}, by {report.rule}\n"
         f"kept of deep-only's average precision: {_share(report.precision_kept)}\n"
@@ -32,9 +34,37 @@ def show_report(report: Report, console: Console) -> None:
         f"time of a row: {screener.us_per_row:.2f} µs with the escalation rule (limit {screener.us_per_row_max:g} in"
         f" batches of {screener.batch_rows})\n"
         f"cost if all were approved: {report.cost_per_thousand_approve_all:,.0f} per thousand transactions\n"
-        f"ONNX differs from PyTorch by at most {report.onnx_difference_max:.1g}",
+        f"deep model: {deep.size}, {deep.parameters / 1e6:.2f} million parameters\n"
+        f"CPU of a row, by rows of a call: {costs_text(deep)}\n"
+        f"ONNX differs from PyTorch by at most {deep.onnx_difference_max:.1g}",
         highlight=False,
     )
+
+
+def costs_text(deep: DeepReport) -> str:
+    """What a row costs in calls of each number of rows."""
+    return ", ".join(f"{us / 1e3:.2f} ms of {rows}" for rows, us in deep.us_per_row.items())
+
+
+def show_sizes(reports: Sequence[Report], console: Console) -> None:
+    """Prints what each size of the deep model brings and costs, if there are several."""
+    if len(reports) < 2:
+        return
+    # the sizes of calls that all have
+    calls = sorted(set.intersection(*(set(report.deep.us_per_row) for report in reports)))
+    costs = (f"ms,\n{rows} rows" for rows in calls)
+    table = _table("\nmodel", "\ncascade", "\ndeep only", "both,\nall rows", *costs)
+    table.add_row("none", f"{reports[0].screener_only.average_precision.value:.3f}", *[""] * (2 + len(calls)))
+    for report in reports:
+        table.add_row(
+            report.deep.size, _with_reach(report.cascade.average_precision, 3),
+            _with_reach(report.deep_only.average_precision, 3), f"{report.curve.both:.3f}",
+            *(f"{report.deep.us_per_row[rows] / 1e3:.2f}" for rows in calls),
+        )  # fmt: skip
+    table.caption = "average precision on the validation rows; CPU of a row, by rows of a call"
+    table.caption_justify = "left"
+    console.print()
+    console.print(table)
 
 
 def _models(report: Report) -> Table:

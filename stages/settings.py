@@ -6,7 +6,7 @@ docs/training.example.toml explains each key.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ from stages.screener.train import DIRECTIONS
 
 EXAMPLE = "docs/training.example.toml"
 AUTO = "auto"
+Size = Literal["small", "large"]
 
 
 class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,19 +43,49 @@ class EscalationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
 
 class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[deep]`: size of the deep model, and how it is trained.
+    """A deep model, and how it is trained.
 
-    - `genuine_share`: share of the genuine transactions that the training uses, each with the inverse as its weight, so
-      that the probabilities stay right. It uses all frauds.
+    - `hidden`: size of the recurrent state of each sequence.
+    - `steps`: it reads so many last steps of each sequence at most.
+    - `frequencies`: sines and cosines of each number of a step, and of its change from the step before; 0: none.
     """
 
-    hidden: Annotated[int, msgspec.Meta(ge=1, le=4_096)] = 64
+    hidden: Annotated[int, msgspec.Meta(ge=1, le=4_096)] = 96
+    steps: Annotated[int, msgspec.Meta(ge=1, le=4_096)] = 20
+    frequencies: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     dropout: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.1
     epochs: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 8
     batch_rows: Annotated[int, msgspec.Meta(ge=1)] = 512
     learning_rate: Annotated[float, msgspec.Meta(gt=0.0)] = 4e-3
     weight_decay: Annotated[float, msgspec.Meta(ge=0.0)] = 1e-2
-    genuine_share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.25
+
+
+class LargeSettings(DeepSettings, frozen=True, forbid_unknown_fields=True):
+    """The defaults of the size `large`: longer sequences, a wider state, and exact changes of amounts and times."""
+
+    hidden: Annotated[int, msgspec.Meta(ge=1, le=4_096)] = 320
+    steps: Annotated[int, msgspec.Meta(ge=1, le=4_096)] = 256
+    frequencies: Annotated[int, msgspec.Meta(ge=0, le=64)] = 8
+    epochs: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 4
+    learning_rate: Annotated[float, msgspec.Meta(gt=0.0)] = 2e-3
+
+
+class DeepSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[deep]`: the deep models, each of which makes a bundle.
+
+    - `sizes`: which of them are trained.
+    - `genuine_share`: share of the genuine transactions that the training uses, each with the inverse as its weight, so
+      that the probabilities stay right. It uses all frauds.
+    """
+
+    sizes: tuple[Size, ...] = ("small", "large")
+    genuine_share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.1
+    small: DeepSettings = DeepSettings()
+    large: LargeSettings = LargeSettings()
+
+    def of(self, size: Size) -> DeepSettings:
+        """The settings of a size."""
+        return self.small if size == "small" else self.large
 
 
 class TrainingFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,7 +95,7 @@ class TrainingFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     escalation: EscalationSettings = EscalationSettings()
     costs: Costs = Costs()
     screener: SearchSettings = SearchSettings()
-    deep: DeepSettings = DeepSettings()
+    deep: DeepSizes = DeepSizes()
 
     @property
     def warm_up_ms(self) -> int:
@@ -88,6 +119,9 @@ def load_training_file(path: Path) -> TrainingFile:
             parse_ms(text)
         except ValueError as error:
             raise SettingError(path, f"data.{key}", text, str(error), 'write "14d", "36h" or the like') from error
+    if not settings.deep.sizes or len(set(settings.deep.sizes)) < len(settings.deep.sizes):
+        sizes = list(settings.deep.sizes)
+        raise SettingError(path, "deep.sizes", sizes, "none, or one twice", 'use ["small", "large"]')
     for name, direction in settings.screener.monotone.items():
         if direction not in DIRECTIONS:
             remedy = "use " + " or ".join(f'"{choice}"' for choice in DIRECTIONS)

@@ -1,18 +1,21 @@
-"""Trains a bundle (screener, deep model, escalation rule, calibration and policy) from a file of labelled transactions.
+"""Trains bundles (screener, deep model, escalation rule, calibration and policy) from a file of labelled transactions.
 
-It splits the data by time: a warm-up that only fills the feature state, the training rows, then the validation rows.
-The training rows choose the screener and the escalation rule. Calibration and thresholds come from the validation rows.
-The report's figures are of the same rows, so they serve for comparison and are not those of an independent test.
+Each size of the deep model makes a bundle of its own; they share the screener. The training splits the data by time: a
+warm-up that only fills the feature state, the training rows, then the validation rows. The training rows choose the
+screener and the escalation rules. Calibration and thresholds come from the validation rows. The report's figures are of
+the same rows, so they serve for comparison and are not those of an independent test.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import shutil
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lightgbm
 import msgspec
@@ -31,16 +34,20 @@ from cascade.readable import readable
 from cascade.schema import Schema, key_codes, parse_schema
 from cascade.setting_files import read_setting_file
 from stages.calibration import calibrate, fit_combination
+from stages.deep.cost import us_per_row as us_per_row_of_deep
 from stages.escalation.rules import Rule, ScoredRows, learn_rule
 from stages.offline import Folded, fold_rows
-from stages.report import Report, ScreenerReport, Span, figures
+from stages.report import DeepReport, Report, ScreenerReport, Span, figures
 from stages.report_page import add_page
 from stages.screener.cost import CALLS, us_per_row
 from stages.screener.search import Search
 from stages.screener.train import ScreenerRows, out_of_fold_scores, train_screener
-from stages.settings import TrainingFile
+from stages.settings import Size, TrainingFile
 from stages.split import Split, split
 from stages.validation import ValidationRows
+
+if TYPE_CHECKING:
+    from stages.deep.model import DeepModel
 
 # Blocks of time for the screener's scores from which the deep model and the rule learn (see `out_of_fold_scores`).
 SCREENER_FOLDS = 4
@@ -70,7 +77,7 @@ class Prepared:
     """Data, and the features of the training and validation rows.
 
     - `training` bool [folded rows]: the others are the validation rows.
-    - `drawn` int64: positions within the training rows of those from which the deep model learns; `weight` float32 of
+    - `drawn` int64: positions within the training rows of those from which the deep models learn; `weight` float32 of
       them; `sequences` float32 [drawn, length, width], by name; `later` the same of the validation rows.
     """
 
@@ -101,103 +108,149 @@ class Prepared:
         return deep_inputs(features[self.drawn], self.sequences, raw[self.drawn])
 
 
-def train_bundle(
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A bundle that was written: the size of its deep model, its directory, and its content in short."""
+
+    size: Size
+    directory: Path
+    manifest: Manifest
+    report: Report
+
+
+def train_bundles(
     data_path: Path,
     schema_path: Path,
     features_path: Path,
     out: Path,
     settings: TrainingSettings,
     progress: StepProgress,
-) -> tuple[Manifest, Report]:
-    """Train, write the bundle to `out`, and return its manifest and report.
+) -> list[Trained]:
+    """Train, and write a bundle for each size of the deep model: to `out` if it is one, else to `out`/SIZE.
 
     - `data_path`: labelled transactions, Parquet or CSV.
     - `schema_path`, `features_path`: TOML files, which become part of the bundle.
 
-    Raises SettingError or DataError if a file cannot be used.
+    A training that was interrupted leaves the states of its deep models beside `out`, and the same training goes on
+    from them. Raises SettingError or DataError if a file cannot be used.
     """
-    # PyTorch belongs to the extra `train`; importing it here allows loading this module without it
-    from stages.deep.folds import deep_scores_out_of_fold
-    from stages.deep.train import (
-        code_columns,
-        export_onnx,
-        max_difference,
-        sample_genuine,
-        score_torch,
-        signature_of,
-        train_deep,
-    )
-
     schema_text, features_text = read_setting_file(schema_path), read_setting_file(features_path)
     schema = parse_schema(schema_text, str(schema_path))
     engine = FeatureEngine(parse_spec(features_text, str(features_path)), schema, str(features_path))
+    _check_monotone(settings.file.screener.monotone, engine.names, features_path)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints = out.parent / f".{out.name}.training"
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        prepared = _prepare(data_path, schema, engine, settings, Path(scratch), progress)
+        written = _train(prepared, {"schema.toml": schema_text, "features.toml": features_text}, out, checkpoints,
+                         settings, progress)  # fmt: skip
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return written
+
+
+def _train(
+    prepared: Prepared,
+    files: dict[str, bytes],
+    out: Path,
+    checkpoints: Path,
+    settings: TrainingSettings,
+    progress: StepProgress,
+) -> list[Trained]:
+    # PyTorch belongs to the extra `train`; importing it here allows loading this module without it
+    from stages.deep.folds import deep_scores_out_of_fold
+    from stages.deep.train import Examples, code_columns, train_deep
+
     file, seed = settings.file, settings.seed
-    _check_monotone(file.screener.monotone, engine.names, features_path)
-    prepared = _prepare(data_path, schema, engine, settings, sample_genuine, progress)
     rows, drawn, weight = prepared.rows, prepared.drawn, prepared.weight
-    fraud, codes = rows.fraud[drawn], code_columns(engine)
+    fraud, codes = rows.fraud[drawn], code_columns(prepared.engine)
 
     search = Search(file.screener, file.escalation.budget, seed, partial(progress, "screener, search"))
     search.try_sizes(rows)
     out_of_fold = out_of_fold_scores(
         rows, search.best.settings, seed, SCREENER_FOLDS, partial(progress, "screener, out of fold")
     )
-    examples = prepared.examples(rows.features, out_of_fold)
-    deep_out_of_fold = deep_scores_out_of_fold(
-        examples, fraud, weight, codes, file.deep, seed, partial(progress, "deep model, out of fold")
-    )
+    examples = Examples(prepared.examples(rows.features, out_of_fold), fraud, weight, codes)
+    deep_out_of_fold = {
+        size: deep_scores_out_of_fold(
+            examples, file.deep.of(size), seed, partial(progress, f"{size} model, out of fold"), checkpoints
+        )
+        for size in file.deep.sizes
+    }
     if "distilled" in file.screener.objectives:
-        taught = _taught(rows, drawn, out_of_fold[drawn], deep_out_of_fold, fraud, weight)
+        teacher = deep_out_of_fold[file.deep.sizes[-1]]
+        taught = _taught(rows, drawn, out_of_fold[drawn], teacher, fraud, weight)
         search.try_distilled(taught)
         if search.best.settings.objective == "distilled":
             rows = taught
             out_of_fold = out_of_fold_scores(
                 rows, search.best.settings, seed, SCREENER_FOLDS, partial(progress, "distilled, out of fold")
             )
-            examples = prepared.examples(rows.features, out_of_fold)
+            examples = Examples(prepared.examples(rows.features, out_of_fold), fraud, weight, codes)
     screener = train_screener(rows, search.best.settings, seed, partial(progress, "screener"))
-    model = train_deep(examples, fraud, weight, codes, file.deep, seed, partial(progress, "deep model"))
+    everything = np.arange(len(examples))
+    written = []
+    for size in file.deep.sizes:
+        model = train_deep(
+            examples, everything, file.deep.of(size), seed, partial(progress, f"{size} model"), checkpoints
+        )
+        scored = ScoredRows(
+            examples.inputs.features, out_of_fold[drawn], deep_out_of_fold[size], fraud == 1,
+            weight.astype(np.float64), (*rows.names, SCREENER_SCORE),
+        )  # fmt: skip
+        rule = learn_rule(scored, file.escalation.budget, seed)
+        name = settings.name if len(file.deep.sizes) == 1 else f"{settings.name}-{size}"
+        directory = out if len(file.deep.sizes) == 1 else out / size
+        content, report = _content(prepared, size, model, screener, rule, search, settings)
+        progress(f"{size}, report", 1.0)
+        content = files | content
+        add_page(content, report, name)
+        written.append(Trained(size, directory, write_bundle(directory, name, content), report))
+    return written
 
-    scored = ScoredRows(
-        examples.features, out_of_fold[drawn], deep_out_of_fold, fraud == 1, weight.astype(np.float64),
-        (*rows.names, SCREENER_SCORE),
-    )  # fmt: skip
-    rule = learn_rule(scored, file.escalation.budget, seed)
-    progress("escalation rule", 1.0)
+
+def _content(
+    prepared: Prepared,
+    size: Size,
+    model: DeepModel,
+    screener: lightgbm.Booster,
+    rule: Rule,
+    search: Search,
+    settings: TrainingSettings,
+) -> tuple[dict[str, bytes], Report]:
+    """The files of a bundle but schema, features and page, and its report."""
+    from stages.deep.train import export_onnx, max_difference, score_onnx, signature_of
 
     later = prepared.folded.features[~prepared.training]
     screener_raw = screener.predict(later, raw_score=True)
     inputs = deep_inputs(later, prepared.later, screener_raw)
-    onnx = export_onnx(model, inputs)
+    onnx, signature = export_onnx(model, inputs), signature_of(inputs)
     difference = max_difference(model, onnx, inputs)
     if difference > ONNX_DIFFERENCE_MAX:
         raise DataError(f"the exported model differs from PyTorch by {difference:.2g}; report this with your versions")
     validation = prepared.data.take(prepared.folded.rows[~prepared.training])
+    roles = prepared.schema.roles
     judged = ValidationRows.of(
-        validation.batch[schema.roles.event_time],
-        key_codes(validation.batch[schema.roles.card]),
+        validation.batch[roles.event_time],
+        key_codes(validation.batch[roles.card]),
         validation.fraud == 1,
-        validation.batch[schema.roles.amount],
+        validation.batch[roles.amount],
         screener_raw,
-        score_torch(model, inputs),
+        score_onnx(onnx, inputs),
         rule.gain_model.predict(inputs.features),
     )
-    policy = calibrate(judged, rule.escalation, file.costs)
-    report = _report(prepared, validation, judged, policy, settings, search, rule, screener, difference)
-    progress("report", 1.0)
-    content = {
-        "schema.toml": schema_text,
-        "features.toml": features_text,
+    policy = calibrate(judged, rule.escalation, settings.file.costs)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    deep = DeepReport(size, parameters, us_per_row_of_deep(onnx, signature, inputs), difference)
+    report = _report(prepared, validation, judged, policy, settings, search, rule, screener, deep)
+    return {
         "screener.txt": screener.model_to_string().encode(),
         "escalation.txt": rule.gain_model.model_to_string().encode(),
         "deep.onnx": onnx,
-        "deep.json": readable(signature_of(inputs)),
+        "deep.json": readable(signature),
         "policy.json": readable(policy),
         "validation.parquet": judged.to_parquet(),
         "report.json": readable(report),
-    }
-    add_page(content, report, settings.name)
-    return write_bundle(out, settings.name, content), report
+    }, report
 
 
 def _check_monotone(monotone: dict[str, str], names: tuple[str, ...], features_path: Path) -> None:
@@ -214,20 +267,23 @@ def _prepare(
     schema: Schema,
     engine: FeatureEngine,
     settings: TrainingSettings,
-    sample_genuine: Callable[[Int64, float, int], tuple[Array, Float32]],
+    scratch: Path,
     progress: StepProgress,
 ) -> Prepared:
+    from stages.deep.train import sample_genuine
+
     data = read_labelled(data_path, schema)
     parts = split(data, schema, settings.file, settings.until_ms, str(data_path))
     drawn, weight = sample_genuine(data.fraud[parts.training], settings.file.deep.genuine_share, settings.seed)
     with_sequences = parts.validation.copy()
     with_sequences[np.flatnonzero(parts.training)[drawn]] = True
-    folded = fold_rows(engine, data, parts.training | parts.validation, with_sequences, partial(progress, "features"))
-    of_training = parts.training[np.flatnonzero(with_sequences)]
+    wanted = parts.training | parts.validation
+    folded = fold_rows(engine, data, wanted, with_sequences, partial(progress, "features"), scratch)
     return Prepared(
         schema, engine, data, parts, folded, parts.training[folded.rows], drawn, weight,
-        {name: sequence[of_training] for name, sequence in folded.sequences.items()},
-        {name: sequence[~of_training] for name, sequence in folded.sequences.items()},
+        # the training rows are the earlier ones
+        {name: sequence[: len(drawn)] for name, sequence in folded.sequences.items()},
+        {name: sequence[len(drawn) :] for name, sequence in folded.sequences.items()},
     )  # fmt: skip
 
 
@@ -250,7 +306,7 @@ def _report(
     search: Search,
     rule: Rule,
     screener: lightgbm.Booster,
-    difference: float,
+    deep: DeepReport,
 ) -> Report:
     import onnxruntime
     import torch
@@ -272,7 +328,7 @@ def _report(
         screener=ScreenerReport(search.best, tuple(search.tried), us, limits.us_per_row_max, limits.batch_rows),
         rule=rule.escalation.rule,
         rule_average_precision=rule.average_precision,
-        onnx_difference_max=difference,
+        deep=deep,
         versions={
             "lightgbm": lightgbm.__version__,
             "onnxruntime": onnxruntime.__version__,

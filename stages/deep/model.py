@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cascade.columns import Float32
 from cascade.protocols import DeepInputs
+from stages.settings import DeepSettings
 
 # Avoids a division by zero for a column that never varies.
 SCALE_MIN = 1e-3
@@ -38,15 +39,16 @@ class DeepModel(nn.Module):
     Source: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", EMNLP 2014.
     """
 
-    def __init__(self, example: DeepInputs, codes: Codes, hidden: int, dropout: float) -> None:
+    def __init__(self, example: DeepInputs, codes: Codes, settings: DeepSettings) -> None:
         """`example`: training rows, which determine the means and scales for the standardisation."""
         super().__init__()
+        hidden = settings.hidden
         self.streams = nn.ModuleList(
-            _Stream(sequence, codes.get(name, {}), hidden) for name, sequence in example.sequences.items()
+            _Stream(sequence, codes.get(name, {}), settings) for name, sequence in example.sequences.items()
         )
         self.current = _Columns(torch.from_numpy(example.features), codes.get(FEATURES, {}))
         joined = hidden * len(self.streams) + self.current.width
-        first = [nn.Linear(joined, hidden), nn.ReLU(), nn.Dropout(dropout)]
+        first = [nn.Linear(joined, hidden), nn.ReLU(), nn.Dropout(settings.dropout)]
         self.head = nn.Sequential(*first, nn.Linear(hidden, hidden // 2), nn.ReLU(), nn.Linear(hidden // 2, 1))
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -81,29 +83,61 @@ class _Columns(nn.Module):
         return torch.cat(parts, dim=-1)
 
 
-class _Stream(nn.Module):
-    """A gated recurrent unit over one sequence; returns its last state [rows, hidden]."""
+class _Periodic(nn.Module):
+    """Sines and cosines of numbers [..., numbers] at learned frequencies, [..., 2 · frequencies · numbers].
 
-    def __init__(self, example: Float32, codes: Mapping[int, int], hidden: int) -> None:
+    They let a network tell 10 % more from 12 % more. Source: Gorishniy, Rubachev, Babenko, "On Embeddings for Numerical
+    Features in Tabular Deep Learning", NeurIPS 2022 (arXiv 2203.05556), its periodic activations.
+    """
+
+    def __init__(self, numbers: int, frequencies: int) -> None:
         super().__init__()
+        self.frequencies = nn.Parameter(2.0 * math.pi * torch.randn(numbers, frequencies))
+
+    def forward(self, values: Tensor) -> Tensor:
+        turned = (values.unsqueeze(-1) * self.frequencies).flatten(-2)
+        return torch.cat([torch.sin(turned), torch.cos(turned)], dim=-1)
+
+
+class _Stream(nn.Module):
+    """A gated recurrent unit over the last steps of one sequence; returns its last state [rows, hidden]."""
+
+    def __init__(self, example: Float32, codes: Mapping[int, int], settings: DeepSettings) -> None:
+        super().__init__()
+        self.steps = settings.steps
         steps = with_gaps(torch.from_numpy(example)).reshape(-1, example.shape[2] + 1)
-        self.steps = _Columns(steps[steps[:, 0] > 0], codes)
-        self.recurrent = nn.GRU(self.steps.width, hidden, batch_first=True)
+        self.columns = _Columns(steps[steps[:, 0] > 0], codes)
+        self.numbers = len(self.columns.numbers)
+        periodic = settings.frequencies
+        self.periodic = _Periodic(2 * self.numbers, periodic) if periodic else None
+        # a number, its change, and a sine and a cosine of both at each frequency
+        width = self.columns.width + (self.numbers * (1 + 4 * periodic) if periodic else 0)
+        self.recurrent = nn.GRU(width, settings.hidden, batch_first=True)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        states, _ = self.recurrent(self.steps(with_gaps(sequence)) * sequence[:, :, :1])
+        sequence = sequence[:, -self.steps :]
+        present = sequence[:, :, :1]
+        steps = self.columns(with_gaps(sequence)) * present
+        if self.periodic is not None:
+            numbers = steps[:, :, : self.numbers]
+            changed = (numbers[:, 1:] - numbers[:, :-1]) * present[:, :-1]
+            changes = torch.cat([torch.zeros_like(numbers[:, :1]), changed], dim=1)
+            exact = torch.cat([numbers, changes], dim=2)
+            steps = torch.cat([steps, changes, self.periodic(exact)], dim=2) * present
+        states, _ = self.recurrent(steps)
         last: Tensor = states[:, -1]
         return last
 
 
 def with_gaps(sequence: Tensor) -> Tensor:
-    """Steps [rows, length, width + 1]: the last column is the time to the next step, in seconds; 0 for the last one.
+    """Steps [rows, length, width + 1]: the last column is the time since the step before, in seconds; 0 for the first.
 
     A step itself has its age, from which a network cannot tell a gap of minutes that lies days back.
     """
     age = sequence[:, :, 1:2]
-    gap = torch.cat([age[:, :-1] - age[:, 1:], age[:, -1:]], dim=1)
-    return torch.cat([sequence, gap * sequence[:, :, :1]], dim=2)
+    present = sequence[:, :-1, :1] * sequence[:, 1:, :1]
+    gap = torch.cat([torch.zeros_like(age[:, :1]), (age[:, :-1] - age[:, 1:]) * present], dim=1)
+    return torch.cat([sequence, gap], dim=2)
 
 
 def tensors(inputs: DeepInputs) -> list[Tensor]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -14,52 +17,79 @@ from cascade.columns import Array, Float32, Float64, Int64
 from cascade.features import FeatureEngine
 from cascade.progress import Progress
 from cascade.protocols import DeepInputs
+from stages.deep.checkpoint import Checkpoint
 from stages.deep.model import FEATURES, Codes, DeepModel, tensors
-from stages.deep.signature import DeepSignature
+from stages.deep.signature import BATCH_ROWS_MAX, DeepSignature
 from stages.settings import DeepSettings
 
 # An ONNX operator set that every supported server reads (ONNX Runtime 1.14 and newer).
 OPSET = 17
-# Rows of a call outside training; bounds the memory of scoring a month of transactions.
-SCORE_ROWS = 8_192
+# Rows from which the means and scales of the inputs come.
+SCALE_ROWS = 8_192
+# Rows on which PyTorch and ONNX Runtime are compared.
+PARITY_ROWS = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What a deep model learns from, rows in order of time.
+
+    - `inputs`: its sequences may be memory-mapped files, of which a batch reads its rows.
+    - `fraud` int64 [rows], `weight` float32 [rows]; `codes`: see `code_columns`.
+    """
+
+    inputs: DeepInputs
+    fraud: Int64
+    weight: Float32
+    codes: Codes
+
+    def __len__(self) -> int:
+        return len(self.fraud)
 
 
 def train_deep(
-    inputs: DeepInputs,
-    fraud: Int64,
-    weight: Float32,
-    codes: Codes,
+    examples: Examples,
+    rows: Int64,
     settings: DeepSettings,
     seed: int,
     progress: Progress,
+    checkpoints: Path | None = None,
 ) -> DeepModel:
-    """Fit a model to rows with fraud int64 [rows] and weight float32 [rows]. `codes`: see `code_columns`."""
+    """Fit a model to the examples at the positions `rows` int64 [rows].
+
+    `checkpoints`: a directory. There each epoch leaves a file, with which a training of the same examples and settings
+    goes on; the result is the same as without an interruption.
+    """
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
-    model = DeepModel(inputs, codes, settings.hidden, settings.dropout)
-    examples = tensors(inputs)
-    target, weights = torch.from_numpy(fraud.astype(np.float32)), torch.from_numpy(weight)
-    rows = len(target)
-    batch_rows = min(settings.batch_rows, rows)
-    steps = settings.epochs * (rows // batch_rows)
+    model = DeepModel(examples.inputs.take(spread(rows, SCALE_ROWS)), examples.codes, settings)
+    target, weights = torch.from_numpy(examples.fraud.astype(np.float32)), torch.from_numpy(examples.weight)
+    batch_rows = min(settings.batch_rows, len(rows))
+    batches = len(rows) // batch_rows
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.learning_rate, total_steps=settings.epochs * batches
+    )
+    checkpoint = Checkpoint.of(checkpoints, (examples.inputs.features, examples.fraud, rows), (settings, seed))
+    done = checkpoint.restore(model, optimiser, schedule, batches)
     loss_of = nn.BCEWithLogitsLoss(reduction="none")
     model.train()
-    done = 0
-    for _ in range(settings.epochs):
-        order = torch.randperm(rows)
-        for start in range(0, rows - batch_rows + 1, batch_rows):
-            chosen = order[start : start + batch_rows]
-            logit = model(*(example[chosen] for example in examples))[:, 0]
+    for epoch in range(done, settings.epochs):
+        # an epoch depends on its number alone, so that it can be the first after an interruption
+        torch.manual_seed(seed * 10_007 + epoch)
+        order = rows[torch.randperm(len(rows)).numpy()]
+        for batch in range(batches):
+            chosen = order[batch * batch_rows : (batch + 1) * batch_rows]
+            logit = model(*tensors(examples.inputs.take(chosen)))[:, 0]
             loss = (loss_of(logit, target[chosen]) * weights[chosen]).mean()
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
-            done += 1
-        progress(done / steps)
+            progress((epoch + (batch + 1) / batches) / settings.epochs)
+        checkpoint.save(model, optimiser, epoch + 1)
+    progress(1.0)
     model.eval()
     return model
 
@@ -82,14 +112,35 @@ def sample_genuine(fraud: Int64, share: float, seed: int) -> tuple[Array, Float3
     return chosen, np.where(fraud[chosen] == 1, 1.0, 1.0 / share).astype(np.float32)
 
 
+def spread(rows: Int64, count: int) -> Int64:
+    """About `count` of the positions `rows` int64 [rows], at equal distances."""
+    return rows[:: max(1, len(rows) // count)]
+
+
 def score_torch(model: DeepModel, inputs: DeepInputs) -> Float64:
     """Log-odds float64 [rows], computed by PyTorch."""
-    parts = []
+    parts = [np.zeros(0)]
     with torch.inference_mode():
-        for start in range(0, len(inputs), SCORE_ROWS):
-            logit = model(*tensors(inputs.take(slice(start, start + SCORE_ROWS))))
-            parts.append(logit[:, 0].numpy().astype(np.float64))
-    return np.concatenate(parts) if parts else np.zeros(0)
+        for part in _parts(inputs):
+            parts.append(model(*tensors(part))[:, 0].numpy().astype(np.float64))
+    return np.concatenate(parts)
+
+
+def score_onnx(onnx: bytes, inputs: DeepInputs) -> Float64:
+    """Log-odds float64 [rows], computed by ONNX Runtime from an exported model."""
+    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    signature = signature_of(inputs)
+    parts = [np.zeros(0)]
+    for part in _parts(inputs):
+        (logit,) = session.run([signature.output], signature.tensors(part))
+        parts.append(logit[:, 0].astype(np.float64))
+    return np.concatenate(parts)
+
+
+def _parts(inputs: DeepInputs) -> Iterator[DeepInputs]:
+    """The inputs in calls of the size that a server takes at most: this bounds the memory."""
+    for start in range(0, len(inputs), BATCH_ROWS_MAX):
+        yield inputs.take(slice(start, start + BATCH_ROWS_MAX))
 
 
 def signature_of(inputs: DeepInputs) -> DeepSignature:
@@ -113,12 +164,6 @@ def export_onnx(model: DeepModel, example: DeepInputs) -> bytes:
 
 
 def max_difference(model: DeepModel, onnx: bytes, inputs: DeepInputs) -> float:
-    """Largest absolute difference between the log-odds of PyTorch and of ONNX Runtime."""
-    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
-    signature = signature_of(inputs)
-    difference = 0.0
-    for start in range(0, len(inputs), SCORE_ROWS):
-        part = inputs.take(slice(start, start + SCORE_ROWS))
-        (logit,) = session.run([signature.output], signature.tensors(part))
-        difference = max(difference, float(np.max(np.abs(logit[:, 0] - score_torch(model, part)))))
-    return difference
+    """Largest absolute difference between the log-odds of PyTorch and of ONNX Runtime, on about PARITY_ROWS rows."""
+    part = inputs.take(spread(np.arange(len(inputs)), PARITY_ROWS))
+    return float(np.max(np.abs(score_onnx(onnx, part) - score_torch(model, part)), initial=0.0))

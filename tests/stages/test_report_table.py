@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from stages.intervals import Figure
-from stages.report import Report, ScreenerReport, Span, figures
-from stages.report_table import show_report
+from stages.report import DeepReport, Report, ScreenerReport, Span, figures
+from stages.report_table import show_report, show_sizes
 from stages.screener.search import Candidate
 from stages.screener.train import ScreenerSettings
 from tests.stages.scored_rows import drawn_rows, policy_of
@@ -35,7 +35,7 @@ def report() -> Report:
         screener=ScreenerReport(CANDIDATE, (CANDIDATE,) * 10, 1.83, 2.0, 256),
         rule="gain",
         rule_average_precision={"gain": 0.4, "uncertainty": 0.39},
-        onnx_difference_max=1.2e-6,
+        deep=DeepReport("large", 1_543_210, {1: 8_123.0, 16: 3_210.0, 256: 1_234.0}, 1.2e-6),
         versions={},
         **{name: getattr(found, name) for name in found.__struct_fields__},
     )
@@ -83,6 +83,23 @@ def test_no_line_is_cut_wrapped_or_wider_than_80_columns(report: Report, size: s
     target = io.StringIO()
     show_report(shown, Console(file=target, width=500))
     assert [line.rstrip() for line in lines] == [line.rstrip() for line in target.getvalue().splitlines()]
+
+
+def test_what_each_size_brings_and_costs_is_in_a_table_where_there_are_several(report: Report) -> None:
+    target = io.StringIO()
+    show_sizes([report], Console(file=target, width=COLUMNS))
+    assert not target.getvalue()
+    small = msgspec.structs.replace(report, deep=DeepReport("small", 166_470, {1: 512.0, 16: 300.0}, 1e-6))
+    show_sizes([small, report], Console(file=target, width=COLUMNS))
+    lines = target.getvalue().splitlines()
+    assert max(map(len, lines)) <= COLUMNS
+    assert not any("…" in line for line in lines)
+    (none,), (of_small,), (of_large,) = (lines_of(lines, name) for name in ("none", "small", "large"))
+    assert none.split() == ["none", f"{report.screener_only.average_precision.value:.3f}"]
+    precision = report.cascade.average_precision
+    assert of_small.split()[1:4] == [f"{precision.value:.3f}", "±", f"{precision.reach:.3f}"]
+    assert of_small.split()[-2:] == ["0.51", "0.30"]
+    assert of_large.split()[-2:] == ["8.12", "3.21"]
 
 
 def test_each_way_to_decide_has_its_figures_with_their_reach(report: Report) -> None:

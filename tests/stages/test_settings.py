@@ -12,7 +12,7 @@ import pytest
 from cascade.costs import Cell, Costs
 from cascade.errors import SettingError
 from cascade.features.spec import DAY_MS
-from stages.settings import DataSettings, DeepSettings, EscalationSettings, TrainingFile, load_training_file
+from stages.settings import DataSettings, DeepSizes, EscalationSettings, LargeSettings, TrainingFile, load_training_file
 from stages.split import VALIDATION_DAYS_MIN
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "training.example.toml"
@@ -47,7 +47,8 @@ def keys(section: object, within: str = "") -> set[str]:
 def test_the_example_names_every_key_with_its_default() -> None:
     assert load_training_file(EXAMPLE) == TrainingFile()
     content = tomllib.loads(re.sub(r"^# (\w+ = )", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE))
-    written = {f"{section}.{key}" for section, table in content.items() for key in table}
+    sizes = {f"deep.{size}": content["deep"].pop(size) for size in ("small", "large")}
+    written = {f"{section}.{key}" for section, table in (content | sizes).items() for key in table}
     assert written == keys(TrainingFile())
     cells = [cell for cell in content["costs"].values() if isinstance(cell, dict)]
     assert len(cells) == 6
@@ -68,7 +69,7 @@ def test_what_is_written_is_used(tmp_path: Path) -> None:
         """
         data = { warm_up = "36h", validation = "14d", validation_frauds_min = 50 }
         escalation.budget = 0.02
-        deep = { hidden = 8, genuine_share = 1.0 }
+        deep = { sizes = ["large"], genuine_share = 1.0, large.hidden = 8 }
         [costs]
         review_fraud = { fixed = 4.0, share = 0.1 }
         reviews_per_day_max = 200
@@ -82,7 +83,7 @@ def test_what_is_written_is_used(tmp_path: Path) -> None:
     assert (file.warm_up_ms, file.validation_ms) == (1.5 * DAY_MS, 14 * DAY_MS)
     assert file.escalation == EscalationSettings(0.02)
     assert file.costs == Costs(review_fraud=Cell(4.0, 0.1), reviews_per_day_max=200.0)
-    assert file.deep == DeepSettings(hidden=8, genuine_share=1.0)
+    assert file.deep == DeepSizes(("large",), 1.0, large=LargeSettings(hidden=8))
     assert (file.screener.leaves, file.screener.objectives) == ((7,), ())
     assert file.screener.monotone == {"amount": "increasing", "hour": "decreasing"}
 
@@ -121,10 +122,16 @@ def test_auto_has_no_length_before_the_frauds_are_known() -> None:
         ("[screener]\ntuning_share = 0.9", "screener.tuning_share = 0.9: "),
         ("[screener]\ntrees_max = 0", "screener.trees_max = 0: "),
         ("[screener]\nworse_share_max = 1.0", "screener.worse_share_max = 1.0: "),
-        ("[deep]\nhidden = 0", "deep.hidden = 0: "),
-        ("[deep]\ndropout = 1.0", "deep.dropout = 1.0: "),
+        ("[deep]\nhidden = 64", "deep.hidden: unknown key"),
+        ("[deep]\nsizes = []", "deep.sizes = []: none, or one twice"),
+        ("[deep]\nsizes = ['small', 'small']", "deep.sizes = ['small', 'small']: none, or one twice"),
+        ("[deep]\nsizes = ['huge']", "deep.sizes[0] = 'huge': "),
+        ("[deep.small]\nhidden = 0", "deep.small.hidden = 0: "),
+        ("[deep.large]\nsteps = 0", "deep.large.steps = 0: "),
+        ("[deep.large]\nfrequencies = -1", "deep.large.frequencies = -1: "),
+        ("[deep.small]\ndropout = 1.0", "deep.small.dropout = 1.0: "),
         ("[deep]\ngenuine_share = 0", "deep.genuine_share = 0: "),
-        ("[deep]\nepochs = 2.5", "deep.epochs = 2.5: "),
+        ("[deep.small]\nepochs = 2.5", "deep.small.epochs = 2.5: "),
         ("deep = 5", "deep = 5: "),
         ("[data", "file: is not TOML"),
         (b"\xff", "file: is not UTF-8"),

@@ -25,9 +25,9 @@ from stages.offline import OfflineScores, score_offline
 from stages.recalibration import Changes, recalibrated
 from stages.report import Report
 from stages.screener.search import SearchSettings
-from stages.settings import DataSettings, DeepSettings, EscalationSettings, TrainingFile
+from stages.settings import DataSettings, DeepSettings, DeepSizes, EscalationSettings, TrainingFile
 from stages.split import split
-from stages.training import TrainingSettings, train_bundle
+from stages.training import TrainingSettings, train_bundles
 from stages.validation import ValidationRows
 
 pytestmark = pytest.mark.training
@@ -45,12 +45,12 @@ SETTINGS = TrainingSettings(
         data=DataSettings(warm_up="10d", validation="8d"),
         escalation=EscalationSettings(budget=BUDGET),
         screener=SearchSettings(us_per_row_max=1e6, trees_max=40, patience=10, leaves=(7, 15), learning_rates=(0.1,)),
-        deep=DeepSettings(hidden=24, epochs=8, batch_rows=32, genuine_share=0.5),
+        deep=DeepSizes(("small",), genuine_share=0.5, small=DeepSettings(hidden=24, epochs=8, batch_rows=32)),
     ),
 )
 STEPS = [
-    "features", "screener, search", "screener, out of fold", "deep model, out of fold", "screener", "deep model",
-    "escalation rule", "report",
+    "features", "screener, search", "screener, out of fold", "small model, out of fold", "screener", "small model",
+    "small, report",
 ]  # fmt: skip
 
 
@@ -92,10 +92,10 @@ def data_path(frame: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def train(data: Path, out: Path, settings: TrainingSettings = SETTINGS) -> Trained:
     steps: dict[str, list[float]] = {}
-    manifest, report = train_bundle(
+    (written,) = train_bundles(
         data, SCHEMA, FEATURES, out, settings, lambda step, share: steps.setdefault(step, []).append(share)
     )
-    return Trained(out, manifest, report, steps)
+    return Trained(out, written.manifest, written.report, steps)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_no_more_than_the_budget_is_escalated(trained: Trained, served: OfflineS
 
 
 def test_the_exported_model_is_the_trained_one(trained: Trained) -> None:
-    assert 0 <= trained.report.onnx_difference_max <= 1e-4
+    assert 0 <= trained.report.deep.onnx_difference_max <= 1e-4
 
 
 def test_the_validation_rows_in_the_bundle_are_those_that_are_served(
@@ -281,7 +281,7 @@ def test_a_feature_file_that_does_not_fit_is_refused_before_the_data_are_read(tm
     features = tmp_path / "features.toml"
     features.write_text(FEATURES.read_text().replace('field = "amount"', 'field = "colour"'))
     with pytest.raises(SettingError, match=r"features\.toml"):
-        train_bundle(tmp_path / "absent.parquet", SCHEMA, features, tmp_path / "b", SETTINGS, lambda *_: None)
+        train_bundles(tmp_path / "absent.parquet", SCHEMA, features, tmp_path / "b", SETTINGS, lambda *_: None)
 
 
 def test_an_export_that_differs_from_the_model_is_never_written(
@@ -298,7 +298,7 @@ def test_a_monotone_feature_that_is_none_is_refused_before_the_data_are_read(tmp
     search = msgspec.structs.replace(SETTINGS.file.screener, monotone={"amout": "increasing"})
     settings = msgspec.structs.replace(SETTINGS, file=msgspec.structs.replace(SETTINGS.file, screener=search))
     with pytest.raises(SettingError, match=r"screener\.monotone\.amout = 'increasing'.*did you mean amount\?"):
-        train_bundle(tmp_path / "absent.parquet", SCHEMA, FEATURES, tmp_path / "b", settings, lambda *_: None)
+        train_bundles(tmp_path / "absent.parquet", SCHEMA, FEATURES, tmp_path / "b", settings, lambda *_: None)
 
 
 def test_validation_by_frauds_reaches_as_far_back_as_it_must(data: LabelledData) -> None:
