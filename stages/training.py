@@ -157,7 +157,7 @@ def _train(
     progress: StepProgress,
 ) -> list[Trained]:
     # PyTorch belongs to the extra `train`; importing it here allows loading this module without it
-    from stages.deep.folds import deep_scores_out_of_fold
+    from stages.deep.folds import deep_scores_of_later_half, later_half
     from stages.deep.train import Examples, code_columns, train_deep
 
     file, seed = settings.file, settings.seed
@@ -170,15 +170,16 @@ def _train(
         rows, search.best.settings, seed, SCREENER_FOLDS, partial(progress, "screener, out of fold")
     )
     examples = Examples(prepared.examples(rows.features, out_of_fold), fraud, weight, codes)
-    deep_out_of_fold = {
-        size: deep_scores_out_of_fold(
-            examples, file.deep.of(size), seed, partial(progress, f"{size} model, out of fold"), checkpoints
+    deep_later = {
+        size: deep_scores_of_later_half(
+            examples, file.deep.of(size), seed, partial(progress, f"{size} model, half"), checkpoints
         )
         for size in file.deep.sizes
     }
+    half = later_half(examples)
     if "distilled" in file.screener.objectives:
-        teacher = deep_out_of_fold[file.deep.sizes[-1]]
-        taught = _taught(rows, drawn, out_of_fold[drawn], teacher, fraud, weight)
+        teacher = deep_later[file.deep.sizes[-1]]
+        taught = _taught(rows, drawn[half], out_of_fold[drawn[half]], teacher, fraud[half], weight[half])
         search.try_distilled(taught)
         if search.best.settings.objective == "distilled":
             rows = taught
@@ -194,8 +195,8 @@ def _train(
             examples, everything, file.deep.of(size), seed, partial(progress, f"{size} model"), checkpoints
         )
         scored = ScoredRows(
-            examples.inputs.features, out_of_fold[drawn], deep_out_of_fold[size], fraud == 1,
-            weight.astype(np.float64), (*rows.names, SCREENER_SCORE),
+            examples.inputs.features[half], out_of_fold[drawn[half]], deep_later[size], fraud[half] == 1,
+            weight[half].astype(np.float64), (*rows.names, SCREENER_SCORE),
         )  # fmt: skip
         rule = learn_rule(scored, file.escalation.budget, seed)
         name = settings.name if len(file.deep.sizes) == 1 else f"{settings.name}-{size}"

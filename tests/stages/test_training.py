@@ -49,7 +49,7 @@ SETTINGS = TrainingSettings(
     ),
 )
 STEPS = [
-    "features", "screener, search", "screener, out of fold", "small model, out of fold", "screener", "small model",
+    "features", "screener, search", "screener, out of fold", "small model, half", "screener", "small model",
     "small, report",
 ]  # fmt: skip
 
