@@ -19,7 +19,7 @@ from bench.demo_cost import measured_cost, with_deep_only
 from bench.demo_kept import Kept, kept
 from bench.demo_verdict import energy_lines, light_line, quality_line, service_line
 from bench.embedded import EmbeddedParts, ServiceProcess, Settings, fresh_directory, play_file, wait_for_decisions
-from cascade.bundle import SHIPPED_BUNDLE, load_bundle
+from cascade.bundle import SHIPPED_LARGE_BUNDLE, load_bundle
 from cascade.config import Config, load_config
 from cascade.errors import CascadeError
 from cascade.frames import read_labelled
@@ -46,6 +46,8 @@ PARTITIONS = 1
 LEDGER, JOURNAL, REPORT, DEEP_COST = "ledger.json", "journal", "report.html", "deep-cost.json"
 # Cores that other processes may use while deep calls are measured; with more, the figures are those of a busy machine.
 OTHERS_MAX = 0.2
+# The deep model would take minutes for all transactions that look genuine; a weighted sample of them is judged.
+DEEP_SHARE = 0.05
 # The electric grid whose carbon intensity the ledger uses.
 REGION = "DEU"
 
@@ -129,7 +131,7 @@ def run_demo(directory: Path, rate: float, seconds: float, progress: Steps) -> D
     rate: transactions a second of the live part; seconds: its length, at most half of the data.
     progress: shows the steps.
     """
-    bundle = load_bundle(SHIPPED_BUNDLE)
+    bundle = load_bundle(SHIPPED_LARGE_BUNDLE)
     data_path = directory / "transactions.parquet"
     simulate(SIMULATION, lambda share: progress("simulate", share)).write_parquet(data_path)
     data = read_labelled(data_path, bundle.schema)
@@ -162,7 +164,7 @@ def run_demo(directory: Path, rate: float, seconds: float, progress: Steps) -> D
         watch = CoreWatch.now(_processes(service, parts))
         found = compared(live_config, backlog, live, progress)
         cost_cores = watch.cores()
-        judged = evaluate_topic(live_config, data_path, (None, None), progress)
+        judged = evaluate_topic(live_config, data_path, (None, None), progress, DEEP_SHARE)
     evaluation = judged.evaluation
     return DemoLedger(
         transactions=evaluation.transactions,

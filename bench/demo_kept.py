@@ -43,6 +43,7 @@ def kept(judged: Judged, data: LabelledData, bundle: Bundle) -> Kept | None:
     return kept_of(
         rows["score"].to_numpy(),
         rows["deep_only"].to_numpy(),
+        rows["deep_weight"].to_numpy(),
         own.fraud == 1,
         own.batch[roles.event_time] // DAY_MS,
         key_codes(own.batch[roles.card]),
@@ -50,9 +51,12 @@ def kept(judged: Judged, data: LabelledData, bundle: Bundle) -> Kept | None:
     )
 
 
-def kept_of(cascade: Float64, deep: Float64, fraud: Bool, day: Int64, card: Int64, policy: Policy) -> Kept | None:
+def kept_of(
+    cascade: Float64, deep: Float64, deep_weight: Float64, fraud: Bool, day: Int64, card: Int64, policy: Policy
+) -> Kept | None:
     """The same from probabilities of fraud, `cascade` and `deep` float64 [rows].
 
+    deep_weight: float64 [rows], how many rows each stands for in deep-only's figures; all frauds stand for themselves.
     fraud: bool [rows]. day, card: int64 [rows], days since the epoch and a number for each card.
     """
     rankings = [Ranking.of(probability, fraud) for probability in (cascade, deep)]
@@ -61,7 +65,8 @@ def kept_of(cascade: Float64, deep: Float64, fraud: Bool, day: Int64, card: Int6
         return None
 
     def shares(weight: Float64) -> Float64:
-        precision = [ranking.average_precision(weight) for ranking in rankings]
+        weights = (weight, weight * deep_weight)
+        precision = [ranking.average_precision(own) for ranking, own in zip(rankings, weights, strict=True)]
         frauds = [float(weight[found].sum()) for found in caught]
         # a resample without any of deep-only's frauds has no share; it is one in which nothing was lost
         return np.array([own / base if base > 0.0 else 1.0 for own, base in (precision, frauds)])

@@ -396,7 +396,7 @@ def score(folded: Folded, engine: Engine, deep: DeepStage) -> OfflineScores:
         features, sequences = folded.features[rows], {name: part[rows] for name, part in folded.sequences.items()}
         raw, _, escalation = engine.scores(features)
         answer = deep.submit(deep_inputs(features, sequences, raw), timeout_s=DEEP_TIMEOUT_S).result()
-        parts.append(np.stack([raw, answer, escalation]))
+        parts.append(np.stack([raw, answer, escalation, np.ones(len(raw))]))
     return OfflineScores(folded.rows, *np.concatenate(parts, axis=1))
 
 

@@ -38,7 +38,10 @@ from cascade.schema import Schema, parse_schema
 
 BUNDLE_FORMAT = 2
 MANIFEST = "manifest.json"
-SHIPPED_BUNDLE = Path(str(files("cascade") / "bundles" / "simulator"))
+# Trained on the simulated world (`make bundle`), with the small deep model and with the large one.
+SHIPPED_BUNDLE, SHIPPED_LARGE_BUNDLE = (
+    Path(str(files("cascade") / "bundles" / "simulator" / size)) for size in ("small", "large")
+)
 # A decision depends on these, so they make up the version.
 DECIDING_FILES = (
     "schema.toml",

@@ -24,21 +24,24 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     recall_at_budget: float | None
 
 
-def quality(score: Float64, fraud: Bool, day: Int64, card: Int64, budget: float) -> Quality:
+def quality(
+    score: Float64, fraud: Bool, day: Int64, card: Int64, budget: float, weight: Float64 | None = None
+) -> Quality:
     """Compute the quality of a ranking.
 
     - `score` float64 [rows], `fraud` bool [rows].
     - `day` int64 [rows]: days since the epoch.
     - `card` int64 [rows]: a number that identifies the card.
     - `budget`: share of the rows for `recall_at_budget`.
+    - `weight` float64 [rows]: how many rows each stands for, if they are a sample. Then there is no card precision.
     """
     if not 0 < fraud.sum() < len(fraud):
         return Quality(auc=None, average_precision=None, card_precision_top100=None, recall_at_budget=None)
     return Quality(
-        auc=float(roc_auc_score(fraud, score)),
-        average_precision=float(average_precision_score(fraud, score)),
-        card_precision_top100=card_precision(score, fraud, day, card),
-        recall_at_budget=recall_at(score, fraud, budget),
+        auc=float(roc_auc_score(fraud, score, sample_weight=weight)),
+        average_precision=float(average_precision_score(fraud, score, sample_weight=weight)),
+        card_precision_top100=card_precision(score, fraud, day, card) if weight is None else None,
+        recall_at_budget=recall_at(score, fraud, budget, weight),
     )
 
 
@@ -61,7 +64,9 @@ def card_precision(score: Float64, fraud: Bool, day: Int64, card: Int64, top: in
     return float(np.mean(daily))
 
 
-def recall_at(score: Float64, fraud: Bool, share: float) -> float:
+def recall_at(score: Float64, fraud: Bool, share: float, weight: Float64 | None = None) -> float:
     """Share of the frauds that are within the `share` of the rows with the highest scores; earlier rows win ties."""
-    highest = np.argsort(-score, kind="stable")[: int(share * len(score))]
-    return float(fraud[highest].sum() / fraud.sum())
+    order = np.argsort(-score, kind="stable")
+    weights = np.ones(len(score)) if weight is None else weight[order]
+    within = np.cumsum(weights) <= share * weights.sum() * (1 + 1e-12)
+    return float((weights * fraud[order])[within].sum() / (weights * fraud[order]).sum())

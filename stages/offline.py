@@ -101,18 +101,43 @@ def _zeros(shape: tuple[int, ...], path: Path | None) -> Float32:
     return np.zeros(shape, np.float32) if path is None else np.lib.format.open_memmap(path, "w+", np.float32, shape)
 
 
+# A row that the screener gives this probability of fraud or more is always in a sample.
+SURE_FROM = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class DeepSample:
+    """Which rows the deep model scores, where it is too slow for all of them.
+
+    It scores the rows of the mask `always` bool [rows of the data], those from a screened probability of SURE_FROM on,
+    and of the others a share that falls with the screened probability, down to `share`.
+    """
+
+    always: Bool
+    share: float
+    seed: int = 1
+
+    def chances(self, rows: Int64, screened: Float64) -> Float64:
+        """The probability of being scored, float64 [rows], of rows with these screened probabilities."""
+        likely = np.clip(screened / SURE_FROM, self.share, 1.0)
+        return np.where(self.always[rows], 1.0, likely)
+
+
 @dataclass(frozen=True, slots=True)
 class OfflineScores:
     """Scores of the rows at the positions `rows` int64 [rows], in order of time; float64 [rows] each.
 
     - `screener_raw`, `deep_raw`: log-odds of both models.
     - `escalation`: escalation scores by the policy's rule.
+    - `weight`: how many rows each stands for in figures of the deep model: 1, or the inverse of its chance in a sample.
+      0: the deep model has not scored it, and `deep_raw` is NaN.
     """
 
     rows: Int64
     screener_raw: Float64
     deep_raw: Float64
     escalation: Float64
+    weight: Float64
 
     def cascade(self, policy: Policy) -> tuple[Float64, Bool]:
         """The cascade's probabilities float64 [rows], and a mask of the rows that the escalation budget chooses."""
@@ -121,18 +146,32 @@ class OfflineScores:
 
 
 def score_offline(
-    engine: Engine, deep: DeepStage, data: LabelledData, wanted: Bool, progress: Progress
+    engine: Engine,
+    deep: DeepStage,
+    data: LabelledData,
+    wanted: Bool,
+    progress: Progress,
+    sample: DeepSample | None = None,
 ) -> OfflineScores:
-    """Fold all of `data`, and score the rows of the mask `wanted` with both models. `engine`: with an empty state."""
+    """Fold all of `data`, and score the rows of the mask `wanted` with both models.
+
+    - `engine`: with an empty state.
+    - `sample`: which of them the deep model scores; None: all.
+    """
     positions, parts = [], []
+    rng = np.random.default_rng(sample.seed if sample else None)
     for rows, computed in fold(engine.features, data, wanted, progress):
         chosen: Array = wanted[rows]
         if not chosen.any():
             continue
         screened = engine.score(computed)
-        answer = deep.submit(screened.deep_inputs(chosen), timeout_s=600.0).result()
-        positions.append(rows[chosen])
-        parts.append(np.stack([screened.raw[chosen], answer, screened.escalation_score[chosen]]))
+        raw, own = screened.raw[chosen], np.flatnonzero(chosen)
+        chance = sample.chances(rows[own], engine.policy.screener.probability(raw)) if sample else np.ones(len(own))
+        drawn = rng.random(len(own)) < chance
+        answer = np.full(len(own), np.nan)
+        answer[drawn] = deep.submit(screened.deep_inputs(own[drawn]), timeout_s=600.0).result()
+        positions.append(rows[own])
+        parts.append(np.stack([raw, answer, screened.escalation_score[own], np.where(drawn, 1.0 / chance, 0.0)]))
     if not positions:
-        return OfflineScores(np.zeros(0, np.int64), *np.zeros((3, 0)))
+        return OfflineScores(np.zeros(0, np.int64), *np.zeros((4, 0)))
     return OfflineScores(np.concatenate(positions), *np.concatenate(parts, axis=1))

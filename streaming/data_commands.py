@@ -121,6 +121,10 @@ def evaluate(
     config: ConfigOption = Path("cascade.toml"),
     start: FromOption = None,
     end: ToOption = None,
+    deep_share: Annotated[
+        float,
+        typer.Option(min=0.001, max=1.0, help="Share of the likely genuine rows that the deep model scores, weighted."),
+    ] = 1.0,
     json: Annotated[Path | None, typer.Option(help="Also write the figures to this file, as JSON.")] = None,
 ) -> None:
     """Compare the decisions topic with the labels, beside the screener alone and the deep model alone.
@@ -130,7 +134,7 @@ def evaluate(
     """
     settings = load_config(config)
     with Steps() as progress:
-        judged = evaluate_topic(settings, data, (start, end), progress)
+        judged = evaluate_topic(settings, data, (start, end), progress, deep_share)
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
         json.write_bytes(readable(judged.evaluation))
@@ -138,9 +142,16 @@ def evaluate(
 
 
 def evaluate_topic(
-    settings: Config, data: Path, days: tuple[datetime | None, datetime | None], progress: Steps
+    settings: Config,
+    data: Path,
+    days: tuple[datetime | None, datetime | None],
+    progress: Steps,
+    deep_share: float = 1.0,
 ) -> Judged:
-    """Reads the decisions topic and evaluates it by the labels in the file `data`, for days from, to (UTC)."""
+    """Reads the decisions topic and evaluates it by the labels in the file `data`, for days from, to (UTC).
+
+    deep_share: see `streaming.evaluation.evaluate`.
+    """
     bundle = load_bundle(Path(settings.bundle.path))
     labelled = read_labelled(data, bundle.schema)
     within = between(labelled, bundle.schema.roles.event_time, *days)
@@ -148,7 +159,7 @@ def evaluate_topic(
     with closing(make_consumer(settings.kafka, None)) as consumer:
         decisions, repeated = read_decisions(consumer, settings.kafka.topics.decisions, settings.kafka.codec, progress)
     with closing(make_deep_stage(bundle, DeepSettings(backend="onnxruntime", threads=2))) as deep:
-        return judge(decisions, repeated, labelled, within, bundle, deep, progress)
+        return judge(decisions, repeated, labelled, within, bundle, deep, progress, deep_share)
 
 
 def between(data: LabelledData, event_time: str, start: datetime | None, end: datetime | None) -> Bool:
@@ -196,6 +207,8 @@ def show_counts(evaluation: Evaluation, console: Console) -> None:
     difference = f"largest difference from the offline scores {evaluation.offline_difference_max:.1g}"
     if evaluation.offline_difference_max > SCORE_DIFFERENCE_MAX:
         difference += ": the service read labels later than their delay (see labels.alignment)"
+    if evaluation.deep_rows < evaluation.transactions:
+        console.print(f"deep only: estimated from a weighted sample of {evaluation.deep_rows:,} transactions")
     console.print(
         f"escalated {evaluation.escalated_share:.2%}; degraded {evaluation.degraded_share:.2%}; without a decision"
         f" {evaluation.missing:,}; repeated decisions {evaluation.repeated:,}\n{difference}"

@@ -23,7 +23,7 @@ from cascade.schema import key_codes
 from stages.assembly import make_engine
 from stages.certificate import LabelledDecisions, labelled
 from stages.metrics import Quality, quality
-from stages.offline import score_offline
+from stages.offline import DeepSample, score_offline
 from streaming.kafka import ConsumerClient
 from streaming.pipeline.decisions import decode_decision, plain_ids
 
@@ -52,7 +52,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
     `missing`: transactions without a decision; `repeated`: decisions beyond a transaction's first. `escalated_share`,
     `degraded_share`: of all decisions; degraded ones count as escalated. `offline_difference_max`: largest absolute
-    difference between a score in the topic and the offline score of the same bundle and stage.
+    difference between a score in the topic and the offline score of the same bundle and stage. `deep_rows`: rows that
+    the deep model scored; fewer than the transactions: deep-only's figures are those of a weighted sample.
     """
 
     bundle: str
@@ -63,6 +64,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     escalated_share: float
     degraded_share: float
     offline_difference_max: float
+    deep_rows: int
     review_from: float
     decline_from: float
     cascade: ModelEvaluation
@@ -147,24 +149,35 @@ def evaluate(
     bundle: Bundle,
     deep: DeepStage,
     progress: Progress,
+    deep_share: float = 1.0,
 ) -> Judged:
     """Evaluates decisions by the labels of a data file.
 
     decisions, repeated: of `read_decisions`. data: the whole file, from which the features are computed. within: the
     rows to evaluate, bool [rows]. bundle, deep: for the offline scores. progress: called with step and share.
+    deep_share: share of the transactions that look genuine which the deep model scores, all others besides.
 
-    The `scores` have the columns `transaction_id`, `score`, `stage`, `screener_only`, `deep_only` (probabilities).
+    The `scores` have the columns `transaction_id`, `score`, `stage`, `screener_only`, `deep_only` (probabilities), and
+    `deep_weight`: how many transactions a row stands for in deep-only's figures, 0 where it was not scored.
     Raises DataError if no decision belongs to the data.
     """
     joined, rows, wanted = _joined(decisions, data, within, bundle)
+    by_deep = (joined["stage"] == "deep").to_numpy()
+    always = data.fraud == 1
+    always[rows[by_deep]] = True
     offline = score_offline(
-        make_engine(bundle), deep, data, wanted, lambda share: progress("both models offline", share)
+        make_engine(bundle),
+        deep,
+        data,
+        wanted,
+        lambda share: progress("both models offline", share),
+        DeepSample(always, deep_share) if deep_share < 1.0 else None,
     )
     policy = bundle.policy
     screener_only = policy.screener.probability(offline.screener_raw)
-    deep_only = policy.deep.probability(offline.deep_raw)
+    scored = offline.weight > 0.0
+    deep_only = np.where(scored, policy.deep.probability(np.where(scored, offline.deep_raw, 0.0)), 0.0)
     score = joined["score"].to_numpy()
-    by_deep = (joined["stage"] == "deep").to_numpy()
     degraded = joined["degraded"].to_numpy()
     expected = policy.probability(offline.screener_raw, offline.deep_raw, by_deep)
     judged = data.take(rows)
@@ -178,14 +191,17 @@ def evaluate(
         escalated_share=float((by_deep | degraded).mean()),
         degraded_share=float(degraded.mean()),
         offline_difference_max=float(np.max(np.abs(score - expected))),
+        deep_rows=int(scored.sum()),
         review_from=policy.review_from,
         decline_from=policy.decline_from,
         cascade=_judge(score, judged, bundle),
         screener_only=_judge(screener_only, judged, bundle),
-        deep_only=_judge(deep_only, judged, bundle),
+        deep_only=_judge(
+            deep_only[scored], judged.take(scored), bundle, None if scored.all() else offline.weight[scored]
+        ),
     )
     scores = joined.select("transaction_id", "score", "stage").with_columns(
-        screener_only=pl.Series(screener_only), deep_only=pl.Series(deep_only)
+        screener_only=pl.Series(screener_only), deep_only=pl.Series(deep_only), deep_weight=pl.Series(offline.weight)
     )
     return Judged(evaluation, scores)
 
@@ -237,16 +253,17 @@ def _joined(
     return joined, rows, wanted
 
 
-def _judge(score: Float64, data: LabelledData, bundle: Bundle) -> ModelEvaluation:
+def _judge(score: Float64, data: LabelledData, bundle: Bundle, weight: Float64 | None = None) -> ModelEvaluation:
+    """weight: float64 [rows], how many transactions each row of a sample stands for; all frauds are in it."""
     roles, policy = bundle.schema.roles, bundle.policy
-    fraud = data.fraud == 1
+    fraud, weights = data.fraud == 1, np.ones(len(score)) if weight is None else weight
     actions = policy.actions(score)
     cost = policy.costs.of_decisions(actions, fraud, data.batch[roles.amount])
     day, card = data.batch[roles.event_time] // DAY_MS, key_codes(data.batch[roles.card])
     return ModelEvaluation(
-        quality=quality(score, fraud, day, card, policy.escalation.budget),
+        quality=quality(score, fraud, day, card, policy.escalation.budget, weight),
         caught=int((fraud & (actions > 0)).sum()),
         missed=int((fraud & (actions == 0)).sum()),
-        false_alarms=int((~fraud & (actions > 0)).sum()),
-        cost_per_thousand=1e3 * float(cost.mean()),
+        false_alarms=round(float(weights[~fraud & (actions > 0)].sum())),
+        cost_per_thousand=1e3 * float(np.average(cost, weights=weights)),
     )

@@ -32,6 +32,7 @@ EVALUATION = Evaluation(
     escalated_share=0.0077,
     degraded_share=0.0,
     offline_difference_max=0.0,
+    deep_rows=162_598,
     review_from=0.04,
     decline_from=0.5,
     cascade=model(0.375, 629),

@@ -103,12 +103,19 @@ def test_what_is_kept_of_deep_only_is_counted_by_hand_with_an_interval_that_cont
     deep = np.where(fraud, 0.9, policy.review_from / 2)
     # the cascade approves every fourth fraud, and ranks it below all genuine transactions
     lost = fraud & (np.cumsum(fraud) % 4 == 0)
-    found = kept_of(np.where(lost, 0.0, deep), deep, fraud, day, card, policy)
+    found = kept_of(np.where(lost, 0.0, deep), deep, np.ones(rows), fraud, day, card, policy)
     assert found is not None
     assert found.caught.value == pytest.approx(1.0 - lost.sum() / fraud.sum())
     assert found.caught.low < found.caught.value < found.caught.high
     assert 0.7 < found.precision.value < 0.85
-    assert kept_of(deep, np.zeros(rows), fraud, day, card, policy) is None
+    assert kept_of(deep, np.zeros(rows), np.ones(rows), fraud, day, card, policy) is None
+    # deep-only's figures from a third of its genuine rows, each of which stands for three
+    sampled = fraud | (np.arange(rows) % 3 == 0)
+    weight = np.where(fraud, 1.0, np.where(sampled, 3.0, 0.0))
+    again = kept_of(np.where(lost, 0.0, deep), np.where(sampled, deep, 0.0), weight, fraud, day, card, policy)
+    assert again is not None
+    assert again.precision.value == pytest.approx(found.precision.value, abs=0.01)
+    assert again.caught == found.caught
 
 
 def test_the_sizes_measured_are_those_that_occur() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import typer.main
 
-from cascade.bundle import load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, load_bundle
 from cascade.cli import COMMANDS
 from cascade.columns import ColumnBatch
 from cascade.config import Config, load_config
@@ -140,7 +140,7 @@ def test_the_decision_on_the_page_is_one_and_its_table_has_every_field() -> None
 
 
 def test_the_transaction_and_the_label_on_the_page_are_read() -> None:
-    schema = load_bundle(ROOT / "cascade" / "bundles" / "simulator").schema
+    schema = load_bundle(SHIPPED_BUNDLE).schema
     _, transaction, label = blocks(DOCS / "messages.md", "json")
     for message, fields in ((transaction, schema.fields), (label, schema.label_fields())):
         assert codec("json", fields, 10_000).decode([message.encode()]).rejects == []

@@ -12,7 +12,7 @@ from cascade.policy import Calibration, Combination, Escalation, Policy
 from cascade.protocols import DeepStage
 from stages import offline
 from stages.assembly import make_engine
-from stages.offline import Folded, OfflineScores, fold_rows, labels_of, score_offline
+from stages.offline import SURE_FROM, DeepSample, Folded, OfflineScores, fold_rows, labels_of, score_offline
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,27 @@ def test_the_deep_model_scores_single_rows_and_batches_alike(
     np.testing.assert_allclose(singles.deep_raw, batches.deep_raw, atol=1e-5, rtol=0)
 
 
+def test_a_sample_has_the_rows_that_matter_and_stands_for_all(
+    bundle: Bundle, data: LabelledData, deep: DeepStage
+) -> None:
+    whole = score_offline(make_engine(bundle), deep, data, everything(data), lambda _: None)
+    assert (whole.weight == 1.0).all()
+    sample = DeepSample(data.fraud == 1, 0.1)
+    part = score_offline(make_engine(bundle), deep, data, everything(data), lambda _: None, sample)
+    np.testing.assert_array_equal(part.screener_raw, whole.screener_raw)
+    scored = part.weight > 0.0
+    assert np.isnan(part.deep_raw[~scored]).all()
+    np.testing.assert_allclose(part.deep_raw[scored], whole.deep_raw[scored], atol=1e-5, rtol=0)
+    sure = sample.always | (bundle.policy.screener.probability(whole.screener_raw) >= SURE_FROM)
+    assert (part.weight[sure] == 1.0).all()
+    assert part.weight.max() == pytest.approx(10.0)
+    assert scored.sum() < 0.5 * len(scored)
+    # within four standard deviations of a sum of independent draws
+    chances = sample.chances(whole.rows, bundle.policy.screener.probability(whole.screener_raw))
+    deviation = np.sqrt(((1.0 - chances) / chances).sum())
+    assert abs(part.weight.sum() - len(scored)) < 4 * deviation
+
+
 def test_nothing_wanted_is_no_score(bundle: Bundle, data: LabelledData, deep: DeepStage) -> None:
     scores = score_offline(make_engine(bundle), deep, data, ~everything(data), lambda _: None)
     assert len(scores.rows) == len(scores.screener_raw) == len(scores.deep_raw) == len(scores.escalation) == 0
@@ -113,7 +134,7 @@ def test_the_cascade_takes_both_scores_of_escalated_rows_only() -> None:
         0.8,
     )
     chance = np.random.default_rng(4)
-    scores = OfflineScores(np.arange(30_000), *chance.standard_normal((3, 30_000)))
+    scores = OfflineScores(np.arange(30_000), *chance.standard_normal((3, 30_000)), np.ones(30_000))
     probability, escalated = scores.cascade(policy)
     np.testing.assert_array_equal(
         escalated, EscalationBudget.of_policy(policy).choose(scores.escalation, np.zeros(30_000, bool))

@@ -16,7 +16,7 @@ MODEL = ModelEvaluation(
 EVALUATION = Evaluation(
     bundle="2026-01-01-0123456789ab, 2026-02-01-0123456789ab, 2026-03-01-0123456789ab", transactions=987_654_321,
     frauds=876_543, missing=0, repeated=0, escalated_share=0.0512, degraded_share=0.001, offline_difference_max=0.0,
-    review_from=0.1, decline_from=0.5, cascade=MODEL, screener_only=MODEL, deep_only=MODEL,
+    deep_rows=987_654_321, review_from=0.1, decline_from=0.5, cascade=MODEL, screener_only=MODEL, deep_only=MODEL,
 )  # fmt: skip
 
 
