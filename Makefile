@@ -14,7 +14,7 @@ BUILDER ?= $(if $(shell command -v buildah),buildah,docker)
 REGISTRY ?=
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' cascade/__init__.py)
 IMAGE = $(BUILDER) build $(BUILD_OPTIONS) --file Containerfile --build-arg VERSION=$(VERSION) \
-	--build-arg REVISION=$(shell git rev-parse HEAD) --build-arg BUNDLE=$(or $(BUNDLE),cascade/bundles/simulator/small)
+	--build-arg REVISION=$(shell git rev-parse HEAD) --build-arg BUNDLE=$(or $(BUNDLE),cascade/bundles/simulator-small)
 
 # Where this is set, each process of the demo and of the tests would compile all their sources anew.
 unexport PYTHONDONTWRITEBYTECODE

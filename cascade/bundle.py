@@ -40,7 +40,7 @@ BUNDLE_FORMAT = 2
 MANIFEST = "manifest.json"
 # Trained on the simulated world (`make bundle`), with the small deep model and with the large one.
 SHIPPED_BUNDLE, SHIPPED_LARGE_BUNDLE = (
-    Path(str(files("cascade") / "bundles" / "simulator" / size)) for size in ("small", "large")
+    Path(str(files("cascade") / "bundles" / name)) for name in ("simulator-small", "simulator")
 )
 # A decision depends on these, so they make up the version.
 DECIDING_FILES = (

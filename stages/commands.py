@@ -35,7 +35,7 @@ SCHEMAS = Path(str(files("cascade") / "schemas"))
 @app.command()
 def train(
     data: Annotated[Path, typer.Option(help="Labelled transactions, Parquet or CSV, with the schema's columns.")],
-    out: Annotated[Path, typer.Option(help="Directory for the bundle, or one of each size; replaced if it exists.")],
+    out: Annotated[Path, typer.Option(help="Directory for the bundle; an existing bundle is replaced.")],
     schema: Annotated[Path, typer.Option(help="Schema file.", show_default="shipped")] = SCHEMAS / "simulator.toml",
     features: Annotated[Path, typer.Option(help="Feature file.", show_default="shipped")] = SCHEMAS / "features.toml",
     training: Annotated[
@@ -51,7 +51,8 @@ def train(
     """Train screener, deep models and escalation rules, and write a bundle with its report for each size.
 
     The command splits the data by time into a warm-up, which fills the windows of the features, training data, and
-    validation data, from which it derives calibration and thresholds.
+    validation data, from which it derives calibration and thresholds. Each size of the deep model makes a bundle; the
+    last one is written to OUT, the others beside it, to OUT-SIZE. An interrupted training goes on where it was.
     """
     settings = TrainingSettings(
         name=name,

@@ -126,7 +126,7 @@ def train_bundles(
     settings: TrainingSettings,
     progress: StepProgress,
 ) -> list[Trained]:
-    """Train, and write a bundle for each size of the deep model: to `out` if it is one, else to `out`/SIZE.
+    """Train, and write a bundle for each size of the deep model: the last one to `out`, others beside it to `out`-SIZE.
 
     - `data_path`: labelled transactions, Parquet or CSV.
     - `schema_path`, `features_path`: TOML files, which become part of the bundle.
@@ -199,8 +199,8 @@ def _train(
             weight[half].astype(np.float64), (*rows.names, SCREENER_SCORE),
         )  # fmt: skip
         rule = learn_rule(scored, file.escalation.budget, seed)
-        name = settings.name if len(file.deep.sizes) == 1 else f"{settings.name}-{size}"
-        directory = out if len(file.deep.sizes) == 1 else out / size
+        beside = "" if size == file.deep.sizes[-1] else f"-{size}"
+        name, directory = settings.name + beside, out.with_name(out.name + beside)
         content, report = _content(prepared, size, model, screener, rule, search, settings)
         progress(f"{size}, report", 1.0)
         content = files | content

@@ -25,7 +25,7 @@ from stages.offline import OfflineScores, score_offline
 from stages.recalibration import Changes, recalibrated
 from stages.report import Report
 from stages.screener.search import SearchSettings
-from stages.settings import DataSettings, DeepSettings, DeepSizes, EscalationSettings, TrainingFile
+from stages.settings import DataSettings, DeepSettings, DeepSizes, EscalationSettings, LargeSettings, TrainingFile
 from stages.split import split
 from stages.training import TrainingSettings, train_bundles
 from stages.validation import ValidationRows
@@ -306,3 +306,40 @@ def test_validation_by_frauds_reaches_as_far_back_as_it_must(data: LabelledData)
     rows = split(data, load_schema(SCHEMA), auto, None, "data").validation
     assert int(data.fraud[rows].sum()) >= 20
     assert rows[-1]
+
+
+def test_each_size_makes_a_bundle_and_an_interrupted_training_goes_on(data_path: Path, tmp_path: Path) -> None:
+    tiny = {"hidden": 8, "epochs": 2, "batch_rows": 64}
+    deep = DeepSizes(("small", "large"), 0.5, DeepSettings(**tiny), LargeSettings(**tiny, frequencies=2, steps=8))
+    settings = msgspec.structs.replace(SETTINGS, file=msgspec.structs.replace(SETTINGS.file, deep=deep))
+    out = tmp_path / "bundle"
+
+    def stop(step: str, share: float) -> None:
+        if step == "large model" and share > 0.6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_bundles(data_path, SCHEMA, FEATURES, out, settings, stop)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle.training", "bundle-small"]
+    steps: dict[str, list[float]] = {}
+    written = train_bundles(
+        data_path, SCHEMA, FEATURES, out, settings, lambda step, share: steps.setdefault(step, []).append(share)
+    )
+    assert steps["small model"] == [1.0]
+    assert steps["large model"][0] > 0.5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle-small"]
+    assert [(trained.size, trained.directory) for trained in written] == [
+        ("small", tmp_path / "bundle-small"),
+        ("large", out),
+    ]
+    small, large = (load_bundle(trained.directory) for trained in written)
+    assert small.content["screener.txt"] == large.content["screener.txt"]
+    assert small.content["deep.onnx"] != large.content["deep.onnx"]
+    for trained, bundle, name in zip(written, (small, large), ("tiny-small", "tiny"), strict=True):
+        assert bundle.version.startswith(f"{name}-")
+        assert trained.report.deep.size == trained.size
+        assert min(trained.report.deep.us_per_row.values()) > 0.0
+    assert written[1].report.deep.parameters > written[0].report.deep.parameters
+    # a bundle that is replaced leaves nothing behind, and nothing is taken from it
+    again = train_bundles(data_path, SCHEMA, FEATURES, out, settings, lambda *_: None)
+    assert [trained.manifest.version for trained in again] == [trained.manifest.version for trained in written]
