@@ -88,26 +88,31 @@ def escalating_bundle(directory: Path, share: float, data: LabelledData) -> Bund
     return shipped_bundle_with(directory, "escalating", share, threshold_for(share, data), {"features.toml": unlimited})
 
 
-def threshold_for(share: float, data: LabelledData, first: int = 0) -> float:
-    """The escalation score that about `share` of `data` exceeds with the shipped bundle.
+def threshold_for(share: float, data: LabelledData, first: int = 0, shipped: Path = SHIPPED_BUNDLE) -> float:
+    """The escalation score that about `share` of `data` exceeds with a shipped bundle.
 
     Only the rows from `first` on count; the rows before them enter the features.
     """
-    scores = make_engine(load_bundle(SHIPPED_BUNDLE)).screen(data.batch).escalation_score
+    scores = make_engine(load_bundle(shipped)).screen(data.batch).escalation_score
     return float(np.quantile(scores[first:], 1 - share))
 
 
 def shipped_bundle_with(
-    directory: Path, name: str, share: float, threshold: float, changed: Mapping[str, bytes]
+    directory: Path,
+    name: str,
+    share: float,
+    threshold: float,
+    changed: Mapping[str, bytes],
+    shipped: Path = SHIPPED_BUNDLE,
 ) -> Bundle:
-    """Write a copy of the shipped bundle with another escalation budget.
+    """Write a copy of a shipped bundle with another escalation budget.
 
     name: of the new bundle.
     share: the budget.
     threshold: escalation score above which it escalates at first; ∓RAW_MAX: everything, or nothing.
     changed: new content of files, by file name.
     """
-    content = {file: (SHIPPED_BUNDLE / file).read_bytes() for file in FILES}
+    content = {file: (shipped / file).read_bytes() for file in FILES}
     policy = json.loads(content["policy.json"])
     policy["escalation"] |= {"budget": share, "threshold": threshold}
     write_bundle(directory, name, {**content, "policy.json": json.dumps(policy).encode(), **changed})

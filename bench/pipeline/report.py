@@ -23,8 +23,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     At full speed: `per_second`; `cpu_us`, CPU time of service and model server for a transaction, µs; the service's
     `page_faults_per_1000` transactions. `stages_us`: the service's CPU time for a transaction by stage, µs. Under the
     open-loop load of `live_rate`: `p50_ms`, `p99_ms` and `p999_ms` by path. `ratios`: to the reference of the same
-    round: `per_second`, `cpu_us`, and `p99_ms` by path where both have it. `whole_degraded_share`: the largest of any
-    turn, full speed included, since a service that degrades does less work.
+    round: `per_second`, `cpu_us`, `live_cpu_us`, and `p99_ms` by path where both have it. `whole_degraded_share`: the
+    largest of any turn, full speed included, since a service that degrades does less work.
     """
 
     variant: str
@@ -60,6 +60,8 @@ class PipelineReport(msgspec.Struct, frozen=True, kw_only=True):
 
 # A smaller share of degraded decisions changes a figure by less than its spread.
 LESS_WORK_SHARE = 0.002
+# A variant that takes so many times the reference's CPU time is remarked on.
+MUCH_MORE = 2.0
 PATHS_SHOWN = ("screened", "escalated")
 
 
@@ -115,6 +117,8 @@ def _ratios(turns: Sequence[Turn], reference: Sequence[Turn]) -> dict[str, Sprea
     }
     for turn, base in pairs:
         if turn.live is not None and base.live is not None:
+            if own := work_us(base.live.cpu_us):
+                ratios.setdefault("live_cpu_us", []).append(work_us(turn.live.cpu_us) / own)
             for path in turn.live.paths.keys() & base.live.paths.keys():
                 ratio = turn.live.paths[path].p99_ms / base.live.paths[path].p99_ms
                 ratios.setdefault(f"p99_ms_{path}", []).append(ratio)
@@ -167,7 +171,7 @@ def _speed_table(report: PipelineReport) -> Table:
 
 def _latency_table(report: PipelineReport) -> Table:
     title = "Open-loop load: p50 / p99 / p99.9 in ms"
-    table = figure_table("variant", "tx/s", *PATHS_SHOWN, title=title)
+    table = figure_table("variant", "tx/s", *PATHS_SHOWN, "CPU µs/tx", title=title)
     for standing in report.standings:
         if standing.live_rate is not None:
             percentiles = (standing.p50_ms, standing.p99_ms, standing.p999_ms)
@@ -175,7 +179,8 @@ def _latency_table(report: PipelineReport) -> Table:
                 " / ".join(f"{ms[path]:.3g}" for ms in percentiles) if path in standing.p50_ms else ""
                 for path in PATHS_SHOWN
             )
-            table.add_row(standing.variant, f"{standing.live_rate:,.0f}", *cells)
+            cpu = "" if standing.live_cpu_us is None else f"{standing.live_cpu_us.median:,.0f}"
+            table.add_row(standing.variant, f"{standing.live_rate:,.0f}", *cells, cpu)
     return table
 
 
@@ -194,6 +199,9 @@ def _remarks(standing: Standing) -> str:
     remarks = [less_work_text(standing)]
     if standing.degraded_share:
         remarks.append(f"{standing.degraded_share:.2%} degraded under load")
+    for name, when in (("cpu_us", "at full speed"), ("live_cpu_us", f"at {standing.live_rate or 0.0:,.0f}/s")):
+        if (ratio := standing.ratios.get(name)) is not None and ratio.median > MUCH_MORE:
+            remarks.append(f"{ratio.median:.3g} × the CPU ({ratio.least:.3g} to {ratio.largest:.3g}) {when}")
     if standing.missing:
         remarks.append(f"{standing.missing} missing")
     if standing.highest_rate is not None:

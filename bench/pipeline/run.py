@@ -15,7 +15,7 @@ from bench.pipeline.report import PipelineReport, standings
 from bench.pipeline.scenario import Models, Scenario, Variant
 from bench.pipeline.turn import Turn, run_turn
 from bench.traffic import Traffic
-from cascade.bundle import SHIPPED_BUNDLE, Bundle, load_bundle
+from cascade.bundle import SHIPPED_BUNDLE, SHIPPED_LARGE_BUNDLE, Bundle, load_bundle
 from cascade.config import load_config
 from cascade.errors import CascadeError
 from cascade.ledger.machine import describe_machine
@@ -37,9 +37,11 @@ def run_pipeline(scenario: Scenario, out: Path) -> PipelineReport:
     turns: list[Turn] = []
     with Steps() as progress, ExitStack() as stack:
         progress("simulate", 0.0)
-        size, schema = scenario.data, load_bundle(SHIPPED_BUNDLE).schema
+        shipped = SHIPPED_LARGE_BUNDLE if scenario.deep == "large" else SHIPPED_BUNDLE
+        size, schema = scenario.data, load_bundle(shipped).schema
         data = simulated(schema, cards=size.cards, terminals=size.terminals, days=size.days, seed=scenario.seed)
-        bundles = _bundles(directory, scenario.escalation_share, threshold_for(scenario.escalation_share, data))
+        threshold = threshold_for(scenario.escalation_share, data, shipped=shipped)
+        bundles = _bundles(directory, shipped, scenario.escalation_share, threshold)
         progress("simulate", 1.0)
         parts = stack.enter_context(EmbeddedParts(directory, bundles["cascade"]))
         traffic = Traffic(parts.bundle.schema, EndlessData(parts.bundle.schema, data))
@@ -62,11 +64,11 @@ def run_pipeline(scenario: Scenario, out: Path) -> PipelineReport:
     )
 
 
-def _bundles(directory: Path, share: float, threshold: float) -> dict[Models, Bundle]:
+def _bundles(directory: Path, shipped: Path, share: float, threshold: float) -> dict[Models, Bundle]:
     """The shipped models with three policies, so that nothing else differs."""
     thresholds: dict[Models, float] = {"cascade": threshold, "deep-only": -RAW_MAX, "screener-only": RAW_MAX}
     return {
-        name: shipped_bundle_with(directory / f"bundle-{name}", name, share, escalate_from, {})
+        name: shipped_bundle_with(directory / f"bundle-{name}", name, share, escalate_from, {}, shipped)
         for name, escalate_from in thresholds.items()
     }
 

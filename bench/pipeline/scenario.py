@@ -90,7 +90,11 @@ class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A whole run: each round runs every variant once. `reference`: the variant that the others are compared with."""
+    """A whole run: each round runs every variant once.
+
+    `reference`: the variant that the others are compared with. `deep`: the size of the deep model of the shipped bundle
+    that decides.
+    """
 
     name: str
     reference: str
@@ -98,6 +102,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     rounds: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
     partitions: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     escalation_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
+    deep: Literal["small", "large"] = "small"
     seed: int = 1
     data: Data = msgspec.field(default_factory=Data)
     backlog: Backlog = msgspec.field(default_factory=Backlog)
