@@ -9,6 +9,7 @@ import msgspec
 import typer
 from rich.console import Console
 
+from bench.ablation import PARTS, run_ablation, show_ablation
 from bench.attribution import AttributionReport, attribution_errors, show_attribution
 from bench.certificate import run_certificate, show_certificate_report
 from bench.clients import run_clients, show_clients
@@ -37,7 +38,10 @@ from cascade.errors import CascadeError
 from cascade.ledger.deep_cost import Precision
 from cascade.plugins import CLIENTS, DEEP_STAGES
 from cascade.progress import Steps
+from stages.commands import SCHEMAS
 from stages.deep.in_process import Device
+from stages.settings import Size, load_training_file
+from stages.training import TrainingSettings
 
 app = typer.Typer(
     add_completion=False,
@@ -328,3 +332,31 @@ def smoke(
     publish(report, show_smoke, json)
     if report.fallen:
         raise CascadeError(f"more than 30 % below the baseline: {', '.join(report.fallen)}")
+
+
+@app.command()
+def ablation(
+    data: Annotated[list[Path], typer.Option(help="Labelled transactions, Parquet or CSV; repeatable.")],
+    schema: Annotated[Path, typer.Option(help="Schema file.", show_default="shipped")] = SCHEMAS / "simulator.toml",
+    features: Annotated[Path, typer.Option(help="Feature file.", show_default="shipped")] = SCHEMAS
+    / "simulator-features.toml",
+    training: Annotated[Path, typer.Option(help="Training file.", show_default="shipped")] = SCHEMAS
+    / "simulator-training.toml",
+    size: Annotated[str, typer.Option(help="small or large: the deep model.")] = "large",
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="nothing, order, time, terminal, card or features; repeatable, all by default."),
+    ] = None,
+    seed: Seed = 1,
+    out: Annotated[Path, typer.Option(help="Directory for checkpoints; a run goes on from them.")] = Path(
+        "build/ablation"
+    ),
+    json: Report = None,
+) -> None:
+    """Train the deep model without a part of its inputs: what each brings, and what all bring beyond the screener."""
+    parts = [_choice("without", part, list(PARTS)) for part in without or PARTS]
+    parts = ["nothing", *(part for part in parts if part != "nothing")]
+    settings = TrainingSettings(seed=seed, file=load_training_file(training))
+    with Steps() as progress:
+        report = run_ablation(data, schema, features, settings, _choice("size", size, Size), parts, out, progress)
+    publish(report, show_ablation, json)

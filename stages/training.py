@@ -107,6 +107,16 @@ class Prepared:
         """The deep model's training inputs. features, raw: of the training rows."""
         return deep_inputs(features[self.drawn], self.sequences, raw[self.drawn])
 
+    @property
+    def validation(self) -> LabelledData:
+        """The validation rows."""
+        return self.data.take(self.folded.rows[~self.training])
+
+    def validation_inputs(self, screener: lightgbm.Booster) -> DeepInputs:
+        """The deep model's inputs for the validation rows; their last feature is the screener's score."""
+        features = self.folded.features[~self.training]
+        return deep_inputs(features, self.later, screener.predict(features, raw_score=True))
+
 
 @dataclass(frozen=True, slots=True)
 class Trained:
@@ -141,7 +151,7 @@ def train_bundles(
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoints = out.parent / f".{out.name}.training"
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        prepared = _prepare(data_path, schema, engine, settings, Path(scratch), progress)
+        prepared = prepare(data_path, schema, engine, settings, Path(scratch), progress)
         written = _train(prepared, {"schema.toml": schema_text, "features.toml": features_text}, out, checkpoints,
                          settings, progress)  # fmt: skip
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -221,21 +231,18 @@ def _content(
     """The files of a bundle but schema, features and page, and its report."""
     from stages.deep.train import export_onnx, max_difference, score_onnx, signature_of
 
-    later = prepared.folded.features[~prepared.training]
-    screener_raw = screener.predict(later, raw_score=True)
-    inputs = deep_inputs(later, prepared.later, screener_raw)
+    inputs, validation = prepared.validation_inputs(screener), prepared.validation
     onnx, signature = export_onnx(model, inputs), signature_of(inputs)
     difference = max_difference(model, onnx, inputs)
     if difference > ONNX_DIFFERENCE_MAX:
         raise DataError(f"the exported model differs from PyTorch by {difference:.2g}; report this with your versions")
-    validation = prepared.data.take(prepared.folded.rows[~prepared.training])
     roles = prepared.schema.roles
     judged = ValidationRows.of(
         validation.batch[roles.event_time],
         key_codes(validation.batch[roles.card]),
         validation.fraud == 1,
         validation.batch[roles.amount],
-        screener_raw,
+        screener.predict(inputs.features[:, :-1], raw_score=True),
         score_onnx(onnx, inputs),
         rule.gain_model.predict(inputs.features),
     )
@@ -263,7 +270,7 @@ def _check_monotone(monotone: dict[str, str], names: tuple[str, ...], features_p
             raise SettingError("configuration", f"screener.monotone.{name}", direction, "no such feature", remedy)
 
 
-def _prepare(
+def prepare(
     data_path: Path,
     schema: Schema,
     engine: FeatureEngine,
@@ -271,6 +278,10 @@ def _prepare(
     scratch: Path,
     progress: StepProgress,
 ) -> Prepared:
+    """Reads the data, divides it, and computes the features; the sequences are files in `scratch`.
+
+    Raises DataError if the data cannot be used.
+    """
     from stages.deep.train import sample_genuine
 
     data = read_labelled(data_path, schema)

@@ -70,7 +70,10 @@ def train_deep(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.learning_rate, total_steps=settings.epochs * batches
     )
-    checkpoint = Checkpoint.of(checkpoints, (examples.inputs.features, examples.fraud, rows), (settings, seed))
+    inputs = examples.inputs
+    inputs = examples.inputs
+    learned: list[Array] = [*inputs.sequences.values(), inputs.features, examples.fraud, examples.weight, rows]
+    checkpoint = Checkpoint.of(checkpoints, learned, (settings, seed))
     done = checkpoint.restore(model, optimiser, schedule, batches)
     loss_of = nn.BCEWithLogitsLoss(reduction="none")
     model.train()
