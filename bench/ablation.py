@@ -167,9 +167,8 @@ def _of_file(
         examples = Examples(
             PARTS[part](learned), rows.fraud[prepared.drawn], prepared.weight, code_columns(prepared.engine)
         )
-        everything = np.arange(len(examples))
         report = partial(progress, f"without {part}")
-        model = train_deep(examples, everything, settings.file.deep.of(size), seed, report, out / "checkpoints")
+        model = train_deep(examples, prepared.learned, settings.file.deep.of(size), seed, report, out / "checkpoints")
         inputs = PARTS[part](later)
         scores[part] = score_onnx(export_onnx(model, inputs), inputs)
     fraud = validation.fraud == 1

@@ -37,9 +37,14 @@ class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EscalationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[escalation]`: `budget`, the share of the transactions that goes to the deep model."""
+    """`[escalation]`: `budget`, the share of the transactions that goes to the deep model.
+
+    - `genuine_share`: share of the genuine transactions of the later half of the training data from which the rule is
+      learned, with all frauds. The deep model scores them.
+    """
 
     budget: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.01
+    genuine_share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.25
 
 
 class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -77,8 +77,12 @@ class Prepared:
     """Data, and the features of the training and validation rows.
 
     - `training` bool [folded rows]: the others are the validation rows.
-    - `drawn` int64: positions within the training rows of those from which the deep models learn; `weight` float32 of
-      them; `sequences` float32 [drawn, length, width], by name; `later` the same of the validation rows.
+    - `drawn` int64: positions within the training rows of those whose sequences are kept; `sequences` float32 [drawn,
+      length, width], by name; `later` the same of the validation rows.
+    - `learned` int64: positions within `drawn` of the rows from which the deep models learn; `weight` float32 [drawn]:
+      how many rows each stands for there.
+    - `judged` int64: positions within `drawn` of rows of the later half, from which the escalation rule learns; they
+      stand for `judged_weight` float64 rows each.
     """
 
     schema: Schema
@@ -88,7 +92,10 @@ class Prepared:
     folded: Folded
     training: Array
     drawn: Int64
+    learned: Int64
     weight: Float32
+    judged: Int64
+    judged_weight: Float64
     sequences: dict[str, Float32]
     later: dict[str, Float32]
 
@@ -104,8 +111,13 @@ class Prepared:
         )
 
     def examples(self, features: Float32, raw: Float64) -> DeepInputs:
-        """The deep model's training inputs. features, raw: of the training rows."""
+        """The deep model's inputs for the rows `drawn`. features, raw: of the training rows."""
         return deep_inputs(features[self.drawn], self.sequences, raw[self.drawn])
+
+    @property
+    def earlier(self) -> Int64:
+        """Those of the rows `learned` that are before the later half."""
+        return self.learned[: len(self.learned) // 2]
 
     @property
     def validation(self) -> LabelledData:
@@ -167,46 +179,51 @@ def _train(
     progress: StepProgress,
 ) -> list[Trained]:
     # PyTorch belongs to the extra `train`; importing it here allows loading this module without it
-    from stages.deep.folds import deep_scores_of_later_half, later_half
-    from stages.deep.train import Examples, code_columns, train_deep
+    from stages.deep.train import Examples, code_columns, score_torch, train_deep
 
     file, seed = settings.file, settings.seed
-    rows, drawn, weight = prepared.rows, prepared.drawn, prepared.weight
-    fraud, codes = rows.fraud[drawn], code_columns(prepared.engine)
+    rows, weight = prepared.rows, prepared.judged_weight
+    # positions within the training rows
+    judged = prepared.drawn[prepared.judged]
+    fraud, codes = rows.fraud[prepared.drawn], code_columns(prepared.engine)
 
     search = Search(file.screener, file.escalation.budget, seed, partial(progress, "screener, search"))
     search.try_sizes(rows)
     out_of_fold = out_of_fold_scores(
         rows, search.best.settings, seed, SCREENER_FOLDS, partial(progress, "screener, out of fold")
     )
-    examples = Examples(prepared.examples(rows.features, out_of_fold), fraud, weight, codes)
+    examples = Examples(prepared.examples(rows.features, out_of_fold), fraud, prepared.weight, codes)
+    # scores of rows that were not learned from, as in service: those of a model of the earlier half
     deep_later = {
-        size: deep_scores_of_later_half(
-            examples, file.deep.of(size), seed, partial(progress, f"{size} model, half"), checkpoints
+        size: score_torch(
+            train_deep(
+                examples, prepared.earlier, file.deep.of(size), seed, partial(progress, f"{size} model, half"),
+                checkpoints,
+            ),
+            examples.inputs,
+            prepared.judged,
         )
         for size in file.deep.sizes
-    }
-    half = later_half(examples)
+    }  # fmt: skip
     if "distilled" in file.screener.objectives:
         teacher = deep_later[file.deep.sizes[-1]]
-        taught = _taught(rows, drawn[half], out_of_fold[drawn[half]], teacher, fraud[half], weight[half])
+        taught = _taught(rows, judged, out_of_fold[judged], teacher, weight)
         search.try_distilled(taught)
         if search.best.settings.objective == "distilled":
             rows = taught
             out_of_fold = out_of_fold_scores(
                 rows, search.best.settings, seed, SCREENER_FOLDS, partial(progress, "distilled, out of fold")
             )
-            examples = Examples(prepared.examples(rows.features, out_of_fold), fraud, weight, codes)
+            examples = Examples(prepared.examples(rows.features, out_of_fold), fraud, prepared.weight, codes)
     screener = train_screener(rows, search.best.settings, seed, partial(progress, "screener"))
-    everything = np.arange(len(examples))
     written = []
     for size in file.deep.sizes:
         model = train_deep(
-            examples, everything, file.deep.of(size), seed, partial(progress, f"{size} model"), checkpoints
+            examples, prepared.learned, file.deep.of(size), seed, partial(progress, f"{size} model"), checkpoints
         )
         scored = ScoredRows(
-            examples.inputs.features[half], out_of_fold[drawn[half]], deep_later[size], fraud[half] == 1,
-            weight[half].astype(np.float64), (*rows.names, SCREENER_SCORE),
+            examples.inputs.features[prepared.judged], out_of_fold[judged], deep_later[size],
+            rows.fraud[judged] == 1, weight, (*rows.names, SCREENER_SCORE),
         )  # fmt: skip
         rule = learn_rule(scored, file.escalation.budget, seed)
         beside = "" if size == file.deep.sizes[-1] else f"-{size}"
@@ -286,26 +303,40 @@ def prepare(
 
     data = read_labelled(data_path, schema)
     parts = split(data, schema, settings.file, settings.until_ms, str(data_path))
-    drawn, weight = sample_genuine(data.fraud[parts.training], settings.file.deep.genuine_share, settings.seed)
+    fraud, file = data.fraud[parts.training], settings.file
+    learned, weight = sample_genuine(fraud, file.deep.genuine_share, settings.seed)
+    middle = int(learned[len(learned) // 2])
+    judged, judged_weight = sample_genuine(fraud[middle:], file.escalation.genuine_share, settings.seed + 1)
+    judged += middle
+    drawn = np.union1d(learned, judged)
     with_sequences = parts.validation.copy()
     with_sequences[np.flatnonzero(parts.training)[drawn]] = True
     wanted = parts.training | parts.validation
     folded = fold_rows(engine, data, wanted, with_sequences, partial(progress, "features"), scratch)
     return Prepared(
-        schema, engine, data, parts, folded, parts.training[folded.rows], drawn, weight,
+        schema, engine, data, parts, folded, parts.training[folded.rows], drawn,
+        np.searchsorted(drawn, learned), _at(drawn, learned, weight),
+        np.searchsorted(drawn, judged), judged_weight.astype(np.float64),
         # the training rows are the earlier ones
         {name: sequence[: len(drawn)] for name, sequence in folded.sequences.items()},
         {name: sequence[len(drawn) :] for name, sequence in folded.sequences.items()},
     )  # fmt: skip
 
 
+def _at(drawn: Int64, learned: Int64, weight: Float32) -> Float32:
+    """The weights of the rows `learned` at their places in `drawn`, 0 for the others."""
+    found = np.zeros(len(drawn), np.float32)
+    found[np.searchsorted(drawn, learned)] = weight
+    return found
+
+
 def _taught(
-    rows: ScreenerRows, drawn: Int64, screener_raw: Float64, deep_raw: Float64, fraud: Int64, weight: Float32
+    rows: ScreenerRows, judged: Int64, screener_raw: Float64, deep_raw: Float64, weight: Float64
 ) -> ScreenerRows:
-    """The training rows with the opinion of both models together, where the deep model has seen the row."""
-    both = fit_combination(screener_raw, deep_raw, fraud == 1, weight.astype(np.float64))
+    """The training rows with the opinion of both models together, where the deep model has judged the row."""
+    both = fit_combination(screener_raw, deep_raw, rows.fraud[judged] == 1, weight)
     belief = np.full(len(rows.fraud), np.nan)
-    belief[drawn] = both.probability(screener_raw, deep_raw)
+    belief[judged] = both.probability(screener_raw, deep_raw)
     return msgspec.structs.replace(rows, belief=belief)
 
 

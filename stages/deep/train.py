@@ -120,11 +120,11 @@ def spread(rows: Int64, count: int) -> Int64:
     return rows[:: max(1, len(rows) // count)]
 
 
-def score_torch(model: DeepModel, inputs: DeepInputs) -> Float64:
-    """Log-odds float64 [rows], computed by PyTorch."""
+def score_torch(model: DeepModel, inputs: DeepInputs, rows: Int64 | None = None) -> Float64:
+    """Log-odds float64 [rows], computed by PyTorch, of the rows at these positions int64 [rows]; None: of all."""
     parts = [np.zeros(0)]
     with torch.inference_mode():
-        for part in _parts(inputs):
+        for part in _parts(inputs, rows):
             parts.append(model(*tensors(part))[:, 0].numpy().astype(np.float64))
     return np.concatenate(parts)
 
@@ -140,10 +140,11 @@ def score_onnx(onnx: bytes, inputs: DeepInputs) -> Float64:
     return np.concatenate(parts)
 
 
-def _parts(inputs: DeepInputs) -> Iterator[DeepInputs]:
+def _parts(inputs: DeepInputs, rows: Int64 | None = None) -> Iterator[DeepInputs]:
     """The inputs in calls of the size that a server takes at most: this bounds the memory."""
-    for start in range(0, len(inputs), BATCH_ROWS_MAX):
-        yield inputs.take(slice(start, start + BATCH_ROWS_MAX))
+    for start in range(0, len(inputs) if rows is None else len(rows), BATCH_ROWS_MAX):
+        part = slice(start, start + BATCH_ROWS_MAX)
+        yield inputs.take(part if rows is None else rows[part])
 
 
 def signature_of(inputs: DeepInputs) -> DeepSignature:
