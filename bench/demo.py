@@ -249,10 +249,11 @@ def print_result(ledger: DemoLedger, console: Console, elapsed_s: float, directo
             table.add_row("", f"the service waited for a core in {share} of the time that it had work")
     for model in live.quality.models if live.quality else ():
         first = model.name == "cascade"
+        sampled = model.name == "deep only" and judged.deep_rows < judged.transactions
         table.add_row(
             "judged" if first else "",
             f"{model.name}: AP {number_text(model.average_precision)}{' (average precision)' if first else ''}, caught"
-            f" {model.frauds_caught:,}, false alarms {model.false_alarms:,}",
+            f" {model.frauds_caught:,}, false alarms {model.false_alarms:,}{' (a sample)' if sampled else ''}",
         )
     files = ", ".join(name for name in (LEDGER, REPORT, JOURNAL) if (directory / name).exists())
     table.add_row("figures", f"{files} in {directory}")

@@ -61,10 +61,9 @@ def show_sizes(reports: Sequence[Report], console: Console) -> None:
             _with_reach(report.deep_only.average_precision, 3), f"{report.curve.both:.3f}",
             *(f"{report.deep.us_per_row[rows] / 1e3:.2f}" for rows in calls),
         )  # fmt: skip
-    table.caption = "average precision on the validation rows; CPU of a row, by rows of a call"
-    table.caption_justify = "left"
     console.print()
     console.print(table)
+    console.print("average precision on the validation rows; CPU of a row, by rows of a call", highlight=False)
 
 
 def _models(report: Report) -> Table:
