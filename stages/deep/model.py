@@ -81,7 +81,8 @@ class _Columns(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         parts = [(compress(values[..., self.numbers]) - self.mean) / self.scale]
         for column, embedding in zip(self.coded, self.embeddings, strict=True):
-            parts.append(embedding(values[..., column].clamp(0, embedding.num_embeddings - 1).long()))
+            # bounded as an integer: what is no number becomes 0, so that no input can end the server
+            parts.append(embedding(values[..., column].long().clamp(0, embedding.num_embeddings - 1)))
         return torch.cat(parts, dim=-1)
 
 

@@ -16,6 +16,7 @@ from stages.settings import DeepSettings, LargeSettings
 pytestmark = pytest.mark.training
 ROWS = 800
 SMALL = DeepSettings(hidden=16, epochs=12, batch_rows=64)
+SMALL_ONCE = DeepSettings(hidden=16, epochs=1, batch_rows=64)
 LARGE = LargeSettings(hidden=16, frequencies=3, epochs=12, batch_rows=64, learning_rate=4e-3)
 
 
@@ -86,6 +87,19 @@ def test_steps_that_are_absent_or_too_old_change_nothing(inputs: DeepInputs, set
     other["card_sequence"][ROWS // 2 :, 0, 1:] = 9.0
     changed = score_torch(model, inputs) != score_torch(model, DeepInputs(other, inputs.features))
     assert changed[ROWS // 2 :].all()
+
+
+def test_an_input_that_is_no_number_ends_no_call(inputs: DeepInputs) -> None:
+    import onnxruntime
+
+    # Triton warms a model up with random bits
+    onnx = export_onnx(train_deep(examples_of(inputs), EVERYTHING, SMALL_ONCE, 1, ignore), inputs)
+    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    odd = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, -1.0, 4.0, 1e9], np.float32)
+    features = inputs.features[:8].copy()
+    features[:, 2] = odd
+    (logit,) = session.run(None, signature_of(inputs).tensors(DeepInputs(inputs.take(slice(8)).sequences, features)))
+    assert np.isfinite(logit[5:]).all()
 
 
 class Stop(Exception):
