@@ -59,7 +59,7 @@ def test_only_the_rule_that_needs_the_gain_model_loads_it(bundle: Bundle, rule: 
 
 
 @pytest.mark.parametrize(("old", "new"), [
-    ("length = 16", "length = 15"),
+    ("length = 64", "length = 63"),
     ('"amount", "hour", ', '"amount", '),
     ('key = "card"\nlength', 'key = "device_id"\nlength'),
 ])  # fmt: skip
