@@ -106,7 +106,8 @@ class Report(Figures, frozen=True, kw_only=True):
 
     - `note`: what makes the figures uncertain; empty if nothing does.
     - `features`: number of features.
-    - `rule_average_precision`: of the cascade by each escalation rule, on training rows from which it did not learn.
+    - `rule_average_precision`: of the cascade by each escalation rule, on training rows from which it did not learn;
+      empty where they had too few frauds.
     - `versions`: versions of the libraries.
     """
 

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from cascade.columns import Array, Bool, Float32, Float64
 from cascade.policy import RAW_MAX, Calibration, Combination, Escalation, uncertainty
-from stages.calibration import fit_calibration, fit_combination
+from stages.calibration import FRAUDS_MIN, fit_calibration, fit_combination
 from stages.escalation.gains import GainTable, gains
 
 # The first model learns against the screener's ranking, the second against the cascade's that results.
@@ -69,7 +69,8 @@ class Rule(msgspec.Struct, frozen=True):
 
     - `escalation`: its threshold is the one that the policy gets from the validation rows, here still RAW_MAX.
     - `gain_model`: of the rule `gain`. It is trained in any case, for the comparison in the report.
-    - `average_precision`: of the cascade by each rule, on rows from which the rules did not learn.
+    - `average_precision`: of the cascade by each rule, on rows from which the rules did not learn; empty where there
+      were too few frauds for a comparison.
     """
 
     escalation: Escalation
@@ -93,22 +94,29 @@ def top_share(score: Float64, weight: Float64, share: float) -> Bool:
 def learn_rule(rows: ScoredRows, budget: float, seed: int) -> Rule:
     """Learns both rules, and chooses the one whose cascade has the better average precision.
 
-    For the choice the rules are learned from the first half of the rows, and compared on the second.
+    For the choice the rules are learned from the first half of the rows, and compared on the second. With too few
+    frauds for that it is `uncertainty`, which learns a single number. Raises DataError if even all rows have too few.
     """
     half = len(rows.fraud) // 2
     first, second = rows.take(slice(0, half)), rows.take(slice(half, None))
-    screener, combined = _calibrated(first)
-    by_gain = _fit_gain_model(first, screener, combined, budget, seed).predict(second.features)
-    centre = _best_centre(first, screener, combined, budget)
-    compared = {
-        name: second.average_precision(_cascade(second, screener, combined, score, budget))
-        for name, score in (("gain", by_gain), ("uncertainty", uncertainty(second.screener_raw, centre)))
-    }
+    enough = min(int(part.fraud.sum()) for part in (first, second)) >= FRAUDS_MIN
+    compared = _compared(first, second, budget, seed) if enough else {}
     screener, combined = _calibrated(rows)
     model = _fit_gain_model(rows, screener, combined, budget, seed)
     centre = _best_centre(rows, screener, combined, budget)
-    name = "gain" if compared["gain"] >= compared["uncertainty"] else "uncertainty"
+    name = "gain" if compared and compared["gain"] >= compared["uncertainty"] else "uncertainty"
     return Rule(Escalation(budget, name, RAW_MAX, centre), model, compared)  # type: ignore[arg-type]
+
+
+def _compared(first: ScoredRows, second: ScoredRows, budget: float, seed: int) -> dict[str, float]:
+    """The cascade's average precision on the second rows by each rule, learned from the first."""
+    screener, combined = _calibrated(first)
+    by_gain = _fit_gain_model(first, screener, combined, budget, seed).predict(second.features)
+    by_uncertainty = uncertainty(second.screener_raw, _best_centre(first, screener, combined, budget))
+    return {
+        name: second.average_precision(_cascade(second, screener, combined, score, budget))
+        for name, score in (("gain", by_gain), ("uncertainty", by_uncertainty))
+    }
 
 
 def _calibrated(rows: ScoredRows) -> tuple[Calibration, Combination]:

@@ -139,12 +139,18 @@ def test_budgets_of_nothing_and_everything_can_be_learned(budget: float) -> None
     assert found["gain"] == pytest.approx(found["uncertainty"])
 
 
-def test_too_few_frauds_for_two_halves_are_refused() -> None:
+def test_too_few_frauds_for_two_halves_give_uncertainty_and_too_few_for_one_are_refused() -> None:
     rows = world(1, hidden_everywhere=False)
     frauds = np.flatnonzero(rows.fraud)
-    few = rows.take(np.sort(np.concatenate([np.flatnonzero(~rows.fraud)[:2_000], frauds[-30:]])))
-    with pytest.raises(DataError, match=r"has \d+ frauds in \d+ transactions"):
-        learn_rule(few, BUDGET, seed=1)
+
+    def with_frauds(count: int) -> ScoredRows:
+        return rows.take(np.sort(np.concatenate([np.flatnonzero(~rows.fraud)[:2_000], frauds[-count:]])))
+
+    rule = learn_rule(with_frauds(30), BUDGET, seed=1)
+    assert rule.escalation.rule == "uncertainty"
+    assert rule.average_precision == {}
+    with pytest.raises(DataError, match=r"has 19 frauds in \d+ transactions"):
+        learn_rule(with_frauds(19), BUDGET, seed=1)
 
 
 weights = st.integers(1, 4).map(float)
