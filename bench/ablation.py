@@ -27,6 +27,7 @@ from cascade.protocols import DeepInputs
 from cascade.schema import key_codes, parse_schema
 from cascade.setting_files import read_setting_file
 from stages.intervals import Figure, with_intervals
+from stages.report_table import with_reach
 from stages.resampling import Ranking, quantile_t
 from stages.screener.search import Search
 from stages.screener.train import out_of_fold_scores, train_screener
@@ -162,7 +163,7 @@ def _of_file(
     screener = train_screener(rows, chosen, seed, lambda _: None)
     validation, later = prepared.validation, prepared.validation_inputs(screener)
     learned = prepared.examples(rows.features, raw)
-    scores = {"screener": screener.predict(later.features[:, :-1], raw_score=True)}
+    scores = {"screener": later.features[:, -1].astype(np.float64)}
     for part in parts:
         examples = Examples(
             PARTS[part](learned), rows.fraud[prepared.drawn], prepared.weight, code_columns(prepared.engine)
@@ -213,13 +214,10 @@ def show_ablation(report: AblationReport, console: Console) -> None:
         title = f"{result.file}: {result.transactions:,} validation rows, {result.frauds:,} frauds"
         table = figure_table("without", "average precision", "beyond the screener", "lost", title=title)
         for part in result.parts:
-            table.add_row(part.part, *map(_text, (part.average_precision, part.beyond_screener, part.lost)))
-        own = result.screener_average_precision
-        print_table(console, table, f"screener, {result.screener}, the best of its search: {_text(own)}")
+            lost = "" if part.lost is None else with_reach(part.lost, 3)
+            table.add_row(part.part, with_reach(part.average_precision, 3), with_reach(part.beyond_screener, 3), lost)
+        own = with_reach(result.screener_average_precision, 3)
+        print_table(console, table, f"screener, {result.screener}, the best of its search: {own}")
     if report.beyond_screener is not None:
-        mean = f"{_text(report.beyond_screener)} beyond the screener, mean of {len(report.files)} files"
+        mean = f"{with_reach(report.beyond_screener, 3)} beyond the screener, mean of {len(report.files)} files"
         console.print(f"{report.size}: {mean}", highlight=False)
-
-
-def _text(figure: Figure | None) -> str:
-    return "" if figure is None else f"{figure.value:.3f} ± {figure.reach:.3f}"

@@ -33,12 +33,12 @@ from bench.smoke import run_smoke, show_smoke
 from bench.stages import run_stages, show_stages
 from bench.tables import publish
 from cascade.bundle import SHIPPED_BUNDLE
-from cascade.config import DeepSettings, EnergySettings, load_config
+from cascade.config import DeepSettings, EnergySettings, load_config, with_config_path
 from cascade.errors import CascadeError
 from cascade.ledger.deep_cost import Precision
 from cascade.plugins import CLIENTS, DEEP_STAGES
 from cascade.progress import Steps
-from stages.commands import SCHEMAS
+from stages.commands import SCHEMAS, training_installed
 from stages.deep.in_process import Device
 from stages.settings import Size, load_training_file
 from stages.training import TrainingSettings
@@ -357,6 +357,6 @@ def ablation(
     parts = [_choice("without", part, list(PARTS)) for part in without or PARTS]
     parts = ["nothing", *(part for part in parts if part != "nothing")]
     settings = TrainingSettings(seed=seed, file=load_training_file(training))
-    with Steps() as progress:
+    with Steps() as progress, with_config_path(training), training_installed():
         report = run_ablation(data, schema, features, settings, _choice("size", size, Size), parts, out, progress)
     publish(report, show_ablation, json)

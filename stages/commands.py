@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -60,19 +62,25 @@ def train(
         until_ms=None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1e3),
         file=TrainingFile() if training is None else load_training_file(training),
     )
-    with Steps() as progress, with_config_path(training):
-        try:
-            written = train_bundles(data, schema, features, out, settings, progress)
-        except ModuleNotFoundError as error:
-            raise CascadeError(
-                f"training needs {error.name}, which is not installed; run pip install 'cascade-fraud[train]'"
-            ) from error
+    with Steps() as progress, with_config_path(training), training_installed():
+        written = train_bundles(data, schema, features, out, settings, progress)
     if json:
         print(msgspec.json.encode({trained.size: trained.report for trained in written}).decode())
         return
     for trained in written:
         _print_result(trained.report, trained.manifest, trained.directory)
     show_sizes([trained.report for trained in written], Console())
+
+
+@contextmanager
+def training_installed() -> Iterator[None]:
+    """Raises a CascadeError with the remedy where a module of the extra `train` is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CascadeError(
+            f"training needs {error.name}, which is not installed; run pip install 'cascade-fraud[train]'"
+        ) from error
 
 
 @app.command()

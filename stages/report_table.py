@@ -57,8 +57,8 @@ def show_sizes(reports: Sequence[Report], console: Console) -> None:
     table.add_row("none", f"{reports[0].screener_only.average_precision.value:.3f}", *[""] * (2 + len(calls)))
     for report in reports:
         table.add_row(
-            report.deep.size, _with_reach(report.cascade.average_precision, 3),
-            _with_reach(report.deep_only.average_precision, 3), f"{report.curve.both:.3f}",
+            report.deep.size, with_reach(report.cascade.average_precision, 3),
+            with_reach(report.deep_only.average_precision, 3), f"{report.curve.both:.3f}",
             *(f"{report.deep.us_per_row[rows] / 1e3:.2f}" for rows in calls),
         )  # fmt: skip
     console.print()
@@ -73,8 +73,8 @@ def _models(report: Report) -> Table:
         ("cascade", report.cascade), ("screener only", report.screener_only), ("deep only", report.deep_only),
     ):  # fmt: skip
         table.add_row(
-            name, _with_reach(model.average_precision, 3), _with_reach(model.caught, 3),
-            f"{model.reviews_per_day.value:,.0f}", _with_reach(model.cost_per_thousand, 0),
+            name, with_reach(model.average_precision, 3), with_reach(model.caught, 3),
+            f"{model.reviews_per_day.value:,.0f}", with_reach(model.cost_per_thousand, 0),
         )  # fmt: skip
     table.caption = "±: 95 % by a bootstrap over days and cards, approximate"
     table.caption_justify = "left"
@@ -99,7 +99,8 @@ def _table(first: str, *columns: str) -> Table:
     return table
 
 
-def _with_reach(figure: Figure, digits: int) -> str:
+def with_reach(figure: Figure, digits: int) -> str:
+    """A figure, and how far its interval reaches."""
     return f"{figure.value:,.{digits}f} ± {figure.reach:,.{digits}f}"
 
 

@@ -43,7 +43,7 @@ from stages.screener.cost import CALLS, us_per_row
 from stages.screener.search import Search
 from stages.screener.train import ScreenerRows, out_of_fold_scores, train_screener
 from stages.settings import Size, TrainingFile
-from stages.split import Split, split
+from stages.split import Split, sample_genuine, split
 from stages.validation import ValidationRows
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _train(
             )
             examples = Examples(prepared.examples(rows.features, out_of_fold), fraud, prepared.weight, codes)
     screener = train_screener(rows, search.best.settings, seed, partial(progress, "screener"))
-    written = []
+    later, written = prepared.validation_inputs(screener), []
     for size in file.deep.sizes:
         model = train_deep(
             examples, prepared.learned, file.deep.of(size), seed, partial(progress, f"{size} model"), checkpoints
@@ -228,7 +228,7 @@ def _train(
         rule = learn_rule(scored, file.escalation.budget, seed)
         beside = "" if size == file.deep.sizes[-1] else f"-{size}"
         name, directory = settings.name + beside, out.with_name(out.name + beside)
-        content, report = _content(prepared, size, model, screener, rule, search, settings)
+        content, report = _content(prepared, later, size, model, screener, rule, search, settings)
         progress(f"{size}, report", 1.0)
         content = files | content
         add_page(content, report, name)
@@ -238,6 +238,7 @@ def _train(
 
 def _content(
     prepared: Prepared,
+    inputs: DeepInputs,
     size: Size,
     model: DeepModel,
     screener: lightgbm.Booster,
@@ -245,21 +246,20 @@ def _content(
     search: Search,
     settings: TrainingSettings,
 ) -> tuple[dict[str, bytes], Report]:
-    """The files of a bundle but schema, features and page, and its report."""
+    """The files of a bundle but schema, features and page, and its report. `inputs`: of the validation rows."""
     from stages.deep.train import export_onnx, max_difference, score_onnx, signature_of
 
-    inputs, validation = prepared.validation_inputs(screener), prepared.validation
     onnx, signature = export_onnx(model, inputs), signature_of(inputs)
     difference = max_difference(model, onnx, inputs)
     if difference > ONNX_DIFFERENCE_MAX:
         raise DataError(f"the exported model differs from PyTorch by {difference:.2g}; report this with your versions")
-    roles = prepared.schema.roles
+    validation, roles = prepared.validation, prepared.schema.roles
     judged = ValidationRows.of(
         validation.batch[roles.event_time],
         key_codes(validation.batch[roles.card]),
         validation.fraud == 1,
         validation.batch[roles.amount],
-        screener.predict(inputs.features[:, :-1], raw_score=True),
+        inputs.features[:, -1].astype(np.float64),
         score_onnx(onnx, inputs),
         rule.gain_model.predict(inputs.features),
     )
@@ -299,8 +299,6 @@ def prepare(
 
     Raises DataError if the data cannot be used.
     """
-    from stages.deep.train import sample_genuine
-
     data = read_labelled(data_path, schema)
     parts = split(data, schema, settings.file, settings.until_ms, str(data_path))
     fraud, file = data.fraud[parts.training], settings.file
@@ -309,25 +307,19 @@ def prepare(
     judged, judged_weight = sample_genuine(fraud[middle:], file.escalation.genuine_share, settings.seed + 1)
     judged += middle
     drawn = np.union1d(learned, judged)
+    learned_at, weights = np.searchsorted(drawn, learned), np.zeros(len(drawn), np.float32)
+    weights[learned_at] = weight
     with_sequences = parts.validation.copy()
     with_sequences[np.flatnonzero(parts.training)[drawn]] = True
     wanted = parts.training | parts.validation
     folded = fold_rows(engine, data, wanted, with_sequences, partial(progress, "features"), scratch)
     return Prepared(
         schema, engine, data, parts, folded, parts.training[folded.rows], drawn,
-        np.searchsorted(drawn, learned), _at(drawn, learned, weight),
-        np.searchsorted(drawn, judged), judged_weight.astype(np.float64),
+        learned_at, weights, np.searchsorted(drawn, judged), judged_weight.astype(np.float64),
         # the training rows are the earlier ones
         {name: sequence[: len(drawn)] for name, sequence in folded.sequences.items()},
         {name: sequence[len(drawn) :] for name, sequence in folded.sequences.items()},
     )  # fmt: skip
-
-
-def _at(drawn: Int64, learned: Int64, weight: Float32) -> Float32:
-    """The weights of the rows `learned` at their places in `drawn`, 0 for the others."""
-    found = np.zeros(len(drawn), np.float32)
-    found[np.searchsorted(drawn, learned)] = weight
-    return found
 
 
 def _taught(

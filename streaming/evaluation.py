@@ -254,7 +254,10 @@ def _joined(
 
 
 def _judge(score: Float64, data: LabelledData, bundle: Bundle, weight: Float64 | None = None) -> ModelEvaluation:
-    """weight: float64 [rows], how many transactions each row of a sample stands for; all frauds are in it."""
+    """Judges the decisions by these probabilities.
+
+    weight: float64 [rows], how many transactions each row of a sample stands for; all frauds are in it.
+    """
     roles, policy = bundle.schema.roles, bundle.policy
     fraud, weights = data.fraud == 1, np.ones(len(score)) if weight is None else weight
     actions = policy.actions(score)

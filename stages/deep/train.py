@@ -108,13 +108,6 @@ def code_columns(engine: FeatureEngine) -> Codes:
     return found
 
 
-def sample_genuine(fraud: Int64, share: float, seed: int) -> tuple[Array, Float32]:
-    """Draw all frauds and a random share of the genuine rows: their positions in order, int64, and their weights."""
-    drawn = np.random.default_rng(seed).random(len(fraud)) < share
-    chosen = np.flatnonzero((fraud == 1) | drawn)
-    return chosen, np.where(fraud[chosen] == 1, 1.0, 1.0 / share).astype(np.float32)
-
-
 def spread(rows: Int64, count: int) -> Int64:
     """About `count` of the positions `rows` int64 [rows], at equal distances."""
     return rows[:: max(1, len(rows) // count)]
