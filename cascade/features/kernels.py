@@ -51,7 +51,9 @@ from cascade.features.layout import (
     INPUT_PARTITIONS,
     INPUT_TIMES,
     LARGEST,
+    LAST,
     LATE,
+    LATER,
     LOW,
     MATCH_AGE_MS,
     MATCH_LAST,
@@ -104,6 +106,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Columns of `Program.remote`: the rows, then for each value field
 REMOTE_ROWS, REMOTE_FIELDS = range(2)
 REMOTE_SUM, REMOTE_DIFFERENCES, REMOTE_SQUARES, REMOTE_LARGEST, REMOTE_WIDTH = range(5)
+NO_PRECEDING_AGE_MS = -1
 # An age beyond every window, for a tag that no event has
 NO_MATCH_AGE_MS = 2**62
 
@@ -229,6 +232,65 @@ def _match_tags(
                     is_done = True
                     break
             block = state.events.blocks[block, OLDER]
+
+
+@kernel
+def _follow_order(
+    state: State,
+    program: Program,
+    slot: int,
+    time_ms: int,
+    floor_ms: int,
+    hidden: Bool,
+    any_hidden: bool,
+    own_partition_id: int,
+) -> None:
+    """Compare each event that is later than `floor_ms` with the next one up to each edge, from the row back.
+
+    Writes `Program.order`, `first_age_ms`, and the last event's values in `neighbours`: 0 where there is none.
+    """
+    values, so_far = len(program.ticks), len(program.edges)
+    neighbours, values_of_neighbours = program.neighbours, program.neighbours.view(np.float64)
+    for field in range(len(program.reach)):
+        neighbours[LATER, field], neighbours[LAST, field] = program.event[field], 0
+    program.order[so_far] = 0
+    program.first_age_ms[so_far] = NO_PRECEDING_AGE_MS
+    block, edge, is_first, is_done = state.slots[slot, EVENTS + NEWEST], 0, True, False
+    while block and not is_done:
+        for place in range(state.events.blocks[block, HIGH] - 1, state.events.blocks[block, LOW] - 1, -1):
+            event_ms = state.events.blocks[block, TIMES + place]
+            if event_ms > time_ms or (any_hidden and not is_seen(state, block, place, hidden, own_partition_id)):
+                continue
+            if event_ms <= floor_ms:
+                is_done = True
+                break
+            age_ms = time_ms - event_ms
+            while edge < program.reach_max and age_ms >= program.edges[edge, EDGE_AGE_MS]:
+                program.order[edge], program.first_age_ms[edge] = program.order[so_far], program.first_age_ms[so_far]
+                edge += 1
+            for field in range(len(program.reach)):
+                at = VALUES + BLOCK * field + place
+                stored = state.events.blocks[block, at]
+                if is_first:
+                    neighbours[LAST, field] = stored
+                if edge >= program.reach[field]:
+                    continue
+                if field < values:
+                    rises = values_of_neighbours[LATER, field] > state.events.values[block, at]
+                    program.order[so_far, field] += rises
+                else:
+                    program.order[so_far, field] += stored != neighbours[LATER, field]
+                    if stored == program.event[field]:
+                        program.first_age_ms[so_far, field - values] = age_ms
+                neighbours[LATER, field] = stored
+            is_first = False
+            if edge >= program.reach_max:
+                is_done = True
+                break
+        block = state.events.blocks[block, OLDER]
+    while edge < program.reach_max:
+        program.order[edge], program.first_age_ms[edge] = program.order[so_far], program.first_age_ms[so_far]
+        edge += 1
 
 
 @kernel
@@ -369,6 +431,21 @@ def _value_result(state: State, program: Program, function: int, at: int, edge: 
 
 
 @kernel(forceinline=True)
+def _order_result(program: Program, function: int, edge: int, column: int) -> float:
+    """Compute a function of the order of a window's values or tags."""
+    value, tag = program.columns[column, COLUMN_VALUE], program.columns[column, COLUMN_TAG]
+    if function == WindowCode.RATIO_TO_LAST:
+        last = program.neighbours.view(np.float64)[LAST, value]
+        return program.event.view(np.float64)[value] / last if last > 0.0 else 1.0
+    if function == WindowCode.RISES:
+        return np.float64(program.order[edge, value])
+    if function == WindowCode.CHANGES:
+        return np.float64(program.order[edge, len(program.ticks) + tag])
+    age_ms = program.first_age_ms[edge, tag]
+    return age_ms / 1000.0 if age_ms >= 0 else NO_PRECEDING_SECONDS
+
+
+@kernel(forceinline=True)
 def _write_columns(
     state: State,
     program: Program,
@@ -407,6 +484,8 @@ def _write_columns(
         elif function == WindowCode.SEEN:
             age_ms = program.matches[program.columns[column, COLUMN_TAG], MATCH_AGE_MS]
             result = np.float64(age_ms < program.edges[far, EDGE_AGE_MS])
+        elif function >= WindowCode.RATIO_TO_LAST and function < WindowCode.COUNT:
+            result = _order_result(program, function, far, column)
         else:
             fraud_rows = program.fraud_rows[far] - program.fraud_rows[near]
             if function == WindowCode.FRAUD_COUNT:
@@ -502,6 +581,8 @@ def _fold_row(
     if program.distinct.shape[1]:
         _count_tags(state, program, slot, time_ms, hidden, any_hidden, partition_id)
         _match_tags(state, program, slot, time_ms, floor_ms, hidden, any_hidden, partition_id)
+    if program.reach_max >= 0:
+        _follow_order(state, program, slot, time_ms, floor_ms, hidden, any_hidden, partition_id)
     oldest_seen_ms = time_ms
     if program.has_labels and state.slots[slot, FRAUDS + COUNT]:
         oldest_seen_ms = _oldest_seen_ms(state, slot, floor_ms, hidden, any_hidden, partition_id, time_ms)

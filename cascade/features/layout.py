@@ -78,6 +78,10 @@ STORED_SLOT, STORED_PLACE = range(2)
 MATCH_LAST, MATCH_AGE_MS = range(2)
 # Columns of `Program.tag_uses`: whether a column counts the different tags, and whether one looks for the row's tag
 USED_BY_DISTINCT, USED_BY_MATCHES = range(2)
+# Rows of `Program.neighbours`: the event that came after the one that is looked at, and the last event before the row
+LATER, LAST = range(2)
+# `Program.reach` of a field of which no column asks for the order of its values
+NO_REACH = -1
 # Places of `Waiting.places`: the number of the micro-batch's first row, then an entry for each row
 FIRST_GENERATION, WAITING_ROWS = range(2)
 # Rows of the input table before those of the fields
@@ -174,6 +178,11 @@ class Program(NamedTuple):
     `sums` int64 [1, values × totals width]. `fraud_rows` int64 [edges]. `distinct` int64 [edges, tags].
     `tag_uses` int64 [tags, 2], `matches` int64 [tags, 2]: for `seen` and `same_as_last`.
     `seen` int64 [tags, 2^k, 2]: a small hash set (tag, generation) for each tag field, for `distinct`.
+    `reach` int64 [values + tags]: up to how many edges columns ask for the order of a field's values; 0: only for the
+    last one, NO_REACH: for none. `reach_max`: the largest.
+    `order` int64 [edges + 1, values + tags]: in how many rows up to each edge the value rose, or the tag changed.
+    `first_age_ms` int64 [edges + 1, tags]: age of the first event up to each edge with the row's tag, −1: there is
+    none. The last row of both is for the events so far. `neighbours` int64 [2, values + tags]: see LATER and LAST.
     `remote` float64 [edges, 1 + 4 × values]: rows of remotes, then for each value field their sums, differences and
     squared differences to the row's value, and maxima.
     """
@@ -201,4 +210,9 @@ class Program(NamedTuple):
     tag_uses: Int64
     matches: Int64
     seen: Int64
+    reach: Int64
+    reach_max: int
+    order: Int64
+    first_age_ms: Int64
+    neighbours: Int64
     remote: Float64

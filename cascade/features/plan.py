@@ -19,8 +19,8 @@ BUCKETS_MAX = 1 << 24
 # Types of fields that are keys or tags.
 _KEY_TYPES = ("int64", "string", "category")
 # Functions of `[[window]]` that have no window, and those that read `distinct_field`
-_WITHOUT_WINDOW = frozenset(("seconds_since_last", "same_as_last"))
-_OF_TAGS = frozenset(("distinct", "seen", "same_as_last"))
+_WITHOUT_WINDOW = frozenset(("ratio_to_last", "same_as_last", "seconds_since_last"))
+_OF_TAGS = frozenset(("changes", "distinct", "seen", "same_as_last", "seconds_since_first"))
 
 
 @dataclass(frozen=True, slots=True)

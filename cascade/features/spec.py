@@ -44,7 +44,20 @@ from cascade.setting_files import read_setting_file
 
 TransactionFunction = Literal["value", "hour", "weekday", "night", "weekend", "one_hot", "category", "bucket"]
 WindowFunction = Literal[
-    "count", "sum", "mean", "max", "std", "ratio_to_mean", "distinct", "seen", "same_as_last", "seconds_since_last"
+    "count",
+    "sum",
+    "mean",
+    "max",
+    "std",
+    "ratio_to_mean",
+    "ratio_to_last",
+    "rises",
+    "changes",
+    "distinct",
+    "seen",
+    "same_as_last",
+    "seconds_since_first",
+    "seconds_since_last",
 ]
 LabelFunction = Literal["count", "fraud_count", "fraud_rate"]
 SPEC_VERSION = 2
@@ -80,10 +93,12 @@ class TransactionFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 class WindowFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Aggregates of `field` over sliding windows (t − window, t] of a key, the current transaction included.
 
-    `ratio_to_mean` divides the current value by the mean of the earlier ones in the window (1 where there are none).
-    `distinct` counts the values of `distinct_field`; `seen` is whether an earlier row in the window has the row's own,
-    `same_as_last` whether the row before has it. `same_as_last` and `seconds_since_last` have no window; they are −1
-    for a first row.
+    `ratio_to_mean` divides the current value by the mean of the earlier ones in the window (1 where there are none),
+    `ratio_to_last` by that of the row before. `rises` counts the rows whose value exceeds that of the row before,
+    `changes` those that have another value of `distinct_field` than the row before. `distinct` counts the values of
+    `distinct_field`; `seen` is whether an earlier row in the window has the row's own, `seconds_since_first` how long
+    ago the first such row was, `same_as_last` whether the row before has it. `ratio_to_last`, `same_as_last` and
+    `seconds_since_last` have no window; `seconds_since_first` and the last two are −1 where there is no such row.
     """
 
     key: str

@@ -16,6 +16,7 @@ from cascade.features.layout import (
     COUNTERS,
     EDGE_VALUES,
     LARGEST,
+    NO_REACH,
     REMOTE_VALUES,
     SLOT_WIDTH,
     SQUARES_LOW,
@@ -97,6 +98,7 @@ def make_program(plan: Plan, schema: Schema, key: str, values: list[str], tags: 
             tags.index(column.tag) if column.tag else -1,
         ]
 
+    reach = [_reach(columns, field, edges) for field in (*values, *tags)]
     bits = min(TICK_BITS_MAX, SUM_BITS - limits.events_per_key_max.bit_length())
     return Program(
         edges=np.column_stack([edges, places, [_totals_width(columns, edge) for edge in edges]]).astype(np.int64),
@@ -122,6 +124,11 @@ def make_program(plan: Plan, schema: Schema, key: str, values: list[str], tags: 
         tag_uses=np.array([_tag_uses(columns, tag) for tag in tags], np.int64).reshape(-1, 2),
         matches=np.zeros((len(tags), 2), np.int64),
         seen=np.zeros((len(tags), 1 << (2 * limits.events_per_key_max + 1).bit_length(), 2), np.int64),
+        reach=np.array(reach, np.int64),
+        reach_max=max(reach, default=NO_REACH),
+        order=np.zeros((len(edges) + 1, len(reach)), np.int64),
+        first_age_ms=np.zeros((len(edges) + 1, len(tags)), np.int64),
+        neighbours=np.zeros((2, len(reach)), np.int64),
         remote=np.zeros((len(edges), 1 + 4 * len(values))),
     )
 
@@ -130,6 +137,13 @@ def _tag_uses(columns: tuple[KeyColumn, ...], tag: str) -> tuple[bool, bool]:
     """Whether a column counts the different tags, and whether one looks for the row's tag (`Program.tag_uses`)."""
     functions = {column.function for column in columns if column.tag == tag}
     return "distinct" in functions, not functions.isdisjoint({"seen", "same_as_last"})
+
+
+def _reach(columns: tuple[KeyColumn, ...], field: str, edges: list[int]) -> int:
+    """Up to how many edges columns ask for the order of a field's values (`Program.reach`)."""
+    fields = {"ratio_to_last": "value", "rises": "value", "changes": "tag", "seconds_since_first": "tag"}
+    asking = [column for column in columns if getattr(column, fields.get(column.function, ""), "") == field]
+    return max((edges.index(column.far_ms) + 1 if column.far_ms else 0 for column in asking), default=NO_REACH)
 
 
 def make_waiting(plan: Plan, key: str, hidden: Bool, rows: int) -> Waiting:

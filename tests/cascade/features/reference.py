@@ -22,6 +22,7 @@ can require it. Sums with summaries, which are float64, are exact where amounts 
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import insort_right
 from collections import OrderedDict
@@ -285,8 +286,12 @@ class Reference:
             if function == "same_as_last":
                 part.columns.append((f"{group.key}_same_as_last_{group.distinct_field}", _same_as_last(tag)))
                 continue
+            if function == "ratio_to_last":
+                part.columns.append((f"{group.key}_{group.field}_ratio_to_last", _ratio_to_last(amount)))
+                continue
             for text in group.windows:
-                of_tags = {name: f"{name}_{group.distinct_field}" for name in ("distinct", "seen")}
+                named = ("distinct", "seen", "changes", "seconds_since_first")
+                of_tags = {name: f"{name}_{group.distinct_field}" for name in named}
                 middle = {"count": "count", **of_tags}.get(function, f"{group.field}_{function}")
                 compute = _windowed(function, parse_ms(text), amount, tag, self.ticks_per_unit(amount))
                 part.columns.append((f"{group.key}_{middle}_{text}", compute))
@@ -394,6 +399,14 @@ def _same_as_last(tag: str) -> Compute:
     return compute
 
 
+def _ratio_to_last(amount: str) -> Compute:
+    def compute(view: View) -> float:
+        rows = [row for _, row in view.recent if FROM_SUMMARY not in row]
+        return float(view.row[amount]) / float(rows[-1][amount]) if rows and rows[-1][amount] > 0 else 1.0
+
+    return compute
+
+
 def _hash(value: int | str) -> int:
     """Splitmix64's finaliser, of FNV-1a for a text."""
     code = value if isinstance(value, int) else 0xCBF29CE484222325
@@ -415,9 +428,17 @@ def _windowed(function: str, window_ms: int, amount: str, tag: str, ticks_per_un
             return max(float(row[amount]) for row in rows)
         if function == "distinct":
             return len({row[tag] for row in rows if FROM_SUMMARY not in row})
+        since_ms = view.time_ms - window_ms
+        earlier = [event for event in view.recent if event[0] > since_ms and FROM_SUMMARY not in event[1]]
+        own = [*(row for _, row in earlier), view.row]
         if function == "seen":
-            earlier = [row for time_ms, row in view.recent if time_ms > view.time_ms - window_ms]
-            return any(row[tag] == view.row[tag] for row in earlier if FROM_SUMMARY not in row)
+            return any(row[tag] == view.row[tag] for row in own[:-1])
+        if function == "seconds_since_first":
+            return next(((view.time_ms - ms) / 1000 for ms, row in earlier if row[tag] == view.row[tag]), -1.0)
+        if function in ("rises", "changes"):
+            pairs = list(itertools.pairwise(own))
+            rises = sum(row[amount] > before[amount] for before, row in pairs)
+            return rises if function == "rises" else sum(row[tag] != before[tag] for before, row in pairs)
         ticks = [round(float(row[amount]) * ticks_per_unit) for row in rows]
         unit = Fraction(ticks_per_unit)
         if function == "sum":
