@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cascade.columns import Array, Float32, Float64
+from cascade.columns import Array, Float32, Float64, Int64
 from stages.screener.forest import read_forest
 from stages.screener.kernels import ALIGNMENT_BYTES, GROUP, LANES, quickscore, walk
 from stages.screener.layouts import MASK_DTYPES, mask_dtype, mask_tables, walk_tables
@@ -31,11 +31,19 @@ class CompiledScreener:
         forest = read_forest(model_text)
         columns = forest.columns
         self.width = forest.width
-        self._columns = (columns.table, columns.sets)
-        compared = _aligned((max(len(columns), 1), LANES), np.dtype(np.float32))
         nodes = walk_tables(forest, GROUP)
-        compared_row: Float32 = np.zeros((len(compared), 1), np.float32)
-        self._walked = (nodes.column, nodes.threshold, nodes.child, nodes.value, nodes.root, nodes.depth, compared_row)
+        compared_row: Float32 = np.zeros((max(len(columns), 1), 1), np.float32)
+        self._walked = (
+            columns.table,
+            columns.sets,
+            nodes.column,
+            nodes.threshold,
+            nodes.child,
+            nodes.value,
+            nodes.root,
+            nodes.depth,
+            compared_row,
+        )
         self._masked: tuple[Array, ...] | None = None
         if 1 < forest.leaves_max <= LEAVES_MAX_MASKED:
             dtype = mask_dtype(forest)
@@ -43,7 +51,9 @@ class CompiledScreener:
             masks = mask_tables(forest, trees_per_block)
             leaves, sums = _aligned((trees_per_block, LANES), dtype), _aligned((LANES,), np.dtype(np.float64))
             tables = (getattr(masks, field.name) for field in fields(masks))
-            self._masked = (*tables, compared, leaves, sums)
+            compared = _aligned((max(len(masks.columns), 1), LANES), np.dtype(np.float32))
+            categories: Int64 = np.zeros((len(masks.category_feature), LANES), np.int64)
+            self._masked = (columns.sets, *tables, compared, leaves, sums, categories)
         self.method = "walk" if self._masked is None else "quickscorer"
 
     def warm_up(self) -> None:
@@ -55,11 +65,11 @@ class CompiledScreener:
         """Compiles the kernel for the masks of all models, with few and with many leaves, for an installation."""
         if self._masked is None:
             return
-        *tables, left_leaves, value, compared, leaves, sums = self._masked
+        *tables, left_leaves, reachable, value, compared, leaves, sums, categories = self._masked
         none: Float32 = np.zeros((0, self.width), np.float32)
         for dtype in MASK_DTYPES:
-            masks = (*tables, left_leaves.astype(dtype), value, compared, leaves.astype(dtype), sums)
-            quickscore(none, *self._columns, *masks, np.empty(0))
+            of_masks = (left_leaves.astype(dtype), reachable.astype(dtype), value, compared, leaves.astype(dtype))
+            quickscore(none, *tables, *of_masks, sums, categories, np.empty(0))
 
     def score(self, features: Float32) -> Float64:
         """Log-odds float64 [rows] of features float32 [rows, width]."""
@@ -68,13 +78,13 @@ class CompiledScreener:
         rows = len(features)
         scores: Float64 = np.empty(rows)
         if self._masked is None or rows <= ROWS_WALKED_MAX:
-            walk(features, *self._columns, *self._walked, scores)
+            walk(features, *self._walked, scores)
             return scores
         rest = rows % LANES
         masked_rows = rows if rest > ROWS_WALKED_MAX else rows - rest
-        quickscore(features[:masked_rows], *self._columns, *self._masked, scores[:masked_rows])
+        quickscore(features[:masked_rows], *self._masked, scores[:masked_rows])
         if masked_rows < rows:
-            walk(features[masked_rows:], *self._columns, *self._walked, scores[masked_rows:])
+            walk(features[masked_rows:], *self._walked, scores[masked_rows:])
         return scores
 
 

@@ -6,6 +6,9 @@ column are in order of their thresholds, so a column is done at the first thresh
 (compare, and, store) handles `LANES` rows at once, in vectors of that many lanes. They are wider than any register:
 LLVM splits them into what the processor has (AVX-512, AVX2, SSE, NEON or scalar code).
 
+Splits by category have no order. What all of a tree's splits by a feature leave of a mask depends on the category
+alone, so it is a table, and a row takes a look-up for each such feature and tree, however many splits there are.
+
 Walking serves for few rows, and for trees with more leaves than a mask has bits. `GROUP` trees take each step together,
 so that the processor waits for all their loads at once.
 
@@ -154,6 +157,21 @@ def _as_compared(value: float, kind: int, start: int, words: int, sets: Array) -
 
 
 @kernel
+def _find_categories(
+    rows: Float32, first: int, count: int, category_feature: Int64, category_first: Int64, categories: Int64
+) -> None:
+    """Write which mask of `reachable` each lane has, for each of the features; `count` rows from `first` on."""
+    for feature in range(len(category_feature)):
+        start, other = category_first[feature], category_first[feature + 1] - 1
+        for row in range(count):
+            value = rows[first + row, category_feature[feature]]
+            is_known = value > -1.0 and value < other - start
+            categories[feature, row] = start + np.int64(value) if is_known else other
+        for row in range(count, categories.shape[1]):
+            categories[feature, row] = other
+
+
+@kernel
 def _is_member(value: float, start: int, words: int, sets: Array) -> bool:
     """Whether the category, which is the integer part of a value, is in a set."""
     if not (value > -1.0 and value < 32 * words):
@@ -165,8 +183,10 @@ def _is_member(value: float, start: int, words: int, sets: Array) -> bool:
 @kernel
 def quickscore(
     rows: Float32,
-    columns: Int32,
     sets: Array,
+    columns: Int32,
+    category_feature: Int64,
+    category_first: Int64,
     block_segment: Int64,
     block_tree: Int64,
     segment_column: Int64,
@@ -174,18 +194,20 @@ def quickscore(
     threshold: Float32,
     tree: Int64,
     left_leaves: Array,
+    reachable: Array,
     value: Float64,
     compared: Float32,
     leaves: Array,
     sums: Float64,
+    categories: Int64,
     scores: Float64,
 ) -> None:
     """Write the scores of rows float32 [rows, width] to `scores` float64 [rows].
 
-    - `columns`, `sets`: see `Columns.table`.
-    - `block_segment` to `value`: see MaskTables.
-    - `compared` float32 [columns, LANES], `leaves` (masks) [trees of a block, LANES], `sums` float64 [LANES]: scratch
-      memory, aligned to ALIGNMENT_BYTES.
+    - `sets`: see Columns.
+    - `columns` to `value`: see MaskTables.
+    - `compared` float32 [columns, LANES], `leaves` (masks) [trees of a block, LANES], `sums` float64 [LANES],
+      `categories` int64 [features by category, LANES]: scratch memory, the first three aligned to ALIGNMENT_BYTES.
     """
     compared_at, value_at, leaves_at, sums_at = _address(compared), _address(value), _address(leaves), _address(sums)
     every_leaf = ~leaves.dtype.type(0)
@@ -193,10 +215,15 @@ def quickscore(
     for first in range(0, rows.shape[0], LANES):
         count = min(LANES, rows.shape[0] - first)
         _fill(rows, first, count, columns, sets, compared)
+        _find_categories(rows, first, count, category_feature, category_first, categories)
         sums[:] = 0.0
         for block in range(len(block_tree) - 1):
             first_tree, trees = block_tree[block], block_tree[block + 1] - block_tree[block]
             leaves[:trees] = every_leaf
+            for feature in range(len(category_feature)):
+                for position in range(trees):
+                    for lane in range(LANES):
+                        leaves[position, lane] &= reachable[first_tree + position, categories[feature, lane]]
             for segment in range(block_segment[block], block_segment[block + 1]):
                 column = segment_column[segment]
                 for split in range(segment_split[segment], segment_split[segment + 1]):

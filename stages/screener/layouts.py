@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from cascade.columns import Array, Float32, Float64, Int32, Int64
-from stages.screener.forest import Forest, Tree
+from stages.screener.forest import ColumnKind, Forest, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,14 @@ class MaskTables:
     """The splits of all trees in order of threshold, for QuickScorer.
 
     The bits of a mask are the leaves of a tree from left to right. The trees are divided into blocks. The splits of a
-    block are divided into segments, of which each compares another column. The fields are in the order of the kernel's
-    parameters.
+    block are divided into segments, of which each compares another column. The splits by category have no place in this
+    order: a category has a mask for each tree, of the leaves that its rows can reach. The fields are in the order of
+    the kernel's parameters.
 
+    - `columns` int32 [columns, 4]: those of `Columns.table` that are no CATEGORY; the segments count them.
+    - `category_feature` int64 [n]: the features that splits by category read.
+    - `category_first` int64 [n + 1]: the first mask of each of these features. A feature's masks are those of its
+      categories 0, 1, …, and last that of a value in no set.
     - `block_segment`, `block_tree` int64 [blocks + 1]: first segment and first tree of each block.
     - `segment_column` int64 [segments]: the column that a segment compares.
     - `segment_split` int64 [segments + 1]: first split of each segment.
@@ -85,9 +90,13 @@ class MaskTables:
     - `tree` int64 [splits]: tree of a split, counted from the first of the block.
     - `left_leaves` uint32 or uint64 [splits]: mask of the leaves below a split's left child, which a row cannot reach
       if it exceeds the threshold.
+    - `reachable` uint32 or uint64 [trees, masks of all features]: the leaves that a category's rows can reach.
     - `value` float64 [trees, leaves of the largest tree]: values of the leaves from left to right.
     """
 
+    columns: Int32
+    category_feature: Int64
+    category_first: Int64
     block_segment: Int64
     block_tree: Int64
     segment_column: Int64
@@ -95,6 +104,7 @@ class MaskTables:
     threshold: Float32
     tree: Int64
     left_leaves: Array
+    reachable: Array
     value: Float64
 
 
@@ -110,6 +120,9 @@ def mask_tables(forest: Forest, trees_per_block: int) -> MaskTables:
     """Tables for QuickScorer; no tree may have more than 64 leaves."""
     dtype = mask_dtype(forest)
     masks, leaf_orders = zip(*(_masks(tree, dtype) for tree in forest.trees), strict=True)
+    by_category = forest.columns.table[:, 1] == ColumnKind.CATEGORY
+    compared_at = np.cumsum(~by_category) - 1
+    category_feature, category_first, reachable = _reachable(forest, masks, dtype)
     block_segment, block_tree, segment_column, segment_split = [0], [0], [], [0]
     thresholds, trees, left_leaves = [], [], []
     for first in range(0, len(forest.trees), trees_per_block):
@@ -119,8 +132,9 @@ def mask_tables(forest: Forest, trees_per_block: int) -> MaskTables:
         threshold = _joined([tree.threshold for tree in members], np.float32)
         owner = np.repeat(np.arange(len(members)), [len(tree.column) for tree in members])
         order = np.lexsort((owner, threshold, column))
-        present, counts = np.unique(column, return_counts=True)
-        segment_column.extend(present.tolist())
+        order = order[~by_category[column[order]]]
+        present, counts = np.unique(column[order], return_counts=True)
+        segment_column.extend(compared_at[present].tolist())
         segment_split.extend((segment_split[-1] + np.cumsum(counts)).tolist())
         block_segment.append(len(segment_column))
         block_tree.append(first + len(members))
@@ -131,6 +145,9 @@ def mask_tables(forest: Forest, trees_per_block: int) -> MaskTables:
     for row, (tree, leaf_order) in enumerate(zip(forest.trees, leaf_orders, strict=True)):
         value[row, : len(leaf_order)] = tree.value[leaf_order]
     return MaskTables(
+        columns=np.ascontiguousarray(forest.columns.table[~by_category]),
+        category_feature=category_feature,
+        category_first=category_first,
         block_segment=np.array(block_segment),
         block_tree=np.array(block_tree),
         segment_column=np.array(segment_column, np.int64),
@@ -138,8 +155,28 @@ def mask_tables(forest: Forest, trees_per_block: int) -> MaskTables:
         threshold=_joined(thresholds, np.float32),
         tree=_joined(trees, np.int64),
         left_leaves=_joined(left_leaves, dtype),
+        reachable=reachable,
         value=value,
     )
+
+
+def _reachable(forest: Forest, masks: Sequence[Array], dtype: np.dtype[Any]) -> tuple[Int64, Int64, Array]:
+    """`MaskTables.category_feature`, `category_first` and `reachable`. `masks`: of the leaves left of each split."""
+    table = forest.columns.table
+    by_category = np.flatnonzero(table[:, 1] == ColumnKind.CATEGORY)
+    features = np.unique(table[by_category, 0])
+    categories = [32 * int(table[by_category[table[by_category, 0] == one], 3].max()) for one in features]
+    first: Int64 = np.cumsum([0, *(count + 1 for count in categories)], dtype=np.int64)
+    reachable: Array = np.full((len(forest.trees), first[-1]), ~dtype.type(0), dtype)
+    for number, tree in enumerate(forest.trees):
+        for split in np.flatnonzero(np.isin(tree.column, by_category)):
+            feature, _, start, words = table[tree.column[split]]
+            at = int(np.searchsorted(features, feature))
+            members = np.unpackbits(forest.columns.sets[start : start + words].view(np.uint8), bitorder="little")
+            goes_right: Array = np.ones(first[at + 1] - first[at], np.bool_)
+            goes_right[: len(members)] = members == 0
+            reachable[number, first[at] : first[at + 1]][goes_right] &= ~masks[number][split]
+    return features.astype(np.int64), first, reachable
 
 
 def _masks(tree: Tree, dtype: np.dtype[Any]) -> tuple[Array, Int64]:
