@@ -221,7 +221,8 @@ class DeadlineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[deadline]`: the time within which an escalated transaction is decided, in ms.
 
     - `start`: when the time begins: `append`, at the timestamp of the record; `fetch`, when the worker fetches the
-      record (for a backlog, whose timestamps are long past).
+      record (for a backlog, whose timestamps are long past). Then no more records are fetched while the deep model
+      would need half of the time for those that wait, so that it keeps up with the backlog.
     """
 
     budget_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 50

@@ -43,16 +43,24 @@ class DeepCall:
     """A call to the deep model.
 
     `open` (bool, [rows]) marks the rows that have no decision yet. `screener_raw` (float64, [rows]): log-odds.
+    `ahead`: how many rows had no decision when it was sent, its own included.
     """
 
     def __init__(
-        self, table: Table, screener_raw: Float64, deadline_ms: Float64, future: Future[Float64], sent_s: float
+        self,
+        table: Table,
+        screener_raw: Float64,
+        deadline_ms: Float64,
+        future: Future[Float64],
+        sent_s: float,
+        ahead: int,
     ) -> None:
         self.table = table
         self.screener_raw = screener_raw
         self.deadline_ms = deadline_ms
         self.future = future
         self.sent_s = sent_s
+        self.ahead = ahead
         self.open: Bool = np.ones(len(table), bool)
         self.next_deadline_ms = float(deadline_ms.min())
 
@@ -120,6 +128,7 @@ class Escalations:
         self._probe_due_s = self._replicas_due_s = self._look_due_s = clock.monotonic()
         self._replicas_text, self._replicas_counted = "", (0, 0)
         self._answer_came = False
+        self._s_per_row = 0.0
 
     @property
     def open(self) -> int:
@@ -130,6 +139,16 @@ class Escalations:
     def deadline_ms(self) -> float:
         """The earliest deadline of the rows that wait, ms since the epoch; infinite if none waits."""
         return min(call.next_deadline_ms for call in self._calls) if self._calls else math.inf
+
+    @property
+    def wait_s(self) -> float:
+        """How long a row that were sent now would wait: for all that wait, at the pace of the last answer.
+
+        At least as long as the oldest call has waited. 0 if no row waits.
+        """
+        if not self._calls:
+            return 0.0
+        return max(self.open * self._s_per_row, self._clock.monotonic() - self._calls[0].sent_s)
 
     @property
     def budget_factor(self) -> float:
@@ -156,7 +175,8 @@ class Escalations:
             elif self._breaker.allows():
                 future = self._deep.submit(inputs, timeout_s)
                 screener_raw = inputs.features[:, -1].astype(np.float64)
-                self._calls.append(DeepCall(table, screener_raw, deadline_ms, future, self._clock.monotonic()))
+                sent_s, ahead = self._clock.monotonic(), self.open + len(table)
+                self._calls.append(DeepCall(table, screener_raw, deadline_ms, future, sent_s, ahead))
                 future.add_done_callback(self._note_answer)
                 self._count_cards(table, 1)
             else:
@@ -274,6 +294,7 @@ class Escalations:
                 self._health.waiting("deep model", str(error))
             return [by_screener(table, cause, waited_s * 1e3)] if len(table) else []
         self._model_answers()
+        self._s_per_row = waited_s / call.ahead
         self._ledger.count_late(int(late > 0))
         self._ledger.add_deep_call(len(call.table), waited_s)
         self._ledger.record_stage("deep", waited_s, 0.0, len(table))

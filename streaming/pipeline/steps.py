@@ -65,6 +65,11 @@ class Pipeline:
         """The earliest deadline of the rows that wait, seconds since the epoch; infinite if none waits."""
         return self._escalations.deadline_ms / 1e3
 
+    @property
+    def wait_s(self) -> float:
+        """How long a row that were sent to the deep model now would wait for its answer."""
+        return self._escalations.wait_s
+
     def waiting_of(self, partitions: Collection[Partition]) -> int:
         """The number of rows of these partitions that wait for a decision."""
         return self._escalations.waiting_of(partitions) + self._repeats.waiting_of(partitions)

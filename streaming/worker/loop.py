@@ -66,6 +66,9 @@ PAUSE_S = 0.02
 # With exactly-once delivery the commit metadata (4 kB) must list every decision ahead of the committed prefix, or a
 # crash would decide it again. Each undecided record takes at most three bytes of it.
 EXACTLY_ONCE_IN_FLIGHT_MAX = 1_000
+# A backlog is not hurried: where deadlines count from the fetch, no more records are taken while the deep model would
+# need this part of the time for a decision.
+WAIT_PART = 0.5
 # A cooperative rebalance takes two rounds, and only the second assigns what other workers revoke in the first. They
 # notice the rebalance with a heartbeat (2 s) and revoke within `revoke_timeout_ms`; a worker that still has no
 # partition after both is a spare.
@@ -131,6 +134,7 @@ class Worker:
         self._snapshot_due_s = clock.monotonic() + config.state.interval_s
         self._in_flight_max, self._rows_max = config.worker.in_flight_max, config.worker.batch_rows_max
         self._poll_s_max = config.worker.poll_timeout_ms / 1e3
+        self._wait_s_max = WAIT_PART * config.deadline.budget_ms / 1e3 if config.deadline.start == "fetch" else math.inf
         self._labels_on_arrival = config.labels.alignment == "arrival"
         self._outbox = self._make_outbox()
         self._first_decisions = FirstDecisions(config.duplicates)
@@ -279,11 +283,12 @@ class Worker:
             self._take_snapshot(snapshots)
 
     def _make_room(self, in_flight: int) -> None:
-        """Pauses the live partitions at `in_flight_max`, and resumes them at half of it."""
-        if not self._paused and in_flight >= self._in_flight_max:
+        """Pauses the live partitions at `in_flight_max` or `_wait_s_max`, and resumes them at half of it."""
+        filled = max(in_flight / self._in_flight_max, self._pipeline.wait_s / self._wait_s_max)
+        if not self._paused and filled >= 1.0:
             self._consumer.pause(owned.partition for owned in self._recovery.live)
             self._paused = True
-        elif self._paused and in_flight <= self._in_flight_max // 2:
+        elif self._paused and filled <= 0.5:
             self._consumer.resume(owned.partition for owned in self._recovery.live)
             self._paused = False
 

@@ -114,11 +114,26 @@ def test_a_row_whose_deadline_has_passed_is_not_sent(rig: Rig) -> None:
     assert rig.stage.calls == []
 
 
+def test_the_wait_follows_from_the_pace_of_the_last_answer_and_from_the_oldest_call(rig: Rig) -> None:
+    assert rig.escalations.wait_s == 0.0
+    rig.send(0.0, 0.0)
+    rig.decided_at(10.0)
+    assert rig.escalations.wait_s == pytest.approx(0.010), "no answer yet: at least as long as the oldest has waited"
+    rig.send(10.0, 10.0, 10.0)
+    rig.stage.calls[0].set_result(np.zeros(2))
+    rig.decided_at(12.0)
+    assert rig.escalations.wait_s == pytest.approx(3 * 0.012 / 2), "6 ms for each of the three that wait"
+    rig.stage.calls[1].set_result(np.zeros(3))
+    rig.decided_at(40.0)
+    rig.send(40.0)
+    assert rig.escalations.wait_s == pytest.approx(0.030 / 5), "the call was the last of five rows that waited"
+
+
 def call(deadlines_ms: list[float]) -> DeepCall:
     """A call for rows of the partitions 0 and 1 in turn."""
     count = len(deadlines_ms)
     table = Table.of("t", ColumnBatch({}, count), ("v1",), partition_id=np.arange(count) % 2)
-    return DeepCall(table, np.zeros(len(table)), np.array(deadlines_ms), Future(), sent_s=0.0)
+    return DeepCall(table, np.zeros(len(table)), np.array(deadlines_ms), Future(), sent_s=0.0, ahead=count)
 
 
 def test_each_row_expires_once_and_at_its_own_deadline() -> None:
