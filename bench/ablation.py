@@ -32,7 +32,7 @@ from stages.resampling import Ranking, quantile_t
 from stages.screener.search import Search
 from stages.screener.train import out_of_fold_scores, train_screener
 from stages.settings import Size
-from stages.training import SCREENER_FOLDS, Prepared, TrainingSettings, prepare
+from stages.training import SCREENER_FOLDS, Prepared, TrainingSettings, draw, prepare
 
 # Columns of a step: whether it is there, and its age.
 _PRESENT, _AGE = 0, 1
@@ -128,8 +128,8 @@ def run_ablation(
         engine = FeatureEngine(spec, schema, str(features_path))
         with tempfile.TemporaryDirectory(dir=out) as scratch:
             steps = partial(_named, progress, path.stem)
-            prepared = prepare(path, schema, engine, settings, Path(scratch), steps)
-            results.append(_of_file(prepared, path, settings, size, parts, out, steps))
+            prepared = prepare(path, schema, engine, settings, steps)
+            results.append(_of_file(prepared, path, settings, size, parts, Path(scratch), out, steps))
     beyond = [result.parts[0].beyond_screener.value for result in results]
     return AblationReport(
         size=size,
@@ -150,6 +150,7 @@ def _of_file(
     settings: TrainingSettings,
     size: Size,
     parts: Sequence[str],
+    scratch: Path,
     out: Path,
     progress: StepProgress,
 ) -> FileResult:
@@ -161,15 +162,14 @@ def _of_file(
     chosen = search.best.settings
     raw = out_of_fold_scores(rows, chosen, seed, SCREENER_FOLDS, partial(progress, "out of fold"))
     screener = train_screener(rows, chosen, seed, lambda _: None)
-    validation, later = prepared.validation, prepared.validation_inputs(screener)
-    learned = prepared.examples(rows.features, raw)
+    drawn = draw(prepared, raw, settings, scratch, progress)
+    validation, later = prepared.validation, drawn.validation_inputs(prepared, screener)
+    learned = drawn.examples(rows.features, raw)
     scores = {"screener": later.features[:, -1].astype(np.float64)}
     for part in parts:
-        examples = Examples(
-            PARTS[part](learned), rows.fraud[prepared.drawn], prepared.weight, code_columns(prepared.engine)
-        )
+        examples = Examples(PARTS[part](learned), rows.fraud[drawn.rows], drawn.weight, code_columns(prepared.engine))
         report = partial(progress, f"without {part}")
-        model = train_deep(examples, prepared.learned, settings.file.deep.of(size), seed, report, out / "checkpoints")
+        model = train_deep(examples, drawn.learned, settings.file.deep.of(size), seed, report, out / "checkpoints")
         inputs = PARTS[part](later)
         scores[part] = score_onnx(export_onnx(model, inputs), inputs)
     fraud = validation.fraud == 1

@@ -16,6 +16,7 @@ from cascade.frames import LabelledData
 from cascade.policy import Policy
 from cascade.progress import Progress
 from cascade.protocols import DeepStage
+from stages.sampling import chances
 
 CHUNK_ROWS = 4_096
 
@@ -101,16 +102,11 @@ def _zeros(shape: tuple[int, ...], path: Path | None) -> Float32:
     return np.zeros(shape, np.float32) if path is None else np.lib.format.open_memmap(path, "w+", np.float32, shape)
 
 
-# A row that the screener gives this probability of fraud or more is always in a sample.
-SURE_FROM = 0.02
-
-
 @dataclass(frozen=True, slots=True)
 class DeepSample:
     """Which rows the deep model scores, where it is too slow for all of them.
 
-    It scores the rows of the mask `always` bool [rows of the data], those from a screened probability of SURE_FROM on,
-    and of the others a share that falls with the screened probability, down to `share`.
+    It scores the rows of the mask `always` bool [rows of the data], and others by `stages.sampling.chances`.
     """
 
     always: Bool
@@ -119,8 +115,7 @@ class DeepSample:
 
     def chances(self, rows: Int64, screened: Float64) -> Float64:
         """The probability of being scored, float64 [rows], of rows with these screened probabilities."""
-        likely = np.clip(screened / SURE_FROM, self.share, 1.0)
-        return np.where(self.always[rows], 1.0, likely)
+        return np.where(self.always[rows], 1.0, chances(screened, self.share))
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,12 +39,12 @@ class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EscalationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[escalation]`: `budget`, the share of the transactions that goes to the deep model.
 
-    - `genuine_share`: share of the genuine transactions of the later half of the training data from which the rule is
-      learned, with all frauds. The deep model scores them.
+    - `genuine_share`: share of the plainly genuine transactions of the later half of the training data from which the
+      rule is learned, with all frauds and what the screener suspects. The deep model scores them.
     """
 
     budget: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.01
-    genuine_share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.25
+    genuine_share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.1
 
 
 class DeepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,8 +79,9 @@ class DeepSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[deep]`: the deep models, each of which makes a bundle.
 
     - `sizes`: which of them are trained.
-    - `genuine_share`: share of the genuine transactions that the training uses, each with the inverse as its weight, so
-      that the probabilities stay right. It uses all frauds.
+    - `genuine_share`: share of the plainly genuine transactions that the training uses. Of those that the screener
+      suspects it uses more, and from a probability of fraud of 2 % on all, as of the frauds. Each has the inverse of
+      its chance as its weight, so that the probabilities stay right.
     """
 
     sizes: tuple[Size, ...] = ("small", "large")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cascade.columns import Array, Bool, Float32, Int64
+from cascade.columns import Bool, Int64
 from cascade.errors import DataError
 from cascade.features.spec import DAY_MS
 from cascade.frames import LabelledData
@@ -58,13 +58,6 @@ def split(data: LabelledData, schema: Schema, settings: TrainingFile, until_ms: 
     frauds = int(data.fraud[in_validation].sum())
     few = f"{frauds} frauds in the validation data, fewer than {frauds_min}: the intervals are wide"
     return Split(in_training, in_validation, few if frauds < frauds_min else "")
-
-
-def sample_genuine(fraud: Int64, share: float, seed: int) -> tuple[Array, Float32]:
-    """Draw all frauds and a random share of the genuine rows: their positions in order, int64, and their weights."""
-    drawn = np.random.default_rng(seed).random(len(fraud)) < share
-    chosen = np.flatnonzero((fraud == 1) | drawn)
-    return chosen, np.where(fraud[chosen] == 1, 1.0, 1.0 / share).astype(np.float32)
 
 
 def _length_ms(fraud_times: Int64, start: int, until: int, frauds_min: int) -> int:

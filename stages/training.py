@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from cascade.bundle import Manifest, write_bundle
-from cascade.columns import Array, Float32, Float64, Int64
+from cascade.columns import Bool, Float32, Float64, Int64
 from cascade.engine import deep_inputs
 from cascade.errors import DataError, SettingError
 from cascade.features import FeatureEngine, parse_spec
@@ -33,17 +33,18 @@ from cascade.protocols import DeepInputs
 from cascade.readable import readable
 from cascade.schema import Schema, key_codes, parse_schema
 from cascade.setting_files import read_setting_file
-from stages.calibration import calibrate, fit_combination
+from stages.calibration import calibrate, fit_calibration, fit_combination
 from stages.deep.cost import us_per_row as us_per_row_of_deep
 from stages.escalation.rules import Rule, ScoredRows, learn_rule
 from stages.offline import Folded, fold_rows
 from stages.report import DeepReport, Report, ScreenerReport, Span, figures
 from stages.report_page import add_page
+from stages.sampling import sample
 from stages.screener.cost import CALLS, us_per_row
 from stages.screener.search import Search
 from stages.screener.train import ScreenerRows, out_of_fold_scores, train_screener
 from stages.settings import Size, TrainingFile
-from stages.split import Split, sample_genuine, split
+from stages.split import Split, split
 from stages.validation import ValidationRows
 
 if TYPE_CHECKING:
@@ -76,13 +77,7 @@ class TrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Prepared:
     """Data, and the features of the training and validation rows.
 
-    - `training` bool [folded rows]: the others are the validation rows.
-    - `drawn` int64: positions within the training rows of those whose sequences are kept; `sequences` float32 [drawn,
-      length, width], by name; `later` the same of the validation rows.
-    - `learned` int64: positions within `drawn` of the rows from which the deep models learn; `weight` float32 [drawn]:
-      how many rows each stands for there.
-    - `judged` int64: positions within `drawn` of rows of the later half, from which the escalation rule learns; they
-      stand for `judged_weight` float64 rows each.
+    `training` bool [folded rows]: the others are the validation rows.
     """
 
     schema: Schema
@@ -90,14 +85,7 @@ class Prepared:
     data: LabelledData
     parts: Split
     folded: Folded
-    training: Array
-    drawn: Int64
-    learned: Int64
-    weight: Float32
-    judged: Int64
-    judged_weight: Float64
-    sequences: dict[str, Float32]
-    later: dict[str, Float32]
+    training: Bool
 
     @property
     def rows(self) -> ScreenerRows:
@@ -110,23 +98,44 @@ class Prepared:
             self.engine.categorical_names,
         )
 
+    @property
+    def validation(self) -> LabelledData:
+        """The validation rows."""
+        return self.data.take(self.folded.rows[~self.training])
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The training rows of which the deep models see the sequences, and the sequences of the validation rows.
+
+    - `rows` int64 [drawn]: their positions within the training rows; `sequences` float32 [drawn, length, width], by
+      name; `later` the same of the validation rows.
+    - `learned` int64: positions within `rows` of those from which the deep models learn; `weight` float32 [drawn]: how
+      many rows each stands for there.
+    - `judged` int64: positions within `rows` of rows of the later half, from which the escalation rule learns; they
+      stand for `judged_weight` float64 rows each.
+    """
+
+    rows: Int64
+    learned: Int64
+    weight: Float32
+    judged: Int64
+    judged_weight: Float64
+    sequences: dict[str, Float32]
+    later: dict[str, Float32]
+
     def examples(self, features: Float32, raw: Float64) -> DeepInputs:
-        """The deep model's inputs for the rows `drawn`. features, raw: of the training rows."""
-        return deep_inputs(features[self.drawn], self.sequences, raw[self.drawn])
+        """The deep model's inputs for the rows drawn. features, raw: of the training rows."""
+        return deep_inputs(features[self.rows], self.sequences, raw[self.rows])
 
     @property
     def earlier(self) -> Int64:
         """Those of the rows `learned` that are before the later half."""
         return self.learned[: len(self.learned) // 2]
 
-    @property
-    def validation(self) -> LabelledData:
-        """The validation rows."""
-        return self.data.take(self.folded.rows[~self.training])
-
-    def validation_inputs(self, screener: lightgbm.Booster) -> DeepInputs:
+    def validation_inputs(self, prepared: Prepared, screener: lightgbm.Booster) -> DeepInputs:
         """The deep model's inputs for the validation rows; their last feature is the screener's score."""
-        features = self.folded.features[~self.training]
+        features = prepared.folded.features[~prepared.training]
         return deep_inputs(features, self.later, screener.predict(features, raw_score=True))
 
 
@@ -163,9 +172,9 @@ def train_bundles(
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoints = out.parent / f".{out.name}.training"
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        prepared = prepare(data_path, schema, engine, settings, Path(scratch), progress)
-        written = _train(prepared, {"schema.toml": schema_text, "features.toml": features_text}, out, checkpoints,
-                         settings, progress)  # fmt: skip
+        prepared = prepare(data_path, schema, engine, settings, progress)
+        files = {"schema.toml": schema_text, "features.toml": features_text}
+        written = _train(prepared, files, out, Path(scratch), checkpoints, settings, progress)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return written
 
@@ -174,6 +183,7 @@ def _train(
     prepared: Prepared,
     files: dict[str, bytes],
     out: Path,
+    scratch: Path,
     checkpoints: Path,
     settings: TrainingSettings,
     progress: StepProgress,
@@ -182,26 +192,26 @@ def _train(
     from stages.deep.train import Examples, code_columns, score_torch, train_deep
 
     file, seed = settings.file, settings.seed
-    rows, weight = prepared.rows, prepared.judged_weight
-    # positions within the training rows
-    judged = prepared.drawn[prepared.judged]
-    fraud, codes = rows.fraud[prepared.drawn], code_columns(prepared.engine)
-
+    rows, codes = prepared.rows, code_columns(prepared.engine)
     search = Search(file.screener, file.escalation.budget, seed, partial(progress, "screener, search"))
     search.try_sizes(rows)
     out_of_fold = out_of_fold_scores(
         rows, search.best.settings, seed, SCREENER_FOLDS, partial(progress, "screener, out of fold")
     )
-    examples = Examples(prepared.examples(rows.features, out_of_fold), fraud, prepared.weight, codes)
+    drawn = draw(prepared, out_of_fold, settings, scratch, progress)
+    fraud, weight = rows.fraud[drawn.rows], drawn.judged_weight
+    # positions within the training rows
+    judged = drawn.rows[drawn.judged]
+    examples = Examples(drawn.examples(rows.features, out_of_fold), fraud, drawn.weight, codes)
     # scores of rows that were not learned from, as in service: those of a model of the earlier half
     deep_later = {
         size: score_torch(
             train_deep(
-                examples, prepared.earlier, file.deep.of(size), seed, partial(progress, f"{size} model, half"),
+                examples, drawn.earlier, file.deep.of(size), seed, partial(progress, f"{size} model, half"),
                 checkpoints,
             ),
             examples.inputs,
-            prepared.judged,
+            drawn.judged,
         )
         for size in file.deep.sizes
     }  # fmt: skip
@@ -214,15 +224,15 @@ def _train(
             out_of_fold = out_of_fold_scores(
                 rows, search.best.settings, seed, SCREENER_FOLDS, partial(progress, "distilled, out of fold")
             )
-            examples = Examples(prepared.examples(rows.features, out_of_fold), fraud, prepared.weight, codes)
+            examples = Examples(drawn.examples(rows.features, out_of_fold), fraud, drawn.weight, codes)
     screener = train_screener(rows, search.best.settings, seed, partial(progress, "screener"))
-    later, written = prepared.validation_inputs(screener), []
+    later, written = drawn.validation_inputs(prepared, screener), []
     for size in file.deep.sizes:
         model = train_deep(
-            examples, prepared.learned, file.deep.of(size), seed, partial(progress, f"{size} model"), checkpoints
+            examples, drawn.learned, file.deep.of(size), seed, partial(progress, f"{size} model"), checkpoints
         )
         scored = ScoredRows(
-            examples.inputs.features[prepared.judged], out_of_fold[judged], deep_later[size],
+            examples.inputs.features[drawn.judged], out_of_fold[judged], deep_later[size],
             rows.fraud[judged] == 1, weight, (*rows.names, SCREENER_SCORE),
         )  # fmt: skip
         rule = learn_rule(scored, file.escalation.budget, seed)
@@ -288,37 +298,43 @@ def _check_monotone(monotone: dict[str, str], names: tuple[str, ...], features_p
 
 
 def prepare(
-    data_path: Path,
-    schema: Schema,
-    engine: FeatureEngine,
-    settings: TrainingSettings,
-    scratch: Path,
-    progress: StepProgress,
+    data_path: Path, schema: Schema, engine: FeatureEngine, settings: TrainingSettings, progress: StepProgress
 ) -> Prepared:
-    """Reads the data, divides it, and computes the features; the sequences are files in `scratch`.
-
-    Raises DataError if the data cannot be used.
-    """
+    """Reads the data, divides it, and computes the features. Raises DataError if the data cannot be used."""
     data = read_labelled(data_path, schema)
     parts = split(data, schema, settings.file, settings.until_ms, str(data_path))
-    fraud, file = data.fraud[parts.training], settings.file
-    learned, weight = sample_genuine(fraud, file.deep.genuine_share, settings.seed)
+    wanted, none = parts.training | parts.validation, np.zeros(data.batch.rows, np.bool_)
+    folded = fold_rows(engine, data, wanted, none, partial(progress, "features"))
+    return Prepared(schema, engine, data, parts, folded, parts.training[folded.rows])
+
+
+def draw(
+    prepared: Prepared, out_of_fold: Float64, settings: TrainingSettings, scratch: Path, progress: StepProgress
+) -> Drawn:
+    """Draws rows for the deep models by what the screener makes of them, and computes their sequences.
+
+    The stream is folded once more, since the sequences of all rows would not fit into memory; they are files in
+    `scratch`. `out_of_fold` float64 [training rows]: the screener's raw scores.
+    """
+    file, parts = settings.file, prepared.parts
+    fraud = prepared.data.fraud[parts.training]
+    screened = fit_calibration(out_of_fold, fraud == 1, np.ones(len(fraud))).probability(out_of_fold)
+    learned, weight = sample(fraud, screened, file.deep.genuine_share, settings.seed)
     middle = int(learned[len(learned) // 2])
-    judged, judged_weight = sample_genuine(fraud[middle:], file.escalation.genuine_share, settings.seed + 1)
+    judged, judged_weight = sample(fraud[middle:], screened[middle:], file.escalation.genuine_share, settings.seed + 1)
     judged += middle
-    drawn = np.union1d(learned, judged)
-    learned_at, weights = np.searchsorted(drawn, learned), np.zeros(len(drawn), np.float32)
+    rows = np.union1d(learned, judged)
+    learned_at, weights = np.searchsorted(rows, learned), np.zeros(len(rows), np.float32)
     weights[learned_at] = weight
-    with_sequences = parts.validation.copy()
-    with_sequences[np.flatnonzero(parts.training)[drawn]] = True
-    wanted = parts.training | parts.validation
-    folded = fold_rows(engine, data, wanted, with_sequences, partial(progress, "features"), scratch)
-    return Prepared(
-        schema, engine, data, parts, folded, parts.training[folded.rows], drawn,
-        learned_at, weights, np.searchsorted(drawn, judged), judged_weight.astype(np.float64),
+    wanted = parts.validation.copy()
+    wanted[np.flatnonzero(parts.training)[rows]] = True
+    prepared.engine.reset()
+    folded = fold_rows(prepared.engine, prepared.data, wanted, wanted, partial(progress, "sequences"), scratch)
+    return Drawn(
+        rows, learned_at, weights, np.searchsorted(rows, judged), judged_weight.astype(np.float64),
         # the training rows are the earlier ones
-        {name: sequence[: len(drawn)] for name, sequence in folded.sequences.items()},
-        {name: sequence[len(drawn) :] for name, sequence in folded.sequences.items()},
+        {name: sequence[: len(rows)] for name, sequence in folded.sequences.items()},
+        {name: sequence[len(rows) :] for name, sequence in folded.sequences.items()},
     )  # fmt: skip
 
 

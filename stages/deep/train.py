@@ -71,7 +71,6 @@ def train_deep(
         optimiser, settings.learning_rate, total_steps=settings.epochs * batches
     )
     inputs = examples.inputs
-    inputs = examples.inputs
     learned: list[Array] = [*inputs.sequences.values(), inputs.features, examples.fraud, examples.weight, rows]
     checkpoint = Checkpoint.of(checkpoints, learned, (settings, seed))
     done = checkpoint.restore(model, optimiser, schedule, batches)

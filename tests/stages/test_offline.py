@@ -12,7 +12,8 @@ from cascade.policy import Calibration, Combination, Escalation, Policy
 from cascade.protocols import DeepStage
 from stages import offline
 from stages.assembly import make_engine
-from stages.offline import SURE_FROM, DeepSample, Folded, OfflineScores, fold_rows, labels_of, score_offline
+from stages.offline import DeepSample, Folded, OfflineScores, fold_rows, labels_of, score_offline
+from stages.sampling import SURE_FROM
 
 
 @pytest.fixture(scope="module")
