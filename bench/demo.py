@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -37,10 +38,13 @@ from cascade.report.words import words
 from cascade.simulator import SimulatorSettings, simulate
 from streaming.data_commands import evaluate_topic
 from streaming.evaluation import Evaluation
+from streaming.warm_up import warm_up
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-# Other cards, and later, than the data that the shipped bundle was trained on (seed 1).
-SIMULATION = SimulatorSettings(cards=3_000, terminals=6_000, days=46, start=date(2025, 6, 1), seed=2)
+# Other cards, and later, than the data that the shipped bundle was trained on (seed 1). The days before BEGIN are the
+# history that fills the state, as long as its longest window.
+SIMULATION = SimulatorSettings(cards=3_000, terminals=6_000, days=83, start=date(2025, 4, 25), seed=2)
+BEGIN = datetime(2025, 6, 1)
 # With a single partition the transactions of a terminal keep their order, as they do in the offline scores.
 PARTITIONS = 1
 LEDGER, JOURNAL, REPORT, DEEP_COST = "ledger.json", "journal", "report.html", "deep-cost.json"
@@ -96,9 +100,9 @@ def demo(
 ) -> None:
     """Stream simulated transactions through a real Kafka and a real Triton on this machine; print the result.
 
-    First the service works off a backlog as fast as it can. Then it stops, starts again, rebuilds its state from the
-    log, and decides transactions as they arrive. Then deep calls are measured, for the energy of deep-only. Last, the
-    decisions are judged by the truth.
+    First a history fills the state, and the service works off a backlog as fast as it can. Then it stops, starts again
+    with its last snapshot, and decides transactions as they arrive. Then deep calls are measured, for the energy of
+    deep-only. Last, the decisions are judged by the truth.
 
     `cascade ledger merge build/demo/journal` prints the live part's ledger as tables.
     """
@@ -135,36 +139,40 @@ def run_demo(directory: Path, rate: float, seconds: float, progress: Steps) -> D
     data_path = directory / "transactions.parquet"
     simulate(SIMULATION, lambda share: progress("simulate", share)).write_parquet(data_path)
     data = read_labelled(data_path, bundle.schema)
-    rows = data.batch.rows
-    backlog_rows = rows - min(int(rate * seconds), rows // 2)
+    begin_ms = BEGIN.replace(tzinfo=UTC).timestamp() * 1e3
+    first, end = int(np.searchsorted(data.batch[bundle.schema.roles.event_time], begin_ms)), data.batch.rows
+    middle = end - min(int(rate * seconds), (end - first) // 2)
     # the append times of a backlog are long past, so its deadlines count from the fetch
-    backlog_settings: Settings = {"deadline": {"start": "fetch", "budget_ms": 1_000}, "labels": {"alignment": "exact"}}
+    state = {"snapshots": str(directory / "snapshots")}
+    deadline = {"start": "fetch", "budget_ms": 1_000}
+    backlog_settings: Settings = {"deadline": deadline, "labels": {"alignment": "exact"}, "state": state}
     journal = {"directory": str(directory / JOURNAL), "interval_s": 2.0}
-    live_settings: Settings = {"ledger": journal, "carbon": {"region": REGION}}
+    live_settings: Settings = {"ledger": journal, "carbon": {"region": REGION}, "state": state}
     progress("start Kafka and Triton", 0.0)
     with EmbeddedParts(directory, bundle) as parts:
         progress("start Kafka and Triton", 1.0)
         backlog_path = parts.write_config("backlog.toml", backlog_settings, PARTITIONS)
         live_path = parts.write_config("live.toml", live_settings, PARTITIONS)
         backlog_config, live_config = load_config(backlog_path), load_config(live_path)
-        play_file(backlog_config, data, slice(0, backlog_rows), None, lambda share: progress("fill Kafka", share))
+        warm_up(backlog_config, bundle, data.take(np.arange(first)), progress)
+        play_file(backlog_config, data, slice(first, middle), None, lambda share: progress("fill Kafka", share))
         with ServiceProcess(backlog_path) as service:
             service.wait_ready()
-            wait_for_decisions(service, backlog_rows, lambda share: progress("decide the backlog", share))
+            wait_for_decisions(service, middle - first, lambda share: progress("decide the backlog", share))
             backlog = service.stop()
         with ServiceProcess(live_path) as service:
-            progress("restart, rebuild state", 0.0)
+            progress("restart, restore state", 0.0)
             service.wait_ready()
-            progress("restart, rebuild state", 1.0)
+            progress("restart, restore state", 1.0)
             watch = CoreWatch.now(_processes(service, parts))
-            play_file(live_config, data, slice(backlog_rows, rows), rate, lambda share: progress("decide live", share))
-            wait_for_decisions(service, rows, lambda _: None)
+            play_file(live_config, data, slice(middle, end), rate, lambda share: progress("decide live", share))
+            wait_for_decisions(service, end - first, lambda _: None)
             live_cores = watch.cores()
             live = service.stop()
         watch = CoreWatch.now(_processes(service, parts))
         found = compared(live_config, backlog, live, progress)
         cost_cores = watch.cores()
-        judged = evaluate_topic(live_config, data_path, (None, None), progress, DEEP_SHARE)
+        judged = evaluate_topic(live_config, data_path, (BEGIN, None), progress, DEEP_SHARE)
     evaluation = judged.evaluation
     return DemoLedger(
         transactions=evaluation.transactions,

@@ -91,7 +91,7 @@ def commit_offsets_beside_the_transaction(
     return bool(commit(self, progress, force))
 
 
-@method(Worker, "_on_revoked", "was lost", 8, 52, 67)
+@method(Worker, "_on_revoked", "was lost", 6, 16, 61)
 def commit_in_flight_records_on_revoke(revoked: Any, self: Any, partitions: list[Partition]) -> None:
     self._pipeline.drop(partitions)
     for partition in partitions:

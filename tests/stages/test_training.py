@@ -49,8 +49,8 @@ SETTINGS = TrainingSettings(
     ),
 )
 STEPS = [
-    "features", "screener, search", "screener, out of fold", "small model, half", "screener", "small model",
-    "small, report",
+    "features", "screener, search", "screener, out of fold", "sequences", "small model, half", "screener",
+    "small model", "small, report",
 ]  # fmt: skip
 
 
