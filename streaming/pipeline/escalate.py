@@ -142,7 +142,7 @@ class Escalations:
 
     @property
     def wait_s(self) -> float:
-        """How long a row that were sent now would wait: for all that wait, at the pace of the last answer.
+        """How long a row sent now would wait: until all others are answered, at the pace of the last answer.
 
         At least as long as the oldest call has waited. 0 if no row waits.
         """

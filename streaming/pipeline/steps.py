@@ -67,7 +67,7 @@ class Pipeline:
 
     @property
     def wait_s(self) -> float:
-        """How long a row that were sent to the deep model now would wait for its answer."""
+        """How long a row sent to the deep model now would wait for its answer."""
         return self._escalations.wait_s
 
     def waiting_of(self, partitions: Collection[Partition]) -> int:

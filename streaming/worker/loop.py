@@ -284,7 +284,9 @@ class Worker:
 
     def _make_room(self, in_flight: int) -> None:
         """Pauses the live partitions at `in_flight_max` or `_wait_s_max`, and resumes them at half of it."""
-        filled = max(in_flight / self._in_flight_max, self._pipeline.wait_s / self._wait_s_max)
+        filled = in_flight / self._in_flight_max
+        if self._wait_s_max < math.inf:
+            filled = max(filled, self._pipeline.wait_s / self._wait_s_max)
         if not self._paused and filled >= 1.0:
             self._consumer.pause(owned.partition for owned in self._recovery.live)
             self._paused = True
