@@ -100,12 +100,13 @@ class Cycle(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of a plan; times in seconds from the kill, None if over RECOVERY_S_MAX.
 
     `recovery_s`: until every partition had decisions about transactions that came after the kill. `ready_s`: until all
-    workers were ready again.
+    workers were ready again; `waits_for`: what the service waited for if they were not, by its `/readyz`.
     """
 
     plan: Plan
     recovery_s: float | None
     ready_s: float | None
+    waits_for: str | None
 
 
 class Recovery(msgspec.Struct, frozen=True, kw_only=True):
@@ -269,6 +270,7 @@ class Conductor:
             plan=plan,
             recovery_s=watch.seen_s - killed_s if recovered else None,
             ready_s=ready_s if ready else None,
+            waits_for=None if ready else self._service.waiting_for(),
         )
 
     @contextmanager
@@ -497,6 +499,7 @@ def show(report: ChaosReport, console: Console) -> None:
         f"escalated: {found.escalated / max(found.decisions, 1):.1%}; degraded: {found.degraded_share:.1%}",
         "all decided and committed" if report.settled else f"NOT all decided within {SETTLE_S_MAX:.0f} s",
         *(f"ended by itself: {part}" for part in report.ended_by_themselves),
+        *(f"not ready after a kill: {cycle.waits_for}" for cycle in report.details if cycle.waits_for is not None),
         "passed" if report.ok else "FAILED",
         origin(report.machine, report.seed),
     )

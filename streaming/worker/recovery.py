@@ -128,6 +128,8 @@ class Recovery:
             self._restoring.partitions = [
                 owned for owned in self._restoring.partitions if self.owned.get(owned.partition) is owned
             ]
+        # those that are left may all be live, and then no turn would show it
+        self._show_progress()
 
     def advance(self) -> None:
         """Does a turn's work for the partitions that are not live."""

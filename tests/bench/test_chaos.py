@@ -30,7 +30,10 @@ def test_two_hundred_cycles_have_every_fault_every_worker_and_every_kind_of_paus
 
 
 def test_recovery_times_are_reported_for_each_kind_of_cycle() -> None:
-    cycles = [Cycle(plan=plan, recovery_s=float(number), ready_s=None) for number, plan in enumerate(plans(1, 100, 3))]
+    cycles = [
+        Cycle(plan=plan, recovery_s=float(number), ready_s=None, waits_for=None)
+        for number, plan in enumerate(plans(1, 100, 3))
+    ]
     found = recoveries(cycles)
     assert (found["all"].kills, found["all"].p50_s, found["all"].max_s) == (100, 50.0, 99.0)
     disjoint = ("kill alone", "with a broker fault", "with a Triton fault")

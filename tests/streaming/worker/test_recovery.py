@@ -134,6 +134,7 @@ class Bench:
         self.features = FeatureEngine(SPEC, SCHEMA)
         self.first_decisions = FirstDecisions(DuplicateSettings())
         self.transactions, self.labels_log, self.shelf = Log(PARTITION, []), Log(LABELS, []), Shelf()
+        self.health = HealthState(60.0)
         clock: Any = SystemClock()
         follower_of: Any = LabelFollower
         self.labels: LabelFollower = follower_of(
@@ -147,7 +148,7 @@ class Bench:
 
         self.recovery: Recovery = recovery_of(
             self.transactions, self.labels, self.features, self.first_decisions, self.shelf, Ledger(),
-            HealthState(60.0), clock, lambda owned: None, History(0), False,
+            self.health, clock, lambda owned: None, History(0), False,
         )  # fmt: skip
 
     def gain(self, until: int) -> None:
@@ -213,3 +214,19 @@ def test_a_fraud_that_was_taken_back_does_not_come_again_with_an_older_snapshot(
     bench.gain(3)
     bench.fold(4)
     assert bench.features.digest_labels() == FeatureEngine(SPEC, SCHEMA).digest_labels()
+
+
+@pytest.mark.parametrize("advanced", [False, True])
+def test_a_worker_that_loses_what_it_rebuilds_does_not_wait_for_it_for_ever(advanced: bool) -> None:
+    bench = Bench()
+    bench.gain(0)
+    bench.fold(3)
+    bench.recovery.lose([PARTITION])
+    bench.transactions.decided = 3
+    bench.recovery.gain([PARTITION])
+    if advanced:
+        bench.recovery.advance()
+    assert bench.health.waits("state")
+    bench.recovery.lose([PARTITION])
+    assert bench.recovery.done
+    assert not bench.health.waits("state")
