@@ -9,9 +9,10 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from cascade.columns import Bool, Float64
+from cascade.escalation_budget import EscalationBudget
 from cascade.policy import Policy, uncertainty
 from stages.escalation.gains import GainTable, gains
-from stages.validation import ValidationRows, escalation_threshold
+from stages.validation import ValidationRows, escalation_threshold, let_through
 
 SHARES: Final = (0.0025, 0.005, 0.01, 0.02, 0.05)
 # Four ways that a service could use, then two that know what no service can.
@@ -20,7 +21,7 @@ DISTANCE, ORACLE = "|deep − screener|", "labels known"
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """Average precision of the cascade on the validation rows.
+    """Average precision of the cascade on the validation rows, in their order, with the budget held as a service does.
 
     - `shares`: escalated shares. `average_precision`: a figure for each share, by the way to choose. The last two ways
       are no rules for a service: they know the deep score of every row, and the labels as well.
@@ -49,7 +50,8 @@ def curve(rows: ValidationRows, policy: Policy, seed: int) -> Curve:
     }
 
     def at(score: Float64, share: float) -> float:
-        return _precision(rows.fraud, np.where(score > escalation_threshold(score, share), combined, screened))
+        budget = EscalationBudget(share, escalation_threshold(score, share))
+        return _precision(rows.fraud, np.where(let_through(score, budget), combined, screened))
 
     return Curve(
         shares=SHARES,

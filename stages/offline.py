@@ -17,6 +17,7 @@ from cascade.policy import Policy
 from cascade.progress import Progress
 from cascade.protocols import DeepStage
 from stages.sampling import chances
+from stages.validation import let_through
 
 CHUNK_ROWS = 4_096
 
@@ -136,7 +137,7 @@ class OfflineScores:
 
     def cascade(self, policy: Policy) -> tuple[Float64, Bool]:
         """The cascade's probabilities float64 [rows], and a mask of the rows that the escalation budget chooses."""
-        escalated = EscalationBudget.of_policy(policy).choose(self.escalation, np.zeros(len(self.rows), np.bool_))
+        escalated = let_through(self.escalation, EscalationBudget.of_policy(policy))
         return policy.probability(self.screener_raw, self.deep_raw, escalated), escalated
 
 

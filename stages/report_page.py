@@ -30,7 +30,8 @@ COLOURS = {
 HINDSIGHT = (DISTANCE, ORACLE)
 CURVE_NOTE = (
     "The cascade's average precision on the validation rows, by the share of the transactions that goes to the deep"
-    " model, and by the way to choose them. The dashed ways are no rules: one knows the deep score of every row, the"
+    " model, and by the way to choose them. As in a service, the rows come one after another, and the share holds over"
+    " any 10,000 of them. The dashed ways are no rules: one knows the deep score of every row, the"
     " other the labels too. Their distance to the others is what a better rule could still win."
 )
 SEARCH_NOTE = (

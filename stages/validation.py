@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from cascade.columns import Array, Bool, Float64, Int64
 from cascade.errors import BundleError
+from cascade.escalation_budget import EscalationBudget
 from cascade.features.spec import DAY_MS
 from cascade.policy import RAW_MAX, Escalation, Policy, uncertainty
 
@@ -77,9 +78,8 @@ class ValidationRows:
         return replace(escalation, budget=budget, threshold=threshold)
 
     def escalated(self, policy: Policy) -> Bool:
-        """Mask of the rows above the policy's escalation threshold, bool [rows]."""
-        chosen: Bool = self.escalation_score(policy.escalation) > policy.escalation.threshold
-        return chosen
+        """Mask of the rows that a service would escalate, bool [rows]: the budget holds over any 10,000 of them."""
+        return let_through(self.escalation_score(policy.escalation), EscalationBudget.of_policy(policy))
 
     def cascade(self, policy: Policy) -> Float64:
         """The cascade's probabilities of fraud, float64 [rows]."""
@@ -121,6 +121,11 @@ def escalation_threshold(score: Float64, budget: float) -> float:
         return -RAW_MAX
     allowed = int(budget * len(score))
     return float(np.sort(score)[::-1][allowed]) if allowed else RAW_MAX
+
+
+def let_through(score: Float64, budget: EscalationBudget) -> Bool:
+    """Mask of the rows that a budget lets through, one after another, bool [rows]. `score` float64 [rows]."""
+    return budget.choose(score, np.zeros(len(score), np.bool_))
 
 
 def _rounded(values: Array) -> Float64:

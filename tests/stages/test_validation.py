@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import msgspec
 import numpy as np
@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from cascade.errors import BundleError
+from cascade.escalation_budget import EscalationBudget
 from cascade.features.spec import DAY_MS
 from cascade.policy import RAW_MAX, Escalation
 from stages.validation import ValidationRows
@@ -71,24 +72,41 @@ def test_scores_and_amounts_are_rounded_to_float32() -> None:
 
 
 @pytest.mark.parametrize("rule", ["gain", "uncertainty"])
-def test_the_cascade_takes_both_scores_of_rows_above_the_threshold_and_of_no_other(rule: str) -> None:
-    rows = drawn_rows(rows=2_000)
-    policy = policy_of(rows, Escalation(0.1, rule, 0.0, -1.0))  # type: ignore[arg-type]
+def test_the_cascade_takes_both_scores_of_rows_that_the_budget_lets_through_and_of_no_other(rule: str) -> None:
+    rows = drawn_rows(rows=30_000)
+    policy = policy_of(rows, Escalation(0.01, rule, 0.0, -1.0))  # type: ignore[arg-type]
     score = rows.gain if rule == "gain" else -np.abs(rows.screener_raw + 1.0)
     np.testing.assert_array_equal(rows.escalation_score(policy.escalation), score)
-    chosen = score > policy.escalation.threshold
-    np.testing.assert_array_equal(rows.escalated(policy), chosen)
-    assert 190 < chosen.sum() <= 200
+    chosen = rows.escalated(policy)
+    np.testing.assert_array_equal(
+        chosen, EscalationBudget(0.01, policy.escalation.threshold).choose(score, np.zeros(len(score), bool))
+    )
     probability = rows.cascade(policy)
     combined = policy.combined.probability(rows.screener_raw, rows.deep_raw)
     np.testing.assert_array_equal(probability[chosen], combined[chosen])
     np.testing.assert_array_equal(probability[~chosen], policy.screener.probability(rows.screener_raw)[~chosen])
 
 
-def test_a_row_at_the_threshold_is_not_escalated() -> None:
+def test_a_burst_is_not_all_escalated_however_high_its_scores() -> None:
+    # the highest hundredth of all rows comes at once
+    rows = drawn_rows(rows=30_000)
+    gain = np.where(np.arange(30_000) // 300 == 50, 1_000.0, 0.0) + rows.gain
+    burst = replace(rows, gain=gain)
+    policy = policy_of(burst, Escalation(0.01, "gain", 0.0))
+    above = gain > policy.escalation.threshold
+    assert above[15_000:15_300].all()
+    assert above.sum() == 300
+    chosen = burst.escalated(policy)
+    assert 1 <= chosen[15_000:15_300].sum() <= 14
+    counts = np.concatenate([[0], np.cumsum(chosen)])
+    windows = counts[10_000:] - counts[:-10_000]
+    assert 90 <= windows.min() <= windows.max() <= 110
+
+
+def test_a_threshold_at_either_end_escalates_everything_or_nothing() -> None:
     rows = some_rows([1, 2, 3])
     policy = policy_of(drawn_rows(rows=2_000), Escalation(0.1, "gain", 0.0))
-    for threshold, escalated in ((float(rows.gain[1]), 1), (-RAW_MAX, 3), (RAW_MAX, 0)):
+    for threshold, escalated in ((-RAW_MAX, 3), (RAW_MAX, 0)):
         at = msgspec.structs.replace(policy.escalation, threshold=threshold)
         assert rows.escalated(msgspec.structs.replace(policy, escalation=at)).sum() == escalated
 
