@@ -26,6 +26,8 @@ RESTART_S_MAX = 0.3
 SUPERVISE_S = 0.05
 # Deleted records are restored after this long at the earliest, and after twice as long at the latest.
 RESTORE_S = 0.5
+# A worker that has rebuilt all is ready within this time.
+READY_S_MAX = 2.0
 _LABELS_TO_READ = " has labels to read"
 
 
@@ -70,6 +72,7 @@ class Simulation:
         if not settled:
             problems.append(f"the lag remains {options.settle_s:g} s after the last fault: {self._lag()}")
             return problems
+        problems += self._waiting_for_state()
         oracle = Oracle(options, self.broker, self.processes)
         problems += oracle.check_states()
         problems += self._stop_all()
@@ -237,6 +240,15 @@ class Simulation:
             logs = self.broker.logs
             if any(labels.position(partition) < logs[partition].stable_end for partition in labels.assignment()):
                 yield f"{process.life.name}{_LABELS_TO_READ}"
+
+    def _waiting_for_state(self) -> list[str]:
+        """The processes that do not get ready although all is rebuilt, a line each."""
+
+        def waiting() -> list[str]:
+            return [process.life.name for process in self.live() if process.health.waits("state")]
+
+        self.world.wait(self.world.now_s + READY_S_MAX, lambda: not waiting())
+        return [f"{name} waits for its state, which is rebuilt" for name in waiting()]
 
     def _stop_all(self) -> list[str]:
         self._closing = True

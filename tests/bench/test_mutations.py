@@ -163,6 +163,15 @@ def resume_at_the_commit_instead_of_the_snapshot(_: Any, self: Any, owned: Owned
     self._consumer.resume([owned.partition])
 
 
+@method(Recovery, "lose", "waits for its state", 186, 243, 433)
+def wait_for_partitions_that_were_lost_while_they_were_rebuilt(
+    lose: Any, self: Any, partitions: list[Partition]
+) -> None:
+    self._show_progress = lambda: None
+    lose(self, partitions)
+    del self._show_progress
+
+
 @method(FeatureEngine, "forget", "state: of worker", 1, 27, 29)
 def keep_the_state_of_lost_partitions(*_: Any) -> None:
     """Nothing."""
