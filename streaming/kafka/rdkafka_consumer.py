@@ -195,8 +195,22 @@ class RdkafkaConsumer:
 
     def resume(self, partitions: Iterable[Partition]) -> None:
         """See ConsumerClient; ignores partitions that are not assigned any more."""
-        with self._connection.translated("resuming"), partition_list(self._owned(partitions)) as resumed:
+        owned = self._owned(partitions)
+        with self._connection.translated("resuming"), partition_list(owned) as resumed:
             check(rdkafka.resume_partitions(self._client.address, resumed))
+        self._begin_fetching(owned)
+
+    def _begin_fetching(self, partitions: Iterable[Partition]) -> None:
+        """Wakes the threads of the brokers that lead these partitions.
+
+        To resume does not: a thread without a partition to fetch looks again after up to a second (librdkafka 2.16). A
+        request wakes it, and its answer, for which nobody waits, is dropped.
+        """
+        low, high = ctypes.c_int64(), ctypes.c_int64()
+        for topic, partition_id in partitions:
+            rdkafka.query_watermark_offsets(
+                self._client.address, topic.encode(), partition_id, ctypes.byref(low), ctypes.byref(high), 0
+            )
 
     def seek(self, partition: Partition, offset: int) -> None:
         """See ConsumerClient."""

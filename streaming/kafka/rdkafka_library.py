@@ -152,6 +152,7 @@ _WAITING: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "init_transactions": (c_void_p, (c_void_p, c_int)),
     "metadata": (c_int, (c_void_p, c_int, c_void_p, POINTER(c_void_p), c_int)),
     "new": (c_void_p, (c_int, c_void_p, c_char_p, c_size_t)),
+    "query_watermark_offsets": (c_int, (c_void_p, c_char_p, c_int32, POINTER(c_int64), POINTER(c_int64), c_int)),
     "queue_poll": (c_void_p, (c_void_p, c_int)),
     "seek_partitions": (c_void_p, (c_void_p, Partitions, c_int)),
     "send_offsets_to_transaction": (c_void_p, (c_void_p, Partitions, c_void_p, c_int)),

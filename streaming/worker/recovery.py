@@ -217,9 +217,13 @@ class Recovery:
         self._candidates |= self._snapshots.candidates(until, beginnings)
 
     def _replay(self, owned: OwnedPartition) -> None:
-        owned.phase = Phase.REPLAYING
         self._consumer.seek(owned.partition, owned.next)
-        self._consumer.resume([owned.partition])
+        if owned.next >= owned.until:
+            # it stays paused: a fetch begun now would have to end before the one that counts
+            owned.phase = Phase.REBUILT
+        else:
+            owned.phase = Phase.REPLAYING
+            self._consumer.resume([owned.partition])
 
     def _follow_replays(self) -> None:
         """Lets partitions go live that have reached their committed offset."""

@@ -72,7 +72,7 @@ class Log:
 
     def __init__(self, partition: Partition, values: list[bytes]) -> None:
         self._partition, self.values, self.next = partition, values, 0
-        self.decided = 0
+        self.decided = self.resumed = 0
 
     def partitions_for(self, topic: str) -> list[Partition]:
         return [self._partition]
@@ -81,7 +81,8 @@ class Log:
 
     def pause(self, partitions: Iterable[Partition]) -> None: ...
 
-    def resume(self, partitions: Iterable[Partition]) -> None: ...
+    def resume(self, partitions: Iterable[Partition]) -> None:
+        self.resumed += 1
 
     def beginning_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         return dict.fromkeys(partitions, 0)
@@ -230,3 +231,18 @@ def test_a_worker_that_loses_what_it_rebuilds_does_not_wait_for_it_for_ever(adva
     bench.recovery.lose([PARTITION])
     assert bench.recovery.done
     assert not bench.health.waits("state")
+
+
+@pytest.mark.parametrize(("until", "resumed"), [(3, 0), (4, 1)])
+def test_no_fetch_begins_before_the_partition_is_live_where_nothing_is_left_to_fold(until: int, resumed: int) -> None:
+    bench = Bench()
+    bench.gain(0)
+    bench.fold(3)
+    bench.keep("001")
+    bench.fold(4)
+    bench.recovery.lose([PARTITION])
+    bench.transactions.resumed = 0
+    bench.gain(until)
+    assert bench.recovery.owned[PARTITION].phase is Phase.LIVE
+    assert bench.transactions.resumed == resumed
+    assert bench.transactions.next == until
