@@ -100,9 +100,9 @@ def demo(
 ) -> None:
     """Stream simulated transactions through a real Kafka and a real Triton on this machine; print the result.
 
-    First a history fills the state, and the service works off a backlog as fast as it can. Then it stops, starts again,
-    rebuilds its state from the log, and decides transactions as they arrive. Then deep calls are measured, for the
-    energy of deep-only. Last, the decisions are judged by the truth.
+    First a history fills the state, and the service works off a backlog as fast as it can. Then it stops, starts again
+    with its last snapshot, and decides transactions as they arrive. Then deep calls are measured, for the energy of
+    deep-only. Last, the decisions are judged by the truth.
 
     `cascade ledger merge build/demo/journal` prints the live part's ledger as tables.
     """
@@ -147,7 +147,7 @@ def run_demo(directory: Path, rate: float, seconds: float, progress: Steps) -> D
     deadline = {"start": "fetch", "budget_ms": 1_000}
     backlog_settings: Settings = {"deadline": deadline, "labels": {"alignment": "exact"}, "state": state}
     journal = {"directory": str(directory / JOURNAL), "interval_s": 2.0}
-    live_settings: Settings = {"ledger": journal, "carbon": {"region": REGION}}
+    live_settings: Settings = {"ledger": journal, "carbon": {"region": REGION}, "state": state}
     progress("start Kafka and Triton", 0.0)
     with EmbeddedParts(directory, bundle) as parts:
         progress("start Kafka and Triton", 1.0)
@@ -161,9 +161,9 @@ def run_demo(directory: Path, rate: float, seconds: float, progress: Steps) -> D
             wait_for_decisions(service, middle - first, lambda share: progress("decide the backlog", share))
             backlog = service.stop()
         with ServiceProcess(live_path) as service:
-            progress("restart, rebuild state", 0.0)
+            progress("restart, restore state", 0.0)
             service.wait_ready()
-            progress("restart, rebuild state", 1.0)
+            progress("restart, restore state", 1.0)
             watch = CoreWatch.now(_processes(service, parts))
             play_file(live_config, data, slice(middle, end), rate, lambda share: progress("decide live", share))
             wait_for_decisions(service, end - first, lambda _: None)
