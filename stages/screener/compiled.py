@@ -14,11 +14,13 @@ import numpy as np
 from cascade.columns import Array, Float32, Float64, Int64
 from stages.screener.forest import read_forest
 from stages.screener.kernels import ALIGNMENT_BYTES, GROUP, LANES, quickscore, walk
-from stages.screener.layouts import MASK_DTYPES, mask_dtype, mask_tables, walk_tables
+from stages.screener.layouts import MASK_DTYPES, category_masks, mask_dtype, mask_tables, walk_tables
 
 LEAVES_MAX_MASKED = 64
 # Size of the masks of a block of trees: they fit in the first-level cache together with the values of the columns.
 BLOCK_BYTES = 16_384
+# Size of the masks of all categories; with more of them the trees are walked.
+CATEGORY_BYTES_MAX = 16 << 20
 # A vector of rows takes the time of walking so many rows.
 ROWS_WALKED_MAX = 6
 
@@ -45,8 +47,9 @@ class CompiledScreener:
             compared_row,
         )
         self._masked: tuple[Array, ...] | None = None
-        if 1 < forest.leaves_max <= LEAVES_MAX_MASKED:
-            dtype = mask_dtype(forest)
+        dtype = mask_dtype(forest)
+        by_category_bytes = category_masks(forest) * dtype.itemsize
+        if 1 < forest.leaves_max <= LEAVES_MAX_MASKED and by_category_bytes <= CATEGORY_BYTES_MAX:
             trees_per_block = BLOCK_BYTES // (LANES * dtype.itemsize)
             masks = mask_tables(forest, trees_per_block)
             leaves, sums = _aligned((trees_per_block, LANES), dtype), _aligned((LANES,), np.dtype(np.float64))

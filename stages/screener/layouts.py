@@ -160,13 +160,25 @@ def mask_tables(forest: Forest, trees_per_block: int) -> MaskTables:
     )
 
 
+def category_masks(forest: Forest) -> int:
+    """The number of masks in `MaskTables.reachable`."""
+    _, _, first = _categories(forest)
+    return len(forest.trees) * int(first[-1])
+
+
+def _categories(forest: Forest) -> tuple[Int64, Int64, Int64]:
+    """(columns that compare a category, `MaskTables.category_feature`, `category_first`)."""
+    table = forest.columns.table
+    by_category = np.flatnonzero(table[:, 1] == ColumnKind.CATEGORY)
+    features = np.unique(table[by_category, 0]).astype(np.int64)
+    counts = [32 * int(table[by_category[table[by_category, 0] == one], 3].max()) for one in features]
+    return by_category, features, np.cumsum([0, *(count + 1 for count in counts)], dtype=np.int64)
+
+
 def _reachable(forest: Forest, masks: Sequence[Array], dtype: np.dtype[Any]) -> tuple[Int64, Int64, Array]:
     """`MaskTables.category_feature`, `category_first` and `reachable`. `masks`: of the leaves left of each split."""
     table = forest.columns.table
-    by_category = np.flatnonzero(table[:, 1] == ColumnKind.CATEGORY)
-    features = np.unique(table[by_category, 0])
-    categories = [32 * int(table[by_category[table[by_category, 0] == one], 3].max()) for one in features]
-    first: Int64 = np.cumsum([0, *(count + 1 for count in categories)], dtype=np.int64)
+    by_category, features, first = _categories(forest)
     reachable: Array = np.full((len(forest.trees), first[-1]), ~dtype.type(0), dtype)
     for number, tree in enumerate(forest.trees):
         for split in np.flatnonzero(np.isin(tree.column, by_category)):
@@ -176,7 +188,7 @@ def _reachable(forest: Forest, masks: Sequence[Array], dtype: np.dtype[Any]) -> 
             goes_right: Array = np.ones(first[at + 1] - first[at], np.bool_)
             goes_right[: len(members)] = members == 0
             reachable[number, first[at] : first[at + 1]][goes_right] &= ~masks[number][split]
-    return features.astype(np.int64), first, reachable
+    return features, first, reachable
 
 
 def _masks(tree: Tree, dtype: np.dtype[Any]) -> tuple[Array, Int64]:

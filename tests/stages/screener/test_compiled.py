@@ -146,6 +146,22 @@ def test_trained_models_with_categories_and_missing_values(name: str) -> None:
     assert screener.method == ("walk" if TRAINED[name]["num_leaves"] > LEAVES_MAX_MASKED else "quickscorer")
 
 
+@pytest.mark.parametrize(("bytes_max", "method"), [(3 * 32 * 4 * 20, "walk"), (4 * 32 * 4 * 20, "quickscorer")])
+def test_a_model_with_too_many_masks_of_categories_is_walked(
+    bytes_max: int, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.screener.compiled.CATEGORY_BYTES_MAX", bytes_max)
+    chance = np.random.default_rng(7)
+    rows = chance.normal(size=(4_000, WIDTH)).astype(np.float32)
+    # three words of 32 categories, and a mask for any other value
+    rows[:, 1] = chance.integers(0, 95, len(rows))
+    fraud = ((rows[:, 1] % 3 == 0) & (chance.random(len(rows)) < 0.9)).astype(int)
+    parameters = {"objective": "binary", "verbose": -1, "min_data_in_leaf": 5, "num_threads": 1, "num_leaves": 31}
+    data = lightgbm.Dataset(rows, fraud, categorical_feature=[1], params={"verbose": -1})
+    screener = check_equal(lightgbm.train(parameters, data, 20).model_to_string(), rows)
+    assert screener.method == method
+
+
 def test_blocks_of_trees_add_up() -> None:
     chance = np.random.default_rng(3)
     thresholds = chance.normal(size=20)
