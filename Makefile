@@ -73,7 +73,7 @@ docs: $(VENV)/.dev
 	@echo "build/docs/index.html"
 
 handbook: $(VENV)/.dev
-	$(BIN)/cascade handbook --data $(or $(DATA),../shared/data/handbook.parquet) --out build/handbook
+	$(BIN)/cascade handbook --data $(or $(DATA),../shared/data/handbook.parquet) --out build/handbook --folds $(or $(FOLDS),1)
 
 fuzz: $(VENV)/.serve
 	$(BIN)/cascade fuzz --messages $(or $(N),10000000) --seed $(or $(SEED),1) --json build/fuzz.json

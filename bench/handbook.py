@@ -1,7 +1,8 @@
 """`cascade handbook`: the service's figures on the Fraud Detection Handbook's data, from the decisions topic.
 
 The command trains on the data up to 2018-07-31, streams the data through Kafka, and scores the decisions of the
-Handbook's first test week under its published protocol.
+Handbook's test weeks under its published protocol: the first one by default. The later ones are decided by the same
+bundle, which by then is up to three weeks older.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import re
 import subprocess
 import sys
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import numpy as np
 import typer
 from rich.console import Console
 
@@ -39,6 +41,7 @@ from streaming.evaluation import Evaluation
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 SCHEMAS = Path(str(files("cascade") / "schemas"))
 TEST_WEEK = (datetime(2018, 8, 8), datetime(2018, 8, 15))
+WEEK = timedelta(days=7)
 # At most 1 % of the test week is to be escalated; the budget leaves 0.1 % for the drift since the validation week.
 SETTINGS = TrainingSettings(
     name="handbook",
@@ -64,7 +67,7 @@ PUBLISHED = {
     "published, XGBoost, four folds": (0.869, 0.687, 0.303),
     "published, LSTM, four folds": (0.876, 0.665, 0.297),
 }
-PROTOCOL_LINE = re.compile(r"AUC ([\d.]+)\s+AP ([\d.]+)\s+CP@100 ([\d.]+)")
+PROTOCOL_LINE = re.compile(r"fold \d+: .*AUC ([\d.]+)\s+AP ([\d.]+)\s+CP@100 ([\d.]+)")
 
 
 class Protocol(msgspec.Struct, frozen=True):
@@ -76,10 +79,15 @@ class Protocol(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of the run. `protocol`: figures by decider; None where the protocol's script was not found."""
+    """The result of the run.
+
+    `protocol`: figures by decider, each the mean of the weeks; None where the protocol's script was not found. `weeks`:
+    those of the cascade, a figure for each test week.
+    """
 
     bundle: str
     protocol: dict[str, Protocol] | None
+    weeks: list[Protocol]
     evaluation: Evaluation
     training: Report
     ledger: LedgerSummary
@@ -96,23 +104,25 @@ def handbook(
     protocol: Annotated[
         Path | None, typer.Option(help="The protocol's script; by default the one beside the data's folder.")
     ] = None,
+    folds: Annotated[int, typer.Option(min=1, max=4, help="Test weeks to judge, from the first one on.")] = 1,
 ) -> None:
     """Reproduce the figures on the Fraud Detection Handbook's data.
 
-    Trains the models, plays four and a half months of transactions through Kafka, and judges the decisions of a week;
-    about ten minutes on two cores.
+    Trains the models, plays four and a half months of transactions through Kafka, and judges the decisions of a week,
+    or of several; about ten minutes on two cores.
     """
     started_s = time.monotonic()
     if not data.exists():
         raise CascadeError(f"{data}: not found; give the Handbook's transactions with --data")
     directory = fresh_directory(out)
+    judged_span = (TEST_WEEK[0], TEST_WEEK[0] + folds * WEEK)
     with Steps() as progress:
         (trained,) = train_bundles(
             data, SCHEMAS / "handbook.toml", SCHEMAS / "features.toml", directory / "bundle", SETTINGS, progress
         )
         bundle = load_bundle(directory / "bundle")
         labelled = read_labelled(data, bundle.schema)
-        past = int(between(labelled, bundle.schema.roles.event_time, None, TEST_WEEK[1]).sum())
+        past = int(between(labelled, bundle.schema.roles.event_time, None, judged_span[1]).sum())
         with EmbeddedParts(directory, bundle) as parts:
             config_path = parts.write_config("cascade.toml", SERVICE)
             config = load_config(config_path)
@@ -121,7 +131,7 @@ def handbook(
                 service.wait_ready()
                 wait_for_decisions(service, past, lambda share: progress("decide", share))
                 ledger = service.stop()
-            judged = evaluate_topic(config, data, TEST_WEEK, progress)
+            judged = evaluate_topic(config, data, judged_span, progress)
     scores = judged.scores.rename({"transaction_id": "TRANSACTION_ID"})
     tables = {
         "cascade": ("scores.parquet", scores.select("TRANSACTION_ID", "score", "stage")),
@@ -131,12 +141,13 @@ def handbook(
     for file, table in tables.values():
         table.write_parquet(directory / file)
     script = protocol or data.resolve().parent.parent / "tools" / "handbook_protocol.py"
-    under_protocol = None
+    found: dict[str, list[Protocol]] = {}
     if script.exists():
-        under_protocol = {name: _protocol(script, directory / file, data) for name, (file, _) in tables.items()}
+        found = {name: _protocol(script, directory / file, data, folds) for name, (file, _) in tables.items()}
     summary = Summary(
         bundle=trained.manifest.version,
-        protocol=under_protocol,
+        protocol={name: _mean(weeks) for name, weeks in found.items()} or None,
+        weeks=found.get("cascade", []),
         evaluation=judged.evaluation,
         training=trained.report,
         ledger=ledger,
@@ -147,25 +158,32 @@ def handbook(
     _show(summary, Console(), directory)
 
 
-def _protocol(script: Path, scores: Path, data: Path) -> Protocol:
-    done = subprocess.run(
-        [sys.executable, str(script), str(scores), "--data", str(data)], capture_output=True, text=True, check=False
-    )
-    match = PROTOCOL_LINE.search(done.stdout)
-    if match is None:
+def _protocol(script: Path, scores: Path, data: Path, folds: int) -> list[Protocol]:
+    """The figures of each test week, as the protocol's script prints them."""
+    command = [sys.executable, str(script), str(scores), "--data", str(data), "--folds", str(folds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    weeks = [Protocol(*map(float, figures)) for figures in PROTOCOL_LINE.findall(done.stdout)]
+    if len(weeks) != folds:
         raise CascadeError(f"{script}: printed no figures ({(done.stderr or done.stdout).strip().splitlines()[-1:]})")
-    return Protocol(*(float(figure) for figure in match.groups()))
+    return weeks
+
+
+def _mean(weeks: list[Protocol]) -> Protocol:
+    return Protocol(*np.mean([msgspec.structs.astuple(week) for week in weeks], axis=0).tolist())
 
 
 def _show(summary: Summary, console: Console, directory: Path) -> None:
     evaluation = summary.evaluation
-    title = "Fraud Detection Handbook, decisions of 2018-08-08 to 08-14, its protocol"
+    last = TEST_WEEK[0] + max(len(summary.weeks), 1) * WEEK - timedelta(days=1)
+    title = f"Fraud Detection Handbook, decisions of {TEST_WEEK[0]:%Y-%m-%d} to {last:%m-%d}, its protocol"
     table = figure_table("decided by", "AUC", "average precision", "CP@100", title=title)
     for name, published in PUBLISHED.items():
         table.add_row(name, *(f"{figure:.3f}" for figure in published), style="dim")
     for name, figures in (summary.protocol or {}).items():
         label = f"{name}, {evaluation.escalated_share:.2%} escalated" if name == "cascade" else name
         table.add_row(label, *(f"{figure:.3f}" for figure in msgspec.structs.astuple(figures)))
+    for number, week in enumerate(summary.weeks if len(summary.weeks) > 1 else []):
+        table.add_row(f"cascade, fold {number}", *(f"{figure:.3f}" for figure in msgspec.structs.astuple(week)))
     missing = () if summary.protocol else ("the protocol's script was not found: name it with --protocol",)
     print_table(
         console,
