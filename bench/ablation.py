@@ -7,6 +7,7 @@ which are independent worlds, the mean difference has Student's interval over th
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -116,20 +117,28 @@ def run_ablation(
     out: Path,
     progress: StepProgress,
 ) -> AblationReport:
-    """Trains a model for each file and part. `out`: for checkpoints, from which an interrupted run goes on.
+    """Trains a model for each file and part.
+
+    `out`: for checkpoints and the results of whole files, from which an interrupted run goes on.
 
     Raises SettingError or DataError if a file cannot be used.
     """
-    schema = parse_schema(read_setting_file(schema_path), str(schema_path))
-    spec = parse_spec(read_setting_file(features_path), str(features_path))
+    schema_text, features_text = read_setting_file(schema_path), read_setting_file(features_path)
+    schema, spec = parse_schema(schema_text, str(schema_path)), parse_spec(features_text, str(features_path))
     out.mkdir(parents=True, exist_ok=True)
+    asked = msgspec.json.encode((schema_text, features_text, settings, size, parts))
     results = []
     for path in data:
-        engine = FeatureEngine(spec, schema, str(features_path))
-        with tempfile.TemporaryDirectory(dir=out) as scratch:
-            steps = partial(_named, progress, path.stem)
-            prepared = prepare(path, schema, engine, settings, steps)
-            results.append(_of_file(prepared, path, settings, size, parts, Path(scratch), out, steps))
+        digest = hashlib.sha256(asked + (path.read_bytes() if path.is_file() else b"")).hexdigest()
+        kept = out / f"{path.stem}-{digest[:16]}.json"
+        if not kept.exists():
+            engine = FeatureEngine(spec, schema, str(features_path))
+            with tempfile.TemporaryDirectory(dir=out) as scratch:
+                steps = partial(_named, progress, path.stem)
+                prepared = prepare(path, schema, engine, settings, steps)
+                found = _of_file(prepared, path, settings, size, parts, Path(scratch), out, steps)
+            kept.write_bytes(msgspec.json.encode(found))
+        results.append(msgspec.json.decode(kept.read_bytes(), type=FileResult))
     beyond = [result.parts[0].beyond_screener.value for result in results]
     return AblationReport(
         size=size,

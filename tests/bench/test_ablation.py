@@ -47,7 +47,7 @@ def test_each_part_takes_away_what_it_names_and_nothing_else() -> None:
 
 
 @pytest.mark.training
-def test_a_run_finds_the_part_that_decides(tmp_path: Path) -> None:
+def test_a_run_finds_the_part_that_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = []
     for seed in (5, 6):
         simulated = simulate(SimulatorSettings(cards=150, terminals=120, days=34, seed=seed, fraud_share=0.04))
@@ -77,6 +77,11 @@ def test_a_run_finds_the_part_that_decides(tmp_path: Path) -> None:
     mean = np.mean([result.parts[0].beyond_screener.value for result in report.files])
     assert report.beyond_screener.value == pytest.approx(mean)
     assert report.beyond_screener.low < mean < report.beyond_screener.high
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.ablation.prepare", lambda *_: pytest.fail("a file was used again"))
+        assert run_ablation(files[:1], *arguments).files[0] == report.files[0], "from its results"
+    (kept,) = (tmp_path / "out").glob("seed-5-*.json")
+    kept.unlink()
     assert run_ablation(files[:1], *arguments).files[0] == report.files[0], "from its checkpoints"
     console = Console(width=80, record=True)
     show_ablation(report, console)
