@@ -224,6 +224,8 @@ class Worker:
         rebuilding = not self._recovery.done
         if rebuilding:
             self._recovery.advance()
+            # before the first decisions, which it explains
+            self._look_at_history()
         in_flight = self.in_flight
         if in_flight or self._paused:
             self._make_room(in_flight)
@@ -275,8 +277,7 @@ class Worker:
         self._pipeline.answer()
         if self._terminals is not None and self._recovery.owned:
             self._terminals.advance(self._live_ids())
-        if self._recovery.owned and self._recovery.done and self._history.moved():
-            self._show_history()
+        self._look_at_history()
         self._settle()
         snapshots = self._parts.snapshots
         if snapshots is not None and self._clock.monotonic() >= self._snapshot_due_s:
@@ -444,9 +445,11 @@ class Worker:
         self._labels.own_dead_letters(_has_partition_0(self._recovery.owned))
         self._show_partitions()
 
-    def _show_history(self) -> None:
+    def _look_at_history(self) -> None:
         """Says how much of the longest window the state covers: in health, in the ledger, and where it turns cold."""
         history = self._history
+        if not (self._recovery.owned and self._recovery.done and history.moved()):
+            return
         self._health.ok("history", history.text)
         self._ledger.set_state_covered(history.covered)
         change = history.changed()
