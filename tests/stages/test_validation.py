@@ -81,6 +81,7 @@ def test_the_cascade_takes_both_scores_of_rows_that_the_budget_lets_through_and_
     np.testing.assert_array_equal(
         chosen, EscalationBudget(0.01, policy.escalation.threshold).choose(score, np.zeros(len(score), bool))
     )
+    assert 290 <= chosen.sum() <= 300
     probability = rows.cascade(policy)
     combined = policy.combined.probability(rows.screener_raw, rows.deep_raw)
     np.testing.assert_array_equal(probability[chosen], combined[chosen])
