@@ -1,9 +1,9 @@
 """What terminal features lose when cards are partitioned: `python -m bench.terminals --data handbook.parquet`.
 
-Folds the Handbook's stream in three ways: by a single engine that sees every card; by several engines, each with the
-cards of its partition; and by several engines that exchange summaries of terminals, as `streaming.worker.terminals`
-does. The same bundle scores the test week each time. There is no Kafka and no clock: the engines exchange summaries at
-fixed distances of event time, so that every run gives the same figures."""
+Folds a stream in three ways: by a single engine that sees every card; by several engines, each with the cards of its
+partition; and by several engines that exchange summaries of terminals, as `streaming.worker.terminals` does. The same
+bundle scores the judged days each time, by default the Handbook's test week. There is no Kafka and no clock: the
+engines exchange summaries at fixed distances of event time, so that every run gives the same figures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from stages.assembly import make_deep_stage, make_engine
 from stages.metrics import Quality, quality
 from stages.offline import CHUNK_ROWS, Folded, OfflineScores, fold_rows, labels_of
 from stages.training import train_bundles
-from streaming.data_commands import between
+from streaming.data_commands import FromOption, ToOption, between
 from streaming.pipeline.decisions import message_keys
 
 Progress = Callable[[float], None]
@@ -65,7 +65,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FeatureError(msgspec.Struct, frozen=True, kw_only=True):
-    """Differences of a terminal feature from the single engine's over the week's rows.
+    """Differences of a terminal feature from the single engine's over the rows of the judged days.
 
     They are absolute, in the feature's own unit. `reference_mean`: the single engine's mean. `differing_share`: share
     of the rows with a difference.
@@ -82,7 +82,7 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
     """A way to fold the stream.
 
     `volume`: None where nothing is exchanged. `errors`: empty for the reference. `escalated_share` and `errors` are of
-    all rows of the week, the qualities of its judged rows.
+    all rows of the judged days, the qualities of its judged rows.
     """
 
     name: str
@@ -98,8 +98,8 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a run.
 
-    `judged` and `frauds`: rows of the week that count, by the rule that `protocol` names. `one_worker_equal`: a single
-    worker that shares summaries computes the reference's features and sequences to the bit.
+    `judged` and `frauds`: rows of the judged days that count, by the rule that `protocol` names. `one_worker_equal`: a
+    single worker that shares summaries computes the reference's features and sequences to the bit.
     """
 
     bundle: str
@@ -116,7 +116,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(
-    data: Annotated[Path, typer.Option(help="The Handbook's transactions as one Parquet file.")],
+    data: Annotated[Path, typer.Option(help="Labelled transactions, the Handbook's as one file by default.")],
+    first_day: FromOption = TEST_WEEK[0],
+    end_day: ToOption = TEST_WEEK[1],
     workers: Annotated[int, typer.Option(min=2, max=64, help="Engines, each with one partition of the cards.")] = 4,
     staleness: Annotated[
         list[str] | None, typer.Option(help="Event time between two rounds of summaries, 1h by default; repeatable.")
@@ -125,14 +127,14 @@ def measure(
         int, typer.Option(min=1, max=86_400, help="Event time that a summary covers, seconds.")
     ] = TerminalSettings().bucket_s,
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle that `cascade handbook` trained; trained anew by default.")
+        Path | None, typer.Option(help="Bundle that scores; by default one is trained on the Handbook's data.")
     ] = None,
     protocol: Annotated[
         Path | None, typer.Option(help="The protocol's script; by default the one beside the data's folder.")
     ] = None,
     json: Annotated[Path, typer.Option(help="File for the figures, JSON.")] = Path("build/terminals.json"),
 ) -> None:
-    """Fold the stream in each way, score the test week, and compare."""
+    """Fold the stream in each way, score the judged days, and compare."""
     started_s = time.monotonic()
     rounds_ms = [_staleness_ms(text) for text in staleness or ["1h"]]
     script = protocol or data.resolve().parent.parent / "tools" / "handbook_protocol.py"
@@ -143,12 +145,12 @@ def measure(
         loaded = load_bundle(bundle)
         event_time = loaded.schema.roles.event_time
         labelled = read_labelled(data, loaded.schema)
-        past = labelled.take(between(labelled, event_time, None, TEST_WEEK[1]))
-        in_week = between(past, event_time, *TEST_WEEK)
-        judged = protocol_rows(script, past, loaded) if script.exists() else in_week
+        past = labelled.take(between(labelled, event_time, None, end_day))
+        wanted = between(past, event_time, first_day, end_day)
+        judged = protocol_rows(script, past, loaded) if script.exists() else wanted
         with closing(make_deep_stage(loaded, DeepSettings(backend="onnxruntime"))) as deep:
             ways, one_worker_equal = compare(
-                loaded, deep, past, in_week, judged, workers, rounds_ms, bucket_s * 1_000, progress
+                loaded, deep, past, wanted, judged, workers, rounds_ms, bucket_s * 1_000, progress
             )
         report = Report(
             bundle=loaded.version,
@@ -157,7 +159,7 @@ def measure(
             transactions=past.batch.rows,
             judged=int(judged.sum()),
             frauds=int(past.fraud[judged].sum()),
-            protocol="the Handbook's protocol" if script.exists() else "all rows of the week, no protocol was found",
+            protocol="the Handbook's protocol" if script.exists() else "all rows of these days, no protocol was found",
             ways=ways,
             one_worker_equal=one_worker_equal,
             machine=describe_machine(),

@@ -122,17 +122,18 @@ class EscalationBudget:
         """The most tokens in the bucket: by so many rows the number of any WINDOW_ROWS rows differs from the budget."""
         return float(self.control["capacity"][0])
 
-    def choose(self, scores: Float64, was_escalated: Bool) -> Bool:
+    def choose(self, scores: Float64, was_escalated: Bool | None = None) -> Bool:
         """Returns the mask of the rows to escalate, bool [rows].
 
         The pipeline calls `choose_row` from its own kernel instead. Raises ValueError where a score is NaN.
 
         - `scores` float64 [rows]: the higher, the more a row is worth escalating; −∞: it is never escalated.
         - `was_escalated` bool [rows]: an earlier owner of the partition has escalated the row. It stays escalated,
-          whatever its score, and takes a token even from an empty bucket.
+          whatever its score, and takes a token even from an empty bucket. None: no row was.
         """
         escalate = np.empty(len(scores), np.bool_)
-        _choose(self.control, scores, was_escalated, escalate)
+        earlier = np.zeros(len(scores), np.bool_) if was_escalated is None else was_escalated
+        _choose(self.control, scores, earlier, escalate)
         return escalate
 
     def _set(self, budget: float) -> None:

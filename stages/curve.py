@@ -12,7 +12,7 @@ from cascade.columns import Bool, Float64
 from cascade.escalation_budget import EscalationBudget
 from cascade.policy import Policy, uncertainty
 from stages.escalation.gains import GainTable, gains
-from stages.validation import ValidationRows, escalation_threshold, let_through
+from stages.validation import ValidationRows, escalation_threshold
 
 SHARES: Final = (0.0025, 0.005, 0.01, 0.02, 0.05)
 # Four ways that a service could use, then two that know what no service can.
@@ -51,7 +51,7 @@ def curve(rows: ValidationRows, policy: Policy, seed: int) -> Curve:
 
     def at(score: Float64, share: float) -> float:
         budget = EscalationBudget(share, escalation_threshold(score, share))
-        return _precision(rows.fraud, np.where(let_through(score, budget), combined, screened))
+        return _precision(rows.fraud, np.where(budget.choose(score), combined, screened))
 
     return Curve(
         shares=SHARES,

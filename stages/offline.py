@@ -17,7 +17,6 @@ from cascade.policy import Policy
 from cascade.progress import Progress
 from cascade.protocols import DeepStage
 from stages.sampling import chances
-from stages.validation import let_through
 
 CHUNK_ROWS = 4_096
 
@@ -137,7 +136,7 @@ class OfflineScores:
 
     def cascade(self, policy: Policy) -> tuple[Float64, Bool]:
         """The cascade's probabilities float64 [rows], and a mask of the rows that the escalation budget chooses."""
-        escalated = let_through(self.escalation, EscalationBudget.of_policy(policy))
+        escalated = EscalationBudget.of_policy(policy).choose(self.escalation)
         return policy.probability(self.screener_raw, self.deep_raw, escalated), escalated
 
 

@@ -79,7 +79,7 @@ class ValidationRows:
 
     def escalated(self, policy: Policy) -> Bool:
         """Mask of the rows that a service would escalate, bool [rows]: the budget holds over any 10,000 of them."""
-        return let_through(self.escalation_score(policy.escalation), EscalationBudget.of_policy(policy))
+        return EscalationBudget.of_policy(policy).choose(self.escalation_score(policy.escalation))
 
     def cascade(self, policy: Policy) -> Float64:
         """The cascade's probabilities of fraud, float64 [rows]."""
@@ -121,11 +121,6 @@ def escalation_threshold(score: Float64, budget: float) -> float:
         return -RAW_MAX
     allowed = int(budget * len(score))
     return float(np.sort(score)[::-1][allowed]) if allowed else RAW_MAX
-
-
-def let_through(score: Float64, budget: EscalationBudget) -> Bool:
-    """Mask of the rows that a budget lets through, one after another, bool [rows]. `score` float64 [rows]."""
-    return budget.choose(score, np.zeros(len(score), np.bool_))
 
 
 def _rounded(values: Array) -> Float64:

@@ -28,11 +28,11 @@ BUDGETS = (0.0005, 0.0025, 0.01, 0.05, 0.3, 0.9)
 def chosen(control: EscalationBudget, scores: Float64, sizes: int | None = None) -> Bool:
     """Chooses in micro-batches of up to `sizes` rows, at random; None: all rows at once."""
     if sizes is None:
-        return control.choose(scores, np.zeros(len(scores), bool))
+        return control.choose(scores)
     chance, start, masks = np.random.default_rng(sizes), 0, []
     while start < len(scores):
         rows = scores[start : start + int(chance.integers(1, sizes + 1))]
-        masks.append(control.choose(rows, np.zeros(len(rows), bool)))
+        masks.append(control.choose(rows))
         start += len(rows)
     return np.concatenate(masks)
 

@@ -78,9 +78,7 @@ def test_the_cascade_takes_both_scores_of_rows_that_the_budget_lets_through_and_
     score = rows.gain if rule == "gain" else -np.abs(rows.screener_raw + 1.0)
     np.testing.assert_array_equal(rows.escalation_score(policy.escalation), score)
     chosen = rows.escalated(policy)
-    np.testing.assert_array_equal(
-        chosen, EscalationBudget(0.01, policy.escalation.threshold).choose(score, np.zeros(len(score), bool))
-    )
+    np.testing.assert_array_equal(chosen, EscalationBudget(0.01, policy.escalation.threshold).choose(score))
     assert 290 <= chosen.sum() <= 300
     probability = rows.cascade(policy)
     combined = policy.combined.probability(rows.screener_raw, rows.deep_raw)
