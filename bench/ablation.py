@@ -88,6 +88,13 @@ def _timeless(sequence: Float32) -> Float32:
     return found
 
 
+def _emptied(sequence: Float32) -> Float32:
+    """Only the row's own step, without values: a network needs one."""
+    found = np.zeros_like(sequence)
+    found[:, -1, _PRESENT] = 1.0
+    return found
+
+
 def _of_sequences(change: Callable[[Float32], Float32], prefix: str, inputs: DeepInputs) -> DeepInputs:
     """Inputs with a change of the sequences whose name begins with `prefix`."""
     changed = {
@@ -101,8 +108,8 @@ PARTS: dict[str, Callable[[DeepInputs], DeepInputs]] = {
     "nothing": lambda inputs: inputs,
     "order": partial(_of_sequences, _shuffled, ""),
     "time": partial(_of_sequences, _timeless, ""),
-    "terminal": partial(_of_sequences, np.zeros_like, "terminal"),
-    "card": partial(_of_sequences, np.zeros_like, "card"),
+    "terminal": partial(_of_sequences, _emptied, "terminal"),
+    "card": partial(_of_sequences, _emptied, "card"),
     "features": lambda inputs: DeepInputs(inputs.sequences, np.zeros_like(inputs.features)),
 }
 

@@ -261,7 +261,8 @@ def _content(
 
     onnx, signature = export_onnx(model, inputs), signature_of(inputs)
     difference = max_difference(model, onnx, inputs)
-    if difference > ONNX_DIFFERENCE_MAX:
+    # not by >, which would accept NaN
+    if not difference <= ONNX_DIFFERENCE_MAX:
         raise DataError(f"the exported model differs from PyTorch by {difference:.2g}; report this with your versions")
     validation, roles = prepared.validation, prepared.schema.roles
     judged = ValidationRows.of(

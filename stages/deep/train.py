@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from cascade.columns import Array, Float32, Float64, Int64
+from cascade.errors import DataError
 from cascade.features import FeatureEngine
 from cascade.progress import Progress
 from cascade.protocols import DeepInputs
@@ -58,7 +59,7 @@ def train_deep(
     """Fit a model to the examples at the positions `rows` int64 [rows].
 
     `checkpoints`: a directory. There each epoch leaves a file, with which a training of the same examples and settings
-    goes on; the result is the same as without an interruption.
+    goes on; the result is the same as without an interruption. Raises DataError if the training diverges.
     """
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
@@ -90,6 +91,9 @@ def train_deep(
             optimiser.step()
             schedule.step()
             progress((epoch + (batch + 1) / batches) / settings.epochs)
+        if not torch.isfinite(loss):
+            remedy = "lower deep.small.learning_rate or deep.large.learning_rate of the training file"
+            raise DataError(f"the training of the deep model diverged in epoch {epoch + 1}: {remedy}")
         checkpoint.save(model, optimiser, epoch + 1)
     progress(1.0)
     model.eval()

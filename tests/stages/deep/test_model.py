@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cascade.errors import DataError
 from cascade.protocols import DeepInputs
 from stages.deep.cost import us_per_row
 from stages.deep.model import FEATURES
@@ -71,6 +72,12 @@ def test_a_model_learns_from_its_second_sequence_and_its_onnx_file_gives_the_sam
     costs = us_per_row(onnx, signature, inputs)
     assert list(costs) == [1, 16, 256]
     assert costs[256] < costs[1]
+
+
+def test_a_training_that_diverges_ends_with_a_line_that_says_what_to_lower(inputs: DeepInputs, tmp_path: Path) -> None:
+    settings = DeepSettings(hidden=16, epochs=3, batch_rows=64, learning_rate=1e30)
+    with pytest.raises(DataError, match=r"diverged in epoch \d: lower deep.small.learning_rate"):
+        train_deep(examples_of(inputs), EVERYTHING, settings, 1, ignore, tmp_path)
 
 
 @pytest.mark.parametrize("settings", [SMALL, LARGE], ids=["small", "large"])
