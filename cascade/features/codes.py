@@ -19,7 +19,10 @@ class TransactionCode(IntEnum):
 
 
 class WindowCode(IntEnum):
-    """Functions of a key's events and frauds. From `SUM` on they are functions of the values of a window."""
+    """Functions of a key's events and frauds. From `SUM` on they are functions of the values of a window.
+
+    `RISES` to `LONGEST_RISING_RUN` follow one another as the rows of `Program.order`.
+    """
 
     SECONDS_SINCE_LAST = 0
     DISTINCT = 1
@@ -30,11 +33,14 @@ class WindowCode(IntEnum):
     SEEN = 6
     RATIO_TO_LAST = 7
     RISES = 8
-    CHANGES = 9
-    SECONDS_SINCE_FIRST = 10
-    COUNT = 11
-    SUM = 12
-    MEAN = 13
-    MAX = 14
-    STD = 15
-    RATIO_TO_MEAN = 16
+    FALLS = 9
+    RISING_RUN = 10
+    LONGEST_RISING_RUN = 11
+    CHANGES = 12
+    SECONDS_SINCE_FIRST = 13
+    COUNT = 14
+    SUM = 15
+    MEAN = 16
+    MAX = 17
+    STD = 18
+    RATIO_TO_MEAN = 19
