@@ -19,10 +19,7 @@ class TransactionCode(IntEnum):
 
 
 class WindowCode(IntEnum):
-    """Functions of a key's events and frauds. From `SUM` on they are functions of the values of a window.
-
-    `RISES` to `LONGEST_RISING_RUN` follow one another as the rows of `Program.order`.
-    """
+    """Functions of a key's events and frauds. From `SUM` on they are functions of the values of a window."""
 
     SECONDS_SINCE_LAST = 0
     DISTINCT = 1
@@ -33,14 +30,11 @@ class WindowCode(IntEnum):
     SEEN = 6
     RATIO_TO_LAST = 7
     RISES = 8
-    FALLS = 9
-    RISING_RUN = 10
-    LONGEST_RISING_RUN = 11
-    CHANGES = 12
-    SECONDS_SINCE_FIRST = 13
-    COUNT = 14
-    SUM = 15
-    MEAN = 16
-    MAX = 17
-    STD = 18
-    RATIO_TO_MEAN = 19
+    CHANGES = 9
+    SECONDS_SINCE_FIRST = 10
+    COUNT = 11
+    SUM = 12
+    MEAN = 13
+    MAX = 14
+    STD = 15
+    RATIO_TO_MEAN = 16

@@ -158,7 +158,6 @@ def open_state(handle: Int64) -> State:
 def open_program(handle: Int64) -> Program:
     """Return the program of a handle."""
     seen_shape = (handle[_SEEN, 1], handle[_SEEN, 2], handle[_SEEN, 3])
-    order_shape = (handle[_ORDER, 1], handle[_ORDER, 2], handle[_ORDER, 3])
     return Program(
         _matrix(handle, _EDGES),
         _matrix(handle, _COLUMNS),
@@ -185,7 +184,7 @@ def open_program(handle: Int64) -> Program:
         carray(_pointer(handle[_SEEN, 0]), seen_shape, np.int64),
         _vector(handle, _REACH),
         handle[_REACH_MAX, 0],
-        carray(_pointer(handle[_ORDER, 0]), order_shape, np.int64),
+        _matrix(handle, _ORDER),
         _matrix(handle, _FIRST_AGE_MS),
         _matrix(handle, _NEIGHBOURS),
         _float_matrix(handle, _REMOTE),

@@ -44,7 +44,6 @@ from cascade.features.layout import (
     EPOCH_WEEKDAY,
     EVENTS,
     EVERYONE,
-    FELL,
     FRAUDS,
     GENERATION,
     HIGH,
@@ -55,7 +54,6 @@ from cascade.features.layout import (
     LAST,
     LATE,
     LATER,
-    LONGEST_RUN,
     LOW,
     MATCH_AGE_MS,
     MATCH_LAST,
@@ -70,10 +68,6 @@ from cascade.features.layout import (
     REMOTE_START,
     REMOTE_VALUES,
     REMOTES,
-    RISING_RUN,
-    ROSE,
-    RUN_BROKEN,
-    RUN_SO_FAR,
     STATELESS_ARGUMENT,
     STATELESS_FUNCTION,
     STATELESS_INPUT,
@@ -240,20 +234,6 @@ def _match_tags(
             block = state.events.blocks[block, OLDER]
 
 
-@kernel(forceinline=True)
-def _count_step(program: Program, field: int, before: float, later: float) -> None:
-    """Count what a value did from one event to the next, for the events so far."""
-    counts = program.order[len(program.edges)]
-    if later > before:
-        counts[ROSE, field] += 1
-        counts[RUN_SO_FAR, field] += 1
-        counts[LONGEST_RUN, field] = max(counts[LONGEST_RUN, field], counts[RUN_SO_FAR, field])
-        counts[RISING_RUN, field] += 1 - counts[RUN_BROKEN, field]
-    else:
-        counts[FELL, field] += later < before
-        counts[RUN_SO_FAR, field], counts[RUN_BROKEN, field] = 0, 1
-
-
 @kernel
 def _follow_order(
     state: State,
@@ -296,9 +276,10 @@ def _follow_order(
                 if edge >= program.reach[field]:
                     continue
                 if field < values:
-                    _count_step(program, field, state.events.values[block, at], values_of_neighbours[LATER, field])
+                    rises = values_of_neighbours[LATER, field] > state.events.values[block, at]
+                    program.order[so_far, field] += rises
                 else:
-                    program.order[so_far, ROSE, field] += stored != neighbours[LATER, field]
+                    program.order[so_far, field] += stored != neighbours[LATER, field]
                     if stored == program.event[field]:
                         program.first_age_ms[so_far, field - values] = age_ms
                 neighbours[LATER, field] = stored
@@ -456,10 +437,10 @@ def _order_result(program: Program, function: int, edge: int, column: int) -> fl
     if function == WindowCode.RATIO_TO_LAST:
         last = program.neighbours.view(np.float64)[LAST, value]
         return program.event.view(np.float64)[value] / last if last > 0.0 else 1.0
-    if function <= WindowCode.LONGEST_RISING_RUN:  # from RISES on, as the rows of `order`
-        return np.float64(program.order[edge, function - WindowCode.RISES, value])
+    if function == WindowCode.RISES:
+        return np.float64(program.order[edge, value])
     if function == WindowCode.CHANGES:
-        return np.float64(program.order[edge, ROSE, len(program.ticks) + tag])
+        return np.float64(program.order[edge, len(program.ticks) + tag])
     age_ms = program.first_age_ms[edge, tag]
     return age_ms / 1000.0 if age_ms >= 0 else NO_PRECEDING_SECONDS
 

@@ -80,10 +80,6 @@ MATCH_LAST, MATCH_AGE_MS = range(2)
 USED_BY_DISTINCT, USED_BY_MATCHES = range(2)
 # Rows of `Program.neighbours`: the event that came after the one that is looked at, and the last event before the row
 LATER, LAST = range(2)
-# Rows of `Program.order`: how often a value rose or a tag changed, how often a value fell, how many rises in a row end
-# with the row, the most rises in a row, how many follow the event that is looked at, and whether a row that did not
-# rise follows it. Tags have the first only.
-ROSE, FELL, RISING_RUN, LONGEST_RUN, RUN_SO_FAR, RUN_BROKEN = range(ORDER_COUNTS := 6)
 # `Program.reach` of a field of which no column asks for the order of its values
 NO_REACH = -1
 # Places of `Waiting.places`: the number of the micro-batch's first row, then an entry for each row
@@ -184,7 +180,7 @@ class Program(NamedTuple):
     `seen` int64 [tags, 2^k, 2]: a small hash set (tag, generation) for each tag field, for `distinct`.
     `reach` int64 [values + tags]: up to how many edges columns ask for the order of a field's values; 0: only for the
     last one, NO_REACH: for none. `reach_max`: the largest.
-    `order` int64 [edges + 1, ORDER_COUNTS, values + tags]: what the events up to each edge tell of a field's order.
+    `order` int64 [edges + 1, values + tags]: in how many rows up to each edge the value rose, or the tag changed.
     `first_age_ms` int64 [edges + 1, tags]: age of the first event up to each edge with the row's tag, −1: there is
     none. The last row of both is for the events so far. `neighbours` int64 [2, values + tags]: see LATER and LAST.
     `remote` float64 [edges, 1 + 4 × values]: rows of remotes, then for each value field their sums, differences and

@@ -52,9 +52,6 @@ WindowFunction = Literal[
     "ratio_to_mean",
     "ratio_to_last",
     "rises",
-    "falls",
-    "rising_run",
-    "longest_rising_run",
     "changes",
     "distinct",
     "seen",
@@ -98,12 +95,10 @@ class WindowFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `ratio_to_mean` divides the current value by the mean of the earlier ones in the window (1 where there are none),
     `ratio_to_last` by that of the row before. `rises` counts the rows whose value exceeds that of the row before,
-    `falls` those whose value is below it, `rising_run` how many rises in a row end with the current row, and
-    `longest_rising_run` the most rises in a row. `changes` counts the rows that have another value of `distinct_field`
-    than the row before. `distinct` counts the values of `distinct_field`; `seen` is whether an earlier row in the
-    window has the row's own, `seconds_since_first` how long ago the first such row was, `same_as_last` whether the row
-    before has it. `ratio_to_last`, `same_as_last` and `seconds_since_last` have no window; `seconds_since_first` and
-    the last two are −1 where there is no such row.
+    `changes` those that have another value of `distinct_field` than the row before. `distinct` counts the values of
+    `distinct_field`; `seen` is whether an earlier row in the window has the row's own, `seconds_since_first` how long
+    ago the first such row was, `same_as_last` whether the row before has it. `ratio_to_last`, `same_as_last` and
+    `seconds_since_last` have no window; `seconds_since_first` and the last two are −1 where there is no such row.
     """
 
     key: str

@@ -17,7 +17,6 @@ from cascade.features.layout import (
     EDGE_VALUES,
     LARGEST,
     NO_REACH,
-    ORDER_COUNTS,
     REMOTE_VALUES,
     SLOT_WIDTH,
     SQUARES_LOW,
@@ -40,11 +39,6 @@ TICK_BITS_MAX = 51
 FLOAT64_MAX = 1e9
 # Sums apply at least this limit, so that the ticks of a field that is always 0 have a size.
 LIMIT_MIN = 1e-6
-# Functions of the order of events, and which of a column's fields they follow.
-_OF_ORDER = {
-    **dict.fromkeys(("ratio_to_last", "rises", "falls", "rising_run", "longest_rising_run"), "value"),
-    **dict.fromkeys(("changes", "seconds_since_first"), "tag"),
-}
 
 
 def is_shared(plan: Plan, key: str) -> bool:
@@ -132,7 +126,7 @@ def make_program(plan: Plan, schema: Schema, key: str, values: list[str], tags: 
         seen=np.zeros((len(tags), 1 << (2 * limits.events_per_key_max + 1).bit_length(), 2), np.int64),
         reach=np.array(reach, np.int64),
         reach_max=max(reach, default=NO_REACH),
-        order=np.zeros((len(edges) + 1, ORDER_COUNTS, len(reach)), np.int64),
+        order=np.zeros((len(edges) + 1, len(reach)), np.int64),
         first_age_ms=np.zeros((len(edges) + 1, len(tags)), np.int64),
         neighbours=np.zeros((2, len(reach)), np.int64),
         remote=np.zeros((len(edges), 1 + 4 * len(values))),
@@ -147,7 +141,8 @@ def _tag_uses(columns: tuple[KeyColumn, ...], tag: str) -> tuple[bool, bool]:
 
 def _reach(columns: tuple[KeyColumn, ...], field: str, edges: list[int]) -> int:
     """Up to how many edges columns ask for the order of a field's values (`Program.reach`)."""
-    asking = [column for column in columns if getattr(column, _OF_ORDER.get(column.function, ""), "") == field]
+    fields = {"ratio_to_last": "value", "rises": "value", "changes": "tag", "seconds_since_first": "tag"}
+    asking = [column for column in columns if getattr(column, fields.get(column.function, ""), "") == field]
     return max((edges.index(column.far_ms) + 1 if column.far_ms else 0 for column in asking), default=NO_REACH)
 
 

@@ -435,15 +435,10 @@ def _windowed(function: str, window_ms: int, amount: str, tag: str, ticks_per_un
             return any(row[tag] == view.row[tag] for row in own[:-1])
         if function == "seconds_since_first":
             return next(((view.time_ms - ms) / 1000 for ms, row in earlier if row[tag] == view.row[tag]), -1.0)
-        pairs = list(itertools.pairwise(own))
-        if function == "changes":
-            return sum(row[tag] != before[tag] for before, row in pairs)
-        if function == "falls":
-            return sum(row[amount] < before[amount] for before, row in pairs)
-        if function in ("rises", "rising_run", "longest_rising_run"):
-            rose = "".join("r" if row[amount] > before[amount] else "-" for before, row in pairs)
-            runs = [len(run) for run in rose.split("-")]
-            return {"rises": sum(runs), "rising_run": runs[-1], "longest_rising_run": max(runs)}[function]
+        if function in ("rises", "changes"):
+            pairs = list(itertools.pairwise(own))
+            rises = sum(row[amount] > before[amount] for before, row in pairs)
+            return rises if function == "rises" else sum(row[tag] != before[tag] for before, row in pairs)
         ticks = [round(float(row[amount]) * ticks_per_unit) for row in rows]
         unit = Fraction(ticks_per_unit)
         if function == "sum":

@@ -75,7 +75,7 @@ functions = ["seconds_since_last", "count", "mean"]
 windows = ["10s"]
 [[window]]
 key = "terminal"
-functions = ["seen", "same_as_last", "rises", "falls", "longest_rising_run", "changes", "seconds_since_first"]
+functions = ["seen", "same_as_last", "rises", "changes", "seconds_since_first"]
 windows = ["1s", "10s"]
 distinct_field = "card"
 [[window]]
@@ -85,13 +85,13 @@ windows = ["1s", "10s"]
 [[window]]
 key = "card"
 field = "items"
-functions = ["max", "sum", "distinct", "seen", "changes", "ratio_to_last", "rising_run"]
+functions = ["max", "sum", "distinct", "seen", "changes", "ratio_to_last"]
 windows = ["10s"]
 distinct_field = "mode"
 [[window]]
 key = "card"
-functions = ["ratio_to_last", "rises", "rising_run", "longest_rising_run", "falls", "seconds_since_first"]
-windows = ["1s", "10s"]
+functions = ["ratio_to_last", "rises", "seconds_since_first"]
+windows = ["1s"]
 distinct_field = "mode"
 [[label_window]]
 key = "terminal"

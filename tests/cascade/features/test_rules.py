@@ -78,23 +78,6 @@ def test_a_negative_maximum_stays_negative() -> None:
     assert row["card_amount_ratio_to_mean_10s"] == 1.0, "a mean that is not positive gives no ratio"
 
 
-def test_runs_of_rising_amounts() -> None:
-    played = Played()
-    played.row(0, 99.0)
-    for time_ms, amount in ((1_000, 1.0), (2_000, 2.0), (3_000, 3.0), (4_000, 3.0), (9_500, 1.0)):
-        played.row(time_ms, amount)
-    row = played.row(10_000, 5.0)
-    # 1, 2, 3, 3, 1, 5: the row of 99 is just outside
-    assert row["card_amount_rises_10s"] == 3
-    assert row["card_amount_falls_10s"] == 1
-    assert row["card_amount_rising_run_10s"] == 1
-    assert row["card_amount_longest_rising_run_10s"] == 2
-    row = played.row(10_400, 6.0)
-    # of the last second 1, 5, 6
-    assert row["card_amount_rising_run_1s"] == row["card_amount_longest_rising_run_1s"] == 2
-    assert played.row(10_450, 6.0)["card_amount_rising_run_1s"] == 0, "an equal amount is no rise"
-
-
 def test_spread_of_equal_large_amounts_is_zero() -> None:
     played = Played()
     for time_ms in range(50):
